@@ -1,0 +1,40 @@
+# The two commands that matter: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
+
+.PHONY: help demo test check bench clean
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e .
+	@touch $(READY)
+
+$(TOOLS): $(READY)
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev,peers]'
+	@touch $(TOOLS)
+
+demo: $(READY)  ## the whole path on a real model: about twenty minutes on two cores
+	$(BIN)/sae demo
+
+test: $(TOOLS)  ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(TOOLS)  ## format, lint, types and the order of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(TOOLS)  ## measure; tables and JSON go to benchmarks/results
+	$(BIN)/python -m benchmarks
+
+clean:  ## remove the environment, runs and caches of tools (not the downloaded model)
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

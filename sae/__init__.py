@@ -1,0 +1,66 @@
+"""Sparse autoencoders, from text to steering: harvest, train, eval, analyze, steer, export.
+
+Every stage is a command (`sae train ...`) and a call (`sae.train(...)`) with the same keys.
+Names are imported when they are first used, so `import sae` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae.api import analyze, demo, eval, export, harvest, load, steer, train
+    from sae.architectures import StandardConfig
+    from sae.cache.layout import ActivationCache, open_cache
+    from sae.dictionary import Dictionary
+    from sae.models.load import ModelConfig
+    from sae.text.source import DataConfig
+    from sae.training.loggers import LoggerConfig
+    from sae.training.optim import OptimConfig
+
+_HOMES = {
+    "ActivationCache": "sae.cache.layout",
+    "DataConfig": "sae.text.source",
+    "Dictionary": "sae.dictionary",
+    "LoggerConfig": "sae.training.loggers",
+    "ModelConfig": "sae.models.load",
+    "OptimConfig": "sae.training.optim",
+    "StandardConfig": "sae.architectures",
+    "analyze": "sae.api",
+    "demo": "sae.api",
+    "eval": "sae.api",
+    "export": "sae.api",
+    "harvest": "sae.api",
+    "load": "sae.api",
+    "open_cache": "sae.cache.layout",
+    "steer": "sae.api",
+    "train": "sae.api",
+}
+
+__all__ = [
+    "ActivationCache",
+    "DataConfig",
+    "Dictionary",
+    "LoggerConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "StandardConfig",
+    "analyze",
+    "demo",
+    "eval",
+    "export",
+    "harvest",
+    "load",
+    "open_cache",
+    "steer",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sae' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""What a dictionary loses, and what each of its features stands for."""

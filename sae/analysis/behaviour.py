@@ -1,0 +1,122 @@
+"""What the model loses when a dictionary's reconstruction takes the activations' place.
+
+Every score compares three runs over the same held-out tokens: untouched, with the
+reconstruction, and with the activations ablated (to zero, or to their mean). Only text
+positions are replaced; special tokens keep their activations. Figures are means over the
+positions whose own token and next token are both text.
+
+- `ce_loss_score = (CE_ablated − CE_sae) / (CE_ablated − CE_clean)`, 1 is lossless;
+- `kl_div_score = (KL_ablated − KL_sae) / KL_ablated` with `KL(clean ‖ replaced)`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae.base.progress import progress
+from sae.dictionary import Dictionary
+from sae.models.hooks import HookPoint, edited
+from sae.models.load import LanguageModel
+
+Replacement = Callable[[Tensor], Tensor]
+"""New activations (row, d_in) for old ones."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    ce: float = 0.0
+    kl: float = 0.0
+
+
+def zero_ablation(x: Tensor) -> Tensor:
+    """All activations to zero."""
+    return torch.zeros_like(x)
+
+
+def mean_ablation(mean: Tensor) -> Replacement:
+    """All activations to `mean` (d_in,)."""
+    return lambda x: mean.to(x).expand_as(x)
+
+
+def behaviour(
+    model: LanguageModel,
+    point: HookPoint,
+    tokens: Tensor,
+    dictionaries: Mapping[str, Dictionary],
+    mean: Tensor,
+    *,
+    batch_size: int = 8,
+) -> dict[str, dict[str, float]]:
+    """Scores of several dictionaries at one hook, sharing the untouched run.
+
+    Args:
+        tokens: held-out ids, (sequence, position).
+        mean: mean activation (d_in,), for mean ablation.
+        batch_size: sequences a forward pass.
+    """
+    replacements: dict[str, Replacement] = {"zero": zero_ablation, "mean": mean_ablation(mean)}
+    for name, dictionary in dictionaries.items():
+        replacements[f"sae {name}"] = dictionary
+    sums = {name: _Sums() for name in ("clean", *replacements)}
+    special = torch.tensor(model.special_token_ids)
+    count = 0
+    total = tokens.numel() * len(sums)
+    with torch.inference_mode(), progress(total, "behaviour", "tok") as bar:
+        for batch in torch.split(tokens, batch_size):
+            text = ~torch.isin(batch, special)
+            scored = (text[:, :-1] & text[:, 1:]).to(model.device)
+            count += int(scored.sum())
+            ids = batch.to(model.device)
+            clean = _log_probs(model, ids, scored)
+            target = ids[:, 1:][scored]
+            sums["clean"].ce += _cross_entropy(clean, target)
+            bar.update(batch.numel())
+            for name, replace in replacements.items():
+                with edited(model.module, point, _at(text.to(model.device), replace)):
+                    log_probs = _log_probs(model, ids, scored)
+                sums[name].ce += _cross_entropy(log_probs, target)
+                sums[name].kl += _divergence(clean, log_probs)
+                bar.update(batch.numel())
+    means = {n: _Sums(s.ce / count, s.kl / count) for n, s in sums.items()}
+    return {name: _scores(means, f"sae {name}") for name in dictionaries}
+
+
+def _at(positions: Tensor, replace: Replacement) -> Callable[[Tensor], Tensor]:
+    def edit(x: Tensor) -> Tensor:
+        new = x.clone()
+        new[positions] = replace(x[positions]).to(x.dtype)
+        return new
+
+    return edit
+
+
+def _log_probs(model: LanguageModel, ids: Tensor, scored: Tensor) -> Tensor:
+    """Log-probabilities after the scored positions, (scored position, vocabulary)."""
+    logits: Tensor = model.module(ids, use_cache=False).logits
+    return logits[:, :-1][scored].float().log_softmax(-1)
+
+
+def _cross_entropy(log_probs: Tensor, target: Tensor) -> float:
+    return -float(log_probs.gather(1, target[:, None]).sum(dtype=torch.float64))
+
+
+def _divergence(clean: Tensor, log_probs: Tensor) -> float:
+    each = torch.nn.functional.kl_div(log_probs, clean, reduction="none", log_target=True)
+    return float(each.sum(dtype=torch.float64))
+
+
+def _scores(means: Mapping[str, _Sums], name: str) -> dict[str, float]:
+    clean, sae, zero, mean = (means[n] for n in ("clean", name, "zero", "mean"))
+    return {
+        "ce_loss_without_sae": clean.ce,
+        "ce_loss_with_sae": sae.ce,
+        "ce_loss_with_ablation": zero.ce,
+        "ce_loss_with_mean_ablation": mean.ce,
+        "ce_loss_score": (zero.ce - sae.ce) / (zero.ce - clean.ce),
+        "ce_loss_score_mean_ablation": (mean.ce - sae.ce) / (mean.ce - clean.ce),
+        "kl_div_with_sae": sae.kl,
+        "kl_div_with_ablation": zero.kl,
+        "kl_div_score": (zero.kl - sae.kl) / zero.kl,
+    }

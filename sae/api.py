@@ -1,0 +1,72 @@
+"""Every stage as a Python call, with the keys of the command line.
+
+`sae.train(run="runs/mine", sae=StandardConfig(d_sae=2304))` does what
+`sae train run=runs/mine sae.d_sae=2304` does. Each call takes either a finished
+configuration or its fields, and returns what the stage made.
+"""
+
+from typing import Any
+
+from sae.base.errors import UserError
+from sae.cache.layout import ActivationCache
+from sae.dictionary import Dictionary
+from sae.exchange.saelens import load_dictionary
+from sae.schemas import STAGES
+
+
+def _run(name: str, config: Any, settings: dict[str, Any]) -> Any:
+    stage = STAGES[name]
+    expected = stage.config_class()
+    if config is None:
+        try:
+            config = expected(**settings)
+        except TypeError as error:
+            raise UserError(f"sae.{name}: {error}") from error
+    elif settings or not isinstance(config, expected):
+        raise UserError(f"sae.{name} takes one {expected.__name__}, or its fields by keyword")
+    return stage.module().run(config)
+
+
+def harvest(config: Any = None, /, **settings: Any) -> ActivationCache:
+    """Stream activations of a model over text into `{run}/cache.zarr`; see `HarvestConfig`."""
+    cache: ActivationCache = _run("harvest", config, settings)
+    return cache
+
+
+def train(config: Any = None, /, **settings: Any) -> Dictionary:
+    """Fit one autoencoder to a cache; see `TrainConfig`."""
+    dictionary: Dictionary = _run("train", config, settings)
+    return dictionary
+
+
+def eval(config: Any = None, /, **settings: Any) -> list[dict[str, Any]]:
+    """Figures of a run's dictionaries on held-out text; see `EvalConfig`."""
+    figures: list[dict[str, Any]] = _run("eval", config, settings)
+    return figures
+
+
+def analyze(config: Any = None, /, **settings: Any) -> Any:
+    """Density, contexts and logits of every feature; returns the atlas, see `AnalyzeConfig`."""
+    return _run("analyze", config, settings)
+
+
+def steer(config: Any = None, /, **settings: Any) -> list[dict[str, Any]]:
+    """Turn features up and down and measure what it does; see `SteerConfig`."""
+    results: list[dict[str, Any]] = _run("steer", config, settings)
+    return results
+
+
+def export(config: Any = None, /, **settings: Any) -> Any:
+    """A folder that others can load; returns its path, see `ExportConfig`."""
+    return _run("export", config, settings)
+
+
+def demo(config: Any = None, /, **settings: Any) -> dict[str, Any]:
+    """The whole path on a small real model; returns the report's figures, see `DemoConfig`."""
+    report: dict[str, Any] = _run("demo", config, settings)
+    return report
+
+
+def load(folder: str) -> Dictionary:
+    """A trained dictionary from its folder, ours or SAELens's."""
+    return load_dictionary(folder)

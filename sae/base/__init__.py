@@ -1,0 +1,1 @@
+"""What every part stands on: errors for people, atomic files, provenance, progress."""

@@ -1,0 +1,24 @@
+"""The one exception that people see as a sentence instead of a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the person running the command can mend; its text says what and how.
+
+    The command line prints it as one line and exits with status 2. Anything else that is
+    raised is a defect of ours and keeps its traceback.
+    """
+
+
+def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:
+    """`"; nearest: a, b"` for the choices most like `word`, or an empty string."""
+    found = difflib.get_close_matches(word, list(choices), n=n, cutoff=0.4)
+    return f"; nearest: {', '.join(found)}" if found else ""
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `UserError(sentence)` unless `condition` holds."""
+    if not condition:
+        raise UserError(sentence)

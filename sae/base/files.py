@@ -1,0 +1,111 @@
+"""Writing files so that a reader sees the old content or the new, never half of it."""
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sae.base.errors import UserError
+
+
+@contextmanager
+def explained_failures(path: Path) -> Iterator[None]:
+    """Turn the system's refusals (no space, no permission) into a sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{path}: the disk is full; free some space and run the same command again, "
+                "what is finished is kept"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"{path}: no permission to write here; choose another folder with run=..."
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise UserError(
+                f"{path}: a file is in the way of this folder; move it or choose another run="
+            ) from error
+        raise
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A sibling path to write to (a file or a folder), moved to `path` when all went well.
+
+    A folder that stands at `path` already is replaced as a whole.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    with explained_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if path.is_dir():
+                retired = temporary.with_suffix(".old")
+                path.rename(retired)
+                temporary.rename(path)
+                shutil.rmtree(retired)
+            else:
+                temporary.replace(path)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, creating its folders."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or broken one is a `UserError` that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse, before any work, a folder that could not be written to.
+
+    Raises:
+        UserError: if the nearest existing ancestor is a file or forbids writing.
+    """
+    ancestor = folder
+    while not ancestor.exists():
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise UserError(f"{ancestor}: a file is in the way of the folder {folder}")
+    if not os.access(ancestor, os.W_OK):
+        raise UserError(
+            f"{ancestor}: no permission to write here; choose another folder with run=..."
+        )
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Refuse, before any work, what cannot fit: `needed` bytes under `folder`."""
+    ancestor = folder
+    while not ancestor.exists():
+        ancestor = ancestor.parent
+    free = shutil.disk_usage(ancestor).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
+            "ask for fewer tokens or choose another disk with run=..."
+        )

@@ -1,0 +1,25 @@
+"""Progress of long stages: a bar with rate and time left, silent without a terminal."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress(total: int, label: str, unit: str, done: int = 0) -> "tqdm[Any]":
+    """A bar over `total` units, starting at `done`; rates are per unit, e.g. tokens/s."""
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=label,
+        unit=unit,
+        unit_scale=True,
+        smoothing=0.05,
+        dynamic_ncols=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def say(text: str) -> None:
+    """Print one line for people, on standard error, so that standard output stays data."""
+    tqdm.write(text, file=sys.stderr)

@@ -1,0 +1,90 @@
+"""The command line: `sae STAGE [group=choice ...] [key=value ...]`."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+USAGE = """\
+sae: from text to steering, with sparse autoencoders
+
+  sae STAGE [group=choice ...] [key=value ...]
+  sae STAGE --help        every key of a stage, with its meaning
+  sae STAGE -m key=1,2    a sweep: one run for each value
+
+Stages
+{stages}
+
+Start with: sae demo
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage; returns the exit status: 0, or 2 after a sentence on standard error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    from sae.base.errors import UserError
+
+    try:
+        return _main(words)
+    except UserError as error:
+        label = f"sae {words[0]}" if words else "sae"
+        print(f"{label}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _main(words: list[str]) -> int:
+    from sae.base.errors import UserError, nearest
+    from sae.base.provenance import code_version
+
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if words[0] == "--version":
+        print(code_version())
+        return 0
+    from sae.schemas import STAGES, build, stage_help
+
+    if words[0] not in STAGES:
+        raise UserError(
+            f"{words[0]} is no stage{nearest(words[0], STAGES)}; there are {', '.join(STAGES)}"
+        )
+    stage, rest = STAGES[words[0]], words[1:]
+    if "-h" in rest or "--help" in rest:
+        print(stage_help(stage))
+    elif any(word in ("-m", "--multirun", "--cfg", "--info") for word in rest):
+        _hand_to_hydra(words[0], rest)
+    else:
+        stage.module().run(build(stage, rest))
+    return 0
+
+
+def _usage() -> str:
+    from sae.schemas import STAGES
+
+    stages = "\n".join(f"  {s.name:<10}{s.summary}" for s in STAGES.values())
+    return USAGE.format(stages=stages)
+
+
+def _hand_to_hydra(name: str, words: list[str]) -> None:
+    """Sweeps and Hydra's own flags: its launchers, sweepers and output folders apply."""
+    import os
+
+    import hydra
+
+    from sae.schemas import STAGES, conf_folder, register, resolve
+
+    stage = STAGES[name]
+    register(stage)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+
+    def task(composed: Any) -> None:
+        stage.module().run(resolve(composed))
+
+    sys.argv = [f"sae {name}", *words]
+    hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(task)()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

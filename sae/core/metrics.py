@@ -1,0 +1,77 @@
+"""Figures of a reconstruction, streamed over any number of batches in float64.
+
+One formula for each name, the same in training, evaluation and reports.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class ReconstructionStatistics:
+    """Accumulates rows, their reconstructions and their feature activations.
+
+    Metrics (names are SAELens's where it has one):
+
+    - `explained_variance`: `1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²`, x̄ the mean of all rows;
+    - `mse`: mean of `‖x−x̂‖²`, summed over the width;
+    - `l0`: mean number of active latents, `l1`: mean sum of activations;
+    - `cossim`: mean cosine of x and x̂; `l2_ratio`: mean of `‖x̂‖ / ‖x‖`;
+    - `relative_reconstruction_bias`: `mean ‖x̂‖² / mean ⟨x, x̂⟩`, 1 without shrinkage;
+    - `dead_fraction`: share of latents active in no row.
+    """
+
+    def __init__(self, d_in: int, d_sae: int) -> None:
+        self.n_rows = 0
+        self._sum = torch.zeros(d_in, dtype=torch.float64)
+        self._squares = 0.0
+        self._totals: dict[str, float] = {}
+        self.fired = torch.zeros(d_sae, dtype=torch.int64)
+
+    def add(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        x_hat: Float[Tensor, "batch d_in"],
+        feature_acts: Float[Tensor, "batch d_sae"],
+    ) -> None:
+        """Count one batch."""
+        x64, hat64 = x.double(), x_hat.double()
+        self.n_rows += len(x)
+        self._sum += x64.sum(0).cpu()
+        self._squares += float(x64.square().sum())
+        norms, hat_norms = x64.norm(dim=1), hat64.norm(dim=1)
+        inner = (x64 * hat64).sum(1)
+        active = feature_acts > 0
+        self.fired += active.sum(0).cpu()
+        for name, value in {
+            "error": (x64 - hat64).square().sum(),
+            "active": active.sum(),
+            "l1": feature_acts.abs().sum(dtype=torch.float64),
+            "cossim": (inner / (norms * hat_norms).clamp_min(1e-12)).sum(),
+            "l2_ratio": (hat_norms / norms.clamp_min(1e-12)).sum(),
+            "hat_squares": hat64.square().sum(),
+            "inner": inner.sum(),
+        }.items():
+            self._totals[name] = self._totals.get(name, 0.0) + float(value)
+
+    @property
+    def density(self) -> Float[Tensor, " d_sae"]:
+        """Share of the rows in which each latent was active, float64."""
+        return self.fired.double() / self.n_rows
+
+    def metrics(self) -> dict[str, float]:
+        """All figures over the rows so far."""
+        n, total = self.n_rows, self._totals
+        variance = self._squares - float(self._sum.square().sum()) / n
+        return {
+            "explained_variance": 1 - total["error"] / variance,
+            "mse": total["error"] / n,
+            "l0": total["active"] / n,
+            "l1": total["l1"] / n,
+            "cossim": total["cossim"] / n,
+            "l2_ratio": total["l2_ratio"] / n,
+            "relative_reconstruction_bias": (
+                total["hat_squares"] / total["inner"] if total["inner"] else 0.0
+            ),
+            "dead_fraction": float((self.fired == 0).double().mean()),
+        }

@@ -1,0 +1,54 @@
+"""Centring and scaling of activations for training, undone exactly in the saved weights."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class InputScaling:
+    """`x ↦ (x − mean) · scale`: what the trainer shows an autoencoder instead of `x`.
+
+    With the mean of the rows and `scale = √d_in / √(mean ‖x − mean‖²)` every coordinate has
+    a mean square of one on average, whatever the model and the layer, so one learning rate
+    and one penalty mean the same everywhere (the convention `E‖x‖² = d_in` of Anthropic's
+    April 2024 update, here after centring).
+    """
+
+    mean: Float[Tensor, " d_in"]
+    scale: float
+
+    @classmethod
+    def from_moments(
+        cls, mean: Float[Tensor, " d_in"], mean_square_distance: float
+    ) -> "InputScaling":
+        """From the rows' mean and their mean squared distance to it."""
+        return cls(mean.float(), (mean.numel() / mean_square_distance) ** 0.5)
+
+    def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Centre and scale rows, in float32."""
+        return (x.float() - self.mean) * self.scale
+
+    def fold_encoder(
+        self, w_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"]
+    ) -> tuple[Float[Tensor, "d_in d_sae"], Float[Tensor, " d_sae"]]:
+        """Encoder weights that do on raw `x` what the given ones do on scaled `x`."""
+        w = w_enc.double() * self.scale
+        return w.float(), (b_enc.double() - self.mean.double() @ w).float()
+
+    def fold_decoder(
+        self, w_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]
+    ) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_in"]]:
+        """Decoder weights that return raw `x` where the given ones return scaled `x`."""
+        b = b_dec.double() / self.scale + self.mean.double()
+        return (w_dec.double() / self.scale).float(), b.float()
+
+
+def moments(
+    x: Float[Tensor, "batch d_in"],
+) -> tuple[Float[Tensor, " d_in"], float]:
+    """The mean of rows and their mean squared distance to it, accumulated in float64."""
+    mean = x.mean(0, dtype=torch.float64)
+    return mean, float((x.double() - mean).square().sum(1).mean())

@@ -1,0 +1,101 @@
+"""The card of an exported dictionary: a README that the Hub reads, made of its own figures."""
+
+from typing import Any
+
+from sae.dictionary import Dictionary
+
+_METRICS = {
+    "explained_variance": "Explained variance, `1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²`",
+    "l0": "L0, mean number of active latents",
+    "dead_fraction": "Dead latents, share active in no counted row",
+    "ce_loss_score": "CE score, `(CE_zero − CE_sae) / (CE_zero − CE_clean)`",
+    "ce_loss_score_mean_ablation": "CE score against mean ablation",
+    "kl_div_score": "KL score, `(KL_zero − KL_sae) / KL_zero`",
+    "mse": "Mean of ‖x−x̂‖², summed over the width",
+    "cossim": "Mean cosine of x and x̂",
+    "l2_ratio": "Mean of ‖x̂‖ / ‖x‖",
+}
+
+
+def model_card(
+    dictionary: Dictionary, figures: dict[str, Any], subfolder: str, n_features: int
+) -> str:
+    """The card's text, YAML front matter included.
+
+    Args:
+        figures: what `sae eval` wrote for this dictionary.
+        subfolder: where in the export the dictionary is.
+        n_features: rows of the feature table.
+    """
+    ours = dictionary.metadata["sae_atlas"]
+    rows = "\n".join(
+        f"| {meaning} | {figures[name]:.4g} |"
+        for name, meaning in _METRICS.items()
+        if name in figures
+    )
+    settings = "\n".join(f"| `{key}` | `{value}` |" for key, value in _settings(dictionary))
+    return f"""\
+---
+library_name: saelens
+base_model: {dictionary.model_name}
+tags:
+- sparse-autoencoder
+- interpretability
+- sae-atlas
+configs:
+- config_name: features
+  data_files: features.parquet
+- config_name: contexts
+  data_files: contexts.parquet
+---
+
+# A sparse autoencoder of {dictionary.model_name} at `{dictionary.hook_name}`
+
+{dictionary.d_sae:,} latents on activations of width {dictionary.d_in}, trained with sae-atlas
+{ours["versions"]["sae-atlas"]} on {ours["training_tokens"]:,} rows of the text
+`{ours["data"]["name"]}`. `features.parquet` describes all {n_features:,} features (density,
+activations, promoted and suppressed tokens, neighbours), `contexts.parquet` holds the text
+where each fires most.
+
+## Load it
+
+```python
+import sae                                   # sae-atlas
+dictionary = sae.load("{subfolder}")
+
+from sae_lens import SAE                     # SAELens
+dictionary = SAE.load_from_disk("{subfolder}")
+
+import pandas                                # the feature table
+features = pandas.read_parquet("features.parquet")
+```
+
+## Figures
+
+On held-out text ({figures["n_rows"]:,} rows; special tokens left out).
+
+| metric | value |
+|---|---|
+{rows}
+
+## Training
+
+| key | value |
+|---|---|
+{settings}
+
+## What it is not good for
+
+It was trained on few tokens of a mixed text and on one layer of one model. A feature's
+contexts and promoted tokens suggest what it stands for; they do not prove it. Probes on plain
+activations and plain prompts are strong baselines for detection and for steering.
+"""
+
+
+def _settings(dictionary: Dictionary) -> list[tuple[str, Any]]:
+    ours = dictionary.metadata["sae_atlas"]
+    flat = [("architecture", ours["architecture"])]
+    for group in ("sae", "optim"):
+        flat += [(f"{group}.{key}", value) for key, value in ours[group].items()]
+    names = ("training_tokens", "train_batch_size_tokens", "max_norm_multiple", "seed")
+    return flat + [(name, ours[name]) for name in names]

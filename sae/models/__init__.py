@@ -1,0 +1,1 @@
+"""The language model under study: loading it, naming its hooks, reading and editing there."""

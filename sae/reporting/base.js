@@ -1,0 +1,65 @@
+"use strict";
+
+/* ---------- Data ---------- */
+
+const read = (id) => JSON.parse(document.getElementById(`data-${id}`).textContent);
+const report = read("report");
+const dictionaries = [...(report.dictionaries || [])].sort((a, b) => (a.l0 ?? 0) - (b.l0 ?? 0));
+const chosen = dictionaries.find((entry) => entry.id === report.chosen?.id);
+const hues = new Map(dictionaries.map((entry, i) => [entry.id, `var(--c${i % 6})`]));
+
+function reveal(id, content) {
+  const some = Array.isArray(content) ? content.length > 0 : Boolean(content);
+  $(id).hidden = !some;
+  return some;
+}
+
+/* ---------- Elements ---------- */
+
+const $ = (id) => document.getElementById(id);
+
+/* Strings become text nodes and attribute values, never markup. */
+function build(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name.startsWith("--")) element.style.setProperty(name, value);
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  return element;
+}
+const h = (tag, attributes = {}, ...children) => build(document.createElement(tag), attributes, children);
+const svg = (tag, attributes = {}, ...children) =>
+  build(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+/* ---------- Figures in words ---------- */
+
+const known = (value) => value !== null && value !== undefined;
+const when = (write) => (value) => (known(value) ? write(value) : "–");
+const count = when((value) => Math.round(value).toLocaleString("en"));
+const fixed = (digits) => when((value) => value.toFixed(digits));
+const short = when((value) =>
+  Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }),
+);
+const percent = when((value) => {
+  const share = 100 * value;
+  return `${share === 0 ? 0 : Number(share.toPrecision(share < 10 ? 2 : 3))}%`;
+});
+const signed = when((value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${short(Math.abs(value))}`);
+const logit = when((value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`);
+const duration = when((seconds) =>
+  seconds < 90 ? `${short(seconds)} s` : `${(seconds / 60).toFixed(seconds < 6000 ? 1 : 0)} min`,
+);
+const bytes = when((size) => {
+  const power = Math.min(3, Math.floor(Math.log10(Math.max(1, size)) / 3));
+  return `${short(size / 1000 ** power)} ${["B", "kB", "MB", "GB"][power]}`;
+});
+const visible = (token) => token.replace(/\r?\n|\r/g, "↵").replace(/\t/g, "⇥");
+
+/* A token on its own: its leading space would not be seen, so it is drawn. */
+function tokenLabel(token) {
+  const text = visible(token);
+  const bare = text.replace(/^ +/, "");
+  const space = "·".repeat(text.length - bare.length);
+  return h("span", { class: "tok" }, space ? h("span", { class: "space" }, space) : null, bare);
+}

@@ -1,0 +1,468 @@
+/* ---------- The figures of a dictionary ---------- */
+
+const METRICS = [
+  [
+    "l1_coefficient",
+    "L1 weight",
+    short,
+    "λ in the training loss: squared error + λ · Σ fⱼ‖W_dec,j‖. Larger asks for fewer active features.",
+  ],
+  ["d_sae", "Features", count, "Number of features (latents) in the dictionary, dead ones included."],
+  ["l0", "L0", fixed(1), "Mean over tokens of the number of features above zero."],
+  [
+    "explained_variance",
+    "Expl. variance",
+    fixed(3),
+    "1 − Σ‖x − x̂‖² / Σ‖x − x̄‖², where x is an activation, x̂ its reconstruction and x̄ the mean.",
+  ],
+  [
+    "ce_loss_score",
+    "CE score",
+    fixed(3),
+    "(CE ablated − CE with SAE) / (CE ablated − CE without SAE), the layer replaced by zeros when ablated. 1 means that the model predicts as well as before.",
+  ],
+  [
+    "ce_loss_score_mean_ablation",
+    "CE score (mean abl.)",
+    fixed(3),
+    "The CE score with the layer replaced by its mean instead of zeros: the stricter of the two.",
+  ],
+  [
+    "kl_div_score",
+    "KL score",
+    fixed(3),
+    "1 − KL(original ‖ with SAE) / KL(original ‖ ablated), over next-token distributions.",
+  ],
+  ["dead_fraction", "Dead", percent, "Share of features that never fired on the tokens measured."],
+  ["mse", "Squared error", short, "Mean over tokens of ‖x − x̂‖², in the model’s own units."],
+  ["cossim", "Cosine", fixed(3), "Mean over tokens of the cosine between x and x̂."],
+  ["l2_ratio", "L2 ratio", fixed(3), "Mean over tokens of ‖x̂‖ / ‖x‖. Below 1: the reconstruction shrinks."],
+  [
+    "ce_loss_without_sae",
+    "CE without",
+    fixed(3),
+    "Next-token cross-entropy of the untouched model, in nats.",
+  ],
+  ["ce_loss_with_sae", "CE with", fixed(3), "The same with the layer replaced by its reconstruction."],
+  ["ce_loss_with_ablation", "CE ablated", fixed(3), "The same with the layer replaced by zeros."],
+  ["n_rows", "Tokens measured", count, "Held-out tokens behind these figures."],
+  ["training_tokens", "Tokens trained on", count, "Activations seen in training, repeats included."],
+  ["seconds", "Training time", duration, "Wall-clock time of the training."],
+];
+
+/* ---------- Overview ---------- */
+
+function drawOverview() {
+  const cache = report.cache || {};
+  const model = report.model_name.split("/").pop();
+  const layer = /blocks\.(\d+)\./.exec(report.hook_name);
+  $("headline").append(`What ${layer ? `layer ${layer[1]}` : report.hook_name} of ${model} is made of`);
+  $("lede").append(
+    `This run read ${count(cache.n_tokens)} tokens of ${cache.data ?? "text"} through the model, kept the ${count(report.d_in)} numbers at `,
+    h("code", {}, report.hook_name),
+    ` for each, and trained ${count(dictionaries.length)} sparse autoencoder${dictionaries.length === 1 ? "" : "s"} to rewrite them as a few active features out of thousands. `,
+    `${count(cache.n_held_out_rows)} tokens were held out; quality is measured on text that training never saw.`,
+  );
+  const spent = Object.values(report.timings || {}).reduce((sum, seconds) => sum + (seconds || 0), 0);
+  const tiles = [
+    [
+      "Tokens harvested",
+      count(cache.n_tokens),
+      "",
+      `${count(cache.n_sequences)} sequences of ${count(cache.context_size)} tokens, ${bytes(cache.bytes)} of ${cache.dtype ?? "activations"}.`,
+    ],
+    ["Harvest speed", count(cache.tokens_per_second), "tokens/s", "Through the model and onto disk."],
+    [
+      "Dictionaries trained",
+      count(dictionaries.length),
+      "",
+      "The same data, each with a different taste for sparsity.",
+    ],
+    ["Total time", fixed(1)(spent / 60), "minutes", "From raw text to this page."],
+    [
+      "Active features",
+      fixed(1)(chosen?.l0),
+      `of ${count(chosen?.d_sae)}`,
+      "L0: how many features describe one token.",
+    ],
+    [
+      "Explained variance",
+      fixed(3)(chosen?.explained_variance),
+      "",
+      "How much of the layer the features account for. 1 is all of it.",
+    ],
+    [
+      "CE loss score",
+      fixed(3)(chosen?.ce_loss_score),
+      "",
+      "How well the model still predicts when it sees only the reconstruction.",
+    ],
+    ["Dead features", percent(chosen?.dead_fraction), "", "Capacity that never fired. Lower is better."],
+  ];
+  $("tiles").append(
+    ...tiles.map(([name, value, unit, why]) =>
+      h(
+        "div",
+        {},
+        h("dt", {}, name),
+        h("dd", { class: "value" }, value, unit ? h("small", {}, unit) : null),
+        h("dd", { class: "why" }, why),
+      ),
+    ),
+  );
+}
+
+/* ---------- The front ---------- */
+
+function drawFront() {
+  if (!reveal("front", dictionaries)) return;
+  const rows = new Map();
+  for (const [host, metric, title] of [
+    ["front-ev", "explained_variance", "Explained variance over L0"],
+    ["front-ce", "ce_loss_score", "CE loss score over L0"],
+  ]) {
+    const points = dictionaries.map((entry) => ({
+      x: entry.l0,
+      y: entry[metric],
+      hue: hues.get(entry.id),
+      strong: entry === chosen,
+      label: `λ = ${short(entry.l1_coefficient)}${entry === chosen ? " · chosen" : ""}`,
+      tip: [
+        entry.id,
+        `L0 ${fixed(1)(entry.l0)}`,
+        `explained variance ${fixed(3)(entry.explained_variance)}`,
+        `CE score ${fixed(3)(entry.ce_loss_score)}`,
+        `dead ${percent(entry.dead_fraction)}`,
+      ],
+      onlit: (lit) => rows.get(entry.id)?.classList.toggle("lit", lit),
+    }));
+    plot($(host), {
+      title,
+      height: 340,
+      x: { log: true, label: "L0: active features per token (log)", pad: 0.12 },
+      y: { pad: 0.18 },
+      series: [{ hue: "var(--muted)", points, dots: true, faint: true }],
+    });
+  }
+  $("rule").append(h("b", {}, `Chosen: ${report.chosen?.id ?? "–"}. `), report.chosen?.rule ?? "");
+  drawTable(rows);
+  $("formulas").append(
+    ...METRICS.flatMap(([, name, , formula]) => [h("dt", {}, name), h("dd", {}, formula)]),
+  );
+}
+
+function drawTable(rows) {
+  for (const entry of dictionaries) {
+    rows.set(
+      entry.id,
+      h(
+        "tr",
+        { class: entry === chosen ? "chosen" : null, "--hue": hues.get(entry.id) },
+        h(
+          "th",
+          { scope: "row" },
+          entry.id,
+          entry === chosen ? h("span", { class: "badge" }, "chosen") : null,
+        ),
+        METRICS.map(([key, , write]) => h("td", {}, write(entry[key]))),
+      ),
+    );
+  }
+  $("dictionaries").append(
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        h("th", { scope: "col" }, "Dictionary"),
+        METRICS.map(([, name, , formula]) => h("th", { scope: "col", title: formula }, name)),
+      ),
+    ),
+    h("tbody", {}, ...rows.values()),
+  );
+}
+
+/* ---------- Training ---------- */
+
+function drawTraining() {
+  const curves = Object.entries(read("curves")).filter(([, points]) => points.length);
+  if (!reveal("training", curves)) return;
+  const order = [...hues.keys()];
+  curves.sort(([a], [b]) => order.indexOf(a) - order.indexOf(b));
+  const hueOf = (id) => hues.get(id) || "var(--muted)";
+  $("legend").append(...curves.map(([id]) => h("li", { "--hue": hueOf(id) }, id)));
+  for (const [key, title, why, y] of [
+    ["losses/mse_loss", "Squared error", "log scale", { log: true }],
+    ["losses/l1_loss", "L1 loss", "log scale", { log: true }],
+    ["metrics/l0", "L0", "active features per token, log scale", { log: true }],
+    ["metrics/explained_variance", "Explained variance", "from 0 up", { floor: 0 }],
+    ["sparsity/dead_features", "Dead features", "silent for the last stretch of training", {}],
+  ]) {
+    const series = curves.map(([id, points]) => ({
+      hue: hueOf(id),
+      points: points.map((point) => ({
+        x: point.step,
+        y: point[key],
+        tip: [id, `step ${count(point.step)}`, `${title.toLowerCase()} ${short(point[key])}`],
+      })),
+    }));
+    const host = h("div");
+    $("multiples").append(h("figure", {}, h("figcaption", {}, title, h("small", {}, why)), host));
+    plot(host, { title, height: 210, x: { pad: 0.01, format: count }, y, series });
+  }
+}
+
+/* ---------- Steering ---------- */
+
+const DIRECTIONS = [
+  ["feature", "This feature", "var(--accent)"],
+  ["random", "Random direction", "var(--c1)"],
+  ["prompt", "Prompt", "var(--ink)"],
+];
+
+function steeringSeries(entry, metric, write) {
+  const strengths = entry.measurements.map((point) => point.strength).filter(known);
+  const ends = [Math.min(...strengths), Math.max(...strengths)];
+  return DIRECTIONS.map(([direction, name, hue]) => {
+    const found = entry.measurements
+      .filter((point) => point.direction === direction)
+      .sort((a, b) => (a.strength ?? 0) - (b.strength ?? 0));
+    const spread =
+      direction === "prompt"
+        ? found.slice(0, 1).flatMap((point) => ends.map((strength) => ({ ...point, strength })))
+        : found;
+    const points = spread.map((point) => ({
+      x: point.strength,
+      y: point[metric],
+      tip: [
+        name,
+        direction === "prompt" ? "no steering" : `strength ${signed(point.strength)}×`,
+        write(point[metric]),
+      ],
+    }));
+    return { hue, points, dots: direction !== "prompt", dashed: direction === "prompt" };
+  });
+}
+
+function steeringCharts(entry) {
+  const [shift, perplexity] = [h("div"), h("div")];
+  const strengths = [...new Set(entry.measurements.map((point) => point.strength).filter(known))];
+  const x = {
+    label: "strength (× largest activation)",
+    format: signed,
+    ticks: strengths.length < 10 ? strengths : null,
+  };
+  plot(shift, {
+    title: "Log-probability shift by strength",
+    height: 250,
+    zero: true,
+    x,
+    y: { format: signed },
+    series: steeringSeries(entry, "logprob_shift", (value) => `shift ${signed(value)} nats`),
+  });
+  plot(perplexity, {
+    title: "Perplexity by strength",
+    height: 250,
+    x,
+    y: { log: true },
+    series: steeringSeries(entry, "perplexity", (value) => `perplexity ${short(value)}`),
+  });
+  return h(
+    "div",
+    { class: "pair" },
+    h(
+      "figure",
+      {},
+      h(
+        "figcaption",
+        {},
+        "Does it bring its tokens up?",
+        h("small", {}, "change in log-probability of the tokens above, nats"),
+      ),
+      shift,
+    ),
+    h(
+      "figure",
+      {},
+      h(
+        "figcaption",
+        {},
+        "Does the text hold together?",
+        h("small", {}, "perplexity of what was written, log scale; lower is better"),
+      ),
+      perplexity,
+    ),
+  );
+}
+
+/* The text after its prompt, the feature's own tokens marked. */
+function writing(sample, words) {
+  if (!sample) return ["–"];
+  const given = sample.text.startsWith(sample.prompt) ? sample.prompt : "";
+  const rest = visible(sample.text.slice(given.length));
+  const parts = words ? rest.split(words) : [rest];
+  return [
+    h("span", { class: "given" }, `${visible(sample.prompt)}${given ? "" : " "}`),
+    ...parts.map((part, i) => (i % 2 ? h("mark", {}, part) : part)),
+  ];
+}
+
+function tokenPattern(tokens) {
+  const words = tokens.map((token) => token.trim()).filter((word) => /^[\p{L}\p{N}]{2,}$/u.test(word));
+  return words.length ? new RegExp(`(?<![\\p{L}\\p{N}])(${words.join("|")})(?![\\p{L}\\p{N}])`, "giu") : null;
+}
+
+function doseRows(samples, words) {
+  const cell = (sample, label, kind) =>
+    h("p", { class: kind }, h("span", { class: "only-small" }, label), writing(sample, words));
+  const of = (direction, strength) =>
+    samples.find((one) => one.direction === direction && one.strength === strength);
+  const strengths = [...new Set(samples.map((one) => one.strength).filter(known))].sort((a, b) => a - b);
+  const most = Math.max(...strengths.map(Math.abs), 1);
+  const rows = strengths.flatMap((strength) => {
+    if (strength === 0)
+      return [
+        h("p", { class: "dose base" }, "0"),
+        h("p", { class: "base wide" }, h("b", {}, "Unsteered. "), writing(of("feature", 0), words)),
+      ];
+    const tint = `color-mix(in srgb, ${strength > 0 ? "var(--accent)" : "var(--c1)"} ${30 + (70 * Math.abs(strength)) / most}%, transparent)`;
+    return [
+      h("p", { class: "dose", "--tint": tint }, `${signed(strength)}×`),
+      cell(of("feature", strength), "Feature", ""),
+      cell(of("random", strength), "Random direction", "baseline"),
+    ];
+  });
+  const asked = samples
+    .filter((one) => one.direction === "prompt")
+    .flatMap((one) => [h("p", { class: "dose" }, "Prompt"), h("p", { class: "wide" }, writing(one, words))]);
+  return h(
+    "div",
+    { class: "doses" },
+    ...["Strength", "This feature", "Random direction"].map((text) => h("p", { class: "head" }, text)),
+    rows,
+    asked,
+  );
+}
+
+function drawSteered(entry) {
+  const samples = entry.samples || [];
+  const prompts = [...new Set(samples.map((sample) => sample.prompt))];
+  const words = tokenPattern(entry.top_tokens || []);
+  const texts = h("div");
+  const buttons = prompts.map((prompt) =>
+    h("button", { type: "button", onclick: () => choose(prompt) }, `“${visible(prompt)} …”`),
+  );
+  const choose = (prompt) => {
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", prompts[i] === prompt));
+    texts.replaceChildren(
+      doseRows(
+        samples.filter((sample) => sample.prompt === prompt),
+        words,
+      ),
+    );
+  };
+  if (prompts.length) choose(prompts[0]);
+  return h(
+    "article",
+    { class: "steer" },
+    h(
+      "div",
+      { class: "title" },
+      h("h3", {}, h("a", { href: `#feature-${entry.feature}` }, `Feature ${entry.feature}`)),
+      h("span", { class: "steps" }, `largest activation ${short(entry.max_activation)}`),
+    ),
+    h("p", { class: "chips" }, (entry.top_tokens || []).map(tokenLabel)),
+    h("p", { class: "note" }, entry.rule ?? ""),
+    h(
+      "ul",
+      { class: "legend" },
+      DIRECTIONS.map(([direction, name, hue]) =>
+        h("li", { "--hue": hue, class: direction === "prompt" ? "dashed" : null }, name),
+      ),
+    ),
+    steeringCharts(entry),
+    h("div", { class: "prompts", role: "group", "aria-label": "Prompt" }, buttons),
+    texts,
+  );
+}
+
+/* ---------- Export, timings, versions ---------- */
+
+function snippet(code) {
+  const pre = h("pre", { tabindex: 0 }, h("code", {}, code));
+  const button = h("button", { type: "button" }, "Copy");
+  button.addEventListener("click", async () => {
+    getSelection().selectAllChildren(pre);
+    // Not every browser lets a page from disk write to the clipboard; the text is selected then.
+    button.textContent = await navigator.clipboard.writeText(code).then(
+      () => "Copied",
+      () => "Selected",
+    );
+  });
+  return h("div", { class: "snippet" }, pre, button);
+}
+
+function drawExport() {
+  const out = report.export;
+  if (!reveal("export", out?.files)) return;
+  $("export-intro").append(
+    "The chosen dictionary lies in ",
+    h("code", {}, out.folder),
+    ", in a form that this package and SAELens both read.",
+  );
+  $("snippets").append(...(out.load || []).map(snippet));
+  $("files").append(
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col" }, "Size"))),
+    h(
+      "tbody",
+      {},
+      out.files.map((file) =>
+        h("tr", {}, h("th", { scope: "row" }, file.name), h("td", {}, bytes(file.bytes))),
+      ),
+    ),
+  );
+}
+
+function drawRun() {
+  const timings = Object.entries(report.timings || {});
+  const versions = Object.entries(report.versions || {});
+  if (!reveal("run", [...timings, ...versions])) return;
+  const most = Math.max(...timings.map(([, seconds]) => seconds || 0), 1e-9);
+  $("timings").append(
+    ...timings.map(([stage, seconds]) => {
+      const bar = h("i");
+      bar.style.width = `${(100 * (seconds || 0)) / most}%`;
+      return h("div", {}, h("dt", {}, stage), bar, h("dd", {}, duration(seconds)));
+    }),
+  );
+  $("versions").append(
+    ...[["run folder", report.run], ...versions]
+      .filter(([, value]) => known(value))
+      .map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
+}
+
+/* ---------- Navigation ---------- */
+
+function drawNavigation() {
+  const parts = [...document.querySelectorAll("[data-nav]")].filter((part) => !part.hidden);
+  const links = new Map(parts.map((part) => [part, h("a", { href: `#${part.id}` }, part.dataset.nav)]));
+  $("nav").append(...links.values());
+  const mark = () => {
+    const here =
+      parts.filter((part) => part.getBoundingClientRect().top < innerHeight * 0.35).pop() || parts[0];
+    for (const [part, link] of links) link.setAttribute("aria-current", part === here);
+  };
+  addEventListener("scroll", mark, { passive: true });
+  mark();
+}
+
+drawOverview();
+drawFront();
+drawTraining();
+drawFeatures();
+if (reveal("steering", report.steering)) $("steered").append(...report.steering.map(drawSteered));
+drawExport();
+drawRun();
+drawNavigation();

@@ -1,0 +1,255 @@
+"""`sae demo`: the whole path on a small real model, and one page that shows it.
+
+Every stage reuses what is finished and goes on where it was interrupted, so running the demo
+again costs seconds, and killing it costs little.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sae.analysis.atlas import Atlas
+from sae.architectures import StandardConfig
+from sae.base.errors import UserError, require
+from sae.base.files import check_writable, read_json, write_json, write_text
+from sae.base.progress import say
+from sae.base.provenance import digest, plain, versions
+from sae.cache.layout import ActivationCache
+from sae.reporting.front import draw_front
+from sae.reporting.page import render_page
+from sae.stages import analyze, eval, export, harvest, steer, train
+from sae.training.loggers import read_metrics
+
+_CHOICE = (
+    "The dictionary with the highest explained variance among those that keep at most {l0:g} "
+    "latents active on average; if none does, the one with the fewest."
+)
+_CURVE_POINTS = 200
+
+
+def _grid() -> list[float]:
+    return [1.5, 2.0, 3.0, 4.5, 7.0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoConfig:
+    """Harvest, train a sweep over L1 coefficients, evaluate, analyze, steer, export, report."""
+
+    run: str = "runs/demo"
+    """Folder of everything; the report is `{run}/report.html`."""
+    harvest: harvest.HarvestConfig = field(default_factory=harvest.HarvestConfig)
+    """Keys of `sae harvest`."""
+    train: train.TrainConfig = field(default_factory=train.TrainConfig)
+    """Keys of `sae train`."""
+    l1_coefficients: list[float] = field(default_factory=_grid)
+    """One dictionary is trained for each; all read the same batches."""
+    max_l0: float = 60.0
+    """The dictionary to look at is the most faithful one up to this L0."""
+    eval: eval.EvalConfig = field(default_factory=eval.EvalConfig)
+    """Keys of `sae eval`."""
+    analyze: analyze.AnalyzeConfig = field(default_factory=analyze.AnalyzeConfig)
+    """Keys of `sae analyze`."""
+    steer: steer.SteerConfig = field(default_factory=steer.SteerConfig)
+    """Keys of `sae steer`."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.l1_coefficients), "l1_coefficients is empty; give at least one")
+        for value in self.l1_coefficients:
+            require(
+                value >= 0,
+                f"l1_coefficients={value} is negative; give 0 or more (2 to 10 are usual)",
+            )
+
+
+class _Clock:
+    """Seconds that each stage worked, added up over interruptions but not over reuse."""
+
+    def __init__(self, path: Path, config: DemoConfig) -> None:
+        self.path = path
+        wanted = digest(plain(config))
+        found = read_json(path) if path.exists() else {}
+        self.state: dict[str, Any] = {"digest": wanted, "seconds": {}, "done": []}
+        if found.get("digest") == wanted:
+            self.state = found
+        self.seconds: dict[str, float] = self.state["seconds"]
+        self.done: list[str] = self.state["done"]
+
+    def time(self, stage: str, work: Callable[[], Any]) -> Any:
+        """Do `work`; its time counts until it has once come to its end."""
+        began = time.perf_counter()
+        try:
+            result = work()
+        finally:
+            if stage not in self.done:
+                spent = time.perf_counter() - began
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+                write_json(self.path, self.state)
+        if stage not in self.done:
+            self.done.append(stage)
+            write_json(self.path, self.state)
+        return result
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Run what is not done yet; returns the figures of `report.json`."""
+    folder = Path(config.run)
+    check_writable(folder)
+    clock = _Clock(folder / "timings.json", config)
+    cache = clock.time("harvest", lambda: harvest.run(replace(config.harvest, run=config.run)))
+    names = clock.time("train", lambda: _sweep(config))
+    figures = clock.time("eval", lambda: eval.run(replace(config.eval, run=config.run)))
+    figures = sorted((f for f in figures if f["id"] in names), key=lambda f: -f["l0"])
+    chosen = choose(figures, config.max_l0)
+    atlas = clock.time(
+        "analyze",
+        lambda: analyze.run(replace(config.analyze, run=config.run, dictionary=chosen)),
+    )
+    steering = clock.time(
+        "steer", lambda: steer.run(replace(config.steer, run=config.run, dictionary=chosen))
+    )
+    exported = clock.time(
+        "export", lambda: export.run(export.ExportConfig(run=config.run, dictionary=chosen))
+    )
+    report = {
+        "run": config.run,
+        "model_name": cache.attributes["model"]["hub_id"],
+        **_cache_figures(config, cache),
+        "dictionaries": figures,
+        "chosen": {"id": chosen, "rule": _CHOICE.format(l0=config.max_l0)},
+        "steering": steering,
+        "timings": clock.seconds,
+        "export": _export_figures(exported),
+        "versions": versions(),
+    }
+    write_report(folder, report, atlas, names)
+    say(summary(report))
+    return report
+
+
+def _sweep(config: DemoConfig) -> list[str]:
+    """Train one dictionary for each coefficient, all from the same seed and batches."""
+    if not isinstance(config.train.sae, StandardConfig):
+        raise UserError("the demo sweeps l1_coefficient; train.sae must be standard")
+    names = []
+    for coefficient in config.l1_coefficients:
+        sae = replace(config.train.sae, l1_coefficient=coefficient)
+        one = replace(config.train, run=config.run, sae=sae)
+        train.run(one)
+        names.append(one.id)
+    return names
+
+
+def choose(figures: list[dict[str, Any]], max_l0: float) -> str:
+    """The dictionary to look at, by the rule that the report states."""
+    sparse = [f for f in figures if f["l0"] <= max_l0]
+    if sparse:
+        return str(max(sparse, key=lambda f: f["explained_variance"])["id"])
+    return str(min(figures, key=lambda f: f["l0"])["id"])
+
+
+def _cache_figures(config: DemoConfig, cache: ActivationCache) -> dict[str, Any]:
+    (hook_name,) = cache.hook_names
+    text = cache.text_rows()
+    timing = read_json(replace(config.harvest, run=config.run).timing_path)
+    size = sum(p.stat().st_size for p in cache.path.rglob("*") if p.is_file())
+    return {
+        "hook_name": hook_name,
+        "d_in": cache.d_in(hook_name),
+        "cache": {
+            "n_tokens": int(text.size),
+            "tokens_per_second": timing["tokens_per_second"],
+            "n_sequences": len(text),
+            "context_size": cache.context_size,
+            "n_training_rows": int(text[~cache.held_out].sum()),
+            "n_held_out_rows": int(text[cache.held_out].sum()),
+            "data": cache.attributes["data"]["name"],
+            "dtype": cache.attributes["dtype"],
+            "bytes": size,
+        },
+    }
+
+
+def _export_figures(folder: Path) -> dict[str, Any]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    (inner,) = (p for p in folder.iterdir() if p.is_dir())
+    return {
+        "folder": str(folder),
+        "files": [
+            {"name": str(p.relative_to(folder)), "bytes": p.stat().st_size} for p in files
+        ],
+        "load": [
+            f'import sae\ndictionary = sae.load("{inner}")',
+            f'from sae_lens import SAE\ndictionary = SAE.load_from_disk("{inner}")',
+            f'import pandas\nfeatures = pandas.read_parquet("{folder}/features.parquet")',
+        ],
+    }
+
+
+def write_report(folder: Path, report: dict[str, Any], atlas: Atlas, names: list[str]) -> None:
+    """`report.json`, `report.html` and the picture of the front."""
+    write_json(folder / "report.json", report)
+    draw_front(report["dictionaries"], folder / "front.png")
+    curves = {}
+    for name in names:
+        points = read_metrics(folder / "training" / name / "metrics.jsonl")
+        curves[name] = points[:: max(1, len(points) // _CURVE_POINTS)]
+    write_text(folder / "report.html", render_page(report, page_features(atlas), curves))
+
+
+def page_features(atlas: Atlas, n_contexts: int = 5) -> list[dict[str, Any]]:
+    """All features as the page wants them, with their best contexts."""
+    contexts: dict[int, list[dict[str, Any]]] = {}
+    for row in atlas.contexts():
+        if row["rank"] < n_contexts:
+            contexts.setdefault(row["feature"], []).append(
+                {
+                    "tokens": row["tokens"],
+                    "acts": row["activations"],
+                    "peak": row["position"] - row["start"],
+                    "sequence": row["sequence"],
+                    "position": row["position"],
+                }
+            )
+    return [
+        {
+            "index": row["feature"],
+            "density": row["density"],
+            "max": row["max_activation"],
+            "mean": row["mean_activation"],
+            "top_logits": _pairs(row, "top"),
+            "bottom_logits": _pairs(row, "bottom"),
+            "contexts": contexts.get(row["feature"], []),
+        }
+        for row in atlas.features()
+    ]
+
+
+def _pairs(row: dict[str, Any], end: str) -> list[tuple[str, float]]:
+    if f"{end}_logits" not in row:
+        return []
+    return list(zip(row[f"{end}_logit_tokens"], row[f"{end}_logits"], strict=True))
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The table that ends the demo on the terminal."""
+    lines = [
+        "",
+        f"{'dictionary':<24}{'L0':>8}{'expl. var.':>12}{'CE score':>10}{'KL score':>10}"
+        f"{'dead':>8}",
+    ]
+    for figures in report["dictionaries"]:
+        mark = " *" if figures["id"] == report["chosen"]["id"] else ""
+        lines.append(
+            f"{figures['id']:<24}{figures['l0']:>8.1f}{figures['explained_variance']:>12.3f}"
+            f"{figures['ce_loss_score']:>10.3f}{figures['kl_div_score']:>10.3f}"
+            f"{figures['dead_fraction']:>8.1%}{mark}"
+        )
+    spent = sum(report["timings"].values()) / 60
+    lines += [
+        f"(* looked at; on {report['dictionaries'][0]['n_rows']:,} held-out rows)",
+        f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work",
+        f"report: {report['run']}/report.html",
+    ]
+    return "\n".join(lines)

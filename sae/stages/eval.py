@@ -1,0 +1,161 @@
+"""`sae eval`: what a run's dictionaries lose on text that they were never trained on."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae.analysis.behaviour import behaviour
+from sae.analysis.reconstruction import density_histogram, reconstruction
+from sae.base.errors import require
+from sae.base.files import check_writable, read_json, write_json
+from sae.base.progress import progress, say
+from sae.base.provenance import digest, plain
+from sae.cache.layout import ActivationCache, open_cache
+from sae.cache.reader import select_rows
+from sae.dictionary import Dictionary
+from sae.models.hooks import find_hook
+from sae.models.load import resolve_device
+from sae.stages.common import (
+    check_same_origin,
+    dictionary_names,
+    named_dictionary,
+    recorded_model,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """Measure dictionaries on held-out text: reconstruction, and the model's loss with it."""
+
+    run: str = "runs/default"
+    """Folder of the pipeline; figures go to `{run}/evals/{dictionary}.json`."""
+    cache: str | None = None
+    """Cache whose held-out part is used; by default `{run}/cache.zarr`."""
+    dictionary: str | None = None
+    """Name of one dictionary; by default all of the run, sharing the untouched forward."""
+    n_behaviour_tokens: int = 8_192
+    """Held-out tokens to run through the whole model, once for each replacement."""
+    density_rows: int = 131_072
+    """Training rows, evenly spread, that count for density and dead latents as well."""
+    batch_size: int = 8
+    """Sequences a forward pass."""
+    device: str = "auto"
+    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_behaviour_tokens", "density_rows", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value}; give 1 or more")
+
+    @property
+    def cache_path(self) -> Path:
+        """The cache that is read."""
+        return Path(self.cache) if self.cache else Path(self.run) / "cache.zarr"
+
+
+def run(config: EvalConfig) -> list[dict[str, Any]]:
+    """Evaluate, reusing figures that are there for the same dictionary and settings."""
+    folder = Path(config.run)
+    check_writable(folder / "evals")
+    cache = open_cache(config.cache_path)
+    names = dictionary_names(folder) if config.dictionary is None else [config.dictionary]
+    require(
+        bool(names), f"{folder} holds no dictionaries; make one with: sae train run={folder}"
+    )
+    dictionaries = dict(named_dictionary(folder, name) for name in names)
+    for name, dictionary in dictionaries.items():
+        check_same_origin(name, dictionary, cache)
+    settings = [cache.digest, config.n_behaviour_tokens, config.density_rows]
+    wanted = {
+        name: digest([settings, plain(dictionary.metadata)])
+        for name, dictionary in dictionaries.items()
+    }
+    results = {name: _known(folder, name, wanted[name]) for name in dictionaries}
+    todo = {name: dictionaries[name] for name, known in results.items() if known is None}
+    if len(todo) < len(results):
+        say(f"eval: {len(results) - len(todo)} of {len(results)} are there already, reused")
+    for name, figures in _evaluate(config, cache, todo).items():
+        results[name] = {"id": name, "digest": wanted[name], **figures}
+        write_json(folder / "evals" / f"{name}.json", results[name])
+    return [figures for figures in results.values() if figures is not None]
+
+
+def _known(folder: Path, name: str, wanted: str) -> dict[str, Any] | None:
+    path = folder / "evals" / f"{name}.json"
+    if not path.exists():
+        return None
+    found: dict[str, Any] = read_json(path)
+    return found if found.get("digest") == wanted else None
+
+
+def _evaluate(
+    config: EvalConfig, cache: ActivationCache, dictionaries: dict[str, Dictionary]
+) -> dict[str, dict[str, Any]]:
+    by_hook: dict[str, dict[str, Dictionary]] = {}
+    for name, dictionary in dictionaries.items():
+        by_hook.setdefault(dictionary.hook_name, {})[name] = dictionary
+    found: dict[str, dict[str, Any]] = {}
+    for hook_name, group in by_hook.items():
+        found |= _evaluate_hook(config, cache, hook_name, group)
+    return found
+
+
+def _evaluate_hook(
+    config: EvalConfig, cache: ActivationCache, hook_name: str, group: dict[str, Dictionary]
+) -> dict[str, dict[str, Any]]:
+    began = time.perf_counter()
+    device = resolve_device(config.device)
+    on_device = {name: dictionary.to(device) for name, dictionary in group.items()}
+    figures = {}
+    with progress(len(group), "reconstruction", "dictionary") as bar:
+        for name, dictionary in on_device.items():
+            figures[name] = _reconstruction_figures(config, cache, hook_name, dictionary)
+            bar.update(1)
+    model = recorded_model(cache.attributes["model"], config.device)
+    held_out = torch.from_numpy(cache.tokens[cache.held_out]).long()
+    n_sequences = max(1, config.n_behaviour_tokens // cache.context_size)
+    scores = behaviour(
+        model,
+        find_hook(model.module, hook_name),
+        held_out[:n_sequences],
+        on_device,
+        torch.from_numpy(cache.statistics(hook_name)["mean"]),
+        batch_size=config.batch_size,
+    )
+    seconds = (time.perf_counter() - began) / len(group)
+    return {name: {**figures[name], **scores[name], "seconds": seconds} for name in group}
+
+
+def _reconstruction_figures(
+    config: EvalConfig, cache: ActivationCache, hook_name: str, dictionary: Dictionary
+) -> dict[str, Any]:
+    settings = dictionary.metadata.get("sae_atlas", {})
+    norm_limit = settings.get("max_norm_multiple", 10.0)
+    held_out = select_rows(cache, hook_name, held_out=True, max_norm_multiple=norm_limit)
+    training = select_rows(cache, hook_name, held_out=False, max_norm_multiple=norm_limit)
+    statistics = reconstruction(dictionary, held_out)
+    figures: dict[str, Any] = dict(statistics.metrics())
+    # Rare latents need more rows than the held-out part has: whether a latent lives is
+    # counted over training rows as well, everything else over held-out rows alone.
+    more = reconstruction(dictionary, training, limit=config.density_rows)
+    fired = statistics.fired + more.fired
+    n_density_rows = statistics.n_rows + more.n_rows
+    figures["dead_fraction"] = float((fired == 0).double().mean())
+    return figures | {
+        "architecture": dictionary.architecture,
+        "d_sae": dictionary.d_sae,
+        **_penalty(settings),
+        "hook_name": hook_name,
+        "training_tokens": settings.get("training_tokens"),
+        "n_rows": statistics.n_rows,
+        "n_density_rows": n_density_rows,
+        "density_histogram": density_histogram(fired.double() / n_density_rows),
+    }
+
+
+def _penalty(settings: dict[str, Any]) -> dict[str, Any]:
+    sae = settings.get("sae", {})
+    return {"l1_coefficient": sae.get("l1_coefficient")}

@@ -1,0 +1,73 @@
+"""`sae export`: a dictionary, its features and its card in one folder, ready for the Hub."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sae.analysis.atlas import CONTEXTS_FILE, FEATURES_FILE, Atlas
+from sae.base.errors import require
+from sae.base.files import atomic_path, check_writable, read_json
+from sae.base.progress import say
+from sae.base.provenance import digest
+from sae.exchange.card import model_card
+from sae.exchange.saelens import save_dictionary, save_sparsity
+from sae.stages.common import named_dictionary
+
+_STAMP_FILE = "export.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """Put a dictionary, its feature tables and a card into a folder that others can load."""
+
+    run: str = "runs/default"
+    """Folder of the pipeline."""
+    dictionary: str | None = None
+    """Name of the dictionary, evaluated and analyzed; may be left out if the run has one."""
+    out: str | None = None
+    """Folder to write; by default `{run}/export/{dictionary}`."""
+
+
+def run(config: ExportConfig) -> Path:
+    """Write the folder; one that an export wrote before is replaced, any other is refused."""
+    run_folder = Path(config.run)
+    name, dictionary = named_dictionary(run_folder, config.dictionary)
+    target = Path(config.out) if config.out else run_folder / "export" / name
+    check_writable(target.parent)
+    atlas = Atlas(run_folder / "atlas" / name)
+    figures_path = run_folder / "evals" / f"{name}.json"
+    for path, stage in ((atlas.folder, "analyze"), (figures_path, "eval")):
+        require(
+            path.exists(),
+            f"{path} is missing; run first: sae {stage} run={run_folder} dictionary={name}",
+        )
+    figures = read_json(figures_path)
+    wanted = digest([figures, atlas.manifest["digest"]])
+    if target.exists():
+        stamp = target / _STAMP_FILE
+        require(
+            stamp.is_file() or not any(target.iterdir()),
+            f"{target} holds something that is no export; choose another folder with out=...",
+        )
+        if stamp.is_file() and read_json(stamp)["digest"] == wanted:
+            say(f"export: {target} is there already, reused")
+            return target
+    features = atlas.features()
+    # SAELens's way on the Hub: a folder for each dictionary, named after its hook.
+    subfolder = dictionary.hook_name
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        save_dictionary(dictionary, temporary / subfolder)
+        save_sparsity(torch.tensor([f["density"] for f in features]), temporary / subfolder)
+        for table in (FEATURES_FILE, CONTEXTS_FILE):
+            shutil.copyfile(atlas.folder / table, temporary / table)
+        card = model_card(dictionary, figures, subfolder, len(features))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        (temporary / _STAMP_FILE).write_text(
+            json.dumps({"digest": wanted, "dictionary": name, "figures": figures}, indent=2),
+            encoding="utf-8",
+        )
+    return target

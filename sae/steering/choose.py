@@ -1,0 +1,38 @@
+"""Which features to show steering with, when nobody has named any."""
+
+import re
+from typing import Any
+
+RULE = (
+    "Of the features active on 0.05% to 2% of the tokens whose ten most promoted tokens are "
+    "mostly words (seven or more begin with a space and three letters): those whose top "
+    "contexts agree most often with their promoted tokens (highest logit_agreement), then "
+    "those whose promoted tokens stand out most (highest logit_sharpness); one that shares a "
+    "promoted token with a feature already taken is passed over."
+)
+_DENSITY = (0.0005, 0.02)
+_WORD = re.compile(r" [^\W\d_]{3}")
+_MIN_WORDS = 7
+
+
+def choose_features(features: list[dict[str, Any]], n: int) -> list[int]:
+    """The first `n` features by `RULE`, from rows of an atlas's `features.parquet`."""
+    fitting = [f for f in features if _fits(f)]
+    taken: list[int] = []
+    used: set[str] = set()
+    for row in sorted(fitting, key=_rank):
+        words = {token.strip().lower() for token in row["top_logit_tokens"]}
+        if len(taken) < n and not words & used:
+            taken.append(row["feature"])
+            used |= words
+    return taken
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float, int]:
+    return -row["logit_agreement"], -row["logit_sharpness"], row["feature"]
+
+
+def _fits(row: dict[str, Any]) -> bool:
+    low, high = _DENSITY
+    words = sum(bool(_WORD.match(token)) for token in row.get("top_logit_tokens", []))
+    return low <= row["density"] <= high and words >= _MIN_WORDS

@@ -1,0 +1,1 @@
+"""Fitting an autoencoder to rows of activations: optimiser, loop, checkpoints, logs."""

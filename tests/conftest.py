@@ -1,0 +1,143 @@
+"""A tiny world for the tests: random models, a tokenizer and texts, all made here."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Every shape written on a function of the core is checked at every call of the tests.
+install_import_hook(["sae.core", "sae.dictionary"], "beartype.beartype")
+
+WORDS = (
+    "the river ran past old mill where she kept seven grey cats and one very small dog that "
+    "never barked at night while rain fell on roof tiles red as autumn leaves because winter "
+    "was late this year people said it would snow before morning but nobody believed them"
+).split()
+
+
+def sentences(n: int, seed: int = 0, words: int = 24) -> list[str]:
+    """`n` different documents of about `words` words."""
+    draw = random.Random(seed)
+    return [
+        f"Note {seed}-{i}: " + " ".join(draw.choice(WORDS) for _ in range(words)) + "."
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer whose beginning token has id 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(sentences(200), trainer)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_tiny_model(family: str, folder: Path, tokenizer_folder: Path, seed: int = 0) -> Path:
+    """A random model of three layers and width 32, with the tokenizer beside it."""
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GPT2Config,
+        GPTNeoXConfig,
+        LlamaConfig,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    common = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1}
+    sizes = {
+        "num_hidden_layers": 3,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 128,
+    }
+    config = {
+        "llama": lambda: LlamaConfig(**common, **sizes, num_key_value_heads=2),
+        "gpt_neox": lambda: GPTNeoXConfig(**common, **sizes),
+        "gpt2": lambda: GPT2Config(**common, n_layer=3, n_embd=32, n_head=4, n_positions=128),
+    }[family]()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+        # Random weights of the usual size make a model that hardly reacts to its input.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A Llama of width 32 in a folder."""
+    return save_tiny_model("llama", tmp_path_factory.mktemp("llama"), tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 300 documents as JSONL."""
+    folder = tmp_path_factory.mktemp("text")
+    lines = [json.dumps({"text": text}) for text in sentences(300, seed=1)]
+    (folder / "notes.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+def harvest_settings(run: Path, model: Path, text: Path) -> dict:
+    """Keyword arguments of a small harvest: 8,192 tokens in 256 rows of 32."""
+    from sae import DataConfig, ModelConfig
+
+    return {
+        "run": str(run),
+        "model": ModelConfig(name=str(model)),
+        "data": DataConfig(name=str(text)),
+        "hook_names": [HOOK],
+        "n_tokens": 8192,
+        "context_size": 32,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_text: Path) -> Path:
+    """A run with a cache and two trained dictionaries, `weak` and `strong`; not to be changed."""
+    import sae
+
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    sae.harvest(**harvest_settings(run, tiny_model, tiny_text))
+    for name, coefficient in (("weak", 0.5), ("strong", 2.0)):
+        sae.train(
+            run=str(run),
+            name=name,
+            sae=sae.StandardConfig(d_sae=64, l1_coefficient=coefficient),
+            training_tokens=40_000,
+            train_batch_size_tokens=256,
+        )
+    return run

@@ -1,0 +1,248 @@
+"""The report page and the picture of the front."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae.reporting.front import draw_front
+from sae.reporting.page import render_page
+
+HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028"
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+def dictionary(coefficient: float, l0: float | None, **others: Any) -> dict[str, Any]:
+    return {
+        "id": f"standard-12-l1-{coefficient:g}",
+        "d_sae": 12,
+        "l1_coefficient": coefficient,
+        "l0": l0,
+        "explained_variance": 0.5 + (l0 or 0) / 100,
+        "ce_loss_score": 0.9,
+        "dead_fraction": 1 / 12,
+        "density_histogram": {"log10_edges": [-4, -2, 0], "counts": [3, 8]},
+        **others,
+    }
+
+
+def feature(index: int, word: str) -> dict[str, Any]:
+    return {
+        "index": index,
+        "density": 0.01 * index,
+        "max": 20.0 + index,
+        "mean": 5.0,
+        "top_logits": [[f" {word}", 1.5], [HOSTILE, 1.2]],
+        "bottom_logits": [["\n", -0.5]],
+        "contexts": [
+            {
+                "tokens": ["A", f" {word}", HOSTILE, " sat"],
+                "acts": [0.0, 20.0 + index, 0.0, 3.0],
+                "peak": 1,
+                "sequence": 4,
+                "position": 7,
+            }
+        ],
+    }
+
+
+def sample_features() -> list[dict[str, Any]]:
+    dead = feature(0, "never") | {"density": 0.0, "max": 0.0, "mean": 0.0, "contexts": []}
+    words = ["cat", "theorem", "river", "copper", "violin", "harbour"]
+    return [dead, *(feature(index, word) for index, word in enumerate(words, start=1))]
+
+
+def sample_report() -> dict[str, Any]:
+    shifts = [("feature", -2.0), ("feature", 0.0), ("feature", 2.0), ("random", 2.0)]
+    arms: list[tuple[str, float | None]] = [*shifts, ("prompt", None)]
+    return {
+        "run": "runs/demo",
+        "model_name": f"maker/model{HOSTILE}",
+        "hook_name": "blocks.9.hook_resid_post",
+        "d_in": 8,
+        "cache": {"n_tokens": 4096, "tokens_per_second": None, "data": HOSTILE},
+        "dictionaries": [dictionary(2.0, 11.0), dictionary(5.0, 4.0), dictionary(9.0, None)],
+        "chosen": {"id": "standard-12-l1-2", "rule": HOSTILE},
+        "steering": [
+            {
+                "feature": 1,
+                "rule": "the first",
+                "top_tokens": [" cat"],
+                "max_activation": 21.0,
+                "prompts": ["I saw"],
+                "measurements": [
+                    {"direction": d, "strength": s, "logprob_shift": 0.4, "perplexity": 9.0}
+                    for d, s in arms
+                ],
+                "samples": [
+                    {
+                        "prompt": "I saw",
+                        "direction": d,
+                        "strength": s,
+                        "text": f"a cat {HOSTILE}",
+                    }
+                    for d, s in arms
+                ],
+            }
+        ],
+        "timings": {"harvest": 60.0, "train": 120.0},
+        "export": {
+            "folder": "runs/demo/export",
+            "files": [{"name": "cfg.json", "bytes": 1200}],
+            "load": ["import sae"],
+        },
+        "versions": {"sae-atlas": "0.1.0"},
+    }
+
+
+def sample_curves() -> dict[str, list[dict[str, float]]]:
+    return {
+        "standard-12-l1-2": [
+            {"step": step, "losses/mse_loss": 9.0 / step, "metrics/l0": float("nan")}
+            for step in (1, 2, 3)
+        ]
+    }
+
+
+def sample_page() -> str:
+    return render_page(sample_report(), sample_features(), sample_curves())
+
+
+def embedded(page: str, name: str) -> Any:
+    found = re.search(rf'<script type="application/json" id="data-{name}">(.*?)</script>', page)
+    assert found
+    return json.loads(found[1])
+
+
+def opened(page: str, folder: Path, address: str = "", driver: str = "") -> str:
+    """The document after its script ran (and `driver` after it); fails on console errors."""
+    assert CHROMIUM
+    path = folder / "report.html"
+    path.write_text(page.replace("</body>", f"<script>{driver}</script></body>"), "utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
+    command = [CHROMIUM, *flags.split(), "--virtual-time-budget=2000"]
+    command += [f"--user-data-dir={folder / 'profile'}", f"{path.as_uri()}{address}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return done.stdout
+
+
+def detail(document: str) -> str:
+    """What the reader sees of the feature shown."""
+    found = re.search(r'<article id="detail".*?</article>', document, re.DOTALL)
+    assert found
+    return re.sub(r"<[^>]*>", "", found[0])
+
+
+def test_hostile_text_cannot_break_out_of_the_page() -> None:
+    page = sample_page()
+    assert "<img" not in page
+    assert page.count("<script") == page.count("</script>") == 4
+    assert embedded(page, "report")["chosen"]["rule"] == HOSTILE
+    assert HOSTILE in embedded(page, "features")["strings"]
+
+
+def test_a_slot_name_in_the_data_is_only_text() -> None:
+    report = sample_report() | {"chosen": {"id": "x", "rule": "{{script}} {{nothing}}"}}
+    page = render_page(report, [], {})
+    assert embedded(page, "report")["chosen"]["rule"] == "{{script}} {{nothing}}"
+
+
+def test_the_page_refers_to_no_other_host_and_forbids_itself_to() -> None:
+    page = sample_page()
+    addresses = re.findall(r"""(?:src|href|action)\s*=\s*["']?([^"'\s>]+)""", page)
+    assert addresses
+    assert not [address for address in addresses if re.match(r"(\w+:)?//", address)]
+    assert not re.search(r"@import|url\(", page)
+    assert "default-src 'none'" in page
+
+
+def test_activations_come_back_within_half_a_shade() -> None:
+    compact = embedded(sample_page(), "features")
+    row = compact["index"].index(3)
+    _, _, peak, tokens, acts = compact["contexts"][row][0]
+    levels = dict(zip(acts[::2], acts[1::2], strict=True))
+    assert compact["strings"][tokens[peak]] == " river"
+    assert levels[peak] == 255
+    assert levels[3] / 255 * compact["max"][row] == pytest.approx(3.0, abs=23 / 255 / 2)
+
+
+def test_what_json_cannot_say_becomes_null() -> None:
+    assert embedded(sample_page(), "curves")["standard-12-l1-2"][0]["metrics/l0"] is None
+
+
+def test_the_full_size_of_page_stays_small() -> None:
+    features = [
+        feature(index, "cat")
+        | {"contexts": [{**feature(index, "x")["contexts"][0], "tokens": [" the"] * 33}] * 5}
+        for index in range(2304)
+    ]
+    assert len(render_page(sample_report(), features, {}).encode()) < 8_000_000
+
+
+@needs_browser
+def test_a_feature_address_opens_that_feature(tmp_path: Path) -> None:
+    document = opened(sample_page(), tmp_path, "#feature-3")
+    assert "Feature 3" in detail(document)
+    assert "river" in detail(document)
+    assert "<title>broken" not in document
+    assert "<img" not in document
+
+
+@needs_browser
+def test_searching_and_stepping_through_features_works(tmp_path: Path) -> None:
+    driver = """
+      const search = document.getElementById("search");
+      const log = [];
+      const find = (text) => {
+        search.value = text;
+        search.dispatchEvent(new Event("input"));
+        log.push(document.querySelectorAll("#list a").length);
+      };
+      find("theor"); find("sat"); find("#4"); find("");
+      document.getElementById("order").value = "index";
+      document.getElementById("order").dispatchEvent(new Event("change"));
+      location.hash = "feature-4";
+      setTimeout(() => {
+        document.querySelector("#steps [rel=next]").click();
+        document.body.dataset.log = log.join();
+      }, 100);
+    """
+    document = opened(sample_page(), tmp_path, driver=driver)
+    assert 'data-log="1,6,1,7"' in document
+    assert "Feature 5" in detail(document)
+    assert "violin" in detail(document)
+
+
+@needs_browser
+def test_a_dead_feature_says_that_it_is_dead(tmp_path: Path) -> None:
+    assert "dead feature" in detail(opened(sample_page(), tmp_path, "#feature-0"))
+
+
+@needs_browser
+def test_an_almost_empty_run_hides_what_it_lacks(tmp_path: Path) -> None:
+    report = {"model_name": "m", "hook_name": "h", "d_in": 8, "steering": []}
+    document = opened(render_page(report, [], {}), tmp_path)
+    navigation = re.search(r'<nav id="nav".*?</nav>', document, re.DOTALL)
+    assert navigation
+    assert re.findall(r">(\w+)</a>", navigation[0]) == ["Overview"]
+
+
+@pytest.mark.parametrize("n_points", [0, 1, 3])
+def test_the_front_is_drawn_as_png_and_nothing_else_is_left(
+    tmp_path: Path, n_points: int
+) -> None:
+    entries = [dictionary(2.0, 11.0), dictionary(5.0, 4.0), dictionary(0.5, 90.0)][:n_points]
+    path = tmp_path / "front.png"
+    draw_front([*entries, dictionary(7.0, None)], path)
+    picture = path.read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert int.from_bytes(picture[16:20]) == 1600
+    assert list(tmp_path.iterdir()) == [path]
