@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _main(words)
     except UserError as error:
         label = f"sae {words[0]}" if words else "sae"
-        print(f"{label}: {error}", file=sys.stderr)
+        # What another library said, and is quoted, may have several lines.
+        print(f"{label}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
@@ -68,22 +69,46 @@ def _usage() -> str:
 
 
 def _hand_to_hydra(name: str, words: list[str]) -> None:
-    """Sweeps and Hydra's own flags: its launchers, sweepers and output folders apply."""
+    """Sweeps and Hydra's own flags: its launchers, sweepers and output folders apply.
+
+    Every run of a sweep is checked before the first one starts.
+    """
     import os
 
     import hydra
 
-    from sae.schemas import STAGES, conf_folder, register, resolve
+    from sae.base.errors import UserError
+    from sae.schemas import (
+        STAGES,
+        check_sweep,
+        conf_folder,
+        named_choices,
+        register,
+        resolve,
+    )
 
     stage = STAGES[name]
     register(stage)
+    words = named_choices(stage, words)
+    check_sweep(stage, words)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
     def task(composed: Any) -> None:
-        stage.module().run(resolve(composed))
+        try:
+            stage.module().run(resolve(composed))
+        except UserError as error:
+            raise _Refused(error) from error
 
     sys.argv = [f"sae {name}", *words]
-    hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(task)()
+    run = hydra.main(config_path=str(conf_folder()), config_name=name, version_base="1.3")(task)
+    try:
+        run()
+    except _Refused as refused:
+        raise refused.args[0] from refused
+
+
+class _Refused(BaseException):
+    """Carries a `UserError` past Hydra, which would print a line of its own before it."""
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import itertools
 import textwrap
 import typing
 from collections.abc import Iterator, Sequence
@@ -101,13 +102,42 @@ def build(stage: Stage, overrides: Sequence[str]) -> Any:
         UserError: for an unknown key or choice, a wrong type or an impossible value.
     """
     register(stage)
-    words = [_named_choice(stage, word) for word in overrides]
+    words = named_choices(stage, overrides)
+    for word in words:
+        if word.startswith(("+", "~")):
+            raise UserError(f"{word}: keys are set, not added or removed; write key=value")
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
             composed = compose(stage.name, overrides=words)
         return resolve(composed)
-    except (HydraException, OmegaConfBaseException) as error:
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        # Hydra itself raises plain ValueErrors, for `sae=null` as an example.
         raise UserError(_sentence(stage, words, error)) from error
+
+
+def check_sweep(stage: Stage, words: Sequence[str]) -> None:
+    """Build the configuration of every run of a sweep: one bad value refuses all of it.
+
+    Flags, Hydra's own keys and what only another sweeper can count out are passed over.
+    """
+    parser = OverridesParser.create()
+    choices = []
+    for word in words:
+        if "=" not in word or word.lstrip("+").startswith(("-", "hydra.", "hydra/")):
+            continue
+        try:
+            (override,) = parser.parse_overrides([word])
+        except HydraException as error:
+            raise UserError(_sentence(stage, [word], error)) from error
+        if override.is_discrete_sweep():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        elif not override.is_sweep_override():
+            choices.append([word])
+    for run in itertools.product(*choices):
+        build(stage, run)
 
 
 def resolve(composed: DictConfig) -> Any:
@@ -132,13 +162,18 @@ def _choices(group: str) -> list[str]:
     return sorted(p.stem for p in (conf_folder() / group).glob("*.yaml"))
 
 
+def named_choices(stage: Stage, words: Sequence[str]) -> list[str]:
+    """The words, with choices that `conf/` does not list turned into names."""
+    return [_named_choice(stage, word) for word in words]
+
+
 def _named_choice(stage: Stage, word: str) -> str:
     key, _, value = word.partition("=")
     for group in groups(stage):
         name, _, package = group.partition("@")
         if key in (group, name) and name in _NAMED_GROUPS:
-            path = package or name
-            return f"{group}={value}" if value in _choices(name) else f"{path}.name={value}"
+            listed = set(value.split(",")) <= set(_choices(name))
+            return f"{group}={value}" if listed else f"{package or name}.name={value}"
     return word
 
 
@@ -206,6 +241,8 @@ def _sentence(stage: Stage, words: Sequence[str], error: Exception) -> str:
         except HydraException:
             return f"{word}: not of the form key=value; quote values with special characters"
         key = override.get_key_element().lstrip("+~")
+        if not key:
+            return f"{word}: not of the form key=value; the key is missing"
         if key in known_groups:
             value = str(override.value())
             if value not in known_groups[key]:
@@ -215,6 +252,8 @@ def _sentence(stage: Stage, words: Sequence[str], error: Exception) -> str:
             return f"{key} is no key of sae {stage.name}{nearest(key, [*known, *known_groups])}"
     root = error.__cause__ or error
     at = getattr(root, "full_key", None)
-    given = next((w for w in words if at and w.startswith(f"{at}=")), at)
+    given = next((w for w in reversed(words) if at and w.startswith(f"{at}=")), at)
     reason = str(root).strip().split("\n")[0]
+    if "not a ListConfig" in reason:
+        reason = f"give a list, as in {at}=[a,b]"
     return f"{given}: {reason}" if given else reason

@@ -11,16 +11,62 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 # Every shape written on a function of the core is checked at every call of the tests.
 install_import_hook(["sae.core", "sae.dictionary"], "beartype.beartype")
 
-WORDS = (
-    "the river ran past old mill where she kept seven grey cats and one very small dog that "
-    "never barked at night while rain fell on roof tiles red as autumn leaves because winter "
-    "was late this year people said it would snow before morning but nobody believed them"
-).split()
+WORDS = [
+    "the",
+    "river",
+    "ran",
+    "past",
+    "old",
+    "mill",
+    "where",
+    "she",
+    "kept",
+    "seven",
+    "grey",
+    "cats",
+    "and",
+    "one",
+    "very",
+    "small",
+    "dog",
+    "that",
+    "never",
+    "barked",
+    "at",
+    "night",
+    "while",
+    "rain",
+    "fell",
+    "on",
+    "roof",
+    "tiles",
+    "red",
+    "as",
+    "autumn",
+    "leaves",
+    "because",
+    "winter",
+    "was",
+    "late",
+    "this",
+    "year",
+    "people",
+    "said",
+    "it",
+    "would",
+    "snow",
+    "before",
+    "morning",
+    "but",
+    "nobody",
+    "believed",
+    "them",
+]
 
 
 def sentences(n: int, seed: int = 0, words: int = 24) -> list[str]:
@@ -126,8 +172,10 @@ def harvest_settings(run: Path, model: Path, text: Path) -> dict:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_text: Path) -> Path:
-    """A run with a cache and two trained dictionaries, `weak` and `strong`; not to be changed."""
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_text: Path
+) -> Path:
+    """A run with a cache and two dictionaries, `weak` and `strong`; not to be changed."""
     import sae
 
     run = tmp_path_factory.mktemp("runs") / "tiny"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sae.analysis.features import Context, FeatureStatistics
+from sae.base.errors import UserError
 from sae.base.files import atomic_path, read_json, write_json
 from sae.dictionary import Dictionary
 
@@ -45,7 +46,12 @@ class Atlas:
 def _rows(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(
+            f"{path} is missing or damaged ({error}); remove its folder and run sae analyze"
+        ) from error
     return rows
 
 

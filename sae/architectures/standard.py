@@ -4,6 +4,7 @@ Loss: `‖x − x̂‖² + λ Σ_j f_j ‖W_dec,j‖` with `f = relu(W_enc x + b
 on how we train SAEs", April 2024). The decoder's norms are free.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +34,8 @@ class StandardConfig(ArchitectureConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.l1_coefficient >= 0,
-            f"sae.l1_coefficient={self.l1_coefficient} is negative; give 0 or more "
+            0 <= self.l1_coefficient < math.inf,
+            f"sae.l1_coefficient={self.l1_coefficient} is impossible; give 0 or more "
             "(2 to 10 are usual)",
         )
         require(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ def explained_failures(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        path = _final(path)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{path}: the disk is full; free some space and run the same command again, "
@@ -33,6 +35,12 @@ def explained_failures(path: Path) -> Iterator[None]:
                 f"{path}: a file is in the way of this folder; move it or choose another run="
             ) from error
         raise
+
+
+def _final(path: Path) -> Path:
+    """The path that people know: without the suffixes of folders that are not yet whole."""
+    parts = [re.sub(r"^\.(.+)\.[0-9a-f]{8}\.partial$", r"\1", part) for part in path.parts]
+    return Path(*parts)
 
 
 @contextmanager

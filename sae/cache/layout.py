@@ -29,6 +29,8 @@ from sae.base.errors import UserError, nearest
 
 FORMAT = "sae-atlas activation cache"
 FORMAT_VERSION = 1
+TEXT = ("tokens", "documents", "held_out", "document_digests")
+STATISTICS = ("mean", "variance", "norm_quantiles")
 
 # How torch types are stored. Zarr has no bfloat16, so its bits are kept as uint16; the fill
 # value is a NaN in each, because activations are finite and what is missing must show.
@@ -134,8 +136,7 @@ class ActivationCache:
 
     def statistics(self, hook_name: str) -> dict[str, NDArray[np.float64]]:
         """`mean` and `variance` (d_in,) and `norm_quantiles` (101,) of the training rows."""
-        names = ("mean", "variance", "norm_quantiles")
-        return {name: self._whole(f"statistics/{hook_name}/{name}") for name in names}
+        return {n: self._whole(f"statistics/{hook_name}/{n}") for n in STATISTICS}
 
     def text_rows(self) -> NDArray[np.bool_]:
         """Which tokens are text, not special tokens, (sequence, position)."""
@@ -184,12 +185,22 @@ class ActivationCache:
 
     def _whole(self, name: str) -> NDArray[Any]:
         try:
-            whole: NDArray[Any] = np.asarray(self._array(name)[...])
-            return whole
+            return read_whole(self._array(name))
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"{self.path}: {name} is missing or damaged ({error}); harvest again"
             ) from error
+
+
+def read_whole(array: Any) -> NDArray[Any]:
+    """All of a zarr array, every chunk of it.
+
+    Raises:
+        ValueError: if a chunk is damaged, or is not there: zarr would make it up of zeros.
+    """
+    if array.nchunks_initialized < array.nchunks:
+        raise ValueError(f"{array.nchunks - array.nchunks_initialized} chunks are not there")
+    return np.asarray(array[...])
 
 
 def chunk_slices(n: int, size: int) -> list[slice]:

@@ -54,16 +54,20 @@ def select_rows(
 
 
 def rows_in_order(selection: RowSelection, limit: int | None = None) -> Iterator[Tensor]:
-    """The rows chunk by chunk, (row, d_in), as stored; at most about `limit`, evenly spread."""
+    """The rows chunk by chunk, (row, d_in), as stored; at most `limit`, evenly spread."""
     chunks = selection.cache.chunks(selection.hook_name)
     counts = [int(selection.keep[c].sum()) for c in chunks]
     step = 1
     if limit is not None and sum(counts) > limit:
         step = -(-sum(counts) // limit)
+    before = 0
     for chunk, count in zip(chunks, counts, strict=True):
-        if count:
+        # Every `step`-th row of them all: a chunk goes on where the one before it ended.
+        first = -before % step
+        before += count
+        if first < count:
             x = selection.cache.read(selection.hook_name, chunk)
-            yield x[torch.from_numpy(selection.keep[chunk])][::step]
+            yield x[torch.from_numpy(selection.keep[chunk])][first::step]
 
 
 def shuffled_batches(

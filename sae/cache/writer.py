@@ -20,12 +20,16 @@ from zarr.codecs import Crc32cCodec
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_path, explained_failures
+from sae.base.provenance import digest
 from sae.cache.layout import (
     FORMAT,
     FORMAT_VERSION,
+    STATISTICS,
     STORED_DTYPES,
+    TEXT,
     chunk_slices,
     from_stored,
+    read_whole,
     to_stored,
 )
 from sae.text.packing import PackedText
@@ -67,6 +71,11 @@ class CacheWriter:
         return bool(self._attributes["complete"])
 
     @property
+    def weight_digest(self) -> str:
+        """Identifies the weights of the model that the cache was begun with."""
+        return str(self._attributes["model"]["weight_digest"])
+
+    @property
     def tokens(self) -> NDArray[np.int32]:
         """Token ids, (sequence, position)."""
         return np.asarray(self.group["tokens"][...])  # type: ignore[index]
@@ -74,6 +83,49 @@ class CacheWriter:
     def chunks(self) -> list[slice]:
         """Sequences of each chunk."""
         return chunk_slices(self.group["tokens"].shape[0], SEQUENCES_A_CHUNK)  # type: ignore[union-attr]
+
+    def intact(self) -> bool:
+        """Whether the cache is complete and everything in it reads as it was written."""
+        statistics = (f"statistics/{h}/{n}" for h in self.hooks for n in STATISTICS)
+        return (
+            self.complete
+            and self.text_intact()
+            and all(self._whole(name) for name in statistics)
+            and not self.missing()
+        )
+
+    def text_intact(self) -> bool:
+        """Whether tokens, documents and split read as they were written."""
+        return all(self._whole(name) for name in TEXT)
+
+    def _whole(self, name: str) -> bool:
+        try:
+            read_whole(self.group[name])
+        except (KeyError, ValueError):
+            return False
+        return True
+
+    def write_text(self, text: PackedText) -> None:
+        """Put the text back after damage.
+
+        Raises:
+            UserError: if `text` is not the one that the activations were computed from.
+        """
+        documents = digest(text.document_digests.tolist())
+        if documents != self._attributes["data_digest"]:
+            raise UserError(
+                f"{self.path} is damaged, and the text that it was made of has changed; "
+                "remove it and harvest again"
+            )
+        with explained_failures(self.path):
+            for name in TEXT:
+                if not self._whole(name):
+                    _array(self.group, name, getattr(text, name), overwrite=True)
+
+    def empty(self) -> bool:
+        """Whether no activations have been written yet."""
+        arrays: list[Any] = [self.group[f"activations/{hook}"] for hook in self.hooks]
+        return not any(array.nchunks_initialized for array in arrays)
 
     def missing(self) -> list[slice]:
         """Chunks that some hook has not got, or whose bytes are damaged."""
@@ -149,6 +201,8 @@ def _array(
         compressors=[Crc32cCodec()],
         filters=None,
         overwrite=overwrite,
+        # Zarr leaves out chunks of zeros; then one that got lost would read as zeros.
+        config={"write_empty_chunks": True},
     )
 
 
@@ -202,7 +256,8 @@ def create_cache(
 def resume_cache(path: Path, digest: str) -> CacheWriter | None:
     """The cache at `path` if it is, or is to become, the one that `digest` describes.
 
-    Returns None if nothing is there.
+    Returns None if nothing is there, or nothing but another one's text: its harvest ended
+    before the first chunk, as it does when dtype cannot hold the activations.
 
     Raises:
         UserError: if something else is there; it is left as it is.
@@ -216,11 +271,16 @@ def resume_cache(path: Path, digest: str) -> CacheWriter | None:
         raise UserError(
             f"{path} holds something that is no activation cache; choose another run="
         )
+    if writer.digest != digest and not writer.complete and writer.empty():
+        return None
     if writer.digest != digest:
         raise UserError(
             f"{path} holds a cache of another model, text or setting; choose another run=... "
             "or remove it"
         )
+    # A process that was killed inside a write leaves the half that it had written.
+    for half in path.rglob("*.partial"):
+        half.unlink()
     return writer
 
 

@@ -18,7 +18,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
+# Torch warns once a process that CSR tensors are in beta; nothing here can answer that, so
+# let it happen now.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1))
 
 
 class Support(NamedTuple):

@@ -16,6 +16,12 @@ _METRICS = {
     "l2_ratio": "Mean of ‖x̂‖ / ‖x‖",
 }
 
+_LIMITS = """\
+It was trained on few tokens of a mixed text and on one layer of one model. A feature's
+contexts and promoted tokens suggest what it stands for; they do not prove it. Probes on plain
+activations and plain prompts are strong baselines for detection and for steering.
+"""
+
 
 def model_card(
     dictionary: Dictionary, figures: dict[str, Any], subfolder: str, n_features: int
@@ -35,20 +41,7 @@ def model_card(
     )
     settings = "\n".join(f"| `{key}` | `{value}` |" for key, value in _settings(dictionary))
     return f"""\
----
-library_name: saelens
-base_model: {dictionary.model_name}
-tags:
-- sparse-autoencoder
-- interpretability
-- sae-atlas
-configs:
-- config_name: features
-  data_files: features.parquet
-- config_name: contexts
-  data_files: contexts.parquet
----
-
+{_front_matter(dictionary)}
 # A sparse autoencoder of {dictionary.model_name} at `{dictionary.hook_name}`
 
 {dictionary.d_sae:,} latents on activations of width {dictionary.d_in}, trained with sae-atlas
@@ -86,9 +79,25 @@ On held-out text ({figures["n_rows"]:,} rows; special tokens left out).
 
 ## What it is not good for
 
-It was trained on few tokens of a mixed text and on one layer of one model. A feature's
-contexts and promoted tokens suggest what it stands for; they do not prove it. Probes on plain
-activations and plain prompts are strong baselines for detection and for steering.
+{_LIMITS}"""
+
+
+def _front_matter(dictionary: Dictionary) -> str:
+    """What the Hub reads of a card: the base model, and which tables to show."""
+    return f"""\
+---
+library_name: saelens
+base_model: {dictionary.model_name}
+tags:
+- sparse-autoencoder
+- interpretability
+- sae-atlas
+configs:
+- config_name: features
+  data_files: features.parquet
+- config_name: contexts
+  data_files: contexts.parquet
+---
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sae.base.errors import UserError, require
@@ -46,13 +46,14 @@ def save_dictionary(dictionary: Dictionary, folder: Path) -> None:
         (temporary / CONFIG_FILE).write_text(
             json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        save_file(tensors, temporary / WEIGHTS_FILE)
+        # As bytes, not by `save_file`, whose errors hide that the disk is full.
+        (temporary / WEIGHTS_FILE).write_bytes(save(tensors))
 
 
 def save_sparsity(density: Tensor, folder: Path) -> None:
     """Add SAELens's `sparsity.safetensors`: log10 of each latent's share of active rows."""
     with atomic_path(folder / SPARSITY_FILE) as temporary:
-        save_file({"sparsity": torch.log10(density.float().cpu() + 1e-10)}, temporary)
+        temporary.write_bytes(save({"sparsity": torch.log10(density.float().cpu() + 1e-10)}))
 
 
 def load_dictionary(folder: str | Path) -> Dictionary:
@@ -64,6 +65,7 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is no folder; a dictionary is a folder with cfg.json")
     config = read_json(folder / CONFIG_FILE)
+    require(isinstance(config, dict), f"{folder / CONFIG_FILE} is no JSON object; damaged?")
     architecture = str(config.get("architecture"))
     require(
         architecture in _TENSORS,

@@ -5,7 +5,7 @@ and weights are never folded or centred: what is read is what the model computes
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +41,12 @@ _PRE_NORM = {
     "mlp.hook_post": ("mlp.down_proj", "input"),
     "hook_resid_mid": ("post_attention_layernorm", "input"),
 }
+# Families that norm what attention and MLP add (Gemma 2, OLMo 2): what is added is the
+# norm's output, and `post_attention_layernorm` is that norm, not the one before the MLP.
+_POST_NORM = {
+    "hook_attn_out": ("post_attention_layernorm", "output"),
+    "hook_mlp_out": ("post_feedforward_layernorm", "output"),
+}
 _GPT2 = {
     "hook_resid_pre": ("", "input"),
     "hook_resid_post": ("", "output"),
@@ -65,6 +71,17 @@ _FAMILIES = {
 }
 
 
+def _table(
+    table: dict[str, tuple[str, str]], block: str, modules: Container[str]
+) -> dict[str, tuple[str, str]]:
+    """The family's hooks, corrected for a block that norms what it adds to the stream."""
+    if f"{block}.post_feedforward_layernorm" not in modules:
+        return table
+    pre_norm = "pre_feedforward_layernorm"
+    mid = pre_norm if f"{block}.{pre_norm}" in modules else "mlp"
+    return {**table, **_POST_NORM, "hook_resid_mid": (mid, "input")}
+
+
 def list_hooks(module: nn.Module) -> list[HookPoint]:
     """Every hook of `module` that has a TransformerLens name, block by block."""
     found = []
@@ -74,8 +91,9 @@ def list_hooks(module: nn.Module) -> list[HookPoint]:
         if not isinstance(layers, nn.ModuleList):
             continue
         for i in range(len(layers)):
-            for name, (inside, side) in table.items():
-                path = f"{blocks}.{i}.{inside}".rstrip(".")
+            block = f"{blocks}.{i}"
+            for name, (inside, side) in _table(table, block, modules).items():
+                path = f"{block}.{inside}".rstrip(".")
                 if path in modules:
                     found.append(HookPoint(f"blocks.{i}.{name}", path, side))
     return found
@@ -156,11 +174,19 @@ def read_activations(
     Returns:
         For each hook name a tensor (batch, position, width), bit-equal to what a plain hook
         on an uninterrupted forward sees.
+
+    Raises:
+        UserError: if a module path is never called, or gives something else.
     """
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[Tensor], None]:
-        def see(x: Tensor) -> None:
+        def see(x: Any) -> None:
+            if not isinstance(x, Tensor) or x.dim() != 3 or x.shape[:2] != tokens.shape:
+                raise UserError(
+                    f"hook_name={name} does not give one vector a token; choose a place "
+                    "inside a block, such as its output"
+                )
             seen[name] = x
             if len(seen) == len(points):
                 raise _Stop
@@ -176,6 +202,12 @@ def read_activations(
     finally:
         for handle in handles:
             handle.remove()
+    unseen = [point.hook_name for point in points if point.hook_name not in seen]
+    if unseen:
+        raise UserError(
+            f"hook_name={unseen[0]} is a part that the model does not call; choose one that "
+            "computes something, such as a block"
+        )
     return seen
 
 

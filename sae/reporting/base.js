@@ -36,11 +36,11 @@ const svg = (tag, attributes = {}, ...children) =>
 
 const known = (value) => value !== null && value !== undefined;
 const when = (write) => (value) => (known(value) ? write(value) : "–");
-const count = when((value) => Math.round(value).toLocaleString("en"));
+const digits3 = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const count = when((value) => whole.format(value));
 const fixed = (digits) => when((value) => value.toFixed(digits));
-const short = when((value) =>
-  Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }),
-);
+const short = when((value) => digits3.format(value));
 const percent = when((value) => {
   const share = 100 * value;
   return `${share === 0 ? 0 : Number(share.toPrecision(share < 10 ? 2 : 3))}%`;

@@ -93,7 +93,7 @@ function drawAxes(x, y, spec, frame) {
   ];
 }
 
-/* A chart of series `{name, hue, points: [{x, y, tip, label, strong, onlit}], dots, dashed, faint}`. */
+/* A chart of series `{name, hue, points: [{x, y, tip(), label, strong, hue, onlit}], dots, dashed, faint}`. */
 function plot(host, spec) {
   const usable = (point) =>
     known(point.x) &&
@@ -132,7 +132,7 @@ function drawPlot(width, spec, series, points) {
     const box = root.getBoundingClientRect();
     ring.setAttribute("cx", x.at(point.x));
     ring.setAttribute("cy", y.at(point.y));
-    showTip(box.left + x.at(point.x), box.top + y.at(point.y), ...point.tip);
+    showTip(box.left + x.at(point.x), box.top + y.at(point.y), ...point.tip());
   };
   const nearest = (event) => {
     const box = root.getBoundingClientRect();
@@ -155,35 +155,37 @@ function drawSeries(entry, x, y, frame, light) {
   const spots = entry.points.map((point) => [x.at(point.x), y.at(point.y)]);
   const kind = `line${entry.dashed ? " dashed" : ""}${entry.faint ? " faint" : ""}`;
   const path = spots.map(([left, top], i) => `${i ? "L" : "M"}${left.toFixed(1)} ${top.toFixed(1)}`).join("");
-  const dots = entry.points.map((point, i) => {
-    const [left, top] = spots[i];
-    const late = left + 9 + 6.6 * (point.label || "").length > frame.right + 10;
-    return [
-      svg("circle", {
-        class: "dot",
-        cx: left,
-        cy: top,
-        r: point.strong ? 7 : 5,
-        tabindex: 0,
-        role: "img",
-        "aria-label": point.tip.join(", "),
-        "--hue": point.hue || entry.hue,
-        onfocus: () => light(point),
-        onblur: () => light(null),
-      }),
-      point.label
-        ? svg(
-            "text",
-            {
-              class: `label${point.strong ? " strong" : ""}`,
-              x: late ? frame.right + 10 : left + 9,
-              y: top + 20,
-              "text-anchor": late ? "end" : "start",
-            },
-            point.label,
-          )
-        : null,
-    ].filter(Boolean);
-  });
-  return [svg("path", { class: kind, d: path, "--hue": entry.hue }), ...(entry.dots ? dots.flat() : [])];
+  const dots = entry.dots
+    ? entry.points.flatMap((point, i) => drawDot(point, spots[i], entry.hue, frame, light))
+    : [];
+  return [svg("path", { class: kind, d: path, "--hue": entry.hue }), ...dots];
+}
+
+function drawDot(point, [left, top], hue, frame, light) {
+  const label = point.label || "";
+  const late = left + 9 + 6.6 * label.length > frame.right + 10;
+  return [
+    svg("circle", {
+      class: "dot",
+      cx: left,
+      cy: top,
+      r: point.strong ? 7 : 5,
+      tabindex: 0,
+      role: "img",
+      "aria-label": point.tip().join(", "),
+      "--hue": point.hue || hue,
+      onfocus: () => light(point),
+      onblur: () => light(null),
+    }),
+    svg(
+      "text",
+      {
+        class: `label${point.strong ? " strong" : ""}`,
+        x: late ? frame.right + 10 : left + 9,
+        y: top + 20,
+        "text-anchor": late ? "end" : "start",
+      },
+      label,
+    ),
+  ];
 }

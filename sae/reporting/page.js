@@ -127,7 +127,7 @@ function drawFront() {
       hue: hues.get(entry.id),
       strong: entry === chosen,
       label: `λ = ${short(entry.l1_coefficient)}${entry === chosen ? " · chosen" : ""}`,
-      tip: [
+      tip: () => [
         entry.id,
         `L0 ${fixed(1)(entry.l0)}`,
         `explained variance ${fixed(3)(entry.explained_variance)}`,
@@ -204,7 +204,7 @@ function drawTraining() {
       points: points.map((point) => ({
         x: point.step,
         y: point[key],
-        tip: [id, `step ${count(point.step)}`, `${title.toLowerCase()} ${short(point[key])}`],
+        tip: () => [id, `step ${count(point.step)}`, `${title.toLowerCase()} ${short(point[key])}`],
       })),
     }));
     const host = h("div");
@@ -235,7 +235,7 @@ function steeringSeries(entry, metric, write) {
     const points = spread.map((point) => ({
       x: point.strength,
       y: point[metric],
-      tip: [
+      tip: () => [
         name,
         direction === "prompt" ? "no steering" : `strength ${signed(point.strength)}×`,
         write(point[metric]),
@@ -453,6 +453,7 @@ function drawNavigation() {
     const here =
       parts.filter((part) => part.getBoundingClientRect().top < innerHeight * 0.35).pop() || parts[0];
     for (const [part, link] of links) link.setAttribute("aria-current", part === here);
+    $("nav").scrollLeft = links.get(here).offsetLeft - 80;
   };
   addEventListener("scroll", mark, { passive: true });
   mark();
@@ -466,3 +467,5 @@ if (reveal("steering", report.steering)) $("steered").append(...report.steering.
 drawExport();
 drawRun();
 drawNavigation();
+// The browser looked for the address when the sections were still empty.
+$(location.hash.slice(1))?.scrollIntoView({ behavior: "instant" });

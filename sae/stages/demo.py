@@ -20,6 +20,11 @@ from sae.cache.layout import ActivationCache
 from sae.reporting.front import draw_front
 from sae.reporting.page import render_page
 from sae.stages import analyze, eval, export, harvest, steer, train
+from sae.stages.analyze import AnalyzeConfig
+from sae.stages.eval import EvalConfig
+from sae.stages.harvest import HarvestConfig
+from sae.stages.steer import SteerConfig
+from sae.stages.train import TrainConfig
 from sae.training.loggers import read_metrics
 
 _CHOICE = (
@@ -30,7 +35,16 @@ _CURVE_POINTS = 200
 
 
 def _grid() -> list[float]:
-    return [1.5, 2.0, 3.0, 4.5, 7.0]
+    return [1.0, 1.5, 2.2, 3.2, 4.7]
+
+
+# The sizes of `conf/demo.yaml`, so that `sae.demo()` does what `sae demo` does.
+def _harvest() -> HarvestConfig:
+    return HarvestConfig(n_tokens=448_000)
+
+
+def _train() -> TrainConfig:
+    return TrainConfig(training_tokens=1_600_000, sae=StandardConfig(d_sae=2304))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,19 +53,19 @@ class DemoConfig:
 
     run: str = "runs/demo"
     """Folder of everything; the report is `{run}/report.html`."""
-    harvest: harvest.HarvestConfig = field(default_factory=harvest.HarvestConfig)
+    harvest: HarvestConfig = field(default_factory=_harvest)
     """Keys of `sae harvest`."""
-    train: train.TrainConfig = field(default_factory=train.TrainConfig)
+    train: TrainConfig = field(default_factory=_train)
     """Keys of `sae train`."""
     l1_coefficients: list[float] = field(default_factory=_grid)
     """One dictionary is trained for each; all read the same batches."""
     max_l0: float = 60.0
     """The dictionary to look at is the most faithful one up to this L0."""
-    eval: eval.EvalConfig = field(default_factory=eval.EvalConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     """Keys of `sae eval`."""
-    analyze: analyze.AnalyzeConfig = field(default_factory=analyze.AnalyzeConfig)
+    analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
     """Keys of `sae analyze`."""
-    steer: steer.SteerConfig = field(default_factory=steer.SteerConfig)
+    steer: SteerConfig = field(default_factory=SteerConfig)
     """Keys of `sae steer`."""
 
     def __post_init__(self) -> None:

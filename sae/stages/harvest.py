@@ -15,7 +15,7 @@ from sae.cache.layout import STORED_DTYPES, ActivationCache, open_cache
 from sae.cache.writer import CacheWriter, HookShape, bytes_needed, create_cache, resume_cache
 from sae.models.hooks import HookPoint, find_hook, read_activations
 from sae.models.load import LanguageModel, ModelConfig, load_model, load_skeleton
-from sae.text.packing import pack
+from sae.text.packing import PackedText, pack
 from sae.text.source import DataConfig, check_source, documents
 
 
@@ -42,6 +42,8 @@ class HarvestConfig:
 
     def __post_init__(self) -> None:
         require(bool(self.hook_names), "hook_names is empty; name at least one hook")
+        twice = {name for name in self.hook_names if self.hook_names.count(name) > 1}
+        require(not twice, f"hook_names holds {', '.join(sorted(twice))} twice; name each once")
         require(self.context_size >= 2, f"context_size={self.context_size}; give 2 or more")
         require(
             self.n_tokens >= 2 * self.context_size,
@@ -68,16 +70,17 @@ class HarvestConfig:
 def run(config: HarvestConfig) -> ActivationCache:
     """Harvest, or complete a harvest that was interrupted, or reuse a finished one."""
     check_writable(config.cache_path.parent)
-    check_source(config.data)
     # What decides the content; the batch size and the device do not.
     content = plain(
         replace(config, run="", batch_size=1, model=replace(config.model, device=""))
     )
     wanted = digest(content)
     writer = resume_cache(config.cache_path, wanted)
-    if writer is not None and writer.complete:
+    if writer is not None and writer.intact():
         say(f"harvest: {config.cache_path} is there already, reused")
         return open_cache(config.cache_path)
+    if writer is None:
+        check_source(config.data)
     skeleton = load_skeleton(config.model)
     for name in config.hook_names:
         find_hook(skeleton, name)
@@ -90,6 +93,8 @@ def run(config: HarvestConfig) -> ActivationCache:
     points = [find_hook(model.module, name) for name in config.hook_names]
     if writer is None:
         writer = _create(config, model, points, wanted)
+    else:
+        _continue(config, writer, model)
     _fill(config, writer, model, points)
     writer.finish()
     return open_cache(config.cache_path)
@@ -105,14 +110,7 @@ def _create(
         f"{config.model.name} at {', '.join(config.hook_names)}; {needed / 1e9:.2f} GB on disk"
     )
     check_free_space(config.cache_path, needed)
-    text = pack(
-        documents(config.data),
-        model.tokenizer,
-        bos_token_id=model.bos_token_id,
-        context_size=config.context_size,
-        n_tokens=config.n_tokens,
-        held_out_fraction=config.data.held_out_fraction,
-    )
+    text = _packed(config, model)
     if text.tokens.size < 0.95 * config.n_tokens:
         say(f"harvest: the text ended after {text.tokens.size:,} tokens")
     attributes: dict[str, Any] = {
@@ -134,6 +132,28 @@ def _create(
     return create_cache(
         config.cache_path, text, hooks, dtype=config.dtype, attributes=attributes
     )
+
+
+def _packed(config: HarvestConfig, model: LanguageModel) -> PackedText:
+    return pack(
+        documents(config.data),
+        model.tokenizer,
+        bos_token_id=model.bos_token_id,
+        context_size=config.context_size,
+        n_tokens=config.n_tokens,
+        held_out_fraction=config.data.held_out_fraction,
+    )
+
+
+def _continue(config: HarvestConfig, writer: CacheWriter, model: LanguageModel) -> None:
+    """Refuse to mix activations of two models in one cache; put damaged text back."""
+    require(
+        writer.weight_digest == model.digest,
+        f"{config.cache_path} was begun with other weights of {config.model.name}; choose "
+        "another run=... or remove it",
+    )
+    if not writer.text_intact():
+        writer.write_text(_packed(config, model))
 
 
 def _shapes(model: LanguageModel, points: list[HookPoint]) -> list[HookShape]:

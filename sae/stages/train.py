@@ -65,6 +65,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(
+            not self.name or Path(self.name).name == self.name != "..",
+            f"name={self.name} is no name of one folder; leave out the slashes",
+        )
+        require(
             self.train_batch_size_tokens >= 1,
             f"train_batch_size_tokens={self.train_batch_size_tokens}; give 1 or more",
         )

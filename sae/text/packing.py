@@ -95,7 +95,7 @@ def pack(
         UserError: if the text does not fill one row for training and one held out.
     """
     n_rows = max(2, round(n_tokens / context_size))
-    n_held_out = max(1, round(n_rows * held_out_fraction))
+    n_held_out = min(n_rows - 1, max(1, round(n_rows * held_out_fraction)))
     sides = {
         False: _Rows(n_rows - n_held_out, context_size, bos_token_id),
         True: _Rows(n_held_out, context_size, bos_token_id),

@@ -59,10 +59,15 @@ def documents(config: DataConfig) -> Iterator[str]:
 
 
 def check_source(config: DataConfig) -> None:
-    """Refuse a local source without readable files before anything heavy is loaded."""
+    """Read the first document, so that a bad source is refused before a model is loaded."""
+    if config.name in EMBEDDED_TEXTS:
+        return
     path = Path(config.name).expanduser()
-    if config.name not in EMBEDDED_TEXTS and path.exists():
-        _readable_files(path)
+    require(
+        path.exists() or not config.name.startswith((".", "/", "~")),
+        f"data.name={config.name} is not there; give a file or a folder that exists",
+    )
+    next(documents(config), None)
 
 
 def _readable_files(path: Path) -> list[Path]:
@@ -95,10 +100,12 @@ def _local_documents(path: Path, config: DataConfig) -> Iterator[str]:
                 reader, data_files=str(file), split="train", streaming=True, **settings
             )
             yield from _column(rows, column, str(file))
-        except (UnicodeDecodeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{file} is not readable as {reader} in UTF-8: {error}") from error
+        except UserError:
+            raise
+        except Exception as error:
+            # A broken file raises what its reader or its compression likes: a dozen types.
+            first = (str(error).strip() or type(error).__name__).split("\n")[0]
+            raise UserError(f"{file} is not readable as {reader} in UTF-8: {first}") from error
 
 
 def _hub_documents(config: DataConfig) -> Iterator[str]:

@@ -11,8 +11,9 @@ from sae.base.files import atomic_path
 
 def save_checkpoint(path: Path, digest: str, state: dict[str, Any]) -> None:
     """Replace the checkpoint at `path`; the old one is good until the new one is."""
-    with atomic_path(path) as temporary:
-        torch.save({"digest": digest, "state": state}, temporary)
+    # Through a file of Python's own: torch's writer hides that the disk is full.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save({"digest": digest, "state": state}, file)
 
 
 def load_checkpoint(path: Path, digest: str) -> dict[str, Any] | None:
@@ -25,12 +26,12 @@ def load_checkpoint(path: Path, digest: str) -> dict[str, Any] | None:
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        found, state = saved["digest"], saved["state"]
     except Exception as error:
         raise UserError(f"{path} is damaged ({error}); remove it to start anew") from error
-    if saved["digest"] != digest:
+    if found != digest:
         raise UserError(
             f"{path} is a checkpoint of another configuration or cache; give this run another "
             "name=... or remove the checkpoint to start anew"
         )
-    state: dict[str, Any] = saved["state"]
-    return state
+    return dict(state)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sae.base.errors import require
-from sae.base.files import explained_failures
+from sae.base.files import explained_failures, write_text
 from sae.base.progress import say
 
 
@@ -54,20 +54,25 @@ class JsonlLogger:
     """
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
+        self._path = path
         with explained_failures(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = _lines_up_to(path, resume_step) if path.exists() else []
-            self._file = path.open("w", encoding="utf-8")
-            self._file.writelines(kept)
+            # Replaced as a whole, so that a kill in between loses no line.
+            write_text(path, "".join(kept))
+            self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        with explained_failures(self._path):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def flush(self) -> None:
-        self._file.flush()
+        with explained_failures(self._path):
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with explained_failures(self._path):
+            self._file.close()
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

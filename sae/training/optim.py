@@ -1,5 +1,6 @@
 """Adam and the learning rate over a run: linear warm-up, plateau, linear decay to zero."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.lr > 0, f"optim.lr={self.lr} is impossible; give more than 0, such as 3e-3"
+            0 < self.lr < math.inf,
+            f"optim.lr={self.lr} is impossible; give more than 0, such as 3e-3",
         )
         for name in ("beta1", "beta2"):
             value = getattr(self, name)

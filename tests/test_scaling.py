@@ -1,0 +1,29 @@
+"""Scaling for training, and its exact undoing in the saved weights."""
+
+import torch
+
+from sae.core.scaling import InputScaling, moments
+from sae.dictionary import Dictionary
+
+
+def test_scaled_rows_are_centred_with_mean_square_one_a_coordinate():
+    x = torch.randn(4000, 24) * 7 + torch.arange(24.0)
+    scaling = InputScaling.from_moments(*moments(x))
+    scaled = scaling(x)
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(24), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scaled.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
+
+
+def test_folded_weights_do_on_raw_rows_what_the_trained_do_on_scaled_rows():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 24, generator=generator) * 50 + 200
+    scaling = InputScaling.from_moments(*moments(x))
+    w_enc, w_dec = (torch.randn(*s, generator=generator) for s in ((24, 60), (60, 24)))
+    b_enc, b_dec = (torch.randn(n, generator=generator) for n in (60, 24))
+    feature_acts = torch.relu(scaling(x) @ w_enc + b_enc)
+    x_hat = (feature_acts @ w_dec + b_dec) / scaling.scale + scaling.mean
+    folded_enc, folded_b_enc = scaling.fold_encoder(w_enc, b_enc)
+    folded_dec, folded_b_dec = scaling.fold_decoder(w_dec, b_dec)
+    dictionary = Dictionary(folded_enc, folded_b_enc, folded_dec, folded_b_dec)
+    torch.testing.assert_close(dictionary.encode(x), feature_acts, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(dictionary(x), x_hat, rtol=1e-5, atol=1e-2)

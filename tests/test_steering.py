@@ -1,0 +1,221 @@
+"""Steering: exact where it must be, beside its baselines."""
+
+import shutil
+
+import pytest
+import torch
+
+import sae
+from sae.models.hooks import edited, find_hook
+from sae.models.load import ModelConfig, load_model
+from sae.steering.choose import choose_features
+from sae.steering.edits import add_vectors, random_direction
+from sae.steering.generate import Sampling, perplexity, prompt_ids, write
+
+HOOK = "blocks.1.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return load_model(ModelConfig(name=str(tiny_model), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def point(model):
+    return find_hook(model.module, HOOK)
+
+
+@pytest.fixture(scope="module")
+def ids(model):
+    return prompt_ids(model, "the old mill where she kept")
+
+
+def vectors(n=3, scale=4.0):
+    return torch.randn(n, 32, generator=torch.Generator().manual_seed(3)) * scale
+
+
+def test_strength_zero_leaves_the_logits_bit_equal(model, point, ids):
+    rows = ids.expand(2, -1)
+    with torch.no_grad():
+        plain = model.module(rows).logits
+        with edited(model.module, point, add_vectors(torch.zeros(2, 32))):
+            steered = model.module(rows).logits
+    assert torch.equal(plain, steered)
+
+
+def test_a_zero_row_is_untouched_beside_a_steered_one(model, point, ids):
+    rows = ids.expand(2, -1)
+    both = torch.stack([torch.zeros(32), vectors(1)[0]])
+    with torch.no_grad():
+        plain = model.module(rows).logits
+        with edited(model.module, point, add_vectors(both)):
+            steered = model.module(rows).logits
+    assert torch.equal(plain[0], steered[0])
+    assert not torch.allclose(plain[1], steered[1])
+
+
+def test_the_edit_adds_the_vector_everywhere_but_at_the_first_position():
+    x = torch.randn(2, 5, 32)
+    moved = add_vectors(vectors(2))(x)
+    assert torch.equal(moved[:, 0], x[:, 0])
+    torch.testing.assert_close(moved[:, 1:] - x[:, 1:], vectors(2)[:, None].expand(2, 4, 32))
+    one = torch.randn(2, 1, 32)
+    torch.testing.assert_close(add_vectors(vectors(2))(one), one + vectors(2)[:, None])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_writing_with_the_key_value_cache_equals_writing_without(
+    model, point, ids, temperature
+):
+    sampling = Sampling(max_new_tokens=20, temperature=temperature, seed=5)
+    cached, plain = (
+        write(model, point, ids, vectors(), sampling, use_cache=use) for use in (True, False)
+    )
+    assert torch.equal(cached, plain)
+    unsteered = write(model, point, ids, torch.zeros(3, 32), sampling)
+    assert not torch.equal(cached, unsteered)
+
+
+def test_writing_leaves_the_callers_random_state_alone_and_depends_on_the_seed(
+    model, point, ids
+):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    texts = [
+        write(model, point, ids, vectors(), Sampling(max_new_tokens=9, temperature=1.0, seed=s))
+        for s in (1, 1, 2)
+    ]
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(texts[0], texts[1])
+    assert not torch.equal(texts[0], texts[2])
+
+
+def test_a_batch_of_one_writes_what_a_batch_of_many_writes(model, point, ids):
+    sampling = Sampling(max_new_tokens=12, temperature=0.0, seed=0)
+    together = write(model, point, ids, vectors(), sampling)
+    alone = torch.cat([write(model, point, ids, v[None], sampling) for v in vectors()])
+    assert torch.equal(together, alone)
+
+
+def test_perplexity_equals_the_loss_that_the_model_itself_reports(model, ids):
+    written = torch.randint(2, 300, (2, 7), generator=torch.Generator().manual_seed(0))
+    found = perplexity(model, ids, written)
+    for row, value in zip(written, found, strict=True):
+        whole = torch.cat([ids, row])[None]
+        labels = whole.clone()
+        labels[:, : len(ids)] = -100
+        with torch.no_grad():
+            loss = model.module(whole, labels=labels).loss
+        assert float(value) == pytest.approx(float(loss.exp()), rel=1e-4)
+
+
+def test_a_random_direction_has_the_norm_of_the_features_and_depends_on_the_seed():
+    like = vectors(1)[0]
+    first, again, other = (random_direction(like, s) for s in (1, 1, 2))
+    assert float(first.norm()) == pytest.approx(float(like.norm()), rel=1e-5)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert abs(float(torch.cosine_similarity(first, like, dim=0))) < 0.9
+
+
+def row(feature, density=0.001, agreement=0.5, sharpness=4.0, tokens=None):
+    return {
+        "feature": feature,
+        "density": density,
+        "logit_agreement": agreement,
+        "logit_sharpness": sharpness,
+        "top_logit_tokens": tokens or [f" word{chr(97 + feature)}{i}" for i in range(10)],
+    }
+
+
+def test_features_are_chosen_by_the_rule():
+    rows = [
+        row(0, agreement=0.2),
+        row(1, agreement=0.9),
+        row(2, density=0.5, agreement=1.0),
+        row(3, agreement=0.9, sharpness=5.0),
+        row(
+            4, agreement=1.0, tokens=["!", "?", "ing", "ed", " of", " to", " a", " x", ".", ","]
+        ),
+        row(5, agreement=0.8, tokens=[" WordB0"] + [f" other{i}" for i in range(9)]),
+    ]
+    assert choose_features(rows, 3) == [3, 1, 0]
+
+
+@pytest.fixture(scope="module")
+def steered(tiny_run, tmp_path_factory):
+    run = tmp_path_factory.mktemp("steered") / "run"
+    shutil.copytree(tiny_run, run)
+    atlas = sae.analyze(run=str(run), dictionary="strong")
+    live = [r["feature"] for r in atlas.features() if r["max_activation"] > 0][:2]
+    settings = {
+        "run": str(run),
+        "dictionary": "strong",
+        "features": live,
+        "strengths": [-4.0, 0.0, 4.0],
+        "prompts": ["the river ran", "she kept seven"],
+        "max_new_tokens": 6,
+    }
+    return settings, sae.steer(**settings)
+
+
+def test_every_feature_has_all_strengths_and_both_baselines(steered):
+    settings, results = steered
+    assert [r["feature"] for r in results] == settings["features"]
+    for result in results:
+        found = [(m["direction"], m["strength"]) for m in result["measurements"]]
+        assert found == [
+            ("feature", -4.0),
+            ("feature", 0.0),
+            ("feature", 4.0),
+            ("random", -4.0),
+            ("random", 4.0),
+            ("prompt", None),
+        ]
+        assert len(result["samples"]) == 2 * len(found)
+        zero = result["measurements"][1]
+        assert zero["logprob_shift"] == 0.0
+        assert all(m["perplexity"] > 0 for m in result["measurements"])
+
+
+def test_turning_a_feature_up_raises_its_own_top_tokens_more_than_turning_it_down(steered):
+    for result in steered[1]:
+        shift = {
+            m["strength"]: m["logprob_shift"]
+            for m in result["measurements"]
+            if m["direction"] == "feature"
+        }
+        assert shift[4.0] > shift[-4.0]
+
+
+def test_the_unsteered_text_is_what_the_model_writes_by_itself(steered, model):
+    _, results = steered
+    ids = prompt_ids(model, "the river ran")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        rows = ids.expand(5, -1)
+        written = model.module.generate(
+            rows,
+            attention_mask=torch.ones_like(rows),
+            max_new_tokens=6,
+            min_new_tokens=6,
+            do_sample=True,
+            temperature=0.7,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=1,
+        )
+    text = model.tokenizer.decode(written[1, len(ids) :])
+    sample = next(
+        s
+        for s in results[0]["samples"]
+        if s["strength"] == 0 and s["prompt"] == "the river ran"
+    )
+    assert sample["text"] == text
+
+
+def test_steering_again_is_reused(steered, capsys):
+    settings, results = steered
+    assert sae.steer(**settings) == results
+    assert "reused" in capsys.readouterr().err
