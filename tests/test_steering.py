@@ -123,6 +123,7 @@ def row(feature, density=0.001, agreement=0.5, sharpness=4.0, tokens=None):
     return {
         "feature": feature,
         "density": density,
+        "max_activation": 0.0 if density == 0 else 3.0,
         "logit_agreement": agreement,
         "logit_sharpness": sharpness,
         "top_logit_tokens": tokens or [f" word{chr(97 + feature)}{i}" for i in range(10)],
@@ -141,6 +142,7 @@ def test_features_are_chosen_by_the_rule():
         row(5, agreement=0.8, tokens=[" WordB0"] + [f" other{i}" for i in range(9)]),
     ]
     assert choose_features(rows, 3) == [3, 1, 0]
+    assert choose_features([*rows, row(6, density=0)], 9) == [3, 1, 0, 2, 4]
 
 
 @pytest.fixture(scope="module")

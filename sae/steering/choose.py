@@ -8,7 +8,8 @@ RULE = (
     "mostly words (seven or more begin with a space and three letters): those whose top "
     "contexts agree most often with their promoted tokens (highest logit_agreement), then "
     "those whose promoted tokens stand out most (highest logit_sharpness); one that shares a "
-    "promoted token with a feature already taken is passed over."
+    "promoted token with a feature already taken is passed over. Should too few fit, other "
+    "live features follow in the same order."
 )
 _DENSITY = (0.0005, 0.02)
 _WORD = re.compile(r" [^\W\d_]{3}")
@@ -17,10 +18,10 @@ _MIN_WORDS = 7
 
 def choose_features(features: list[dict[str, Any]], n: int) -> list[int]:
     """The first `n` features by `RULE`, from rows of an atlas's `features.parquet`."""
-    fitting = [f for f in features if _fits(f)]
+    live = [f for f in features if f["max_activation"] > 0 and "top_logit_tokens" in f]
     taken: list[int] = []
     used: set[str] = set()
-    for row in sorted(fitting, key=_rank):
+    for row in sorted(live, key=_rank):
         words = {token.strip().lower() for token in row["top_logit_tokens"]}
         if len(taken) < n and not words & used:
             taken.append(row["feature"])
@@ -28,11 +29,11 @@ def choose_features(features: list[dict[str, Any]], n: int) -> list[int]:
     return taken
 
 
-def _rank(row: dict[str, Any]) -> tuple[float, float, int]:
-    return -row["logit_agreement"], -row["logit_sharpness"], row["feature"]
+def _rank(row: dict[str, Any]) -> tuple[bool, float, float, int]:
+    return not _fits(row), -row["logit_agreement"], -row["logit_sharpness"], row["feature"]
 
 
 def _fits(row: dict[str, Any]) -> bool:
     low, high = _DENSITY
-    words = sum(bool(_WORD.match(token)) for token in row.get("top_logit_tokens", []))
+    words = sum(bool(_WORD.match(token)) for token in row["top_logit_tokens"])
     return low <= row["density"] <= high and words >= _MIN_WORDS
