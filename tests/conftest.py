@@ -16,57 +16,11 @@ from jaxtyping import install_import_hook
 # Every shape written on a function of the core is checked at every call of the tests.
 install_import_hook(["sae.core", "sae.dictionary"], "beartype.beartype")
 
-WORDS = [
-    "the",
-    "river",
-    "ran",
-    "past",
-    "old",
-    "mill",
-    "where",
-    "she",
-    "kept",
-    "seven",
-    "grey",
-    "cats",
-    "and",
-    "one",
-    "very",
-    "small",
-    "dog",
-    "that",
-    "never",
-    "barked",
-    "at",
-    "night",
-    "while",
-    "rain",
-    "fell",
-    "on",
-    "roof",
-    "tiles",
-    "red",
-    "as",
-    "autumn",
-    "leaves",
-    "because",
-    "winter",
-    "was",
-    "late",
-    "this",
-    "year",
-    "people",
-    "said",
-    "it",
-    "would",
-    "snow",
-    "before",
-    "morning",
-    "but",
-    "nobody",
-    "believed",
-    "them",
-]
+WORDS = (
+    "the river ran past old mill where she kept seven grey cats and one very small dog that "
+    "never barked at night while rain fell on roof tiles red as autumn leaves because winter "
+    "was late this year people said it would snow before morning but nobody believed them"
+).split()
 
 
 def sentences(n: int, seed: int = 0, words: int = 24) -> list[str]:

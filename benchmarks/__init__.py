@@ -1,0 +1,1 @@
+"""Measurements: each module compares in one run, and writes JSON and a table."""
