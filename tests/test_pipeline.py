@@ -94,7 +94,9 @@ def test_a_second_demo_reuses_every_stage_and_keeps_the_timings(
     before = json.loads((run / "report.json").read_text())
     said = demo(run, tiny_model, tiny_text)
     for stage in ("harvest", "eval", "analyze", "steer", "export"):
-        assert any(line.startswith(f"{stage}:") and "reused" in line for line in said.splitlines())
+        assert any(
+            line.startswith(f"{stage}:") and "reused" in line for line in said.splitlines()
+        )
     assert said.count("train:") == 3
     assert json.loads((run / "report.json").read_text()) == before
 

@@ -39,6 +39,7 @@ def feature(index: int, word: str) -> dict[str, Any]:
         "density": 0.01 * index,
         "max": 20.0 + index,
         "mean": 5.0,
+        "agreement": 0.5,
         "top_logits": [[f" {word}", 1.5], [HOSTILE, 1.2]],
         "bottom_logits": [["\n", -0.5]],
         "contexts": [
@@ -54,7 +55,13 @@ def feature(index: int, word: str) -> dict[str, Any]:
 
 
 def sample_features() -> list[dict[str, Any]]:
-    dead = feature(0, "never") | {"density": 0.0, "max": 0.0, "mean": 0.0, "contexts": []}
+    dead = feature(0, "never") | {
+        "density": 0.0,
+        "max": 0.0,
+        "mean": 0.0,
+        "agreement": 0.5,
+        "contexts": [],
+    }
     words = ["cat", "theorem", "river", "copper", "violin", "harbour"]
     return [dead, *(feature(index, word) for index, word in enumerate(words, start=1))]
 

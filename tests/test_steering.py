@@ -142,7 +142,7 @@ def test_features_are_chosen_by_the_rule():
         row(5, agreement=0.8, tokens=[" WordB0"] + [f" other{i}" for i in range(9)]),
     ]
     assert choose_features(rows, 3) == [3, 1, 0]
-    assert choose_features([*rows, row(6, density=0)], 9) == [3, 1, 0, 2, 4]
+    assert choose_features([*rows, row(6, density=0)], 9) == [3, 1, 0, 2, 4, 5]
 
 
 @pytest.fixture(scope="module")

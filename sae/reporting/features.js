@@ -19,7 +19,11 @@ const searchable = (() => {
     })));
 })();
 
+/* Clearest: the share of contexts that the promoted tokens speak of. */
 const ORDERS = {
+  clear: (a, b) =>
+    (features.agreement[b] ?? 0) - (features.agreement[a] ?? 0) ||
+    (features.max[b] ?? 0) - (features.max[a] ?? 0),
   max: (a, b) => (features.max[b] ?? 0) - (features.max[a] ?? 0),
   frequent: (a, b) => features.density[b] - features.density[a],
   rare: (a, b) => (features.density[a] || Infinity) - (features.density[b] || Infinity) || a - b,

@@ -373,7 +373,6 @@ function drawSteered(entry) {
       h("span", { class: "steps" }, `largest activation ${short(entry.max_activation)}`),
     ),
     h("p", { class: "chips" }, (entry.top_tokens || []).map(tokenLabel)),
-    h("p", { class: "note" }, entry.rule ?? ""),
     h(
       "ul",
       { class: "legend" },
@@ -463,7 +462,10 @@ drawOverview();
 drawFront();
 drawTraining();
 drawFeatures();
-if (reveal("steering", report.steering)) $("steered").append(...report.steering.map(drawSteered));
+if (reveal("steering", report.steering)) {
+  $("steering-rule").append(h("b", {}, "How they were chosen. "), report.steering[0].rule ?? "");
+  $("steered").append(...report.steering.map(drawSteered));
+}
 drawExport();
 drawRun();
 drawNavigation();

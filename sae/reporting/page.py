@@ -89,7 +89,7 @@ def _compact(features: list[dict[str, Any]]) -> dict[str, Any]:
         "index": [feature["index"] for feature in features],
         **{
             column: [_short(feature[column]) for feature in features]
-            for column in ("density", "max", "mean")
+            for column in ("density", "max", "mean", "agreement")
         },
         "top": [_logits(feature["top_logits"], numbers) for feature in features],
         "bottom": [_logits(feature["bottom_logits"], numbers) for feature in features],

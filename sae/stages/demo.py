@@ -232,6 +232,7 @@ def page_features(atlas: Atlas, n_contexts: int = 5) -> list[dict[str, Any]]:
             "density": row["density"],
             "max": row["max_activation"],
             "mean": row["mean_activation"],
+            "agreement": row.get("logit_agreement", 0.0),
             "top_logits": _pairs(row, "top"),
             "bottom_logits": _pairs(row, "bottom"),
             "contexts": contexts.get(row["feature"], []),
