@@ -1,6 +1,6 @@
 """One L1 training step: sparse and exact, against dense autograd, SAELens, and the floor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -20,9 +20,11 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     config = StandardConfig(d_sae=D_SAE, l1_coefficient=4.0, l1_warm_up_fraction=0.0)
     sae = StandardSAE(config, scaling(rows), generator)
-    trainer = Trainer(sae, scaling, OptimConfig(lr=3e-3), d_sae=D_SAE)
+    # No warm-up and no decay: the run has no end to take shares of.
+    optim = OptimConfig(lr=3e-3, lr_warm_up_steps=0, lr_decay_steps=0)
+    trainer = Trainer(sae, scaling, optim, d_sae=D_SAE)
 
-    def batches():
+    def batches() -> Iterator[torch.Tensor]:
         while True:
             yield from torch.split(rows[torch.randperm(len(rows), generator=generator)], BATCH)
 

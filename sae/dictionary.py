@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.base.errors import require
+from sae.base.provenance import digest_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,12 @@ class Dictionary:
     def d_sae(self) -> int:
         """Number of latents."""
         return self.W_enc.shape[1]
+
+    @property
+    def digest(self) -> str:
+        """Identifies the weights: what was measured on one dictionary holds for no other."""
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return digest_bytes(w.detach().cpu().contiguous().numpy().tobytes() for w in weights)
 
     @property
     def hook_name(self) -> str:

@@ -136,8 +136,15 @@ def check_sweep(stage: Stage, words: Sequence[str]) -> None:
             choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         elif not override.is_sweep_override():
             choices.append([word])
+    targets = set()
     for run in itertools.product(*choices):
-        build(stage, run)
+        target = getattr(build(stage, run), "dictionary_path", None)
+        if target is not None and target in targets:
+            raise UserError(
+                f"two runs of this sweep would both write {target}; tell them apart with a "
+                "name made of the swept key, such as name='x-${optim.beta1}'"
+            )
+        targets.add(target)
 
 
 def resolve(composed: DictConfig) -> Any:

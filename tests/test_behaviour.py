@@ -137,3 +137,16 @@ def test_eval_writes_figures_of_every_dictionary_on_held_out_rows_only(tiny_run,
         assert figure["l0"] == pytest.approx(l0, rel=1e-3)
     again = sae.eval(run=str(tmp_path / "run"), n_behaviour_tokens=256)
     assert again == figures
+
+
+def test_a_cache_that_holds_out_more_than_the_training_did_is_refused(
+    tiny_run, tiny_model, tiny_text, tmp_path
+):
+    from conftest import harvest_settings
+
+    settings = harvest_settings(tmp_path, tiny_model, tiny_text)
+    data = sae.DataConfig(name=str(tiny_text), held_out_fraction=0.3)
+    sae.harvest(**{**settings, "data": data})
+    cache = str(tmp_path / "cache.zarr")
+    with pytest.raises(ValueError, match=r"trained with 0\.1 held out"):
+        sae.eval(run=str(tiny_run), cache=cache, dictionary="weak")

@@ -333,3 +333,18 @@ def test_a_hook_that_is_not_in_the_cache_is_refused_and_what_it_holds_named(made
         cache.hook(None)
     with pytest.raises(UserError, match=f"nearest: {HOOK}.*holds {HOOK}, {OTHER}"):
         cache.hook("blocks.1.resid_post")
+
+
+def test_the_digest_changes_with_the_weights_the_text_and_the_tokenizer(tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "cache.zarr", tmp_path / "cache.zarr")
+    found = {open_cache(tmp_path / "cache.zarr").digest}
+    group = zarr.open_group(str(tmp_path / "cache.zarr"), mode="r+")
+    model = dict(group.attrs["model"])
+    for name, value in (
+        ("model", {**model, "weight_digest": "0"}),
+        ("data_digest", "0"),
+        ("tokenizer_digest", "0"),
+    ):
+        group.attrs[name] = value
+        found.add(open_cache(tmp_path / "cache.zarr").digest)
+    assert len(found) == 4

@@ -137,3 +137,12 @@ def test_a_refusal_inside_a_run_of_a_sweep_is_one_sentence(tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("sae train: ")
     assert "cache.zarr is no activation cache; make one with: sae harvest" in line
+
+
+def test_a_sweep_whose_runs_would_write_one_folder_is_refused_before_it_starts(
+    tmp_path, tiny_run, capsys
+):
+    words = ["train", "-m", f"run={tmp_path}", f"cache={tiny_run}/cache.zarr"]
+    assert main([*words, "optim.beta1=0.5,0.9"]) == 2
+    assert "would both write" in capsys.readouterr().err
+    assert not (tmp_path / "training").exists()

@@ -125,3 +125,25 @@ def test_an_export_is_reused_and_a_foreign_folder_is_refused(exported, tmp_path)
     with pytest.raises(ValueError, match="no export"):
         sae.export(run=str(run), dictionary="strong", out=str(tmp_path / "mine"))
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
+
+
+def test_what_was_measured_on_other_weights_is_not_exported(exported, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(exported[0], run)
+    changed = sae.load(str(run / "dictionaries/weak"))
+    shutil.rmtree(run / "dictionaries/strong")
+    save_dictionary(changed, run / "dictionaries/strong")
+    with pytest.raises(ValueError, match="changed since it was measured; run again: sae eval"):
+        sae.export(run=str(run), dictionary="strong")
+    with pytest.raises(ValueError, match="run again: sae analyze"):
+        sae.steer(run=str(run), dictionary="strong")
+
+
+def test_a_dictionary_that_was_not_finished_is_not_seen(exported, tmp_path):
+    from sae.stages.common import dictionary_names
+
+    shutil.copytree(exported[0] / "dictionaries", tmp_path / "dictionaries")
+    shutil.copytree(
+        tmp_path / "dictionaries/weak", tmp_path / "dictionaries/.weak.01234567.partial"
+    )
+    assert dictionary_names(tmp_path) == ["strong", "weak"]

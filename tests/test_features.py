@@ -127,3 +127,23 @@ def test_a_finished_atlas_is_reused_and_other_settings_make_another(analyzed):
     sae.analyze(**settings, n_contexts=3)
     assert max(row["rank"] for row in atlas.contexts()) == 2
     sae.analyze(**settings, n_contexts=4)
+
+
+def test_a_constant_direction_moves_no_logit_of_a_model_with_layer_norm(
+    tmp_path, tokenizer_folder
+):
+    from conftest import save_tiny_model
+    from transformers import AutoModelForCausalLM
+
+    from sae.models.unembed import unembedding
+
+    folder = save_tiny_model("gpt2", tmp_path / "gpt2", tokenizer_folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    matrix = unembedding(model)
+    torch.testing.assert_close(torch.ones(32) @ matrix, torch.zeros(matrix.shape[1]))
+    with torch.no_grad():
+        x = torch.randn(32)
+        normed = model.transformer.ln_f(x)
+        logits = (normed - model.transformer.ln_f.bias) @ model.lm_head.weight.t()
+    scale = (x - x.mean()).square().mean().add(1e-5).sqrt()
+    torch.testing.assert_close(x @ matrix / scale, logits, rtol=1e-3, atol=1e-4)

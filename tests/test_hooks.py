@@ -11,7 +11,15 @@ from conftest import save_tiny_model
 from torch import Tensor, nn
 
 from sae.base.errors import UserError
-from sae.models.hooks import HookPoint, edited, find_hook, list_hooks, read_activations
+from sae.models.hooks import (
+    HookPoint,
+    edited,
+    find_hook,
+    list_hooks,
+    read_activations,
+    writes_to_stream,
+)
+from sae.models.load import ModelConfig, load_skeleton
 
 # Where a reader of the model's code would look for each hook, written down once more here.
 PLACES = {
@@ -318,3 +326,31 @@ def test_a_block_that_gets_its_input_by_keyword_is_read_and_edited_too():
     assert read_activations(model, [point], TOKENS)["x"].shape == (*TOKENS.shape, 4)
     with edited(model, point, torch.zeros_like):
         assert torch.equal(model(TOKENS), torch.ones(*TOKENS.shape, 4))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_edit_in_the_middle_of_a_block_changes_the_stream_and_not_the_mlp_alone(
+    family, tmp_path, tokenizer_folder
+):
+    from transformers import AutoModelForCausalLM
+
+    folder = save_tiny_model(family, tmp_path / family, tokenizer_folder)
+    module = AutoModelForCausalLM.from_pretrained(folder).eval()
+    mid = find_hook(module, "blocks.1.hook_resid_mid")
+    outputs = [find_hook(module, f"blocks.1.hook_{n}") for n in ("mlp_out", "resid_post")]
+    tokens = torch.arange(12).view(2, 6) + 5
+    with edited(module, mid, torch.zeros_like):
+        seen = read_activations(module, outputs, tokens)
+    mlp_out, resid_post = (seen[p.hook_name] for p in outputs)
+    torch.testing.assert_close(resid_post, mlp_out, rtol=1e-4, atol=1e-5)
+
+
+def test_what_goes_into_the_stream_is_told_from_what_is_only_as_wide(tiny_model):
+    module = load_skeleton(ModelConfig(name=str(tiny_model)))
+    into = {"hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out"}
+    into.add("hook_mlp_out")
+    for point in list_hooks(module):
+        name = point.hook_name.split(".", 2)[2]
+        assert writes_to_stream(module, point) == (name in into), point
+    assert writes_to_stream(module, find_hook(module, "model.layers.1"))
+    assert not writes_to_stream(module, find_hook(module, "model.layers.1.self_attn.q_proj"))

@@ -56,5 +56,5 @@ def test_every_other_block_runs_in_order(tmp_path):
 
 
 def test_every_file_that_the_readme_names_is_there():
-    for path in re.findall(r"\]\(([^)]+)\)", README):
+    for path in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / path).exists(), path

@@ -252,3 +252,29 @@ def test_the_dictionary_says_where_it_comes_from(tiny_run):
 
 def test_steps_are_the_asked_tokens_divided_by_the_batch():
     assert TrainConfig(training_tokens=1000, train_batch_size_tokens=300).n_steps == 3
+
+
+def test_a_learning_rate_or_seed_of_its_own_is_part_of_the_name():
+    plain = TrainConfig(sae=StandardConfig(d_sae=64, l1_coefficient=2.0))
+    assert plain.id == "standard-64-l1-2"
+    other = TrainConfig(sae=plain.sae, optim=OptimConfig(lr=1e-3), seed=7)
+    assert other.id == "standard-64-l1-2-lr-0.001-seed-7"
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(
+    tiny_run, tmp_path, monkeypatch
+):
+    real = Trainer.fit
+
+    def poisoned(self, *args):
+        for report in real(self, *args):
+            if report.step == 3:
+                next(self.sae.parameters()).data.fill_(float("nan"))
+            yield report
+
+    monkeypatch.setattr(Trainer, "fit", poisoned)
+    run = settings(tiny_run, tmp_path, checkpoint_every_seconds=0.0, log_every_steps=1000)
+    with pytest.raises(UserError, match="the weights hold NaN or infinity at step 3"):
+        sae.train(**run)
+    saved = torch.load(next(tmp_path.glob("training/*/checkpoint.pt")), weights_only=True)
+    assert saved["state"]["step"] == 2

@@ -1,13 +1,17 @@
 """One pass over a cache: how often and how strongly every feature fires, and where most."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sae.base.progress import progress
+from sae.cache.layout import chunk_slices
 from sae.cache.reader import RowSelection
 from sae.dictionary import Dictionary
+
+_ROWS_A_PRODUCT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +69,24 @@ class _TopContexts:
         self.positions = self.positions.gather(0, order)
 
 
-def _masked_acts(dictionary: Dictionary, rows: RowSelection, chunk: slice) -> Tensor:
-    """Activations of some sequences, (sequence, position, d_sae); zero where rows are left out.
+def _masked_acts(
+    dictionary: Dictionary, rows: RowSelection, chunk: slice
+) -> Iterator[tuple[int, Tensor]]:
+    """Activations of the chunk's sequences, a few at a time, zero where rows are left out.
 
-    Whoever reads a chunk a second time gets the same bits.
+    Whoever reads a chunk a second time gets the same pieces and the same bits.
+
+    Yields:
+        The first sequence's index, and (sequence, position, d_sae).
     """
     device = dictionary.W_enc.device
-    x = rows.cache.read(rows.hook_name, chunk).to(device).float()
-    keep = torch.from_numpy(rows.keep[chunk]).to(device)
-    feature_acts = dictionary.encode(x.flatten(0, 1)).view(*x.shape[:2], -1)
-    return feature_acts * keep[..., None]
+    x = rows.cache.read(rows.hook_name, chunk)
+    for piece in chunk_slices(len(x), max(1, _ROWS_A_PRODUCT // x.shape[1])):
+        rows_of_piece = x[piece].to(device).float()
+        feature_acts = dictionary.encode(rows_of_piece.flatten(0, 1))
+        keep = torch.from_numpy(rows.keep[chunk][piece]).to(device)
+        acts = feature_acts.view(*rows_of_piece.shape[:2], -1)
+        yield chunk.start + piece.start, acts * keep[..., None]
 
 
 def feature_statistics(
@@ -87,11 +99,11 @@ def feature_statistics(
     top = _TopContexts(dictionary.d_sae, n_contexts, device)
     with progress(rows.n_rows, "features", "tok") as bar:
         for chunk in rows.cache.chunks(rows.hook_name):
-            feature_acts = _masked_acts(dictionary, rows, chunk)
-            flat = feature_acts.flatten(0, 1)
-            fired += (flat > 0).sum(0)
-            sums += flat.sum(0, dtype=torch.float64)
-            top.add(chunk.start, feature_acts)
+            for first_sequence, feature_acts in _masked_acts(dictionary, rows, chunk):
+                flat = feature_acts.flatten(0, 1)
+                fired += (flat > 0).sum(0)
+                sums += flat.sum(0, dtype=torch.float64)
+                top.add(first_sequence, feature_acts)
             bar.update(int(rows.keep[chunk].sum()))
     top.shrink()
     return FeatureStatistics(
@@ -126,17 +138,15 @@ def top_contexts(
     found = []
     with progress(len(wanted), "contexts", "sequence") as bar:
         for chunk in rows.cache.chunks(rows.hook_name):
-            members = [s for s in range(chunk.start, chunk.stop) if s in wanted]
-            if not members:
+            if not any(s in wanted for s in range(chunk.start, chunk.stop)):
                 continue
-            feature_acts = _masked_acts(dictionary, rows, chunk).cpu()
-            for sequence in members:
-                acts = feature_acts[sequence - chunk.start]
-                for feature, rank, position in wanted[sequence]:
-                    start = max(0, position - radius)
-                    stretch = acts[start : position + radius + 1, feature].tolist()
-                    found.append(Context(feature, rank, sequence, position, start, stretch))
-            bar.update(len(members))
+            for first_sequence, feature_acts in _masked_acts(dictionary, rows, chunk):
+                for sequence, acts in enumerate(feature_acts.cpu(), first_sequence):
+                    for feature, rank, position in wanted.get(sequence, []):
+                        start = max(0, position - radius)
+                        stretch = acts[start : position + radius + 1, feature].tolist()
+                        found.append(Context(feature, rank, sequence, position, start, stretch))
+                    bar.update(sequence in wanted)
     return sorted(found, key=lambda c: (c.feature, c.rank))
 
 

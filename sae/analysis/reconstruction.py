@@ -26,12 +26,12 @@ def reconstruction(
 
 
 def _batches(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Join small pieces, so that few rows a chunk do not mean many small products."""
+    """Pieces joined and split to about the rows that one product should have."""
     waiting: list[Tensor] = []
     for piece in pieces:
         waiting.append(piece)
         if sum(map(len, waiting)) >= _ROWS_A_BATCH:
-            yield torch.cat(waiting)
+            yield from torch.split(torch.cat(waiting), _ROWS_A_BATCH)
             waiting = []
     if waiting:
         yield torch.cat(waiting)

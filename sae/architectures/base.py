@@ -57,7 +57,7 @@ class ArchitectureConfig(ABC):
     @property
     @abstractmethod
     def short_name(self) -> str:
-        """Names the dictionary's folder; differs wherever a swept key differs."""
+        """Begins the name of the dictionary's folder: architecture, width and penalty."""
 
     @abstractmethod
     def build(self, sample: Float[Tensor, "rows d_in"], generator: Any) -> TrainableSAE:

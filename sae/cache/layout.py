@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae.base.errors import UserError, nearest
+from sae.base.provenance import digest
 
 FORMAT = "sae-atlas activation cache"
 FORMAT_VERSION = 1
@@ -82,8 +83,12 @@ class ActivationCache:
 
     @property
     def digest(self) -> str:
-        """Identifies the content: what was harvested, from which model and text."""
-        return str(self.attributes["digest"])
+        """Identifies the content: settings, the model's weights, the text, the tokenizer."""
+        about = self.attributes
+        weights = about["model"]["weight_digest"]
+        return digest(
+            [about["digest"], weights, about["data_digest"], about["tokenizer_digest"]]
+        )
 
     @property
     def hook_names(self) -> list[str]:

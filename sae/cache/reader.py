@@ -67,7 +67,9 @@ def rows_in_order(selection: RowSelection, limit: int | None = None) -> Iterator
         before += count
         if first < count:
             x = selection.cache.read(selection.hook_name, chunk)
-            yield x[torch.from_numpy(selection.keep[chunk])][first::step]
+            kept = np.flatnonzero(selection.keep[chunk])[first::step]
+            # Chosen by index: a slice of all kept rows would hold all of them in memory.
+            yield x.flatten(0, 1)[torch.from_numpy(kept)]
 
 
 def shuffled_batches(

@@ -65,7 +65,9 @@ features = pandas.read_parquet("features.parquet")
 
 ## Figures
 
-On held-out text ({figures["n_rows"]:,} rows; special tokens left out).
+On held-out text, special tokens left out: {figures["n_rows"]:,} rows, and for CE and KL
+{figures["n_behaviour_tokens"]:,} tokens. Whether a latent lives is counted over
+{figures["n_density_rows"]:,} rows, training rows among them.
 
 | metric | value |
 |---|---|

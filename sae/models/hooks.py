@@ -214,8 +214,54 @@ def read_activations(
 @contextmanager
 def edited(module: nn.Module, point: HookPoint, edit: Edit) -> Iterator[None]:
     """Inside this context every forward of `module` has `edit` applied at `point`."""
-    handle = _register(module, point, edit)
+    if point.hook_name.endswith("hook_resid_mid"):
+        handles = _register_mid(module, point, edit)
+    else:
+        handles = [_register(module, point, edit)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _register_mid(module: nn.Module, point: HookPoint, edit: Edit) -> list[Any]:
+    """Edit the middle of a block's residual stream.
+
+    The norm before the MLP sees it, but the block has put a copy aside to add the MLP's output
+    to; the change is added there as well, when the block returns.
+    """
+    changes: list[Tensor] = []
+
+    def before_norm(x: Tensor) -> Tensor:
+        new = edit(x)
+        changes.append(new - x)
+        return new
+
+    block = HookPoint(point.hook_name, point.module.rpartition(".")[0], "output")
+    return [
+        _register(module, point, before_norm),
+        _register(module, block, lambda output: output + changes.pop()),
+    ]
+
+
+_INTO_THE_STREAM = (
+    "hook_resid_pre",
+    "hook_resid_mid",
+    "hook_resid_post",
+    "hook_attn_out",
+    "hook_mlp_out",
+)
+
+
+def writes_to_stream(module: nn.Module, point: HookPoint) -> bool:
+    """Whether what stands at `point` is added to, or is, the residual stream.
+
+    Width alone does not tell: the heads' outputs are often as wide as the stream.
+    """
+    names = [
+        known.hook_name
+        for known in list_hooks(module)
+        if (known.module, known.side) == (point.module, point.side)
+    ]
+    return any(name.endswith(_INTO_THE_STREAM) for name in names)

@@ -14,8 +14,9 @@ _FINAL_NORMS = (
 def unembedding(module: nn.Module) -> Tensor | None:
     """(d_model, vocabulary): the output embedding behind the final norm's gain.
 
-    The norm's division by the stream's length is left out: it scales all logits of a position
-    alike. None for a model without an output embedding.
+    The norm's division by the stream's spread is left out: it scales all logits of a position
+    alike. LayerNorm's subtraction of the mean is in it. None for a model without an output
+    embedding.
     """
     head = module.get_output_embeddings()  # type: ignore[operator]
     if head is None:
@@ -29,6 +30,9 @@ def unembedding(module: nn.Module) -> Tensor | None:
             if "gemma" in type(modules[name]).__name__.lower():
                 gain = 1 + gain
             matrix = gain[:, None] * matrix
+            if isinstance(modules[name], nn.LayerNorm):
+                # It takes the mean off the stream, so a constant direction moves no logit.
+                matrix = matrix - matrix.mean(0)
     return matrix
 
 

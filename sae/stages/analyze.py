@@ -11,10 +11,11 @@ from sae.analysis.features import Context, feature_statistics, top_contexts
 from sae.base.errors import require
 from sae.base.files import check_writable
 from sae.base.progress import say
-from sae.base.provenance import code_version, digest, plain
+from sae.base.provenance import code_version, digest
 from sae.cache.layout import open_cache
 from sae.cache.reader import RowSelection
 from sae.dictionary import Dictionary
+from sae.models.hooks import find_hook, writes_to_stream
 from sae.models.load import LanguageModel, resolve_device
 from sae.models.unembed import extreme_logits, token_strings, unembedding
 from sae.stages.common import check_same_origin, named_dictionary, recorded_model
@@ -59,7 +60,7 @@ def run(config: AnalyzeConfig) -> Atlas:
     check_same_origin(name, dictionary, cache)
     folder = Path(config.run) / "atlas" / name
     sizes = [config.n_contexts, config.context_radius, config.n_logits]
-    wanted = digest([cache.digest, plain(dictionary.metadata), sizes])
+    wanted = digest([cache.digest, dictionary.digest, sizes])
     if folder.exists() and Atlas(folder).manifest.get("digest") == wanted:
         say(f"analyze: {folder} is there already, reused")
         return Atlas(folder)
@@ -72,6 +73,7 @@ def run(config: AnalyzeConfig) -> Atlas:
     manifest = {
         "digest": wanted,
         "dictionary": name,
+        "dictionary_digest": dictionary.digest,
         "model_name": dictionary.model_name,
         "hook_name": dictionary.hook_name,
         "cache_digest": cache.digest,
@@ -92,7 +94,9 @@ def run(config: AnalyzeConfig) -> Atlas:
 def _logits(dictionary: Dictionary, model: LanguageModel, k: int) -> LogitEffects | None:
     """None where the decoder does not write into the stream that is unembedded."""
     matrix = unembedding(model.module)
-    if matrix is None or matrix.shape[0] != dictionary.d_in:
+    if matrix is None or not writes_to_stream(
+        model.module, find_hook(model.module, dictionary.hook_name)
+    ):
         return None
     high, high_ids, low, low_ids, sharpness = extreme_logits(dictionary.W_dec, matrix, k)
 

@@ -13,7 +13,9 @@ from sae.models.load import LanguageModel, ModelConfig, load_model
 def dictionary_names(run: Path) -> list[str]:
     """The dictionaries of a run, by name."""
     folder = run / "dictionaries"
-    return sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
+    found = (p.parent.name for p in folder.glob(f"*/{CONFIG_FILE}"))
+    # A folder that starts with a dot is one that a killed process did not finish.
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def named_dictionary(run: Path, name: str | None) -> tuple[str, Dictionary]:
@@ -37,17 +39,32 @@ def named_dictionary(run: Path, name: str | None) -> tuple[str, Dictionary]:
 
 
 def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache) -> None:
-    """Refuse a dictionary and a cache of different models, hooks or widths."""
-    model = cache.attributes["model"]["hub_id"]
+    """Refuse a dictionary and a cache of different models, weights, hooks or widths."""
+    model = cache.attributes["model"]
     require(
-        dictionary.model_name == model,
-        f"{name} was trained on {dictionary.model_name}, but {cache.path} is of {model}",
+        dictionary.model_name == model["hub_id"],
+        f"{name} was trained on {dictionary.model_name}, but {cache.path} is of "
+        f"{model['hub_id']}",
+    )
+    trained_on = dictionary.metadata.get("sae_atlas", {}).get("model", model)
+    require(
+        trained_on["weight_digest"] == model["weight_digest"],
+        f"{name} was trained on other weights of {dictionary.model_name} (digest "
+        f"{trained_on['weight_digest']}) than {cache.path} is of ({model['weight_digest']})",
     )
     cache.hook(dictionary.hook_name)
     d_in = cache.d_in(dictionary.hook_name)
     require(
         dictionary.d_in == d_in,
         f"{name} has d_in={dictionary.d_in}, but {cache.path} holds rows of width {d_in}",
+    )
+
+
+def check_measured_on(dictionary: Dictionary, measured: dict[str, Any], again: str) -> None:
+    """Refuse what was measured on other weights than those that carry the name now."""
+    require(
+        measured.get("dictionary_digest") == dictionary.digest,
+        f"the dictionary has changed since it was measured; run again: sae {again}",
     )
 
 
@@ -58,7 +75,11 @@ def recorded_model(record: dict[str, Any], device: str) -> LanguageModel:
         UserError: if the model found under that name has other weights now.
     """
     config = ModelConfig(
-        name=record["name"], revision=record["revision"], dtype=record["dtype"], device=device
+        name=record["name"],
+        revision=record["revision"],
+        dtype=record["dtype"],
+        bos_token=record.get("bos_token"),
+        device=device,
     )
     model = load_model(config)
     require(

@@ -12,7 +12,7 @@ from sae.analysis.reconstruction import density_histogram, reconstruction
 from sae.base.errors import require
 from sae.base.files import check_writable, read_json, write_json
 from sae.base.progress import progress, say
-from sae.base.provenance import digest, plain
+from sae.base.provenance import digest
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.reader import select_rows
 from sae.dictionary import Dictionary
@@ -68,19 +68,37 @@ def run(config: EvalConfig) -> list[dict[str, Any]]:
     dictionaries = dict(named_dictionary(folder, name) for name in names)
     for name, dictionary in dictionaries.items():
         check_same_origin(name, dictionary, cache)
+        _check_held_out(name, dictionary, cache)
     settings = [cache.digest, config.n_behaviour_tokens, config.density_rows]
     wanted = {
-        name: digest([settings, plain(dictionary.metadata)])
-        for name, dictionary in dictionaries.items()
+        name: digest([settings, dictionary.digest]) for name, dictionary in dictionaries.items()
     }
     results = {name: _known(folder, name, wanted[name]) for name in dictionaries}
     todo = {name: dictionaries[name] for name, known in results.items() if known is None}
     if len(todo) < len(results):
         say(f"eval: {len(results) - len(todo)} of {len(results)} are there already, reused")
     for name, figures in _evaluate(config, cache, todo).items():
-        results[name] = {"id": name, "digest": wanted[name], **figures}
+        results[name] = {
+            "id": name,
+            "digest": wanted[name],
+            "dictionary_digest": dictionaries[name].digest,
+            **figures,
+        }
         write_json(folder / "evals" / f"{name}.json", results[name])
     return [figures for figures in results.values() if figures is not None]
+
+
+def _check_held_out(name: str, dictionary: Dictionary, cache: ActivationCache) -> None:
+    """Documents are held out by digest: a cache that holds out more holds trained ones too."""
+    fraction = cache.attributes["data"]["held_out_fraction"]
+    data = dictionary.metadata.get("sae_atlas", {}).get("data", {})
+    trained = data.get("held_out_fraction", fraction)
+    require(
+        fraction <= trained,
+        f"{cache.path} holds out {fraction:g} of the documents, but {name} was trained with "
+        f"{trained:g} held out, so it has seen some of them; harvest with "
+        f"data.held_out_fraction={trained:g}",
+    )
 
 
 def _known(folder: Path, name: str, wanted: str) -> dict[str, Any] | None:
@@ -117,16 +135,18 @@ def _evaluate_hook(
     model = recorded_model(cache.attributes["model"], config.device)
     held_out = torch.from_numpy(cache.tokens[cache.held_out]).long()
     n_sequences = max(1, config.n_behaviour_tokens // cache.context_size)
+    tokens = held_out[:n_sequences]
     scores = behaviour(
         model,
         find_hook(model.module, hook_name),
-        held_out[:n_sequences],
+        tokens,
         on_device,
         torch.from_numpy(cache.statistics(hook_name)["mean"]),
         batch_size=config.batch_size,
     )
     seconds = (time.perf_counter() - began) / len(group)
-    return {name: {**figures[name], **scores[name], "seconds": seconds} for name in group}
+    counted = {"n_behaviour_tokens": tokens.numel(), "seconds": seconds}
+    return {name: {**figures[name], **scores[name], **counted} for name in group}
 
 
 def _reconstruction_figures(

@@ -14,7 +14,7 @@ from sae.base.progress import say
 from sae.base.provenance import digest
 from sae.exchange.card import model_card
 from sae.exchange.saelens import save_dictionary, save_sparsity
-from sae.stages.common import named_dictionary
+from sae.stages.common import check_measured_on, named_dictionary
 
 _STAMP_FILE = "export.json"
 
@@ -45,7 +45,9 @@ def run(config: ExportConfig) -> Path:
             f"{path} is missing; run first: sae {stage} run={run_folder} dictionary={name}",
         )
     figures = read_json(figures_path)
-    wanted = digest([figures, atlas.manifest["digest"]])
+    for stage, measured in (("eval", figures), ("analyze", atlas.manifest)):
+        check_measured_on(dictionary, measured, f"{stage} run={run_folder} dictionary={name}")
+    wanted = digest([figures, atlas.manifest["digest"], dictionary.digest])
     if target.exists():
         stamp = target / _STAMP_FILE
         require(

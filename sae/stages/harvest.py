@@ -120,6 +120,7 @@ def _create(
             "hub_id": model.hub_id,
             "revision": config.model.revision,
             "dtype": config.model.dtype,
+            "bos_token": config.model.bos_token,
             "weight_digest": model.digest,
         },
         "tokenizer_digest": digest(model.tokenizer.get_vocab()),

@@ -14,7 +14,7 @@ from sae.base.progress import progress, say
 from sae.base.provenance import digest, plain
 from sae.dictionary import Dictionary
 from sae.models.hooks import find_hook
-from sae.stages.common import named_dictionary, recorded_model
+from sae.stages.common import check_measured_on, named_dictionary, recorded_model
 from sae.steering.choose import RULE, choose_features
 from sae.steering.generate import Sampling
 from sae.steering.measure import SteeredFeature, SteeringTask, dose_response
@@ -77,6 +77,7 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
         f"{atlas.folder} is missing, and strengths are multiples of what it measured; "
         f"run first: sae analyze run={folder} dictionary={name}",
     )
+    check_measured_on(dictionary, atlas.manifest, f"analyze run={folder} dictionary={name}")
     path = folder / "steering" / f"{name}.json"
     settings = [v for k, v in plain(config).items() if k not in ("run", "device", "dictionary")]
     wanted = digest([atlas.manifest["digest"], settings])

@@ -26,6 +26,7 @@ from sae.training.loop import StepReport, Trainer
 from sae.training.optim import OptimConfig
 
 _SAMPLE_ROWS = 16_384
+_SEED = 42
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,7 @@ class TrainConfig:
     hook_name: str | None = None
     """Which hook of the cache; may be left out if there is one."""
     name: str | None = None
-    """Name of the dictionary; by default made of its architecture, width and penalty."""
+    """Name of the dictionary; by default made of architecture, width, penalty, lr and seed."""
     sae: ArchitectureConfig = field(default_factory=StandardConfig)
     """Group: the architecture."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -54,7 +55,7 @@ class TrainConfig:
     """Rows above this multiple of the median norm are left out; null keeps all."""
     dead_feature_window: float = 0.1
     """A latent is dead when silent over the last rows, this share of the run."""
-    seed: int = 42
+    seed: int = _SEED
     """Of the initial weights and the order of rows."""
     device: str = "auto"
     """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
@@ -92,8 +93,12 @@ class TrainConfig:
 
     @property
     def id(self) -> str:
-        """The dictionary's name."""
-        return self.name or self.sae.short_name
+        """The dictionary's name: as given, or what people sweep."""
+        if self.name:
+            return self.name
+        lr = "" if self.optim.lr == OptimConfig().lr else f"-lr-{self.optim.lr:g}"
+        seed = "" if self.seed == _SEED else f"-seed-{self.seed}"
+        return f"{self.sae.short_name}{lr}{seed}"
 
     @property
     def cache_path(self) -> Path:
@@ -209,6 +214,7 @@ def _train(
                 now = time.perf_counter()
                 if last or now - saved > config.checkpoint_every_seconds:
                     saved = now
+                    trainer.check_finite()
                     for logger in loggers:
                         logger.flush()
                     write_json(timing_path, {"seconds": spent + now - began})

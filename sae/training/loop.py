@@ -80,8 +80,20 @@ class Trainer:
         """Continue from what `state_dict` returned."""
         self.sae.load_state_dict(state["sae"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rows_since_fired = state["rows_since_fired"]
+        self.rows_since_fired.copy_(state["rows_since_fired"])
         self.step = state["step"]
+
+    def check_finite(self) -> None:
+        """Refuse to keep weights that hold NaN or infinity.
+
+        Raises:
+            UserError: says which knob to turn.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.sae.parameters()):
+            raise UserError(
+                f"the weights hold NaN or infinity at step {self.step}: training diverged; "
+                f"lower optim.lr (now {self.config.lr:g}); the last checkpoint is kept"
+            )
 
     def fit(
         self, batches: Iterator[Tensor], n_steps: int, dead_window_rows: int
