@@ -63,7 +63,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.replace(path)
         finally:
             if temporary.is_dir():
-                shutil.rmtree(temporary)
+                shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink(missing_ok=True)
 

@@ -60,6 +60,9 @@ class CacheWriter:
     def _attributes(self) -> dict[str, Any]:
         return dict(self.group.attrs)
 
+    def _array(self, name: str) -> Any:
+        return self.group[name]
+
     @property
     def digest(self) -> str:
         """Identifies what this cache is to hold."""
@@ -78,11 +81,11 @@ class CacheWriter:
     @property
     def tokens(self) -> NDArray[np.int32]:
         """Token ids, (sequence, position)."""
-        return np.asarray(self.group["tokens"][...])  # type: ignore[index]
+        return np.asarray(self._array("tokens")[...])
 
     def chunks(self) -> list[slice]:
         """Sequences of each chunk."""
-        return chunk_slices(self.group["tokens"].shape[0], SEQUENCES_A_CHUNK)  # type: ignore[union-attr]
+        return chunk_slices(self._array("tokens").shape[0], SEQUENCES_A_CHUNK)
 
     def intact(self) -> bool:
         """Whether the cache is complete and everything in it reads as it was written."""
@@ -120,11 +123,11 @@ class CacheWriter:
         with explained_failures(self.path):
             for name in TEXT:
                 if not self._whole(name):
-                    _array(self.group, name, getattr(text, name), overwrite=True)
+                    _store(self.group, name, getattr(text, name), overwrite=True)
 
     def empty(self) -> bool:
         """Whether no activations have been written yet."""
-        arrays: list[Any] = [self.group[f"activations/{hook}"] for hook in self.hooks]
+        arrays: list[Any] = [self._array(f"activations/{hook}") for hook in self.hooks]
         return not any(array.nchunks_initialized for array in arrays)
 
     def missing(self) -> list[slice]:
@@ -132,12 +135,12 @@ class CacheWriter:
         return [c for c in self.chunks() if not all(self._has(h, c) for h in self.hooks)]
 
     def _stored(self, hook: str, sequences: slice) -> NDArray[Any]:
-        return np.asarray(self.group[f"activations/{hook}"][sequences])  # type: ignore[index]
+        return np.asarray(self._array(f"activations/{hook}")[sequences])
 
     def _has(self, hook: str, sequences: slice) -> bool:
         try:
             x = from_stored(self._stored(hook, sequences))
-            norms = np.asarray(self.group[f"norms/{hook}"][sequences])  # type: ignore[index]
+            norms = np.asarray(self._array(f"norms/{hook}")[sequences])
         except ValueError:
             return False
         return not (bool(x[:, 0, 0].isnan().any()) or bool(np.isnan(norms).any()))
@@ -152,13 +155,13 @@ class CacheWriter:
             for hook, x in activations.items():
                 stored = to_stored(x, self.dtype)
                 norms = from_stored(stored).float().norm(dim=-1).numpy()
-                self.group[f"norms/{hook}"][sequences] = norms  # type: ignore[index]
-                self.group[f"activations/{hook}"][sequences] = stored  # type: ignore[index]
+                self._array(f"norms/{hook}")[sequences] = norms
+                self._array(f"activations/{hook}")[sequences] = stored
 
     def finish(self) -> None:
         """Reduce the statistics over all chunks and declare the cache complete."""
         rows = ~np.isin(self.tokens, self._attributes["special_token_ids"])
-        rows &= ~np.asarray(self.group["held_out"][...])[:, None]  # type: ignore[index]
+        rows &= ~np.asarray(self._array("held_out")[...])[:, None]
         with explained_failures(self.path):
             for hook in self.hooks:
                 self._write_statistics(hook, rows)
@@ -167,7 +170,7 @@ class CacheWriter:
     def _write_statistics(self, hook: str, rows: NDArray[np.bool_]) -> None:
         """Mean and variance by the parallel update of Chan et al. 1979, chunk after chunk."""
         count = 0
-        mean = torch.zeros(self.group[f"activations/{hook}"].shape[2], dtype=torch.float64)  # type: ignore[union-attr]
+        mean = torch.zeros(self._array(f"activations/{hook}").shape[2], dtype=torch.float64)
         squares = torch.zeros_like(mean)
         for chunk in self.chunks():
             x = from_stored(self._stored(hook, chunk))[torch.from_numpy(rows[chunk])].double()
@@ -177,7 +180,7 @@ class CacheWriter:
                 squares += delta.square() * count * len(x) / (count + len(x))
                 count += len(x)
                 mean += delta * len(x) / count
-        norms = np.asarray(self.group[f"norms/{hook}"][...])[rows]  # type: ignore[index]
+        norms = np.asarray(self._array(f"norms/{hook}")[...])[rows]
         found = {
             "mean": mean.numpy(),
             "variance": (squares / count).numpy(),
@@ -186,10 +189,10 @@ class CacheWriter:
             ),
         }
         for name, values in found.items():
-            _array(self.group, f"statistics/{hook}/{name}", values, overwrite=True)
+            _store(self.group, f"statistics/{hook}/{name}", values, overwrite=True)
 
 
-def _array(
+def _store(
     group: zarr.Group, name: str, data: NDArray[Any], *, overwrite: bool = False
 ) -> None:
     # A row chunk of text is 32 times that of activations: they are small and read whole.
@@ -221,7 +224,7 @@ def create_cache(
     with atomic_path(path) as temporary:
         group = zarr.create_group(str(temporary))
         for name in ("tokens", "documents", "held_out", "document_digests"):
-            _array(group, name, getattr(text, name))
+            _store(group, name, getattr(text, name))
         for hook in hooks:
             group.create_array(
                 f"activations/{hook.hook_name}",
