@@ -14,7 +14,6 @@ verified, by any zarr reader. Rows that were never written read as NaN, and the 
 `complete: false` until its statistics are in place.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ class ActivationCache:
     @property
     def context_size(self) -> int:
         """Tokens a row."""
-        return int(self.tokens.shape[1])
+        return int(self._array("tokens").shape[1])
 
     @property
     def tokens(self) -> NDArray[np.int32]:
@@ -173,17 +172,6 @@ class ActivationCache:
                 f"{sequences.start} to {sequences.stop - 1}; run the same harvest again"
             )
         return x
-
-    def sequences(
-        self, hook_name: str, which: NDArray[np.bool_]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """The chosen sequences in order, chunk by chunk: index and (position, d_in)."""
-        for chunk in self.chunks(hook_name):
-            chosen = np.flatnonzero(which[chunk])
-            if len(chosen):
-                x = self.read(hook_name, chunk)
-                for i in chosen:
-                    yield chunk.start + int(i), x[int(i)]
 
     def _array(self, name: str) -> Any:
         return self.group[name]

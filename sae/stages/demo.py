@@ -38,7 +38,7 @@ def _grid() -> list[float]:
     return [1.0, 1.5, 2.2, 3.2, 4.7]
 
 
-# The sizes of `conf/demo.yaml`, so that `sae.demo()` does what `sae demo` does.
+# What fits twenty minutes on two cores.
 def _harvest() -> HarvestConfig:
     return HarvestConfig(n_tokens=448_000)
 
