@@ -1,5 +1,7 @@
 """A trained dictionary: weights, how to encode and decode with them, where they belong."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,36 +14,109 @@ from sae.base.provenance import digest_bytes
 
 
 @dataclass(frozen=True, slots=True)
+class Architecture:
+    """What makes latents of one architecture fire."""
+
+    formula: str
+    """The activations, in words of the fields; `pre` is `x @ W_enc + b_enc`."""
+    encode: Callable[..., Tensor]
+    """Feature activations from `x @ W_enc` (both (..., d_sae)), `b_enc` and the fields."""
+    fields: tuple[str, ...] = ()
+    """What it has beside encoder and decoder."""
+
+
+def _relu(products: Tensor, b_enc: Tensor) -> Tensor:
+    return torch.relu(products + b_enc)
+
+
+def _jumprelu(products: Tensor, b_enc: Tensor, threshold: Tensor) -> Tensor:
+    pre_acts = products + b_enc
+    return torch.relu(pre_acts) * (pre_acts > threshold)
+
+
+def _topk(products: Tensor, b_enc: Tensor, k: int) -> Tensor:
+    positive = torch.relu(products + b_enc)
+    # By index, so that equals at the edge never make more than k.
+    values, latents = positive.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(positive).scatter(-1, latents, values)
+
+
+def _gated(products: Tensor, b_enc: Tensor, b_mag: Tensor, r_mag: Tensor) -> Tensor:
+    return torch.relu(r_mag.exp() * products + b_mag) * (products + b_enc > 0)
+
+
+ARCHITECTURES = {
+    "standard": Architecture("relu(pre)", _relu),
+    "jumprelu": Architecture("relu(pre) where pre > threshold", _jumprelu, ("threshold",)),
+    "topk": Architecture("the k largest of relu(pre)", _topk, ("k",)),
+    "gated": Architecture(
+        "relu(exp(r_mag) * (x @ W_enc) + b_mag) where pre > 0", _gated, ("b_mag", "r_mag")
+    ),
+}
+CODER = ("W_enc", "b_enc", "W_dec", "b_dec")
+"""The tensors of every architecture."""
+
+
+@dataclass(frozen=True, slots=True)
 class Dictionary:
-    """A sparse autoencoder for use, on raw activations of one hook of one model.
+    """A sparse autoencoder or transcoder for use, on raw activations of one model.
 
     Scales, centring and norms of training are folded into the weights. Shapes: `W_enc`
-    (d_in, d_sae), `b_enc` (d_sae,), `W_dec` (d_sae, d_in), `b_dec` (d_in,).
+    (d_in, d_sae), `b_enc` (d_sae,), `W_dec` (d_sae, d_out), `b_dec` (d_out,).
     """
 
     W_enc: Tensor
     b_enc: Tensor
+    """Of a gated one: the gate's."""
     W_dec: Tensor
     b_dec: Tensor
     architecture: str = "standard"
-    """SAELens's name; `standard` is `relu(x @ W_enc + b_enc)`."""
+    """A key of `ARCHITECTURES`."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """`model_name`, `hook_name`, `context_size`, provenance, ..."""
+    """`model_name`, `hook_name`, `hook_name_out`, `context_size`, provenance, ..."""
+    threshold: Tensor | None = None
+    """(d_sae,), of a jumprelu one."""
+    k: int | None = None
+    """Of a topk one: latents a row, at most."""
+    b_mag: Tensor | None = None
+    """(d_sae,), of a gated one."""
+    r_mag: Tensor | None = None
+    """(d_sae,), of a gated one: log of the magnitudes' scale against the gate's."""
+    W_skip: Tensor | None = None
+    """(d_out, d_in): what is added to the reconstruction of `x` is `x @ W_skip.T`."""
 
     def __post_init__(self) -> None:
-        d_in, d_sae = self.W_enc.shape
-        expected = {
-            "b_enc": (d_sae,),
-            "W_dec": (d_sae, d_in),
-            "b_dec": (d_in,),
-        }
-        for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
-            require(found == shape, f"{name} has shape {found} where W_enc asks for {shape}")
+        known = ", ".join(ARCHITECTURES)
+        require(
+            self.architecture in ARCHITECTURES,
+            f"architecture {self.architecture} is not known; known: {known}",
+        )
+        fields = ARCHITECTURES[self.architecture].fields
+        for name in ("threshold", "k", "b_mag", "r_mag"):
+            given, needed = getattr(self, name) is not None, name in fields
+            require(given or not needed, f"a {self.architecture} dictionary needs {name}")
+            require(needed or not given, f"a {self.architecture} dictionary has no {name}")
+        (d_in, d_sae), d_out = self.W_enc.shape, self.W_dec.shape[-1]
+        shapes = {"W_dec": (d_sae, d_out), "b_dec": (d_out,), "W_skip": (d_out, d_in)}
+        for name, tensor in self.tensors.items():
+            found = tuple(tensor.shape)
+            expected = (d_in, d_sae) if name == "W_enc" else shapes.get(name, (d_sae,))
+            require(
+                found == expected,
+                f"{name} has shape {found} where {expected} is right for W_enc "
+                f"{(d_in, d_sae)} and W_dec {tuple(self.W_dec.shape)}",
+            )
+        require(self.k is None or 1 <= self.k <= d_sae, f"k={self.k}; give 1 to d_sae={d_sae}")
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights that it has, by name, in an order that never changes."""
+        names = (*CODER, "threshold", "b_mag", "r_mag", "W_skip")
+        return {name: w for name in names if (w := getattr(self, name)) is not None}
 
     @property
     def d_in(self) -> int:
-        """Width of the activations."""
+        """Width of the activations that it reads."""
         return self.W_enc.shape[0]
 
     @property
@@ -50,15 +125,37 @@ class Dictionary:
         return self.W_enc.shape[1]
 
     @property
+    def d_out(self) -> int:
+        """Width of the activations that it reconstructs."""
+        return self.W_dec.shape[1]
+
+    @property
     def digest(self) -> str:
         """Identifies the weights: what was measured on one dictionary holds for no other."""
-        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
-        return digest_bytes(w.detach().cpu().contiguous().numpy().tobytes() for w in weights)
+        weights = [
+            w.detach().cpu().contiguous().numpy().tobytes() for w in self.tensors.values()
+        ]
+        if self.architecture != "standard" or self.W_skip is not None:
+            # The bytes alone do not tell a topk from a standard one.
+            about = [self.architecture, self.k, list(self.tensors)]
+            weights.append(json.dumps(about).encode())
+        return digest_bytes(weights)
 
     @property
     def hook_name(self) -> str:
-        """The hook that it was trained on."""
+        """The hook that it reads."""
         return str(self.metadata["hook_name"])
+
+    @property
+    def hook_name_out(self) -> str:
+        """The hook that it reconstructs; of an autoencoder the one that it reads."""
+        return str(self.metadata.get("hook_name_out") or self.hook_name)
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it reads one hook and reconstructs another."""
+        out = self.metadata.get("hook_name_out")
+        return bool(out) and out != self.metadata.get("hook_name")
 
     @property
     def model_name(self) -> str:
@@ -67,22 +164,28 @@ class Dictionary:
 
     def to(self, device: torch.device | str) -> "Dictionary":
         """The same dictionary with its weights on `device`."""
-        return replace(
-            self,
-            W_enc=self.W_enc.to(device),
-            b_enc=self.b_enc.to(device),
-            W_dec=self.W_dec.to(device),
-            b_dec=self.b_dec.to(device),
-        )
+        moved: dict[str, Any] = {name: w.to(device) for name, w in self.tensors.items()}
+        return replace(self, **moved)
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Feature activations of raw activations `x`; never negative."""
-        return torch.relu(x.to(self.W_enc.dtype) @ self.W_enc + self.b_enc)
+        rule = ARCHITECTURES[self.architecture]
+        products = x.to(self.W_enc.dtype) @ self.W_enc
+        return rule.encode(products, self.b_enc, *(getattr(self, n) for n in rule.fields))
 
-    def decode(self, feature_acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_in"]:
-        """The reconstruction of activations from feature activations."""
+    def decode(self, feature_acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_out"]:
+        """What feature activations add up to."""
         return feature_acts @ self.W_dec + self.b_dec
 
-    def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
-        """`decode(encode(x))`."""
-        return self.decode(self.encode(x))
+    def reconstruct(
+        self, x: Float[Tensor, "... d_in"], feature_acts: Float[Tensor, "... d_sae"]
+    ) -> Float[Tensor, "... d_out"]:
+        """The reconstruction where `feature_acts` are those of `x`, not computed again."""
+        decoded = self.decode(feature_acts)
+        if self.W_skip is None:
+            return decoded
+        return decoded + x.to(self.W_skip.dtype) @ self.W_skip.t()
+
+    def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        """The reconstruction: `decode(encode(x))`, plus `x @ W_skip.T` where there is one."""
+        return self.reconstruct(x, self.encode(x))

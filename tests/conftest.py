@@ -13,8 +13,12 @@ os.environ.setdefault("WANDB_SILENT", "true")
 
 from jaxtyping import install_import_hook
 
-# Every shape written on a function of the core is checked at every call of the tests.
-install_import_hook(["sae.core", "sae.dictionary"], "beartype.beartype")
+# Every shape written on a function of the core is checked at every call of the tests. Modules
+# of kernels are left out: what compiles them cannot read decorated functions.
+_CORE = ("losses", "metrics", "scaling", "select", "sparse")
+install_import_hook(
+    [*(f"sae.core.{name}" for name in _CORE), "sae.dictionary"], "beartype.beartype"
+)
 
 WORDS = (
     "the river ran past old mill where she kept seven grey cats and one very small dog that "
@@ -106,6 +110,40 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps({"text": text}) for text in sentences(300, seed=1)]
     (folder / "notes.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def random_dictionary(
+    architecture: str = "standard",
+    *,
+    d_in: int = 32,
+    d_sae: int = 48,
+    d_out: int | None = None,
+    skip: bool = False,
+    **metadata: str,
+):
+    """Random weights, all fields of the architecture; with `d_out` a transcoder."""
+    import torch
+
+    from sae.dictionary import ARCHITECTURES, Dictionary
+
+    draw = torch.Generator().manual_seed(len(architecture))
+    width = d_in if d_out is None else d_out
+    fields = {
+        "threshold": lambda: torch.rand(d_sae, generator=draw),
+        "k": lambda: 7,
+        "b_mag": lambda: torch.randn(d_sae, generator=draw),
+        "r_mag": lambda: 0.3 * torch.randn(d_sae, generator=draw),
+    }
+    return Dictionary(
+        torch.randn(d_in, d_sae, generator=draw) / d_in**0.5,
+        torch.randn(d_sae, generator=draw),
+        torch.randn(d_sae, width, generator=draw) / d_sae**0.5,
+        torch.randn(width, generator=draw),
+        architecture,
+        metadata,
+        **{name: fields[name]() for name in ARCHITECTURES[architecture].fields},
+        W_skip=torch.randn(width, d_in, generator=draw) / d_in**0.5 if skip else None,
+    )
 
 
 HOOK = "blocks.1.hook_resid_post"

@@ -5,9 +5,13 @@ import shutil
 
 import pytest
 import torch
+from conftest import random_dictionary
+from safetensors.torch import load_file, save_file
 
 import sae
-from sae.exchange.saelens import load_dictionary, save_dictionary
+from sae.dictionary import ARCHITECTURES
+from sae.exchange.card import model_card
+from sae.exchange.saelens import load_dictionary, loads_in_saelens, save_dictionary
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,144 @@ def test_a_saved_dictionary_loads_bit_equal(tiny_run, tmp_path):
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(dictionary, name), getattr(again, name))
     assert again.metadata == dictionary.metadata
+
+
+HOOKS = {
+    "model_name": "a/model",
+    "hook_name": "blocks.1.hook_resid_mid",
+    "hook_name_out": "blocks.1.hook_mlp_out",
+}
+KINDS = [
+    (architecture, d_out, skip)
+    for architecture in ARCHITECTURES
+    for d_out, skip in ((None, False), (20, False), (20, True))
+]
+
+
+def of_kind(architecture, d_out, skip):
+    if d_out is None:
+        return random_dictionary(architecture, hook_name="blocks.1.hook_resid_mid")
+    return random_dictionary(architecture, d_out=d_out, skip=skip, **HOOKS)
+
+
+def random_rows(n=500, d_in=32):
+    return 3 * torch.randn(n, d_in, generator=torch.Generator().manual_seed(1)) + 1
+
+
+def assert_same(dictionary, theirs, x, **closeness):
+    """Ours and a SAELens one encode and reconstruct alike."""
+    with torch.no_grad():
+        theirs_acts, theirs_out = theirs.encode(x), theirs(x)
+    ours_acts = dictionary.encode(x)
+    assert torch.equal(ours_acts > 0, theirs_acts > 0)
+    assert 0.02 < (ours_acts > 0).float().mean() < 0.98
+    torch.testing.assert_close(ours_acts, theirs_acts, **closeness)
+    torch.testing.assert_close(dictionary(x), theirs_out, **closeness)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_dictionary_comes_back_from_its_folder_as_it_was(kind, tmp_path):
+    dictionary = of_kind(*kind)
+    save_dictionary(dictionary, tmp_path / "saved")
+    again = load_dictionary(tmp_path / "saved")
+    assert list(again.tensors) == list(dictionary.tensors)
+    for name, tensor in dictionary.tensors.items():
+        assert torch.equal(tensor, again.tensors[name]), name
+    assert (again.architecture, again.k) == (dictionary.architecture, dictionary.k)
+    assert again.digest == dictionary.digest
+    assert again.hook_name_out == dictionary.hook_name_out
+    assert again.is_transcoder == (kind[1] is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", KINDS)
+def test_saelens_computes_the_same_with_every_kind_that_it_knows(kind, tmp_path):
+    sae_lens = pytest.importorskip("sae_lens")
+    dictionary = of_kind(*kind)
+    save_dictionary(dictionary, tmp_path / "saved")
+    name = json.loads((tmp_path / "saved/cfg.json").read_text())["architecture"]
+    if not loads_in_saelens(dictionary):
+        assert name in {f"{r}_{s}transcoder" for r in ("topk", "gated") for s in ("", "skip_")}
+        with pytest.raises(KeyError):
+            sae_lens.SAE.load_from_disk(str(tmp_path / "saved"))
+        return
+    theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "saved"))
+    assert theirs.cfg.architecture() == name
+    assert_same(dictionary, theirs, random_rows(), rtol=1e-5, atol=1e-5)
+    for key, value in dictionary.metadata.items():
+        assert theirs.cfg.metadata[key] == value
+
+
+def saelens_kinds():
+    """Name in SAELens, settings of its configuration."""
+    biased = {"apply_b_dec_to_input": True}
+    plain = {"apply_b_dec_to_input": False}
+    for settings in (biased, plain):
+        yield "standard", settings
+        yield "jumprelu", settings
+        yield "gated", settings
+        for rescale in (False, True):
+            yield "topk", {**settings, "k": 9, "rescale_acts_by_decoder_norm": rescale}
+    for name in ("transcoder", "skip_transcoder", "jumprelu_transcoder"):
+        yield name, {**plain, "d_out": 20}
+    yield "jumprelu_skip_transcoder", {**plain, "d_out": 20}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", list(saelens_kinds()), ids=str)
+def test_every_kind_that_saelens_saves_computes_the_same_here(kind, tmp_path):
+    pytest.importorskip("sae_lens")
+    from sae_lens.registry import get_sae_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    name, settings = kind
+    sae_class, config_class = get_sae_class(name)
+    theirs = sae_class(
+        config_class(d_in=32, d_sae=48, metadata=SAEMetadata(**HOOKS), **settings)
+    )
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw))
+    theirs.save_model(tmp_path / "theirs")
+    ours = load_dictionary(tmp_path / "theirs")
+    # Sums of 32 products in another order, at activations of about 5.
+    assert_same(ours, theirs, random_rows(), rtol=1e-5, atol=2e-5)
+    assert ours.hook_name_out == HOOKS["hook_name_out"]
+    save_dictionary(ours, tmp_path / "ours")
+    assert load_dictionary(tmp_path / "ours").digest == ours.digest
+
+
+def damaged(folder, architecture, d_out=None, drop=None, **changes):
+    save_dictionary(of_kind(architecture, d_out, skip=False), folder)
+    config = json.loads((folder / "cfg.json").read_text()) | changes
+    (folder / "cfg.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "sae_weights.safetensors")
+    tensors.pop(drop, None)
+    save_file(tensors, folder / "sae_weights.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ({"architecture": "topk", "k": None}, "k=None; a topk dictionary needs a whole number"),
+        ({"architecture": "topk", "k": 49}, "k=49; give 1 to d_sae=48"),
+        ({"architecture": "gated", "drop": "b_gate"}, "misses b_gate"),
+        ({"architecture": "jumprelu", "drop": "threshold"}, "misses threshold"),
+        (
+            {"architecture": "standard", "d_out": 20, "apply_b_dec_to_input": True},
+            "a transcoder's b_dec is not of its input",
+        ),
+    ],
+)
+def test_a_folder_that_does_not_make_a_dictionary_is_refused(damage, sentence, tmp_path):
+    settings = dict(damage)
+    architecture = settings.pop("architecture")
+    with pytest.raises(ValueError, match=sentence):
+        load_dictionary(damaged(tmp_path / "folder", architecture, **settings))
 
 
 @pytest.mark.slow
@@ -99,6 +241,51 @@ def test_the_cards_metadata_and_figures_are_those_of_the_run(exported):
     figures = json.loads((run / "evals/strong.json").read_text())
     assert f"{figures['explained_variance']:.4g}" in card.text
     assert f"{figures['ce_loss_score']:.4g}" in card.text
+
+
+OURS = {
+    "versions": {"sae-atlas": "1"},
+    "training_tokens": 1000,
+    "data": {"name": "text"},
+    "architecture": "topk",
+    "sae": {"k": 7},
+    "optim": {"lr": 1e-3},
+    "train_batch_size_tokens": 10,
+    "max_norm_multiple": 10.0,
+    "seed": 0,
+}
+FIGURES = {"n_rows": 5, "n_behaviour_tokens": 6, "n_density_rows": 7}
+
+
+def card_of(dictionary):
+    dictionary.metadata.update(model_name="a/model", sae_atlas=OURS)
+    return model_card(dictionary, FIGURES, "folder", 48)
+
+
+def test_the_card_of_a_transcoder_names_both_hooks_and_the_rule():
+    text = card_of(random_dictionary("topk", d_out=20, skip=True, **HOOKS))
+    assert (
+        "# A transcoder of a/model from `blocks.1.hook_resid_mid` to `blocks.1.hook_mlp_out`"
+        in text
+    )
+    assert "activations are `the k largest of relu(pre)`" in text
+    assert "`k = 7`" in text
+    assert "+ x @ W_skip.T" in text
+    assert "width 32 and write activations of width 20" in text
+    # SAELens has no such class, so nobody is told to load it there.
+    assert "sae_lens" not in text
+    assert "library_name: sae-atlas" in text
+
+
+def test_the_card_of_an_autoencoder_names_its_hook_and_rule_and_both_ways_to_load_it():
+    text = card_of(random_dictionary("gated", hook_name="blocks.1.hook_resid_mid"))
+    assert "# A sparse autoencoder of a/model at `blocks.1.hook_resid_mid`\n" in text
+    assert "a `gated` one" in text
+    assert "exp(r_mag)" in text
+    assert 'SAE.load_from_disk("folder")' in text
+    assert "library_name: saelens" in text
+    assert "transcoder" not in text
+    assert "W_skip" not in text
 
 
 def test_the_tables_load_as_a_data_set(exported, tmp_path):

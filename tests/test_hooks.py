@@ -14,6 +14,7 @@ from sae.base.errors import UserError
 from sae.models.hooks import (
     HookPoint,
     edited,
+    edited_from,
     find_hook,
     list_hooks,
     read_activations,
@@ -214,17 +215,17 @@ def test_the_forward_stops_after_the_last_hook_that_is_needed(models, family, bl
     assert finished[head] == 0
 
 
+def hook_count(module: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
 def test_no_hook_is_left_behind_when_reading_ends_or_fails(models):
     model = models["llama"]
-
-    def hooks() -> list[int]:
-        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
-
-    before = hooks()
+    before = hook_count(model)
     read(model, "blocks.1.hook_mlp_out")
     with pytest.raises(IndexError):
         read_activations(model, [find_hook(model, "blocks.1.hook_resid_post")], TOKENS + 10_000)
-    assert hooks() == before
+    assert hook_count(model) == before
 
 
 @pytest.mark.parametrize("family", PLACES)
@@ -343,6 +344,53 @@ def test_an_edit_in_the_middle_of_a_block_changes_the_stream_and_not_the_mlp_alo
         seen = read_activations(module, outputs, tokens)
     mlp_out, resid_post = (seen[p.hook_name] for p in outputs)
     torch.testing.assert_close(resid_post, mlp_out, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"),
+        ("blocks.1.hook_resid_mid", "blocks.1.hook_resid_mid"),
+        ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_mid"),
+        ("blocks.1.hook_resid_pre", "blocks.1.hook_attn_out"),
+        ("blocks.1.hook_resid_post", "blocks.1.hook_resid_post"),
+    ],
+)
+def test_an_edit_sees_what_another_hook_holds_in_the_same_forward(
+    models, family, source, target
+):
+    module = models[family]
+    points = [find_hook(module, name) for name in (source, target)]
+    pairs: list[tuple[Tensor, Tensor]] = []
+    batches = [TOKENS, TOKENS.flip(1)[:, :5]]
+
+    def look(x: Tensor, y: Tensor) -> Tensor:
+        pairs.append((x.clone(), y.clone()))
+        return y
+
+    before = hook_count(module)
+    with torch.inference_mode(), edited_from(module, *points, look):
+        edited_logits = [module(batch).logits for batch in batches]
+    assert hook_count(module) == before
+    for batch, (x, y), logits in zip(batches, pairs, edited_logits, strict=True):
+        seen = read_activations(module, list(dict.fromkeys(points)), batch)
+        assert torch.equal(x, seen[source])
+        assert torch.equal(y, seen[target])
+        with torch.inference_mode():
+            assert torch.equal(logits, module(batch).logits)
+
+
+def test_an_edit_from_a_later_place_is_refused_and_leaves_no_hook(models):
+    module = models["llama"]
+    early, late = (find_hook(module, f"blocks.{i}.hook_resid_post") for i in (0, 2))
+    before = hook_count(module)
+    with (
+        pytest.raises(UserError, match=r"resid_post comes before hook_name=blocks\.2"),
+        edited_from(module, late, early, lambda _, y: y),
+    ):
+        module(TOKENS)
+    assert hook_count(module) == before
 
 
 def test_what_goes_into_the_stream_is_told_from_what_is_only_as_wide(tiny_model):

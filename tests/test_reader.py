@@ -28,7 +28,8 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
     """A cache whose row at (sequence, position) points at its own angle, so none are alike.
 
     Five chunks, the last one short and, like most of the one before, held out. Every
-    norm is 1, but for three that are 50.
+    norm is 1, but for three that are 50. A second hook, `out`, holds the rows' numbers, so its
+    norms are as unlike as can be.
     """
     draw = np.random.default_rng(0)
     tokens = draw.integers(2, 90, (SEQUENCES, CONTEXT), dtype=np.int32)
@@ -39,14 +40,15 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
     for place in LOUD:
         tokens[place] = 50
         x[place] *= 50
+    number = torch.arange(SEQUENCES * CONTEXT).float().reshape(SEQUENCES, CONTEXT)
+    out = torch.stack([number, -number], dim=-1)
     text = PackedText(tokens, np.zeros_like(tokens), HELD_OUT, np.array([7], dtype=np.uint64))
     path = tmp_path_factory.mktemp("numbered") / "cache.zarr"
     attributes = {"digest": "numbered", "special_token_ids": [0, 1]}
-    writer = create_cache(
-        path, text, [HookShape("h", "h", 3)], dtype="float32", attributes=attributes
-    )
+    shapes = [HookShape("h", "h", 3), HookShape("out", "out", 2)]
+    writer = create_cache(path, text, shapes, dtype="float32", attributes=attributes)
     for chunk in writer.chunks():
-        writer.write(chunk, {"h": x[chunk]})
+        writer.write(chunk, {"h": x[chunk], "out": out[chunk]})
     writer.finish()
     return open_cache(path)
 
@@ -183,6 +185,71 @@ def test_a_limit_gives_evenly_spread_rows_and_no_more_than_that(numbered, limit)
     found = numbers(torch.cat(list(rows_in_order(training(numbered), limit=limit))))
     assert min(limit, len(rows)) / 2 <= len(found) <= limit
     assert found == rows[:: -(-len(rows) // limit)]
+
+
+@pytest.mark.parametrize("limit", [None, 1, 99, 700])
+def test_pairs_in_order_are_todays_rows_beside_the_same_rows_of_the_other_hook(numbered, limit):
+    selection = training(numbered)
+    pairs = list(rows_in_order(selection, limit, output_hook_name="out"))
+    x, y = (torch.cat(side) for side in zip(*pairs, strict=True))
+    assert torch.equal(x, torch.cat(list(rows_in_order(selection, limit))))
+    assert y.shape == (len(x), 2)
+    assert y[:, 0].tolist() == numbers(x)
+
+
+@pytest.mark.parametrize("pool_bytes", POOLS)
+@pytest.mark.parametrize("skip", [0, 5])
+def test_shuffled_pairs_are_the_same_rows_of_both_hooks(numbered, pool_bytes, skip):
+    selection = training(numbered)
+    n = 3 * selection.n_rows // 37
+    pairs = shuffled_batches(
+        selection, 37, seed=5, skip=skip, pool_bytes=pool_bytes, output_hook_name="out"
+    )
+    found = list(islice(pairs, n))
+    assert {(x.shape, y.shape) for x, y in found} == {((37, 3), (37, 2))}
+    rows = [row for x, _ in found for row in numbers(x)]
+    assert [row for _, y in found for row in y[:, 0].tolist()] == rows
+    assert set(rows) == set(chosen(False))
+
+
+def test_pairs_come_in_the_order_in_which_one_hook_is_read(numbered):
+    selection = training(numbered)
+    pairs = shuffled_batches(selection, 64, seed=2, skip=3, output_hook_name="out")
+    alone = shuffled_batches(selection, 64, seed=2, skip=3)
+    for (x, _), expected in islice(zip(pairs, alone, strict=True), 30):
+        assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize(("output_hook_name", "chunks"), [(None, 4), ("out", 2)])
+def test_a_pool_counts_the_bytes_of_every_hook_that_it_holds(
+    numbered, monkeypatch, output_hook_name, chunks
+):
+    reads: list[str] = []
+    original = ActivationCache.read
+    monkeypatch.setattr(ActivationCache, "read", lambda *a: reads.append(a[1]) or original(*a))
+    selection = training(numbered)
+    largest = max(int(selection.keep[c].sum()) for c in numbered.chunks("h"))
+    most = 0
+    for seed in range(10):
+        reads.clear()
+        batches = shuffled_batches(
+            selection,
+            1,
+            seed=seed,
+            pool_bytes=4 * largest * 3 * 4,
+            output_hook_name=output_hook_name,
+        )
+        next(batches)
+        assert reads.count("out") == (reads.count("h") if output_hook_name else 0)
+        most = max(most, reads.count("h"))
+    assert most == chunks
+
+
+def test_an_output_hook_that_the_cache_does_not_hold_is_refused_at_once(numbered):
+    with pytest.raises(UserError, match=r"hook_name=oot is not in .*; nearest: out"):
+        shuffled_batches(training(numbered), 8, seed=0, output_hook_name="oot")
+    with pytest.raises(UserError, match="hook_name=oot is not in"):
+        rows_in_order(training(numbered), output_hook_name="oot")
 
 
 def test_a_lost_chunk_of_norms_is_refused_and_not_taken_for_sinks(numbered, tmp_path):

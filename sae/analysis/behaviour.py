@@ -1,7 +1,8 @@
 """What the model loses when a dictionary's reconstruction takes the activations' place.
 
 Every score compares three runs over the same held-out tokens: untouched, with the
-reconstruction, and with the activations ablated (to zero, or to their mean). Only text
+reconstruction, and with the activations ablated (to zero, or to their mean). A transcoder reads
+one hook and takes the place of the activations at another, in the same forward pass. Only text
 positions are replaced; special tokens keep their activations. Figures are means over the
 positions whose own token and next token are both text.
 
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor
 
 from sae.base.progress import progress
-from sae.dictionary import Dictionary
-from sae.models.hooks import HookPoint, edited
+from sae.models.hooks import HookPoint, edited_from
 from sae.models.load import LanguageModel
 
-Replacement = Callable[[Tensor], Tensor]
-"""New activations (row, d_in) for old ones."""
+Reconstruction = Callable[[Tensor], Tensor]
+"""A dictionary: activations (row, d_out) from those that it reads, (row, d_in)."""
+Replacement = Callable[[Tensor, Tensor], Tensor]
+"""New activations (row, d_out) from those that are read, (row, d_in), and the old ones."""
 
 
 @dataclass(slots=True)
@@ -32,35 +34,43 @@ class _Sums:
     kl: float = 0.0
 
 
-def zero_ablation(x: Tensor) -> Tensor:
+def zero_ablation(_: Tensor, y: Tensor) -> Tensor:
     """All activations to zero."""
-    return torch.zeros_like(x)
+    return torch.zeros_like(y)
 
 
 def mean_ablation(mean: Tensor) -> Replacement:
-    """All activations to `mean` (d_in,)."""
-    return lambda x: mean.to(x).expand_as(x)
+    """All activations to `mean` (d_out,)."""
+    return lambda _, y: mean.to(y).expand_as(y)
+
+
+def reconstruction_by(dictionary: Reconstruction) -> Replacement:
+    """Activations to what `dictionary` makes of those that it reads."""
+    return lambda x, _: dictionary(x)
 
 
 def behaviour(
     model: LanguageModel,
     point: HookPoint,
     tokens: Tensor,
-    dictionaries: Mapping[str, Dictionary],
+    dictionaries: Mapping[str, Reconstruction],
     mean: Tensor,
     *,
+    source: HookPoint | None = None,
     batch_size: int = 8,
 ) -> dict[str, dict[str, float]]:
     """Scores of several dictionaries at one hook, sharing the untouched run.
 
     Args:
+        point: where activations are replaced.
         tokens: held-out ids, (sequence, position).
-        mean: mean activation (d_in,), for mean ablation.
+        mean: mean activation (d_out,) at `point`, for mean ablation.
+        source: what the dictionaries read; `point` itself if left out.
         batch_size: sequences a forward pass.
     """
     replacements: dict[str, Replacement] = {"zero": zero_ablation, "mean": mean_ablation(mean)}
     for name, dictionary in dictionaries.items():
-        replacements[f"sae {name}"] = dictionary
+        replacements[f"sae {name}"] = reconstruction_by(dictionary)
     sums = {name: _Sums() for name in ("clean", *replacements)}
     special = torch.tensor(model.special_token_ids)
     count = 0
@@ -80,7 +90,8 @@ def behaviour(
             )
             bar.update(batch.numel())
             for name, replace in replacements.items():
-                with edited(model.module, point, _at(text.to(model.device), replace)):
+                edit = _at(text.to(model.device), replace)
+                with edited_from(model.module, source or point, point, edit):
                     logits = _logits(model, ids, scored)
                 sums[name].ce += _cross_entropy(logits, target)
                 cross = (
@@ -92,10 +103,10 @@ def behaviour(
     return {name: _scores(means, f"sae {name}") for name in dictionaries}
 
 
-def _at(positions: Tensor, replace: Replacement) -> Callable[[Tensor], Tensor]:
-    def edit(x: Tensor) -> Tensor:
-        new = x.clone()
-        new[positions] = replace(x[positions]).to(x.dtype)
+def _at(positions: Tensor, replace: Replacement) -> Replacement:
+    def edit(x: Tensor, y: Tensor) -> Tensor:
+        new = y.clone()
+        new[positions] = replace(x[positions], y[positions]).to(y.dtype)
         return new
 
     return edit

@@ -15,26 +15,42 @@ _ROWS_A_BATCH = 4096
 def reconstruction(
     dictionary: Dictionary, rows: RowSelection, limit: int | None = None
 ) -> ReconstructionStatistics:
-    """Statistics of a dictionary over rows of a cache, at most about `limit`, evenly spread."""
-    statistics = ReconstructionStatistics(dictionary.d_in, dictionary.d_sae)
+    """Statistics of a dictionary over rows of a cache, at most about `limit`, evenly spread.
+
+    Args:
+        rows: which rows, at the hook that the dictionary reads. What a transcoder makes of them
+            is compared with the same rows of its `hook_name_out`.
+    """
+    statistics = ReconstructionStatistics(dictionary.d_out, dictionary.d_sae)
     device = dictionary.W_enc.device
-    for stored in _batches(rows_in_order(rows, limit)):
-        x = stored.to(device).float()
+    for stored in _batches(_read(dictionary, rows, limit)):
+        sides = [side.to(device).float() for side in stored]
+        x, target = sides[0], sides[-1]
         feature_acts = dictionary.encode(x)
-        statistics.add(x, dictionary.decode(feature_acts), feature_acts)
+        statistics.add(target, dictionary.reconstruct(x, feature_acts), feature_acts)
     return statistics
 
 
-def _batches(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+def _read(
+    dictionary: Dictionary, rows: RowSelection, limit: int | None
+) -> Iterator[tuple[Tensor, ...]]:
+    """Rows at the hook that the dictionary reads, and at the other if it has one."""
+    if dictionary.is_transcoder:
+        return rows_in_order(rows, limit, output_hook_name=dictionary.hook_name_out)
+    return ((x,) for x in rows_in_order(rows, limit))
+
+
+def _batches(pieces: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
     """Pieces joined and split to about the rows that one product should have."""
-    waiting: list[Tensor] = []
+    waiting: list[tuple[Tensor, ...]] = []
     for piece in pieces:
         waiting.append(piece)
-        if sum(map(len, waiting)) >= _ROWS_A_BATCH:
-            yield from torch.split(torch.cat(waiting), _ROWS_A_BATCH)
+        if sum(len(sides[0]) for sides in waiting) >= _ROWS_A_BATCH:
+            joined = map(torch.cat, zip(*waiting, strict=True))
+            yield from zip(*(torch.split(j, _ROWS_A_BATCH) for j in joined), strict=True)
             waiting = []
     if waiting:
-        yield torch.cat(waiting)
+        yield tuple(map(torch.cat, zip(*waiting, strict=True)))
 
 
 def density_histogram(density: Tensor) -> dict[str, list[float]]:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from sae.dictionary import Dictionary
+from sae.dictionary import ARCHITECTURES, Dictionary
+from sae.exchange.saelens import loads_in_saelens
 
 _METRICS = {
     "explained_variance": "Explained variance, `1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²`",
@@ -42,23 +43,21 @@ def model_card(
     settings = "\n".join(f"| `{key}` | `{value}` |" for key, value in _settings(dictionary))
     return f"""\
 {_front_matter(dictionary)}
-# A sparse autoencoder of {dictionary.model_name} at `{dictionary.hook_name}`
+# {_title(dictionary)}
 
-{dictionary.d_sae:,} latents on activations of width {dictionary.d_in}, trained with sae-atlas
+{dictionary.d_sae:,} latents {_widths(dictionary)}, trained with sae-atlas
 {ours["versions"]["sae-atlas"]} on {ours["training_tokens"]:,} rows of the text
-`{ours["data"]["name"]}`. `features.parquet` describes all {n_features:,} features (density,
-activations, promoted and suppressed tokens, neighbours), `contexts.parquet` holds the text
-where each fires most.
+`{ours["data"]["name"]}`. {_rule(dictionary)}
+
+`features.parquet` describes all {n_features:,} features (density, activations, promoted and
+suppressed tokens, neighbours), `contexts.parquet` holds the text where each fires most.
 
 ## Load it
 
 ```python
 import sae                                   # sae-atlas
 dictionary = sae.load("{subfolder}")
-
-from sae_lens import SAE                     # SAELens
-dictionary = SAE.load_from_disk("{subfolder}")
-
+{_load_in_saelens(dictionary, subfolder)}
 import pandas                                # the feature table
 features = pandas.read_parquet("features.parquet")
 ```
@@ -67,7 +66,7 @@ features = pandas.read_parquet("features.parquet")
 
 On held-out text, special tokens left out: {figures["n_rows"]:,} rows, and for CE and KL
 {figures["n_behaviour_tokens"]:,} tokens. Whether a latent lives is counted over
-{figures["n_density_rows"]:,} rows, training rows among them.
+{figures["n_density_rows"]:,} rows, training rows among them.{_target(dictionary)}
 
 | metric | value |
 |---|---|
@@ -84,14 +83,64 @@ On held-out text, special tokens left out: {figures["n_rows"]:,} rows, and for C
 {_LIMITS}"""
 
 
+def _title(dictionary: Dictionary) -> str:
+    if dictionary.is_transcoder:
+        return (
+            f"A transcoder of {dictionary.model_name} from `{dictionary.hook_name}` "
+            f"to `{dictionary.hook_name_out}`"
+        )
+    return f"A sparse autoencoder of {dictionary.model_name} at `{dictionary.hook_name}`"
+
+
+def _widths(dictionary: Dictionary) -> str:
+    if dictionary.is_transcoder:
+        return (
+            f"that read activations of width {dictionary.d_in} and write activations of width "
+            f"{dictionary.d_out}"
+        )
+    return f"on activations of width {dictionary.d_in}"
+
+
+def _rule(dictionary: Dictionary) -> str:
+    """How activations and reconstruction are computed, from the weights' names."""
+    formula = ARCHITECTURES[dictionary.architecture].formula
+    k = "" if dictionary.k is None else f" and `k = {dictionary.k}`"
+    skip = "" if dictionary.W_skip is None else " + x @ W_skip.T"
+    return (
+        f"It is a `{dictionary.architecture}` one: activations are `{formula}`, with "
+        f"`pre = x @ W_enc + b_enc`{k}; the reconstruction is "
+        f"`activations @ W_dec + b_dec{skip}`."
+    )
+
+
+def _load_in_saelens(dictionary: Dictionary, subfolder: str) -> str:
+    if not loads_in_saelens(dictionary):
+        return ""
+    return f"""
+from sae_lens import SAE                     # SAELens
+dictionary = SAE.load_from_disk("{subfolder}")
+"""
+
+
+def _target(dictionary: Dictionary) -> str:
+    if not dictionary.is_transcoder:
+        return ""
+    return (
+        f"\nHere x is the activation at `{dictionary.hook_name_out}` and x̂ what is made for it "
+        f"of the one at `{dictionary.hook_name}`."
+    )
+
+
 def _front_matter(dictionary: Dictionary) -> str:
     """What the Hub reads of a card: the base model, and which tables to show."""
+    library = "saelens" if loads_in_saelens(dictionary) else "sae-atlas"
+    kind = "transcoder" if dictionary.is_transcoder else "sparse-autoencoder"
     return f"""\
 ---
-library_name: saelens
+library_name: {library}
 base_model: {dictionary.model_name}
 tags:
-- sparse-autoencoder
+- {kind}
 - interpretability
 - sae-atlas
 configs:

@@ -225,6 +225,42 @@ def edited(module: nn.Module, point: HookPoint, edit: Edit) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def edited_from(
+    module: nn.Module,
+    source: HookPoint,
+    point: HookPoint,
+    edit: Callable[[Tensor, Tensor], Tensor],
+) -> Iterator[None]:
+    """Like `edited`, by an `edit` that also gets what stands at `source` in the same forward.
+
+    Args:
+        edit: gives new activations at `point` from those at `source` and the old ones.
+            `source` may be `point`, and must not come after it in the model.
+    """
+    seen: list[Tensor] = []
+
+    def keep(x: Tensor) -> None:
+        seen[:] = [x]
+
+    def edit_at_point(x: Tensor) -> Tensor:
+        if not seen:
+            raise UserError(
+                f"hook_name_out={point.hook_name} comes before hook_name={source.hook_name} "
+                "in the model; a transcoder goes from a place to the same or a later one"
+            )
+        # Taken away, so that no forward is ever edited by what another one held.
+        return edit(seen.pop(), x)
+
+    # The reader first: hooks of one module are called in the order that they came in.
+    handle = _register(module, source, keep)
+    try:
+        with edited(module, point, edit_at_point):
+            yield
+    finally:
+        handle.remove()
+
+
 def _register_mid(module: nn.Module, point: HookPoint, edit: Edit) -> list[Any]:
     """Edit the middle of a block's residual stream.
 

@@ -76,6 +76,7 @@ def run(config: AnalyzeConfig) -> Atlas:
         "dictionary_digest": dictionary.digest,
         "model_name": dictionary.model_name,
         "hook_name": dictionary.hook_name,
+        "hook_name_out": dictionary.hook_name_out,
         "cache_digest": cache.digest,
         "n_rows": statistics.n_rows,
         "n_dead": int((statistics.fired == 0).sum()),
@@ -94,9 +95,8 @@ def run(config: AnalyzeConfig) -> Atlas:
 def _logits(dictionary: Dictionary, model: LanguageModel, k: int) -> LogitEffects | None:
     """None where the decoder does not write into the stream that is unembedded."""
     matrix = unembedding(model.module)
-    if matrix is None or not writes_to_stream(
-        model.module, find_hook(model.module, dictionary.hook_name)
-    ):
+    point = find_hook(model.module, dictionary.hook_name_out)
+    if matrix is None or not writes_to_stream(model.module, point):
         return None
     high, high_ids, low, low_ids, sharpness = extreme_logits(dictionary.W_dec, matrix, k)
 

@@ -39,7 +39,10 @@ def named_dictionary(run: Path, name: str | None) -> tuple[str, Dictionary]:
 
 
 def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache) -> None:
-    """Refuse a dictionary and a cache of different models, weights, hooks or widths."""
+    """Refuse a dictionary and a cache of different models, weights, hooks or widths.
+
+    A transcoder needs both of its hooks in the cache.
+    """
     model = cache.attributes["model"]
     require(
         dictionary.model_name == model["hub_id"],
@@ -52,12 +55,21 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
         f"{name} was trained on other weights of {dictionary.model_name} (digest "
         f"{trained_on['weight_digest']}) than {cache.path} is of ({model['weight_digest']})",
     )
-    cache.hook(dictionary.hook_name)
-    d_in = cache.d_in(dictionary.hook_name)
+    hook_name, out = cache.hook(dictionary.hook_name), dictionary.hook_name_out
     require(
-        dictionary.d_in == d_in,
-        f"{name} has d_in={dictionary.d_in}, but {cache.path} holds rows of width {d_in}",
+        out in cache.hook_names,
+        f"{name} goes from {hook_name} to {out}, which is not in {cache.path}; harvest both "
+        f"with hook_names=[{hook_name},{out}]",
     )
+    for width, found, hook in (
+        ("d_in", dictionary.d_in, hook_name),
+        ("d_out", dictionary.d_out, out),
+    ):
+        held = cache.d_in(hook)
+        require(
+            found == held,
+            f"{name} has {width}={found}, but {cache.path} holds rows of width {held}",
+        )
 
 
 def check_measured_on(dictionary: Dictionary, measured: dict[str, Any], again: str) -> None:

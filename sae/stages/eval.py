@@ -112,25 +112,31 @@ def _known(folder: Path, name: str, wanted: str) -> dict[str, Any] | None:
 def _evaluate(
     config: EvalConfig, cache: ActivationCache, dictionaries: dict[str, Dictionary]
 ) -> dict[str, dict[str, Any]]:
-    by_hook: dict[str, dict[str, Dictionary]] = {}
+    by_hooks: dict[tuple[str, str], dict[str, Dictionary]] = {}
     for name, dictionary in dictionaries.items():
-        by_hook.setdefault(dictionary.hook_name, {})[name] = dictionary
+        hooks = dictionary.hook_name, dictionary.hook_name_out
+        by_hooks.setdefault(hooks, {})[name] = dictionary
     found: dict[str, dict[str, Any]] = {}
-    for hook_name, group in by_hook.items():
-        found |= _evaluate_hook(config, cache, hook_name, group)
+    for hooks, group in by_hooks.items():
+        found |= _evaluate_hooks(config, cache, hooks, group)
     return found
 
 
-def _evaluate_hook(
-    config: EvalConfig, cache: ActivationCache, hook_name: str, group: dict[str, Dictionary]
+def _evaluate_hooks(
+    config: EvalConfig,
+    cache: ActivationCache,
+    hooks: tuple[str, str],
+    group: dict[str, Dictionary],
 ) -> dict[str, dict[str, Any]]:
+    """Figures of dictionaries that read the first of `hooks` and reconstruct the second."""
+    hook_name, hook_name_out = hooks
     began = time.perf_counter()
     device = resolve_device(config.device)
     on_device = {name: dictionary.to(device) for name, dictionary in group.items()}
     figures = {}
     with progress(len(group), "reconstruction", "dictionary") as bar:
         for name, dictionary in on_device.items():
-            figures[name] = _reconstruction_figures(config, cache, hook_name, dictionary)
+            figures[name] = _reconstruction_figures(config, cache, dictionary)
             bar.update(1)
     model = recorded_model(cache.attributes["model"], config.device)
     held_out = torch.from_numpy(cache.tokens[cache.held_out]).long()
@@ -138,10 +144,11 @@ def _evaluate_hook(
     tokens = held_out[:n_sequences]
     scores = behaviour(
         model,
-        find_hook(model.module, hook_name),
+        find_hook(model.module, hook_name_out),
         tokens,
         on_device,
-        torch.from_numpy(cache.statistics(hook_name)["mean"]),
+        torch.from_numpy(cache.statistics(hook_name_out)["mean"]),
+        source=find_hook(model.module, hook_name),
         batch_size=config.batch_size,
     )
     seconds = (time.perf_counter() - began) / len(group)
@@ -150,8 +157,9 @@ def _evaluate_hook(
 
 
 def _reconstruction_figures(
-    config: EvalConfig, cache: ActivationCache, hook_name: str, dictionary: Dictionary
+    config: EvalConfig, cache: ActivationCache, dictionary: Dictionary
 ) -> dict[str, Any]:
+    hook_name = dictionary.hook_name
     settings = dictionary.metadata.get("sae_atlas", {})
     norm_limit = settings.get("max_norm_multiple", 10.0)
     held_out = select_rows(cache, hook_name, held_out=True, max_norm_multiple=norm_limit)
@@ -167,8 +175,9 @@ def _reconstruction_figures(
     return figures | {
         "architecture": dictionary.architecture,
         "d_sae": dictionary.d_sae,
-        **_penalty(settings),
+        **_sparsity(settings.get("sae", {})),
         "hook_name": hook_name,
+        "hook_name_out": dictionary.hook_name_out,
         "training_tokens": settings.get("training_tokens"),
         "n_rows": statistics.n_rows,
         "n_density_rows": n_density_rows,
@@ -176,6 +185,7 @@ def _reconstruction_figures(
     }
 
 
-def _penalty(settings: dict[str, Any]) -> dict[str, Any]:
-    sae = settings.get("sae", {})
-    return {"l1_coefficient": sae.get("l1_coefficient")}
+def _sparsity(sae: dict[str, Any]) -> dict[str, Any]:
+    """What was asked of the training, to tell the points of a front apart."""
+    asked = {name: sae[name] for name in ("k", "target_l0") if sae.get(name) is not None}
+    return {"l1_coefficient": sae.get("l1_coefficient")} | asked

@@ -116,7 +116,7 @@ def _steer(
 ) -> tuple[list[dict[str, Any]], float]:
     began = time.perf_counter()
     model = recorded_model(dictionary.metadata["sae_atlas"]["model"], config.device)
-    point = find_hook(model.module, dictionary.hook_name)
+    point = find_hook(model.module, dictionary.hook_name_out)
     task = SteeringTask(
         prompts=config.prompts,
         strengths=config.strengths,
