@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae.base.errors import UserError, nearest
@@ -81,7 +81,8 @@ def _thawed(config: type[Any]) -> DictConfig:
     """The structured node of a frozen dataclass, open for merging.
 
     OmegaConf marks nodes of frozen dataclasses read-only, and then cannot merge choices into
-    them; they are frozen again when the finished object is built.
+    them; they are frozen again when the finished object is built. Nor can it put one subclass
+    in the place of another, so where a choice of class is to be made the default is left out.
     """
     root: DictConfig = OmegaConf.structured(config)
     pending = [root]
@@ -90,7 +91,12 @@ def _thawed(config: type[Any]) -> DictConfig:
         OmegaConf.set_readonly(node, None)
         for key in node:
             child = node._get_node(key)
-            if isinstance(child, DictConfig) and not child._is_none():
+            if not isinstance(child, DictConfig) or child._is_none():
+                continue
+            if inspect.isabstract(child._metadata.ref_type):
+                OmegaConf.set_readonly(child, None)
+                node[key] = MISSING
+            else:
                 pending.append(child)
     return root
 

@@ -1,5 +1,6 @@
 """Training: seeds, resuming, figures, wandb, and that every option counts."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from sae.base.errors import UserError
 from sae.stages.train import TrainConfig
 from sae.training.loggers import read_metrics
 from sae.training.loop import Trainer
-from sae.training.optim import OptimConfig, learning_rate
+from sae.training.optim import OptimConfig, schedule
 
 
 def settings(tiny_run, tmp_path, **changes):
@@ -159,7 +160,7 @@ def test_a_batch_with_nan_is_refused_and_named_and_the_weights_stay():
     model = config.build(sample, torch.Generator().manual_seed(0))
     from sae.core.scaling import InputScaling
 
-    trainer = Trainer(model, InputScaling(torch.zeros(8), 1.0), OptimConfig(), d_sae=16)
+    trainer = Trainer(model, InputScaling(torch.zeros(8), 1.0), OptimConfig(), lr=1e-3)
     bad = sample.clone()
     bad[3, 2] = float("nan")
     steps = trainer.fit(iter([sample, bad]), 2, 100)
@@ -177,8 +178,8 @@ def test_a_diverging_training_stops_and_names_the_knob(tiny_run, tmp_path):
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_nearly_zero():
-    config = OptimConfig(lr=1.0, lr_warm_up_steps=10, lr_decay_steps=20)
-    rates = [learning_rate(config, step, 100) for step in range(100)]
+    config = OptimConfig(lr_warm_up_steps=10, lr_decay_steps=20)
+    rates = [schedule(config, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[50] == rates[79] == 1.0
     assert rates[99] == pytest.approx(1 / 20)
@@ -246,7 +247,9 @@ def test_the_dictionary_says_where_it_comes_from(tiny_run):
     assert metadata["hf_hook_name"] == "model.layers.1"
     ours = metadata["sae_atlas"]
     assert ours["cache_digest"] == sae.open_cache(tiny_run / "cache.zarr").digest
-    assert ours["sae"] == {"d_sae": 64, "l1_coefficient": 0.5, "l1_warm_up_fraction": 0.1}
+    assert ours["sae"] == dataclasses.asdict(StandardConfig(d_sae=64, l1_coefficient=0.5))
+    assert ours["architecture"] == "standard"
+    assert ours["optim"]["lr"] == StandardConfig.default_lr
     assert {"torch", "transformers", "zarr"} <= set(ours["versions"])
 
 

@@ -1,144 +1,170 @@
-"""ReLU autoencoder with an L1 penalty weighted by decoder norms.
+"""ReLU autoencoder with an L1 penalty.
 
-Loss: `‖x − x̂‖² + λ Σ_j f_j ‖W_dec,j‖` with `f = relu(W_enc x + b_enc)` (Anthropic, "Update
-on how we train SAEs", April 2024). The decoder's norms are free.
+Loss: `‖x − x̂‖² + λ Σ_j f_j ‖W_dec,j‖` with `f = relu(W_enc x + b_enc)` and free decoder norms
+(Anthropic, "Update on how we train SAEs", April 2024), or with decoder rows of norm one
+(Bricken et al. 2023), where the penalty is the plain L1 norm.
 """
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep
+from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep, level
+from sae.architectures.penalty import Coefficient
 from sae.base.errors import require
 from sae.core.losses import squared_error, weighted_l1, weighted_l1_on
-from sae.core.scaling import InputScaling
-from sae.core.sparse import decode_on, encode_on, support_of
+from sae.core.select import Above, select
+from sae.core.sparse import Support, encode_on, reconstruct_on
 
 # Above this share of active latents the dense products are the faster ones (two cores,
 # d_in 576: the sparse step wins at every width from 2,304 up once L0 is below d_sae / 8).
 SPARSE_BELOW = 0.125
 
+# A penalised autoencoder starts with as many active latents a row, by a bias below zero.
+INITIAL_L0 = 32.0
+
 
 @dataclass(frozen=True, kw_only=True)
-class StandardConfig(ArchitectureConfig):
-    """ReLU autoencoder with a decoder-norm-weighted L1 penalty (SAELens's `standard`)."""
+class PenalisedConfig(ArchitectureConfig):
+    """An autoencoder whose sparsity comes from an L1 penalty."""
 
     l1_coefficient: float = 4.0
     """Weight of the penalty, in units where each coordinate of `x` has mean square one."""
     l1_warm_up_fraction: float = 0.1
     """Share of the run over which the coefficient rises linearly from zero."""
+    target_l0: float | None = None
+    """L0 to reach by moving the coefficient, which is then only where it starts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_not_negative("l1_coefficient", "2 to 10 are usual")
+        self.check_share("l1_warm_up_fraction")
+        require(
+            self.target_l0 is None or 0 < self.target_l0 < self.d_sae,
+            f"sae.target_l0={self.target_l0} is impossible; give more than 0 and less than "
+            f"sae.d_sae={self.d_sae}, such as 50",
+        )
+
+    @property
+    def short_name(self) -> str:
+        penalty = (
+            f"l1-{self.l1_coefficient:g}"
+            if self.target_l0 is None
+            else f"l0-{self.target_l0:g}"
+        )
+        return f"{self.architecture}-{self.d_sae}-{penalty}"
+
+    def coefficient(self) -> Coefficient:
+        """The penalty's weight over a run."""
+        return Coefficient(self.l1_coefficient, self.l1_warm_up_fraction, self.target_l0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardConfig(PenalisedConfig):
+    """ReLU autoencoder with an L1 penalty (SAELens's `standard`)."""
+
+    architecture: ClassVar[str] = "standard"
+    saved_as: ClassVar[str] = "standard"
+
+    decoder_norm: str = "free"
+    """`free`, the penalty weighted by it (April 2024), or `unit`, kept at one (2023)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            0 <= self.l1_coefficient < math.inf,
-            f"sae.l1_coefficient={self.l1_coefficient} is impossible; give 0 or more "
-            "(2 to 10 are usual)",
+            self.decoder_norm in ("free", "unit"),
+            f"sae.decoder_norm={self.decoder_norm} is unknown; choose free or unit",
         )
-        require(
-            0 <= self.l1_warm_up_fraction <= 1,
-            f"sae.l1_warm_up_fraction={self.l1_warm_up_fraction} is impossible; "
-            "give a share between 0 and 1",
-        )
-
-    @property
-    def architecture(self) -> str:
-        return "standard"
-
-    @property
-    def short_name(self) -> str:
-        return f"standard-{self.d_sae}-l1-{self.l1_coefficient:g}"
 
     def build(
-        self, sample: Float[Tensor, "rows d_in"], generator: torch.Generator
+        self,
+        sample: Float[Tensor, "rows d_in"],
+        generator: torch.Generator,
+        target: Float[Tensor, "rows d_out"] | None = None,
     ) -> "StandardSAE":
-        return StandardSAE(self, sample, generator)
+        return StandardSAE(self, sample, generator, target)
 
 
 class StandardSAE(TrainableSAE):
-    """Weights are kept latent by latent: row j of `W_enc_t` and of `W_dec` is latent j."""
+    """Dense steps while many latents are active, sparse ones from then on."""
 
     def __init__(
         self,
         config: StandardConfig,
         sample: Float[Tensor, "rows d_in"],
         generator: torch.Generator,
+        target: Float[Tensor, "rows d_out"] | None = None,
     ) -> None:
-        super().__init__()
-        self.config = config
-        directions = initial_directions(config.d_sae, sample, generator)
-        gain = matching_gain(sample, directions)
-        self.W_enc_t = nn.Parameter(directions * gain)
-        self.b_enc = nn.Parameter(sample.new_zeros(config.d_sae))
-        self.W_dec = nn.Parameter(directions.clone())
-        self.b_dec = nn.Parameter(sample.new_zeros(sample.shape[1]))
-        # The last step's share of active latents decides how the next one is computed. A
-        # buffer, because a resumed run has to take the same path to end in the same bits.
-        self.active_share: Tensor
-        self.register_buffer("active_share", torch.tensor(1.0, dtype=torch.float64))
+        super().__init__(config, sample, generator, target)
+        self.unit_norm_decoder = config.decoder_norm == "unit"
+        self.coefficient = config.coefficient()
+        start_sparse(self, sample)
+        # The last step's share of active latents decides how the next one is computed. It is
+        # state, because a resumed run has to take the same path to end in the same bits.
+        self.active_share = 1.0
 
-    def coefficient(self, progress: float) -> float:
-        """The penalty's weight after a linear warm-up."""
-        warm_up = self.config.l1_warm_up_fraction
-        return self.config.l1_coefficient * (min(1.0, progress / warm_up) if warm_up else 1.0)
+    def get_extra_state(self) -> Tensor:
+        """What a resumed run needs besides parameters."""
+        return torch.tensor(self.active_share, dtype=torch.float64)
 
-    def step(self, x: Float[Tensor, "batch d_in"], progress: float) -> TrainingStep:
-        sparse = float(self.active_share) < SPARSE_BELOW
-        x_hat, penalty, fired = self._sparse(x) if sparse else self._dense(x)
-        self.active_share.copy_(fired.sum() / (x.shape[0] * self.config.d_sae))
-        mse = squared_error(x, x_hat)
-        l1 = self.coefficient(progress) * penalty
-        losses = {"losses/mse_loss": mse.detach(), "losses/l1_loss": l1.detach()}
-        return TrainingStep(mse + l1, x_hat, losses, fired)
+    def set_extra_state(self, state: Tensor) -> None:
+        """Continue from `get_extra_state`."""
+        self.active_share = float(state)
 
-    def _dense(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        feature_acts = torch.relu(nn.functional.linear(x, self.W_enc_t, self.b_enc))
-        x_hat = feature_acts @ self.W_dec + self.b_dec
+    def activation(
+        self, pre_acts: Float[Tensor, "batch d_sae"]
+    ) -> Float[Tensor, "batch d_sae"]:
+        return torch.relu(pre_acts - level(pre_acts, INITIAL_L0))
+
+    def step(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        y: Float[Tensor, "batch d_out"],
+        progress: float,
+        dead: Bool[Tensor, " d_sae"],
+    ) -> TrainingStep:
+        sparse = self.active_share < SPARSE_BELOW
+        mse, penalty, fired, n_active = (self._sparse if sparse else self._dense)(
+            x, y, progress
+        )
+        self.active_share = n_active / (len(x) * self.d_sae)
+        coefficient = self.coefficient.at(progress)
+        self.coefficient.observe(n_active / len(x), progress)
+        l1 = coefficient * penalty
+        losses: dict[str, Tensor | float] = {
+            "losses/l1_loss": l1.detach(),
+            "details/l1_coefficient": coefficient,
+        }
+        return TrainingStep(mse + l1, mse.detach(), losses, fired)
+
+    def _dense(
+        self, x: Tensor, y: Tensor, progress: float
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        feature_acts = torch.relu(nn.functional.linear(x, self.encoder(), self.b_enc))
         fired = (feature_acts.detach() > 0).sum(0)
-        return x_hat, weighted_l1(feature_acts, self.W_dec), fired
+        mse = squared_error(self.target(x, y), feature_acts @ self.W_dec)
+        penalty = weighted_l1(feature_acts, self.W_dec)
+        return mse, penalty, fired, int(fired.sum())
 
-    def _sparse(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.no_grad():
-            pre_acts = nn.functional.linear(x, self.W_enc_t, self.b_enc)
-            active = pre_acts > 0
-            support = support_of(active)
-        values = encode_on(support, pre_acts[active], x, self.W_enc_t, self.b_enc)
-        x_hat = decode_on(support, values, self.W_dec) + self.b_dec
-        penalty = weighted_l1_on(values, support.columns, self.W_dec, len(x))
-        return x_hat, penalty, support.counts()
+    def _sparse(
+        self, x: Tensor, y: Tensor, progress: float
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        encoder = self.encoder()
+        (active,) = select(x, encoder, self.b_enc, Above(torch.zeros_like(self.b_enc)))
+        values = encode_on(active.support, active.values, x, encoder, self.b_enc)
+        mse = reconstruct_on(active.support, values, self.W_dec, self.target(x, y)).loss
+        penalty = self.penalty(values, active.support, progress)
+        return mse, penalty, active.support.counts(), len(values)
 
-    def weights(self, scaling: InputScaling) -> dict[str, Tensor]:
-        w_enc, b_enc = scaling.fold_encoder(self.W_enc_t.detach().t(), self.b_enc.detach())
-        w_dec, b_dec = scaling.fold_decoder(self.W_dec.detach(), self.b_dec.detach())
-        return {"W_enc": w_enc.contiguous(), "b_enc": b_enc, "W_dec": w_dec, "b_dec": b_dec}
-
-
-def initial_directions(
-    d_sae: int, sample: Float[Tensor, "rows d_in"], generator: torch.Generator
-) -> Float[Tensor, "d_sae d_in"]:
-    """Unit directions halfway between random rows of the sample and random noise.
-
-    Rows point where the data is, so latents live and the error falls sooner than from noise
-    alone; the noise keeps frequent rows from giving the same direction twice.
-    """
-    rows = torch.randint(len(sample), (d_sae,), generator=generator)
-    noise = torch.randn(d_sae, sample.shape[1], generator=generator, dtype=sample.dtype)
-    unit = nn.functional.normalize
-    mixed = unit(sample[rows], dim=1) + unit(noise, dim=1).to(sample.device)
-    return unit(mixed, dim=1)
+    def penalty(self, values: Tensor, support: Support, progress: float) -> Tensor:
+        """What the coefficient weighs, of sparse activations."""
+        return weighted_l1_on(values, support.columns, self.W_dec, support.shape[0])
 
 
-def matching_gain(
-    sample: Float[Tensor, "rows d_in"], directions: Float[Tensor, "d_sae d_in"]
-) -> float:
-    """The encoder's scale that brings the first reconstruction closest to the rows.
-
-    Tied weights add up what overlapping directions see; least squares over one factor undoes
-    that (OpenAI's code rescales the encoder for the same reason).
-    """
-    x = sample[:1024]
-    x_hat = torch.relu(x @ directions.t()) @ directions
-    return float((x * x_hat).sum() / x_hat.square().sum().clamp_min(1e-12))
+def start_sparse(sae: TrainableSAE, sample: Float[Tensor, "rows d_in"]) -> None:
+    """Set the encoder's bias so that `INITIAL_L0` latents are active in a row."""
+    pre_acts = sample[:1024] @ sae.encoder().detach().t()
+    sae.b_enc.data.fill_(-level(pre_acts, INITIAL_L0))

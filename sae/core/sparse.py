@@ -1,4 +1,4 @@
-"""The two matrix products of an autoencoder step, computed on active latents only.
+"""The products of an autoencoder step, computed on active latents only.
 
 Where a latent is silent, the gradient of any loss of its activation vanishes (for ReLU,
 TopK and every other gate that outputs zero there), so of the five dense products of a step
@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from sae.core import cpu_kernels
 
 # Torch warns once a process that CSR tensors are in beta; nothing here can answer that, so
 # let it happen now.
@@ -46,40 +48,100 @@ class Support(NamedTuple):
             self.row_ends, self.columns, values, self.shape, check_invariants=False
         )
 
-    def transposed(self, values: Float[Tensor, " nnz"]) -> Tensor:
-        """The sparse (d_sae, batch) matrix that holds `values` (in row order)."""
-        return torch.sparse_csr_tensor(
-            self.column_ends,
-            self.rows_by_column,
-            values[self.by_column],
-            self.shape[::-1],
-            check_invariants=False,
-        )
-
     def counts(self) -> Int[Tensor, " d_sae"]:
         """In how many rows each latent is active."""
         return self.column_ends.diff()
 
+    def rows(self) -> Int[Tensor, " nnz"]:
+        """Row of each entry, in row order, int64."""
+        batch = torch.arange(self.shape[0], device=self.columns.device)
+        return batch.repeat_interleave(self.row_ends.diff(), output_size=len(self.columns))
 
-def support_of(active: Bool[Tensor, "batch d_sae"]) -> Support:
-    """The positions of the true entries of `active`."""
-    batch, d_sae = active.shape
-    rows, columns = (index.int() for index in torch.where(active))
+    def by_level(self, level_ends: Int[Tensor, " levels"]) -> "Support":
+        """The same entries, each row cut into one row a level: (batch · levels, d_sae).
+
+        Latent j belongs to the first level whose end exceeds j. Entries keep their order.
+        """
+        batch, d_sae = self.shape
+        levels = len(level_ends)
+        level = torch.bucketize(self.columns, level_ends, right=True)
+        rows = self.rows() * levels + level
+        return Support(
+            _ends(rows, batch * levels),
+            self.columns,
+            self.column_ends,
+            self.by_column,
+            rows.int()[self.by_column],
+            (batch * levels, d_sae),
+        )
+
+
+def support_of(
+    counts: Int[Tensor, " batch"], columns: Int[Tensor, " nnz"], d_sae: int
+) -> Support:
+    """From the number of entries of each row and their columns, ascending in each row."""
+    batch = len(counts)
+    row_ends = torch.zeros(batch + 1, dtype=torch.int32, device=columns.device)
+    row_ends[1:] = counts.cumsum(0)
     by_column = torch.sort(columns, stable=True).indices
+    rows = torch.arange(batch, dtype=torch.int32, device=columns.device)
+    rows = rows.repeat_interleave(counts, output_size=len(columns))
     return Support(
-        _ends(rows, batch),
-        columns,
-        _ends(columns, d_sae),
-        by_column,
-        rows[by_column],
-        (batch, d_sae),
+        row_ends, columns, _ends(columns, d_sae), by_column, rows[by_column], (batch, d_sae)
     )
+
+
+def support_of_mask(active: Bool[Tensor, "batch d_sae"]) -> Support:
+    """The positions of the true entries of `active`."""
+    return support_of(active.sum(1), torch.where(active)[1].int(), active.shape[1])
 
 
 def _ends(indices: Int[Tensor, " nnz"], n: int) -> Int[Tensor, " n_plus_1"]:
     ends = torch.zeros(n + 1, dtype=torch.int32, device=indices.device)
     ends[1:] = torch.bincount(indices, minlength=n).cumsum(0)
     return ends
+
+
+def _sparse_times_dense(support: Support, values: Tensor, dense: Tensor) -> Tensor:
+    """(batch, d_sae) by (d_sae, d)."""
+    if values.is_cuda:
+        from sae.core import triton_kernels
+
+        return triton_kernels.decode(support.row_ends, support.columns, values, dense)
+    return torch.nn.functional.embedding_bag(
+        support.columns,
+        dense,
+        support.row_ends,
+        mode="sum",
+        per_sample_weights=values,
+        include_last_offset=True,
+    )
+
+
+def _transposed_times_dense(support: Support, values: Tensor, dense: Tensor) -> Tensor:
+    """(d_sae, batch) by (batch, d)."""
+    ends, rows = support.column_ends, support.rows_by_column
+    values = values[support.by_column]
+    if values.is_cuda:
+        from sae.core import triton_kernels
+
+        return triton_kernels.transposed_product(ends, rows, values, dense)
+    matrix = torch.sparse_csr_tensor(
+        ends, rows, values, support.shape[::-1], check_invariants=False
+    )
+    product: Tensor = matrix @ dense
+    return product
+
+
+def _products_at(support: Support, a: Tensor, b: Tensor) -> Tensor:
+    """`⟨a_i, b_j⟩` for each entry (i, j); `a` is (batch, d), `b` is (d_sae, d)."""
+    if a.is_cuda:
+        from sae.core import triton_kernels
+
+        return triton_kernels.sampled_product(support.row_ends, support.columns, a, b)
+    zeros = support.matrix(a.new_zeros(len(support.columns)))
+    products: Tensor = torch.sparse.sampled_addmm(zeros, a, b.t(), beta=0.0).values()
+    return products
 
 
 class _Encode(torch.autograd.Function):
@@ -95,26 +157,53 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         support: Support = ctx.support
-        grad_x = support.matrix(grads[0]) @ weight if ctx.needs_input_grad[0] else None
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _sparse_times_dense(support, grads[0], weight)
         grad_bias = torch.zeros_like(weight[:, 0]).index_add_(0, support.columns, grads[0])
-        return grad_x, support.transposed(grads[0]) @ x, grad_bias, None, None
+        return grad_x, _transposed_times_dense(support, grads[0], x), grad_bias, None, None
 
 
-class _Decode(torch.autograd.Function):
+class _Reconstruct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, weight: Tensor, support: Support) -> Tensor:
-        ctx.save_for_backward(values, weight)
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        support: Support,
+        level_weights: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        levels = len(level_weights)
+        partials = _sparse_times_dense(support, values, weight)
+        partials = partials.view(len(target), levels, target.shape[1])
+        squares, error = _nested_errors_(partials, target, level_weights / len(target))
+        squares = (squares / len(target)).to(values.dtype)
+        ctx.save_for_backward(values, weight, partials)
         ctx.support = support
-        return support.matrix(values) @ weight
+        ctx.mark_non_differentiable(squares, error)
+        return squares @ level_weights, squares, error
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        values, weight = ctx.saved_tensors
+        values, weight, gradients = ctx.saved_tensors
         support: Support = ctx.support
-        grad = grads[0].contiguous()
-        zeros = support.matrix(torch.zeros_like(values))
-        grad_values = torch.sparse.sampled_addmm(zeros, grad, weight.t(), beta=0.0).values()
-        return grad_values, support.transposed(values) @ grad, None
+        grad_target = -gradients[:, 0] * grads[0] if ctx.needs_input_grad[2] else None
+        gradients = gradients.flatten(0, 1)
+        grad_values = _products_at(support, gradients, weight) * grads[0]
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = _transposed_times_dense(support, values * grads[0], gradients)
+        return grad_values, grad_weight, grad_target, None, None
+
+
+def _nested_errors_(partials: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """See `cpu_kernels.nested_errors_`; the same in torch where the tensors are not there."""
+    if not partials.is_cuda:
+        return cpu_kernels.nested_errors_(partials, target, weights)
+    errors = partials.cumsum(1) - target[:, None]
+    partials.copy_((2 * weights[:, None] * errors).flip(1).cumsum(1).flip(1))
+    return errors.double().square().sum((0, 2)), errors[:, -1]
 
 
 def encode_on(
@@ -133,11 +222,36 @@ def encode_on(
     return read
 
 
-def decode_on(
+class Reconstruction(NamedTuple):
+    """How far sparse activations are from what they stand for."""
+
+    loss: Float[Tensor, ""]
+    """`Σ_g w_g ‖x̂_g − x‖²`, averaged over the batch; gradients flow through it."""
+    mse: Float[Tensor, " levels"]
+    """`‖x̂_g − x‖²` of each level, averaged over the batch; detached."""
+    error: Float[Tensor, "batch d_out"]
+    """`x̂ − x` of the last level; detached."""
+
+
+def reconstruct_on(
     support: Support,
     values: Float[Tensor, " nnz"],
-    weight: Float[Tensor, "d_sae d_in"],
-) -> Float[Tensor, "batch d_in"]:
-    """The product of the sparse activations with the decoder, with gradients to both."""
-    x_hat: Tensor = _Decode.apply(values, weight, support)  # type: ignore[no-untyped-call]
-    return x_hat
+    weight: Float[Tensor, "d_sae d_out"],
+    target: Float[Tensor, "batch d_out"],
+    level_ends: Int[Tensor, " levels"] | None = None,
+    level_weights: Float[Tensor, " levels"] | None = None,
+) -> Reconstruction:
+    """Decode sparse activations and compare with `target`, one pass for all nested levels.
+
+    `x̂_g` is the product of the activations of the latents before `level_ends[g]` with their
+    rows of `weight`; without levels there is one, of all latents, with weight one. Nested
+    reconstructions are prefix sums of what each level adds, their gradients suffix sums of
+    the levels' errors, so levels cost sums over (batch, levels, d_out) and no products.
+    Gradients reach `values`, `weight` and `target`.
+    """
+    if level_ends is None or level_weights is None:
+        level_weights = target.new_ones(1)
+    else:
+        support = support.by_level(level_ends)
+    loss, mse, error = _Reconstruct.apply(values, weight, target, support, level_weights)  # type: ignore[no-untyped-call]
+    return Reconstruction(loss, mse, error)

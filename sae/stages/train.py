@@ -22,7 +22,7 @@ from sae.exchange.saelens import load_dictionary, save_dictionary
 from sae.models.load import resolve_device
 from sae.training.checkpoint import load_checkpoint, save_checkpoint
 from sae.training.loggers import Logger, LoggerConfig, open_loggers
-from sae.training.loop import StepReport, Trainer
+from sae.training.loop import Batch, StepReport, Trainer
 from sae.training.optim import OptimConfig
 
 _SAMPLE_ROWS = 16_384
@@ -39,6 +39,8 @@ class TrainConfig:
     """Cache to read; by default `{run}/cache.zarr`."""
     hook_name: str | None = None
     """Which hook of the cache; may be left out if there is one."""
+    output_hook_name: str | None = None
+    """Hook of the cache to predict from the other one, which makes a transcoder."""
     name: str | None = None
     """Name of the dictionary; by default made of architecture, width, penalty, lr and seed."""
     sae: ArchitectureConfig = field(default_factory=StandardConfig)
@@ -90,15 +92,21 @@ class TrainConfig:
         require(
             self.log_every_steps >= 1, f"log_every_steps={self.log_every_steps}; give 1 or more"
         )
+        require(
+            self.output_hook_name is not None or not self.sae.skip_connection,
+            "sae.skip_connection=True is a transcoder's and needs output_hook_name=..., the "
+            "hook to predict",
+        )
 
     @property
     def id(self) -> str:
         """The dictionary's name: as given, or what people sweep."""
         if self.name:
             return self.name
-        lr = "" if self.optim.lr == OptimConfig().lr else f"-lr-{self.optim.lr:g}"
+        to = f"-to-{self.output_hook_name}" if self.output_hook_name else ""
+        lr = "" if self.optim.lr is None else f"-lr-{self.optim.lr:g}"
         seed = "" if self.seed == _SEED else f"-seed-{self.seed}"
-        return f"{self.sae.short_name}{lr}{seed}"
+        return f"{self.sae.short_name}{to}{lr}{seed}"
 
     @property
     def cache_path(self) -> Path:
@@ -116,6 +124,11 @@ class TrainConfig:
         return Path(self.run) / "training" / self.id
 
     @property
+    def lr(self) -> float:
+        """Peak learning rate: as given, or the architecture's."""
+        return self.sae.default_lr if self.optim.lr is None else self.optim.lr
+
+    @property
     def n_steps(self) -> int:
         """Steps of the run."""
         return self.training_tokens // self.train_batch_size_tokens
@@ -125,7 +138,7 @@ def run(config: TrainConfig) -> Dictionary:
     """Train, or go on from a checkpoint, or reuse a finished dictionary."""
     check_writable(config.dictionary_path)
     cache = open_cache(config.cache_path)
-    hook_name = cache.hook(config.hook_name)
+    hook_name, output_hook_name = _hooks(config, cache)
     # What decides the weights: not where they go, nor how progress is reported.
     content = plain(
         replace(
@@ -139,26 +152,32 @@ def run(config: TrainConfig) -> Dictionary:
             checkpoint_every_seconds=0.0,
         )
     )
-    wanted = digest([content, config.sae.architecture, cache.digest, hook_name])
+    wanted = digest(
+        [content, config.sae.architecture, cache.digest, hook_name, output_hook_name]
+    )
     if (finished := _finished(config, wanted)) is not None:
         say(f"train: {config.dictionary_path} is there already, reused")
         return finished
     rows = select_rows(
         cache, hook_name, held_out=False, max_norm_multiple=config.max_norm_multiple
     )
-    trainer = _trainer(config, rows)
+    trainer = _trainer(config, rows, output_hook_name)
     state = load_checkpoint(config.state_path / "checkpoint.pt", wanted)
     if state is not None:
         trainer.load_state_dict(state)
         say(f"train: {config.id} goes on from step {trainer.step:,} of {config.n_steps:,}")
     batches = shuffled_batches(
-        rows, config.train_batch_size_tokens, seed=config.seed, skip=trainer.step
+        rows,
+        config.train_batch_size_tokens,
+        seed=config.seed,
+        skip=trainer.step,
+        output_hook_name=output_hook_name,
     )
     _train(config, trainer, batches, wanted)
     dictionary = Dictionary(
-        **trainer.sae.weights(trainer.scaling),
-        architecture=config.sae.architecture,
-        metadata=_metadata(config, cache, hook_name, wanted),
+        **trainer.sae.weights(trainer.scaling, trainer.output_scaling),
+        architecture=config.sae.saved_as,
+        metadata=_metadata(config, cache, (hook_name, output_hook_name), wanted),
     )
     save_dictionary(dictionary, config.dictionary_path)
     return load_dictionary(config.dictionary_path)
@@ -176,20 +195,52 @@ def _finished(config: TrainConfig, wanted: str) -> Dictionary | None:
     return found
 
 
-def _trainer(config: TrainConfig, rows: RowSelection) -> Trainer:
+def _hooks(config: TrainConfig, cache: ActivationCache) -> tuple[str, str | None]:
+    """The hook to read, and for a transcoder the one to predict."""
+    if config.output_hook_name is None:
+        return cache.hook(config.hook_name), None
+    require(
+        config.hook_name is not None,
+        f"output_hook_name={config.output_hook_name} needs hook_name=..., the hook to read",
+    )
+    hook_name, output_hook_name = (
+        cache.hook(name) for name in (config.hook_name, config.output_hook_name)
+    )
+    require(
+        hook_name != output_hook_name,
+        f"output_hook_name={output_hook_name} is hook_name itself; leave it out to train an "
+        "autoencoder",
+    )
+    same_width = cache.d_in(hook_name) == cache.d_in(output_hook_name)
+    require(
+        same_width or not config.sae.aligned,
+        f"sae.aligned=True needs hooks of one width; {hook_name} has "
+        f"{cache.d_in(hook_name)}, {output_hook_name} {cache.d_in(output_hook_name)}",
+    )
+    return hook_name, output_hook_name
+
+
+def _trainer(config: TrainConfig, rows: RowSelection, output_hook_name: str | None) -> Trainer:
     device = resolve_device(config.device)
-    sample = torch.cat(list(rows_in_order(rows, limit=_SAMPLE_ROWS))).float()
+    found = list(rows_in_order(rows, limit=_SAMPLE_ROWS, output_hook_name=output_hook_name))
+    pairs = [part if isinstance(part, tuple) else (part,) for part in found]
+    samples = [torch.cat(parts).float() for parts in zip(*pairs, strict=True)]
+    scalings = [_scaling(sample) for sample in samples]
+    scaled = [scaling(sample) for scaling, sample in zip(scalings, samples, strict=True)]
+    generator = torch.Generator().manual_seed(config.seed)
+    sae = config.sae.build(scaled[0], generator, *scaled[1:]).to(device)
+    on_device = [InputScaling(s.mean.to(device), s.scale) for s in scalings]
+    return Trainer(sae, on_device[0], config.optim, lr=config.lr, output_scaling=on_device[-1])
+
+
+def _scaling(sample: Tensor) -> InputScaling:
     mean, mean_square_distance = moments(sample)
     require(mean_square_distance > 0, "all rows of the cache are the same; nothing to learn")
-    scaling = InputScaling.from_moments(mean, mean_square_distance)
-    generator = torch.Generator().manual_seed(config.seed)
-    sae = config.sae.build(scaling(sample), generator).to(device)
-    scaling = InputScaling(scaling.mean.to(device), scaling.scale)
-    return Trainer(sae, scaling, config.optim, d_sae=config.sae.d_sae)
+    return InputScaling.from_moments(mean, mean_square_distance)
 
 
 def _train(
-    config: TrainConfig, trainer: Trainer, batches: Iterator[Tensor], wanted: str
+    config: TrainConfig, trainer: Trainer, batches: Iterator[Batch], wanted: str
 ) -> None:
     timing_path = config.state_path / "timing.json"
     spent = read_json(timing_path)["seconds"] if trainer.step and timing_path.exists() else 0.0
@@ -240,15 +291,26 @@ def _log(report: StepReport, loggers: list[Logger], bar: Any) -> None:
 
 
 def _metadata(
-    config: TrainConfig, cache: ActivationCache, hook_name: str, wanted: str
+    config: TrainConfig,
+    cache: ActivationCache,
+    hook_names: tuple[str, str | None],
+    wanted: str,
 ) -> dict[str, Any]:
     """What travels with the weights: SAELens's keys, and ours under `sae_atlas`."""
     attributes = cache.attributes
+    hook_name, output_hook_name = hook_names
+    modules = {name: attributes["hooks"][name]["module"] for name in hook_names if name}
+    output = (
+        {"hook_name_out": output_hook_name, "hf_hook_name_out": modules[output_hook_name]}
+        if output_hook_name
+        else {}
+    )
     return {
         "model_name": attributes["model"]["hub_id"],
         "model_class_name": "AutoModelForCausalLM",
         "hook_name": hook_name,
-        "hf_hook_name": attributes["hooks"][hook_name]["module"],
+        "hf_hook_name": modules[hook_name],
+        **output,
         "context_size": cache.context_size,
         "prepend_bos": attributes["bos_token_id"] is not None,
         "exclude_special_tokens": True,
@@ -261,7 +323,7 @@ def _metadata(
             "bos_token_id": attributes["bos_token_id"],
             "architecture": config.sae.architecture,
             "sae": plain(config.sae),
-            "optim": plain(config.optim),
+            "optim": {**plain(config.optim), "lr": config.lr},
             "training_tokens": config.n_steps * config.train_batch_size_tokens,
             "train_batch_size_tokens": config.train_batch_size_tokens,
             "max_norm_multiple": config.max_norm_multiple,

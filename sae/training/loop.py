@@ -10,7 +10,10 @@ from torch import Tensor
 from sae.architectures import TrainableSAE, TrainingStep
 from sae.base.errors import UserError
 from sae.core.scaling import InputScaling
-from sae.training.optim import OptimConfig, learning_rate, make_optimizer
+from sae.training.optim import OptimConfig, make_optimizers, schedule
+
+Batch = Tensor | tuple[Tensor, Tensor]
+"""Raw rows (batch, d_in), or rows to read and rows to predict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,8 @@ class StepReport:
     step: int
     """Steps finished, this one included."""
     lr: float
-    x: Tensor
+    y: Tensor
+    """The scaled rows that were to be reconstructed."""
     result: TrainingStep
     dead: Tensor
     """Latents that did not fire in the last `dead_window_rows` rows."""
@@ -28,7 +32,7 @@ class StepReport:
     def metrics(self) -> dict[str, float]:
         """Figures under SAELens's names, from this step's batch.
 
-        `metrics/explained_variance` is `1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²` over the batch.
+        `metrics/explained_variance` is `1 − Σ‖y−ŷ‖² / Σ‖y−ȳ‖²` over the batch.
 
         Raises:
             UserError: if the loss is not finite.
@@ -39,39 +43,51 @@ class StepReport:
                 f"the loss is {loss} at step {self.step}: training diverged; lower optim.lr "
                 f"(now {self.lr:g}); the last checkpoint is kept"
             )
-        x, x_hat = self.x, self.result.x_hat.detach()
-        error = (x - x_hat).square().sum()
-        variance = (x - x.mean(0)).square().sum()
+        mse = float(self.result.mse)
+        variance = float((self.y - self.y.mean(0)).square().sum(1).mean())
         return {
             "losses/overall_loss": loss,
+            "losses/mse_loss": mse,
             **{name: float(value) for name, value in self.result.losses.items()},
-            "metrics/explained_variance": float(1 - error / variance),
-            "metrics/l0": float(self.result.fired.sum()) / len(x),
-            "sparsity/dead_features": float(self.dead),
+            "metrics/explained_variance": 1 - mse / variance if variance else 0.0,
+            "metrics/l0": float(self.result.fired.sum()) / len(self.y),
+            "sparsity/dead_features": float(self.dead.sum()),
             "details/current_learning_rate": self.lr,
-            "details/n_training_samples": float(self.step * len(x)),
+            "details/n_training_samples": float(self.step * len(self.y)),
         }
 
 
 class Trainer:
-    """An autoencoder with all that changes while it is trained."""
+    """An autoencoder with all that changes while it is trained.
+
+    Args:
+        output_scaling: of the rows that a transcoder predicts; the input's by default.
+    """
 
     def __init__(
-        self, sae: TrainableSAE, scaling: InputScaling, optim: OptimConfig, *, d_sae: int
+        self,
+        sae: TrainableSAE,
+        scaling: InputScaling,
+        optim: OptimConfig,
+        *,
+        lr: float,
+        output_scaling: InputScaling | None = None,
     ) -> None:
         self.sae = sae
         self.scaling = scaling
+        self.output_scaling = output_scaling or scaling
         self.config = optim
-        self.optimizer = make_optimizer(optim, sae)
+        self.lr = lr
+        self.optimizers = make_optimizers(optim, sae, lr)
         device = next(sae.parameters()).device
-        self.rows_since_fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
+        self.rows_since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         self.step = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-equal continuation needs, besides the data's position."""
         return {
             "sae": self.sae.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rows_since_fired": self.rows_since_fired,
             "step": self.step,
         }
@@ -79,7 +95,8 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.sae.load_state_dict(state["sae"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.rows_since_fired.copy_(state["rows_since_fired"])
         self.step = state["step"]
 
@@ -92,38 +109,53 @@ class Trainer:
         if not all(bool(p.isfinite().all()) for p in self.sae.parameters()):
             raise UserError(
                 f"the weights hold NaN or infinity at step {self.step}: training diverged; "
-                f"lower optim.lr (now {self.config.lr:g}); the last checkpoint is kept"
+                f"lower optim.lr (now {self.lr:g}); the last checkpoint is kept"
             )
 
     def fit(
-        self, batches: Iterator[Tensor], n_steps: int, dead_window_rows: int
+        self, batches: Iterator[Batch], n_steps: int, dead_window_rows: int
     ) -> Iterator[StepReport]:
         """Train until `n_steps` steps are done, yielding after each.
 
         Args:
-            batches: rows (batch, d_in) on the raw scale, starting at this trainer's step.
+            batches: rows (batch, d_in) on the raw scale, or pairs with the rows (batch,
+                d_out) that a transcoder predicts, starting at this trainer's step.
 
         Raises:
             UserError: if a batch holds NaN or infinity; the weights are left as they were.
         """
-        device = self.rows_since_fired.device
         while self.step < n_steps:
-            x = self.scaling(next(batches).to(device))
-            # One number tells: any NaN or infinity survives the sum.
-            if not bool(x.sum().isfinite()):
-                raise UserError(
-                    f"batch {self.step} holds NaN or infinite activations; it was not trained "
-                    "on; verify the cache"
-                )
-            lr = learning_rate(self.config, self.step, n_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            result = self.sae.step(x, self.step / n_steps)
-            self.optimizer.zero_grad()
+            x, y = self._scaled(next(batches))
+            lr = self.lr * schedule(self.config, self.step, n_steps)
+            dead = self.rows_since_fired >= dead_window_rows
+            result = self.sae.step(x, y, self.step / n_steps, dead)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
             result.loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * group["lr_factor"]
+                optimizer.step()
+            self.sae.after_update()
             self.rows_since_fired += len(x)
             self.rows_since_fired.masked_fill_(result.fired > 0, 0)
             self.step += 1
-            dead = (self.rows_since_fired >= dead_window_rows).sum()
-            yield StepReport(self.step, lr, x, result, dead)
+            dead = self.rows_since_fired >= dead_window_rows
+            yield StepReport(self.step, lr, y, result, dead)
+
+    def _scaled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        rows, target = batch if isinstance(batch, tuple) else (batch, None)
+        device = self.rows_since_fired.device
+        x = self._finite(self.scaling(rows.to(device)))
+        if target is None:
+            return x, x
+        return x, self._finite(self.output_scaling(target.to(device)))
+
+    def _finite(self, x: Tensor) -> Tensor:
+        # One number tells: any NaN or infinity survives the sum.
+        if not bool(x.sum().isfinite()):
+            raise UserError(
+                f"batch {self.step} holds NaN or infinite activations; it was not trained "
+                "on; verify the cache"
+            )
+        return x

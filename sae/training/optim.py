@@ -1,20 +1,27 @@
 """Adam and the learning rate over a run: linear warm-up, plateau, linear decay to zero."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 
+from sae.architectures import TrainableSAE
 from sae.base.errors import require
+from sae.core import cpu_kernels
+
+_EPS = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
     """Adam and its schedule."""
 
-    lr: float = 3e-3
-    """Peak learning rate."""
+    lr: float | None = None
+    """Peak learning rate; by default the architecture's."""
     beta1: float = 0.9
     """Decay of Adam's mean of gradients."""
     beta2: float = 0.999
@@ -26,7 +33,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require(
-            0 < self.lr < math.inf,
+            self.lr is None or 0 < self.lr < math.inf,
             f"optim.lr={self.lr} is impossible; give more than 0, such as 3e-3",
         )
         for name in ("beta1", "beta2"):
@@ -41,17 +48,79 @@ class OptimConfig:
             )
 
 
-def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
-    """The rate of step `step` (from 0) of a run of `n_steps`."""
+def schedule(config: OptimConfig, step: int, n_steps: int) -> float:
+    """The share of the peak rate at step `step` (from 0) of a run of `n_steps`."""
     warm_up = n_steps // 20 if config.lr_warm_up_steps is None else config.lr_warm_up_steps
     decay = n_steps // 5 if config.lr_decay_steps is None else config.lr_decay_steps
     rising = (step + 1) / warm_up if warm_up else 1.0
     falling = (n_steps - step) / decay if decay else 1.0
-    return config.lr * min(1.0, rising, falling)
+    return min(1.0, rising, falling)
 
 
-def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Adam:
-    """Adam in one fused kernel a parameter."""
-    return torch.optim.Adam(
-        module.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), fused=True
-    )
+class UnitRowAdam(torch.optim.Optimizer):
+    """Adam for matrices whose rows have norm one and keep it.
+
+    Each row's gradient loses its component along the row before the moments see it, and the
+    row is normalised after the update: one pass over memory for all of it.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float]
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "lr_factor": 1.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; `closure` is not used."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group["lr"], group["betas"])
+
+    def _update(self, weight: nn.Parameter, lr: float, betas: tuple[float, float]) -> None:
+        assert weight.grad is not None
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(weight)
+            state["exp_avg_sq"] = torch.zeros_like(weight)
+        state["step"] += 1
+        kernels: ModuleType = cpu_kernels
+        if weight.is_cuda:
+            from sae.core import triton_kernels
+
+            kernels = triton_kernels
+        kernels.adam_unit_rows_(
+            weight.detach(),
+            weight.grad.contiguous(),
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            step=int(state["step"]),
+            lr=lr,
+            betas=betas,
+            eps=_EPS,
+        )
+
+
+def make_optimizers(
+    config: OptimConfig, sae: TrainableSAE, lr: float
+) -> list[torch.optim.Optimizer]:
+    """Adam in one fused kernel a parameter; the decoder's keeps norms where they are fixed."""
+    betas = (config.beta1, config.beta2)
+    unit = [sae.W_dec] if sae.unit_norm_decoder else []
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in sae.named_parameters():
+        if not any(parameter is q for q in unit):
+            groups.setdefault(sae.lr_factors.get(name, 1.0), []).append(parameter)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Adam(
+            [{"params": members, "lr_factor": factor} for factor, members in groups.items()],
+            lr=lr,
+            betas=betas,
+            eps=_EPS,
+            fused=True,
+        )
+    ]
+    if unit:
+        optimizers.append(UnitRowAdam(unit, lr, betas))
+    return optimizers

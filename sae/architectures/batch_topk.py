@@ -1,0 +1,70 @@
+"""BatchTopK autoencoder: the k · batch largest latents of a batch (arXiv 2412.06410).
+
+Rows may use more or fewer latents as they need. A batch is no unit of use, so the trained
+dictionary is a JumpReLU whose one threshold is the running mean of each batch's least active
+value; the auxiliary loss is TopK's.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.architectures.topk import TopKConfig, TopKSAE
+from sae.core.scaling import InputScaling
+from sae.core.select import Active, BatchTopK, Rule
+
+# Short enough to follow the last tenth of a run of a few thousand steps (dictionary_learning
+# takes 0.999, SAELens 0.99).
+THRESHOLD_DECAY = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKConfig(TopKConfig):
+    """BatchTopK autoencoder, saved as a JumpReLU (SAELens's `batchtopk`)."""
+
+    architecture: ClassVar[str] = "batchtopk"
+    saved_as: ClassVar[str] = "jumprelu"
+
+    def build(
+        self,
+        sample: Float[Tensor, "rows d_in"],
+        generator: torch.Generator,
+        target: Float[Tensor, "rows d_out"] | None = None,
+    ) -> "BatchTopKSAE":
+        return BatchTopKSAE(self, sample, generator, target)
+
+
+class BatchTopKSAE(TopKSAE):
+    """A TopK autoencoder that chooses over the whole batch, and remembers the threshold."""
+
+    def __init__(
+        self,
+        config: BatchTopKConfig,
+        sample: Float[Tensor, "rows d_in"],
+        generator: torch.Generator,
+        target: Float[Tensor, "rows d_out"] | None = None,
+    ) -> None:
+        super().__init__(config, sample, generator, target)
+        self.threshold: Tensor
+        self.n_batches: Tensor
+        self.register_buffer("threshold", sample.new_zeros(()))
+        self.register_buffer("n_batches", sample.new_zeros(()))
+
+    def rule(self) -> Rule:
+        return BatchTopK(self.config.k)
+
+    def observe(self, active: Active) -> None:
+        if not len(active.values):
+            return
+        # The plain mean of the first batches, an exponential one later.
+        self.n_batches += 1
+        weight = (1 / self.n_batches).clamp_min(1 - THRESHOLD_DECAY)
+        self.threshold.lerp_(active.values.amin(), weight)
+
+    def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
+        fields = super().weights(scaling, output)
+        del fields["k"]
+        return {**fields, "threshold": self.threshold.float().expand(self.d_sae).clone()}

@@ -1,0 +1,197 @@
+"""JumpReLU autoencoder: a latent is active above a threshold of its own (arXiv 2407.14435).
+
+`f = z · 1[z > θ]` with `z = W_enc x + b_enc`. The threshold is a parameter itself (through a
+logarithm it hardly learns under Adam). It gets its gradient from entries near it, by the
+rectangle estimator of width ε: with `w = 1[|z − θ| < ε/2]`, `∂f/∂θ = −(θ/ε) w` and
+`∂1[z > θ]/∂θ = −(1/ε) w`. So active entries and those in the window are all that a step needs
+besides the encoder's product.
+
+Penalties: `step` is `λ L0` (arXiv 2407.14435), `tanh` is `λ Σ tanh(c f)` (Anthropic, January
+2025), `quadratic` is `λ (2/L0*) (L0 − L0*)²` around a target (Gemma Scope 2). Dead latents are
+pulled up by `c_pre Σ relu(θ − z)` over them (Anthropic, January 2025).
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sae.architectures.base import (
+    BIAS_LR_FACTOR,
+    ArchitectureConfig,
+    TrainableSAE,
+    TrainingStep,
+    level,
+)
+from sae.architectures.penalty import Coefficient
+from sae.base.errors import require
+from sae.core.scaling import InputScaling
+from sae.core.select import Above, select
+from sae.core.sparse import encode_on, reconstruct_on
+
+PENALTIES = ("step", "tanh", "quadratic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpReLUConfig(ArchitectureConfig):
+    """JumpReLU autoencoder with a penalty on L0 (SAELens's `jumprelu`)."""
+
+    architecture: ClassVar[str] = "jumprelu"
+    saved_as: ClassVar[str] = "jumprelu"
+
+    penalty: str = "quadratic"
+    """`quadratic` around `target_l0`, or `step` or `tanh`, which with a target move λ."""
+    l0_coefficient: float = 10.0
+    """Weight λ of the penalty, in units where each coordinate of `x` has mean square one."""
+    l0_warm_up_fraction: float = 0.1
+    """Share of the run over which the coefficient rises linearly from zero."""
+    target_l0: float | None = 50.0
+    """L0 to reach; null for a `step` or `tanh` penalty of fixed weight."""
+    bandwidth: float = 0.5
+    """Width ε of the window around a threshold from which it learns."""
+    tanh_scale: float = 4.0
+    """c in `tanh(c f)` (Anthropic, January 2025)."""
+    pre_act_loss_coefficient: float = 3e-6
+    """Weight of the pull on dead latents (Anthropic, January 2025)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.penalty in PENALTIES,
+            f"sae.penalty={self.penalty} is unknown; choose one of {', '.join(PENALTIES)}",
+        )
+        self.check_not_negative("l0_coefficient", "1 to 10 are usual")
+        self.check_not_negative("pre_act_loss_coefficient", "3e-6 is usual")
+        self.check_share("l0_warm_up_fraction")
+        for name in ("bandwidth", "tanh_scale"):
+            value = getattr(self, name)
+            require(value > 0, f"sae.{name}={value} is impossible; give more than 0")
+        require(
+            self.target_l0 is not None or self.penalty != "quadratic",
+            "sae.penalty=quadratic needs sae.target_l0, such as 50",
+        )
+        require(
+            self.target_l0 is None or 0 < self.target_l0 < self.d_sae,
+            f"sae.target_l0={self.target_l0} is impossible; give more than 0 and less than "
+            f"sae.d_sae={self.d_sae}, such as 50",
+        )
+
+    @property
+    def short_name(self) -> str:
+        goal = (
+            f"{self.penalty}-{self.l0_coefficient:g}"
+            if self.target_l0 is None
+            else f"l0-{self.target_l0:g}"
+        )
+        return f"{self.architecture}-{self.d_sae}-{goal}"
+
+    def build(
+        self,
+        sample: Float[Tensor, "rows d_in"],
+        generator: torch.Generator,
+        target: Float[Tensor, "rows d_out"] | None = None,
+    ) -> "JumpReLUSAE":
+        return JumpReLUSAE(self, sample, generator, target)
+
+
+class JumpReLUSAE(TrainableSAE):
+    """Thresholds start where the sample has the wanted L0; decoder norms are one."""
+
+    unit_norm_decoder = True
+    lr_factors: ClassVar[dict[str, float]] = {"b_enc": BIAS_LR_FACTOR, "threshold": 10.0}
+
+    def __init__(
+        self,
+        config: JumpReLUConfig,
+        sample: Float[Tensor, "rows d_in"],
+        generator: torch.Generator,
+        target: Float[Tensor, "rows d_out"] | None = None,
+    ) -> None:
+        self._first_l0 = config.target_l0 or 50.0
+        super().__init__(config, sample, generator, target)
+        self.config = config
+        # A quadratic penalty has its target inside; the others reach theirs by their weight.
+        moving = None if config.penalty == "quadratic" else config.target_l0
+        self.coefficient = Coefficient(
+            config.l0_coefficient, config.l0_warm_up_fraction, moving
+        )
+        pre_acts = sample[:1024] @ self.encoder().detach().t()
+        self.threshold = nn.Parameter(
+            torch.full_like(self.b_enc, max(0.0, level(pre_acts, self._first_l0)))
+        )
+
+    def activation(
+        self, pre_acts: Float[Tensor, "batch d_sae"]
+    ) -> Float[Tensor, "batch d_sae"]:
+        return torch.where(pre_acts > level(pre_acts, self._first_l0), pre_acts, 0)
+
+    def step(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        y: Float[Tensor, "batch d_out"],
+        progress: float,
+        dead: Bool[Tensor, " d_sae"],
+    ) -> TrainingStep:
+        encoder, width = self.encoder(), self.config.bandwidth
+        near = Above(self.threshold.detach() - width / 2)
+        ((support, found),) = select(x, encoder, self.b_enc, near)
+        pre_acts = encode_on(support, found, x, encoder, self.b_enc)
+        thresholds = self.threshold.index_select(0, support.columns)
+        values, gates = _Jump.apply(pre_acts, thresholds, width)  # type: ignore[no-untyped-call]
+        main = reconstruct_on(support, values, self.W_dec, self.target(x, y))
+        l0 = gates.sum() / len(x)
+        coefficient = self.coefficient.at(progress)
+        sparsity = coefficient * self._penalty(values, l0, len(x))
+        fired = torch.zeros_like(support.column_ends[1:]).index_add_(
+            0, support.columns, gates.detach().int()
+        )
+        self.coefficient.observe(float(l0.detach()), progress)
+        losses: dict[str, Tensor | float] = {
+            "losses/l0_loss": sparsity.detach(),
+            "details/l0_coefficient": coefficient,
+        }
+        loss = main.loss + sparsity
+        if self.config.pre_act_loss_coefficient and bool(dead.any()):
+            idle = nn.functional.linear(x, encoder[dead], self.b_enc[dead])
+            short = torch.relu(self.threshold[dead] - idle).sum() / len(x)
+            pull = self.config.pre_act_loss_coefficient * short
+            losses["losses/pre_act_loss"] = pull.detach()
+            loss = loss + pull
+        return TrainingStep(loss, main.mse[-1], losses, fired)
+
+    def _penalty(self, values: Tensor, l0: Tensor, batch: int) -> Tensor:
+        if self.config.penalty == "tanh":
+            return torch.tanh(self.config.tanh_scale * values).sum() / batch
+        if self.config.penalty == "quadratic":
+            assert self.config.target_l0 is not None
+            return (2 / self.config.target_l0) * (l0 - self.config.target_l0).square()
+        return l0
+
+    def after_update(self) -> None:
+        self.threshold.data.clamp_(min=0)
+
+    def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
+        threshold = self.threshold.detach().float().clone()
+        return {**super().weights(scaling, output), "threshold": threshold}
+
+
+class _Jump(torch.autograd.Function):
+    """`z · 1[z > θ]` and `1[z > θ]`, with the rectangle estimator for θ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pre_acts: Tensor, thresholds: Tensor, width: float
+    ) -> tuple[Tensor, Tensor]:
+        gates = (pre_acts > thresholds).to(pre_acts.dtype)
+        ctx.save_for_backward(pre_acts, thresholds, gates)
+        ctx.width = width
+        return torch.relu(pre_acts) * gates, gates
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pre_acts, thresholds, gates = ctx.saved_tensors
+        near = (pre_acts - thresholds).abs() < ctx.width / 2
+        slope = grads[0] * thresholds + grads[1]
+        return grads[0] * gates * (pre_acts > 0), slope * near / -ctx.width, None

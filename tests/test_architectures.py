@@ -1,0 +1,454 @@
+"""Every architecture: its step against a dense float64 reference, its options, its folding."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from sae.architectures import ARCHITECTURES
+from sae.architectures.penalty import Coefficient
+from sae.base.errors import UserError
+from sae.core.scaling import InputScaling
+from sae.dictionary import Dictionary
+
+D_IN, D_SAE, BATCH = 12, 40, 30
+DEAD = torch.arange(D_SAE) % 5 == 0
+
+
+def rows(n=400, seed=0, width=D_IN):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, width, generator=generator, dtype=torch.float64)
+
+
+def built(name, seed=1, target=None, **settings):
+    config = ARCHITECTURES[name](d_sae=settings.pop("d_sae", D_SAE), **settings)
+    sae = config.build(rows(), torch.Generator().manual_seed(seed), target)
+    # Away from the symmetric start, so that no gradient vanishes by chance.
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(0.05 * noise * (name != "threshold"))
+    return sae
+
+
+def jump(z, theta, width):
+    """The dense estimator, written as a detached value plus what carries the gradient."""
+    near = ((z - theta).abs() < width / 2).double()
+    gate = (z > theta).double()
+    theta_free = theta - theta.detach()
+    value = z.relu() * gate.detach() - (theta.detach() / width) * near * theta_free
+    return value, gate - near / width * theta_free
+
+
+def top_mask(z, k):
+    return torch.zeros_like(z).scatter(1, z.topk(k).indices, 1.0) * (z > 0)
+
+
+def batch_mask(z, k):
+    return (z >= z.flatten().topk(k * len(z)).values[-1]).double() * (z > 0)
+
+
+def auxiliary(sae, z, error):
+    z_dead = torch.where(DEAD, z, -torch.inf)
+    chosen = z_dead.topk(min(D_IN // 2, int(DEAD.sum()))).indices
+    acts = torch.zeros_like(z).scatter(1, chosen, z.gather(1, chosen))
+    left = (acts @ sae.W_dec + error).square().sum(1).mean()
+    return sae.config.aux_loss_coefficient * D_IN * left / error.square().sum(1).mean()
+
+
+def dense_topk(sae, x, y, progress, mask=top_mask):
+    z = x @ sae.encoder().t() + sae.b_enc
+    x_hat = (z * mask(z.detach(), sae.config.k)) @ sae.W_dec + sae.b_dec
+    mse = (y - x_hat).square().sum(1).mean()
+    return mse + auxiliary(sae, z, (x_hat - y).detach())
+
+
+def dense_matryoshka(sae, x, y, progress):
+    z = x @ sae.encoder().t() + sae.b_enc
+    acts = z * batch_mask(z.detach(), sae.config.k)
+    widths = sae.config.level_widths
+    x_hats = [acts[:, :w] @ sae.W_dec[:w] + sae.b_dec for w in widths]
+    mse = sum((y - x_hat).square().sum(1).mean() for x_hat in x_hats) / len(widths)
+    return mse + auxiliary(sae, z, (x_hats[-1] - y).detach())
+
+
+def dense_standard(sae, x, y, progress):
+    acts = torch.relu(x @ sae.encoder().t() + sae.b_enc)
+    mse = (y - acts @ sae.W_dec - sae.b_dec).square().sum(1).mean()
+    return mse + sae.coefficient.at(progress) * (acts @ sae.W_dec.norm(dim=1)).mean()
+
+
+def dense_p_anneal(sae, x, y, progress):
+    acts = torch.relu(x @ sae.encoder().t() + sae.b_enc)
+    mse = (y - acts @ sae.W_dec - sae.b_dec).square().sum(1).mean()
+    weighted = (acts * sae.W_dec.norm(dim=1))[acts > 0]
+    powers = (weighted + 0.01).pow(sae.p(progress)).sum()
+    scale = (weighted.sum() / powers).detach()
+    return mse + sae.coefficient.at(progress) * scale * powers / len(x)
+
+
+def dense_gated(sae, x, y, progress):
+    read = x @ sae.encoder().t()
+    gates = torch.relu(read + sae.b_enc)
+    acts = torch.relu(sae.r_mag.exp() * read + sae.b_mag) * (gates > 0)
+    mse = (y - acts @ sae.W_dec - sae.b_dec).square().sum(1).mean()
+    frozen = (y - gates @ sae.W_dec.detach() - sae.b_dec.detach()).square().sum(1).mean()
+    return mse + sae.coefficient.at(progress) * gates.sum(1).mean() + frozen
+
+
+def dense_jumprelu(sae, x, y, progress):
+    config = sae.config
+    z = x @ sae.encoder().t() + sae.b_enc
+    acts, gates = jump(z, sae.threshold, config.bandwidth)
+    mse = (y - acts @ sae.W_dec - sae.b_dec).square().sum(1).mean()
+    l0 = gates.sum(1).mean()
+    penalty = {
+        "step": l0,
+        "tanh": torch.tanh(config.tanh_scale * acts).sum(1).mean(),
+        "quadratic": 2 / (config.target_l0 or 1) * (l0 - (config.target_l0 or 1)) ** 2,
+    }[config.penalty]
+    pull = torch.relu(sae.threshold - z)[:, DEAD].sum(1).mean()
+    weight = sae.coefficient.at(progress)
+    return mse + weight * penalty + config.pre_act_loss_coefficient * pull
+
+
+CASES = {
+    "standard": ("standard", {}, dense_standard),
+    "standard, unit norm": ("standard", {"decoder_norm": "unit"}, dense_standard),
+    "standard, aligned": ("standard", {"aligned": True}, dense_standard),
+    "p-annealing": ("p_anneal", {}, dense_p_anneal),
+    "gated": ("gated", {}, dense_gated),
+    "topk": ("topk", {"k": 4}, dense_topk),
+    "topk, aligned": ("topk", {"k": 4, "aligned": True}, dense_topk),
+    "topk, k above what is active": ("topk", {"k": 39}, dense_topk),
+    "batchtopk": ("batchtopk", {"k": 4}, lambda *a: dense_topk(*a, mask=batch_mask)),
+    "matryoshka": ("matryoshka_batchtopk", {"k": 4}, dense_matryoshka),
+    "matryoshka, widths": (
+        "matryoshka_batchtopk",
+        {"k": 4, "matryoshka_widths": [3, 10]},
+        dense_matryoshka,
+    ),
+    "jumprelu": ("jumprelu", {"target_l0": 5, "pre_act_loss_coefficient": 0.1}, dense_jumprelu),
+    "jumprelu, step": ("jumprelu", {"target_l0": None, "penalty": "step"}, dense_jumprelu),
+    "jumprelu, tanh": ("jumprelu", {"target_l0": 5, "penalty": "tanh"}, dense_jumprelu),
+}
+
+
+@pytest.mark.parametrize("transcoder", [False, True], ids=["autoencoder", "transcoder"])
+@pytest.mark.parametrize("case", CASES)
+def test_loss_and_every_gradient_of_a_step_equal_the_dense_definition(case, transcoder):
+    name, settings, reference = CASES[case]
+    y = rows(BATCH, seed=7) if transcoder else rows(BATCH, seed=6)
+    x = rows(BATCH, seed=6)
+    sae = built(name, target=rows(seed=3) if transcoder else None, **settings)
+    if hasattr(sae, "active_share"):
+        sae.active_share = 0.01
+    # First: a step may move the controller of the penalty's weight.
+    expected = reference(sae, x, y, 0.6)
+    found = sae.step(x, y, 0.6, DEAD)
+    torch.testing.assert_close(found.loss, expected, rtol=1e-9, atol=1e-9)
+    names = [n for n, _ in sae.named_parameters()]
+    for n, a, b in zip(
+        names,
+        torch.autograd.grad(found.loss, list(sae.parameters())),
+        torch.autograd.grad(expected, list(sae.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9, msg=lambda m, n=n: f"{n}: {m}")
+
+
+def test_a_skip_connection_takes_its_part_of_the_target_with_the_right_gradient():
+    sae = built("topk", k=4, target=rows(seed=3), skip_connection=True, aux_loss_coefficient=0)
+    x, y = rows(BATCH, seed=6), rows(BATCH, seed=7)
+    z = x @ sae.W_enc_t.t() + sae.b_enc
+    y_hat = (z * top_mask(z.detach(), 4)) @ sae.W_dec + sae.b_dec + x @ sae.W_skip.t()
+    expected = torch.autograd.grad((y - y_hat).square().sum(1).mean(), list(sae.parameters()))
+    loss = sae.step(x, y, 0.5, DEAD).loss
+    for a, b in zip(torch.autograd.grad(loss, list(sae.parameters())), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_auxiliary_loss_reaches_the_encoder_rows_of_dead_latents_and_only_when_some_are():
+    sae = built("topk", k=1)
+    x = rows(BATCH, seed=6)
+    grads = {}
+    for name, dead in (("some", DEAD), ("none", torch.zeros_like(DEAD))):
+        loss = sae.step(x, x, 0.5, dead).loss
+        (grads[name],) = torch.autograd.grad(loss, [sae.W_enc_t])
+    silent = (grads["none"] == 0).all(1) & DEAD
+    assert silent.any()
+    assert (grads["some"][silent] != 0).any(1).all()
+
+
+def test_dense_and_sparse_steps_of_the_standard_architecture_agree():
+    sae = built("standard")
+    x = rows(BATCH, seed=6)
+    results = []
+    for share in (1.0, 0.01):
+        sae.active_share = share
+        step = sae.step(x, x, 0.5, DEAD)
+        results.append((step, torch.autograd.grad(step.loss, list(sae.parameters()))))
+    (dense, dense_grads), (sparse, sparse_grads) = results
+    torch.testing.assert_close(sparse.loss, dense.loss)
+    assert torch.equal(sparse.fired.long(), dense.fired.long())
+    for a, b in zip(sparse_grads, dense_grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_first_reconstruction_is_scaled_to_the_rows(name):
+    settings = {"target_l0": 5} if name == "jumprelu" else {}
+    config = ARCHITECTURES[name](d_sae=D_SAE, **({"k": 4} if "topk" in name else settings))
+    sae = config.build(rows(), torch.Generator().manual_seed(1))
+    x = rows()
+    x_hat = sae.activation(x @ sae.W_enc_t.detach().t()) @ sae.W_dec.detach()
+    assert 0.8 < (x * x_hat).sum() / x_hat.square().sum() < 1.25
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_saved_dictionary_does_on_raw_rows_what_the_trained_one_does_on_scaled(name, skip):
+    d_out = 9
+    sae = built(
+        name,
+        target=rows(seed=3, width=d_out),
+        skip_connection=skip,
+        **({"k": 4} if "topk" in name else {}),
+        **({"target_l0": 5.0} if name == "jumprelu" else {}),
+    )
+    x = rows(50, seed=8)
+    means = [10 * rows(1, seed=s, width=w)[0].float() for s, w in ((9, D_IN), (10, d_out))]
+    scaling, output = InputScaling(means[0], 0.05), InputScaling(means[1], 7.0)
+    if "batchtopk" in name:
+        sae.step(rows(50, seed=4), rows(50, seed=3, width=d_out), 0.0, DEAD)
+        assert sae.threshold > 0
+    dictionary = Dictionary(
+        **sae.weights(scaling, output),
+        architecture=sae.config.saved_as
+        if hasattr(sae, "config")
+        else ARCHITECTURES[name].saved_as,
+        metadata={"hook_name": "a", "hook_name_out": "b"},
+    )
+    z = x @ sae.encoder().t() + sae.b_enc
+    kind = ARCHITECTURES[name].saved_as
+    if kind == "topk":
+        acts = z * top_mask(z, 4)
+    elif kind == "jumprelu":
+        acts = z.relu() * (z > sae.threshold)
+    elif kind == "gated":
+        read = z - sae.b_enc
+        acts = torch.relu(sae.r_mag.exp() * read + sae.b_mag) * (z > 0)
+    else:
+        acts = z.relu()
+    y_hat = acts @ sae.W_dec + sae.b_dec + (x @ sae.W_skip.t() if skip else 0)
+    raw = (x / 0.05 + means[0]).float()
+    torch.testing.assert_close(
+        dictionary.encode(raw), acts.detach().float(), rtol=2e-4, atol=2e-4
+    )
+    expected = (y_hat.detach() / 7.0 + means[1]).float()
+    torch.testing.assert_close(dictionary(raw), expected, rtol=2e-4, atol=2e-4)
+
+
+def train(sae, steps=60, lr=1e-2, seed=0):
+    from sae.training.loop import Trainer
+    from sae.training.optim import OptimConfig
+
+    trainer = Trainer(sae, InputScaling(torch.zeros(D_IN), 1.0), OptimConfig(), lr=lr)
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(6, D_IN, generator=generator)
+
+    def batches():
+        while True:
+            codes = torch.randn(64, 6, generator=generator).relu()
+            yield codes @ base + 0.1 * torch.randn(64, D_IN, generator=generator)
+
+    return trainer, [r.metrics() for r in trainer.fit(batches(), steps, 640)]
+
+
+def float_built(name, **settings):
+    config = ARCHITECTURES[name](d_sae=D_SAE, **settings)
+    return config.build(rows().float(), torch.Generator().manual_seed(1))
+
+
+OPTIONS = [
+    ("standard", {"l1_coefficient": 1.0}),
+    ("standard", {"l1_warm_up_fraction": 0.9}),
+    ("standard", {"target_l0": 2.0}),
+    ("standard", {"decoder_norm": "unit"}),
+    ("standard", {"aligned": True}),
+    ("p_anneal", {"p_end": 0.9}),
+    ("p_anneal", {"anneal_start_fraction": 0.7}),
+    ("p_anneal", {"anneal_end_fraction": 0.5}),
+    ("p_anneal", {"target_l0": 2.0}),
+    ("gated", {"l1_coefficient": 1.0}),
+    ("gated", {"l1_warm_up_fraction": 0.9}),
+    ("gated", {"target_l0": 2.0}),
+    ("topk", {"k": 3}),
+    ("topk", {"aux_loss_coefficient": 0.0}),
+    ("topk", {"k_aux": 1}),
+    ("topk", {"aligned": True}),
+    ("batchtopk", {"k": 3}),
+    ("batchtopk", {"aux_loss_coefficient": 0.0}),
+    ("matryoshka_batchtopk", {"matryoshka_widths": [5]}),
+    ("jumprelu", {"penalty": "step"}),
+    ("jumprelu", {"penalty": "tanh"}),
+    ("jumprelu", {"penalty": "tanh", "tanh_scale": 1.0}),
+    ("jumprelu", {"l0_coefficient": 1.0}),
+    ("jumprelu", {"l0_warm_up_fraction": 0.9}),
+    ("jumprelu", {"target_l0": 3.0}),
+    ("jumprelu", {"bandwidth": 0.1}),
+    ("jumprelu", {"pre_act_loss_coefficient": 1.0, "target_l0": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), OPTIONS, ids=str)
+def test_every_option_changes_the_weights(name, change):
+    plain = {"k": 2} if "topk" in name else {}
+    if name == "jumprelu":
+        plain = {"target_l0": 8.0 if len(change) < 2 else change.get("target_l0", 8.0)}
+        plain |= {"penalty": "tanh"} if "tanh_scale" in change else {}
+    sae, other = float_built(name, **plain), float_built(name, **{**plain, **change})
+    train(sae)
+    train(other)
+    assert not torch.equal(sae.W_enc_t, other.W_enc_t)
+
+
+def test_every_key_of_every_architecture_has_an_option_test():
+    tested = {(name, key) for name, change in OPTIONS for key in change}
+    for name, config in ARCHITECTURES.items():
+        for field in dataclasses.fields(config):
+            homes = {n for n, c in ARCHITECTURES.items() if issubclass(config, c)}
+            homes |= {"standard", "topk"} if field.name == "aligned" else set()
+            # The width shows in every shape, and a skip connection has a test of its own.
+            if field.name not in ("d_sae", "skip_connection"):
+                assert {(home, field.name) for home in homes} & tested, (name, field.name)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_learns(name):
+    settings = {"k": 4} if "topk" in name else {"target_l0": 4.0}
+    sae = float_built(name, **settings)
+    _, metrics = train(sae, steps=250)
+    assert metrics[-1]["metrics/explained_variance"] > 0.6
+    assert metrics[-1]["losses/mse_loss"] < metrics[0]["losses/mse_loss"]
+    assert metrics[-1]["metrics/l0"] == pytest.approx(4.0, rel=0.35)
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "gated", "jumprelu"])
+def test_decoder_rows_keep_norm_one(name):
+    sae = float_built(name, **({"k": 4} if "topk" in name else {"target_l0": 4.0}))
+    train(sae)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
+
+
+def test_aligned_encoder_and_decoder_directions_have_inner_product_one():
+    sae = float_built("topk", k=4, aligned=True)
+    train(sae)
+    inner = (sae.encoder() * sae.W_dec).sum(1)
+    torch.testing.assert_close(inner, torch.ones(D_SAE))
+    folded = sae.weights(*[InputScaling(torch.zeros(D_IN), 0.5)] * 2)
+    inner = (folded["W_enc"].t() * folded["W_dec"]).sum(1)
+    torch.testing.assert_close(inner, torch.ones(D_SAE))
+
+
+def test_the_saved_threshold_of_batchtopk_keeps_the_l0_of_training():
+    sae = float_built("batchtopk", k=4)
+    trainer, _ = train(sae, steps=200, lr=1e-3)
+    dictionary = Dictionary(
+        **sae.weights(trainer.scaling, trainer.output_scaling), architecture="jumprelu"
+    )
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(6, D_IN, generator=generator)
+    x = torch.randn(4000, 6, generator=generator).relu() @ base
+    x += 0.1 * torch.randn(x.shape, generator=generator)
+    assert (dictionary.encode(x) > 0).sum(1).float().mean() == pytest.approx(4.0, rel=0.1)
+
+
+def test_thresholds_never_fall_below_zero():
+    sae = float_built("jumprelu", target_l0=30.0)
+    sae.threshold.data.fill_(1e-3)
+    train(sae, lr=0.1)
+    assert sae.threshold.min() >= 0
+
+
+def test_the_coefficient_rises_linearly_and_then_stays():
+    coefficient = Coefficient(4.0, 0.2, None)
+    assert [coefficient.at(p) for p in (0.0, 0.1, 0.2, 0.9)] == [0.0, 2.0, 4.0, 4.0]
+    coefficient.observe(1000.0, 0.9)
+    assert coefficient.at(0.9) == 4.0
+
+
+def test_the_controller_raises_the_coefficient_while_l0_is_too_high_and_resumes_exactly():
+    coefficient = Coefficient(4.0, 0.1, 20.0)
+    coefficient.observe(40.0, 0.05)
+    assert coefficient.at(0.5) == 4.0
+    for _ in range(10):
+        coefficient.observe(40.0, 0.5)
+    raised = coefficient.at(0.5)
+    assert raised > 4.0
+    other = Coefficient(4.0, 0.1, 20.0)
+    other.load_state_dict(coefficient.state_dict())
+    assert other.at(0.5) == raised
+    for _ in range(30):
+        coefficient.observe(10.0, 0.5)
+    assert coefficient.at(0.5) < 4.0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "sentence"),
+    [
+        ("topk", {"k": 41}, r"sae\.k=41 .*sae\.d_sae=40"),
+        ("topk", {"k": 0}, r"sae\.k=0 "),
+        ("topk", {"d_sae": 0}, r"sae\.d_sae=0 "),
+        ("topk", {"k_aux": 0}, r"sae\.k_aux=0 "),
+        ("topk", {"aux_loss_coefficient": -1.0}, r"sae\.aux_loss_coefficient=-1"),
+        ("matryoshka_batchtopk", {"matryoshka_widths": [20, 10]}, r"\[20, 10\].*rising"),
+        ("matryoshka_batchtopk", {"matryoshka_widths": [40]}, r"below sae\.d_sae=40"),
+        ("standard", {"target_l0": 40.0}, r"sae\.target_l0=40"),
+        ("standard", {"decoder_norm": "half"}, r"decoder_norm=half .*free or unit"),
+        ("standard", {"l1_coefficient": -1.0}, r"sae\.l1_coefficient=-1"),
+        ("p_anneal", {"p_end": 0.0}, r"sae\.p_end=0"),
+        ("p_anneal", {"anneal_start_fraction": 2.0}, r"anneal_start_fraction=2"),
+        ("gated", {"l1_warm_up_fraction": -0.1}, r"l1_warm_up_fraction=-0\.1"),
+        ("jumprelu", {"penalty": "cubic"}, r"penalty=cubic .*quadratic"),
+        ("jumprelu", {"target_l0": None}, r"quadratic needs sae\.target_l0"),
+        ("jumprelu", {"target_l0": -3.0}, r"target_l0=-3"),
+        ("jumprelu", {"bandwidth": 0.0}, r"sae\.bandwidth=0"),
+        ("jumprelu", {"tanh_scale": -1.0}, r"sae\.tanh_scale=-1"),
+    ],
+    ids=str,
+)
+def test_an_impossible_value_is_refused_in_one_sentence(name, settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ARCHITECTURES[name](**{"d_sae": D_SAE, **settings})
+
+
+def test_no_step_makes_a_tensor_of_all_pre_activations(monkeypatch):
+    from sae.core import select
+
+    monkeypatch.setattr(select, "MIN_BLOCK_ROWS", 8)
+    monkeypatch.setattr(select, "BLOCK_BYTES", 1)
+    made = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            made.extend(
+                t.shape
+                for t in (out if isinstance(out, tuple) else (out,))
+                if isinstance(t, torch.Tensor) and not t.is_sparse_csr
+            )
+            return out
+
+    x = rows(64, seed=6)
+    for name in ("topk", "batchtopk", "matryoshka_batchtopk", "gated", "jumprelu", "p_anneal"):
+        sae = built(
+            name,
+            **({"k": 4} if "topk" in name else {}),
+            **({"target_l0": 5.0} if name == "jumprelu" else {}),
+        )
+        with Watch():
+            sae.step(x, x, 0.6, torch.zeros_like(DEAD)).loss.backward()
+    assert made
+    assert not [shape for shape in made if len(shape) == 2 and min(shape) >= D_SAE]
