@@ -1,114 +1,165 @@
-"""One L1 training step: sparse and exact, against dense autograd, SAELens, and the floor."""
+"""One training step of each architecture against its peers and its own floor.
 
+All at the same weights, rows and sparsity, taking turns in one run: our trainer's step, the
+encoder's product alone (the floor), and the steps of SAELens, dictionary_learning and sparsify,
+as they come and at the settings that a first round finds fastest.
+"""
+
+import gc
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
+from benchmarks import peers
 from benchmarks.common import real_rows, side_by_side, write_results
-from sae.architectures import StandardConfig, StandardSAE
+from sae.architectures import ARCHITECTURES
 from sae.core.scaling import InputScaling, moments
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
 
-D_SAE, BATCH, WARM_STEPS = 9_216, 4_096, 150
+D_SAE, BATCH, K = 9_216, 4_096, 32
+ROUNDS = 5
+# The penalised ones are timed at the L0 that some training has reached.
+SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
+    "topk": ({"k": K}, 5),
+    "batchtopk": ({"k": K}, 5),
+    "matryoshka_batchtopk": ({"k": K}, 5),
+    "standard": ({"l1_coefficient": 2.2}, 250),
+    "jumprelu": ({"target_l0": 50.0}, 100),
+    "gated": ({"l1_coefficient": 4.0}, 250),
+}
 
 
 def main() -> None:
-    """Median seconds of a step at the L0 that training reached."""
+    """Median seconds of a step of each architecture and its peers."""
     rows = real_rows(40_960)
     scaling = InputScaling.from_moments(*moments(rows))
+    table = [_measure(name, scaling(rows), *SETTINGS[name]) for name in SETTINGS]
+    write_results(
+        "step", f"One training step, d_in 576, d_sae {D_SAE:,}, batch {BATCH:,}", table
+    )
+
+
+def _measure(
+    name: str, rows: torch.Tensor, settings: dict[str, Any], warm_steps: int
+) -> dict[str, object]:
+    x = rows[:BATCH]
+    steps, weights, l0 = _ours(name, rows, settings, warm_steps)
+    w_enc_t = weights["W_enc"].t().contiguous()
+    out = torch.empty(BATCH, D_SAE)
+
+    def floor() -> None:
+        torch.mm(x, w_enc_t.t(), out=out)
+
+    contenders: dict[str, Callable[[], object]] = {
+        "ours": lambda: next(steps),
+        "floor": floor,
+        "linear": lambda: torch.nn.functional.linear(x, w_enc_t, weights["b_enc"]),
+    }
+    contenders |= _peers(name, weights, x, settings, l0)
+    medians = side_by_side(contenders, rounds=ROUNDS)
+    ours = medians["ours"]
+    print(name, {n: round(s, 3) for n, s in medians.items()}, flush=True)
+    row: dict[str, object] = {
+        "architecture": name,
+        "L0": round(l0),
+        "ours (s)": round(ours, 3),
+        "ours / encoder (linear)": round(ours / medians["linear"], 2),
+        "ours / bare product in place": round(ours / medians["floor"], 2),
+    }
+    for peer in ("SAELens", "SAELens at its best", "dictionary_learning", "sparsify"):
+        found = next((s for n, s in medians.items() if n.split(":")[0] == peer), None)
+        row[f"{peer} (times ours)"] = "" if found is None else round(found / ours, 1)
+    gc.collect()
+    return row
+
+
+def _ours(
+    name: str, rows: torch.Tensor, settings: dict[str, Any], warm_steps: int
+) -> tuple[Iterator[object], dict[str, torch.Tensor], float]:
+    """Our trainer's steps after `warm_steps` of training, its weights, and its L0."""
     generator = torch.Generator().manual_seed(0)
-    config = StandardConfig(d_sae=D_SAE, l1_coefficient=4.0, l1_warm_up_fraction=0.0)
-    sae = StandardSAE(config, scaling(rows), generator)
+    sae = ARCHITECTURES[name](d_sae=D_SAE, **settings).build(rows, generator)
+    same = InputScaling(torch.zeros(rows.shape[1]), 1.0)
     # No warm-up and no decay: the run has no end to take shares of.
-    optim = OptimConfig(lr=3e-3, lr_warm_up_steps=0, lr_decay_steps=0)
-    trainer = Trainer(sae, scaling, optim, d_sae=D_SAE)
+    optim = OptimConfig(lr_warm_up_steps=0, lr_decay_steps=0)
+    size = [1024]
 
     def batches() -> Iterator[torch.Tensor]:
         while True:
-            yield from torch.split(rows[torch.randperm(len(rows), generator=generator)], BATCH)
+            yield rows[torch.randperm(len(rows), generator=generator)[: size[0]]]
 
-    steps = trainer.fit(batches(), 10**9, 10**9)
-    for _ in range(WARM_STEPS):
-        report = next(steps)
-    l0 = report.metrics()["metrics/l0"]
-    x = scaling(rows[:BATCH])
-    contenders: dict[str, Callable[[], object]] = {
-        "encoder GEMM alone": lambda: torch.nn.functional.linear(x, sae.W_enc_t, sae.b_enc),
-        "sae-atlas": lambda: next(steps),
-        "dense autograd, same loss and optimiser": _dense_step(sae, x),
-    }
-    if (theirs := _saelens_step(sae, x)) is not None:
-        contenders["SAELens SAETrainer step"] = theirs
-    medians = side_by_side(contenders, rounds=7)
-    ours = medians["sae-atlas"]
-    write_results(
-        "step",
-        f"One L1 step, d_in 576, d_sae {D_SAE}, batch {BATCH}, L0 {l0:.0f}",
-        [
-            {"what": n, "seconds": round(s, 3), "times ours": round(s / ours, 2)}
-            for n, s in medians.items()
-        ],
+    trainer = Trainer(sae, same, optim, lr=3e-3)
+    n_steps = 4 * warm_steps
+    steps = trainer.fit(batches(), n_steps, 10**9)
+    for _ in range(warm_steps):
+        next(steps)
+    trainer.lr, size[0] = 1e-9, BATCH
+    l0 = next(steps).metrics()["metrics/l0"]
+    fixed = rows[:BATCH]
+
+    def timed() -> Iterator[torch.Tensor]:
+        while True:
+            yield fixed
+
+    # Past every warm-up, for as long as anybody asks.
+    trainer.step = n_steps * 10**6
+    return (
+        trainer.fit(timed(), n_steps * 10**7, 10**12),
+        sae.weights(same, same),
+        l0,
     )
 
 
-def _dense_step(sae: StandardSAE, x: torch.Tensor) -> Callable[[], object]:
-    """The same step through plain autograd on dense matrices."""
-    weights = [p.detach().clone().requires_grad_() for p in sae.parameters()]
-    optimizer = torch.optim.Adam(weights, lr=1e-9, fused=True)
+def _peers(
+    name: str,
+    weights: dict[str, torch.Tensor],
+    x: torch.Tensor,
+    settings: dict[str, Any],
+    l0: float,
+) -> dict[str, Callable[[], object]]:
+    if name == "gated":
+        return {}
+    k = settings.get("k")
+    sparsity = {"k": k} if k else {"coefficient": settings.get("l1_coefficient", 1.0)}
+    found: dict[str, Callable[[], object]] = {}
+    plain = peers.saelens_step(name, weights, x, **sparsity)
+    if plain is not None:
+        found["SAELens"] = plain
+        choices = {
+            f"SAELens at its best: {choice}": peers.saelens_step(
+                name, weights, x, **sparsity, **choice
+            )
+            for choice in peers.saelens_choices(name)
+        }
+        found |= _fastest(choices)
+    if name in ("topk", "standard"):
+        theirs = peers.dictionary_learning_step(name, weights, x, **sparsity)
+        found |= {"dictionary_learning": theirs} if theirs is not None else {}
+    if name == "topk":
+        choices = {
+            f"sparsify: {choice}": peers.sparsify_step(weights, x, k=K, **choice)
+            for choice in peers.SPARSIFY_CHOICES
+        }
+        found |= _fastest(choices)
+    return found
 
-    def step() -> None:
-        w_enc, b_enc, w_dec, b_dec = weights
-        feature_acts = torch.relu(torch.nn.functional.linear(x, w_enc, b_enc))
-        x_hat = feature_acts @ w_dec + b_dec
-        loss = (x - x_hat).square().sum(-1).mean()
-        loss = loss + 4.0 * (feature_acts.mean(0) @ w_dec.norm(dim=1))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
-    return step
-
-
-def _saelens_step(sae: StandardSAE, x: torch.Tensor) -> Callable[[], object] | None:
-    """SAELens's trainer at the same weights; None where it is not installed."""
-    try:
-        import sae_lens
-        from sae_lens.config import LoggingConfig, SAETrainerConfig
-        from sae_lens.training.sae_trainer import SAETrainer
-    except ImportError:
-        return None
-    config = sae_lens.StandardTrainingSAEConfig(
-        d_in=x.shape[1], d_sae=sae.config.d_sae, l1_coefficient=4.0
-    )
-    model = sae_lens.StandardTrainingSAE(config)
-    with torch.no_grad():
-        model.W_enc.copy_(sae.W_enc_t.t())
-        model.W_dec.copy_(sae.W_dec)
-        model.b_enc.copy_(sae.b_enc)
-        model.b_dec.copy_(sae.b_dec)
-    settings = SAETrainerConfig(
-        total_training_samples=10**9,
-        device="cpu",
-        autocast=False,
-        lr=1e-9,
-        lr_end=1e-10,
-        lr_scheduler_name="constant",
-        lr_warm_up_steps=0,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        lr_decay_steps=0,
-        n_restart_cycles=1,
-        train_batch_size_samples=BATCH,
-        dead_feature_window=1000,
-        feature_sampling_window=2000,
-        save_final_checkpoint=False,
-        checkpoint_path=None,
-        n_checkpoints=0,
-        logger=LoggingConfig(log_to_wandb=False),
-    )
-    trainer = SAETrainer(settings, model, data_provider=iter([]))
-    return lambda: trainer._train_step(model, x)
+def _fastest(
+    choices: dict[str, Callable[[], object] | None],
+) -> dict[str, Callable[[], object]]:
+    """The fastest of several in a first round (the second call: the first may compile)."""
+    seconds = {}
+    for name, step in choices.items():
+        if step is not None:
+            step()
+            began = time.perf_counter()
+            step()
+            seconds[name] = time.perf_counter() - began
+    best = min(seconds, key=seconds.__getitem__, default=None)
+    return {} if best is None else {best: choices[best]}  # type: ignore[dict-item]
 
 
 if __name__ == "__main__":

@@ -297,7 +297,7 @@ OPTIONS = [
     ("jumprelu", {"l0_coefficient": 1.0}),
     ("jumprelu", {"l0_warm_up_fraction": 0.9}),
     ("jumprelu", {"target_l0": 3.0}),
-    ("jumprelu", {"bandwidth": 0.1}),
+    ("jumprelu", {"bandwidth": 1.0}),
     ("jumprelu", {"pre_act_loss_coefficient": 1.0, "target_l0": 1.0}),
 ]
 

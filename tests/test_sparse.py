@@ -99,7 +99,9 @@ def test_top_k_of_rows_whose_sizes_differ_a_thousandfold(d_sae):
     pre_acts[30:60] *= 1000
     pre_acts[60:] /= 1000
     pre_acts[70] = -1.0
-    counts, columns, values = cpu_kernels.top_k_rows(pre_acts, 4)
+    bias = draws(1)(d_sae)
+    counts, columns, values = cpu_kernels.top_k_rows(pre_acts - bias, bias, 4)
+    pre_acts = pre_acts - bias + bias
     rows = torch.arange(90).repeat_interleave(counts)
     found = torch.zeros_like(pre_acts).index_put((rows, columns.long()), values)
     top = pre_acts.topk(4)
@@ -110,7 +112,7 @@ def test_top_k_of_rows_whose_sizes_differ_a_thousandfold(d_sae):
 def test_of_equal_entries_exactly_k_are_kept_and_the_first_ones():
     pre_acts = torch.ones(40, 50, dtype=torch.float64)
     pre_acts[:, 20] = 2.0
-    counts, columns, _ = cpu_kernels.top_k_rows(pre_acts, 4)
+    counts, columns, _ = cpu_kernels.top_k_rows(pre_acts, torch.zeros_like(pre_acts[0]), 4)
     assert counts.tolist() == [4] * 40
     assert columns.view(40, 4).tolist() == [[0, 1, 2, 20]] * 40
 

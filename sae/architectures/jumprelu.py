@@ -49,7 +49,7 @@ class JumpReLUConfig(ArchitectureConfig):
     """Share of the run over which the coefficient rises linearly from zero."""
     target_l0: float | None = 50.0
     """L0 to reach; null for a `step` or `tanh` penalty of fixed weight."""
-    bandwidth: float = 0.5
+    bandwidth: float = 0.1
     """Width ε of the window around a threshold from which it learns."""
     tanh_scale: float = 4.0
     """c in `tanh(c f)` (Anthropic, January 2025)."""

@@ -76,8 +76,18 @@ class MatryoshkaSAE(BatchTopKSAE):
         self.register_buffer("level_ends", torch.tensor(widths), persistent=False)
         shares = sample.new_full((len(widths),), 1 / len(widths))
         self.register_buffer("level_weights", shares, persistent=False)
+        self._workspace: Tensor | None = None
 
     def reconstruct(self, active: Active, values: Tensor, target: Tensor) -> Reconstruction:
+        shape = (len(target), len(self.level_weights), target.shape[1])
+        if self._workspace is None or self._workspace.shape != shape:
+            self._workspace = target.new_empty(shape)
         return reconstruct_on(
-            active.support, values, self.W_dec, target, self.level_ends, self.level_weights
+            active.support,
+            values,
+            self.W_dec,
+            target,
+            self.level_ends,
+            self.level_weights,
+            self._workspace,
         )

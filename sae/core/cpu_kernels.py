@@ -22,17 +22,20 @@ def _threads() -> None:
 
 
 def count_above(
-    pre_acts: Float[Tensor, "batch d_sae"], bound: Float[Tensor, " d_sae"]
+    products: Float[Tensor, "batch d_sae"],
+    bias: Float[Tensor, " d_sae"],
+    bound: Float[Tensor, " d_sae"],
 ) -> Int[Tensor, " batch"]:
-    """How many entries of each row exceed their column's bound, int64."""
+    """How many entries of each row of `products + bias` exceed their column's bound, int64."""
     _threads()
-    counts = torch.empty(len(pre_acts), dtype=torch.int64)
-    _count_above(pre_acts.numpy(), bound.numpy(), counts.numpy())
+    counts = torch.empty(len(products), dtype=torch.int64)
+    _count_above(products.numpy(), bias.numpy(), bound.numpy(), counts.numpy())
     return counts
 
 
 def fill_above(
-    pre_acts: Float[Tensor, "batch d_sae"],
+    products: Float[Tensor, "batch d_sae"],
+    bias: Float[Tensor, " d_sae"],
     bound: Float[Tensor, " d_sae"],
     counts: Int[Tensor, " batch"],
 ) -> tuple[Int[Tensor, " nnz"], Float[Tensor, " nnz"]]:
@@ -41,60 +44,53 @@ def fill_above(
     ends = counts.cumsum(0)
     nnz = int(ends[-1]) if len(ends) else 0
     columns = torch.empty(nnz, dtype=torch.int32)
-    values = pre_acts.new_empty(nnz)
-    starts = ends - counts
-    _fill_above(
-        pre_acts.numpy(), bound.numpy(), starts.numpy(), columns.numpy(), values.numpy()
-    )
+    values = products.new_empty(nnz)
+    arrays = (products, bias, bound, ends - counts, columns, values)
+    _fill_above(*(array.numpy() for array in arrays))
     return columns, values
 
 
 def top_k_rows(
-    pre_acts: Float[Tensor, "batch d_sae"], k: int
+    products: Float[Tensor, "batch d_sae"], bias: Float[Tensor, " d_sae"], k: int
 ) -> tuple[Int[Tensor, " batch"], Int[Tensor, " nnz"], Float[Tensor, " nnz"]]:
-    """The k largest positive entries of each row, fewer where fewer are positive.
+    """The k largest positive entries of each row of `products + bias`, or all that are.
 
     Of equal entries those of lower columns are taken. Returns the number of entries of each
     row (int64), their columns (int32, ascending in a row) and values.
     """
     _threads()
-    n = len(pre_acts)
+    n = len(products)
     counts = torch.empty(n, dtype=torch.int64)
     columns = torch.empty(n, k, dtype=torch.int32)
-    values = pre_acts.new_empty(n, k)
-    arrays = pre_acts.numpy(), counts.numpy(), columns.numpy(), values.numpy()
-    # A few rows tell where the k-th largest lies; only entries above a careful guess are
-    # sorted then. A row that has too few of them is read again without the guess.
-    head = min(n, 32)
-    _top_k_rows(*(a[:head] for a in arrays), pre_acts.new_zeros(()).item())
-    guess = float(values[:head, :].amin(1).quantile(0.1)) if _full(counts[:head], k) else 0.0
-    _top_k_rows(*(a[head:] for a in arrays), guess)
-    if _full(counts, k):
+    values = products.new_empty(n, k)
+    _top_k_rows(*(array.numpy() for array in (products, bias, counts, columns, values)))
+    if bool((counts == k).all()):
         return counts, columns.flatten(), values.flatten()
     held = torch.arange(k) < counts[:, None]
     return counts, columns[held], values[held]
 
 
-def _full(counts: Tensor, k: int) -> bool:
-    return bool((counts == k).all())
-
-
-def nested_errors_(
-    partials: Float[Tensor, "batch levels d_out"],
+def nested_errors(
+    row_ends: Int[Tensor, " batch_levels_plus_1"],
+    columns: Int[Tensor, " nnz"],
+    values: Float[Tensor, " nnz"],
+    weight: Float[Tensor, "d_sae d_out"],
     target: Float[Tensor, "batch d_out"],
-    weights: Float[Tensor, " levels"],
+    level_weights: Float[Tensor, " levels"],
+    gradients: Float[Tensor, "batch levels d_out"],
 ) -> tuple[Float[Tensor, " levels"], Float[Tensor, "batch d_out"]]:
-    """Squared errors of prefix sums, and, in place of the partial sums, their gradients.
+    """Decode sparse rows level by level, compare with the target, and differentiate.
 
-    With `e_g = Σ_{h≤g} partials_h − target`: returns `Σ_rows ‖e_g‖²` for each level (float64)
-    and the last level's error; `partials_g` becomes `2 Σ_{h≥g} weights_h e_h`.
+    With `e_g = Σ_{h≤g} (what level h decodes to) − target`: returns `Σ_rows ‖e_g‖²` of each
+    level (float64) and the last level's error, and fills `gradients` with the derivative of
+    `Σ_g level_weights_g ‖e_g‖²` by what each level decodes to, `2 Σ_{h≥g} level_weights_h e_h`.
     """
     _threads()
-    n, levels, _ = partials.shape
-    squares = torch.zeros(n, levels, dtype=torch.float64)
+    squares = torch.empty(gradients.shape[:2], dtype=torch.float64)
     error = torch.empty_like(target)
+    entries = (t.detach().numpy() for t in (row_ends, columns, values, weight, target))
     _nested_errors(
-        partials.numpy(), target.numpy(), weights.numpy(), squares.numpy(), error.numpy()
+        *entries, level_weights.numpy(), gradients.numpy(), squares.numpy(), error.numpy()
     )
     return squares.sum(0), error
 
@@ -123,28 +119,31 @@ def adam_unit_rows_(  # noqa: PLR0913
 
 
 _CHUNK = 32
+_SAMPLE = 256
 
 _compiled = njit(parallel=True, cache=True, nogil=True)
 _compiled_fast = njit(parallel=True, cache=True, nogil=True, fastmath=True)
 
 
 @_compiled
-def _count_above(pre_acts: Any, bound: Any, counts: Any) -> None:
-    n, m = pre_acts.shape
+def _count_above(products: Any, bias: Any, bound: Any, counts: Any) -> None:
+    n, m = products.shape
     for i in prange(n):
         count = 0
         for j in range(m):
-            count += pre_acts[i, j] > bound[j]
+            count += products[i, j] + bias[j] > bound[j]
         counts[i] = count
 
 
 @_compiled
-def _fill_above(pre_acts: Any, bound: Any, starts: Any, columns: Any, values: Any) -> None:
-    n, m = pre_acts.shape
+def _fill_above(
+    products: Any, bias: Any, bound: Any, starts: Any, columns: Any, values: Any
+) -> None:
+    n, m = products.shape
     for i in prange(n):
         at = starts[i]
         for j in range(m):
-            value = pre_acts[i, j]
+            value = products[i, j] + bias[j]
             if value > bound[j]:
                 columns[at] = j
                 values[at] = value
@@ -152,7 +151,7 @@ def _fill_above(pre_acts: Any, bound: Any, starts: Any, columns: Any, values: An
 
 
 @njit(cache=True, nogil=True)
-def _candidates(row: Any, guess: float, found: Any, columns: Any) -> int:
+def _candidates(row: Any, bias: Any, guess: float, found: Any, columns: Any) -> int:
     """Entries above `guess`; most chunks have none, which the processor sees in one go."""
     guess = row.dtype.type(guess)
     n = 0
@@ -160,16 +159,16 @@ def _candidates(row: Any, guess: float, found: Any, columns: Any) -> int:
     for start in range(0, whole, _CHUNK):
         hit = False
         for j in range(start, start + _CHUNK):
-            hit |= row[j] > guess
+            hit |= row[j] + bias[j] > guess
         if hit:
             for j in range(start, start + _CHUNK):
-                if row[j] > guess:
-                    found[n] = row[j]
+                if row[j] + bias[j] > guess:
+                    found[n] = row[j] + bias[j]
                     columns[n] = j
                     n += 1
     for j in range(whole, len(row)):
-        if row[j] > guess:
-            found[n] = row[j]
+        if row[j] + bias[j] > guess:
+            found[n] = row[j] + bias[j]
             columns[n] = j
             n += 1
     return n
@@ -201,17 +200,32 @@ def _kth_largest(values: Any, k: int) -> float:
     return kth
 
 
+@njit(cache=True, nogil=True)
+def _careful_guess(row: Any, bias: Any, k: int) -> float:
+    """A value that most likely more than `k` and less than some hundred entries exceed.
+
+    Rows differ a lot, so each is sampled. Of the `k` largest about `k / stride` are in the
+    sample, seldom more than three standard deviations more; then the row is read again.
+    """
+    stride = max(1, len(row) // _SAMPLE)
+    sample = row[::stride] + bias[::stride]
+    expected = k * len(sample) / len(row)
+    place = int(expected + 3 * np.sqrt(expected)) + 2
+    return max(0.0, _kth_largest(sample, place)) if place < len(sample) else 0.0
+
+
 @_compiled
-def _top_k_rows(pre_acts: Any, counts: Any, columns: Any, values: Any, guess: float) -> None:
-    n, m = pre_acts.shape
+def _top_k_rows(products: Any, bias: Any, counts: Any, columns: Any, values: Any) -> None:
+    n, m = products.shape
     k = columns.shape[1]
     for i in prange(n):
-        found = np.empty(m, pre_acts.dtype)
+        found = np.empty(m, products.dtype)
         where = np.empty(m, np.int32)
-        n_found = _candidates(pre_acts[i], guess, found, where)
+        guess = _careful_guess(products[i], bias, k)
+        n_found = _candidates(products[i], bias, guess, found, where)
         if n_found < k and guess > 0:
-            n_found = _candidates(pre_acts[i], 0.0, found, where)
-        least = np.zeros(1, pre_acts.dtype)[0]
+            n_found = _candidates(products[i], bias, 0.0, found, where)
+        least = np.zeros(1, products.dtype)[0]
         equal = 0
         if n_found > k:
             least = _kth_largest(found[:n_found].copy(), k)
@@ -230,22 +244,29 @@ def _top_k_rows(pre_acts: Any, counts: Any, columns: Any, values: Any, guess: fl
 
 
 @_compiled_fast
-def _nested_errors(partials: Any, target: Any, weights: Any, squares: Any, error: Any) -> None:
-    n, levels, d = partials.shape
+def _nested_errors(  # noqa: PLR0913, PLR0917
+    row_ends: Any, columns: Any, values: Any, weight: Any, target: Any,
+    level_weights: Any, gradients: Any, squares: Any, error: Any,
+) -> None:  # fmt: skip
+    n, levels, d = gradients.shape
     for i in prange(n):
         for q in range(d):
             error[i, q] = -target[i, q]
         for g in range(levels):
+            row = i * levels + g
+            for at in range(row_ends[row], row_ends[row + 1]):
+                value, direction = values[at], weight[columns[at]]
+                for q in range(d):
+                    error[i, q] += value * direction[q]
             total = 0.0
             for q in range(d):
-                e = error[i, q] + partials[i, g, q]
-                error[i, q] = e
-                partials[i, g, q] = 2 * weights[g] * e
+                e = error[i, q]
+                gradients[i, g, q] = 2 * level_weights[g] * e
                 total += e * e
             squares[i, g] = total
         for g in range(levels - 2, -1, -1):
             for q in range(d):
-                partials[i, g, q] += partials[i, g + 1, q]
+                gradients[i, g, q] += gradients[i, g + 1, q]
 
 
 @_compiled_fast

@@ -67,7 +67,9 @@ class Support(NamedTuple):
         level = torch.bucketize(self.columns, level_ends, right=True)
         rows = self.rows() * levels + level
         return Support(
-            _ends(rows, batch * levels),
+            torch.searchsorted(
+                rows, torch.arange(batch * levels + 1, device=rows.device), out_int32=True
+            ),
             self.columns,
             self.column_ends,
             self.by_column,
@@ -83,23 +85,18 @@ def support_of(
     batch = len(counts)
     row_ends = torch.zeros(batch + 1, dtype=torch.int32, device=columns.device)
     row_ends[1:] = counts.cumsum(0)
-    by_column = torch.sort(columns, stable=True).indices
+    ordered, by_column = torch.sort(columns, stable=True)
+    # Not bincount, which takes longer than the sort.
+    latents = torch.arange(d_sae + 1, dtype=torch.int32, device=columns.device)
+    column_ends = torch.searchsorted(ordered, latents, out_int32=True)
     rows = torch.arange(batch, dtype=torch.int32, device=columns.device)
     rows = rows.repeat_interleave(counts, output_size=len(columns))
-    return Support(
-        row_ends, columns, _ends(columns, d_sae), by_column, rows[by_column], (batch, d_sae)
-    )
+    return Support(row_ends, columns, column_ends, by_column, rows[by_column], (batch, d_sae))
 
 
 def support_of_mask(active: Bool[Tensor, "batch d_sae"]) -> Support:
     """The positions of the true entries of `active`."""
     return support_of(active.sum(1), torch.where(active)[1].int(), active.shape[1])
-
-
-def _ends(indices: Int[Tensor, " nnz"], n: int) -> Int[Tensor, " n_plus_1"]:
-    ends = torch.zeros(n + 1, dtype=torch.int32, device=indices.device)
-    ends[1:] = torch.bincount(indices, minlength=n).cumsum(0)
-    return ends
 
 
 def _sparse_times_dense(support: Support, values: Tensor, dense: Tensor) -> Tensor:
@@ -173,13 +170,12 @@ class _Reconstruct(torch.autograd.Function):
         target: Tensor,
         support: Support,
         level_weights: Tensor,
+        workspace: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        levels = len(level_weights)
-        partials = _sparse_times_dense(support, values, weight)
-        partials = partials.view(len(target), levels, target.shape[1])
-        squares, error = _nested_errors_(partials, target, level_weights / len(target))
+        shares = level_weights / len(target)
+        squares, error = _nested_errors(support, values, weight, target, shares, workspace)
         squares = (squares / len(target)).to(values.dtype)
-        ctx.save_for_backward(values, weight, partials)
+        ctx.save_for_backward(values, weight, workspace)
         ctx.support = support
         ctx.mark_non_differentiable(squares, error)
         return squares @ level_weights, squares, error
@@ -194,15 +190,25 @@ class _Reconstruct(torch.autograd.Function):
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = _transposed_times_dense(support, values * grads[0], gradients)
-        return grad_values, grad_weight, grad_target, None, None
+        return grad_values, grad_weight, grad_target, None, None, None
 
 
-def _nested_errors_(partials: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """See `cpu_kernels.nested_errors_`; the same in torch where the tensors are not there."""
-    if not partials.is_cuda:
-        return cpu_kernels.nested_errors_(partials, target, weights)
-    errors = partials.cumsum(1) - target[:, None]
-    partials.copy_((2 * weights[:, None] * errors).flip(1).cumsum(1).flip(1))
+def _nested_errors(
+    support: Support,
+    values: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    level_weights: Tensor,
+    gradients: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """See `cpu_kernels.nested_errors`; on a GPU the same by prefix and suffix sums."""
+    if not values.is_cuda:
+        return cpu_kernels.nested_errors(
+            support.row_ends, support.columns, values, weight, target, level_weights, gradients
+        )
+    parts = _sparse_times_dense(support, values, weight).view_as(gradients)
+    errors = parts.cumsum(1) - target[:, None]
+    gradients.copy_((2 * level_weights[:, None] * errors).flip(1).cumsum(1).flip(1))
     return errors.double().square().sum((0, 2)), errors[:, -1]
 
 
@@ -240,6 +246,7 @@ def reconstruct_on(
     target: Float[Tensor, "batch d_out"],
     level_ends: Int[Tensor, " levels"] | None = None,
     level_weights: Float[Tensor, " levels"] | None = None,
+    workspace: Float[Tensor, "batch levels d_out"] | None = None,
 ) -> Reconstruction:
     """Decode sparse activations and compare with `target`, one pass for all nested levels.
 
@@ -248,10 +255,18 @@ def reconstruct_on(
     reconstructions are prefix sums of what each level adds, their gradients suffix sums of
     the levels' errors, so levels cost sums over (batch, levels, d_out) and no products.
     Gradients reach `values`, `weight` and `target`.
+
+    Args:
+        workspace: memory for the gradients, overwritten, and to be left alone until the
+            backward pass is over. Fresh memory of that size costs more than the sums.
     """
     if level_ends is None or level_weights is None:
         level_weights = target.new_ones(1)
     else:
         support = support.by_level(level_ends)
-    loss, mse, error = _Reconstruct.apply(values, weight, target, support, level_weights)  # type: ignore[no-untyped-call]
+    if workspace is None:
+        workspace = target.new_empty(len(target), len(level_weights), target.shape[1])
+    loss, mse, error = _Reconstruct.apply(  # type: ignore[no-untyped-call]
+        values, weight, target, support, level_weights, workspace
+    )
     return Reconstruction(loss, mse, error)
