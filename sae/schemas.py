@@ -260,7 +260,8 @@ def _sentence(stage: Stage, words: Sequence[str], error: Exception) -> str:
             value = str(override.value())
             if value not in known_groups[key]:
                 choices = ", ".join(known_groups[key])
-                return f"{key}={value} is unknown; choose one of {choices}"
+                near = nearest(value, known_groups[key])
+                return f"{key}={value} is unknown; choose one of {choices}{near}"
         elif key not in known and not any(k.startswith(f"{key}.") for k in known):
             return f"{key} is no key of sae {stage.name}{nearest(key, [*known, *known_groups])}"
     root = error.__cause__ or error

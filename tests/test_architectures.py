@@ -9,6 +9,7 @@ from sae.architectures import ARCHITECTURES
 from sae.architectures.penalty import Coefficient
 from sae.base.errors import UserError
 from sae.core.scaling import InputScaling
+from sae.core.select import Above
 from sae.dictionary import Dictionary
 
 D_IN, D_SAE, BATCH = 12, 40, 30
@@ -452,3 +453,18 @@ def test_no_step_makes_a_tensor_of_all_pre_activations(monkeypatch):
             sae.step(x, x, 0.6, torch.zeros_like(DEAD)).loss.backward()
     assert made
     assert not [shape for shape in made if len(shape) == 2 and min(shape) >= D_SAE]
+
+
+@pytest.mark.parametrize("name", ["standard", "topk", "batchtopk", "gated", "jumprelu"])
+def test_a_bfloat16_product_chooses_latents_and_float32_values_stay_exact(name):
+    results = []
+    x = rows(BATCH, seed=6).float()
+    for dtype in (None, torch.bfloat16):
+        sae = float_built(name, **({"k": 4} if "topk" in name else {"target_l0": 4.0}))
+        sae.active_share, sae.matmul_dtype = 0.01, dtype
+        (active,) = sae.select(x, sae.encoder(), Above(sae.b_enc.detach() + 0.5))
+        pre_acts = (x @ sae.encoder().t() + sae.b_enc).detach()
+        exact = pre_acts[active.support.rows(), active.support.columns.long()]
+        torch.testing.assert_close(active.values, exact)
+        results.append(sae.step(x, x, 0.6, torch.zeros_like(DEAD)).loss.detach())
+    torch.testing.assert_close(*results, rtol=0.05, atol=0)

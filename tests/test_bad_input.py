@@ -179,6 +179,38 @@ TABLE = {
         TRAIN + " sae=standrd",
         ["sae=standrd is unknown", "choose one of", "standard"],
     ),
+    "an unknown architecture": (
+        TRAIN + " sae=top_k",
+        ["sae=top_k is unknown", "jumprelu", "nearest: topk"],
+    ),
+    "more active latents than there are": (
+        TRAIN + " sae=topk sae.k=17",
+        ["sae.k=17 is impossible", "sae.d_sae=16"],
+    ),
+    "a dictionary without latents": (
+        TRAIN + " sae=batchtopk sae.d_sae=-4",
+        ["sae.d_sae=-4 is impossible", "at least one latent"],
+    ),
+    "a skip connection of an autoencoder": (
+        TRAIN + " sae.skip_connection=true",
+        ["sae.skip_connection=True", "transcoder", "needs output_hook_name"],
+    ),
+    "a transcoder that does not say what it reads": (
+        TRAIN + " output_hook_name=blocks.1.hook_resid_post",
+        ["output_hook_name=blocks.1.hook_resid_post", "needs hook_name"],
+    ),
+    "a transcoder to the hook that it reads": (
+        TRAIN + " hook_name=blocks.1.hook_resid_post output_hook_name=blocks.1.hook_resid_post",
+        ["output_hook_name=blocks.1.hook_resid_post is hook_name itself"],
+    ),
+    "an output hook that the cache lacks": (
+        TRAIN + " hook_name=blocks.1.hook_resid_post output_hook_name=blocks.1.hook_mlp_out",
+        ["blocks.1.hook_mlp_out", "it holds blocks.1.hook_resid_post"],
+    ),
+    "an unknown type of the product": (
+        TRAIN + " matmul_dtype=float16",
+        ["matmul_dtype=float16 is unknown", "bfloat16"],
+    ),
     "no choice": (TRAIN + " sae=null", ["sae=", "choose one of", "standard"]),
     "a word without a value": (TRAIN + " sae.d_sae", ["sae.d_sae: not of the form key=value"]),
     "a value without a key": (TRAIN + " =3", ["=3: not of the form key=value"]),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sae.base.errors import require
 from sae.core.scaling import InputScaling
+from sae.core.select import Active, Rule, select
 
 # The encoder's bias learns faster than the directions: raising the bar is the short way to
 # fewer active latents. It brings a penalised L0 down in half the steps at the same error, and
@@ -102,6 +103,9 @@ class TrainableSAE(nn.Module, ABC):
     lr_factors: ClassVar[dict[str, float]] = {"b_enc": BIAS_LR_FACTOR}
     """Parameters that learn faster or slower than the others, by name."""
 
+    matmul_dtype: torch.dtype | None = None
+    """Of the inputs of the encoder's product that finds active latents; None is the rows'."""
+
     def __init__(
         self,
         config: ArchitectureConfig,
@@ -162,6 +166,15 @@ class TrainableSAE(nn.Module, ABC):
         inner = (self.W_enc_t * self.W_dec).sum(1, keepdim=True)
         squares = self.W_dec.square().sum(1, keepdim=True)
         return self.W_enc_t + (1 - inner) / squares * self.W_dec
+
+    def select(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        encoder: Float[Tensor, "d_sae d_in"],
+        *rules: Rule,
+    ) -> list[Active]:
+        """What each rule keeps of the pre-activations of `x`."""
+        return select(x, encoder, self.b_enc, *rules, dtype=self.matmul_dtype)
 
     def target(
         self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]

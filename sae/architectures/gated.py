@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sae.architectures.base import TrainableSAE, TrainingStep, level
 from sae.architectures.standard import INITIAL_L0, PenalisedConfig, start_sparse
 from sae.core.scaling import InputScaling
-from sae.core.select import Above, select
+from sae.core.select import Above
 from sae.core.sparse import encode_on, reconstruct_on
 
 
@@ -68,7 +68,7 @@ class GatedSAE(TrainableSAE):
         dead: Bool[Tensor, " d_sae"],
     ) -> TrainingStep:
         encoder, target = self.encoder(), self.target(x, y)
-        (active,) = select(x, encoder, self.b_enc, Above(torch.zeros_like(self.b_enc)))
+        (active,) = self.select(x, encoder, Above(torch.zeros_like(self.b_enc)))
         support, columns = active.support, active.support.columns
         gates = encode_on(support, active.values, x, encoder, self.b_enc)
         read = gates - self.b_enc.index_select(0, columns)

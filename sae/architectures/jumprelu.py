@@ -28,7 +28,7 @@ from sae.architectures.base import (
 from sae.architectures.penalty import Coefficient
 from sae.base.errors import require
 from sae.core.scaling import InputScaling
-from sae.core.select import Above, select
+from sae.core.select import Above
 from sae.core.sparse import encode_on, reconstruct_on
 
 PENALTIES = ("step", "tanh", "quadratic")
@@ -136,7 +136,7 @@ class JumpReLUSAE(TrainableSAE):
     ) -> TrainingStep:
         encoder, width = self.encoder(), self.config.bandwidth
         near = Above(self.threshold.detach() - width / 2)
-        ((support, found),) = select(x, encoder, self.b_enc, near)
+        ((support, found),) = self.select(x, encoder, near)
         pre_acts = encode_on(support, found, x, encoder, self.b_enc)
         thresholds = self.threshold.index_select(0, support.columns)
         values, gates = _Jump.apply(pre_acts, thresholds, width)  # type: ignore[no-untyped-call]

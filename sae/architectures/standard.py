@@ -16,7 +16,7 @@ from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingSte
 from sae.architectures.penalty import Coefficient
 from sae.base.errors import require
 from sae.core.losses import squared_error, weighted_l1, weighted_l1_on
-from sae.core.select import Above, select
+from sae.core.select import Above
 from sae.core.sparse import Support, encode_on, reconstruct_on
 
 # Above this share of active latents the dense products are the faster ones (two cores,
@@ -153,7 +153,7 @@ class StandardSAE(TrainableSAE):
         self, x: Tensor, y: Tensor, progress: float
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         encoder = self.encoder()
-        (active,) = select(x, encoder, self.b_enc, Above(torch.zeros_like(self.b_enc)))
+        (active,) = self.select(x, encoder, Above(torch.zeros_like(self.b_enc)))
         values = encode_on(active.support, active.values, x, encoder, self.b_enc)
         mse = reconstruct_on(active.support, values, self.W_dec, self.target(x, y)).loss
         penalty = self.penalty(values, active.support, progress)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep
 from sae.base.errors import require
 from sae.core.scaling import InputScaling
-from sae.core.select import Active, Rule, TopK, TopKAmong, select
+from sae.core.select import Active, Rule, TopK, TopKAmong
 from sae.core.sparse import Reconstruction, encode_on, reconstruct_on
 
 
@@ -105,7 +105,7 @@ class TopKSAE(TrainableSAE):
         among = torch.where(dead)[0] if self.config.aux_loss_coefficient else dead[:0]
         if len(among):
             rules.append(TopKAmong(among, self.config.k_aux or max(1, x.shape[1] // 2)))
-        active, *auxiliary = select(x, encoder, self.b_enc, *rules)
+        active, *auxiliary = self.select(x, encoder, *rules)
         self.observe(active)
         values = encode_on(active.support, active.values, x, encoder, self.b_enc)
         main = self.reconstruct(active, values, self.target(x, y))

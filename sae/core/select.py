@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.core import cpu_kernels
-from sae.core.sparse import Support, support_of
+from sae.core.sparse import Support, products_at, support_of
 
 # On two cores, d_in 576: 32 MB stay in the last cache until they are read, and rows fewer
 # than 512 cost the product a tenth of its speed.
@@ -173,20 +173,36 @@ def _top_k(products: Tensor, bias: Tensor, k: int) -> _Entries:
 
 
 def product_blocks(
-    x: Float[Tensor, "batch d_in"], weight: Float[Tensor, "d_sae d_in"]
+    x: Float[Tensor, "batch d_in"],
+    weight: Float[Tensor, "d_sae d_in"],
+    dtype: torch.dtype | None = None,
 ) -> Iterator[Float[Tensor, "rows d_sae"]]:
     """`x @ weight.T`, some rows at a time, all in the same memory.
 
     Without the bias: torch would copy it over the whole block before the product is added,
     which takes a seventh of the product's time.
+
+    Args:
+        dtype: of the product's inputs, if not that of `x`.
     """
     d_sae = len(weight)
     rows = max(MIN_BLOCK_ROWS, BLOCK_BYTES // (d_sae * x.element_size()))
     block = x.new_empty(min(rows, len(x)), d_sae)
+    narrow = dtype not in (None, x.dtype)
+    if narrow:
+        weight = weight.to(dtype)
     for part in torch.split(x, len(block)):
         out = block[: len(part)]
-        torch.mm(part, weight.t(), out=out)
+        if narrow:
+            out.copy_(part.to(dtype) @ weight.t())
+        else:
+            torch.mm(part, weight.t(), out=out)
         yield out
+
+
+def _exact(active: Active, x: Tensor, weight: Tensor, bias: Tensor) -> Active:
+    values = products_at(active.support, x, weight)
+    return Active(active.support, values + bias.index_select(0, active.support.columns))
 
 
 @torch.no_grad()
@@ -195,18 +211,24 @@ def select(
     weight: Float[Tensor, "d_sae d_in"],
     bias: Float[Tensor, " d_sae"],
     *rules: Rule,
+    dtype: torch.dtype | None = None,
 ) -> list[Active]:
-    """What each rule keeps of the pre-activations `x @ weight.T + bias`."""
+    """What each rule keeps of the pre-activations `x @ weight.T + bias`.
+
+    Args:
+        dtype: narrower inputs for the product, such as bfloat16. They only decide what is
+            active; the values are computed once more where it is, in the type of `x`.
+    """
     x, weight, bias = x.detach(), weight.detach(), bias.detach()
     waiting = list(rules)
     found: dict[Rule, Active] = {}
     while waiting:
-        for block in product_blocks(x, weight):
+        for block in product_blocks(x, weight, dtype):
             for rule in waiting:
                 rule.add(block, bias)
         for rule in tuple(waiting):
             active = rule.finish(len(weight))
             if active is not None:
-                found[rule] = active
+                found[rule] = active if dtype is None else _exact(active, x, weight, bias)
                 waiting.remove(rule)
     return [found[rule] for rule in rules]

@@ -130,8 +130,10 @@ def _transposed_times_dense(support: Support, values: Tensor, dense: Tensor) -> 
     return product
 
 
-def _products_at(support: Support, a: Tensor, b: Tensor) -> Tensor:
-    """`⟨a_i, b_j⟩` for each entry (i, j); `a` is (batch, d), `b` is (d_sae, d)."""
+def products_at(
+    support: Support, a: Float[Tensor, "batch d"], b: Float[Tensor, "d_sae d"]
+) -> Float[Tensor, " nnz"]:
+    """`⟨a_i, b_j⟩` for each entry (i, j)."""
     if a.is_cuda:
         from sae.core import triton_kernels
 
@@ -186,7 +188,7 @@ class _Reconstruct(torch.autograd.Function):
         support: Support = ctx.support
         grad_target = -gradients[:, 0] * grads[0] if ctx.needs_input_grad[2] else None
         gradients = gradients.flatten(0, 1)
-        grad_values = _products_at(support, gradients, weight) * grads[0]
+        grad_values = products_at(support, gradients, weight) * grads[0]
         grad_weight = None
         if ctx.needs_input_grad[1]:
             grad_weight = _transposed_times_dense(support, values * grads[0], gradients)

@@ -61,6 +61,9 @@ class TrainConfig:
     """Of the initial weights and the order of rows."""
     device: str = "auto"
     """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+    matmul_dtype: str = "auto"
+    """Of the encoder's product: `float32`, `bfloat16`, or `auto`, the second on CUDA alone. It
+    finds the active latents; their values and all weights are float32 in any case."""
     log_every_steps: int = 10
     """Steps between two lines of figures."""
     checkpoint_every_seconds: float = 20.0
@@ -91,6 +94,10 @@ class TrainConfig:
         )
         require(
             self.log_every_steps >= 1, f"log_every_steps={self.log_every_steps}; give 1 or more"
+        )
+        require(
+            self.matmul_dtype in ("auto", "float32", "bfloat16"),
+            f"matmul_dtype={self.matmul_dtype} is unknown; choose auto, float32 or bfloat16",
         )
         require(
             self.output_hook_name is not None or not self.sae.skip_connection,
@@ -229,6 +236,10 @@ def _trainer(config: TrainConfig, rows: RowSelection, output_hook_name: str | No
     scaled = [scaling(sample) for scaling, sample in zip(scalings, samples, strict=True)]
     generator = torch.Generator().manual_seed(config.seed)
     sae = config.sae.build(scaled[0], generator, *scaled[1:]).to(device)
+    narrow = config.matmul_dtype == "bfloat16" or (
+        config.matmul_dtype == "auto" and device.type == "cuda"
+    )
+    sae.matmul_dtype = torch.bfloat16 if narrow else None
     on_device = [InputScaling(s.mean.to(device), s.scale) for s in scalings]
     return Trainer(sae, on_device[0], config.optim, lr=config.lr, output_scaling=on_device[-1])
 
@@ -315,6 +326,7 @@ def _metadata(
         "prepend_bos": attributes["bos_token_id"] is not None,
         "exclude_special_tokens": True,
         "dataset_path": attributes["data"]["name"],
+        "training_architecture": config.sae.architecture,
         "sae_atlas": {
             "digest": wanted,
             "cache_digest": cache.digest,
