@@ -1,7 +1,10 @@
 """`python -m benchmarks`: run every benchmark, results in `benchmarks/results/`."""
 
-from benchmarks import harvest, step
+from benchmarks import dead, harvest, quality, scaling, step
 
 if __name__ == "__main__":
     harvest.main()
     step.main()
+    scaling.main()
+    quality.main()
+    dead.main()

@@ -6,7 +6,6 @@ better on the first seed. Figures are those of `sae eval`: held-out explained va
 and the CE score.
 """
 
-import shutil
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +26,8 @@ from sae.exchange.saelens import save_dictionary
 RUN = Path("runs/quality")
 D_SAE, BATCH, N_ROWS = 2_304, 1_024, 256_000
 SEEDS = (0, 1, 2)
-L0S = (16, 32, 64)
-ARCHITECTURE_NAMES = ("standard", "topk", "batchtopk", "jumprelu")
+# Where SAELens cannot be told an L0, ours gives a front to compare its point with.
+L0S = {"standard": (16, 32, 64), "topk": (32,), "batchtopk": (32,), "jumprelu": (16, 32, 64)}
 LEARNING_RATES = (1e-3, 3e-3)
 # SAELens has no target for L1: these reach an L0 near 32 at each learning rate here.
 THEIR_L1 = {1e-3: 5.0, 3e-3: 3.0}
@@ -37,14 +36,12 @@ THEIR_L1 = {1e-3: 5.0, 3e-3: 3.0}
 def main() -> None:
     """Train both, evaluate all, write the table."""
     cache = sae.harvest(run=str(RUN), hook_names=[HOOK], n_tokens=448_000)
-    for name in ARCHITECTURE_NAMES:
-        for l0 in L0S:
+    for name, l0s in L0S.items():
+        for l0 in l0s:
             for seed in SEEDS:
                 _ours(name, l0, seed)
         first = {lr: _ev(_theirs(cache, name, lr, SEEDS[0])) for lr in LEARNING_RATES}
         best = max(LEARNING_RATES, key=first.__getitem__)
-        for lr in set(LEARNING_RATES) - {best}:
-            _discard(f"saelens-{name}-lr-{lr:g}-seed-{SEEDS[0]}")
         for seed in SEEDS[1:]:
             _theirs(cache, name, best, seed)
     figures = sae.eval(run=str(RUN), n_behaviour_tokens=2_048, density_rows=1)
@@ -115,10 +112,6 @@ def _ev(name: str) -> float:
     )
 
 
-def _discard(name: str) -> None:
-    shutil.rmtree(RUN / "dictionaries" / name)
-
-
 def _table(figures: list[dict[str, Any]]) -> list[dict[str, object]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for figure in figures:
@@ -133,6 +126,8 @@ def _table(figures: list[dict[str, Any]]) -> list[dict[str, object]]:
             "CE score": _spread([m["ce_loss_score"] for m in members], 4),
         }
         for name, members in sorted(groups.items())
+        # The learning rate that did worse has one seed.
+        if len(members) == len(SEEDS)
     ]
 
 

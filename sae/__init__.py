@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae.api import analyze, demo, eval, export, harvest, load, steer, train
-    from sae.architectures import StandardConfig
+    from sae.architectures import (
+        BatchTopKConfig,
+        GatedConfig,
+        JumpReLUConfig,
+        MatryoshkaConfig,
+        PAnnealConfig,
+        StandardConfig,
+        TopKConfig,
+    )
     from sae.cache.layout import ActivationCache, open_cache
     from sae.dictionary import Dictionary
     from sae.models.load import ModelConfig
@@ -25,6 +33,12 @@ _HOMES = {
     "ModelConfig": "sae.models.load",
     "OptimConfig": "sae.training.optim",
     "StandardConfig": "sae.architectures",
+    "BatchTopKConfig": "sae.architectures",
+    "GatedConfig": "sae.architectures",
+    "JumpReLUConfig": "sae.architectures",
+    "MatryoshkaConfig": "sae.architectures",
+    "PAnnealConfig": "sae.architectures",
+    "TopKConfig": "sae.architectures",
     "analyze": "sae.api",
     "demo": "sae.api",
     "eval": "sae.api",
@@ -38,12 +52,18 @@ _HOMES = {
 
 __all__ = [
     "ActivationCache",
+    "BatchTopKConfig",
     "DataConfig",
     "Dictionary",
+    "GatedConfig",
+    "JumpReLUConfig",
     "LoggerConfig",
+    "MatryoshkaConfig",
     "ModelConfig",
     "OptimConfig",
+    "PAnnealConfig",
     "StandardConfig",
+    "TopKConfig",
     "analyze",
     "demo",
     "eval",

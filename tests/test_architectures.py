@@ -468,3 +468,22 @@ def test_a_bfloat16_product_chooses_latents_and_float32_values_stay_exact(name):
         torch.testing.assert_close(active.values, exact)
         results.append(sae.step(x, x, 0.6, torch.zeros_like(DEAD)).loss.detach())
     torch.testing.assert_close(*results, rtol=0.05, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_on_a_gpu_equals_the_one_on_the_cpu(case):
+    name, settings, _ = CASES[case]
+    sae, x = built(name, **settings).float(), rows(BATCH, seed=6).float()
+    results = []
+    for device in ("cpu", "cuda"):
+        sae = sae.to(device)
+        if hasattr(sae, "active_share"):
+            sae.active_share = 0.01
+        there = x.to(device)
+        loss = sae.step(there, there, 0.05, DEAD.to(device)).loss
+        grads = torch.autograd.grad(loss, list(sae.parameters()))
+        results.append([t.cpu() for t in (loss.detach(), *grads)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
