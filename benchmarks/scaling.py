@@ -86,7 +86,7 @@ def _warm_up(x: torch.Tensor) -> None:
 
 def _median(work: object) -> float:
     times = []
-    for _ in range(5):
+    for _ in range(3):
         began = time.perf_counter()
         work()  # type: ignore[operator]
         times.append(time.perf_counter() - began)

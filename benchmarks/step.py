@@ -46,7 +46,7 @@ def _measure(
     name: str, rows: torch.Tensor, settings: dict[str, Any], warm_steps: int
 ) -> dict[str, object]:
     x = rows[:BATCH]
-    steps, weights, l0 = _ours(name, rows, settings, warm_steps)
+    steps, weights, l0 = our_steps(name, rows, settings, warm_steps)
     w_enc_t = weights["W_enc"].t().contiguous()
     out = torch.empty(BATCH, D_SAE)
 
@@ -76,7 +76,7 @@ def _measure(
     return row
 
 
-def _ours(
+def our_steps(
     name: str, rows: torch.Tensor, settings: dict[str, Any], warm_steps: int
 ) -> tuple[Iterator[object], dict[str, torch.Tensor], float]:
     """Our trainer's steps after `warm_steps` of training, its weights, and its L0."""

@@ -104,7 +104,7 @@ class StandardSAE(TrainableSAE):
         start_sparse(self, sample)
         # The last step's share of active latents decides how the next one is computed. It is
         # state, because a resumed run has to take the same path to end in the same bits.
-        self.active_share = 1.0
+        self.active_share = INITIAL_L0 / config.d_sae
 
     def get_extra_state(self) -> Tensor:
         """What a resumed run needs besides parameters."""
