@@ -1,6 +1,6 @@
 """`python -m benchmarks`: run every benchmark, results in `benchmarks/results/`."""
 
-from benchmarks import dead, floor, harvest, quality, scaling, step
+from benchmarks import dead, floor, harvest, naive, quality, scaling, step
 
 if __name__ == "__main__":
     harvest.main()
@@ -9,3 +9,4 @@ if __name__ == "__main__":
     scaling.main()
     quality.main()
     dead.main()
+    naive.main()

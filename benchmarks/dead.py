@@ -5,7 +5,7 @@ from benchmarks.common import HOOK, write_results
 from benchmarks.quality import RUN
 from sae.training.loggers import read_metrics
 
-D_SAE, N_ROWS = 16_384, 400_000
+D_SAE, N_ROWS = 16_384, 256_000
 
 
 def main() -> None:
