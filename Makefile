@@ -33,6 +33,8 @@ check: $(TOOLS)  ## format, lint, types and the order of imports
 	$(BIN)/lint-imports
 
 bench: $(TOOLS)  ## measure; tables and JSON go to benchmarks/results
+	# Without their dependencies, which ask for other versions than ours and are not needed here.
+	$(BIN)/python -m pip install --quiet --no-deps dictionary-learning==0.1.0 eai-sparsify==1.3.3 schedulefree==1.4.1 natsort==8.4.0 einops
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove the environment, runs and caches of tools (not the downloaded model)

@@ -83,6 +83,14 @@ class ArchitectureConfig(ABC):
             f"sae.{name}={value} is impossible; give a share between 0 and 1",
         )
 
+    def check_target_l0(self, target_l0: float | None) -> None:
+        """Refuse an L0 that this width cannot have."""
+        require(
+            target_l0 is None or 0 < target_l0 < self.d_sae,
+            f"sae.target_l0={target_l0} is impossible; give more than 0 and less than "
+            f"sae.d_sae={self.d_sae}, such as 50",
+        )
+
     def check_not_negative(self, name: str, usual: str) -> None:
         """Refuse a weight that is negative or not finite."""
         value = getattr(self, name)

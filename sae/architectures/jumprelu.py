@@ -72,11 +72,7 @@ class JumpReLUConfig(ArchitectureConfig):
             self.target_l0 is not None or self.penalty != "quadratic",
             "sae.penalty=quadratic needs sae.target_l0, such as 50",
         )
-        require(
-            self.target_l0 is None or 0 < self.target_l0 < self.d_sae,
-            f"sae.target_l0={self.target_l0} is impossible; give more than 0 and less than "
-            f"sae.d_sae={self.d_sae}, such as 50",
-        )
+        self.check_target_l0(self.target_l0)
 
     @property
     def short_name(self) -> str:

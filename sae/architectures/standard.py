@@ -42,11 +42,7 @@ class PenalisedConfig(ArchitectureConfig):
         super().__post_init__()
         self.check_not_negative("l1_coefficient", "2 to 10 are usual")
         self.check_share("l1_warm_up_fraction")
-        require(
-            self.target_l0 is None or 0 < self.target_l0 < self.d_sae,
-            f"sae.target_l0={self.target_l0} is impossible; give more than 0 and less than "
-            f"sae.d_sae={self.d_sae}, such as 50",
-        )
+        self.check_target_l0(self.target_l0)
 
     @property
     def short_name(self) -> str:

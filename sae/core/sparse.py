@@ -15,7 +15,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.core import cpu_kernels
@@ -92,11 +92,6 @@ def support_of(
     rows = torch.arange(batch, dtype=torch.int32, device=columns.device)
     rows = rows.repeat_interleave(counts, output_size=len(columns))
     return Support(row_ends, columns, column_ends, by_column, rows[by_column], (batch, d_sae))
-
-
-def support_of_mask(active: Bool[Tensor, "batch d_sae"]) -> Support:
-    """The positions of the true entries of `active`."""
-    return support_of(active.sum(1), torch.where(active)[1].int(), active.shape[1])
 
 
 def _sparse_times_dense(support: Support, values: Tensor, dense: Tensor) -> Tensor:
