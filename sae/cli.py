@@ -10,6 +10,7 @@ sae: from text to steering, with sparse autoencoders
   sae STAGE [group=choice ...] [key=value ...]
   sae STAGE --help        every key of a stage, with its meaning
   sae STAGE -m key=1,2    a sweep: one run for each value
+  sae harvest --list-hooks model=...    every place in a model that can be read
 
 Stages
 {stages}
@@ -54,6 +55,9 @@ def _main(words: list[str]) -> int:
     stage, rest = STAGES[words[0]], words[1:]
     if "-h" in rest or "--help" in rest:
         print(stage_help(stage))
+    elif stage.name == "harvest" and "--list-hooks" in rest:
+        words_left = [word for word in rest if word != "--list-hooks"]
+        print(_hook_table(build(stage, words_left).model))
     elif any(word in ("-m", "--multirun", "--cfg", "--info") for word in rest):
         _hand_to_hydra(words[0], rest)
     else:
@@ -66,6 +70,29 @@ def _usage() -> str:
 
     stages = "\n".join(f"  {s.name:<10}{s.summary}" for s in STAGES.values())
     return USAGE.format(stages=stages)
+
+
+def _hook_table(config: Any) -> str:
+    """A row for each hook of the model, from its configuration alone."""
+    from sae.base.errors import require
+    from sae.models.hooks import hook_widths, list_hooks
+    from sae.models.load import load_skeleton
+
+    skeleton = load_skeleton(config)
+    points, widths = list_hooks(skeleton), hook_widths(skeleton)
+    require(
+        bool(points),
+        f"model.name={config.name} ({type(skeleton).__name__}) is built of blocks that have no "
+        "TransformerLens names here; give module paths in hook_names instead",
+    )
+    rows = [("hook_name", "module", "side", "width")]
+    rows += [(p.hook_name, p.module, p.side, str(widths.get(p.hook_name, ""))) for p in points]
+    wide = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = (
+        f"{name:<{wide[0]}}  {module:<{wide[1]}}  {side:<{wide[2]}}  {width:>5}".rstrip()
+        for name, module, side, width in rows
+    )
+    return "\n".join(lines)
 
 
 def _hand_to_hydra(name: str, words: list[str]) -> None:

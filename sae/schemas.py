@@ -241,6 +241,10 @@ def stage_help(stage: Stage) -> str:
         lines.append(f"  {key}={shown}")
         lines.append(textwrap.indent(textwrap.fill(meaning, 84), "        "))
     lines += ["", "Sweep: add -m and give several values, as in optim.lr=1e-3,3e-3"]
+    if any(key == "hook_names" for key, _ in keys(config)):
+        lines.append(
+            f"Hooks: sae {stage.name} --list-hooks model=... names every place to read"
+        )
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -68,6 +69,59 @@ def test_the_help_of_a_stage_is_printed_by_the_process():
     done = run("train", "--help")
     assert done.returncode == 0
     assert all(f"  {key}=" in done.stdout for key, _ in keys(STAGES["train"].config_class()))
+
+
+def test_the_hooks_of_a_model_are_listed_from_its_configuration_alone(tiny_model, tmp_path):
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    done = run("harvest", f"model={tmp_path}", "--list-hooks")
+    assert done.returncode == 0, done.stderr
+    header, *rows = (line.split() for line in done.stdout.splitlines())
+    assert header == ["hook_name", "module", "side", "width"]
+    assert [row[0] for row in rows if row[0].startswith("blocks.1.")] == [
+        f"blocks.1.{name}"
+        for name in (
+            "hook_resid_pre",
+            "hook_resid_post",
+            "hook_attn_out",
+            "attn.hook_z",
+            "hook_mlp_out",
+            "mlp.hook_post",
+            "hook_resid_mid",
+        )
+    ]
+    assert len(rows) == 3 * 7
+    assert ["blocks.2.hook_resid_post", "model.layers.2", "output", "32"] in rows
+    assert ["blocks.0.mlp.hook_post", "model.layers.0.mlp.down_proj", "input", "64"] in rows
+
+
+def test_a_listing_of_hooks_without_widths_leaves_the_column_empty(
+    tiny_model, monkeypatch, capsys
+):
+    monkeypatch.setattr("sae.models.hooks.hook_widths", lambda _: {})
+    assert main(["harvest", "--list-hooks", f"model={tiny_model}"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[-1].split() == [
+        "blocks.2.hook_resid_mid",
+        "model.layers.2.post_attention_layernorm",
+        "input",
+    ]
+
+
+def test_a_model_whose_blocks_have_no_names_here_says_so(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "distilbert"}')
+    assert main(["harvest", "--list-hooks", f"model={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert "(DistilBertModel) is built of blocks that have no TransformerLens names" in said
+    assert "module paths" in said
+
+
+def test_only_harvest_lists_hooks_and_its_help_says_so(capsys):
+    assert main(["train", "--list-hooks"]) == 2
+    assert "--list-hooks: not of the form key=value" in capsys.readouterr().err
+    for stage in ("harvest", "train"):
+        assert main([stage, "--help"]) == 0
+        listed = "sae harvest --list-hooks model=" in capsys.readouterr().out
+        assert listed == (stage == "harvest")
 
 
 def test_every_stage_of_the_command_line_is_a_call_of_the_package():

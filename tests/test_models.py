@@ -1,7 +1,9 @@
 """Loading models: weights that are told apart, and the token before every row."""
 
 import re
+import shutil
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,14 @@ from sae.base.errors import UserError
 from sae.models import embedded, load
 from sae.models.embedded import EMBEDDED
 from sae.models.hooks import list_hooks
-from sae.models.load import ModelConfig, load_model, load_skeleton, weight_digest
+from sae.models.load import (
+    ModelConfig,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    weight_digest,
+)
+from sae.models.unembed import unembedding
 
 
 @pytest.fixture
@@ -151,11 +160,109 @@ def test_a_name_that_is_nothing_is_one_sentence_that_says_what_was_tried(tmp_pat
         UserError, match=r"nobody/nothing is not embedded.*\(offline\)"
     ) as caught:
         load_model(ModelConfig(name="nobody/nothing"))
+    assert f"not a local folder ({Path.cwd()}/nobody/nothing)" in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"nearest: smollm2"):
         load_model(ModelConfig(name="smolm2"))
     with pytest.raises(UserError, match=r"without a config\.json"):
         load_model(ModelConfig(name=str(tmp_path)))
+
+
+def hub_error(kind: str, status: int) -> OSError:
+    """The Hub's own error, as its client raises it."""
+    from huggingface_hub import errors
+
+    response = SimpleNamespace(headers={}, request=None, status_code=status)
+    return getattr(errors, kind)(f"{status} Client Error.\n\nSee ...", response=response)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "status", "sentence"),
+    [
+        ("GatedRepoError", 403, "is gated on the Hub"),
+        ("GatedRepoError", 401, "is gated on the Hub"),
+        ("RepositoryNotFoundError", 404, "none that everybody may see"),
+        ("HfHubHTTPError", 401, "none that everybody may see"),
+    ],
+)
+def test_a_model_that_asks_for_a_login_says_how(monkeypatch, kind, status, sentence, wrapped):
+    def refuse(*_, **__):
+        error = hub_error(kind, status)
+        if wrapped:
+            raise OSError("You are trying to access ...") from error
+        raise error
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    for read in (load_model, load_skeleton):
+        with pytest.raises(UserError, match=rf"model\.name=google/gemma.*{sentence}") as caught:
+            read(ModelConfig(name="google/gemma"))
+        said = str(caught.value)
+        assert "log in with `hf auth login` or set HF_TOKEN" in said
+        assert "accept the model's terms at https://huggingface.co/google/gemma" in said
+        assert "\n" not in said
+
+
+def test_a_trouble_of_the_network_is_no_matter_of_login(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("We couldn't connect") from hub_error("HfHubHTTPError", 503)
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
+    with pytest.raises(UserError, match=r"could not be had from the Hub.*couldn't connect"):
+        load_model(ModelConfig(name="google/gemma"))
+
+
+def test_a_folder_without_weights_is_not_looked_for_on_the_hub(tiny_model, tmp_path):
+    for file in tiny_model.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    with pytest.raises(
+        UserError, match=r"could not be read from its folder\. It said: .*no file"
+    ):
+        load_model(ModelConfig(name=str(tmp_path)))
+
+
+def with_rows(folder: Path, target: Path, rows: int) -> ModelConfig:
+    """The model with an embedding of `rows` rows, and its own tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(folder, target)
+    module = AutoModelForCausalLM.from_pretrained(folder)
+    module.resize_token_embeddings(rows, mean_resizing=False)
+    module.save_pretrained(target)
+    return ModelConfig(name=str(target))
+
+
+def test_a_tokenizer_of_another_model_is_refused_and_spare_rows_are_not(tiny_model, tmp_path):
+    n = len(load_tokenizer(ModelConfig(name=str(tiny_model))))
+    for rows in (n, n + 28):
+        load_model(with_rows(tiny_model, tmp_path / f"{rows}", rows))
+    with pytest.raises(UserError, match=rf"{n - 1} rows.*ids up to {n - 1};"):
+        load_model(with_rows(tiny_model, tmp_path / "small", n - 1))
+
+
+def test_a_special_token_without_a_row_matters_only_where_it_is_used(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = load_tokenizer(ModelConfig(name=str(folder)))
+    n = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(folder)
+    load_model(ModelConfig(name=str(folder)))
+    with pytest.raises(UserError, match=rf"{n} rows.*ids up to {n};"):
+        load_model(ModelConfig(name=str(folder), bos_token="<image>"))
+
+
+def test_the_final_norm_is_behind_the_unembedding_below_a_language_model_too():
+    import transformers
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 40, "intermediate_size": 8, "head_dim": 4}
+    vision = {**sizes, "intermediate_size": 8, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision)
+    module = transformers.Gemma3ForConditionalGeneration(config)
+    with torch.no_grad():
+        gain = module.model.language_model.norm.weight.uniform_(-0.5, 0.5)
+    expected = (1 + gain)[:, None] * module.lm_head.weight.detach().t()
+    torch.testing.assert_close(unembedding(module), expected)
 
 
 def test_impossible_settings_are_refused():

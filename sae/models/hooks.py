@@ -5,15 +5,17 @@ and weights are never folded or centred: what is read is what the model computes
 """
 
 import re
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sae.base.errors import UserError, nearest
+from sae.models.families import block_list, block_places, copied_at_mid
 
 Edit = Callable[[Tensor], Tensor]
 """Takes and returns activations of shape (batch, position, width)."""
@@ -21,7 +23,7 @@ Edit = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class HookPoint:
-    """One place: `hook_name` as people write it, and the module whose side it is."""
+    """One place: `hook_name`, TransformerLens's where it has one, and the module's side."""
 
     hook_name: str
     module: str
@@ -29,97 +31,49 @@ class HookPoint:
     """`"output"` or `"input"` of the module."""
 
 
-# Where each family keeps its blocks, and the hooks inside block {i}: (module path, side).
-# TransformerLens's names on the left; what stands in the middle of the residual stream is
-# the input of the norm before the MLP, where a family has one.
-_PRE_NORM = {
-    "hook_resid_pre": ("", "input"),
-    "hook_resid_post": ("", "output"),
-    "hook_attn_out": ("self_attn", "output"),
-    "attn.hook_z": ("self_attn.o_proj", "input"),
-    "hook_mlp_out": ("mlp", "output"),
-    "mlp.hook_post": ("mlp.down_proj", "input"),
-    "hook_resid_mid": ("post_attention_layernorm", "input"),
-}
-# Families that norm what attention and MLP add (Gemma 2, OLMo 2): what is added is the
-# norm's output, and `post_attention_layernorm` is that norm, not the one before the MLP.
-_POST_NORM = {
-    "hook_attn_out": ("post_attention_layernorm", "output"),
-    "hook_mlp_out": ("post_feedforward_layernorm", "output"),
-}
-_GPT2 = {
-    "hook_resid_pre": ("", "input"),
-    "hook_resid_post": ("", "output"),
-    "hook_attn_out": ("attn", "output"),
-    "attn.hook_z": ("attn.c_proj", "input"),
-    "hook_mlp_out": ("mlp", "output"),
-    "mlp.hook_post": ("mlp.c_proj", "input"),
-    "hook_resid_mid": ("ln_2", "input"),
-}
-_GPT_NEOX = {
-    "hook_resid_pre": ("", "input"),
-    "hook_resid_post": ("", "output"),
-    "hook_attn_out": ("attention", "output"),
-    "attn.hook_z": ("attention.dense", "input"),
-    "hook_mlp_out": ("mlp", "output"),
-    "mlp.hook_post": ("mlp.dense_4h_to_h", "input"),
-}
-_FAMILIES = {
-    "model.layers": _PRE_NORM,
-    "transformer.h": _GPT2,
-    "gpt_neox.layers": _GPT_NEOX,
-}
-
-
-def _table(
-    table: dict[str, tuple[str, str]], block: str, modules: Container[str]
-) -> dict[str, tuple[str, str]]:
-    """The family's hooks, corrected for a block that norms what it adds to the stream."""
-    if f"{block}.post_feedforward_layernorm" not in modules:
-        return table
-    pre_norm = "pre_feedforward_layernorm"
-    mid = pre_norm if f"{block}.{pre_norm}" in modules else "mlp"
-    return {**table, **_POST_NORM, "hook_resid_mid": (mid, "input")}
-
-
 def list_hooks(module: nn.Module) -> list[HookPoint]:
     """Every hook of `module` that has a TransformerLens name, block by block."""
-    found = []
     modules = dict(module.named_modules())
-    for blocks, table in _FAMILIES.items():
-        layers = modules.get(blocks)
-        if not isinstance(layers, nn.ModuleList):
-            continue
-        for i in range(len(layers)):
-            block = f"{blocks}.{i}"
-            for name, (inside, side) in _table(table, block, modules).items():
-                path = f"{block}.{inside}".rstrip(".")
-                if path in modules:
-                    found.append(HookPoint(f"blocks.{i}.{name}", path, side))
+    blocks = block_list(module, modules)
+    if blocks is None:
+        return []
+    found = []
+    for i, _ in modules[blocks].named_children():
+        block = f"{blocks}.{i}"
+        for name, (inside, side) in block_places(block, modules).items():
+            path = f"{block}.{inside}".rstrip(".")
+            if path in modules:
+                found.append(HookPoint(f"blocks.{i}.{name}", path, side))
     return found
 
 
 def find_hook(module: nn.Module, hook_name: str) -> HookPoint:
     """The hook called `hook_name`: a TransformerLens name, or a module path (its output).
 
+    A path whose output has a TransformerLens name goes by that name, any other by itself.
+
     Raises:
         UserError: if the model has no such place; names what is nearest.
     """
-    known = {point.hook_name: point for point in list_hooks(module)}
-    if hook_name in known:
-        return known[hook_name]
-    if hook_name and hook_name in dict(module.named_modules()):
+    listed = list_hooks(module)
+    for point in listed:
+        by_path = point.side == "output" and point.module == hook_name
+        if by_path or point.hook_name == hook_name:
+            return point
+    modules = [name for name, _ in module.named_modules() if name]
+    if hook_name in modules:
         return HookPoint(hook_name, hook_name, "output")
-    layers = {int(name.split(".")[1]) for name in known}
-    asked = re.match(r"(?:blocks|layers|model\.layers|transformer\.h)\.(\d+)", hook_name)
+    names = [point.hook_name for point in listed]
+    layers = {int(name.split(".")[1]) for name in names}
+    asked = re.match(r"(?:\w+\.)*(?:blocks|layers?|h)\.(\d+)", hook_name)
     if layers and asked and int(asked.group(1)) not in layers:
         raise UserError(
             f"hook_name={hook_name}: layer {asked.group(1)} is out of range, this model has "
             f"layers 0 to {max(layers)}"
         )
-    candidates = [*known, *(name for name, _ in module.named_modules())]
     raise UserError(
-        f"hook_name={hook_name} is no place in this model{nearest(hook_name, candidates)}"
+        f"hook_name={hook_name} is no place in this model"
+        f"{nearest(hook_name, [*names, *modules])}"
     )
 
 
@@ -164,12 +118,16 @@ def _register(
 
 
 def read_activations(
-    module: nn.Module, points: Sequence[HookPoint], tokens: Tensor
+    module: nn.Module,
+    points: Sequence[HookPoint],
+    tokens: Tensor,
+    attention_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Activations at several hooks in one forward, stopped after the last one needed.
 
     Args:
         tokens: ids, (batch, position), on the model's device.
+        attention_mask: 0 where the model is not to look; it looks everywhere if left out.
 
     Returns:
         For each hook name a tensor (batch, position, width), bit-equal to what a plain hook
@@ -179,6 +137,8 @@ def read_activations(
         UserError: if a module path is never called, or gives something else.
     """
     seen: dict[str, Tensor] = {}
+    wanted = {point.hook_name for point in points}
+    mask = {} if attention_mask is None else {"attention_mask": attention_mask}
 
     def keep(name: str) -> Callable[[Tensor], None]:
         def see(x: Any) -> None:
@@ -188,7 +148,7 @@ def read_activations(
                     "inside a block, such as its output"
                 )
             seen[name] = x
-            if len(seen) == len(points):
+            if len(seen) == len(wanted):
                 raise _Stop
 
         return see
@@ -196,7 +156,7 @@ def read_activations(
     handles = [_register(module, point, keep(point.hook_name)) for point in points]
     try:
         with torch.inference_mode():
-            module(tokens, use_cache=False)
+            module(tokens, use_cache=False, **mask)
     except _Stop:
         pass
     finally:
@@ -211,10 +171,35 @@ def read_activations(
     return seen
 
 
+def hook_widths(module: nn.Module) -> dict[str, int]:
+    """Widths at the hooks of a model without weights, by a forward of two tokens.
+
+    Not every model can run on the meta device; hooks that it does not reach are left out.
+    """
+    widths: dict[str, int] = {}
+
+    def note(name: str, x: Tensor) -> None:
+        widths[name] = x.shape[-1]
+
+    # A mask of full rank is taken as it is; to make one, values would be looked at.
+    mask = torch.ones((1, 1, 2, 2), dtype=torch.bool, device="meta")
+    tokens = torch.zeros((1, 2), dtype=torch.int64, device="meta")
+    points = list_hooks(module)
+    handles = [_register(module, point, partial(note, point.hook_name)) for point in points]
+    try:
+        # A model's own code may fail in any way on tensors that hold nothing.
+        with torch.inference_mode(), suppress(Exception):
+            module(tokens, attention_mask=mask, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return widths
+
+
 @contextmanager
 def edited(module: nn.Module, point: HookPoint, edit: Edit) -> Iterator[None]:
     """Inside this context every forward of `module` has `edit` applied at `point`."""
-    if point.hook_name.endswith("hook_resid_mid"):
+    if copied_at_mid(point.hook_name, point.module):
         handles = _register_mid(module, point, edit)
     else:
         handles = [_register(module, point, edit)]
@@ -285,6 +270,7 @@ _INTO_THE_STREAM = (
     "hook_resid_pre",
     "hook_resid_mid",
     "hook_resid_post",
+    "hook_normalized_resid_post",
     "hook_attn_out",
     "hook_mlp_out",
 )

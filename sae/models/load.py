@@ -1,7 +1,7 @@
-"""Loading a causal language model by embedded name, local folder or Hub id."""
+"""Loading a causal language model or an encoder by embedded name, local folder or Hub id."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,14 @@ class LanguageModel:
     tokenizer: Any
     name: str
     hub_id: str
+    causal: bool
+    """Whether it predicts a next token: an encoder, or a model without its head, does not."""
     bos_token_id: int | None
+    """Put before every document and row; an encoder's is its class token."""
+    end_token_id: int | None
+    """Put after every document; only encoders have one, their separator."""
+    pad_token_id: int
+    """Fills up rows; what stands there is masked, so any token will do where none is named."""
     digest: str
 
     @property
@@ -98,22 +105,79 @@ def _from_pretrained(kind: Any, config: ModelConfig, **settings: Any) -> Any:
     try:
         return kind.from_pretrained(source, **settings)
     except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-        raise UserError(
-            f"model.name={config.name} is not embedded ({', '.join(EMBEDDED)}), not a local "
-            f"folder, and could not be had from the Hub{' (offline)' if offline else ''}"
-            f"{nearest(config.name, EMBEDDED)}. It said: {first}"
-        ) from error
+        raise UserError(_not_loaded(config.name, error)) from error
+
+
+def _not_loaded(name: str, error: BaseException) -> str:
+    """What was tried, why it failed, and what to do about it."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    first = str(error).strip().split("\n")[0]
+    if name in EMBEDDED or Path(name).is_dir():
+        return f"model.name={name} could not be read from its folder. It said: {first}"
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    terms = f"accept the model's terms at https://huggingface.co/{name}"
+    # The libraries wrap these errors in others, differently by version.
+    refused: BaseException | None = error
+    while refused is not None:
+        if isinstance(refused, GatedRepoError):
+            return f"model.name={name} is gated on the Hub; {login}, and {terms}"
+        status = getattr(getattr(refused, "response", None), "status_code", None)
+        if isinstance(refused, RepositoryNotFoundError) or status == 401:
+            return (
+                f"model.name={name} is no local folder ({Path(name).absolute()}), and on the "
+                f"Hub there is none that everybody may see; mend the name, or {login}, and "
+                f"{terms}"
+            )
+        refused = refused.__cause__ or refused.__context__
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    return (
+        f"model.name={name} is not embedded ({', '.join(EMBEDDED)}), not a local folder "
+        f"({Path(name).absolute()}), and could not be had from the Hub"
+        f"{' (offline)' if offline else ''}{nearest(name, EMBEDDED)}. It said: {first}"
+    )
+
+
+def _settings(config: ModelConfig) -> Any:
+    """What the model's config.json says."""
+    from transformers import AutoConfig
+
+    settings = _from_pretrained(AutoConfig, config)
+    require(
+        not settings.is_encoder_decoder,
+        f"model.name={config.name} has an encoder and a decoder ({settings.model_type}), and "
+        "these are not read; give a causal model or an encoder",
+    )
+    return settings
+
+
+def is_causal(config: ModelConfig) -> bool:
+    """Whether the model predicts a next token; reads its config.json and no weights."""
+    return _causal(_settings(config))
+
+
+def _causal(settings: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if not settings.architectures:
+        return settings.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return not set(settings.architectures).isdisjoint(
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    )
+
+
+def _kind(settings: Any) -> Any:
+    """Without their head models that are not causal are all alike to us."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    return AutoModelForCausalLM if _causal(settings) else AutoModel
 
 
 def load_skeleton(config: ModelConfig) -> nn.Module:
     """The model's modules without weights (on the meta device): to check hooks in a second."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    settings = _from_pretrained(AutoConfig, config)
+    settings = _settings(config)
     with torch.device("meta"):
-        module: nn.Module = AutoModelForCausalLM.from_config(settings)
+        module: nn.Module = _kind(settings).from_config(settings)
     return module
 
 
@@ -128,32 +192,80 @@ def load_model(config: ModelConfig) -> LanguageModel:
     """Load weights and tokenizer.
 
     Raises:
-        UserError: if there is no such model, or `bos_token` is not one of its tokens.
+        UserError: if there is no such model, `bos_token` is not one of its tokens, its
+            tokenizer is another model's, or weights of it are missing.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    settings = _settings(config)
+    causal = _causal(settings)
     tokenizer = load_tokenizer(config)
-    bos_token_id = _bos_token_id(config, tokenizer)
+    bos = _bos_token_id(config, tokenizer, causal)
+    end = None if causal else tokenizer.sep_token_id
+    _check_vocabulary(config, tokenizer, [bos, end], settings.get_text_config().vocab_size)
+    pad = _first(tokenizer.pad_token_id, tokenizer.eos_token_id, bos)
     logging.disable_progress_bar()
     device = resolve_device(config.device)
-    module = _from_pretrained(AutoModelForCausalLM, config, dtype=DTYPES[config.dtype])
+    kind = _kind(settings)
+    module, found = _from_pretrained(
+        kind, config, dtype=DTYPES[config.dtype], output_loading_info=True
+    )
+    missing = _missing(config, found["missing_keys"])
     module = module.to(device).eval().requires_grad_(False)
     embedded = EMBEDDED.get(config.name)
-    hub_id = embedded.hub_id if embedded else config.name
     return LanguageModel(
-        module, tokenizer, config.name, hub_id, bos_token_id, weight_digest(module)
+        module=module,
+        tokenizer=tokenizer,
+        name=config.name,
+        hub_id=embedded.hub_id if embedded else config.name,
+        causal=causal,
+        bos_token_id=bos,
+        end_token_id=end,
+        pad_token_id=0 if pad is None else pad,
+        digest=weight_digest(module, without=missing),
     )
 
 
-def _bos_token_id(config: ModelConfig, tokenizer: Any) -> int | None:
+def _missing(config: ModelConfig, missing: set[str]) -> set[str]:
+    """Names of weights that are made up; only the pooler's may be, which nothing here reads."""
+    needed = sorted(name for name in missing if "pooler" not in name)
+    if needed:
+        raise UserError(
+            f"model.name={config.name} lacks {len(needed)} of its weights, {needed[0]} among "
+            "them; give a whole checkpoint"
+        )
+    return missing
+
+
+def _check_vocabulary(
+    config: ModelConfig, tokenizer: Any, added: list[int | None], rows: int
+) -> None:
+    """Refuse a tokenizer that makes ids of text which the model has no embedding for.
+
+    Special tokens are no text: Gemma's tokenizer has one for images more than its models of
+    text have rows.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    text = (i for i in tokenizer.get_vocab().values() if i not in special)
+    largest = max([*text, *(i for i in added if i is not None)], default=0)
+    require(
+        largest < rows,
+        f"model.name={config.name} has an embedding of {rows} rows, but its tokenizer gives "
+        f"ids up to {largest}; the two do not belong together",
+    )
+
+
+def _first(*ids: int | None) -> int | None:
+    """The first id that there is: 0 is a token like any other, only None means none."""
+    return next((i for i in ids if i is not None), None)
+
+
+def _bos_token_id(config: ModelConfig, tokenizer: Any, causal: bool) -> int | None:
     embedded = EMBEDDED.get(config.name)
     token = config.bos_token or (embedded.bos_token if embedded else None)
     if token is None:
-        # Id 0 is a token like any other, so only None means that there is none.
-        found: int | None = tokenizer.bos_token_id
-        end: int | None = tokenizer.eos_token_id
-        return end if found is None else found
+        own = [tokenizer.bos_token_id, tokenizer.cls_token_id]
+        return _first(*(own if causal else reversed(own)), tokenizer.eos_token_id)
     vocabulary = tokenizer.get_vocab()
     if token not in vocabulary:
         raise UserError(
@@ -163,15 +275,19 @@ def _bos_token_id(config: ModelConfig, tokenizer: Any) -> int | None:
     return int(vocabulary[token])
 
 
-def weight_digest(module: nn.Module, samples: int = 65_536) -> str:
+def weight_digest(
+    module: nn.Module, samples: int = 65_536, without: Container[str] = ()
+) -> str:
     """Identifies weights by name, shape and up to `samples` evenly spaced values per tensor.
 
     Reading everything would take minutes for a large model; a fine-tune moves all values,
-    so a sample tells it apart.
+    so a sample tells it apart. Tensors named in `without` do not count.
     """
 
     def parts() -> Iterator[bytes]:
         for name, tensor in sorted(module.state_dict().items()):
+            if name in without:
+                continue
             yield f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
             flat: Tensor = tensor.detach().reshape(-1)
             step = max(1, flat.numel() // samples)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 _FINAL_NORMS = (
     "model.norm",
+    "model.language_model.norm",
     "transformer.ln_f",
     "gpt_neox.final_layer_norm",
     "model.final_layernorm",
