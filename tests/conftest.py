@@ -149,6 +149,35 @@ def random_dictionary(
 HOOK = "blocks.1.hook_resid_post"
 
 
+def cache_of(path: Path, tokens, held_out, activations, *, special=(0,), **settings):
+    """A finished cache of given tokens (sequence, position) and activations by hook."""
+    import numpy as np
+
+    from sae.cache.create import create_cache
+    from sae.cache.layout import open_cache
+    from sae.cache.text_writer import write_text
+    from sae.cache.writer import HookShape
+    from sae.text.packing import RowBlock, TextPlan
+
+    n_training = int((~held_out).sum())
+    plan = TextPlan(n_training, len(tokens) - n_training, tokens.shape[1])
+    about = {"digest": path.name, "special_token_ids": list(special), "data": {"name": "made"}}
+    about |= {"model": {"weight_digest": "made"}, "tokenizer_digest": "made"}
+    shapes = [HookShape(name, name, x.shape[2]) for name, x in activations.items()]
+    settings = {"dtype": "float32"} | settings
+    writer = create_cache(path, shapes, plan, attributes=about, **settings)
+    documents = np.zeros_like(tokens)
+    blocks = [
+        RowBlock(side, tokens[held_out == side], documents[held_out == side])
+        for side in (False, True)
+    ]
+    write_text(writer, blocks, lambda: np.array([7], dtype=np.uint64))
+    for chunk in writer.chunks():
+        writer.write(chunk, {name: x[chunk] for name, x in activations.items()})
+    writer.finish()
+    return open_cache(path)
+
+
 def harvest_settings(run: Path, model: Path, text: Path) -> dict:
     """Keyword arguments of a small harvest: 8,192 tokens in 256 rows of 32."""
     from sae import DataConfig, ModelConfig

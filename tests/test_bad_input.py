@@ -326,7 +326,7 @@ def test_a_cache_that_is_not_finished_is_refused(cache_copy, refused):
 
 def test_a_cache_of_another_format_version_is_refused(cache_copy, refused):
     set_attribute(cache_copy, "format_version", 99)
-    refused(train_on(cache_copy), str(cache_copy), "version 99", "version 1", "harvest again")
+    refused(train_on(cache_copy), str(cache_copy), "version 99", "version 2", "harvest again")
 
 
 def test_a_zarr_group_that_is_no_cache_is_refused(cache_copy, refused):
@@ -349,7 +349,7 @@ def flip_a_byte(chunk: Path) -> None:
     [(truncate, "is damaged"), (flip_a_byte, "is damaged"), (Path.unlink, "misses a chunk")],
 )
 def test_a_damaged_chunk_is_named(damage, word, cache_copy, refused):
-    damage(cache_copy / "activations" / HOOK / "c" / "2" / "0" / "0")
+    damage(cache_copy / "activations" / HOOK / "c.2.0.0")
     refused(
         train_on(cache_copy),
         str(cache_copy),

@@ -97,7 +97,7 @@ def start(run: Path, model: Path, text: Path) -> subprocess.Popen[str]:
 
 def chunks_in(run: Path) -> int:
     """How many chunks the cache has at the first hook; halves of files do not count."""
-    return len(list((run / "cache.zarr" / "activations" / HOOK / "c").glob("*/0/0")))
+    return len(list((run / "cache.zarr" / "activations" / HOOK).glob("c.*.0.0")))
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_two_hooks_in_one_cache_equal_two_caches_of_one_hook(tmp_path, tiny_mode
         for part in (f"activations/{hook}", f"norms/{hook}", f"statistics/{hook}", "tokens"):
             expected = tree(run / "cache.zarr" / part)
             assert expected
-            assert tree(both.path / part) == expected
+            assert tree(Path(both.location) / part) == expected
 
 
 def test_the_same_harvest_elsewhere_gives_the_same_bytes(tmp_path, tiny_model, tiny_text):
@@ -314,7 +314,9 @@ def test_impossible_settings_are_refused_in_one_sentence():
         ({"hook_names": [HOOK, HOOK]}, f"holds {HOOK} twice"),
         ({"context_size": 1}, "context_size=1; give 2 or more"),
         ({"n_tokens": 100}, "n_tokens=100 is less than two rows"),
-        ({"dtype": "int8"}, "dtype=int8 is unknown; choose one of float16"),
+        ({"dtype": "int4"}, "dtype=int4 is unknown; choose one of float16"),
+        ({"compression": "gzip"}, "compression=gzip is unknown; choose one of none, zstd"),
+        ({"text_workers": -1}, "text_workers=-1 is negative"),
         ({"batch_size": 0}, "batch_size=0; give 1 or more"),
     ):
         with pytest.raises(UserError, match=sentence) as caught:

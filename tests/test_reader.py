@@ -1,5 +1,6 @@
 """Rows of a cache: which are read, in which order, and from where a resumed run goes on."""
 
+import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -9,14 +10,12 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import HOOK
+from conftest import HOOK, cache_of
 from torch import Tensor
 
 from sae.base.errors import UserError
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.reader import RowSelection, rows_in_order, select_rows, shuffled_batches
-from sae.cache.writer import HookShape, create_cache
-from sae.text.packing import PackedText
 
 SEQUENCES, CONTEXT = 150, 8
 LOUD = [(3, 5), (40, 1), (149, 7)]
@@ -42,15 +41,8 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
         x[place] *= 50
     number = torch.arange(SEQUENCES * CONTEXT).float().reshape(SEQUENCES, CONTEXT)
     out = torch.stack([number, -number], dim=-1)
-    text = PackedText(tokens, np.zeros_like(tokens), HELD_OUT, np.array([7], dtype=np.uint64))
     path = tmp_path_factory.mktemp("numbered") / "cache.zarr"
-    attributes = {"digest": "numbered", "special_token_ids": [0, 1]}
-    shapes = [HookShape("h", "h", 3), HookShape("out", "out", 2)]
-    writer = create_cache(path, text, shapes, dtype="float32", attributes=attributes)
-    for chunk in writer.chunks():
-        writer.write(chunk, {"h": x[chunk], "out": out[chunk]})
-    writer.finish()
-    return open_cache(path)
+    return cache_of(path, tokens, HELD_OUT, {"h": x, "out": out}, special=(0, 1))
 
 
 def training(cache: ActivationCache, multiple: float | None = 10.0) -> RowSelection:
@@ -165,7 +157,8 @@ def test_what_is_skipped_is_not_read(numbered, monkeypatch):
     )
     selection = training(numbered)
     next(shuffled_batches(selection, 10, seed=5, skip=1000, pool_bytes=1))
-    assert 1 <= len(reads) <= 2
+    # The chunk that is needed, one more to fill the batch, and one that is read ahead.
+    assert 1 <= len(reads) <= 3
 
 
 def test_a_batch_larger_than_the_selection_is_refused_at_once(numbered):
@@ -240,6 +233,8 @@ def test_a_pool_counts_the_bytes_of_every_hook_that_it_holds(
             output_hook_name=output_hook_name,
         )
         next(batches)
+        # One pool is there, and threads read the next.
+        time.sleep(0.05)
         assert reads.count("out") == (reads.count("h") if output_hook_name else 0)
         most = max(most, reads.count("h"))
     assert most == chunks
@@ -255,8 +250,8 @@ def test_an_output_hook_that_the_cache_does_not_hold_is_refused_at_once(numbered
 def test_a_lost_chunk_of_norms_is_refused_and_not_taken_for_sinks(numbered, tmp_path):
     import shutil
 
-    shutil.copytree(numbered.path, tmp_path / "cache.zarr")
-    (tmp_path / "cache.zarr" / "norms" / "h" / "c" / "1" / "0").unlink()
+    shutil.copytree(numbered.location, tmp_path / "cache.zarr")
+    (tmp_path / "cache.zarr" / "norms" / "h" / "c.1.0").unlink()
     with pytest.raises(UserError, match="norms/h is missing or damaged"):
         training(open_cache(tmp_path / "cache.zarr"))
 

@@ -5,7 +5,8 @@ import gzip
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from conftest import sentences
 
 from sae.base.errors import UserError
 from sae.text.embedded import EMBEDDED_TEXTS, miscellany
-from sae.text.packing import PackedText, document_digest, is_held_out, pack
+from sae.text.packing import Marks, TextCounts, TextPlan, document_digest, is_held_out, pack
 from sae.text.source import DataConfig, check_source, documents
+from sae.text.tokens import tokenized
 
 FRACTION = 0.25
 TEXTS = ["One line.", 'Two\nlines, a comma and "quotes"', "Größe: 3 µm — 水 🙂", "  spaced  "]
@@ -45,16 +47,44 @@ def random_documents(seed: int, n: int = 150) -> list[str]:
     return texts
 
 
+@dataclass
+class Packed:
+    """All rows of a text, as they end up in a cache."""
+
+    tokens: np.ndarray
+    documents: np.ndarray
+    held_out: np.ndarray
+    document_digests: np.ndarray
+    counts: dict[str, int]
+
+
 def packed(
-    texts: list[str], tokenizer: Any, width: int, bos: int | None = 0, n_tokens: int = 1 << 30
-) -> PackedText:
-    return pack(
-        texts,
-        tokenizer,
-        bos_token_id=bos,
-        context_size=width,
-        n_tokens=n_tokens,
-        held_out_fraction=FRACTION,
+    texts: Iterable[str],
+    tokenizer: Any,
+    width: int,
+    bos: int | None = 0,
+    n_tokens: int = 10**6,
+    fraction: float = FRACTION,
+    **others: Any,
+) -> Packed:
+    counts = TextCounts()
+    blocks = list(
+        pack(
+            tokenized(texts, tokenizer, 0),
+            TextPlan.of(n_tokens, width, fraction),
+            others.pop("marks", Marks(bos)),
+            counts,
+            held_out_fraction=fraction,
+            **others,
+        )
+    )
+    blocks.sort(key=lambda block: block.held_out)
+    return Packed(
+        np.concatenate([b.tokens for b in blocks]),
+        np.concatenate([b.documents for b in blocks]),
+        np.concatenate([np.full(len(b.tokens), b.held_out) for b in blocks]),
+        counts.digests(),
+        counts.summary(),
     )
 
 
@@ -64,7 +94,7 @@ def belongs_held_out(text: str) -> bool:
     return int.from_bytes(first, "big") / 2**64 < FRACTION
 
 
-def read_back(text: PackedText, tokenizer: Any, bos: int | None) -> Iterator[tuple[bool, str]]:
+def read_back(text: Packed, tokenizer: Any, bos: int | None) -> Iterator[tuple[bool, str]]:
     """Every document in order of its rows, as its side and what its tokens decode to."""
     for held_out in (False, True):
         tokens = text.tokens[text.held_out == held_out].reshape(-1)
@@ -153,7 +183,7 @@ def test_the_split_of_a_text_does_not_depend_on_its_company(tokenizer):
     texts = sentences(80, seed=4)
     forward, backward = (packed(t, tokenizer, 16) for t in (texts, texts[::-1]))
 
-    def held_out(text: PackedText) -> set[int]:
+    def held_out(text: Packed) -> set[int]:
         return set(text.document_digests[np.unique(text.documents[text.held_out])].tolist())
 
     assert held_out(forward) | held_out(backward) <= {
@@ -164,14 +194,7 @@ def test_the_split_of_a_text_does_not_depend_on_its_company(tokenizer):
 @pytest.mark.parametrize("fraction", [0.001, 0.5, 0.99])
 def test_both_sides_get_a_row_at_any_fraction(tokenizer, fraction):
     texts = list(sentences(3000, seed=6, words=6))
-    text = pack(
-        texts,
-        tokenizer,
-        bos_token_id=0,
-        context_size=8,
-        n_tokens=16,
-        held_out_fraction=fraction,
-    )
+    text = packed(texts, tokenizer, 8, n_tokens=16, fraction=fraction)
     assert text.held_out.tolist() == [False, True]
 
 
@@ -188,7 +211,7 @@ def test_reading_ends_once_the_rows_are_full(tokenizer):
             asked.append(i)
             yield text
 
-    packed(endless(), tokenizer, 16, n_tokens=320)  # type: ignore[arg-type]
+    packed(endless(), tokenizer, 16, n_tokens=320)
     assert len(asked) < 2000
 
 
@@ -275,9 +298,11 @@ def test_another_column_is_read_when_it_is_named(tmp_path):
         texts_of(tmp_path, column="content")
 
 
-def test_rows_without_text_are_left_out(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": null}\n')
-    assert texts_of(tmp_path) == ["one"]
+def test_rows_without_text_are_left_out_and_counted(tmp_path, tokenizer):
+    rows = [{"text": t} for t in sentences(20)] + [{"text": ""}, {"text": None}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = packed(documents(DataConfig(name=str(tmp_path))), tokenizer, 16)
+    assert (found.counts["used"], found.counts["empty"]) == (20, 2)
 
 
 @pytest.mark.parametrize(

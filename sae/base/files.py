@@ -106,12 +106,17 @@ def check_writable(folder: Path) -> None:
         )
 
 
-def check_free_space(folder: Path, needed: int) -> None:
-    """Refuse, before any work, what cannot fit: `needed` bytes under `folder`."""
+def free_space(folder: Path) -> int:
+    """Bytes that are free where `folder` is or will be."""
     ancestor = folder
     while not ancestor.exists():
         ancestor = ancestor.parent
-    free = shutil.disk_usage(ancestor).free
+    return shutil.disk_usage(ancestor).free
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Refuse, before any work, what cannot fit: `needed` bytes under `folder`."""
+    free = free_space(folder)
     if needed > free:
         raise UserError(
             f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "

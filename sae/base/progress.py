@@ -23,3 +23,11 @@ def progress(total: int, label: str, unit: str, done: int = 0) -> "tqdm[Any]":
 def say(text: str) -> None:
     """Print one line for people, on standard error, so that standard output stays data."""
     tqdm.write(text, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `45 s`, `3.5 min`, `7.2 h` or `4.1 days`."""
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,17 +1,21 @@
 """What is inside an activation cache, and opening one.
 
     NAME.zarr/
-      tokens                     int32   (sequence, position)
-      documents                  int32   (sequence, position), index of the document
+      tokens                     int32   (sequence, position), -1 where not written yet
+      documents                  int32   (sequence, position), index of the document, -1 padding
       document_digests           uint64  (document,)
       held_out                   bool    (sequence,), never trained on
-      activations/{hook_name}    float16 (sequence, position, d_in)
+      activations/{hook_name}    float16 (sequence, position, d_in), or as `dtype` says
+      scales/{hook_name}         float32 (sequence, position), for dtype=int8 alone
       norms/{hook_name}          float32 (sequence, position), ‖x‖ of the stored rows
+      moments/{hook_name}        float64 (chunk, 1 + 2 d_in): count, mean and summed squared
+                                 distance from it, of each chunk's training rows
       statistics/{hook_name}/    mean, variance (d_in,); norm_quantiles (101,)
 
-Chunks are raw little-endian bytes followed by a CRC-32C, zarr's own codec: every read is
-verified, by any zarr reader. Rows that were never written read as NaN, and the group says
-`complete: false` until its statistics are in place.
+Training sequences come first, then the held-out ones. Chunks are little-endian bytes,
+compressed if asked for, followed by a CRC-32C, zarr's own codec: every read is verified, by any
+zarr reader. The group says `complete: false` until its statistics are in place, and
+`text_complete: false` until all tokens are.
 """
 
 from dataclasses import dataclass
@@ -19,60 +23,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sae.base.errors import UserError, nearest
 from sae.base.provenance import digest
+from sae.cache.store import explained_store_failures, is_url, local_folder, open_group
+from sae.cache.stored import from_stored, mapped_chunk
 
 FORMAT = "sae-atlas activation cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+SINK_NORM_MULTIPLE = 10.0
+"""Rows of a norm above this multiple of the training rows' median count as attention sinks."""
 TEXT = ("tokens", "documents", "held_out", "document_digests")
 STATISTICS = ("mean", "variance", "norm_quantiles")
-
-# How torch types are stored. Zarr has no bfloat16, so its bits are kept as uint16; the fill
-# value is a NaN in each, because activations are finite and what is missing must show.
-STORED_DTYPES: dict[str, tuple[str, Any]] = {
-    "float16": ("float16", np.nan),
-    "float32": ("float32", np.nan),
-    "bfloat16": ("uint16", 0xFFFF),
-}
-
-
-def to_stored(x: Tensor, dtype: str) -> NDArray[Any]:
-    """Activations as the numpy array that is written for `dtype`.
-
-    Raises:
-        UserError: if a value is not finite, or too large for `dtype`.
-    """
-    if not bool(torch.isfinite(x).all()):
-        raise UserError("the model's activations hold NaN or infinity; run it in float32")
-    if dtype == "bfloat16":
-        return x.to(torch.bfloat16).view(torch.int16).cpu().numpy().view(np.uint16)
-    stored = x.to(getattr(torch, dtype)).cpu()
-    if not bool(torch.isfinite(stored).all()):
-        largest = float(x.abs().max())
-        raise UserError(
-            f"dtype={dtype} cannot hold an activation of {largest:.3g}; say dtype=bfloat16"
-        )
-    array: NDArray[Any] = stored.numpy()
-    return array
-
-
-def from_stored(array: NDArray[Any]) -> Tensor:
-    """What was stored, as a tensor of the cache's dtype."""
-    if array.dtype == np.uint16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
 
 
 @dataclass(frozen=True, slots=True)
 class ActivationCache:
     """An opened cache; arrays are read when they are asked for."""
 
-    path: Path
+    location: str
+    """Its folder, or its address in an object store."""
     group: zarr.Group
 
     @property
@@ -95,6 +68,16 @@ class ActivationCache:
         return list(self.attributes["hooks"])
 
     @property
+    def dtype(self) -> str:
+        """Precision of what is stored: a key of `STORED_DTYPES`."""
+        return str(self.attributes["dtype"])
+
+    @property
+    def n_sequences(self) -> int:
+        """Rows of tokens."""
+        return int(self._array("tokens").shape[0])
+
+    @property
     def context_size(self) -> int:
         """Tokens a row."""
         return int(self._array("tokens").shape[1])
@@ -106,7 +89,7 @@ class ActivationCache:
 
     @property
     def documents(self) -> NDArray[np.int32]:
-        """Index of the document of each token, (sequence, position)."""
+        """Index of the document of each token, (sequence, position); −1 for padding."""
         return self._whole("documents")
 
     @property
@@ -115,20 +98,24 @@ class ActivationCache:
         return self._whole("held_out")
 
     def hook(self, hook_name: str | None) -> str:
-        """`hook_name` if the cache has it; with None the only one there is."""
+        """`hook_name` if the cache has it, by any of its two names; with None the only one."""
+        hooks = self.attributes["hooks"]
         if hook_name is None:
-            if len(self.hook_names) == 1:
-                return self.hook_names[0]
+            if len(hooks) == 1:
+                return str(next(iter(hooks)))
             raise UserError(
-                f"{self.path} holds {len(self.hook_names)} hooks; choose one with "
-                f"hook_name={self.hook_names[0]}"
+                f"{self.location} holds {len(hooks)} hooks; choose one with "
+                f"hook_name={next(iter(hooks))}"
             )
-        if hook_name not in self.hook_names:
-            raise UserError(
-                f"hook_name={hook_name} is not in {self.path}"
-                f"{nearest(hook_name, self.hook_names)}; it holds {', '.join(self.hook_names)}"
-            )
-        return hook_name
+        if hook_name in hooks:
+            return hook_name
+        for name, about in hooks.items():
+            if about.get("side") == "output" and about["module"] == hook_name:
+                return str(name)
+        raise UserError(
+            f"hook_name={hook_name} is not in {self.location}"
+            f"{nearest(hook_name, hooks)}; it holds {', '.join(hooks)}"
+        )
 
     def d_in(self, hook_name: str) -> int:
         """Width of the activations at a hook."""
@@ -139,12 +126,16 @@ class ActivationCache:
         return self._whole(f"norms/{hook_name}")
 
     def statistics(self, hook_name: str) -> dict[str, NDArray[np.float64]]:
-        """`mean` and `variance` (d_in,) and `norm_quantiles` (101,) of the training rows."""
+        """`mean` and `variance` (d_in,) and `norm_quantiles` (101,) of the training rows.
+
+        A quantile is right to one part in 4,096.
+        """
         return {n: self._whole(f"statistics/{hook_name}/{n}") for n in STATISTICS}
 
     def text_rows(self) -> NDArray[np.bool_]:
-        """Which tokens are text, not special tokens, (sequence, position)."""
-        return ~np.isin(self.tokens, self.attributes["special_token_ids"])
+        """Which tokens are text, not special tokens and not padding, (sequence, position)."""
+        special = np.isin(self.tokens, self.attributes["special_token_ids"])
+        return ~special & (self.documents >= 0)
 
     def chunks(self, hook_name: str) -> list[slice]:
         """The sequences of each chunk, in order."""
@@ -154,35 +145,116 @@ class ActivationCache:
     def read(self, hook_name: str, sequences: slice) -> Tensor:
         """Activations of some sequences, (sequence, position, d_in), verified.
 
+        In the cache's dtype; float32 for int8. One chunk of a local, uncompressed cache is
+        mapped into memory and not copied.
+
         Raises:
             UserError: if a chunk is missing or its bytes have changed.
         """
-        array = self._array(f"activations/{hook_name}")
-        try:
-            x = from_stored(np.asarray(array[sequences]))
-        except ValueError as error:
-            raise UserError(
-                f"{self.path}: activations/{hook_name} is damaged in sequences "
-                f"{sequences.start} to {sequences.stop - 1} ({error}); "
-                "run the same harvest again to repair it"
-            ) from error
-        if bool(x[:, 0, 0].isnan().any()):
-            raise UserError(
-                f"{self.path}: activations/{hook_name} misses a chunk in sequences "
-                f"{sequences.start} to {sequences.stop - 1}; run the same harvest again"
-            )
-        return x
+        return read_activations(self.group, self.location, hook_name, sequences)
+
+    def damaged(self, hook_name: str, chunk: slice) -> str | None:
+        """What is wrong with a chunk of a hook, all arrays of it; None if nothing."""
+        return chunk_damage(self.group, self.location, hook_name, chunk)
 
     def _array(self, name: str) -> Any:
         return self.group[name]
 
     def _whole(self, name: str) -> NDArray[Any]:
+        with explained_store_failures(self.location):
+            try:
+                return read_whole(self._array(name))
+            except (KeyError, ValueError) as error:
+                raise UserError(
+                    f"{self.location}: {name} is missing or damaged ({error}); harvest again"
+                ) from error
+
+
+def read_activations(
+    group: zarr.Group, location: str | Path, hook_name: str, sequences: slice
+) -> Tensor:
+    """What `ActivationCache.read` gives, from a group that need not be complete."""
+    name = f"activations/{hook_name}"
+    try:
+        with explained_store_failures(location):
+            stored = _stored(group, location, name, sequences)
+            scales = None
+            if stored.dtype == np.int8:
+                scales = _stored(group, location, f"scales/{hook_name}", sequences)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{location}: {name} misses a chunk in sequences "
+            f"{sequences.start} to {sequences.stop - 1}; run the same harvest again"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{location}: {name} is damaged in sequences "
+            f"{sequences.start} to {sequences.stop - 1} ({error}); "
+            "run the same harvest again to repair it"
+        ) from error
+    return from_stored(stored, scales)
+
+
+def _stored(
+    group: zarr.Group, location: str | Path, name: str, sequences: slice
+) -> NDArray[Any]:
+    """Some sequences of a chunked array, each chunk verified.
+
+    Raises:
+        FileNotFoundError: if a chunk is not there; zarr would make it up of fill values.
+        ValueError: if one is damaged.
+    """
+    array: Any = group[name]
+    size = array.chunks[0]
+    folder = local_folder(location)
+    first, last = sequences.start // size, (sequences.stop - 1) // size
+    if folder is not None and is_raw(array) and first == last:
+        mapped = mapped_chunk(
+            folder / name / chunk_key(array, first),
+            array.chunks,
+            array.dtype,
+        )
+        return mapped[sequences.start - first * size : sequences.stop - first * size]
+    stored = np.asarray(array[sequences])
+    # Activations and scales are finite, so the fill value in a first element tells a lost one.
+    starts = stored[[max(0, i * size - sequences.start) for i in range(first, last + 1)]]
+    heads = starts.reshape(len(starts), -1)[:, 0]
+    fill = array.fill_value
+    if bool(np.any(np.isnan(heads) if np.isnan(fill) else heads == fill)):
+        raise FileNotFoundError(name)
+    return stored
+
+
+def chunk_key(array: Any, chunk: int) -> str:
+    """Name of the file of an array's chunk; only the first axis is cut into chunks."""
+    return str(array.metadata.encode_chunk_key((chunk, *(0 for _ in array.chunks[1:]))))
+
+
+def is_raw(array: Any) -> bool:
+    """Whether a chunk's file is the bytes of its values and a checksum, and nothing else."""
+    return [type(c).__name__ for c in array.metadata.codecs] == ["BytesCodec", "Crc32cCodec"]
+
+
+def chunk_damage(
+    group: zarr.Group, location: str | Path, hook_name: str, chunk: slice
+) -> str | None:
+    """What is missing or damaged of a hook's chunk: the first array's name and why."""
+    i = chunk.start // group[f"activations/{hook_name}"].chunks[0]  # type: ignore[union-attr]
+    parts = {
+        f"activations/{hook_name}": chunk,
+        f"norms/{hook_name}": chunk,
+        f"moments/{hook_name}": slice(i, i + 1),
+    }
+    if f"scales/{hook_name}" in group:
+        parts[f"scales/{hook_name}"] = chunk
+    for name, part in parts.items():
         try:
-            return read_whole(self._array(name))
-        except (KeyError, ValueError) as error:
-            raise UserError(
-                f"{self.path}: {name} is missing or damaged ({error}); harvest again"
-            ) from error
+            _stored(group, location, name, part)
+        except FileNotFoundError:
+            return f"{name} is not there"
+        except ValueError as error:
+            return f"{name} is damaged ({error})"
+    return None
 
 
 def read_whole(array: Any) -> NDArray[Any]:
@@ -201,25 +273,42 @@ def chunk_slices(n: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def open_cache(path: str | Path) -> ActivationCache:
-    """Open a finished cache for reading.
+def open_cache(location: str | Path) -> ActivationCache:
+    """Open a finished cache for reading: a folder, or an address such as `s3://bucket/x.zarr`.
 
     Raises:
         UserError: if there is none, it is another version, or its harvest is not finished.
     """
-    path = Path(path)
     try:
-        group = zarr.open_group(str(path), mode="r")
+        group = open_group(location, "r")
     except (FileNotFoundError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is no activation cache; make one with: sae harvest") from error
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{location} is no activation cache; make one with: sae harvest"
+        ) from error
     attributes = dict(group.attrs)
+    check_format(location, attributes)
+    if not attributes.get("complete"):
+        raise UserError(
+            f"{location} is not finished; run the same harvest again to complete it"
+        )
+    return ActivationCache(str(location), group)
+
+
+def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
+    """Refuse what is no cache, or one that another version of this package wrote."""
     if attributes.get("format") != FORMAT:
-        raise UserError(f"{path} is a zarr group but no activation cache of sae-atlas")
+        raise UserError(f"{location} is a zarr group but no activation cache of sae-atlas")
     if attributes.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"{path} has cache format version {attributes.get('format_version')}, this is "
+            f"{location} has cache format version {attributes.get('format_version')}, this is "
             f"version {FORMAT_VERSION}; harvest again"
         )
-    if not attributes.get("complete"):
-        raise UserError(f"{path} is not finished; run the same harvest again to complete it")
-    return ActivationCache(path, group)
+
+
+def cache_location(run: str, cache: str | None) -> str:
+    """Where a pipeline's cache is: as named, or `cache.zarr` in its folder."""
+    if cache:
+        return cache if is_url(cache) else str(Path(cache))
+    return str(Path(run) / "cache.zarr")

@@ -1,12 +1,14 @@
 """Rows of a cache in random order: every row once an epoch, seeded, resumable by position.
 
 Chunks come in a random order; as many as fit a pool are held in memory and their rows are
-permuted together. With a pool that holds the whole cache (the default up to 2 GiB) this
-is a uniform permutation of all rows.
+permuted together, while threads read the next pool. A pool that holds the whole cache (the
+default up to 1 GiB of rows) is a uniform permutation of all rows, and is read only once.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
 from typing import overload
 
 import numpy as np
@@ -15,7 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae.base.errors import require
-from sae.cache.layout import ActivationCache
+from sae.cache.layout import SINK_NORM_MULTIPLE, ActivationCache
+from sae.cache.stored import ROW_DTYPES
+
+# Threads wait for a disk or an object store, and for copies, which one core does fast enough.
+_READING_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +44,7 @@ def select_rows(
     hook_name: str,
     *,
     held_out: bool,
-    max_norm_multiple: float | None = 10.0,
+    max_norm_multiple: float | None = SINK_NORM_MULTIPLE,
 ) -> RowSelection:
     """The training or the held-out rows, without special tokens and attention sinks.
 
@@ -148,8 +154,8 @@ def shuffled_batches(
     Args:
         skip: batches to leave out at the start, without reading them: what a resumed run
             has seen already.
-        pool_bytes: memory for the rows that are permuted together, of both hooks if two
-            are read.
+        pool_bytes: memory for rows, of both hooks if two are read: half of it for those that
+            are permuted together, half for those that come next.
         output_hook_name: a second hook; pairs of the same rows at both are given then.
     """
     require(
@@ -159,9 +165,51 @@ def shuffled_batches(
     )
     hook_names = _hooks(selection, output_hook_name)
     # Checked here and not at the first batch, which may be asked for much later.
-    pools = _pools(selection, hook_names, seed, pool_bytes)
-    found = _batches(selection, hook_names, batch_size, pools, skip * batch_size)
+    pools = _pools(repeat(selection), hook_names, seed, pool_bytes)
+    found = _batches(hook_names, repeat(batch_size), pools, skip * batch_size)
     return _one(found) if output_hook_name is None else _two(found)
+
+
+def batches_of_epochs(
+    selections: Iterable[RowSelection],
+    sizes: Iterable[int],
+    *,
+    seed: int,
+    skip: int = 0,
+    pool_bytes: int = 2 << 30,
+    output_hook_name: str | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of given sizes, of one cache's rows: what is selected for one epoch after the other.
+
+    With one selection for all epochs and one size the order is that of `shuffled_batches`.
+
+    Args:
+        selections: of the same cache and hook, one for each epoch.
+        sizes: rows of each batch; all of them together are the rows of the selections.
+        skip: batches to leave out at the start, without reading them.
+
+    Returns:
+        For each batch its rows at the selections' hook, and at `output_hook_name` if given.
+    """
+    some = (s for s in selections if s.n_rows)
+    first = next(some, None)
+    if first is None:
+        return iter(())
+    hook_names, left = _hooks(first, output_hook_name), iter(sizes)
+    rows_to_skip = sum(islice(left, skip))
+    pools = _pools(chain([first], some), hook_names, seed, pool_bytes)
+    return _batches(hook_names, left, pools, rows_to_skip)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """Chunks that are held together, and the order in which their rows come."""
+
+    selection: RowSelection
+    chunks: list[slice]
+    n_rows: int
+    order: Tensor
+    """Indices of rows, (row,); fewer than `n_rows` where some are skipped."""
 
 
 def _hooks(selection: RowSelection, output_hook_name: str | None) -> tuple[str, ...]:
@@ -179,55 +227,126 @@ def _two(found: Iterator[tuple[Tensor, ...]]) -> Iterator[Pair]:
 
 
 def _batches(
-    selection: RowSelection,
     hook_names: tuple[str, ...],
-    batch_size: int,
-    pools: Iterator[tuple[list[slice], Tensor]],
+    sizes: Iterator[int],
+    pools: Iterator[_Pool],
     rows_to_skip: int,
 ) -> Iterator[tuple[Tensor, ...]]:
+    """The pools' rows in their order, cut into batches of these sizes."""
     rest: list[tuple[Tensor, ...]] = []
     waiting = 0
-    for pool, order in pools:
-        if rows_to_skip >= len(order):
-            rows_to_skip -= len(order)
-            continue
-        rows = [_read_pool(selection, name, pool) for name in hook_names]
-        order = order[rows_to_skip:]
-        rows_to_skip = 0
+    size = next(sizes, None)
+    for rows, order in _read_ahead(hook_names, _without(pools, rows_to_skip)):
         start = 0
-        while waiting + len(order) - start >= batch_size:
-            take = order[start : start + batch_size - waiting]
+        while size is not None and waiting + len(order) - start >= size:
+            take = order[start : start + size - waiting]
             start += len(take)
-            taken = tuple(x[take] for x in rows)
+            taken = tuple(x.index_select(0, take) for x in rows)
             yield tuple(map(torch.cat, zip(*rest, taken, strict=True))) if rest else taken
-            rest, waiting = [], 0
+            rest, waiting, size = [], 0, next(sizes, None)
         if start < len(order):
-            rest.append(tuple(x[order[start:]] for x in rows))
+            rest.append(tuple(x.index_select(0, order[start:]) for x in rows))
             waiting += len(order) - start
 
 
 def _pools(
-    selection: RowSelection, hook_names: tuple[str, ...], seed: int, pool_bytes: int
-) -> Iterator[tuple[list[slice], Tensor]]:
-    """Endless pools: their chunks, and the order of the rows that these hold."""
+    selections: Iterable[RowSelection], hook_names: tuple[str, ...], seed: int, pool_bytes: int
+) -> Iterator[_Pool]:
+    """Pools of one epoch after the other: their chunks, and the order of their rows."""
     generator = torch.Generator().manual_seed(seed)
-    chunks = selection.cache.chunks(selection.hook_name)
+    for selection in selections:
+        yield from _epoch(selection, hook_names, generator, pool_bytes)
+
+
+def _epoch(
+    selection: RowSelection,
+    hook_names: tuple[str, ...],
+    generator: torch.Generator,
+    pool_bytes: int,
+) -> Iterator[_Pool]:
+    cache = selection.cache
+    chunks = cache.chunks(selection.hook_name)
     counts = [int(selection.keep[c].sum()) for c in chunks]
-    # The widest stored type has four bytes; an upper bound is enough here.
-    chunk_bytes = max(counts) * sum(map(selection.cache.d_in, hook_names)) * 4
-    size = max(1, pool_bytes // max(1, chunk_bytes))
-    while True:
-        shuffled = torch.randperm(len(chunks), generator=generator).tolist()
-        for i in range(0, len(shuffled), size):
-            members = [j for j in shuffled[i : i + size] if counts[j]]
-            n = sum(counts[j] for j in members)
-            order = torch.randperm(n, generator=generator)
-            yield [chunks[j] for j in members], order
+    # As rows are held, and twice: the next pool is read while this one is used.
+    width = ROW_DTYPES[cache.dtype].itemsize * sum(map(cache.d_in, hook_names))
+    size = max(1, pool_bytes // max(1, max(counts) * width * 2))
+    # A pool of all chunks keeps them in their order, so that the next epoch has them already.
+    offsets = np.cumsum([0, *counts])
+    shuffled = torch.randperm(len(chunks), generator=generator).tolist()
+    for i in range(0, len(shuffled), size):
+        members = [j for j in shuffled[i : i + size] if counts[j]]
+        n = sum(counts[j] for j in members)
+        order = torch.randperm(n, generator=generator)
+        if size >= len(chunks):
+            parts = [torch.arange(offsets[j], offsets[j + 1]) for j in members]
+            order = torch.cat(parts)[order]
+            members = [j for j in range(len(chunks)) if counts[j]]
+        yield _Pool(selection, [chunks[j] for j in members], n, order)
 
 
-def _read_pool(selection: RowSelection, hook_name: str, pool: list[slice]) -> Tensor:
-    parts = []
-    for chunk in pool:
-        x = selection.cache.read(hook_name, chunk)
-        parts.append(x[torch.from_numpy(selection.keep[chunk])])
-    return torch.cat(parts)
+def _without(pools: Iterator[_Pool], rows: int) -> Iterator[_Pool]:
+    """The pools without their first `rows` rows; what is left out is not read."""
+    for pool in pools:
+        if rows < len(pool.order):
+            yield replace(pool, order=pool.order[rows:])
+        rows = max(0, rows - len(pool.order))
+
+
+def _read_ahead(
+    hook_names: tuple[str, ...], pools: Iterator[_Pool]
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Rows and order of each pool; the next one is read by threads meanwhile."""
+    pool = next(pools, None)
+    if pool is None:
+        return
+    with ThreadPoolExecutor(_READING_THREADS) as threads:
+        reading = _Reading(hook_names, pool, threads)
+        try:
+            for coming in pools:
+                rows = reading.rows()
+                same = coming.selection is pool.selection and coming.chunks == pool.chunks
+                if not same:
+                    reading = _Reading(hook_names, coming, threads)
+                yield rows, pool.order
+                pool = coming
+            yield reading.rows(), pool.order
+        finally:
+            reading.cancel()
+
+
+class _Reading:
+    """The selected rows of a pool's chunks on their way into memory."""
+
+    def __init__(
+        self, hook_names: tuple[str, ...], pool: _Pool, threads: ThreadPoolExecutor
+    ) -> None:
+        cache = pool.selection.cache
+        self._rows = tuple(
+            torch.empty((pool.n_rows, cache.d_in(name)), dtype=ROW_DTYPES[cache.dtype])
+            for name in hook_names
+        )
+        self._parts: list[Future[None]] = []
+        start = 0
+        for chunk in pool.chunks:
+            kept = torch.from_numpy(np.flatnonzero(pool.selection.keep[chunk]))
+            for name, rows in zip(hook_names, self._rows, strict=True):
+                place = rows[start : start + len(kept)]
+                self._parts.append(threads.submit(_read_rows, cache, name, chunk, kept, place))
+            start += len(kept)
+
+    def rows(self) -> tuple[Tensor, ...]:
+        """(row, d_in) at each hook, once all are there."""
+        for part in self._parts:
+            part.result()
+        return self._rows
+
+    def cancel(self) -> None:
+        """Read no further."""
+        for part in self._parts:
+            part.cancel()
+
+
+def _read_rows(
+    cache: ActivationCache, hook_name: str, chunk: slice, kept: Tensor, place: Tensor
+) -> None:
+    torch.index_select(cache.read(hook_name, chunk).flatten(0, 1), 0, kept, out=place)

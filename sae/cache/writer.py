@@ -1,293 +1,357 @@
 """Writing a cache so that it can be killed at any instant and resumed to the same bytes.
 
-The text is fixed first (`create_cache`), then chunks of activations are filled in, each
-with one atomic write, in any order. What is already there is found by reading it: a chunk
-that is missing or damaged reads as such, so repairing is the same as resuming. Statistics
-are reduced over chunks in a fixed order from the stored values, whoever wrote them.
+The cache is laid out empty (`create_cache`), then its text is streamed in, and chunks of
+activations are filled in any order, each by whoever has computed it: every array of a chunk
+with one atomic write, the activations last. What is there needs no list: a chunk's file is. A
+chunk that is missing or damaged is computed again, so repairing is the same as resuming.
+Statistics are reduced over chunks in a fixed order from the moments stored beside them.
 """
 
 import contextlib
+import errno
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
 from sae.base.errors import UserError
-from sae.base.files import atomic_path, explained_failures
-from sae.base.provenance import digest
 from sae.cache.layout import (
-    FORMAT,
-    FORMAT_VERSION,
+    SINK_NORM_MULTIPLE,
     STATISTICS,
-    STORED_DTYPES,
     TEXT,
+    check_format,
+    chunk_damage,
+    chunk_key,
     chunk_slices,
-    from_stored,
-    read_whole,
-    to_stored,
 )
-from sae.text.packing import PackedText
+from sae.cache.quantiles import QuantileSketch
+from sae.cache.store import explained_store_failures, open_group, stored_keys
+from sae.cache.stored import STORED_DTYPES, from_stored, to_stored
+from sae.core.row_statistics import merged_moments, norms_and_moments, split_moments
+from sae.text.packing import TextPlan
 
-SEQUENCES_A_CHUNK = 32
 _QUANTILES = 101
+# What no token and no document is; padding belongs to document -1.
+NOT_WRITTEN = {"tokens": -1, "documents": -2}
 
 
 @dataclass(frozen=True, slots=True)
 class HookShape:
-    """A hook to be harvested: its module path and the width of its activations."""
+    """A hook to be harvested: its module path, which side of it, and its width."""
 
     hook_name: str
     module: str
     d_in: int
+    side: str = "output"
 
 
 class CacheWriter:
     """An unfinished cache, opened for filling."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.group = zarr.open_group(str(path), mode="r+")
-        self.hooks: list[str] = list(self._attributes["hooks"])
-        self.dtype: str = self._attributes["dtype"]
+    def __init__(self, location: str | Path) -> None:
+        self.location = location
+        self._open()
 
-    @property
-    def _attributes(self) -> dict[str, Any]:
-        return dict(self.group.attrs)
+    def _open(self) -> None:
+        self.group = open_group(self.location, "r+")
+        self.attributes: dict[str, Any] = dict(self.group.attrs)
+        self.hooks: list[str] = list(self.attributes.get("hooks", {}))
+        self._arrays: dict[str, Any] = {}
 
-    def _array(self, name: str) -> Any:
-        return self.group[name]
+    def refresh(self) -> None:
+        """See what another process has written since."""
+        self._open()
+
+    def array(self, name: str) -> Any:
+        """One of the cache's arrays."""
+        found = self._arrays.get(name)
+        if found is None:
+            # Kept in hand: a thread may be writing while another one refreshes.
+            found = self._arrays[name] = self.group[name]
+        return found
+
+    def check_format(self) -> None:
+        """Refuse what is no cache, or one of another version."""
+        check_format(self.location, self.attributes)
 
     @property
     def digest(self) -> str:
         """Identifies what this cache is to hold."""
-        return str(self._attributes["digest"])
+        return str(self.attributes.get("digest"))
+
+    @property
+    def dtype(self) -> str:
+        """Precision of what is stored."""
+        return str(self.attributes["dtype"])
 
     @property
     def complete(self) -> bool:
         """Whether everything is written, statistics included."""
-        return bool(self._attributes["complete"])
+        return bool(self.attributes.get("complete"))
 
     @property
-    def weight_digest(self) -> str:
-        """Identifies the weights of the model that the cache was begun with."""
-        return str(self._attributes["model"]["weight_digest"])
+    def text_complete(self) -> bool:
+        """Whether all tokens are written."""
+        return bool(self.attributes.get("text_complete"))
 
     @property
-    def tokens(self) -> NDArray[np.int32]:
-        """Token ids, (sequence, position)."""
-        return np.asarray(self._array("tokens")[...])
+    def plan(self) -> TextPlan:
+        """Rows of each side: as planned, and once the text has ended as there are."""
+        width = self.array("tokens").shape[1]
+        return TextPlan(context_size=width, **self.attributes["rows"])
+
+    @property
+    def planned(self) -> TextPlan:
+        """Rows of each side as they were asked for."""
+        width = self.array("tokens").shape[1]
+        return TextPlan(context_size=width, **self.attributes["planned_rows"])
 
     def chunks(self) -> list[slice]:
         """Sequences of each chunk."""
-        return chunk_slices(self._array("tokens").shape[0], SEQUENCES_A_CHUNK)
+        return chunk_slices(self.plan.n_sequences, self._chunk_size)
 
-    def intact(self) -> bool:
-        """Whether the cache is complete and everything in it reads as it was written."""
-        statistics = (f"statistics/{h}/{n}" for h in self.hooks for n in STATISTICS)
-        return (
-            self.complete
-            and self.text_intact()
-            and all(self._whole(name) for name in statistics)
-            and not self.missing()
+    @property
+    def _chunk_size(self) -> int:
+        return int(self.array(f"activations/{self.hooks[0]}").chunks[0])
+
+    # Text
+
+    def tokens(self, chunk: slice) -> NDArray[np.int32] | None:
+        """Token ids of a chunk, (sequence, position); None while they are not all final.
+
+        Held-out rows are final once the text is complete: they move up if it ends early.
+        """
+        if not self.text_complete and chunk.stop > self.plan.n_training:
+            return None
+        with explained_store_failures(self.location):
+            try:
+                found = np.asarray(self.array("tokens")[chunk])
+            except ValueError:
+                # Damaged since: whoever streams the text in puts it back.
+                return None
+            if bool((found == NOT_WRITTEN["tokens"]).any()):
+                return None
+            if not self.text_complete:
+                # If the text has ended meanwhile, these may be held-out rows on their way up.
+                now = open_group(self.location, "r").attrs
+                if now["rows"] != self.attributes["rows"]:
+                    return None
+        return found
+
+    def documents(self, chunk: slice) -> NDArray[np.int32]:
+        """Document of each token of a chunk whose tokens are final; −1 for padding."""
+        return self._text("documents", chunk)
+
+    def _text(self, name: str, chunk: slice) -> NDArray[np.int32]:
+        with explained_store_failures(self.location):
+            try:
+                return np.asarray(self.array(name)[chunk])
+            except ValueError as error:
+                raise self.damaged_text() from error
+
+    def damaged_text(self) -> UserError:
+        """What to say of text that was complete and does not read as it was written."""
+        return UserError(
+            f"{self.location}: its text is damaged; run the same harvest with verify=true, "
+            "which repairs it"
         )
 
     def text_intact(self) -> bool:
-        """Whether tokens, documents and split read as they were written."""
-        return all(self._whole(name) for name in TEXT)
+        """Whether the text is complete and reads as it was written."""
+        return self.text_complete and all(self._whole(name) for name in TEXT)
 
-    def _whole(self, name: str) -> bool:
-        try:
-            read_whole(self.group[name])
-        except (KeyError, ValueError):
-            return False
-        return True
+    # Activations
 
-    def write_text(self, text: PackedText) -> None:
-        """Put the text back after damage.
+    def missing(self, *, verify: bool, rank: int = 0, n_ranks: int = 1) -> list[slice]:
+        """Chunks that some hook has not got.
 
-        Raises:
-            UserError: if `text` is not the one that the activations were computed from.
+        Args:
+            verify: whether to read what is there, and take a damaged chunk for missing.
+            rank: of `n_ranks` processes that take turns with the chunks: which one's.
         """
-        documents = digest(text.document_digests.tolist())
-        if documents != self._attributes["data_digest"]:
-            raise UserError(
-                f"{self.path} is damaged, and the text that it was made of has changed; "
-                "remove it and harvest again"
-            )
-        with explained_failures(self.path):
-            for name in TEXT:
-                if not self._whole(name):
-                    _store(self.group, name, getattr(text, name), overwrite=True)
+        names = [f"{kind}/{hook}" for hook in self.hooks for kind in self._kinds()]
+        there = {name: stored_keys(self.location, name) for name in names}
+        mine = list(enumerate(self.chunks()))[rank::n_ranks]
+        with explained_store_failures(self.location):
+            return [
+                chunk
+                for i, chunk in mine
+                if not all(chunk_key(self.array(name), i) in there[name] for name in names)
+                or (verify and any(self._damage(chunk)))
+            ]
+
+    def _damage(self, chunk: slice) -> Iterator[str]:
+        for hook in self.hooks:
+            if wrong := chunk_damage(self.group, self.location, hook, chunk):
+                yield wrong
+
+    def _kinds(self) -> list[str]:
+        """Arrays with a chunk for every chunk of activations; these come last."""
+        scales = ["scales"] if self.dtype == "int8" else []
+        return ["norms", "moments", *scales, "activations"]
 
     def empty(self) -> bool:
-        """Whether no activations have been written yet."""
-        arrays: list[Any] = [self._array(f"activations/{hook}") for hook in self.hooks]
-        return not any(array.nchunks_initialized for array in arrays)
+        """Whether no activations are there."""
+        return not any(
+            stored_keys(self.location, f"activations/{h}") - {"zarr.json"} for h in self.hooks
+        )
 
-    def missing(self) -> list[slice]:
-        """Chunks that some hook has not got, or whose bytes are damaged."""
-        return [c for c in self.chunks() if not all(self._has(h, c) for h in self.hooks)]
+    def intact(self, *, verify: bool) -> bool:
+        """Whether the cache is complete; with `verify` whether all reads as written, too."""
+        if not self.complete or not verify:
+            return self.complete and not self.missing(verify=False)
+        statistics = (f"statistics/{h}/{n}" for h in self.hooks for n in STATISTICS)
+        return (
+            self.text_intact()
+            and all(self._whole(name) for name in statistics)
+            and not self.missing(verify=True)
+        )
 
-    def _stored(self, hook: str, sequences: slice) -> NDArray[Any]:
-        return np.asarray(self._array(f"activations/{hook}")[sequences])
+    def _whole(self, name: str) -> bool:
+        with explained_store_failures(self.location):
+            try:
+                array: Any = self.group[name]
+                if array.nchunks_initialized < array.nchunks:
+                    return False
+                # Chunk by chunk: a text may be larger than the memory.
+                for part in chunk_slices(array.shape[0], array.chunks[0]):
+                    np.asarray(array[part])
+            except (KeyError, ValueError):
+                return False
+        return True
 
-    def _has(self, hook: str, sequences: slice) -> bool:
-        try:
-            x = from_stored(self._stored(hook, sequences))
-            norms = np.asarray(self._array(f"norms/{hook}")[sequences])
-        except ValueError:
-            return False
-        return not (bool(x[:, 0, 0].isnan().any()) or bool(np.isnan(norms).any()))
-
-    def write(self, sequences: slice, activations: dict[str, Tensor]) -> None:
+    def write(self, chunk: slice, activations: dict[str, Tensor]) -> None:
         """Store one chunk of every hook.
 
         Args:
             activations: for each hook (sequence, position, d_in).
         """
-        with explained_failures(self.path):
+        i = chunk.start // self._chunk_size
+        keep = self._training_rows(chunk)
+        with self._explained_full_disk():
             for hook, x in activations.items():
-                stored = to_stored(x, self.dtype)
-                norms = from_stored(stored).float().norm(dim=-1).numpy()
-                self._array(f"norms/{hook}")[sequences] = norms
-                self._array(f"activations/{hook}")[sequences] = stored
+                stored, scales = to_stored(x, self.dtype)
+                rows = from_stored(stored, scales).float().numpy()
+                norms, moments = norms_and_moments(
+                    rows.reshape(-1, rows.shape[2]), keep.reshape(-1)
+                )
+                self.array(f"norms/{hook}")[chunk] = norms.reshape(keep.shape)
+                self.array(f"moments/{hook}")[i : i + 1] = moments[None]
+                if scales is not None:
+                    self.array(f"scales/{hook}")[chunk] = scales
+                self.array(f"activations/{hook}")[chunk] = stored
+
+    def _training_rows(self, chunk: slice) -> NDArray[np.bool_]:
+        tokens = self._text("tokens", chunk)
+        keep = ~np.isin(tokens, self.attributes["special_token_ids"])
+        keep &= self.documents(chunk) >= 0
+        keep[max(0, self.plan.n_training - chunk.start) :] = False
+        return keep
+
+    @contextlib.contextmanager
+    def _explained_full_disk(self) -> Iterator[None]:
+        try:
+            with explained_store_failures(self.location):
+                yield
+        except UserError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"{self.location}: the disk is full; {self._bytes_left() / 1e9:.3g} GB are "
+                    "still needed: free some space and run the same command again, what is "
+                    "finished is kept"
+                ) from cause
+            raise
+
+    def _bytes_left(self) -> int:
+        left = sum(c.stop - c.start for c in self.missing(verify=False))
+        shapes = [HookShape(h, "", self.array(f"activations/{h}").shape[2]) for h in self.hooks]
+        return bytes_needed(left * self.plan.context_size, shapes, self.dtype)
+
+    # The end
 
     def finish(self) -> None:
         """Reduce the statistics over all chunks and declare the cache complete."""
-        rows = ~np.isin(self.tokens, self._attributes["special_token_ids"])
-        rows &= ~np.asarray(self._array("held_out")[...])[:, None]
-        with explained_failures(self.path):
+        about = {}
+        with explained_store_failures(self.location):
             for hook in self.hooks:
-                self._write_statistics(hook, rows)
-            self.group.attrs["complete"] = True
+                about[hook] = {
+                    **self.attributes["hooks"][hook],
+                    "training_rows": self._write_statistics(hook),
+                }
+            self.declare(hooks=about, complete=True)
 
-    def _write_statistics(self, hook: str, rows: NDArray[np.bool_]) -> None:
-        """Mean and variance by the parallel update of Chan et al. 1979, chunk after chunk."""
-        count = 0
-        mean = torch.zeros(self._array(f"activations/{hook}").shape[2], dtype=torch.float64)
-        squares = torch.zeros_like(mean)
+    def declare(self, **attributes: Any) -> None:
+        """Change some of the cache's attributes, at once: its description is one file."""
+        self.attributes.update(attributes)
+        self.group.attrs.update(attributes)
+
+    def resize(self, n: int) -> None:
+        """Make room for `n` sequences, or give up what is behind them."""
+        names = ["tokens", "documents"]
+        for hook in self.hooks:
+            names += [f"{kind}/{hook}" for kind in self._kinds() if kind != "moments"]
+        for name in names:
+            array = self.array(name)
+            if array.shape[0] != n:
+                array.resize((n, *array.shape[1:]))
+        for hook in self.hooks:
+            moments = self.array(f"moments/{hook}")
+            n_chunks = len(chunk_slices(n, self._chunk_size))
+            if moments.shape[0] != n_chunks:
+                moments.resize((n_chunks, moments.shape[1]))
+
+    def _write_statistics(self, hook: str) -> dict[str, int]:
+        """Store statistics of a hook; how many training rows there are, of which kind."""
+        moments = self.array(f"moments/{hook}")
+        parts = (np.asarray(moments[p]) for p in chunk_slices(moments.shape[0], 64))
+        count, mean, squares = split_moments(merged_moments(itertools.chain(*parts)))
+        sketch = QuantileSketch()
         for chunk in self.chunks():
-            x = from_stored(self._stored(hook, chunk))[torch.from_numpy(rows[chunk])].double()
-            if len(x):
-                delta = x.mean(0) - mean
-                squares += (x - x.mean(0)).square().sum(0)
-                squares += delta.square() * count * len(x) / (count + len(x))
-                count += len(x)
-                mean += delta * len(x) / count
-        norms = np.asarray(self._array(f"norms/{hook}")[...])[rows]
-        found = {
-            "mean": mean.numpy(),
-            "variance": (squares / count).numpy(),
-            "norm_quantiles": np.quantile(
-                norms.astype(np.float64), np.linspace(0, 1, _QUANTILES)
-            ),
+            norms = np.asarray(self.array(f"norms/{hook}")[chunk])
+            sketch.add(norms[self._training_rows(chunk)])
+        quantiles = sketch.quantiles(np.linspace(0, 1, _QUANTILES))
+        values = (mean, squares / count, quantiles)
+        for name, value in zip(STATISTICS, values, strict=True):
+            store_whole(self.group, f"statistics/{hook}/{name}", value, overwrite=True)
+        return {
+            "all": self.plan.n_training * self.plan.context_size,
+            "text": int(count),
+            "sinks": sketch.above(SINK_NORM_MULTIPLE * float(quantiles[50])),
         }
-        for name, values in found.items():
-            _store(self.group, f"statistics/{hook}/{name}", values, overwrite=True)
 
 
-def _store(
+def store_whole(
     group: zarr.Group, name: str, data: NDArray[Any], *, overwrite: bool = False
 ) -> None:
-    # A row chunk of text is 32 times that of activations: they are small and read whole.
-    chunks = (min(len(data), 1024), *data.shape[1:])
+    """Store a small array that is read whole."""
     group.create_array(
         name,
         data=data,
-        chunks=chunks,
+        chunks=(min(len(data), 65_536), *data.shape[1:]),
         compressors=[Crc32cCodec()],
         filters=None,
+        chunk_key_encoding=flat_keys(),
         overwrite=overwrite,
         # Zarr leaves out chunks of zeros; then one that got lost would read as zeros.
         config={"write_empty_chunks": True},
     )
 
 
-def create_cache(
-    path: Path,
-    text: PackedText,
-    hooks: list[HookShape],
-    *,
-    dtype: str,
-    attributes: dict[str, Any],
-) -> CacheWriter:
-    """Lay out a cache with its text and room for activations, appearing all at once."""
-    n, context = text.tokens.shape
-    stored, fill = STORED_DTYPES[dtype]
-    raw: dict[str, Any] = {"compressors": [Crc32cCodec()], "filters": None}
-    with atomic_path(path) as temporary:
-        group = zarr.create_group(str(temporary))
-        for name in ("tokens", "documents", "held_out", "document_digests"):
-            _store(group, name, getattr(text, name))
-        for hook in hooks:
-            group.create_array(
-                f"activations/{hook.hook_name}",
-                shape=(n, context, hook.d_in),
-                chunks=(SEQUENCES_A_CHUNK, context, hook.d_in),
-                dtype=stored,
-                fill_value=fill,
-                attributes={"dtype": dtype},
-                **raw,
-            )
-            group.create_array(
-                f"norms/{hook.hook_name}",
-                shape=(n, context),
-                chunks=(SEQUENCES_A_CHUNK, context),
-                dtype="float32",
-                fill_value=np.nan,
-                **raw,
-            )
-        group.attrs.update(
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "complete": False,
-                "dtype": dtype,
-                "hooks": {h.hook_name: {"module": h.module, "d_in": h.d_in} for h in hooks},
-                **attributes,
-            }
-        )
-    return CacheWriter(path)
-
-
-def resume_cache(path: Path, digest: str) -> CacheWriter | None:
-    """The cache at `path` if it is, or is to become, the one that `digest` describes.
-
-    Returns None if nothing is there, or nothing but another one's text: its harvest ended
-    before the first chunk, as it does when dtype cannot hold the activations.
-
-    Raises:
-        UserError: if something else is there; it is left as it is.
-    """
-    if not path.exists():
-        return None
-    writer = None
-    with contextlib.suppress(FileNotFoundError, KeyError, ValueError):
-        writer = CacheWriter(path)
-    if writer is None:
-        raise UserError(
-            f"{path} holds something that is no activation cache; choose another run="
-        )
-    if writer.digest != digest and not writer.complete and writer.empty():
-        return None
-    if writer.digest != digest:
-        raise UserError(
-            f"{path} holds a cache of another model, text or setting; choose another run=... "
-            "or remove it"
-        )
-    # A process that was killed inside a write leaves the half that it had written.
-    for half in path.rglob("*.partial"):
-        half.unlink()
-    return writer
+def flat_keys() -> Any:
+    """Chunks side by side in one folder, `c.7.0.0`, and not in folders of their own."""
+    return {"name": "default", "separator": "."}
 
 
 def bytes_needed(n_tokens: int, hooks: list[HookShape], dtype: str) -> int:
-    """Size on disk of a cache: activations, norms, tokens and documents."""
+    """Size on disk of an uncompressed cache: activations, scales, norms, tokens, documents."""
     width = np.dtype(STORED_DTYPES[dtype][0]).itemsize
-    return n_tokens * (sum(h.d_in * width + 4 for h in hooks) + 8)
+    beside = 8 if dtype == "int8" else 4
+    return n_tokens * (sum(h.d_in * width + beside for h in hooks) + 8)

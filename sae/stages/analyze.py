@@ -12,7 +12,7 @@ from sae.base.errors import require
 from sae.base.files import check_writable
 from sae.base.progress import say
 from sae.base.provenance import code_version, digest
-from sae.cache.layout import open_cache
+from sae.cache.layout import cache_location, open_cache
 from sae.cache.reader import RowSelection
 from sae.dictionary import Dictionary
 from sae.models.hooks import find_hook, writes_to_stream
@@ -47,15 +47,15 @@ class AnalyzeConfig:
         require(self.context_radius >= 0, f"context_radius={self.context_radius} is negative")
 
     @property
-    def cache_path(self) -> Path:
+    def cache_location(self) -> str:
         """The cache that is read."""
-        return Path(self.cache) if self.cache else Path(self.run) / "cache.zarr"
+        return cache_location(self.run, self.cache)
 
 
 def run(config: AnalyzeConfig) -> Atlas:
     """Make the atlas, or reuse one made from the same dictionary, cache and settings."""
     check_writable(Path(config.run) / "atlas")
-    cache = open_cache(config.cache_path)
+    cache = open_cache(config.cache_location)
     name, dictionary = named_dictionary(Path(config.run), config.dictionary)
     check_same_origin(name, dictionary, cache)
     folder = Path(config.run) / "atlas" / name

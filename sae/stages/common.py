@@ -46,20 +46,21 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
     model = cache.attributes["model"]
     require(
         dictionary.model_name == model["hub_id"],
-        f"{name} was trained on {dictionary.model_name}, but {cache.path} is of "
+        f"{name} was trained on {dictionary.model_name}, but {cache.location} is of "
         f"{model['hub_id']}",
     )
     trained_on = dictionary.metadata.get("sae_atlas", {}).get("model", model)
     require(
         trained_on["weight_digest"] == model["weight_digest"],
         f"{name} was trained on other weights of {dictionary.model_name} (digest "
-        f"{trained_on['weight_digest']}) than {cache.path} is of ({model['weight_digest']})",
+        f"{trained_on['weight_digest']}) than {cache.location} is of "
+        f"({model['weight_digest']})",
     )
     hook_name, out = cache.hook(dictionary.hook_name), dictionary.hook_name_out
     require(
         out in cache.hook_names,
-        f"{name} goes from {hook_name} to {out}, which is not in {cache.path}; harvest both "
-        f"with hook_names=[{hook_name},{out}]",
+        f"{name} goes from {hook_name} to {out}, which is not in {cache.location}; harvest "
+        f"both with hook_names=[{hook_name},{out}]",
     )
     for width, found, hook in (
         ("d_in", dictionary.d_in, hook_name),
@@ -68,7 +69,7 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
         held = cache.d_in(hook)
         require(
             found == held,
-            f"{name} has {width}={found}, but {cache.path} holds rows of width {held}",
+            f"{name} has {width}={found}, but {cache.location} holds rows of width {held}",
         )
 
 
@@ -80,20 +81,24 @@ def check_measured_on(dictionary: Dictionary, measured: dict[str, Any], again: s
     )
 
 
-def recorded_model(record: dict[str, Any], device: str) -> LanguageModel:
-    """The model that a cache or a dictionary was made with.
-
-    Raises:
-        UserError: if the model found under that name has other weights now.
-    """
-    config = ModelConfig(
+def recorded_config(record: dict[str, Any], device: str) -> ModelConfig:
+    """Which model a cache or a dictionary was made with."""
+    return ModelConfig(
         name=record["name"],
         revision=record["revision"],
         dtype=record["dtype"],
         bos_token=record.get("bos_token"),
         device=device,
     )
-    model = load_model(config)
+
+
+def recorded_model(record: dict[str, Any], device: str) -> LanguageModel:
+    """The model that a cache or a dictionary was made with.
+
+    Raises:
+        UserError: if the model found under that name has other weights now.
+    """
+    model = load_model(recorded_config(record, device))
     require(
         model.digest == record["weight_digest"],
         f"model {record['name']} has other weights now (digest {model.digest}) than those that "

@@ -17,6 +17,8 @@ from sae.base.files import check_writable, read_json, write_json, write_text
 from sae.base.progress import say
 from sae.base.provenance import digest, plain, versions
 from sae.cache.layout import ActivationCache
+from sae.cache.store import stored_bytes
+from sae.models.load import is_causal
 from sae.reporting.front import draw_front
 from sae.reporting.page import render_page
 from sae.stages import analyze, eval, export, harvest, steer, train
@@ -110,6 +112,12 @@ def run(config: DemoConfig) -> dict[str, Any]:
     """Run what is not done yet; returns the figures of `report.json`."""
     folder = Path(config.run)
     check_writable(folder)
+    model = config.harvest.model
+    require(
+        is_causal(model),
+        f"model={model.name} is an encoder and predicts no next token, so there is nothing to "
+        "steer; run sae harvest, train, eval and analyze instead",
+    )
     clock = _Clock(folder / "timings.json", config)
     cache = clock.time("harvest", lambda: harvest.run(replace(config.harvest, run=config.run)))
     names = clock.time("train", lambda: _sweep(config))
@@ -167,7 +175,7 @@ def _cache_figures(config: DemoConfig, cache: ActivationCache) -> dict[str, Any]
     (hook_name,) = cache.hook_names
     text = cache.text_rows()
     timing = read_json(replace(config.harvest, run=config.run).timing_path)
-    size = sum(p.stat().st_size for p in cache.path.rglob("*") if p.is_file())
+    size = stored_bytes(cache.location)
     return {
         "hook_name": hook_name,
         "d_in": cache.d_in(hook_name),

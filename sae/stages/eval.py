@@ -13,22 +13,26 @@ from sae.base.errors import require
 from sae.base.files import check_writable, read_json, write_json
 from sae.base.progress import progress, say
 from sae.base.provenance import digest
-from sae.cache.layout import ActivationCache, open_cache
+from sae.cache.layout import ActivationCache, cache_location, open_cache
 from sae.cache.reader import select_rows
 from sae.dictionary import Dictionary
 from sae.models.hooks import find_hook
-from sae.models.load import resolve_device
+from sae.models.load import is_causal, resolve_device
 from sae.stages.common import (
     check_same_origin,
     dictionary_names,
     named_dictionary,
+    recorded_config,
     recorded_model,
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """Measure dictionaries on held-out text: reconstruction, and the model's loss with it."""
+    """Measure dictionaries on held-out text: reconstruction, and the model's loss with it.
+
+    An encoder predicts no next token and so has no such loss: reconstruction alone is measured.
+    """
 
     run: str = "runs/default"
     """Folder of the pipeline; figures go to `{run}/evals/{dictionary}.json`."""
@@ -51,16 +55,16 @@ class EvalConfig:
             require(value >= 1, f"{name}={value}; give 1 or more")
 
     @property
-    def cache_path(self) -> Path:
+    def cache_location(self) -> str:
         """The cache that is read."""
-        return Path(self.cache) if self.cache else Path(self.run) / "cache.zarr"
+        return cache_location(self.run, self.cache)
 
 
 def run(config: EvalConfig) -> list[dict[str, Any]]:
     """Evaluate, reusing figures that are there for the same dictionary and settings."""
     folder = Path(config.run)
     check_writable(folder / "evals")
-    cache = open_cache(config.cache_path)
+    cache = open_cache(config.cache_location)
     names = dictionary_names(folder) if config.dictionary is None else [config.dictionary]
     require(
         bool(names), f"{folder} holds no dictionaries; make one with: sae train run={folder}"
@@ -95,8 +99,8 @@ def _check_held_out(name: str, dictionary: Dictionary, cache: ActivationCache) -
     trained = data.get("held_out_fraction", fraction)
     require(
         fraction <= trained,
-        f"{cache.path} holds out {fraction:g} of the documents, but {name} was trained with "
-        f"{trained:g} held out, so it has seen some of them; harvest with "
+        f"{cache.location} holds out {fraction:g} of the documents, but {name} was trained "
+        f"with {trained:g} held out, so it has seen some of them; harvest with "
         f"data.held_out_fraction={trained:g}",
     )
 
@@ -129,7 +133,6 @@ def _evaluate_hooks(
     group: dict[str, Dictionary],
 ) -> dict[str, dict[str, Any]]:
     """Figures of dictionaries that read the first of `hooks` and reconstruct the second."""
-    hook_name, hook_name_out = hooks
     began = time.perf_counter()
     device = resolve_device(config.device)
     on_device = {name: dictionary.to(device) for name, dictionary in group.items()}
@@ -138,6 +141,25 @@ def _evaluate_hooks(
         for name, dictionary in on_device.items():
             figures[name] = _reconstruction_figures(config, cache, dictionary)
             bar.update(1)
+    record = cache.attributes["model"]
+    if is_causal(recorded_config(record, config.device)):
+        n_tokens, scores = _behaviour_scores(config, cache, hooks, on_device)
+    else:
+        say(f"eval: {record['name']} predicts no next token, so CE and KL are left out")
+        n_tokens, scores = 0, {name: {} for name in group}
+    seconds = (time.perf_counter() - began) / len(group)
+    counted = {"n_behaviour_tokens": n_tokens, "seconds": seconds}
+    return {name: {**figures[name], **scores[name], **counted} for name in group}
+
+
+def _behaviour_scores(
+    config: EvalConfig,
+    cache: ActivationCache,
+    hooks: tuple[str, str],
+    dictionaries: dict[str, Dictionary],
+) -> tuple[int, dict[str, dict[str, float]]]:
+    """How many held-out tokens went through the model, and each dictionary's scores."""
+    hook_name, hook_name_out = hooks
     model = recorded_model(cache.attributes["model"], config.device)
     held_out = torch.from_numpy(cache.tokens[cache.held_out]).long()
     n_sequences = max(1, config.n_behaviour_tokens // cache.context_size)
@@ -146,14 +168,12 @@ def _evaluate_hooks(
         model,
         find_hook(model.module, hook_name_out),
         tokens,
-        on_device,
+        dictionaries,
         torch.from_numpy(cache.statistics(hook_name_out)["mean"]),
         source=find_hook(model.module, hook_name),
         batch_size=config.batch_size,
     )
-    seconds = (time.perf_counter() - began) / len(group)
-    counted = {"n_behaviour_tokens": tokens.numel(), "seconds": seconds}
-    return {name: {**figures[name], **scores[name], **counted} for name in group}
+    return tokens.numel(), scores
 
 
 def _reconstruction_figures(

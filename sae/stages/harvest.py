@@ -1,22 +1,32 @@
 """`sae harvest`: text through the model, activations of some hooks into a cache."""
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from sae.base.errors import require
-from sae.base.files import check_free_space, check_writable, read_json, write_json
-from sae.base.progress import progress, say
+from sae.base.files import check_free_space, check_writable, free_space
+from sae.base.processes import Processes, joined_processes
+from sae.base.progress import say
 from sae.base.provenance import code_version, digest, plain
-from sae.cache.layout import STORED_DTYPES, ActivationCache, open_cache
-from sae.cache.writer import CacheWriter, HookShape, bytes_needed, create_cache, resume_cache
+from sae.cache.create import COMPRESSIONS, create_cache, find_cache
+from sae.cache.layout import ActivationCache, cache_location, open_cache
+from sae.cache.store import local_folder, only_writer, sweep
+from sae.cache.stored import STORED_DTYPES
+from sae.cache.writer import CacheWriter, HookShape, bytes_needed
 from sae.models.hooks import HookPoint, find_hook, read_activations
 from sae.models.load import LanguageModel, ModelConfig, load_model, load_skeleton
-from sae.text.packing import PackedText, pack
-from sae.text.source import DataConfig, check_source, documents
+from sae.stages.fill import fill
+from sae.stages.text_stream import TextStream
+from sae.text.packing import Marks, TextPlan
+from sae.text.source import DataConfig, check_source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +35,8 @@ class HarvestConfig:
 
     run: str = "runs/default"
     """Folder of the pipeline; the cache is `{run}/cache.zarr`."""
+    cache: str | None = None
+    """Another place for the cache: a folder, or an object store such as `s3://bucket/x.zarr`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Group: the language model."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -35,10 +47,18 @@ class HarvestConfig:
     """Tokens to harvest, the held-out ones included."""
     context_size: int = 128
     """Tokens a row."""
+    one_document_a_row: bool = False
+    """Begin a row with every document, and pad, instead of packing documents end to end."""
     dtype: str = "float16"
-    """Stored precision: float16, bfloat16 or float32."""
+    """Stored precision: float16, bfloat16, float32, or int8 with a scale for each row."""
+    compression: str = "none"
+    """`zstd` compresses chunks without loss; they are read more slowly then."""
     batch_size: int = 16
     """Rows a forward pass."""
+    text_workers: int | None = None
+    """Processes that tokenise ahead; by default a quarter of the cores, at most 8."""
+    verify: bool = True
+    """Read back what is there already, and compute damaged chunks anew."""
 
     def __post_init__(self) -> None:
         require(bool(self.hook_names), "hook_names is empty; name at least one hook")
@@ -55,11 +75,37 @@ class HarvestConfig:
             self.dtype in STORED_DTYPES,
             f"dtype={self.dtype} is unknown; choose one of {', '.join(STORED_DTYPES)}",
         )
+        require(
+            self.compression in COMPRESSIONS,
+            f"compression={self.compression} is unknown; choose one of "
+            f"{', '.join(COMPRESSIONS)}",
+        )
+        require(
+            self.text_workers is None or self.text_workers >= 0,
+            f"text_workers={self.text_workers} is negative; give 0 to tokenise in the process",
+        )
 
     @property
-    def cache_path(self) -> Path:
+    def cache_location(self) -> str:
         """Where the cache goes."""
-        return Path(self.run) / "cache.zarr"
+        return cache_location(self.run, self.cache)
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content: where it goes, and how fast it is made, are no part of it."""
+        return digest(
+            plain(
+                replace(
+                    self,
+                    run="",
+                    cache=None,
+                    batch_size=1,
+                    text_workers=None,
+                    verify=True,
+                    model=replace(self.model, device=""),
+                )
+            )
+        )
 
     @property
     def timing_path(self) -> Path:
@@ -68,128 +114,216 @@ class HarvestConfig:
 
 
 def run(config: HarvestConfig) -> ActivationCache:
-    """Harvest, or complete a harvest that was interrupted, or reuse a finished one."""
-    check_writable(config.cache_path.parent)
-    # What decides the content; the batch size and the device do not.
-    content = plain(
-        replace(config, run="", batch_size=1, model=replace(config.model, device=""))
-    )
-    wanted = digest(content)
-    writer = resume_cache(config.cache_path, wanted)
-    if writer is not None and writer.intact():
-        say(f"harvest: {config.cache_path} is there already, reused")
-        return open_cache(config.cache_path)
+    """Harvest, or complete a harvest that was interrupted, or reuse a finished one.
+
+    Started by `torchrun`, several processes fill one cache, taking turns with its chunks.
+    """
+    with joined_processes() as processes:
+        if processes.rank == 0:
+            _lead(config, processes)
+        else:
+            _follow(config, processes)
+    return open_cache(config.cache_location)
+
+
+def _lead(config: HarvestConfig, processes: Processes) -> None:
+    """Lay out the cache, stream the text in, fill a share of the chunks, and finish."""
+    location = config.cache_location
+    if (folder := local_folder(location)) is not None:
+        check_writable(folder.parent)
+    writer = find_cache(location, config.digest)
+    if writer is not None and writer.intact(verify=config.verify):
+        say(f"harvest: {location} is there already, reused")
+        processes.share(False)
+        return
     if writer is None:
         check_source(config.data)
+    _check_hooks(config)
+    with only_writer(location):
+        sweep(location)
+        # Asked again: whoever had the lock before may have gone on with it.
+        writer = find_cache(location, config.digest)
+        model = load_model(_on_own_device(config.model, processes))
+        writer = _create(config, model) if writer is None else writer
+        _check_same_model(config, writer, model)
+        with _text(config, writer, model) as text:
+            processes.share(True)
+            _fill(config, writer, model, text, processes)
+        processes.barrier()
+        writer.finish()
+    _say_what_rows(writer)
+    processes.barrier()
+
+
+def _follow(config: HarvestConfig, processes: Processes) -> None:
+    """Fill a share of the chunks of the cache that the first process has laid out."""
+    if not processes.share(None):
+        return
+    writer = CacheWriter(config.cache_location)
+    model = load_model(_on_own_device(config.model, processes))
+    _check_same_model(config, writer, model)
+    _fill(config, writer, model, None, processes)
+    processes.barrier()
+    processes.barrier()
+
+
+def _on_own_device(config: ModelConfig, processes: Processes) -> ModelConfig:
+    """A GPU for each process of a machine, where there are several."""
+    several = processes.size > 1 and config.device in ("auto", "cuda")
+    if several and torch.cuda.is_available():
+        device = processes.local_rank % torch.cuda.device_count()
+        return replace(config, device=f"cuda:{device}")
+    return config
+
+
+def _check_hooks(config: HarvestConfig) -> None:
+    """Refuse unknown places and too long rows before weights are loaded."""
     skeleton = load_skeleton(config.model)
-    for name in config.hook_names:
-        find_hook(skeleton, name)
+    names = [find_hook(skeleton, name).hook_name for name in config.hook_names]
+    twice = {name for name in names if names.count(name) > 1}
+    require(not twice, f"hook_names names {', '.join(sorted(twice))} twice; name each once")
     longest = getattr(skeleton.config, "max_position_embeddings", None)
     require(
         longest is None or config.context_size <= longest,
         f"context_size={config.context_size} is longer than the model's {longest} positions",
     )
-    model = load_model(config.model)
-    points = [find_hook(model.module, name) for name in config.hook_names]
-    if writer is None:
-        writer = _create(config, model, points, wanted)
-    else:
-        _continue(config, writer, model)
-    _fill(config, writer, model, points)
-    writer.finish()
-    return open_cache(config.cache_path)
 
 
-def _create(
-    config: HarvestConfig, model: LanguageModel, points: list[HookPoint], wanted: str
-) -> CacheWriter:
-    hooks = _shapes(model, points)
-    needed = bytes_needed(config.n_tokens, hooks, config.dtype)
+def _check_same_model(config: HarvestConfig, writer: CacheWriter, model: LanguageModel) -> None:
+    """Refuse to mix activations of two models in one cache."""
+    for what, begun, now in (
+        ("weights", writer.attributes["model"]["weight_digest"], model.digest),
+        ("tokenizer", writer.attributes["tokenizer_digest"], _tokenizer_digest(model)),
+    ):
+        require(
+            begun == now,
+            f"{config.cache_location} was begun with other {what} of {config.model.name} "
+            f"({begun}, now {now}); choose another run=... or remove it",
+        )
+
+
+def _tokenizer_digest(model: LanguageModel) -> str:
+    return digest(model.tokenizer.get_vocab())
+
+
+def _create(config: HarvestConfig, model: LanguageModel) -> CacheWriter:
+    hooks = _shapes(model, _points(config, model))
+    plan = TextPlan.of(config.n_tokens, config.context_size, config.data.held_out_fraction)
+    needed = bytes_needed(plan.n_sequences * plan.context_size, hooks, config.dtype)
+    folder = local_folder(config.cache_location)
+    free = "" if folder is None else f", {free_space(folder) / 1e9:.0f} GB are free"
     say(
         f"harvest: {config.n_tokens:,} tokens of {config.data.name} through "
-        f"{config.model.name} at {', '.join(config.hook_names)}; {needed / 1e9:.2f} GB on disk"
+        f"{config.model.name} at {', '.join(h.hook_name for h in hooks)}; "
+        f"{needed / 1e9:.2f} GB on disk{free}"
     )
-    check_free_space(config.cache_path, needed)
-    text = _packed(config, model)
-    if text.tokens.size < 0.95 * config.n_tokens:
-        say(f"harvest: the text ended after {text.tokens.size:,} tokens")
-    attributes: dict[str, Any] = {
-        "digest": wanted,
-        "model": {
-            "name": config.model.name,
-            "hub_id": model.hub_id,
-            "revision": config.model.revision,
-            "dtype": config.model.dtype,
-            "bos_token": config.model.bos_token,
-            "weight_digest": model.digest,
-        },
-        "tokenizer_digest": digest(model.tokenizer.get_vocab()),
-        "data": plain(config.data) | {"documents": len(text.document_digests)},
-        "data_digest": digest(text.document_digests.tolist()),
-        "bos_token_id": model.bos_token_id,
-        "special_token_ids": model.special_token_ids,
-        "code_version": code_version(),
-    }
+    if folder is not None:
+        check_free_space(folder, needed)
     return create_cache(
-        config.cache_path, text, hooks, dtype=config.dtype, attributes=attributes
+        config.cache_location,
+        hooks,
+        plan,
+        dtype=config.dtype,
+        compression=config.compression,
+        attributes={
+            "digest": config.digest,
+            "model": {
+                "name": config.model.name,
+                "hub_id": model.hub_id,
+                "revision": config.model.revision,
+                "causal": model.causal,
+                "dtype": config.model.dtype,
+                "bos_token": config.model.bos_token,
+                "weight_digest": model.digest,
+            },
+            "tokenizer_digest": _tokenizer_digest(model),
+            "data": plain(config.data),
+            "one_document_a_row": config.one_document_a_row,
+            "bos_token_id": model.bos_token_id,
+            "special_token_ids": model.special_token_ids,
+            "code_version": code_version(),
+        },
     )
-
-
-def _packed(config: HarvestConfig, model: LanguageModel) -> PackedText:
-    return pack(
-        documents(config.data),
-        model.tokenizer,
-        bos_token_id=model.bos_token_id,
-        context_size=config.context_size,
-        n_tokens=config.n_tokens,
-        held_out_fraction=config.data.held_out_fraction,
-    )
-
-
-def _continue(config: HarvestConfig, writer: CacheWriter, model: LanguageModel) -> None:
-    """Refuse to mix activations of two models in one cache; put damaged text back."""
-    require(
-        writer.weight_digest == model.digest,
-        f"{config.cache_path} was begun with other weights of {config.model.name}; choose "
-        "another run=... or remove it",
-    )
-    if not writer.text_intact():
-        writer.write_text(_packed(config, model))
 
 
 def _shapes(model: LanguageModel, points: list[HookPoint]) -> list[HookShape]:
     """Widths at the hooks, from a forward pass over two tokens."""
     probe = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
     seen = read_activations(model.module, points, probe)
-    return [HookShape(p.hook_name, p.module, seen[p.hook_name].shape[-1]) for p in points]
+    return [
+        HookShape(p.hook_name, p.module, seen[p.hook_name].shape[-1], p.side) for p in points
+    ]
+
+
+@contextmanager
+def _text(
+    config: HarvestConfig, writer: CacheWriter, model: LanguageModel
+) -> Iterator[TextStream | None]:
+    """The text on its way into the cache; None if it is there."""
+    complete = writer.text_complete
+    if complete and (not config.verify or writer.text_intact()):
+        yield None
+        return
+    stream = TextStream(
+        config.cache_location,
+        config.data,
+        model.tokenizer,
+        Marks(model.bos_token_id, model.end_token_id, model.pad_token_id),
+        n_workers=config.text_workers,
+        one_document_a_row=config.one_document_a_row,
+    )
+    with stream:
+        if complete:
+            # Damaged: no chunk is filled from it before it is whole again.
+            stream.finish()
+        yield stream
 
 
 def _fill(
-    config: HarvestConfig, writer: CacheWriter, model: LanguageModel, points: list[HookPoint]
+    config: HarvestConfig,
+    writer: CacheWriter,
+    model: LanguageModel,
+    text: TextStream | None,
+    processes: Processes,
 ) -> None:
-    """Compute every chunk that is not there, noting the time that it took."""
-    tokens = torch.from_numpy(writer.tokens).long()
-    missing = writer.missing()
-    todo = sum(tokens[c].numel() for c in missing)
-    if todo < tokens.numel():
-        say(f"harvest: {tokens.numel() - todo:,} tokens are there already, going on")
-    spent = read_json(config.timing_path) if config.timing_path.exists() else {}
-    seconds, counted = spent.get("seconds", 0.0), spent.get("tokens", 0)
-    with progress(tokens.numel(), "harvest", "tok", tokens.numel() - todo) as bar:
-        for chunk in missing:
-            began = time.perf_counter()
-            seen = [
-                read_activations(model.module, points, batch.to(model.device))
-                for batch in torch.split(tokens[chunk], config.batch_size)
-            ]
-            names = [p.hook_name for p in points]
-            writer.write(chunk, {n: torch.cat([s[n] for s in seen]) for n in names})
-            seconds += time.perf_counter() - began
-            counted += tokens[chunk].numel()
-            timing = {
-                "seconds": seconds,
-                "tokens": counted,
-                "tokens_per_second": counted / seconds,
-            }
-            write_json(config.timing_path, timing)
-            bar.update(tokens[chunk].numel())
+    compute = partial(
+        _activations, model=model, points=_points(config, model), batch_size=config.batch_size
+    )
+    fill(writer, compute, text, processes, verify=config.verify, timing_path=config.timing_path)
+
+
+def _points(config: HarvestConfig, model: LanguageModel) -> list[HookPoint]:
+    return [find_hook(model.module, name) for name in config.hook_names]
+
+
+def _activations(
+    tokens: NDArray[np.int32],
+    text: NDArray[np.bool_],
+    *,
+    model: LanguageModel,
+    points: list[HookPoint],
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Activations of some rows at every hook, (sequence, position, d_in)."""
+    seen = []
+    for at in range(0, len(tokens), batch_size):
+        ids = torch.from_numpy(tokens[at : at + batch_size]).long().to(model.device)
+        there = torch.from_numpy(text[at : at + batch_size])
+        # Padding is masked. Without any the model makes the mask that it was trained with.
+        mask = None if bool(there.all()) else there.long().to(model.device)
+        seen.append(read_activations(model.module, points, ids, mask))
+    if len(seen) == 1:
+        return seen[0]
+    return {p.hook_name: torch.cat([s[p.hook_name] for s in seen]) for p in points}
+
+
+def _say_what_rows(writer: CacheWriter) -> None:
+    """Which of the training rows later stages read, and which they leave out."""
+    for hook, about in writer.attributes["hooks"].items():
+        rows = about["training_rows"]
+        special, sinks = rows["all"] - rows["text"], rows["sinks"]
+        say(
+            f"harvest: {hook}: of {rows['all']:,} training rows {special / rows['all']:.2%} "
+            f"are special tokens or padding, {sinks / rows['all']:.2%} attention sinks; both "
+            "are left out of training"
+        )

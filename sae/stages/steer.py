@@ -14,7 +14,13 @@ from sae.base.progress import progress, say
 from sae.base.provenance import digest, plain
 from sae.dictionary import Dictionary
 from sae.models.hooks import find_hook
-from sae.stages.common import check_measured_on, named_dictionary, recorded_model
+from sae.models.load import is_causal
+from sae.stages.common import (
+    check_measured_on,
+    named_dictionary,
+    recorded_config,
+    recorded_model,
+)
 from sae.steering.choose import RULE, choose_features
 from sae.steering.generate import Sampling
 from sae.steering.measure import SteeredFeature, SteeringTask, dose_response
@@ -71,6 +77,9 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
     folder = Path(config.run)
     check_writable(folder / "steering")
     name, dictionary = named_dictionary(folder, config.dictionary)
+    path = folder / "steering" / f"{name}.json"
+    if not path.exists():
+        _check_causal(name, dictionary, config.device)
     atlas = Atlas(folder / "atlas" / name)
     require(
         atlas.folder.exists(),
@@ -78,7 +87,6 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
         f"run first: sae analyze run={folder} dictionary={name}",
     )
     check_measured_on(dictionary, atlas.manifest, f"analyze run={folder} dictionary={name}")
-    path = folder / "steering" / f"{name}.json"
     settings = [v for k, v in plain(config).items() if k not in ("run", "device", "dictionary")]
     wanted = digest([atlas.manifest["digest"], settings])
     if path.exists() and read_json(path).get("digest") == wanted:
@@ -94,6 +102,15 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
     results = [{"rule": rule, **result} for result in results]
     write_json(path, {"digest": wanted, "seconds": seconds, "features": results})
     return results
+
+
+def _check_causal(name: str, dictionary: Dictionary, device: str) -> None:
+    record = dictionary.metadata.get("sae_atlas", {}).get("model")
+    if record is not None and not is_causal(recorded_config(record, device)):
+        raise UserError(
+            f"{name} is a dictionary of {record['name']}, which predicts no next token, so it "
+            "writes nothing to steer; take one of a causal model"
+        )
 
 
 def _check_feature(feature: int, rows: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from sae.base.errors import UserError, require
 from sae.base.files import check_writable, read_json, write_json
 from sae.base.progress import progress, say
 from sae.base.provenance import digest, plain, versions
-from sae.cache.layout import ActivationCache, open_cache
+from sae.cache.layout import ActivationCache, cache_location, open_cache
 from sae.cache.reader import RowSelection, rows_in_order, select_rows, shuffled_batches
 from sae.core.scaling import InputScaling, moments
 from sae.dictionary import Dictionary
@@ -36,7 +36,7 @@ class TrainConfig:
     run: str = "runs/default"
     """Folder of the pipeline; the dictionary is written to `{run}/dictionaries/{name}`."""
     cache: str | None = None
-    """Cache to read; by default `{run}/cache.zarr`."""
+    """Cache to read, a folder or an address; by default `{run}/cache.zarr`."""
     hook_name: str | None = None
     """Which hook of the cache; may be left out if there is one."""
     output_hook_name: str | None = None
@@ -116,9 +116,9 @@ class TrainConfig:
         return f"{self.sae.short_name}{to}{lr}{seed}"
 
     @property
-    def cache_path(self) -> Path:
+    def cache_location(self) -> str:
         """The cache that is read."""
-        return Path(self.cache) if self.cache else Path(self.run) / "cache.zarr"
+        return cache_location(self.run, self.cache)
 
     @property
     def dictionary_path(self) -> Path:
@@ -144,7 +144,7 @@ class TrainConfig:
 def run(config: TrainConfig) -> Dictionary:
     """Train, or go on from a checkpoint, or reuse a finished dictionary."""
     check_writable(config.dictionary_path)
-    cache = open_cache(config.cache_path)
+    cache = open_cache(config.cache_location)
     hook_name, output_hook_name = _hooks(config, cache)
     # What decides the weights: not where they go, nor how progress is reported.
     content = plain(
@@ -318,7 +318,9 @@ def _metadata(
     )
     return {
         "model_name": attributes["model"]["hub_id"],
-        "model_class_name": "AutoModelForCausalLM",
+        "model_class_name": "AutoModelForCausalLM"
+        if attributes["model"].get("causal", True)
+        else "AutoModel",
         "hook_name": hook_name,
         "hf_hook_name": modules[hook_name],
         **output,

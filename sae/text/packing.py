@@ -1,32 +1,100 @@
-"""Documents to rows of tokens: packed end to end, each document on one side of the split."""
+"""Documents to rows of tokens: streamed in, each document on one side of the split."""
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae.base.errors import UserError
-from sae.base.progress import progress
 
-_DOCUMENTS_A_CALL = 256
+ROWS_A_BLOCK = 1024
+NO_DOCUMENT = -1
+"""Owner of a position that only fills up a row."""
+
+Document = tuple[int, NDArray[np.int32]]
+"""A document's digest and its token ids, without the tokens around it."""
 
 
 @dataclass(frozen=True, slots=True)
-class PackedText:
-    """Rows of tokens: first the rows for training, then the held-out ones."""
+class TextPlan:
+    """How many rows a text is to fill: first those for training, then the held-out ones."""
 
+    n_training: int
+    n_held_out: int
+    context_size: int
+
+    @property
+    def n_sequences(self) -> int:
+        """Rows of both sides."""
+        return self.n_training + self.n_held_out
+
+    @classmethod
+    def of(cls, n_tokens: int, context_size: int, held_out_fraction: float) -> "TextPlan":
+        """About `n_tokens`, and at least one row on each side."""
+        n_rows = max(2, round(n_tokens / context_size))
+        n_held_out = min(n_rows - 1, max(1, round(n_rows * held_out_fraction)))
+        return cls(n_rows - n_held_out, n_held_out, context_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Tokens that stand around documents; None where a model has no such token."""
+
+    begin: int | None
+    """Before every document, and at the start of every row."""
+    end: int | None = None
+    """After every document."""
+    pad: int = 0
+    """Behind the text of a row that it does not fill; belongs to no document."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """Some finished rows of one side, in order."""
+
+    held_out: bool
     tokens: NDArray[np.int32]
-    """(sequence, position)."""
+    """(row, position)."""
     documents: NDArray[np.int32]
-    """(sequence, position): index into `document_digests`; −1 where no document is."""
-    held_out: NDArray[np.bool_]
-    """(sequence,): whether every document of the row is held out."""
-    document_digests: NDArray[np.uint64]
-    """(document,): the first eight bytes of the SHA-256 of each document's text."""
+    """(row, position): index of the document in the order of arrival; −1 where none is."""
+
+
+@dataclass(slots=True)
+class TextCounts:
+    """What became of every document that was read; complete once the rows are."""
+
+    used: int = 0
+    repeated: int = 0
+    """Left out because the same text came before."""
+    empty: int = 0
+    unneeded: int = 0
+    """Left out because the rows of their side were full already."""
+    tokens_cut: int = 0
+    """Tokens of the last documents that found no room."""
+    _digests: "array[int]" = field(default_factory=lambda: array("Q"))
+
+    def digests(self) -> NDArray[np.uint64]:
+        """Digest of each document used, (document,)."""
+        return np.array(self._digests, dtype=np.uint64)
+
+    def summary(self) -> dict[str, int]:
+        """The counts by name."""
+        return {
+            "used": self.used,
+            "repeated": self.repeated,
+            "empty": self.empty,
+            "unneeded": self.unneeded,
+            "tokens_cut": self.tokens_cut,
+        }
+
+    def count(self, digest: int) -> int:
+        """Enter a document that is used; its index."""
+        self._digests.append(digest)
+        self.used += 1
+        return self.used - 1
 
 
 def document_digest(text: str) -> int:
@@ -43,93 +111,152 @@ def is_held_out(digest: int, fraction: float) -> bool:
 
 
 class _Rows:
-    """Fills rows of `width` tokens for one side of the split until `capacity` rows are full."""
+    """The rows of one side: filled one after the other, handed out in blocks."""
 
-    def __init__(self, capacity: int, width: int, bos: int | None) -> None:
-        self.capacity, self.width, self.bos = capacity, width, bos
-        self.tokens: list[list[int]] = []
-        self.owners: list[list[int]] = []
+    def __init__(self, capacity: int, width: int, marks: Marks) -> None:
+        self.capacity, self.width, self.marks = capacity, width, marks
+        self.finished = 0
+        """Full rows, handed out or not."""
+        self.used = 0
+        """Positions filled in the row that is not yet full."""
+        self.cut = 0
+        """Tokens that found no room."""
+        self._open_block()
+
+    def _open_block(self) -> None:
+        shape = (ROWS_A_BLOCK, self.width)
+        self.tokens = np.full(shape, self.marks.pad, dtype=np.int32)
+        self.documents = np.full(shape, NO_DOCUMENT, dtype=np.int32)
+        self.in_block = 0
 
     @property
     def full(self) -> bool:
-        return len(self.tokens) == self.capacity and len(self.tokens[-1]) == self.width
+        return self.finished == self.capacity
 
-    def add(self, ids: list[int], document: int) -> None:
-        """Append one document, as many rows as it takes."""
+    def add(self, ids: NDArray[np.int32], document: int) -> Iterator[None]:
+        """Append one document; stops after each row that it fills, for blocks to be taken."""
         start = 0
-        pending = ids if self.bos is None else [self.bos, *ids]
-        owners = [document] * len(pending)
-        while start < len(pending) and not self.full:
-            if not self.tokens or len(self.tokens[-1]) == self.width:
+        while start < len(ids) and not self.full:
+            if self.used == 0 and start > 0 and self.marks.begin is not None:
                 # A row that begins inside a document begins with the token as well: models
                 # treat the first position apart, whatever stands there.
-                inside = self.bos is not None and start > 0
-                self.tokens.append([self.bos] if inside and self.bos is not None else [])
-                self.owners.append([document] if inside else [])
-            room = self.width - len(self.tokens[-1])
-            self.tokens[-1].extend(pending[start : start + room])
-            self.owners[-1].extend(owners[start : start + room])
-            start += room
+                self._put(np.array([self.marks.begin], dtype=np.int32), document)
+            part = ids[start : start + self.width - self.used]
+            self._put(part, document)
+            start += len(part)
+            if self.used == self.width:
+                self._close_row()
+                yield
+        self.cut += len(ids) - start
 
-    def complete(self) -> tuple[list[list[int]], list[list[int]]]:
-        """The full rows; a last row that the text did not fill is dropped."""
-        n = len(self.tokens) - (len(self.tokens) > 0 and len(self.tokens[-1]) < self.width)
-        return self.tokens[:n], self.owners[:n]
+    def _put(self, part: NDArray[np.int32], document: int) -> None:
+        place = slice(self.used, self.used + len(part))
+        self.tokens[self.in_block, place] = part
+        self.documents[self.in_block, place] = document
+        self.used += len(part)
+
+    def _close_row(self) -> None:
+        self.used = 0
+        self.in_block += 1
+        self.finished += 1
+
+    def pad(self) -> bool:
+        """Leave the rest of a begun row to padding; whether there was one."""
+        begun = self.used > 0
+        if begun:
+            self._close_row()
+        return begun
+
+    def take(self, held_out: bool, *, all_of_it: bool) -> Iterator[RowBlock]:
+        """A whole block if there is one; with `all_of_it` what there is. No row is begun."""
+        if self.in_block == ROWS_A_BLOCK or (all_of_it and self.in_block):
+            yield RowBlock(
+                held_out, self.tokens[: self.in_block], self.documents[: self.in_block]
+            )
+            self._open_block()
 
 
 def pack(
-    documents: Iterable[str],
-    tokenizer: Any,
+    documents: Iterable[Document],
+    plan: TextPlan,
+    marks: Marks,
+    counts: TextCounts,
     *,
-    bos_token_id: int | None,
-    context_size: int,
-    n_tokens: int,
     held_out_fraction: float,
-) -> PackedText:
-    """Tokenise documents and pack them into about `n_tokens / context_size` rows.
+    one_document_a_row: bool = False,
+) -> Iterator[RowBlock]:
+    """Fill the plan's rows from a stream of documents, a block of rows at a time.
 
-    `bos_token_id` stands before every document and at the start of every row. Documents
-    that were seen already are skipped. Text is cut only where it ends: at the last row.
+    Documents are packed end to end. With `one_document_a_row` each begins a row of its own,
+    goes on in further rows if it is longer, and the rest of its last row is padding. Documents
+    that were seen already are skipped; text is cut only where the last row of a side ends.
+    The memory taken does not grow with the rows, but by some bytes for every document.
+
+    Args:
+        counts: filled on the way; complete when the blocks end.
 
     Raises:
         UserError: if the text does not fill one row for training and one held out.
     """
-    n_rows = max(2, round(n_tokens / context_size))
-    n_held_out = min(n_rows - 1, max(1, round(n_rows * held_out_fraction)))
+    width = plan.context_size
     sides = {
-        False: _Rows(n_rows - n_held_out, context_size, bos_token_id),
-        True: _Rows(n_held_out, context_size, bos_token_id),
+        False: _Rows(plan.n_training, width, marks),
+        True: _Rows(plan.n_held_out, width, marks),
     }
-    digests: dict[int, int] = {}
-    with progress(n_rows * context_size, "tokens", "tok") as bar:
-        for text, ids in _tokenized(documents, tokenizer):
-            if all(side.full for side in sides.values()):
-                break
-            digest = document_digest(text)
-            side = sides[is_held_out(digest, held_out_fraction)]
-            if not ids or digest in digests or side.full:
-                continue
-            digests[digest] = len(digests)
-            side.add(ids, digests[digest])
-            bar.update(min(len(ids), bar.total - bar.n))
-    parts = [sides[False].complete(), sides[True].complete()]
-    if not all(rows for rows, _ in parts):
+    seen = _Seen()
+    for digest, ids in documents:
+        if all(side.full for side in sides.values()):
+            break
+        held_out = is_held_out(digest, held_out_fraction)
+        side = sides[held_out]
+        if not len(ids):
+            counts.empty += 1
+        elif not seen.add(digest):
+            counts.repeated += 1
+        elif side.full:
+            counts.unneeded += 1
+        else:
+            index = counts.count(digest)
+            for _ in side.add(_marked(ids, marks), index):
+                yield from side.take(held_out, all_of_it=False)
+            if one_document_a_row and side.pad():
+                yield from side.take(held_out, all_of_it=False)
+    for held_out, side in sides.items():
+        # A last row that the text did not fill is dropped.
+        counts.tokens_cut += side.cut + side.used
+        side.used = 0
+        yield from side.take(held_out, all_of_it=True)
+    if not all(side.finished for side in sides.values()):
         raise UserError(
-            f"the text is too short: {len(digests)} documents do not fill one row of "
-            f"{context_size} tokens for training and one held out; give more text or a "
-            "smaller context_size"
+            f"the text is too short: {counts.used} documents do not fill one row of {width} "
+            "tokens for training and one held out; give more text or a smaller context_size"
         )
-    held_out = np.repeat([False, True], [len(rows) for rows, _ in parts])
-    return PackedText(
-        np.array([row for rows, _ in parts for row in rows], dtype=np.int32),
-        np.array([row for _, owners in parts for row in owners], dtype=np.int32),
-        held_out,
-        np.array(list(digests), dtype=np.uint64),
-    )
 
 
-def _tokenized(documents: Iterable[str], tokenizer: Any) -> Iterator[tuple[str, list[int]]]:
-    stream = iter(documents)
-    while batch := list(islice(stream, _DOCUMENTS_A_CALL)):
-        encoded = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
-        yield from zip(batch, encoded, strict=True)
+def _marked(ids: NDArray[np.int32], marks: Marks) -> NDArray[np.int32]:
+    """A document with its marks; a beginning that it brings itself (chats) is not doubled."""
+    doubled = marks.begin is not None and ids[0] == marks.begin
+    before = [] if marks.begin is None or doubled else [marks.begin]
+    after = [] if marks.end is None else [marks.end]
+    return np.concatenate([np.array(before, np.int32), ids, np.array(after, np.int32)])
+
+
+class _Seen:
+    """A set of digests in about eight bytes each: a sorted array, and a set of recent ones."""
+
+    def __init__(self) -> None:
+        self.sorted = np.zeros(0, dtype=np.uint64)
+        self.recent: set[int] = set()
+
+    def add(self, digest: int) -> bool:
+        """Whether it was new."""
+        key = np.uint64(digest)
+        at = int(np.searchsorted(self.sorted, key))
+        if digest in self.recent or (at < len(self.sorted) and self.sorted[at] == key):
+            return False
+        self.recent.add(digest)
+        if len(self.recent) == 1 << 16:
+            more = np.fromiter(self.recent, dtype=np.uint64, count=len(self.recent))
+            self.sorted = np.sort(np.concatenate([self.sorted, more]))
+            self.recent.clear()
+        return True

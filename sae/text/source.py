@@ -1,8 +1,11 @@
-"""A stream of documents from an embedded text, local files, or a Hub data set."""
+"""A stream of documents from an embedded text, files here or on the web, or a Hub data set."""
 
+import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
 
 from sae.base.errors import UserError, nearest, require
 from sae.text.embedded import EMBEDDED_TEXTS
@@ -17,15 +20,20 @@ _READERS = {
     ".csv": "csv",
 }
 
+Chat = list[dict[str, Any]]
+"""A conversation: messages with `role` and `content`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     """Which text to harvest from."""
 
     name: str = "miscellany"
-    """`miscellany` or `factbook` (embedded), a local file or folder, or a Hub data set id."""
+    """`miscellany` or `factbook` (embedded), a file, folder or pattern such as
+    `texts/**/*.jsonl.gz`, an http(s) address of a file, or a Hub data set id."""
     column: str = "text"
-    """Column that holds the text, in JSONL, CSV, parquet and Hub data sets."""
+    """Column of JSONL, CSV, parquet and Hub data sets that holds the text, or conversations:
+    lists of messages with role and content, which go through the tokenizer's chat template."""
     subset: str | None = None
     """Configuration name of a Hub data set."""
     split: str = "train"
@@ -44,90 +52,152 @@ class DataConfig:
         )
 
 
-def documents(config: DataConfig) -> Iterator[str]:
-    """Documents in a fixed order, read as they are asked for.
+def documents(config: DataConfig) -> Iterator[str | Chat]:
+    """Documents in a fixed order, read as they are asked for; empty ones included.
 
     Raises:
-        UserError: if there is no such text, or it has no readable document.
+        UserError: if there is no such text, it has no readable document, or the network that
+            it comes over is gone for longer than `datasets` waits.
     """
     if config.name in EMBEDDED_TEXTS:
         return EMBEDDED_TEXTS[config.name]()
-    path = Path(config.name).expanduser()
-    if path.exists():
-        return _local_documents(path, config)
+    if _is_url(config.name):
+        return _file_documents(config.name, config)
+    if (files := _local_files(config)) is not None:
+        return (text for file in files for text in _file_documents(str(file), config))
     return _hub_documents(config)
 
 
 def check_source(config: DataConfig) -> None:
     """Read the first document, so that a bad source is refused before a model is loaded."""
-    if config.name in EMBEDDED_TEXTS:
-        return
+    if config.name not in EMBEDDED_TEXTS:
+        next(documents(config), None)
+
+
+def _is_url(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def _local_files(config: DataConfig) -> list[Path] | None:
+    """The readable files that a path or a pattern names, sorted; None if it names no path."""
     path = Path(config.name).expanduser()
-    require(
-        path.exists() or not config.name.startswith((".", "/", "~")),
-        f"data.name={config.name} is not there; give a file or a folder that exists",
-    )
-    next(documents(config), None)
-
-
-def _readable_files(path: Path) -> list[Path]:
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    files = [p for p in found if _reader(p) is not None and p.stat().st_size > 0]
+    if path.is_file():
+        found = [path]
+    elif path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file())
+    elif glob.has_magic(config.name):
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        require(bool(found), f"data.name={config.name} matches no file")
+    else:
+        require(
+            not config.name.startswith((".", "/", "~")),
+            f"data.name={config.name} is not there; give a file or a folder that exists",
+        )
+        return None
+    files = [p for p in found if p.is_file() and _reader(p.name) and p.stat().st_size > 0]
     if not files:
         raise UserError(
-            f"data.name={path} holds no text; give files ending in "
+            f"data.name={config.name} holds no text; give files ending in "
             f"{', '.join(_READERS)} (.gz and .zst too) that are not empty"
         )
     return files
 
 
-def _reader(path: Path) -> str | None:
-    suffixes = [s for s in path.suffixes if s not in (".gz", ".zst")]
+def _reader(name: str) -> str | None:
+    suffixes = [s for s in PurePosixPath(name).suffixes if s not in (".gz", ".zst")]
     return _READERS.get(suffixes[-1]) if suffixes else None
 
 
-def _local_documents(path: Path, config: DataConfig) -> Iterator[str]:
+def _file_documents(file: str, config: DataConfig) -> Iterator[str | Chat]:
+    """Documents of one file, here or on the web."""
     from datasets import load_dataset
 
-    for file in _readable_files(path):
-        reader = _reader(file)
-        assert reader is not None
-        # A text file is one document; the other formats hold one a row.
-        settings = {"sample_by": "document"} if reader == "text" else {}
-        column = "text" if reader == "text" else config.column
-        try:
-            rows = load_dataset(
-                reader, data_files=str(file), split="train", streaming=True, **settings
-            )
-            yield from _column(rows, column, str(file))
-        except UserError:
-            raise
-        except Exception as error:
-            # A broken file raises what its reader or its compression likes: a dozen types.
-            first = (str(error).strip() or type(error).__name__).split("\n")[0]
-            raise UserError(f"{file} is not readable as {reader} in UTF-8: {first}") from error
+    reader = _reader(urlsplit(file).path if _is_url(file) else file)
+    if reader is None:
+        raise UserError(
+            f"data.name={file} is of no known kind; give a file ending in "
+            f"{', '.join(_READERS)} (.gz and .zst too)"
+        )
+    # A text file is one document; the other formats hold one a row.
+    settings = {"sample_by": "document"} if reader == "text" else {}
+    column = "text" if reader == "text" else config.column
+    try:
+        rows = load_dataset(reader, data_files=file, split="train", streaming=True, **settings)
+        yield from _column(rows, column, file)
+    except UserError:
+        raise
+    except Exception as error:
+        # A broken file raises what its reader or its compression likes: a dozen types.
+        if _network_is_gone(error):
+            raise _network_error(file, error) from error
+        raise UserError(
+            f"{file} is not readable as {reader} in UTF-8: {_first_line(error)}"
+        ) from error
 
 
-def _hub_documents(config: DataConfig) -> Iterator[str]:
+def _hub_documents(config: DataConfig) -> Iterator[str | Chat]:
     from datasets import load_dataset
 
     try:
         rows = load_dataset(config.name, config.subset, split=config.split, streaming=True)
     except Exception as error:
-        first = str(error).strip().split("\n")[0]
         raise UserError(
             f"data.name={config.name} is not embedded ({', '.join(EMBEDDED_TEXTS)}), not a "
             "local file or folder, and could not be had from the Hub"
-            f"{nearest(config.name, EMBEDDED_TEXTS)}. It said: {first}"
+            f"{nearest(config.name, EMBEDDED_TEXTS)}. It said: {_first_line(error)}"
         ) from error
-    yield from _column(rows, config.column, config.name)
+    try:
+        yield from _column(rows, config.column, config.name)
+    except UserError:
+        raise
+    except Exception as error:
+        if _network_is_gone(error):
+            raise _network_error(config.name, error) from error
+        raise UserError(f"data.name={config.name} broke off: {_first_line(error)}") from error
 
 
-def _column(rows: object, column: str, source: str) -> Iterator[str]:
-    for row in rows:  # type: ignore[attr-defined]
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0]
+
+
+def _network_is_gone(error: BaseException) -> bool:
+    """Whether a lost connection is among what led to `error`, after all retries."""
+    chain: BaseException | None = error
+    while chain is not None:
+        kinds = {kind.__name__ for kind in type(chain).__mro__}
+        # Of requests, httpx and aiohttp: importing three libraries to compare types is dear.
+        if kinds & {"ConnectionError", "TimeoutError", "TransportError", "ClientError"}:
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
+def _network_error(source: str, error: BaseException) -> UserError:
+    return UserError(
+        f"{source}: the network is gone ({_first_line(error)}); run the same command again "
+        "when it is back, what is finished is kept"
+    )
+
+
+def _column(rows: Any, column: str, source: str) -> Iterator[str | Chat]:
+    for row in rows:
         if column not in row:
             raise UserError(
                 f"data.column={column} is not in {source}; it has {', '.join(map(str, row))}"
             )
-        if isinstance(row[column], str) and row[column]:
-            yield row[column]
+        value = row[column]
+        if not value or isinstance(value, str):
+            yield value or ""
+        elif _is_chat(value):
+            yield value
+        else:
+            raise UserError(
+                f"data.column={column} of {source} holds {type(value).__name__}; give a column "
+                "of text, or of conversations: lists of messages with role and content"
+            )
+
+
+def _is_chat(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(message, dict) and {"role", "content"} <= set(message) for message in value
+    )

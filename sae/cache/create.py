@@ -1,0 +1,168 @@
+"""Laying out a new cache, or finding the one that was begun."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from sae.base.errors import UserError
+from sae.base.files import atomic_path
+from sae.cache.layout import FORMAT, FORMAT_VERSION, chunk_slices
+from sae.cache.store import (
+    explained_store_failures,
+    holds_something,
+    local_folder,
+    open_group,
+)
+from sae.cache.stored import STORED_DTYPES
+from sae.cache.writer import NOT_WRITTEN, CacheWriter, HookShape, flat_keys
+from sae.text.packing import ROWS_A_BLOCK, TextPlan
+
+COMPRESSIONS = ("none", "zstd")
+_CHUNK_BYTES = 8 << 20
+_MOST_SEQUENCES_A_CHUNK = 32
+
+
+def create_cache(
+    location: str | Path,
+    hooks: list[HookShape],
+    plan: TextPlan,
+    *,
+    dtype: str,
+    compression: str = "none",
+    attributes: dict[str, Any],
+) -> CacheWriter:
+    """Lay out an empty cache with room for a text and its activations, all at once.
+
+    Args:
+        compression: `none`, or `zstd` after a shuffle of bits: lossless.
+        attributes: what the cache says of itself; `data`, `special_token_ids` and `digest`
+            have to be there.
+    """
+    rows = {"n_training": plan.n_training, "n_held_out": plan.n_held_out}
+    about = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "complete": False,
+        "text_complete": False,
+        "dtype": dtype,
+        "compression": compression,
+        "planned_rows": rows,
+        "rows": rows,
+        "hooks": {
+            h.hook_name: {"module": h.module, "side": h.side, "d_in": h.d_in} for h in hooks
+        },
+        **attributes,
+    }
+    folder = local_folder(location)
+    if folder is not None:
+        with atomic_path(folder) as temporary:
+            group = zarr.create_group(str(temporary))
+            _lay_out(group, hooks, plan, dtype, compression)
+            group.attrs.update(about)
+    else:
+        with explained_store_failures(location):
+            group = open_group(location, "a")
+            _lay_out(group, hooks, plan, dtype, compression)
+            # Without its attributes a group is no cache: they make it one, last.
+            group.attrs.update(about)
+    return CacheWriter(location)
+
+
+def _lay_out(
+    group: zarr.Group, hooks: list[HookShape], plan: TextPlan, dtype: str, compression: str
+) -> None:
+    stored, fill = STORED_DTYPES[dtype]
+    n, context = plan.n_sequences, plan.context_size
+    width = np.dtype(stored).itemsize
+    size = sequences_a_chunk(context * max(h.d_in for h in hooks) * width)
+    codecs: list[Any] = [Crc32cCodec()]
+    if compression == "zstd":
+        codecs.insert(0, BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"))
+    for name, empty in NOT_WRITTEN.items():
+        _array(group, name, (n, context), (ROWS_A_BLOCK, context), "int32", empty)
+    for h in hooks:
+        about = {"dtype": dtype}
+        chunks = (size, context, h.d_in)
+        name = f"activations/{h.hook_name}"
+        array = _array(group, name, (n, context, h.d_in), chunks, stored, fill, codecs)
+        array.attrs.update(about)
+        kinds = ["norms", "scales"] if dtype == "int8" else ["norms"]
+        for kind in kinds:
+            chunks_2d = (size, context)
+            _array(group, f"{kind}/{h.hook_name}", (n, context), chunks_2d, "float32", np.nan)
+        shape = (len(chunk_slices(n, size)), 1 + 2 * h.d_in)
+        _array(group, f"moments/{h.hook_name}", shape, (1, shape[1]), "float64", np.nan)
+
+
+def _array(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: str,
+    fill: Any,
+    codecs: list[Any] | None = None,
+) -> Any:
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        fill_value=fill,
+        compressors=codecs or [Crc32cCodec()],
+        filters=None,
+        chunk_key_encoding=flat_keys(),
+        overwrite=True,
+        # Zarr leaves out chunks of its fill value, and would read them to find out.
+        config={"write_empty_chunks": True},
+    )
+
+
+def sequences_a_chunk(bytes_a_sequence: int) -> int:
+    """As many as make some megabytes at the widest hook, and at most 32."""
+    return max(1, min(_MOST_SEQUENCES_A_CHUNK, _CHUNK_BYTES // bytes_a_sequence))
+
+
+def find_cache(location: str | Path, digest: str) -> CacheWriter | None:
+    """The cache at `location` if it is, or is to become, the one that `digest` describes.
+
+    Returns None if nothing is there, or nothing but another one's text: its harvest ended
+    before the first chunk, as it does when dtype cannot hold the activations.
+
+    Raises:
+        UserError: if something else is there; it is left as it is.
+    """
+    if not holds_something(location):
+        return None
+    writer = None
+    with contextlib.suppress(FileNotFoundError, KeyError):
+        writer = _opened(location)
+    if writer is None:
+        raise UserError(
+            f"{location} holds something that is no activation cache; choose another run="
+        )
+    if not writer.attributes and local_folder(location) is None:
+        # A put of the attributes ends the laying out; it did not come to that.
+        return None
+    writer.check_format()
+    if writer.digest != digest and not writer.complete and writer.empty():
+        return None
+    if writer.digest != digest:
+        raise UserError(
+            f"{location} holds a cache of another model, text or setting; choose another "
+            "run=... or remove it"
+        )
+    return writer
+
+
+def _opened(location: str | Path) -> CacheWriter | None:
+    try:
+        return CacheWriter(location)
+    except UserError:
+        raise
+    except ValueError:
+        return None

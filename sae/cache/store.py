@@ -1,0 +1,205 @@
+"""Where a cache lies: a local folder, or an object store (`s3://`, `gs://`, `az://`).
+
+Object stores are reached through obstore, which reads the usual variables of the environment
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...). A put there is atomic, as a rename is here.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from sae.base.errors import UserError
+from sae.base.files import explained_failures
+
+_SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
+_LOCK = ".writer"
+_BEAT_SECONDS = 20.0
+_STALE_SECONDS = 120.0
+
+
+def is_url(location: str | Path) -> bool:
+    """Whether `location` is in an object store."""
+    return "://" in str(location)
+
+
+def local_folder(location: str | Path) -> Path | None:
+    """The folder of a local cache; None for one in an object store."""
+    return None if is_url(location) else Path(location)
+
+
+def _object_store(location: str) -> Any:
+    if not location.startswith(_SCHEMES):
+        raise UserError(
+            f"{location}: this kind of address is unknown; give a folder, or one that begins "
+            f"with {', '.join(_SCHEMES)}"
+        )
+    try:
+        from obstore.store import from_url
+    except ImportError as error:
+        raise UserError(
+            f"{location}: object stores need obstore; install it with: pip install obstore"
+        ) from error
+    # Only an address that the environment names on purpose (a store on one's own machine) is
+    # ever plain http.
+    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    return from_url(location, client_options={"allow_http": plain})
+
+
+@contextlib.contextmanager
+def explained_store_failures(location: str | Path) -> Iterator[None]:
+    """Turn the refusals of a disk or an object store into a sentence about `location`."""
+    if not is_url(location):
+        with explained_failures(Path(location)):
+            yield
+        return
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith("obstore"):
+            first = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"{location}: the object store refused ({first}); see to access and network "
+                "and run the same command again, what is finished is kept"
+            ) from error
+        raise
+
+
+def open_group(location: str | Path, mode: str) -> zarr.Group:
+    """The zarr group at `location`; `mode` is zarr's: `r`, `r+` or `w-`.
+
+    Raises:
+        FileNotFoundError, KeyError or ValueError: as zarr does, if there is none.
+    """
+    if not is_url(location):
+        return zarr.open_group(str(location), mode=mode)  # type: ignore[arg-type]
+    with explained_store_failures(location):
+        store = zarr.storage.ObjectStore(_object_store(str(location)), read_only=mode == "r")
+        return zarr.open_group(store, mode=mode)  # type: ignore[arg-type]
+
+
+def holds_something(location: str | Path) -> bool:
+    """Whether anything is at `location`."""
+    folder = local_folder(location)
+    if folder is not None:
+        return folder.exists()
+    with explained_store_failures(location):
+        found = _object_store(str(location)).list(chunk_size=2)
+        # A writer's lock alone is nothing.
+        return any(o["path"] != _LOCK for o in next(iter(found), []))
+
+
+def sweep(location: str | Path) -> None:
+    """Remove the halves of files that a process left which was killed inside a write."""
+    folder = local_folder(location)
+    if folder is not None:
+        for half in folder.rglob("*.partial"):
+            half.unlink()
+
+
+@contextlib.contextmanager
+def only_writer(location: str | Path) -> Iterator[None]:
+    """Be the one process that writes to a cache, until the context ends or the process dies.
+
+    Locally the system's lock on a file beside the cache, which no death leaves behind. In an
+    object store an object that is renewed every 20 seconds, and counts as left behind after
+    two minutes.
+
+    Raises:
+        UserError: if another process writes to it.
+    """
+    folder = local_folder(location)
+    with _file_lock(folder) if folder is not None else _object_lock(str(location)):
+        yield
+
+
+def _refusal(location: str | Path, who: str) -> UserError:
+    return UserError(
+        f"{location}: another process{who} is writing to this cache; wait for it, or choose "
+        "another run=..."
+    )
+
+
+@contextlib.contextmanager
+def _file_lock(folder: Path) -> Iterator[None]:
+    import fcntl
+
+    path = folder.with_name(f".{folder.name}.lock")
+    with explained_failures(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip()
+            raise _refusal(folder, f" ({owner})" if owner else "") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        # The file stays: whoever removed it could lock another one of the same name.
+        yield
+
+
+@contextlib.contextmanager
+def _object_lock(location: str) -> Iterator[None]:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError
+
+    store = _object_store(location)
+    mine = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
+    with explained_store_failures(location):
+        try:
+            obstore.put(store, _LOCK, mine.encode(), mode="create")
+        except AlreadyExistsError as error:
+            age = time.time() - obstore.head(store, _LOCK)["last_modified"].timestamp()
+            if age < _STALE_SECONDS:
+                owner = bytes(obstore.get(store, _LOCK).bytes()).decode()
+                raise _refusal(location, f" ({owner})") from error
+            obstore.put(store, _LOCK, mine.encode())
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(_BEAT_SECONDS):
+            # A missed beat is made up for by the next one.
+            with contextlib.suppress(Exception):
+                obstore.put(store, _LOCK, mine.encode())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        with contextlib.suppress(FileNotFoundError):
+            obstore.delete(store, _LOCK)
+
+
+def stored_keys(location: str | Path, folder: str) -> set[str]:
+    """Names of the objects right inside a folder of a cache, listed once."""
+    root = local_folder(location)
+    if root is not None:
+        with contextlib.suppress(FileNotFoundError):
+            return {entry.name for entry in os.scandir(root / folder)}
+        return set()
+    with explained_store_failures(location):
+        found = _object_store(str(location)).list(folder)
+        return {o["path"].removeprefix(f"{folder}/") for part in found for o in part}
+
+
+def stored_bytes(location: str | Path) -> int:
+    """Size of everything in a cache."""
+    root = local_folder(location)
+    if root is not None:
+        return sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+    with explained_store_failures(location):
+        return sum(o["size"] for part in _object_store(str(location)).list() for o in part)

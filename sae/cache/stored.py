@@ -1,0 +1,92 @@
+"""How activations are stored: which numbers stand for which values, and raw chunk files."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae.base.errors import UserError
+
+# How torch types are stored. Zarr has no bfloat16, so its bits are kept as uint16; the fill
+# value is a NaN in each, because activations are finite and what is missing must show. An int8
+# has no NaN, but its scales do.
+STORED_DTYPES: dict[str, tuple[str, Any]] = {
+    "float16": ("float16", np.nan),
+    "float32": ("float32", np.nan),
+    "bfloat16": ("uint16", 0xFFFF),
+    "int8": ("int8", -128),
+}
+# What a row is read as.
+ROW_DTYPES = {
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.float32,
+}
+CHECKSUM_BYTES = 4
+
+
+def to_stored(x: Tensor, dtype: str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Activations as the numpy array that is written for `dtype`, and scales for int8.
+
+    Args:
+        x: (sequence, position, d_in).
+
+    Returns:
+        The array, and for int8 the factor of each row, (sequence, position): the row's largest
+        magnitude over 127, so that nothing is clipped.
+
+    Raises:
+        UserError: if a value is not finite, or too large for `dtype`.
+    """
+    low, high = torch.aminmax(x)
+    largest = float(torch.maximum(-low, high))
+    if not math.isfinite(largest):
+        raise UserError("the model's activations hold NaN or infinity; run it in float32")
+    # Half a step above the largest float16, where rounding goes to infinity.
+    if dtype == "float16" and largest >= 65_520:
+        raise UserError(
+            f"dtype={dtype} cannot hold an activation of {largest:.3g}; say dtype=bfloat16"
+        )
+    if dtype == "bfloat16":
+        return x.to(torch.bfloat16).view(torch.int16).cpu().numpy().view(np.uint16), None
+    if dtype == "int8":
+        scales = x.float().abs().amax(-1, keepdim=True) / 127
+        levels = torch.round(x / scales.clamp_min(1e-30)).to(torch.int8)
+        return levels.cpu().numpy(), scales[..., 0].cpu().numpy()
+    stored: NDArray[Any] = x.to(getattr(torch, dtype)).cpu().numpy()
+    return stored, None
+
+
+def from_stored(array: NDArray[Any], scales: NDArray[np.float32] | None = None) -> Tensor:
+    """What was stored, as a tensor of the cache's dtype; float32 for int8 with its scales."""
+    if scales is not None:
+        return torch.from_numpy(array).float() * torch.from_numpy(scales)[..., None]
+    if array.dtype == np.uint16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def mapped_chunk(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A raw chunk file as an array over the file's own pages, after its checksum was seen to.
+
+    The array may be written to without a change to the file.
+
+    Raises:
+        FileNotFoundError: if there is no such chunk.
+        ValueError: if its length or its checksum is wrong.
+    """
+    raw = np.memmap(file, dtype=np.uint8, mode="c")
+    size = int(np.prod(shape)) * dtype.itemsize
+    if len(raw) != size + CHECKSUM_BYTES:
+        raise ValueError(f"{len(raw)} bytes where {size + CHECKSUM_BYTES} should be")
+    (stored,) = raw[size:].view("<u4")
+    # Zarr's crc32c codec: the checksum of the bytes before it, little-endian.
+    if google_crc32c.value(raw[:size]) != int(stored):
+        raise ValueError("the stored checksum is not that of the bytes")
+    return raw[:size].view(dtype).reshape(shape)
