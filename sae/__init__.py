@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         StandardConfig,
         TopKConfig,
     )
+    from sae.cache.dataset import ActivationDataset
     from sae.cache.layout import ActivationCache, open_cache
     from sae.dictionary import Dictionary
     from sae.models.load import ModelConfig
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActivationCache": "sae.cache.layout",
+    "ActivationDataset": "sae.cache.dataset",
     "DataConfig": "sae.text.source",
     "Dictionary": "sae.dictionary",
     "LoggerConfig": "sae.training.loggers",
@@ -52,6 +54,7 @@ _HOMES = {
 
 __all__ = [
     "ActivationCache",
+    "ActivationDataset",
     "BatchTopKConfig",
     "DataConfig",
     "Dictionary",

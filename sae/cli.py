@@ -1,4 +1,4 @@
-"""The command line: `sae STAGE [group=choice ...] [key=value ...]`."""
+"""The command line: `sae STAGE [group=choice ...] [key=value ...]`, and `sae cache VERB`."""
 
 import sys
 from collections.abc import Sequence
@@ -15,12 +15,18 @@ sae: from text to steering, with sparse autoencoders
 Stages
 {stages}
 
+Beside them
+  cache     look at caches, check, merge, sample, export and import: sae cache --help
+
 Start with: sae demo
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one stage; returns the exit status: 0, or 2 after a sentence on standard error."""
+    """Run one stage; returns the exit status.
+
+    0, or 1 where `sae cache verify` has found damage, or 2 after a sentence on standard error.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     from sae.base.errors import UserError
 
@@ -46,12 +52,13 @@ def _main(words: list[str]) -> int:
     if words[0] == "--version":
         print(code_version())
         return 0
+    if words[0] == "cache":
+        return _cache(words[1:])
     from sae.schemas import STAGES, build, stage_help
 
     if words[0] not in STAGES:
-        raise UserError(
-            f"{words[0]} is no stage{nearest(words[0], STAGES)}; there are {', '.join(STAGES)}"
-        )
+        near = nearest(words[0], [*STAGES, "cache"])
+        raise UserError(f"{words[0]} is no stage{near}; there are {', '.join(STAGES)}")
     stage, rest = STAGES[words[0]], words[1:]
     if "-h" in rest or "--help" in rest:
         print(stage_help(stage))
@@ -63,6 +70,15 @@ def _main(words: list[str]) -> int:
     else:
         stage.module().run(build(stage, rest))
     return 0
+
+
+def _cache(words: list[str]) -> int:
+    from tqdm import tqdm
+
+    from sae.stages import cache
+
+    # Lines are printed while a bar is drawn.
+    return cache.run(words, tqdm.write)
 
 
 def _usage() -> str:

@@ -1,6 +1,7 @@
 """A tiny world for the tests: random models, a tokenizer and texts, all made here."""
 
 import json
+import multiprocessing
 import os
 import random
 from pathlib import Path
@@ -210,3 +211,13 @@ def tiny_run(
             train_batch_size_tokens=256,
         )
     return run
+
+
+@pytest.fixture(scope="session")
+def processes() -> multiprocessing.context.ForkServerContext:
+    """Starts processes that have imported everything, in a moment."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["sae.stages.harvest", "datasets", "transformers.models.llama.modeling_llama"]
+    )
+    return context

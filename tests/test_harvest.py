@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -151,16 +150,6 @@ def harvest_until(n_writes: int, given: dict[str, Any]) -> None:
     _local._put = put
     torch.set_num_threads(1)
     sae.harvest(**given)
-
-
-@pytest.fixture(scope="module")
-def processes() -> multiprocessing.context.ForkServerContext:
-    """Starts processes that have imported everything, in a moment."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["sae.stages.harvest", "datasets", "transformers.models.llama.modeling_llama"]
-    )
-    return context
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from sae.base.errors import UserError
+
 # A barrier is met by the slowest process, after days perhaps; a dead one ends them all anyway.
 _PATIENCE = timedelta(days=30)
 
@@ -24,14 +26,21 @@ class Processes:
         self.share(None)
 
     def share(self, value: Any) -> Any:
-        """What the first process gives, in all of them; waits until every process is here."""
+        """What the first process gives, in all of them; waits until every process is here.
+
+        Raises:
+            UserError: if one has ended.
+        """
         if self.size == 1:
             return value
         import torch.distributed
 
         values = [value]
-        torch.distributed.barrier()
-        torch.distributed.broadcast_object_list(values, src=0)
+        try:
+            torch.distributed.barrier()
+            torch.distributed.broadcast_object_list(values, src=0)
+        except RuntimeError as error:
+            raise UserError("another process of this job has ended; it says why") from error
         return values[0]
 
 
@@ -45,7 +54,6 @@ def joined_processes() -> Iterator[Processes]:
     import torch.distributed
 
     torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
-    try:
-        yield Processes(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
-    finally:
-        torch.distributed.destroy_process_group()
+    yield Processes(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    # Not after an error: the others would end, and `torchrun` with them, before it is said.
+    torch.distributed.destroy_process_group()

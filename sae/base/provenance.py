@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+UNKNOWN = "unknown"
+"""In place of a digest that whoever made an artefact did not leave."""
+
 
 def code_version() -> str:
     """The installed version of this package."""

@@ -12,10 +12,10 @@ from sae.base.errors import UserError
 from sae.base.files import atomic_path
 from sae.cache.layout import FORMAT, FORMAT_VERSION, chunk_slices
 from sae.cache.store import (
+    emptied_group,
     explained_store_failures,
     holds_something,
     local_folder,
-    open_group,
 )
 from sae.cache.stored import STORED_DTYPES
 from sae.cache.writer import NOT_WRITTEN, CacheWriter, HookShape, flat_keys
@@ -65,9 +65,10 @@ def create_cache(
             group.attrs.update(about)
     else:
         with explained_store_failures(location):
-            group = open_group(location, "a")
+            begun = {"format": FORMAT, "format_version": FORMAT_VERSION}
+            group = emptied_group(str(location), begun)
             _lay_out(group, hooks, plan, dtype, compression)
-            # Without its attributes a group is no cache: they make it one, last.
+            # Without the rest of its attributes it is no cache: they make it one, last.
             group.attrs.update(about)
     return CacheWriter(location)
 
@@ -145,10 +146,10 @@ def find_cache(location: str | Path, digest: str) -> CacheWriter | None:
         raise UserError(
             f"{location} holds something that is no activation cache; choose another run="
         )
-    if not writer.attributes and local_folder(location) is None:
+    writer.check_format()
+    if "digest" not in writer.attributes and local_folder(location) is None:
         # A put of the attributes ends the laying out; it did not come to that.
         return None
-    writer.check_format()
     if writer.digest != digest and not writer.complete and writer.empty():
         return None
     if writer.digest != digest:

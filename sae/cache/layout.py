@@ -30,7 +30,7 @@ from torch import Tensor
 from sae.base.errors import UserError, nearest
 from sae.base.provenance import digest
 from sae.cache.store import explained_store_failures, is_url, local_folder, open_group
-from sae.cache.stored import from_stored, mapped_chunk
+from sae.cache.stored import Stored, from_stored, mapped_chunk
 
 FORMAT = "sae-atlas activation cache"
 FORMAT_VERSION = 2
@@ -75,12 +75,12 @@ class ActivationCache:
     @property
     def n_sequences(self) -> int:
         """Rows of tokens."""
-        return int(self._array("tokens").shape[0])
+        return int(self.array("tokens").shape[0])
 
     @property
     def context_size(self) -> int:
         """Tokens a row."""
-        return int(self._array("tokens").shape[1])
+        return int(self.array("tokens").shape[1])
 
     @property
     def tokens(self) -> NDArray[np.int32]:
@@ -96,6 +96,11 @@ class ActivationCache:
     def held_out(self) -> NDArray[np.bool_]:
         """Which sequences are never trained on, (sequence,)."""
         return self._whole("held_out")
+
+    @property
+    def document_digests(self) -> NDArray[np.uint64]:
+        """The first eight bytes of the SHA-256 of each document's text, (document,)."""
+        return self._whole("document_digests")
 
     def hook(self, hook_name: str | None) -> str:
         """`hook_name` if the cache has it, by any of its two names; with None the only one."""
@@ -119,7 +124,7 @@ class ActivationCache:
 
     def d_in(self, hook_name: str) -> int:
         """Width of the activations at a hook."""
-        return int(self._array(f"activations/{hook_name}").shape[2])
+        return int(self.array(f"activations/{hook_name}").shape[2])
 
     def norms(self, hook_name: str) -> NDArray[np.float32]:
         """Norms of the stored rows, (sequence, position)."""
@@ -137,9 +142,27 @@ class ActivationCache:
         special = np.isin(self.tokens, self.attributes["special_token_ids"])
         return ~special & (self.documents >= 0)
 
+    def read_rows(self, name: str, sequences: slice) -> NDArray[Any]:
+        """Some sequences of `tokens`, `documents` or `norms/{hook_name}`, each chunk verified.
+
+        What is not written yet has the array's fill value.
+
+        Raises:
+            UserError: if the array is not there or a chunk's bytes have changed.
+        """
+        array = self.array(name)
+        with explained_store_failures(self.location):
+            try:
+                return np.asarray(array[sequences])
+            except ValueError as error:
+                raise UserError(
+                    f"{self.location}: {name} is damaged in sequences {sequences.start} to "
+                    f"{sequences.stop - 1} ({error}); run the same harvest again to repair it"
+                ) from error
+
     def chunks(self, hook_name: str) -> list[slice]:
         """The sequences of each chunk, in order."""
-        array = self._array(f"activations/{hook_name}")
+        array = self.array(f"activations/{hook_name}")
         return chunk_slices(array.shape[0], array.chunks[0])
 
     def read(self, hook_name: str, sequences: slice) -> Tensor:
@@ -151,29 +174,45 @@ class ActivationCache:
         Raises:
             UserError: if a chunk is missing or its bytes have changed.
         """
-        return read_activations(self.group, self.location, hook_name, sequences)
+        return from_stored(*self.read_stored(hook_name, sequences))
+
+    def read_stored(self, hook_name: str, sequences: slice) -> Stored:
+        """What `read` gives as it is stored: an array, and for int8 its rows' scales."""
+        return _read_stored(self.group, self.location, hook_name, sequences)
 
     def damaged(self, hook_name: str, chunk: slice) -> str | None:
         """What is wrong with a chunk of a hook, all arrays of it; None if nothing."""
         return chunk_damage(self.group, self.location, hook_name, chunk)
 
-    def _array(self, name: str) -> Any:
-        return self.group[name]
+    def array(self, name: str) -> Any:
+        """One of the cache's zarr arrays.
 
-    def _whole(self, name: str) -> NDArray[Any]:
+        Raises:
+            UserError: if it is not there, or what describes it cannot be read.
+        """
         with explained_store_failures(self.location):
             try:
-                return read_whole(self._array(name))
+                return self.group[name]
             except (KeyError, ValueError) as error:
-                raise UserError(
-                    f"{self.location}: {name} is missing or damaged ({error}); harvest again"
-                ) from error
+                raise self._lost(name, error) from error
+
+    def _whole(self, name: str) -> NDArray[Any]:
+        array = self.array(name)
+        with explained_store_failures(self.location):
+            try:
+                return read_whole(array)
+            except ValueError as error:
+                raise self._lost(name, error) from error
+
+    def _lost(self, name: str, error: Exception) -> UserError:
+        return UserError(
+            f"{self.location}: {name} is missing or damaged ({error}); harvest again"
+        )
 
 
-def read_activations(
+def _read_stored(
     group: zarr.Group, location: str | Path, hook_name: str, sequences: slice
-) -> Tensor:
-    """What `ActivationCache.read` gives, from a group that need not be complete."""
+) -> Stored:
     name = f"activations/{hook_name}"
     try:
         with explained_store_failures(location):
@@ -192,7 +231,7 @@ def read_activations(
             f"{sequences.start} to {sequences.stop - 1} ({error}); "
             "run the same harvest again to repair it"
         ) from error
-    return from_stored(stored, scales)
+    return stored, scales
 
 
 def _stored(
@@ -273,8 +312,11 @@ def chunk_slices(n: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-def open_cache(location: str | Path) -> ActivationCache:
+def open_cache(location: str | Path, *, unfinished: bool = False) -> ActivationCache:
     """Open a finished cache for reading: a folder, or an address such as `s3://bucket/x.zarr`.
+
+    Args:
+        unfinished: whether one is opened as well whose harvest has not ended.
 
     Raises:
         UserError: if there is none, it is another version, or its harvest is not finished.
@@ -289,7 +331,8 @@ def open_cache(location: str | Path) -> ActivationCache:
         ) from error
     attributes = dict(group.attrs)
     check_format(location, attributes)
-    if not attributes.get("complete"):
+    # In an object store a cache that is being laid out has nothing else to say of itself.
+    if not attributes.get("complete") and not (unfinished and "hooks" in attributes):
         raise UserError(
             f"{location} is not finished; run the same harvest again to complete it"
         )

@@ -40,9 +40,17 @@ class QuantileSketch:
         first = int(np.float32(bound).view(np.uint32)) >> _SHIFT
         return int(self.counts[first + 1 :].sum())
 
+    def occupied(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Middle and count of every bin that is not empty, ascending, (bin,) each."""
+        bins = np.flatnonzero(self.counts)
+        return _middles(bins), self.counts[bins]
+
     def _at(self, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
         """The middle of the bin in which each rank lies."""
-        bins = np.searchsorted(np.cumsum(self.counts), ranks, side="right")
-        edges = (np.stack([bins, bins + 1]) << _SHIFT).astype(np.uint32).view(np.float32)
-        middles: NDArray[np.float64] = edges.astype(np.float64).mean(0)
-        return middles
+        return _middles(np.searchsorted(np.cumsum(self.counts), ranks, side="right"))
+
+
+def _middles(bins: NDArray[np.intp]) -> NDArray[np.float64]:
+    edges = (np.stack([bins, bins + 1]) << _SHIFT).astype(np.uint32).view(np.float32)
+    middles: NDArray[np.float64] = edges.astype(np.float64).mean(0)
+    return middles

@@ -179,7 +179,7 @@ def batches_of_epochs(
     pool_bytes: int = 2 << 30,
     output_hook_name: str | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of given sizes, of one cache's rows: what is selected for one epoch after the other.
+    """Batches of given sizes: the rows of one selection, then those of the next.
 
     With one selection for all epochs and one size the order is that of `shuffled_batches`.
 

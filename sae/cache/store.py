@@ -5,12 +5,16 @@ Object stores are reached through obstore, which reads the usual variables of th
 """
 
 import contextlib
+import glob
 import os
+import re
+import shutil
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,8 @@ _SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 _LOCK = ".writer"
 _BEAT_SECONDS = 20.0
 _STALE_SECONDS = 120.0
+_PATIENCE = timedelta(seconds=60)
+"""How long a request to an object store is made again before it counts as refused."""
 
 
 def is_url(location: str | Path) -> bool:
@@ -50,7 +56,11 @@ def _object_store(location: str) -> Any:
     # Only an address that the environment names on purpose (a store on one's own machine) is
     # ever plain http.
     plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-    return from_url(location, client_options={"allow_http": plain})
+    return from_url(
+        location,
+        client_options={"allow_http": plain},
+        retry_config={"retry_timeout": _PATIENCE},
+    )
 
 
 @contextlib.contextmanager
@@ -64,9 +74,12 @@ def explained_store_failures(location: str | Path) -> Iterator[None]:
         yield
     except Exception as error:
         if type(error).__module__.startswith("obstore"):
-            first = str(error).strip().split("\n")[0]
+            said = str(error).strip()
+            # Stores answer in XML, with a short name for what is wrong, such as NoSuchBucket.
+            name = re.search(r"<Code>(\w+)</Code>", said)
+            why = name[1] if name else said.split("\n")[0]
             raise UserError(
-                f"{location}: the object store refused ({first}); see to access and network "
+                f"{location}: the object store refused ({why}); see to access and network "
                 "and run the same command again, what is finished is kept"
             ) from error
         raise
@@ -85,6 +98,25 @@ def open_group(location: str | Path, mode: str) -> zarr.Group:
         return zarr.open_group(store, mode=mode)  # type: ignore[arg-type]
 
 
+def emptied_group(location: str, attributes: dict[str, Any]) -> zarr.Group:
+    """A group in an object store with these attributes and nothing in it but its lock.
+
+    It has its attributes first, so that a death on the way leaves no half of something else.
+    """
+    import obstore
+
+    store = _object_store(location)
+    inside = zarr.storage.ObjectStore(store)
+    # Copies: zarr keeps the one that it is given, and changes it.
+    group = zarr.open_group(inside, mode="a", attributes=dict(attributes))
+    group.attrs.put(dict(attributes))
+    for part in store.list():
+        paths = [o["path"] for o in part if o["path"] not in ("zarr.json", _LOCK)]
+        if paths:
+            obstore.delete(store, paths)
+    return group
+
+
 def holds_something(location: str | Path) -> bool:
     """Whether anything is at `location`."""
     folder = local_folder(location)
@@ -97,11 +129,15 @@ def holds_something(location: str | Path) -> bool:
 
 
 def sweep(location: str | Path) -> None:
-    """Remove the halves of files that a process left which was killed inside a write."""
+    """Remove the halves of files and folders that a process left which was killed."""
     folder = local_folder(location)
     if folder is not None:
         for half in folder.rglob("*.partial"):
             half.unlink()
+        # Of `atomic_path`: a cache that was being laid out.
+        for beside in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+            if re.fullmatch(r".*\.[0-9a-f]{8}\.(partial|old)", beside.name):
+                shutil.rmtree(beside, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -121,9 +157,11 @@ def only_writer(location: str | Path) -> Iterator[None]:
 
 
 def _refusal(location: str | Path, who: str) -> UserError:
+    # The system frees a file's lock when its owner dies; an object stays a while.
+    if_dead = "" if local_folder(location) else " (if it was killed, for two minutes)"
     return UserError(
-        f"{location}: another process{who} is writing to this cache; wait for it, or choose "
-        "another run=..."
+        f"{location}: another process{who} is writing to this cache; wait for it{if_dead}, or "
+        "choose another run=..."
     )
 
 
@@ -152,7 +190,7 @@ def _file_lock(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _object_lock(location: str) -> Iterator[None]:
     import obstore
-    from obstore.exceptions import AlreadyExistsError
+    from obstore.exceptions import AlreadyExistsError, PreconditionError
 
     store = _object_store(location)
     mine = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
@@ -160,11 +198,18 @@ def _object_lock(location: str) -> Iterator[None]:
         try:
             obstore.put(store, _LOCK, mine.encode(), mode="create")
         except AlreadyExistsError as error:
-            age = time.time() - obstore.head(store, _LOCK)["last_modified"].timestamp()
-            if age < _STALE_SECONDS:
-                owner = bytes(obstore.get(store, _LOCK).bytes()).decode()
-                raise _refusal(location, f" ({owner})") from error
-            obstore.put(store, _LOCK, mine.encode())
+            found = obstore.get(store, _LOCK)
+            owner = bytes(found.bytes()).decode()
+            refusal = _refusal(location, f" ({owner})")
+            if time.time() - found.meta["last_modified"].timestamp() < _STALE_SECONDS:
+                raise refusal from error
+            try:
+                # Only the one that was looked at: of two that come at once, one takes it.
+                seen = {name: found.meta[name] for name in ("e_tag", "version")}
+                mode: Any = {name: value for name, value in seen.items() if value is not None}
+                obstore.put(store, _LOCK, mine.encode(), mode=mode)
+            except PreconditionError as taken:
+                raise refusal from taken
     done = threading.Event()
 
     def beat() -> None:

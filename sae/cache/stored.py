@@ -30,8 +30,12 @@ ROW_DTYPES = {
 }
 CHECKSUM_BYTES = 4
 
+Stored = tuple[NDArray[Any], NDArray[np.float32] | None]
+"""Activations as they are written, (sequence, position, d_in), and for int8 the factor of each
+row, (sequence, position)."""
 
-def to_stored(x: Tensor, dtype: str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+
+def to_stored(x: Tensor, dtype: str) -> Stored:
     """Activations as the numpy array that is written for `dtype`, and scales for int8.
 
     Args:

@@ -10,7 +10,7 @@ Statistics are reduced over chunks in a fixed order from the moments stored besi
 import contextlib
 import errno
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from sae.cache.layout import (
 )
 from sae.cache.quantiles import QuantileSketch
 from sae.cache.store import explained_store_failures, open_group, stored_keys
-from sae.cache.stored import STORED_DTYPES, from_stored, to_stored
+from sae.cache.stored import STORED_DTYPES, Stored, from_stored, to_stored
 from sae.core.row_statistics import merged_moments, norms_and_moments, split_moments
 from sae.text.packing import TextPlan
 
@@ -152,9 +152,13 @@ class CacheWriter:
     def _text(self, name: str, chunk: slice) -> NDArray[np.int32]:
         with explained_store_failures(self.location):
             try:
-                return np.asarray(self.array(name)[chunk])
+                found = np.asarray(self.array(name)[chunk])
             except ValueError as error:
                 raise self.damaged_text() from error
+        if bool((found == NOT_WRITTEN[name]).any()):
+            # A chunk that is lost, which would pass for padding.
+            raise self.damaged_text()
+        return found
 
     def damaged_text(self) -> UserError:
         """What to say of text that was complete and does not read as it was written."""
@@ -233,11 +237,15 @@ class CacheWriter:
         Args:
             activations: for each hook (sequence, position, d_in).
         """
+        found = ((hook, to_stored(x, self.dtype)) for hook, x in activations.items())
+        self.write_stored(chunk, found)
+
+    def write_stored(self, chunk: slice, activations: Iterable[tuple[str, Stored]]) -> None:
+        """What `write` does, from arrays of the cache's dtype that are taken bit for bit."""
         i = chunk.start // self._chunk_size
         keep = self._training_rows(chunk)
-        with self._explained_full_disk():
-            for hook, x in activations.items():
-                stored, scales = to_stored(x, self.dtype)
+        with explained_store_failures(self.location):
+            for hook, (stored, scales) in activations:
                 rows = from_stored(stored, scales).float().numpy()
                 norms, moments = norms_and_moments(
                     rows.reshape(-1, rows.shape[2]), keep.reshape(-1)
@@ -256,7 +264,8 @@ class CacheWriter:
         return keep
 
     @contextlib.contextmanager
-    def _explained_full_disk(self) -> Iterator[None]:
+    def explained_full_disk(self) -> Iterator[None]:
+        """Say of a disk that is full how many bytes are still needed."""
         try:
             with explained_store_failures(self.location):
                 yield

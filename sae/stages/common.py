@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.errors import UserError, nearest, require
+from sae.base.progress import say
+from sae.base.provenance import UNKNOWN
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
 from sae.exchange.saelens import CONFIG_FILE, load_dictionary
@@ -99,6 +101,9 @@ def recorded_model(record: dict[str, Any], device: str) -> LanguageModel:
         UserError: if the model found under that name has other weights now.
     """
     model = load_model(recorded_config(record, device))
+    if record["weight_digest"] == UNKNOWN:
+        say(f"nothing tells whether {record['name']} is the very model of these activations")
+        return model
     require(
         model.digest == record["weight_digest"],
         f"model {record['name']} has other weights now (digest {model.digest}) than those that "

@@ -46,6 +46,7 @@ def fill(
         say(f"harvest: {share * width - todo:,} tokens are there already, going on")
     pace = _Pace(timing_path if processes.rank == 0 else None, todo)
     with (
+        writer.explained_full_disk(),
         progress(share * width, "harvest", "tok", share * width - todo) as bar,
         ThreadPoolExecutor(1) as disk,
     ):
@@ -66,9 +67,9 @@ def fill(
             bar.update(n)
         if writing is not None:
             writing.result()
-    if text is not None:
-        text.finish()
-        writer.refresh()
+        if text is not None:
+            text.finish()
+            writer.refresh()
 
 
 def _final(

@@ -28,6 +28,9 @@ from sae.stages.text_stream import TextStream
 from sae.text.packing import Marks, TextPlan
 from sae.text.source import DataConfig, check_source
 
+# 8 rows of 128 are the fastest on two cores (docs/log.md). A GPU takes all rows of a chunk.
+_TOKENS_A_BATCH = {"cpu": 1024}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HarvestConfig:
@@ -53,8 +56,9 @@ class HarvestConfig:
     """Stored precision: float16, bfloat16, float32, or int8 with a scale for each row."""
     compression: str = "none"
     """`zstd` compresses chunks without loss; they are read more slowly then."""
-    batch_size: int = 16
-    """Rows a forward pass."""
+    batch_size: int | None = None
+    """Rows a forward pass; by default about a thousand tokens on a CPU, whose caches they fit,
+    and a whole chunk on a GPU."""
     text_workers: int | None = None
     """Processes that tokenise ahead; by default a quarter of the cores, at most 8."""
     verify: bool = True
@@ -70,7 +74,10 @@ class HarvestConfig:
             f"n_tokens={self.n_tokens} is less than two rows of context_size="
             f"{self.context_size}, one for training and one held out",
         )
-        require(self.batch_size >= 1, f"batch_size={self.batch_size}; give 1 or more")
+        require(
+            self.batch_size is None or self.batch_size >= 1,
+            f"batch_size={self.batch_size}; give 1 or more",
+        )
         require(
             self.dtype in STORED_DTYPES,
             f"dtype={self.dtype} is unknown; choose one of {', '.join(STORED_DTYPES)}",
@@ -99,13 +106,18 @@ class HarvestConfig:
                     self,
                     run="",
                     cache=None,
-                    batch_size=1,
+                    batch_size=None,
                     text_workers=None,
                     verify=True,
                     model=replace(self.model, device=""),
                 )
             )
         )
+
+    def rows_a_batch(self, device: torch.device) -> int:
+        """Rows a forward pass, as asked for or as suits the device."""
+        most = _TOKENS_A_BATCH.get(device.type, 1 << 20)
+        return self.batch_size or max(1, most // self.context_size)
 
     @property
     def timing_path(self) -> Path:
@@ -131,6 +143,7 @@ def _lead(config: HarvestConfig, processes: Processes) -> None:
     location = config.cache_location
     if (folder := local_folder(location)) is not None:
         check_writable(folder.parent)
+        _check_apart(folder, config.data)
     writer = find_cache(location, config.digest)
     if writer is not None and writer.intact(verify=config.verify):
         say(f"harvest: {location} is there already, reused")
@@ -153,6 +166,16 @@ def _lead(config: HarvestConfig, processes: Processes) -> None:
         writer.finish()
     _say_what_rows(writer)
     processes.barrier()
+
+
+def _check_apart(cache: Path, data: DataConfig) -> None:
+    """Refuse a cache inside the folder of its text: its own files would be read as text."""
+    text = Path(data.name).expanduser()
+    require(
+        not (text.is_dir() and text.resolve() in cache.resolve().parents),
+        f"{cache} would be inside data.name={data.name}, and be read as text; choose another "
+        "run=... or name a folder of text alone",
+    )
 
 
 def _follow(config: HarvestConfig, processes: Processes) -> None:
@@ -287,7 +310,10 @@ def _fill(
     processes: Processes,
 ) -> None:
     compute = partial(
-        _activations, model=model, points=_points(config, model), batch_size=config.batch_size
+        _activations,
+        model=model,
+        points=_points(config, model),
+        batch_size=config.rows_a_batch(model.device),
     )
     fill(writer, compute, text, processes, verify=config.verify, timing_path=config.timing_path)
 

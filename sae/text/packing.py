@@ -205,8 +205,6 @@ def pack(
     }
     seen = _Seen()
     for digest, ids in documents:
-        if all(side.full for side in sides.values()):
-            break
         held_out = is_held_out(digest, held_out_fraction)
         side = sides[held_out]
         if not len(ids):
@@ -221,6 +219,8 @@ def pack(
                 yield from side.take(held_out, all_of_it=False)
             if one_document_a_row and side.pad():
                 yield from side.take(held_out, all_of_it=False)
+            if all(side.full for side in sides.values()):
+                break
     for held_out, side in sides.items():
         # A last row that the text did not fill is dropped.
         counts.tokens_cut += side.cut + side.used

@@ -130,6 +130,11 @@ def _file_documents(file: str, config: DataConfig) -> Iterator[str | Chat]:
         # A broken file raises what its reader or its compression likes: a dozen types.
         if _network_is_gone(error):
             raise _network_error(file, error) from error
+        if isinstance(error, FileNotFoundError) and _is_url(file):
+            raise UserError(
+                f"data.name={file} could not be had: it is not there, or its server cannot be "
+                "reached"
+            ) from error
         raise UserError(
             f"{file} is not readable as {reader} in UTF-8: {_first_line(error)}"
         ) from error
@@ -186,7 +191,7 @@ def _column(rows: Any, column: str, source: str) -> Iterator[str | Chat]:
                 f"data.column={column} is not in {source}; it has {', '.join(map(str, row))}"
             )
         value = row[column]
-        if not value or isinstance(value, str):
+        if value is None or value == [] or isinstance(value, str):
             yield value or ""
         elif _is_chat(value):
             yield value

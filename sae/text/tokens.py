@@ -1,7 +1,10 @@
 """Documents to token ids, ahead of whoever packs them and in other processes if wanted."""
 
+import contextlib
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -75,7 +78,8 @@ def _in_workers(
     ) as pool:
         try:
             for batch in batches:
-                pending.append(pool.submit(_encode_in_worker, batch))
+                with _apart_from_main():
+                    pending.append(pool.submit(_encode_in_worker, batch))
                 if len(pending) >= 2 * n_workers:
                     yield pending.popleft().result()
             while pending:
@@ -85,12 +89,32 @@ def _in_workers(
                 future.cancel()
 
 
+@contextlib.contextmanager
+def _apart_from_main() -> Iterator[None]:
+    """Processes that begin in here do not run the caller's script again.
+
+    `multiprocessing` would have each import it, and a script without a guard for `__main__`
+    would harvest once more in all of them. A worker needs nothing of it.
+    """
+    main = vars(sys.modules["__main__"])
+    kept: dict[str, Any] = {
+        name: main.pop(name) for name in ("__file__", "__spec__") if name in main
+    }
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(kept)
+
+
 _worker_tokenizer: Any = None  # of this process; only ever set in a worker
 
 
 def _begin_worker(tokenizer: Any) -> None:
     global _worker_tokenizer
     _worker_tokenizer = tokenizer
+    # Ctrl-C reaches the whole group of processes; whoever gives the work ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker waits for work forever; if whoever gives it is killed, nobody would end it.
     parent = multiprocessing.parent_process()
     assert parent is not None

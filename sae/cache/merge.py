@@ -1,0 +1,360 @@
+"""A new cache from chosen sequences of others: all of several, or some of one.
+
+What is stored is copied bit for bit. Like a harvest it can be killed at any instant, and the
+same call goes on to the same bytes.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae.base.errors import UserError, require
+from sae.base.files import check_free_space
+from sae.base.progress import progress, say
+from sae.base.provenance import UNKNOWN, code_version, digest, digest_bytes
+from sae.cache.create import create_cache, find_cache
+from sae.cache.layout import ActivationCache, chunk_slices, open_cache
+from sae.cache.store import local_folder, only_writer, sweep
+from sae.cache.stored import Stored
+from sae.cache.text_writer import write_text
+from sae.cache.writer import NOT_WRITTEN, CacheWriter, HookShape, bytes_needed
+from sae.text.packing import ROWS_A_BLOCK, RowBlock, TextPlan
+
+Indices = NDArray[np.int64]
+"""Sequences of a cache, (sequence,)."""
+Part = tuple[ActivationCache, Indices]
+
+_THREADS = 4
+# One thread copies so many chunks in a row. Where two caches are cut differently a chunk is
+# needed for two of the new ones, and read once for both, but at the ends of a run.
+_CHUNKS_A_RUN = 8
+_TRAINED_ON, _HELD_OUT = 1, 2
+_KEPT = ("model", "tokenizer_digest", "bos_token_id", "special_token_ids")
+
+
+def merge_caches(
+    out: str | Path, locations: Sequence[str | Path], *, source: str = "merge"
+) -> ActivationCache:
+    """All sequences of several caches in one: those for training first, then the held-out ones.
+
+    Raises:
+        UserError: as `copy_sequences` does, and for the same cache twice.
+    """
+    require(len(locations) >= 2, "give two caches or more to merge")
+    caches = [open_cache(location) for location in locations]
+    digests = [cache.digest for cache in caches]
+    for i, found in enumerate(digests):
+        require(
+            found not in digests[:i],
+            f"{caches[i].location} is the same cache as "
+            f"{caches[digests.index(found)].location} (digest {found}); give each once",
+        )
+    parts = [(cache, np.arange(cache.n_sequences)) for cache in caches]
+    return copy_sequences(out, parts, source=source)
+
+
+def random_sequences(cache: ActivationCache, n: int, seed: int) -> Indices:
+    """`n` random sequences, ascending; of either side its share of the cache, and at least one.
+
+    Raises:
+        UserError: if the cache has not got as many.
+    """
+    held_out = cache.held_out
+    require(n >= 1, f"n={n}; give 1 or more")
+    require(
+        n <= len(held_out), f"n={n} is more than the {len(held_out)} sequences of the cache"
+    )
+    draw = np.random.default_rng(seed)
+    sides = [np.flatnonzero(held_out == side) for side in (True, False)]
+    share = min(max(round(n * len(sides[0]) / len(held_out)), min(1, n - 1)), n - 1)
+    n_held_out = min(len(sides[0]), max(share, n - len(sides[1])))
+    counts = (n_held_out, n - n_held_out)
+    chosen = [draw.choice(s, k, replace=False) for s, k in zip(sides, counts, strict=True)]
+    return np.sort(np.concatenate(chosen))
+
+
+def copy_sequences(out: str | Path, parts: Sequence[Part], *, source: str) -> ActivationCache:
+    """Write a new cache from chosen sequences of others; go on with one, or reuse it.
+
+    Training sequences of all parts come first, in the order of the parts, then the held-out
+    ones. Documents are counted anew, without those that have no token in a chosen sequence.
+    Memory does not grow with the tokens, but by some bytes for every sequence and document.
+
+    Args:
+        out: the new cache.
+        parts: caches, each with the sequences that are taken, ascending.
+        source: the word that says in the new cache how it was made.
+
+    Raises:
+        UserError: if the caches differ in model, tokenizer, hooks or the like, a document is
+            on both sides of the split, a side is empty, a chunk is damaged, or `out` is
+            something else.
+    """
+    for cache, _ in parts[1:]:
+        _check_same_kind(parts[0][0], cache)
+    chosen = _choose(parts)
+    require(
+        chosen.plan.n_training > 0 and chosen.plan.n_held_out > 0,
+        f"{chosen.plan.n_training} sequences for training and {chosen.plan.n_held_out} held "
+        "out; take some of both sides",
+    )
+    wanted = digest([[c.digest, digest_bytes([i.astype("<i8").tobytes()])] for c, i in parts])
+    with only_writer(out):
+        sweep(out)
+        writer = find_cache(out, wanted)
+        if writer is not None and writer.intact(verify=True):
+            say(f"{source}: {out} is there already, reused")
+            return open_cache(out)
+        if writer is None or not writer.text_intact():
+            text = _Text(chosen)
+            if writer is None:
+                writer = _create(out, parts, chosen.plan, {"digest": wanted, "source": source})
+            write_text(writer, text.blocks(), lambda: text.digests, text.summary)
+        _copy_chunks(chosen, writer, source)
+    return open_cache(out)
+
+
+def _check_same_kind(one: ActivationCache, other: ActivationCache) -> None:
+    """Refuse to mix what does not belong together."""
+    for what, ours, theirs in zip(_KINDS, _kind(one), _kind(other), strict=True):
+        require(
+            ours == theirs,
+            f"{one.location} and {other.location} differ in their {what}: {ours} and {theirs}",
+        )
+
+
+_KINDS = (
+    "model's weights",
+    "tokenizer",
+    "special tokens",
+    "hooks",
+    "context_size",
+    "dtype",
+    "held_out_fraction",
+)
+
+
+def _kind(cache: ActivationCache) -> tuple[Any, ...]:
+    about = cache.attributes
+    model = about["model"]
+    weights = model["weight_digest"]
+    hooks = sorted(
+        f"{name} ({h['side']} of {h['module']}, width {h['d_in']})"
+        for name, h in about["hooks"].items()
+    )
+    return (
+        # An import does not know the weights; then the name has to do.
+        f"unknown ({model['hub_id']})" if weights == UNKNOWN else weights,
+        about["tokenizer_digest"],
+        about["special_token_ids"],
+        ", ".join(hooks),
+        cache.context_size,
+        cache.dtype,
+        about["data"].get("held_out_fraction"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Which sequence of which cache stands where in the new one."""
+
+    caches: list[ActivationCache]
+    part: NDArray[np.int32]
+    """(sequence,): index of its cache."""
+    index: Indices
+    """(sequence,): its place there."""
+    plan: TextPlan
+
+    def groups(self, name: str, rows: slice) -> Iterator[tuple[int, slice, Indices]]:
+        """For some rows of the new cache: part, a chunk of an array of it, places therein."""
+        arrays = [cache.array(name) for cache in self.caches]
+        part, index = self.part[rows], self.index[rows]
+        chunk = index // np.array([array.chunks[0] for array in arrays])[part]
+        changes = (np.diff(part) != 0) | (np.diff(chunk) != 0)
+        for places in np.split(np.arange(len(part)), np.flatnonzero(changes) + 1):
+            of = int(part[places[0]])
+            size, n = arrays[of].chunks[0], self.caches[of].n_sequences
+            start = int(chunk[places[0]]) * size
+            yield of, slice(start, min(start + size, n)), index[places] - start
+
+
+def _choose(parts: Sequence[Part]) -> _Chosen:
+    context = parts[0][0].context_size
+    part = np.repeat(np.arange(len(parts), dtype=np.int32), [len(i) for _, i in parts])
+    index = np.concatenate([i for _, i in parts])
+    held_out = np.concatenate([cache.held_out[i] for cache, i in parts])
+    order = np.argsort(held_out, kind="stable")
+    n_held_out = int(held_out.sum())
+    plan = TextPlan(len(order) - n_held_out, n_held_out, context)
+    return _Chosen([cache for cache, _ in parts], part[order], index[order], plan)
+
+
+class _Text:
+    """The text of the chosen sequences, its documents counted anew."""
+
+    def __init__(self, chosen: _Chosen) -> None:
+        """Find out which documents there are.
+
+        Raises:
+            UserError: if one is trained on in one cache and held out in another.
+        """
+        self._chosen = chosen
+        found = [cache.document_digests for cache in chosen.caches]
+        sides = self._sides([len(d) for d in found])
+        used = [d[s > 0] for d, s in zip(found, sides, strict=True)]
+        self.digests = np.concatenate(used)
+        counts = np.cumsum([0, *(int((s > 0).sum()) for s in sides)])
+        self._new_index = [
+            (first + np.cumsum(s > 0) - 1).astype(np.int32)
+            for first, s in zip(counts, sides, strict=False)
+        ]
+        _, caches = np.unique(np.concatenate([*map(np.unique, used)]), return_counts=True)
+        self.n_shared = int((caches > 1).sum())
+        if len(found) > 1:
+            self._check_split(np.concatenate([s[s > 0] for s in sides]))
+
+    def _sides(self, n_documents: list[int]) -> list[NDArray[np.uint8]]:
+        """For each cache on which sides its documents are, as bits, (document,)."""
+        sides = [np.zeros(n, dtype=np.uint8) for n in n_documents]
+        for held_out, rows in self._blocks():
+            bit = _HELD_OUT if held_out else _TRAINED_ON
+            for part, documents in self._rows("documents", rows):
+                sides[part][documents[documents >= 0]] |= bit
+        return sides
+
+    def _check_split(self, sides: NDArray[np.uint8]) -> None:
+        trained_on, held_out = (self.digests[sides & b > 0] for b in (_TRAINED_ON, _HELD_OUT))
+        both = np.intersect1d(trained_on, held_out)
+        if len(both):
+            names = ", ".join(cache.location for cache in self._chosen.caches)
+            raise UserError(
+                f"{len(both)} documents are trained on in one of {names} and held out in "
+                "another; together they would be on both sides, so harvest with the same split"
+            )
+
+    def blocks(self) -> Iterator[RowBlock]:
+        """The rows of either side, in their order."""
+        for held_out, rows in self._blocks():
+            tokens = [ids for _, ids in self._rows("tokens", rows)]
+            documents = [
+                np.where(old >= 0, self._new_index[part][old], old)
+                for part, old in self._rows("documents", rows)
+            ]
+            yield RowBlock(held_out, np.concatenate(tokens), np.concatenate(documents))
+
+    def summary(self) -> dict[str, int]:
+        """The counts by name."""
+        return {"used": len(self.digests), "shared": self.n_shared}
+
+    def _blocks(self) -> Iterator[tuple[bool, slice]]:
+        n = self._chosen.plan.n_training
+        for held_out, first, many in ((False, 0, n), (True, n, self._chosen.plan.n_held_out)):
+            for block in chunk_slices(many, ROWS_A_BLOCK):
+                yield held_out, slice(first + block.start, first + block.stop)
+
+    def _rows(self, name: str, rows: slice) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        """Part and rows of tokens or documents, in their order."""
+        for part, chunk, places in self._chosen.groups(name, rows):
+            cache = self._chosen.caches[part]
+            found = cache.read_rows(name, chunk)[places]
+            require(
+                not bool((found == NOT_WRITTEN[name]).any()),
+                f"{cache.location}: {name} misses a chunk in sequences {chunk.start} to "
+                f"{chunk.stop - 1}; harvest again",
+            )
+            yield part, found
+
+
+def _create(
+    out: str | Path, parts: Sequence[Part], plan: TextPlan, about: dict[str, Any]
+) -> CacheWriter:
+    first = parts[0][0].attributes
+    hooks = [
+        HookShape(name, h["module"], h["d_in"], h["side"]) for name, h in first["hooks"].items()
+    ]
+    folder = local_folder(out)
+    if folder is not None:
+        n_tokens = plan.n_sequences * plan.context_size
+        check_free_space(folder, bytes_needed(n_tokens, hooks, first["dtype"]))
+    return create_cache(
+        out,
+        hooks,
+        plan,
+        dtype=first["dtype"],
+        compression=first["compression"],
+        attributes={
+            **about,
+            **{key: first[key] for key in _KEPT if key in first},
+            "data": _data([cache.attributes["data"] for cache, _ in parts]),
+            "one_document_a_row": all(c.attributes.get("one_document_a_row") for c, _ in parts),
+            "parts": [_origin(cache, len(indices)) for cache, indices in parts],
+            "code_version": code_version(),
+        },
+    )
+
+
+def _data(sources: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the text is from: as it was recorded where all say the same."""
+    bare = [{k: v for k, v in s.items() if k != "documents"} for s in sources]
+    if all(one == bare[0] for one in bare):
+        return bare[0]
+    names = dict.fromkeys(str(one["name"]) for one in bare)
+    return {"name": " + ".join(names), "held_out_fraction": bare[0].get("held_out_fraction")}
+
+
+def _origin(cache: ActivationCache, n: int) -> dict[str, Any]:
+    """What is kept of a cache that sequences were taken from."""
+    about = cache.attributes
+    kept: dict[str, Any] = {
+        k: about[k] for k in ("data", "parts", "code_version") if k in about
+    }
+    return {"digest": cache.digest, "sequences": n, "of": cache.n_sequences, **kept}
+
+
+def _copy_chunks(chosen: _Chosen, writer: CacheWriter, source: str) -> None:
+    """Copy what is missing, and finish."""
+    missing = writer.missing(verify=True)
+    runs = [missing[i : i + _CHUNKS_A_RUN] for i in range(0, len(missing), _CHUNKS_A_RUN)]
+    n = chosen.plan.n_sequences
+    done = n - sum(chunk.stop - chunk.start for chunk in missing)
+    with progress(n, source, "seq", done) as bar, ThreadPoolExecutor(_THREADS) as threads:
+        copying = [threads.submit(_copy_run, chosen, writer, run) for run in runs]
+        try:
+            for run in as_completed(copying):
+                bar.update(run.result())
+        finally:
+            for run in copying:
+                run.cancel()
+    writer.finish()
+
+
+def _copy_run(chosen: _Chosen, writer: CacheWriter, run: list[slice]) -> int:
+    held: dict[str, tuple[tuple[int, int], Stored]] = {}
+    for chunk in run:
+        found = [(hook, _gather(chosen, hook, chunk, held)) for hook in writer.hooks]
+        writer.write_stored(chunk, found)
+    return sum(chunk.stop - chunk.start for chunk in run)
+
+
+def _gather(
+    chosen: _Chosen,
+    hook: str,
+    rows: slice,
+    held: dict[str, tuple[tuple[int, int], Stored]],
+) -> Stored:
+    """Some rows of the new cache at a hook; `held` is the chunk that was read last of each."""
+    values, scales = [], []
+    for part, chunk, places in chosen.groups(f"activations/{hook}", rows):
+        key = (part, chunk.start)
+        if hook not in held or held[hook][0] != key:
+            held[hook] = (key, chosen.caches[part].read_stored(hook, chunk))
+        stored, factors = held[hook][1]
+        values.append(stored[places])
+        if factors is not None:
+            scales.append(factors[places])
+    return np.concatenate(values), np.concatenate(scales) if scales else None

@@ -1,0 +1,133 @@
+"""Reading every chunk of every array of a cache, to find what is damaged or missing."""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from sae.cache.layout import STATISTICS, TEXT, ActivationCache, chunk_key, chunk_slices, is_raw
+from sae.cache.store import explained_store_failures, local_folder, stored_keys
+from sae.cache.stored import mapped_chunk
+
+# Threads wait for a disk or an object store; so many chunks are asked for at a time.
+_THREADS = 8
+_CHUNKS_AT_A_TIME = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedChunk:
+    """What was found when a chunk was read."""
+
+    array: str
+    rows: str
+    """Which part of the array it is, for people: `sequences 32 to 63`."""
+    n_bytes: int
+    """How many were read; none if it is not there."""
+    wrong: str | None
+    """What is wrong with it; None if nothing."""
+    missing: bool = False
+    """Whether it is just not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    name: str
+    array: Any
+    number: int
+    there: bool
+    rows: str
+
+
+def array_names(cache: ActivationCache) -> list[str]:
+    """The arrays that a cache consists of; those of its statistics only once it is complete."""
+    kinds = ["activations", "norms", "moments", *(["scales"] if cache.dtype == "int8" else [])]
+    names = [*TEXT] if cache.attributes["text_complete"] else ["tokens", "documents"]
+    for hook in cache.hook_names:
+        names += [f"{kind}/{hook}" for kind in kinds]
+        if cache.attributes["complete"]:
+            names += [f"statistics/{hook}/{name}" for name in STATISTICS]
+    return names
+
+
+def bytes_to_read(cache: ActivationCache) -> int:
+    """Size of everything that `check_chunks` reads, if all of it is there."""
+    total = 0
+    for name in array_names(cache):
+        # What is wrong with an array is for `check_chunks` to say.
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            array: Any = cache.group[name]
+            total += array.nchunks * _chunk_bytes(array)
+    return total
+
+
+def check_chunks(cache: ActivationCache) -> Iterator[CheckedChunk]:
+    """Every chunk of every array, read and verified by threads, in order.
+
+    The cache may be unfinished; what is not written yet is reported as not there.
+    """
+    chunks = _chunks(cache)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for some in iter(lambda: list(islice(chunks, _CHUNKS_AT_A_TIME)), []):
+            yield from threads.map(lambda chunk: _checked(cache, chunk), some)
+
+
+def _chunks(cache: ActivationCache) -> Iterator[_Chunk | CheckedChunk]:
+    """The chunks to be read; an array that cannot be opened is found damaged as it is."""
+    n = sum(cache.attributes["rows"].values())
+    for name in array_names(cache):
+        try:
+            with explained_store_failures(cache.location):
+                array: Any = cache.group[name]
+        except KeyError:
+            yield CheckedChunk(name, "all of it", 0, "is not there")
+            continue
+        except (TypeError, ValueError) as error:
+            yield CheckedChunk(name, "all of it", 0, f"has a damaged zarr.json ({error})")
+            continue
+        of_sequences = name in ("tokens", "documents", "held_out") or "/" in name
+        if name.startswith(("moments/", "statistics/")):
+            of_sequences = False
+        if of_sequences and array.shape[0] != n:
+            wrong = f"has {array.shape[0]} sequences where {n} should be"
+            yield CheckedChunk(name, "all of it", 0, wrong)
+        there = stored_keys(cache.location, name)
+        unit = "sequences" if of_sequences else "entries"
+        for i, rows in enumerate(chunk_slices(array.shape[0], array.chunks[0])):
+            where = f"{unit} {rows.start} to {rows.stop - 1}"
+            yield _Chunk(name, array, i, chunk_key(array, i) in there, where)
+
+
+def _checked(cache: ActivationCache, chunk: _Chunk | CheckedChunk) -> CheckedChunk:
+    if isinstance(chunk, CheckedChunk):
+        return chunk
+    wrong = _wrong(cache, chunk)
+    n_bytes = _chunk_bytes(chunk.array) if chunk.there else 0
+    return CheckedChunk(chunk.name, chunk.rows, n_bytes, wrong, missing=not chunk.there)
+
+
+def _chunk_bytes(array: Any) -> int:
+    return int(np.prod(array.chunks)) * int(array.dtype.itemsize)
+
+
+def _wrong(cache: ActivationCache, chunk: _Chunk) -> str | None:
+    """What is wrong with a chunk."""
+    if not chunk.there:
+        return "is not there"
+    array, folder = chunk.array, local_folder(cache.location)
+    size = array.chunks[0]
+    try:
+        if folder is not None and is_raw(array):
+            file = folder / chunk.name / chunk_key(array, chunk.number)
+            mapped_chunk(file, array.chunks, array.dtype)
+        else:
+            with explained_store_failures(cache.location):
+                np.asarray(array[chunk.number * size : (chunk.number + 1) * size])
+    except FileNotFoundError:
+        return "is not there"
+    except ValueError as error:
+        return f"is damaged ({error})"
+    return None
