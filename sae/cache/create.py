@@ -19,11 +19,13 @@ from sae.cache.store import (
 )
 from sae.cache.stored import STORED_DTYPES
 from sae.cache.writer import NOT_WRITTEN, CacheWriter, HookShape, flat_keys
-from sae.text.packing import ROWS_A_BLOCK, TextPlan
+from sae.text.packing import TextPlan
 
 COMPRESSIONS = ("none", "zstd")
 _CHUNK_BYTES = 8 << 20
 _MOST_SEQUENCES_A_CHUNK = 32
+# Whoever fills a chunk of activations reads the whole chunk of text that it lies in.
+_ROWS_A_TEXT_CHUNK = 256
 
 
 def create_cache(
@@ -84,7 +86,7 @@ def _lay_out(
     if compression == "zstd":
         codecs.insert(0, BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"))
     for name, empty in NOT_WRITTEN.items():
-        _array(group, name, (n, context), (ROWS_A_BLOCK, context), "int32", empty)
+        _array(group, name, (n, context), (_ROWS_A_TEXT_CHUNK, context), "int32", empty)
     for h in hooks:
         about = {"dtype": dtype}
         chunks = (size, context, h.d_in)

@@ -20,7 +20,7 @@ from sae.base.provenance import UNKNOWN, code_version, digest, digest_bytes
 from sae.cache.create import create_cache, find_cache
 from sae.cache.layout import ActivationCache, chunk_slices, open_cache
 from sae.cache.store import local_folder, only_writer, sweep
-from sae.cache.stored import Stored
+from sae.cache.stored import Stored, joined_stored
 from sae.cache.text_writer import write_text
 from sae.cache.writer import NOT_WRITTEN, CacheWriter, HookShape, bytes_needed
 from sae.text.packing import ROWS_A_BLOCK, RowBlock, TextPlan
@@ -348,13 +348,11 @@ def _gather(
     held: dict[str, tuple[tuple[int, int], Stored]],
 ) -> Stored:
     """Some rows of the new cache at a hook; `held` is the chunk that was read last of each."""
-    values, scales = [], []
+    found = []
     for part, chunk, places in chosen.groups(f"activations/{hook}", rows):
         key = (part, chunk.start)
         if hook not in held or held[hook][0] != key:
             held[hook] = (key, chosen.caches[part].read_stored(hook, chunk))
         stored, factors = held[hook][1]
-        values.append(stored[places])
-        if factors is not None:
-            scales.append(factors[places])
-    return np.concatenate(values), np.concatenate(scales) if scales else None
+        found.append((stored[places], None if factors is None else factors[places]))
+    return joined_stored(found)

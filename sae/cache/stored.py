@@ -1,6 +1,7 @@
 """How activations are stored: which numbers stand for which values, and raw chunk files."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def to_stored(x: Tensor, dtype: str) -> Stored:
         return levels.cpu().numpy(), scales[..., 0].cpu().numpy()
     stored: NDArray[Any] = x.to(getattr(torch, dtype)).cpu().numpy()
     return stored, None
+
+
+def joined_stored(parts: Sequence[Stored]) -> Stored:
+    """Some sequences after the others."""
+    scales = [factors for _, factors in parts if factors is not None]
+    arrays = np.concatenate([array for array, _ in parts])
+    return arrays, np.concatenate(scales) if scales else None
 
 
 def from_stored(array: NDArray[Any], scales: NDArray[np.float32] | None = None) -> Tensor:

@@ -38,6 +38,7 @@ from sae.core.row_statistics import merged_moments, norms_and_moments, split_mom
 from sae.text.packing import TextPlan
 
 _QUANTILES = 101
+_BLOCK_VALUES = 1 << 18
 # What no token and no document is; padding belongs to document -1.
 NOT_WRITTEN = {"tokens": -1, "documents": -2}
 
@@ -246,11 +247,8 @@ class CacheWriter:
         keep = self._training_rows(chunk)
         with explained_store_failures(self.location):
             for hook, (stored, scales) in activations:
-                rows = from_stored(stored, scales).float().numpy()
-                norms, moments = norms_and_moments(
-                    rows.reshape(-1, rows.shape[2]), keep.reshape(-1)
-                )
-                self.array(f"norms/{hook}")[chunk] = norms.reshape(keep.shape)
+                norms, moments = _row_statistics(stored, scales, keep)
+                self.array(f"norms/{hook}")[chunk] = norms
                 self.array(f"moments/{hook}")[i : i + 1] = moments[None]
                 if scales is not None:
                     self.array(f"scales/{hook}")[chunk] = scales
@@ -335,6 +333,22 @@ class CacheWriter:
             "text": int(count),
             "sinks": sketch.above(SINK_NORM_MULTIPLE * float(quantiles[50])),
         }
+
+
+def _row_statistics(
+    stored: NDArray[Any], scales: NDArray[np.float32] | None, keep: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Norms of all rows (sequence, position), and moments of those to keep."""
+    norms, moments = [], []
+    # Some sequences at a time: as float32 they are to stay in the processor's cache.
+    step = max(1, _BLOCK_VALUES // int(np.prod(stored.shape[1:])))
+    for block in chunk_slices(len(stored), step):
+        scale = None if scales is None else scales[block]
+        rows = from_stored(stored[block], scale).float().numpy()
+        found = norms_and_moments(rows.reshape(-1, rows.shape[2]), keep[block].reshape(-1))
+        norms.append(found[0].reshape(keep[block].shape))
+        moments.append(found[1])
+    return np.concatenate(norms), merged_moments(moments)
 
 
 def store_whole(

@@ -329,8 +329,8 @@ def _activations(
     model: LanguageModel,
     points: list[HookPoint],
     batch_size: int,
-) -> dict[str, Tensor]:
-    """Activations of some rows at every hook, (sequence, position, d_in)."""
+) -> list[dict[str, Tensor]]:
+    """Activations of some rows at every hook, batch by batch (sequence, position, d_in)."""
     seen = []
     for at in range(0, len(tokens), batch_size):
         ids = torch.from_numpy(tokens[at : at + batch_size]).long().to(model.device)
@@ -338,9 +338,7 @@ def _activations(
         # Padding is masked. Without any the model makes the mask that it was trained with.
         mask = None if bool(there.all()) else there.long().to(model.device)
         seen.append(read_activations(model.module, points, ids, mask))
-    if len(seen) == 1:
-        return seen[0]
-    return {p.hook_name: torch.cat([s[p.hook_name] for s in seen]) for p in points}
+    return seen
 
 
 def _say_what_rows(writer: CacheWriter) -> None:
