@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,15 +28,21 @@ def real_rows(n: int) -> torch.Tensor:
 
 def side_by_side(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each contender, taking turns so that drift hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+
+    def seconds(work: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    return medians({name: partial(seconds, work) for name, work in contenders.items()}, rounds)
+
+
+def medians(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Median of what each contender returns, seconds say, taking turns after a first go."""
     for work in contenders.values():
         work()
-    for _ in range(rounds):
-        for name, work in contenders.items():
-            began = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in times.items()}
+    found = [{name: work() for name, work in contenders.items()} for _ in range(rounds)]
+    return {name: statistics.median(one[name] for one in found) for name in contenders}
 
 
 def write_results(name: str, title: str, rows: list[dict[str, object]]) -> None:
@@ -45,10 +52,10 @@ def write_results(name: str, title: str, rows: list[dict[str, object]]) -> None:
     (RESULTS / f"{name}.json").write_text(
         json.dumps({"title": title, "machine": machine, "rows": rows}, indent=2) + "\n"
     )
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(c for row in rows for c in row))
     lines = [f"# {title}", "", f"{machine}.", "", "| " + " | ".join(columns) + " |"]
     lines.append("|" + "---|" * len(columns))
-    lines += ["| " + " | ".join(str(row[c]) for c in columns) + " |" for row in rows]
+    lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
     table = "\n".join(lines) + "\n"
     (RESULTS / f"{name}.md").write_text(table)
     print(table)

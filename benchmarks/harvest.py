@@ -1,48 +1,122 @@
-"""Harvest against the bare forward that it cannot do without."""
+"""Harvest against the bare forward that it cannot do without, and against SAELens's."""
 
+import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import sae
-from benchmarks.common import HOOK, RUN, real_rows, write_results
+from benchmarks.common import HOOK, medians, write_results
+from benchmarks.saelens_cache import ROWS_A_BATCH, saelens_harvest
+from sae.cache.writer import CacheWriter
 from sae.models.hooks import find_hook, read_activations
 from sae.models.load import ModelConfig, load_model
+from sae.stages import harvest
+from sae.text.source import DataConfig, documents
 
-N_TOKENS = 16_384
+N_TOKENS, CONTEXT, ROUNDS = 16_384, 128, 3
+HOOKS = [HOOK, "blocks.7.hook_resid_post", "blocks.8.hook_mlp_out", "blocks.9.hook_attn_out"]
+DATA = DataConfig(name="factbook")
 
 
 def main() -> None:
-    """Tokens a second: truncated forward alone, whole forward, and harvesting to disk."""
-    real_rows(1)
+    """Tokens a second by turns: bare forward, one hook, four hooks, SAELens; and memory."""
     model = load_model(ModelConfig())
-    point = find_hook(model.module, HOOK)
-    cache = sae.open_cache(RUN / "cache.zarr")
-    tokens = torch.from_numpy(cache.tokens[: N_TOKENS // 128]).long()
-    rates: dict[str, list[float]] = {"bare forward to layer 9": [], "harvest to disk": []}
-    for _ in range(3):
+    # Loaded once for all of them; what is timed begins with the first batch.
+    harvest.load_model = lambda _: model
+    folder = Path(tempfile.mkdtemp())
+    tokens = torch.from_numpy(
+        sae.harvest(**_settings(folder / "text", [HOOK], n_tokens=N_TOKENS)).tokens
+    ).long()
+    texts = [text for text in documents(DATA) if isinstance(text, str)]
+
+    def bare(names: list[str], rows_a_batch: int) -> float:
+        points = [find_hook(model.module, name) for name in names]
         began = time.perf_counter()
-        for batch in torch.split(tokens, 16):
-            read_activations(model.module, [point], batch)
-        rates["bare forward to layer 9"].append(N_TOKENS / (time.perf_counter() - began))
-        folder = Path(tempfile.mkdtemp())
-        sae.harvest(run=str(folder), hook_names=[HOOK], n_tokens=N_TOKENS)
-        timing = sae.stages.harvest.read_json(folder / "harvest.json")
-        rates["harvest to disk"].append(timing["tokens_per_second"])
-        shutil.rmtree(folder)
-    best = sorted(rates["bare forward to layer 9"])[1]
-    rows = [
+        for batch in torch.split(tokens, rows_a_batch):
+            read_activations(model.module, points, batch)
+        return time.perf_counter() - began
+
+    def saelens() -> float:
+        target = folder / "saelens"
+        shutil.rmtree(target, ignore_errors=True)
+        return saelens_harvest(texts, "model.layers.9", N_TOKENS, CONTEXT, target).harvesting
+
+    batch = harvest.HarvestConfig().rows_a_batch(model.device)
+    times = medians(
         {
-            "what": name,
-            "tokens/s": round(sorted(values)[1]),
-            "share of bare forward": round(sorted(values)[1] / best, 3),
-        }
-        for name, values in rates.items()
-    ]
-    write_results("harvest", "Harvest of SmolLM2-135M at layer 9", rows)
+            "bare forward to layer 9": lambda: bare([HOOK], batch),
+            "harvest, one hook": lambda: _harvest(folder / "one", [HOOK]),
+            "harvest, four hooks": lambda: _harvest(folder / "four", HOOKS),
+            f"SAELens, one hook, {ROWS_A_BATCH} rows a batch": saelens,
+        },
+        ROUNDS,
+    )
+    reference, one, four, theirs = times.values()
+    rows: list[dict[str, object]] = []
+    for name, seconds in times.items():
+        row: dict[str, object] = {"what": name, "tokens/s": round(N_TOKENS / seconds)}
+        row["share of bare forward"] = round(reference / seconds, 3)
+        rows.append(row)
+    rows[2]["share of one hook"] = round(one / four, 3)
+    rows[3]["ours over it"] = f"{theirs / one:.2f}, four hooks {4 * theirs / four:.2f}"
+    write_results("harvest", "Harvest of SmolLM2-135M at layer 9 to disk", rows)
+    shutil.rmtree(folder)
+    memory()
+
+
+def _settings(run: Path, hook_names: list[str], n_tokens: int) -> dict[str, Any]:
+    return {
+        "run": str(run),
+        "data": DATA,
+        "hook_names": hook_names,
+        "n_tokens": n_tokens,
+        "context_size": CONTEXT,
+    }
+
+
+def _harvest(run: Path, hook_names: list[str]) -> float:
+    """Seconds from the first batch to a finished cache whose text was there."""
+    settings = _settings(run, hook_names, N_TOKENS)
+    if not run.exists():
+        sae.harvest(**settings)
+    for kind in ("activations", "norms", "moments"):
+        for file in (run / "cache.zarr" / kind).rglob("c.*"):
+            file.unlink()
+    CacheWriter(run / "cache.zarr").declare(complete=False)
+    began = []
+    original = harvest.fill
+
+    def fill(*given: Any, **more: Any) -> None:
+        began.append(time.perf_counter())
+        original(*given, **more)
+
+    harvest.fill = fill
+    try:
+        sae.harvest(**settings)
+    finally:
+        harvest.fill = original
+    return time.perf_counter() - began[0]
+
+
+def memory() -> None:
+    """Peak of memory of whole processes that harvest caches of different lengths."""
+    rows: list[dict[str, object]] = []
+    for n_tokens in (8_192, 32_768, 131_072):
+        with tempfile.TemporaryDirectory() as run:
+            words = [f"run={run}", "data=factbook", f"n_tokens={n_tokens}"]
+            program = "import sys; from sae.cli import main; sys.exit(main(sys.argv[1:]))"
+            subprocess.run([sys.executable, "-c", program, "harvest", *words], check=True)
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        # The system tells the largest of all children so far; the longest comes last.
+        rows.append({"tokens": n_tokens, "peak MB": round(peak / 1024)})
+    write_results("harvest_memory", "Peak memory of a harvest of SmolLM2-135M", rows)
 
 
 if __name__ == "__main__":
