@@ -22,9 +22,9 @@ from conftest import HOOK, harvest_settings, save_tiny_model, sentences
 
 import sae
 from sae.base.errors import UserError
-from sae.cache import writer as writer_module
 from sae.cache.layout import open_cache
 from sae.cache.writer import CacheWriter
+from sae.stages import fill as fill_module
 from sae.stages import harvest as stage
 from sae.stages.harvest import HarvestConfig
 
@@ -210,7 +210,7 @@ def test_an_unfinished_cache_says_so_and_keeps_what_it_has(
 ):
     given = small(tmp_path, tiny_model, tiny_text)
     written: list[slice] = []
-    original = CacheWriter.write
+    original = CacheWriter.write_stored
 
     def write(self: CacheWriter, chunk: slice, activations: Any) -> None:
         if len(written) == 2:
@@ -219,7 +219,7 @@ def test_an_unfinished_cache_says_so_and_keeps_what_it_has(
         written.append(chunk)
 
     with monkeypatch.context() as patched:
-        patched.setattr(CacheWriter, "write", write)
+        patched.setattr(CacheWriter, "write_stored", write)
         with pytest.raises(Killed):
             sae.harvest(**given)
     with pytest.raises(UserError, match="not finished; run the same harvest again"):
@@ -229,7 +229,9 @@ def test_an_unfinished_cache_says_so_and_keeps_what_it_has(
     with pytest.raises(UserError, match="another model, text or setting"):
         sae.harvest(**given | {"dtype": "float32"})
     later: list[slice] = []
-    monkeypatch.setattr(CacheWriter, "write", lambda *a: later.append(a[1]) or original(*a))
+    monkeypatch.setattr(
+        CacheWriter, "write_stored", lambda *a: later.append(a[1]) or original(*a)
+    )
     sae.harvest(**given)
     assert [(c.start, c.stop) for c in later] == [(64, 96), (96, 128)]
 
@@ -320,7 +322,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_written_is_kept(
 
     given = small(tmp_path, tiny_model, tiny_text)
     left = 5
-    original = writer_module.to_stored
+    original = fill_module.to_stored
 
     def to_stored(x: torch.Tensor, dtype: str) -> Any:
         nonlocal left
@@ -330,7 +332,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_written_is_kept(
         return original(x, dtype)
 
     with monkeypatch.context() as patched:
-        patched.setattr(writer_module, "to_stored", to_stored)
+        patched.setattr(fill_module, "to_stored", to_stored)
         with pytest.raises(UserError, match=r"disk is full.*run the same command again"):
             sae.harvest(**given)
     sae.harvest(**given)

@@ -224,8 +224,10 @@ def made(
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[slice]:
     """The chunks that are computed from here on."""
     seen: list[slice] = []
-    original = CacheWriter.write
-    monkeypatch.setattr(CacheWriter, "write", lambda *a: seen.append(a[1]) or original(*a))
+    original = CacheWriter.write_stored
+    monkeypatch.setattr(
+        CacheWriter, "write_stored", lambda *a: seen.append(a[1]) or original(*a)
+    )
     return seen
 
 

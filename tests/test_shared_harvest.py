@@ -101,12 +101,12 @@ import os, sys
 from sae.cache.writer import CacheWriter
 from sae.cli import main
 
-original = CacheWriter.write
+original = CacheWriter.write_stored
 def write(self, chunk, x):
     print("RANK", os.environ["RANK"], "wrote", chunk.start // 32, flush=True)
     original(self, chunk, x)
 
-CacheWriter.write = write
+CacheWriter.write_stored = write
 sys.exit(main())
 """
 
