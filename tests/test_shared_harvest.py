@@ -103,7 +103,9 @@ from sae.cli import main
 
 original = CacheWriter.write_stored
 def write(self, chunk, x):
-    print("RANK", os.environ["RANK"], "wrote", chunk.start // 32, flush=True)
+    # A file for each process: on one pipe their lines would run into each other.
+    with open(f"{__file__}.{os.environ['RANK']}", "a") as file:
+        print(chunk.start // 32, file=file)
     original(self, chunk, x)
 
 CacheWriter.write_stored = write
@@ -120,9 +122,14 @@ def test_two_processes_share_the_chunks_give_the_bytes_of_one_and_repair_them(
         [str(tmp_path / "counted.py"), *words(run, tiny_model, tiny_text)[2:]]
     )
     assert status == 0, said
-    cache, wrote = run / "cache.zarr", re.findall(r"RANK (\d) wrote (\d+)", said)
+    cache = run / "cache.zarr"
+    wrote = [
+        (rank, i)
+        for rank in (0, 1)
+        for i in (tmp_path / f"counted.py.{rank}").read_text().split()
+    ]
     chunks = range(len(chunk_files(cache, f"activations/{HOOK}")))
-    assert {(int(i), int(rank)) for rank, i in wrote} == {(i, i % 2) for i in chunks}
+    assert {(int(i), rank) for rank, i in wrote} == {(i, i % 2) for i in chunks}
     assert len(wrote) == len(chunks)
     assert tree(cache) == whole
     # One chunk of either process, and the text.
