@@ -121,8 +121,25 @@ def adam_unit_rows_(  # noqa: PLR0913
 _CHUNK = 32
 _SAMPLE = 256
 
+# Never with `fastmath`: code that was just compiled and the same code from numba's cache then
+# round differently (docs/log.md), and a resumed training ends in other bits.
 _compiled = njit(parallel=True, cache=True, nogil=True)
-_compiled_fast = njit(parallel=True, cache=True, nogil=True, fastmath=True)
+
+
+@njit(cache=True, nogil=True)
+def _dot(a: Any, b: Any) -> float:
+    """`Σ a b` in the type of `a`: four sums side by side, as each waits for its last one."""
+    s0 = s1 = s2 = s3 = a.dtype.type(0)
+    whole = len(a) - len(a) % 4
+    for q in range(0, whole, 4):
+        s0 += a[q] * b[q]
+        s1 += a[q + 1] * b[q + 1]
+        s2 += a[q + 2] * b[q + 2]
+        s3 += a[q + 3] * b[q + 3]
+    for q in range(whole, len(a)):
+        s0 += a[q] * b[q]
+    total: float = (s0 + s1) + (s2 + s3)
+    return total
 
 
 @_compiled
@@ -243,7 +260,7 @@ def _top_k_rows(products: Any, bias: Any, counts: Any, columns: Any, values: Any
         counts[i] = at
 
 
-@_compiled_fast
+@_compiled
 def _nested_errors(  # noqa: PLR0913, PLR0917
     row_ends: Any, columns: Any, values: Any, weight: Any, target: Any,
     level_weights: Any, gradients: Any, squares: Any, error: Any,
@@ -258,36 +275,29 @@ def _nested_errors(  # noqa: PLR0913, PLR0917
                 value, direction = values[at], weight[columns[at]]
                 for q in range(d):
                     error[i, q] += value * direction[q]
-            total = 0.0
+            slope = 2 * level_weights[g]
             for q in range(d):
-                e = error[i, q]
-                gradients[i, g, q] = 2 * level_weights[g] * e
-                total += e * e
-            squares[i, g] = total
+                gradients[i, g, q] = slope * error[i, q]
+            squares[i, g] = _dot(error[i], error[i])
         for g in range(levels - 2, -1, -1):
             for q in range(d):
                 gradients[i, g, q] += gradients[i, g + 1, q]
 
 
-@_compiled_fast
+@_compiled
 def _adam_unit_rows(weight: Any, grad: Any, mean: Any, square: Any, numbers: Any) -> None:
     beta1, beta2, size, root, eps = numbers
     one = numbers.dtype.type(1)
     n, d = weight.shape
     for i in prange(n):
-        along = numbers.dtype.type(0)
-        for q in range(d):
-            along += weight[i, q] * grad[i, q]
-        norm = numbers.dtype.type(0)
+        along = _dot(weight[i], grad[i])
         for q in range(d):
             g = grad[i, q] - along * weight[i, q]
             m = beta1 * mean[i, q] + (one - beta1) * g
             v = beta2 * square[i, q] + (one - beta2) * g * g
             mean[i, q] = m
             square[i, q] = v
-            w = weight[i, q] - size * m / (np.sqrt(v) / root + eps)
-            weight[i, q] = w
-            norm += w * w
-        norm = one / np.sqrt(norm)
+            weight[i, q] -= size * m / (np.sqrt(v) / root + eps)
+        norm = one / np.sqrt(_dot(weight[i], weight[i]))
         for q in range(d):
             weight[i, q] *= norm

@@ -60,17 +60,30 @@ def split_moments(
 
 
 # Not in parallel: harvests call it from a thread of their own, and numba's simplest pool of
-# threads may be entered by one thread alone.
-@njit(cache=True, nogil=True, fastmath=True)
+# threads may be entered by one thread alone. Nor with `fastmath`, whose roundings change from
+# one compilation to the next, and with them the bytes of a cache.
+@njit(cache=True, nogil=True)
 def _one_pass(rows: Any, keep: Any, pivot: Any, norms: Any, moments: Any) -> None:
     n, d = rows.shape
     for i in range(n):
-        square = 0.0
-        for q in range(d):
-            square += np.float64(rows[i, q]) * np.float64(rows[i, q])
-        norms[i] = np.sqrt(square)
+        norms[i] = np.sqrt(_square(rows[i]))
         if keep[i]:
             for q in range(d):
                 distance = np.float64(rows[i, q]) - pivot[q]
                 moments[1 + q] += distance
                 moments[1 + d + q] += distance * distance
+
+
+@njit(cache=True, nogil=True)
+def _square(row: Any) -> float:
+    """`Σ row²` in float64: four sums side by side, as each waits for its last one."""
+    s0 = s1 = s2 = s3 = 0.0
+    whole = len(row) - len(row) % 4
+    for q in range(0, whole, 4):
+        s0 += np.float64(row[q]) * np.float64(row[q])
+        s1 += np.float64(row[q + 1]) * np.float64(row[q + 1])
+        s2 += np.float64(row[q + 2]) * np.float64(row[q + 2])
+        s3 += np.float64(row[q + 3]) * np.float64(row[q + 3])
+    for q in range(whole, len(row)):
+        s0 += np.float64(row[q]) * np.float64(row[q])
+    return (s0 + s1) + (s2 + s3)
