@@ -27,3 +27,33 @@ def test_folded_weights_do_on_raw_rows_what_the_trained_do_on_scaled_rows():
     dictionary = Dictionary(folded_enc, folded_b_enc, folded_dec, folded_b_dec)
     torch.testing.assert_close(dictionary.encode(x), feature_acts, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(dictionary(x), x_hat, rtol=1e-5, atol=1e-2)
+
+
+def test_unfolding_gives_back_what_was_folded():
+    generator = torch.Generator().manual_seed(0)
+    scaling = InputScaling(torch.randn(24, generator=generator) * 200, 0.03)
+    w_enc, w_dec = (torch.randn(*s, generator=generator) for s in ((24, 60), (60, 24)))
+    b_enc, b_dec = (torch.randn(n, generator=generator) for n in (60, 24))
+    enc = scaling.unfold_encoder(*scaling.fold_encoder(w_enc, b_enc))
+    dec = scaling.unfold_decoder(*scaling.fold_decoder(w_dec, b_dec))
+    # A folded bias holds the mean's part in float32, which is what its inverse cannot mend.
+    for found, given in ((enc[0], w_enc), (dec[0], w_dec)):
+        torch.testing.assert_close(found, given, rtol=3e-7, atol=0)
+    torch.testing.assert_close(enc[1], b_enc, rtol=0, atol=5e-6)
+    torch.testing.assert_close(dec[1], b_dec, rtol=0, atol=1e-6)
+
+
+def test_unfolded_weights_do_on_scaled_rows_what_the_given_do_on_raw_rows():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 24, generator=generator).double() * 50 + 200
+    scaling = InputScaling.from_moments(*moments(x))
+    scaled = (x - scaling.mean.double()) * scaling.scale
+    w_enc, w_dec = (torch.randn(*s, generator=generator) for s in ((24, 60), (60, 24)))
+    b_enc, b_dec = (torch.randn(n, generator=generator) for n in (60, 24))
+    raw_acts = x @ w_enc.double() + b_enc.double()
+    raw_out = raw_acts @ w_dec.double() + b_dec.double()
+    w, b = (t.double() for t in scaling.unfold_encoder(w_enc, b_enc))
+    torch.testing.assert_close(scaled @ w + b, raw_acts, rtol=0, atol=2e-4)
+    w, b = (t.double() for t in scaling.unfold_decoder(w_dec, b_dec))
+    expected = (raw_out - scaling.mean.double()) * scaling.scale
+    torch.testing.assert_close(raw_acts @ w + b, expected, rtol=1e-6, atol=1e-4)

@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from sae.base.errors import require
 from sae.core.scaling import InputScaling
 from sae.core.select import Active, Rule, select
+from sae.dictionary import ARCHITECTURES as RULES
+from sae.dictionary import Dictionary
 
 # The encoder's bias learns faster than the directions: raising the bar is the short way to
 # fewer active latents. It brings a penalised L0 down in half the steps at the same error, and
 # gives TopK half a point of explained variance (docs/log.md).
 BIAS_LR_FACTOR = 10.0
+
+# How far from equal figures of a dictionary may be that has to have equal ones: what storing
+# in half precision leaves of them.
+SAME_WITHIN = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,8 @@ class ArchitectureConfig(ABC):
     """Its name in the registry and in `conf/sae/`."""
     saved_as: ClassVar[str]
     """The rule of the trained dictionary, in SAELens's words."""
+    autoencoder: ClassVar["type[TrainableSAE]"]
+    """What is trained; made by `build`."""
     default_lr: ClassVar[float] = 3e-3
     """Peak learning rate when `optim.lr` is not given."""
 
@@ -62,7 +70,6 @@ class ArchitectureConfig(ABC):
     def short_name(self) -> str:
         """Begins the name of the dictionary's folder: architecture, width and penalty."""
 
-    @abstractmethod
     def build(
         self,
         sample: Float[Tensor, "rows d_in"],
@@ -74,6 +81,7 @@ class ArchitectureConfig(ABC):
         Args:
             target: what a transcoder is to predict for the sample rows.
         """
+        return self.autoencoder(self, sample, generator, target)
 
     def check_share(self, name: str) -> None:
         """Refuse a share outside of 0 to 1."""
@@ -122,6 +130,7 @@ class TrainableSAE(nn.Module, ABC):
         target: Float[Tensor, "rows d_out"] | None = None,
     ) -> None:
         super().__init__()
+        self.config = config
         self.d_sae = config.d_sae
         self.aligned = config.aligned
         directions = initial_directions(config.d_sae, sample, generator)
@@ -139,6 +148,11 @@ class TrainableSAE(nn.Module, ABC):
         if not config.aligned:
             gain = self._matching_gain(sample, sample if target is None else target)
             self.W_enc_t.data.mul_(gain)
+        self.prepare(sample)
+
+    def prepare(self, sample: Float[Tensor, "rows d_in"]) -> None:
+        """Called last by the constructor, for what an architecture has of its own."""
+        return
 
     @abstractmethod
     def activation(
@@ -212,6 +226,95 @@ class TrainableSAE(nn.Module, ABC):
             fields["b_dec"] = (b_dec.double() - raw @ scaling.mean.double()).float()
         return fields
 
+    @torch.no_grad()
+    def begin_with(
+        self, dictionary: Dictionary, scaling: InputScaling, output: InputScaling
+    ) -> None:
+        """Take over a dictionary, so that `weights` gives one that does the same.
+
+        Where decoder rows have norm one, their norms move into the encoder: latents fire and
+        add up as before, and each activation is as long as what it adds. A row of zeros adds
+        nothing, so its latent stops firing and keeps its first direction. Nothing else of the
+        training's state changes, `k` and penalties are those of the configuration.
+
+        Args:
+            dictionary: one on raw activations, on the device of `scaling.mean`.
+
+        Raises:
+            UserError: if this architecture cannot do what the dictionary does.
+        """
+        self._check_fit(dictionary)
+        w_enc, b_enc = scaling.unfold_encoder(dictionary.W_enc, dictionary.b_enc)
+        b_dec = dictionary.b_dec
+        if dictionary.W_skip is not None:
+            b_dec = b_dec.double() + dictionary.W_skip.double() @ scaling.mean.double()
+        w_dec, b_dec = output.unfold_decoder(dictionary.W_dec, b_dec)
+        encoder, decoder = w_enc.t().double(), w_dec.double()
+        gains = torch.ones_like(decoder[:, 0])
+        if self.unit_norm_decoder:
+            gains = decoder.norm(dim=1)
+            silent = (gains == 0)[:, None]
+            decoder = torch.where(silent, self.W_dec.double(), decoder / gains[:, None])
+        encoder = encoder * gains[:, None]
+        if self.aligned:
+            _check_aligned(encoder, decoder)
+        self.take_rule(dictionary, gains, scaling)
+        self.W_enc_t.copy_(encoder)
+        self.b_enc.copy_(b_enc * gains)
+        self.W_dec.copy_(decoder)
+        self.b_dec.copy_(b_dec)
+        if dictionary.W_skip is not None:
+            self.W_skip.copy_(dictionary.W_skip.double() * (output.scale / scaling.scale))
+
+    def take_rule(
+        self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
+    ) -> None:
+        """Take over what tells active latents, besides encoder and decoder.
+
+        Called before anything is taken over, so that it may refuse.
+
+        Args:
+            gains: what the activations of each latent are multiplied by; 0 for latents whose
+                decoder row is zero.
+        """
+        fields = RULES[dictionary.architecture].fields
+        require(
+            not fields,
+            f"the dictionary of init_from has a {' and a '.join(fields)} that "
+            f"sae={self.config.architecture} cannot take over; leave out init_from",
+        )
+
+    def _check_fit(self, dictionary: Dictionary) -> None:
+        """Refuse a dictionary of another rule or shape."""
+        has, config = "the dictionary of init_from has", self.config
+        require(
+            dictionary.architecture == config.saved_as,
+            f"{has} architecture {dictionary.architecture}, but sae={config.architecture} "
+            f"makes a {config.saved_as} one; give sae={dictionary.architecture}",
+        )
+        require(
+            dictionary.d_sae == self.d_sae,
+            f"{has} {dictionary.d_sae} latents, but sae.d_sae={self.d_sae}; give "
+            f"sae.d_sae={dictionary.d_sae}",
+        )
+        require(bool(dictionary.W_dec.any()), f"{has} nothing but zeros in W_dec; damaged?")
+        widths = {
+            "hook_name": (dictionary.d_in, self.W_enc_t.shape[1], "reads"),
+            "output_hook_name": (dictionary.d_out, self.W_dec.shape[1], "reconstructs"),
+        }
+        for key, (found, wanted, does) in widths.items():
+            require(
+                found == wanted,
+                f"{has} width {found} where it {does}, but {key}'s activations have {wanted}; "
+                f"give the {key} that it was trained on",
+            )
+        skip = dictionary.W_skip is not None
+        require(
+            skip == config.skip_connection,
+            f"{has} {'a' if skip else 'no'} skip connection, but sae.skip_connection="
+            f"{config.skip_connection}; give sae.skip_connection={skip}",
+        )
+
     def _matching_gain(self, sample: Tensor, target: Tensor) -> float:
         """The encoder's scale that brings the first reconstruction closest to the rows.
 
@@ -233,6 +336,24 @@ class TrainableSAE(nn.Module, ABC):
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
         unit = nn.functional.normalize
         return unit(unit(mean, dim=1) + unit(noise, dim=1), dim=1)
+
+
+def _check_aligned(
+    encoder: Float[Tensor, "d_sae d_in"], decoder: Float[Tensor, "d_sae d_in"]
+) -> None:
+    """Refuse directions that `aligned` would move."""
+    inner = (encoder * decoder).sum(1)
+    require(
+        bool(((inner - 1).abs() <= SAME_WITHIN).all()),
+        "the dictionary of init_from has encoder and decoder directions with inner products "
+        f"from {inner.min():.3g} to {inner.max():.3g}, but sae.aligned=True keeps them at "
+        "one; give sae.aligned=False",
+    )
+
+
+def same(values: Float[Tensor, " n"]) -> bool:
+    """Whether values, none negative, are equal up to `SAME_WITHIN`."""
+    return bool(values.max() - values.min() <= SAME_WITHIN * values.max())
 
 
 def level(pre_acts: Float[Tensor, "rows d_sae"], l0: float) -> float:

@@ -8,46 +8,25 @@ value; the auxiliary loss is TopK's.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.architectures.base import TrainableSAE, same
 from sae.architectures.topk import TopKConfig, TopKSAE
+from sae.base.errors import require
 from sae.core.scaling import InputScaling
 from sae.core.select import Active, BatchTopK, Rule
+from sae.dictionary import Dictionary
 
 # Short enough to follow the last tenth of a run of a few thousand steps (dictionary_learning
 # takes 0.999, SAELens 0.99).
 THRESHOLD_DECAY = 0.99
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchTopKConfig(TopKConfig):
-    """BatchTopK autoencoder, saved as a JumpReLU (SAELens's `batchtopk`)."""
-
-    architecture: ClassVar[str] = "batchtopk"
-    saved_as: ClassVar[str] = "jumprelu"
-
-    def build(
-        self,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> "BatchTopKSAE":
-        return BatchTopKSAE(self, sample, generator, target)
-
-
 class BatchTopKSAE(TopKSAE):
     """A TopK autoencoder that chooses over the whole batch, and remembers the threshold."""
 
-    def __init__(
-        self,
-        config: BatchTopKConfig,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> None:
-        super().__init__(config, sample, generator, target)
+    def prepare(self, sample: Float[Tensor, "rows d_in"]) -> None:
         self.threshold: Tensor
         self.n_batches: Tensor
         self.register_buffer("threshold", sample.new_zeros(()))
@@ -68,3 +47,27 @@ class BatchTopKSAE(TopKSAE):
         fields = super().weights(scaling, output)
         del fields["k"]
         return {**fields, "threshold": self.threshold.float().expand(self.d_sae).clone()}
+
+    def take_rule(
+        self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
+    ) -> None:
+        assert dictionary.threshold is not None
+        thresholds = (dictionary.threshold.clamp_min(0) * gains)[gains > 0]
+        require(
+            same(thresholds),
+            f"the dictionary of init_from has thresholds from {thresholds.min():.3g} to "
+            f"{thresholds.max():.3g}, but sae={self.config.architecture} has one for all "
+            "latents; give sae=jumprelu",
+        )
+        self.threshold.copy_(thresholds.mean())
+        # It counts for as many batches as the exponential mean remembers.
+        self.n_batches.fill_(1 / (1 - THRESHOLD_DECAY))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKConfig(TopKConfig):
+    """BatchTopK autoencoder, saved as a JumpReLU (SAELens's `batchtopk`)."""
+
+    architecture: ClassVar[str] = "batchtopk"
+    saved_as: ClassVar[str] = "jumprelu"
+    autoencoder: ClassVar[type[TrainableSAE]] = BatchTopKSAE

@@ -19,38 +19,17 @@ from sae.architectures.standard import INITIAL_L0, PenalisedConfig, start_sparse
 from sae.core.scaling import InputScaling
 from sae.core.select import Above
 from sae.core.sparse import encode_on, reconstruct_on
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatedConfig(PenalisedConfig):
-    """Gated autoencoder with an L1 penalty on its gates (SAELens's `gated`)."""
-
-    architecture: ClassVar[str] = "gated"
-    saved_as: ClassVar[str] = "gated"
-
-    def build(
-        self,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> "GatedSAE":
-        return GatedSAE(self, sample, generator, target)
+from sae.dictionary import Dictionary
 
 
 class GatedSAE(TrainableSAE):
     """`b_enc` is the gate's bias; decoder rows have norm one, as in the paper."""
 
     unit_norm_decoder = True
+    config: "GatedConfig"
 
-    def __init__(
-        self,
-        config: GatedConfig,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> None:
-        super().__init__(config, sample, generator, target)
-        self.coefficient = config.coefficient()
+    def prepare(self, sample: Float[Tensor, "rows d_in"]) -> None:
+        self.coefficient = self.config.coefficient()
         start_sparse(self, sample)
         self.b_mag = nn.Parameter(self.b_enc.detach().clone())
         self.r_mag = nn.Parameter(torch.zeros_like(self.b_enc))
@@ -98,3 +77,22 @@ class GatedSAE(TrainableSAE):
         b_mag = self.b_mag.detach() + self.r_mag.detach().exp() * moved
         r_mag = self.r_mag.detach().float().clone()
         return {**fields, "b_mag": b_mag.float(), "r_mag": r_mag}
+
+    def take_rule(
+        self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
+    ) -> None:
+        assert dictionary.b_mag is not None
+        assert dictionary.r_mag is not None
+        # The norms scale the gate's path too, whose own loss decodes by the same rows.
+        _, moved = scaling.unfold_encoder(dictionary.W_enc, torch.zeros_like(dictionary.b_mag))
+        self.b_mag.copy_((dictionary.b_mag + dictionary.r_mag.exp() * moved) * gains)
+        self.r_mag.copy_(dictionary.r_mag)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedConfig(PenalisedConfig):
+    """Gated autoencoder with an L1 penalty on its gates (SAELens's `gated`)."""
+
+    architecture: ClassVar[str] = "gated"
+    saved_as: ClassVar[str] = "gated"
+    autoencoder: ClassVar[type[TrainableSAE]] = GatedSAE

@@ -30,66 +30,9 @@ from sae.base.errors import require
 from sae.core.scaling import InputScaling
 from sae.core.select import Above
 from sae.core.sparse import encode_on, reconstruct_on
+from sae.dictionary import Dictionary
 
 PENALTIES = ("step", "tanh", "quadratic")
-
-
-@dataclass(frozen=True, kw_only=True)
-class JumpReLUConfig(ArchitectureConfig):
-    """JumpReLU autoencoder with a penalty on L0 (SAELens's `jumprelu`)."""
-
-    architecture: ClassVar[str] = "jumprelu"
-    saved_as: ClassVar[str] = "jumprelu"
-
-    penalty: str = "quadratic"
-    """`quadratic` around `target_l0`, or `step` or `tanh`, which with a target move λ."""
-    l0_coefficient: float = 10.0
-    """Weight λ of the penalty, in units where each coordinate of `x` has mean square one."""
-    l0_warm_up_fraction: float = 0.1
-    """Share of the run over which the coefficient rises linearly from zero."""
-    target_l0: float | None = 50.0
-    """L0 to reach; null for a `step` or `tanh` penalty of fixed weight."""
-    bandwidth: float = 0.1
-    """Width ε of the window around a threshold from which it learns."""
-    tanh_scale: float = 4.0
-    """c in `tanh(c f)` (Anthropic, January 2025)."""
-    pre_act_loss_coefficient: float = 3e-6
-    """Weight of the pull on dead latents (Anthropic, January 2025)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.penalty in PENALTIES,
-            f"sae.penalty={self.penalty} is unknown; choose one of {', '.join(PENALTIES)}",
-        )
-        self.check_not_negative("l0_coefficient", "1 to 10 are usual")
-        self.check_not_negative("pre_act_loss_coefficient", "3e-6 is usual")
-        self.check_share("l0_warm_up_fraction")
-        for name in ("bandwidth", "tanh_scale"):
-            value = getattr(self, name)
-            require(value > 0, f"sae.{name}={value} is impossible; give more than 0")
-        require(
-            self.target_l0 is not None or self.penalty != "quadratic",
-            "sae.penalty=quadratic needs sae.target_l0, such as 50",
-        )
-        self.check_target_l0(self.target_l0)
-
-    @property
-    def short_name(self) -> str:
-        goal = (
-            f"{self.penalty}-{self.l0_coefficient:g}"
-            if self.target_l0 is None
-            else f"l0-{self.target_l0:g}"
-        )
-        return f"{self.architecture}-{self.d_sae}-{goal}"
-
-    def build(
-        self,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> "JumpReLUSAE":
-        return JumpReLUSAE(self, sample, generator, target)
 
 
 class JumpReLUSAE(TrainableSAE):
@@ -97,17 +40,10 @@ class JumpReLUSAE(TrainableSAE):
 
     unit_norm_decoder = True
     lr_factors: ClassVar[dict[str, float]] = {"b_enc": BIAS_LR_FACTOR, "threshold": 10.0}
+    config: "JumpReLUConfig"
 
-    def __init__(
-        self,
-        config: JumpReLUConfig,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> None:
-        self._first_l0 = config.target_l0 or 50.0
-        super().__init__(config, sample, generator, target)
-        self.config = config
+    def prepare(self, sample: Float[Tensor, "rows d_in"]) -> None:
+        config = self.config
         # A quadratic penalty has its target inside; the others reach theirs by their weight.
         moving = None if config.penalty == "quadratic" else config.target_l0
         self.coefficient = Coefficient(
@@ -117,6 +53,10 @@ class JumpReLUSAE(TrainableSAE):
         self.threshold = nn.Parameter(
             torch.full_like(self.b_enc, max(0.0, level(pre_acts, self._first_l0)))
         )
+
+    @property
+    def _first_l0(self) -> float:
+        return self.config.target_l0 or 50.0
 
     def activation(
         self, pre_acts: Float[Tensor, "batch d_sae"]
@@ -171,6 +111,64 @@ class JumpReLUSAE(TrainableSAE):
     def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
         threshold = self.threshold.detach().float().clone()
         return {**super().weights(scaling, output), "threshold": threshold}
+
+    def take_rule(
+        self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
+    ) -> None:
+        assert dictionary.threshold is not None
+        # Below zero a threshold does what zero does.
+        self.threshold.copy_(dictionary.threshold.clamp_min(0) * gains)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpReLUConfig(ArchitectureConfig):
+    """JumpReLU autoencoder with a penalty on L0 (SAELens's `jumprelu`)."""
+
+    architecture: ClassVar[str] = "jumprelu"
+    saved_as: ClassVar[str] = "jumprelu"
+    autoencoder: ClassVar[type[TrainableSAE]] = JumpReLUSAE
+
+    penalty: str = "quadratic"
+    """`quadratic` around `target_l0`, or `step` or `tanh`, which with a target move λ."""
+    l0_coefficient: float = 10.0
+    """Weight λ of the penalty, in units where each coordinate of `x` has mean square one."""
+    l0_warm_up_fraction: float = 0.1
+    """Share of the run over which the coefficient rises linearly from zero."""
+    target_l0: float | None = 50.0
+    """L0 to reach; null for a `step` or `tanh` penalty of fixed weight."""
+    bandwidth: float = 0.1
+    """Width ε of the window around a threshold from which it learns."""
+    tanh_scale: float = 4.0
+    """c in `tanh(c f)` (Anthropic, January 2025)."""
+    pre_act_loss_coefficient: float = 3e-6
+    """Weight of the pull on dead latents (Anthropic, January 2025)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.penalty in PENALTIES,
+            f"sae.penalty={self.penalty} is unknown; choose one of {', '.join(PENALTIES)}",
+        )
+        self.check_not_negative("l0_coefficient", "1 to 10 are usual")
+        self.check_not_negative("pre_act_loss_coefficient", "3e-6 is usual")
+        self.check_share("l0_warm_up_fraction")
+        for name in ("bandwidth", "tanh_scale"):
+            value = getattr(self, name)
+            require(value > 0, f"sae.{name}={value} is impossible; give more than 0")
+        require(
+            self.target_l0 is not None or self.penalty != "quadratic",
+            "sae.penalty=quadratic needs sae.target_l0, such as 50",
+        )
+        self.check_target_l0(self.target_l0)
+
+    @property
+    def short_name(self) -> str:
+        goal = (
+            f"{self.penalty}-{self.l0_coefficient:g}"
+            if self.target_l0 is None
+            else f"l0-{self.target_l0:g}"
+        )
+        return f"{self.architecture}-{self.d_sae}-{goal}"
 
 
 class _Jump(torch.autograd.Function):

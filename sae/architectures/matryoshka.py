@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.architectures.base import TrainableSAE
 from sae.architectures.batch_topk import BatchTopKConfig, BatchTopKSAE
 from sae.base.errors import require
 from sae.core.select import Active
@@ -23,11 +24,42 @@ from sae.core.sparse import Reconstruction, reconstruct_on
 LEVEL_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
 
 
+class MatryoshkaSAE(BatchTopKSAE):
+    """A BatchTopK autoencoder whose prefixes are autoencoders."""
+
+    config: "MatryoshkaConfig"
+
+    def prepare(self, sample: Float[Tensor, "rows d_in"]) -> None:
+        super().prepare(sample)
+        widths = self.config.level_widths
+        self.level_ends: Tensor
+        self.level_weights: Tensor
+        self.register_buffer("level_ends", torch.tensor(widths), persistent=False)
+        shares = sample.new_full((len(widths),), 1 / len(widths))
+        self.register_buffer("level_weights", shares, persistent=False)
+        self._workspace: Tensor | None = None
+
+    def reconstruct(self, active: Active, values: Tensor, target: Tensor) -> Reconstruction:
+        shape = (len(target), len(self.level_weights), target.shape[1])
+        if self._workspace is None or self._workspace.shape != shape:
+            self._workspace = target.new_empty(shape)
+        return reconstruct_on(
+            active.support,
+            values,
+            self.W_dec,
+            target,
+            self.level_ends,
+            self.level_weights,
+            self._workspace,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class MatryoshkaConfig(BatchTopKConfig):
     """Nested BatchTopK autoencoder, saved as a JumpReLU (SAELens's `matryoshka_batchtopk`)."""
 
     architecture: ClassVar[str] = "matryoshka_batchtopk"
+    autoencoder: ClassVar[type[TrainableSAE]] = MatryoshkaSAE
 
     matryoshka_widths: list[int] | None = None
     """Latents of each inner level, rising; by default 1/32, 3/32, 7/32 and 15/32 of all."""
@@ -49,45 +81,3 @@ class MatryoshkaConfig(BatchTopKConfig):
         ends = [int(sum(LEVEL_SHARES[: i + 1]) * self.d_sae) for i in range(len(LEVEL_SHARES))]
         # Tiny dictionaries cannot have them all.
         return sorted({end for end in ends if end} | {self.d_sae})
-
-    def build(
-        self,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> "MatryoshkaSAE":
-        return MatryoshkaSAE(self, sample, generator, target)
-
-
-class MatryoshkaSAE(BatchTopKSAE):
-    """A BatchTopK autoencoder whose prefixes are autoencoders."""
-
-    def __init__(
-        self,
-        config: MatryoshkaConfig,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> None:
-        super().__init__(config, sample, generator, target)
-        widths = config.level_widths
-        self.level_ends: Tensor
-        self.level_weights: Tensor
-        self.register_buffer("level_ends", torch.tensor(widths), persistent=False)
-        shares = sample.new_full((len(widths),), 1 / len(widths))
-        self.register_buffer("level_weights", shares, persistent=False)
-        self._workspace: Tensor | None = None
-
-    def reconstruct(self, active: Active, values: Tensor, target: Tensor) -> Reconstruction:
-        shape = (len(target), len(self.level_weights), target.shape[1])
-        if self._workspace is None or self._workspace.shape != shape:
-            self._workspace = target.new_empty(shape)
-        return reconstruct_on(
-            active.support,
-            values,
-            self.W_dec,
-            target,
-            self.level_ends,
-            self.level_weights,
-            self._workspace,
-        )

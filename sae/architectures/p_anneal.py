@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae.architectures.base import TrainingStep
+from sae.architectures.base import TrainableSAE, TrainingStep
 from sae.architectures.standard import StandardConfig, StandardSAE
 from sae.base.errors import require
 from sae.core.sparse import Support
@@ -22,52 +22,10 @@ from sae.core.sparse import Support
 _SOFT = 0.01
 
 
-@dataclass(frozen=True, kw_only=True)
-class PAnnealConfig(StandardConfig):
-    """ReLU autoencoder with an Lp penalty, p falling over the run; saved as `standard`."""
-
-    architecture: ClassVar[str] = "p_anneal"
-
-    p_end: float = 0.2
-    """The last p (arXiv 2408.00113: 0.2)."""
-    anneal_start_fraction: float = 0.2
-    """Share of the run after which p falls, linearly until `anneal_end_fraction`."""
-    anneal_end_fraction: float = 0.8
-    """Share of the run after which p stays; later changes find no time to be learned."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 < self.p_end <= 1, f"sae.p_end={self.p_end}; give more than 0, up to 1")
-        require(
-            0 <= self.anneal_start_fraction < self.anneal_end_fraction <= 1,
-            f"sae.anneal_start_fraction={self.anneal_start_fraction} and "
-            f"sae.anneal_end_fraction={self.anneal_end_fraction}; give two rising shares of "
-            "the run",
-        )
-
-    def build(
-        self,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> "PAnnealSAE":
-        return PAnnealSAE(self, sample, generator, target)
-
-
 class PAnnealSAE(StandardSAE):
     """A ReLU autoencoder whose penalty changes its shape."""
 
-    config: PAnnealConfig
-
-    def __init__(
-        self,
-        config: PAnnealConfig,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> None:
-        super().__init__(config, sample, generator, target)
-        self.config = config
+    config: "PAnnealConfig"
 
     def p(self, progress: float) -> float:
         """The exponent, `progress` (0 to 1) of the way through the run."""
@@ -94,3 +52,28 @@ class PAnnealSAE(StandardSAE):
         scale = weighted.detach().sum() / powers.detach().clamp_min(1e-12)
         penalty: Tensor = powers * scale / support.shape[0]
         return penalty
+
+
+@dataclass(frozen=True, kw_only=True)
+class PAnnealConfig(StandardConfig):
+    """ReLU autoencoder with an Lp penalty, p falling over the run; saved as `standard`."""
+
+    architecture: ClassVar[str] = "p_anneal"
+    autoencoder: ClassVar[type[TrainableSAE]] = PAnnealSAE
+
+    p_end: float = 0.2
+    """The last p (arXiv 2408.00113: 0.2)."""
+    anneal_start_fraction: float = 0.2
+    """Share of the run after which p falls, linearly until `anneal_end_fraction`."""
+    anneal_end_fraction: float = 0.8
+    """Share of the run after which p stays; later changes find no time to be learned."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.p_end <= 1, f"sae.p_end={self.p_end}; give more than 0, up to 1")
+        require(
+            0 <= self.anneal_start_fraction < self.anneal_end_fraction <= 1,
+            f"sae.anneal_start_fraction={self.anneal_start_fraction} and "
+            f"sae.anneal_end_fraction={self.anneal_end_fraction}; give two rising shares of "
+            "the run",
+        )

@@ -58,49 +58,18 @@ class PenalisedConfig(ArchitectureConfig):
         return Coefficient(self.l1_coefficient, self.l1_warm_up_fraction, self.target_l0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StandardConfig(PenalisedConfig):
-    """ReLU autoencoder with an L1 penalty (SAELens's `standard`)."""
-
-    architecture: ClassVar[str] = "standard"
-    saved_as: ClassVar[str] = "standard"
-
-    decoder_norm: str = "free"
-    """`free`, the penalty weighted by it (April 2024), or `unit`, kept at one (2023)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.decoder_norm in ("free", "unit"),
-            f"sae.decoder_norm={self.decoder_norm} is unknown; choose free or unit",
-        )
-
-    def build(
-        self,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> "StandardSAE":
-        return StandardSAE(self, sample, generator, target)
-
-
 class StandardSAE(TrainableSAE):
     """Dense steps while many latents are active, sparse ones from then on."""
 
-    def __init__(
-        self,
-        config: StandardConfig,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> None:
-        super().__init__(config, sample, generator, target)
-        self.unit_norm_decoder = config.decoder_norm == "unit"
-        self.coefficient = config.coefficient()
+    config: "StandardConfig"
+
+    def prepare(self, sample: Float[Tensor, "rows d_in"]) -> None:
+        self.unit_norm_decoder = self.config.decoder_norm == "unit"
+        self.coefficient = self.config.coefficient()
         start_sparse(self, sample)
         # The last step's share of active latents decides how the next one is computed. It is
         # state, because a resumed run has to take the same path to end in the same bits.
-        self.active_share = INITIAL_L0 / config.d_sae
+        self.active_share = INITIAL_L0 / self.d_sae
 
     def get_extra_state(self) -> Tensor:
         """What a resumed run needs besides parameters."""
@@ -158,6 +127,25 @@ class StandardSAE(TrainableSAE):
     def penalty(self, values: Tensor, support: Support, progress: float) -> Tensor:
         """What the coefficient weighs, of sparse activations."""
         return weighted_l1_on(values, support.columns, self.W_dec, support.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardConfig(PenalisedConfig):
+    """ReLU autoencoder with an L1 penalty (SAELens's `standard`)."""
+
+    architecture: ClassVar[str] = "standard"
+    saved_as: ClassVar[str] = "standard"
+    autoencoder: ClassVar[type[TrainableSAE]] = StandardSAE
+
+    decoder_norm: str = "free"
+    """`free`, the penalty weighted by it (April 2024), or `unit`, kept at one (2023)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.decoder_norm in ("free", "unit"),
+            f"sae.decoder_norm={self.decoder_norm} is unknown; choose free or unit",
+        )
 
 
 def start_sparse(sae: TrainableSAE, sample: Float[Tensor, "rows d_in"]) -> None:

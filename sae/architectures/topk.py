@@ -13,72 +13,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep
+from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep, same
 from sae.base.errors import require
 from sae.core.scaling import InputScaling
 from sae.core.select import Active, Rule, TopK, TopKAmong
 from sae.core.sparse import Reconstruction, encode_on, reconstruct_on
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopKConfig(ArchitectureConfig):
-    """TopK autoencoder with an auxiliary loss for dead latents (SAELens's `topk`)."""
-
-    architecture: ClassVar[str] = "topk"
-    saved_as: ClassVar[str] = "topk"
-
-    k: int = 32
-    """Active latents of each row; 16 to 64 are usual (arXiv 2406.04093)."""
-    aux_loss_coefficient: float = 1 / 32
-    """Weight of the auxiliary loss, relative to the error's (arXiv 2406.04093, A.2)."""
-    k_aux: int | None = None
-    """Dead latents that predict the error; by default half the width (arXiv 2406.04093)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            1 <= self.k <= self.d_sae,
-            f"sae.k={self.k} is impossible; give 1 up to sae.d_sae={self.d_sae}",
-        )
-        require(
-            self.k_aux is None or self.k_aux >= 1,
-            f"sae.k_aux={self.k_aux} is impossible; give 1 or more",
-        )
-        self.check_not_negative("aux_loss_coefficient", "1/32 is usual")
-
-    @property
-    def short_name(self) -> str:
-        return f"{self.architecture}-{self.d_sae}-k-{self.k}"
-
-    def build(
-        self,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> "TopKSAE":
-        return TopKSAE(self, sample, generator, target)
+from sae.dictionary import Dictionary
 
 
 class TopKSAE(TrainableSAE):
     """Rows of the decoder have norm one, so an activation is the length that it adds."""
 
     unit_norm_decoder = True
-
-    def __init__(
-        self,
-        config: TopKConfig,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
-    ) -> None:
-        self._k = config.k
-        super().__init__(config, sample, generator, target)
-        self.config = config
+    config: "TopKConfig"
 
     def activation(
         self, pre_acts: Float[Tensor, "batch d_sae"]
     ) -> Float[Tensor, "batch d_sae"]:
-        top = pre_acts.topk(self._k, sorted=False)
+        top = pre_acts.topk(self.config.k, sorted=False)
         return torch.zeros_like(pre_acts).scatter_(1, top.indices, top.values.relu())
 
     def rule(self) -> Rule:
@@ -127,3 +79,52 @@ class TopKSAE(TrainableSAE):
 
     def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
         return {**super().weights(scaling, output), "k": self.config.k}
+
+    def take_rule(
+        self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
+    ) -> None:
+        """Refuse decoder rows that differ in norm; with one norm the start is exact.
+
+        Here the k largest are those that add most, and a dictionary ranks without norms. Only
+        latents that neither fire nor add are in nobody's way.
+        """
+        takes_part = (dictionary.W_enc != 0).any(0) | (dictionary.b_enc > 0) | (gains > 0)
+        norms = gains[takes_part]
+        require(
+            same(norms),
+            "the dictionary of init_from has decoder rows whose norms differ up to "
+            f"{norms.max() / norms.min():.3g} times and ranks latents without them, but "
+            f"sae={self.config.architecture} ranks by what they add; give one with equal norms",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKConfig(ArchitectureConfig):
+    """TopK autoencoder with an auxiliary loss for dead latents (SAELens's `topk`)."""
+
+    architecture: ClassVar[str] = "topk"
+    saved_as: ClassVar[str] = "topk"
+    autoencoder: ClassVar[type[TrainableSAE]] = TopKSAE
+
+    k: int = 32
+    """Active latents of each row; 16 to 64 are usual (arXiv 2406.04093)."""
+    aux_loss_coefficient: float = 1 / 32
+    """Weight of the auxiliary loss, relative to the error's (arXiv 2406.04093, A.2)."""
+    k_aux: int | None = None
+    """Dead latents that predict the error; by default half the width (arXiv 2406.04093)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            1 <= self.k <= self.d_sae,
+            f"sae.k={self.k} is impossible; give 1 up to sae.d_sae={self.d_sae}",
+        )
+        require(
+            self.k_aux is None or self.k_aux >= 1,
+            f"sae.k_aux={self.k_aux} is impossible; give 1 or more",
+        )
+        self.check_not_negative("aux_loss_coefficient", "1/32 is usual")
+
+    @property
+    def short_name(self) -> str:
+        return f"{self.architecture}-{self.d_sae}-k-{self.k}"

@@ -45,6 +45,20 @@ class InputScaling:
         b = b_dec.double() / self.scale + self.mean.double()
         return (w_dec.double() / self.scale).float(), b.float()
 
+    def unfold_encoder(
+        self, w_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"]
+    ) -> tuple[Float[Tensor, "d_in d_sae"], Float[Tensor, " d_sae"]]:
+        """Encoder weights that do on scaled `x` what the given ones do on raw `x`."""
+        w = w_enc.double()
+        return (w / self.scale).float(), (b_enc.double() + self.mean.double() @ w).float()
+
+    def unfold_decoder(
+        self, w_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]
+    ) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_in"]]:
+        """Decoder weights that return scaled `x` where the given ones return raw `x`."""
+        b = (b_dec.double() - self.mean.double()) * self.scale
+        return (w_dec.double() * self.scale).float(), b.float()
+
 
 def moments(
     x: Float[Tensor, "batch d_in"],
