@@ -5,8 +5,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ def explained_failures(path: Path) -> Iterator[None]:
             raise UserError(
                 f"{path}: the disk is full; free some space and run the same command again, "
                 "what is finished is kept"
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise UserError(
+                f"{path}: the system allows no file of this size here; raise its limit "
+                "(ulimit -f) or choose another disk with run=..."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(
@@ -87,6 +93,31 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
+
+
+@contextmanager
+def only_process(path: Path, refusal: Callable[[str], UserError]) -> Iterator[None]:
+    """Hold the system's lock on the file `path`, which no death leaves behind.
+
+    Args:
+        refusal: what to raise if another process holds it, from who that is (or "").
+    """
+    import fcntl
+
+    with explained_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise refusal(file.read().strip()) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        # The file stays: whoever removed it could lock another one of the same name.
+        yield
 
 
 def check_writable(folder: Path) -> None:

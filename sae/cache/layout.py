@@ -350,8 +350,11 @@ def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
         )
 
 
-def cache_location(run: str, cache: str | None) -> str:
-    """Where a pipeline's cache is: as named, or `cache.zarr` in its folder."""
-    if cache:
-        return cache if is_url(cache) else str(Path(cache))
-    return str(Path(run) / "cache.zarr")
+RUN_CACHE = "{run}/cache.zarr"
+"""The cache of a pipeline, where no other is named."""
+
+
+def cache_location(run: str, cache: str) -> str:
+    """Where a pipeline's cache is; `{run}` in its name is the pipeline's folder."""
+    found = cache.replace("{run}", run)
+    return found if is_url(found) else str(Path(found))

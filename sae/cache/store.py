@@ -21,7 +21,7 @@ from typing import Any
 import zarr
 
 from sae.base.errors import UserError
-from sae.base.files import explained_failures
+from sae.base.files import explained_failures, only_process
 
 _SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 _LOCK = ".writer"
@@ -165,26 +165,11 @@ def _refusal(location: str | Path, who: str) -> UserError:
     )
 
 
-@contextlib.contextmanager
-def _file_lock(folder: Path) -> Iterator[None]:
-    import fcntl
-
-    path = folder.with_name(f".{folder.name}.lock")
-    with explained_failures(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip()
-            raise _refusal(folder, f" ({owner})" if owner else "") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        # The file stays: whoever removed it could lock another one of the same name.
-        yield
+def _file_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    return only_process(
+        folder.with_name(f".{folder.name}.lock"),
+        lambda owner: _refusal(folder, f" ({owner})" if owner else ""),
+    )
 
 
 @contextlib.contextmanager

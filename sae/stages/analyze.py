@@ -12,7 +12,7 @@ from sae.base.errors import require
 from sae.base.files import check_writable
 from sae.base.progress import say
 from sae.base.provenance import code_version, digest
-from sae.cache.layout import cache_location, open_cache
+from sae.cache.layout import RUN_CACHE, cache_location, open_cache
 from sae.cache.reader import RowSelection
 from sae.dictionary import Dictionary
 from sae.models.hooks import find_hook, writes_to_stream
@@ -27,8 +27,8 @@ class AnalyzeConfig:
 
     run: str = "runs/default"
     """Folder of the pipeline; the atlas goes to `{run}/atlas/{dictionary}`."""
-    cache: str | None = None
-    """Cache to look in, all its text rows; by default `{run}/cache.zarr`."""
+    cache: str = RUN_CACHE
+    """Cache to look in, all its text rows."""
     dictionary: str | None = None
     """Name of the dictionary; may be left out if the run has one."""
     n_contexts: int = 10

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from sae.base.processes import Processes, joined_processes
 from sae.base.progress import say
 from sae.base.provenance import code_version, digest, plain
 from sae.cache.create import COMPRESSIONS, create_cache, find_cache
-from sae.cache.layout import ActivationCache, cache_location, open_cache
+from sae.cache.layout import RUN_CACHE, ActivationCache, cache_location, open_cache
 from sae.cache.store import local_folder, only_writer, sweep
 from sae.cache.stored import STORED_DTYPES
 from sae.cache.writer import CacheWriter, HookShape, bytes_needed
@@ -38,8 +39,8 @@ class HarvestConfig:
 
     run: str = "runs/default"
     """Folder of the pipeline; the cache is `{run}/cache.zarr`."""
-    cache: str | None = None
-    """Another place for the cache: a folder, or an object store such as `s3://bucket/x.zarr`."""
+    cache: str = RUN_CACHE
+    """Where the cache goes: a folder, or an object store such as `s3://bucket/x.zarr`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Group: the language model."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -100,19 +101,15 @@ class HarvestConfig:
     @property
     def digest(self) -> str:
         """Identifies the content: where it goes, and how fast it is made, are no part of it."""
-        return digest(
-            plain(
-                replace(
-                    self,
-                    run="",
-                    cache=None,
-                    batch_size=None,
-                    text_workers=None,
-                    verify=True,
-                    model=replace(self.model, device=""),
-                )
-            )
+        content = replace(
+            self,
+            run="",
+            batch_size=None,
+            text_workers=None,
+            verify=True,
+            model=replace(self.model, device=""),
         )
+        return digest(plain(content) | {"cache": None})
 
     def rows_a_batch(self, device: torch.device) -> int:
         """Rows a forward pass, as asked for or as suits the device."""
@@ -151,7 +148,7 @@ def _lead(config: HarvestConfig, processes: Processes) -> None:
         return
     if writer is None:
         check_source(config.data)
-    _check_hooks(config)
+    check_hooks(config)
     with only_writer(location):
         sweep(location)
         # Asked again: whoever had the lock before may have gone on with it.
@@ -199,7 +196,7 @@ def _on_own_device(config: ModelConfig, processes: Processes) -> ModelConfig:
     return config
 
 
-def _check_hooks(config: HarvestConfig) -> None:
+def check_hooks(config: HarvestConfig) -> None:
     """Refuse unknown places and too long rows before weights are loaded."""
     skeleton = load_skeleton(config.model)
     names = [find_hook(skeleton, name).hook_name for name in config.hook_names]
@@ -216,7 +213,7 @@ def _check_same_model(config: HarvestConfig, writer: CacheWriter, model: Languag
     """Refuse to mix activations of two models in one cache."""
     for what, begun, now in (
         ("weights", writer.attributes["model"]["weight_digest"], model.digest),
-        ("tokenizer", writer.attributes["tokenizer_digest"], _tokenizer_digest(model)),
+        ("tokenizer", writer.attributes["tokenizer_digest"], tokenizer_digest(model)),
     ):
         require(
             begun == now,
@@ -225,8 +222,27 @@ def _check_same_model(config: HarvestConfig, writer: CacheWriter, model: Languag
         )
 
 
-def _tokenizer_digest(model: LanguageModel) -> str:
+def tokenizer_digest(model: LanguageModel) -> str:
+    """Identifies the tokenizer by its vocabulary."""
     return digest(model.tokenizer.get_vocab())
+
+
+def model_record(config: ModelConfig, model: LanguageModel) -> dict[str, Any]:
+    """What is kept of a model with what was computed by it."""
+    return {
+        "name": config.name,
+        "hub_id": model.hub_id,
+        "revision": config.revision,
+        "causal": model.causal,
+        "dtype": config.dtype,
+        "bos_token": config.bos_token,
+        "weight_digest": model.digest,
+    }
+
+
+def marks_of(model: LanguageModel) -> Marks:
+    """The tokens that this model has around documents."""
+    return Marks(model.bos_token_id, model.end_token_id, model.pad_token_id)
 
 
 def _create(config: HarvestConfig, model: LanguageModel) -> CacheWriter:
@@ -250,16 +266,8 @@ def _create(config: HarvestConfig, model: LanguageModel) -> CacheWriter:
         compression=config.compression,
         attributes={
             "digest": config.digest,
-            "model": {
-                "name": config.model.name,
-                "hub_id": model.hub_id,
-                "revision": config.model.revision,
-                "causal": model.causal,
-                "dtype": config.model.dtype,
-                "bos_token": config.model.bos_token,
-                "weight_digest": model.digest,
-            },
-            "tokenizer_digest": _tokenizer_digest(model),
+            "model": model_record(config.model, model),
+            "tokenizer_digest": tokenizer_digest(model),
             "data": plain(config.data),
             "one_document_a_row": config.one_document_a_row,
             "bos_token_id": model.bos_token_id,
@@ -291,7 +299,7 @@ def _text(
         config.cache_location,
         config.data,
         model.tokenizer,
-        Marks(model.bos_token_id, model.end_token_id, model.pad_token_id),
+        marks_of(model),
         n_workers=config.text_workers,
         one_document_a_row=config.one_document_a_row,
     )
@@ -310,7 +318,7 @@ def _fill(
     processes: Processes,
 ) -> None:
     compute = partial(
-        _activations,
+        activations,
         model=model,
         points=_points(config, model),
         batch_size=config.rows_a_batch(model.device),
@@ -322,7 +330,7 @@ def _points(config: HarvestConfig, model: LanguageModel) -> list[HookPoint]:
     return [find_hook(model.module, name) for name in config.hook_names]
 
 
-def _activations(
+def activations(
     tokens: NDArray[np.int32],
     text: NDArray[np.bool_],
     *,

@@ -56,7 +56,7 @@ class TextStream:
     def _run(self) -> None:
         try:
             self._stream()
-        except _Stopped:
+        except Stopped:
             pass
         except BaseException as error:
             self._error = error
@@ -66,7 +66,7 @@ class TextStream:
         config = self._config
         stream = tokenized(documents(config), self._tokenizer, self._n_workers)
         blocks = pack(
-            self._until_stopped(stream),
+            until_stopped(stream, self._stopped),
             self._writer.planned,
             self._marks,
             counts,
@@ -76,15 +76,17 @@ class TextStream:
         write_text(self._writer, blocks, counts.digests, counts.summary)
         _report(self._writer, counts)
 
-    def _until_stopped(self, stream: Iterable[Document]) -> Iterator[Document]:
-        for document in stream:
-            if self._stopped.is_set():
-                raise _Stopped
-            yield document
+
+class Stopped(Exception):
+    """Ends a thread that reads text, when whoever it reads for has ended without it."""
 
 
-class _Stopped(Exception):
-    """Ends the thread when the harvest has ended without it."""
+def until_stopped(stream: Iterable[Document], stopped: threading.Event) -> Iterator[Document]:
+    """The documents of a stream; raises `Stopped` once it is told to."""
+    for document in stream:
+        if stopped.is_set():
+            raise Stopped
+        yield document
 
 
 def default_workers() -> int:

@@ -113,8 +113,9 @@ def is_held_out(digest: int, fraction: float) -> bool:
 class _Rows:
     """The rows of one side: filled one after the other, handed out in blocks."""
 
-    def __init__(self, capacity: int, width: int, marks: Marks) -> None:
+    def __init__(self, capacity: int, width: int, marks: Marks, rows_a_block: int) -> None:
         self.capacity, self.width, self.marks = capacity, width, marks
+        self.rows_a_block = rows_a_block
         self.finished = 0
         """Full rows, handed out or not."""
         self.used = 0
@@ -124,7 +125,7 @@ class _Rows:
         self._open_block()
 
     def _open_block(self) -> None:
-        shape = (ROWS_A_BLOCK, self.width)
+        shape = (self.rows_a_block, self.width)
         self.tokens = np.full(shape, self.marks.pad, dtype=np.int32)
         self.documents = np.full(shape, NO_DOCUMENT, dtype=np.int32)
         self.in_block = 0
@@ -169,7 +170,7 @@ class _Rows:
 
     def take(self, held_out: bool, *, all_of_it: bool) -> Iterator[RowBlock]:
         """A whole block if there is one; with `all_of_it` what there is. No row is begun."""
-        if self.in_block == ROWS_A_BLOCK or (all_of_it and self.in_block):
+        if self.in_block == self.rows_a_block or (all_of_it and self.in_block):
             yield RowBlock(
                 held_out, self.tokens[: self.in_block], self.documents[: self.in_block]
             )
@@ -184,6 +185,7 @@ def pack(
     *,
     held_out_fraction: float,
     one_document_a_row: bool = False,
+    rows_a_block: int = ROWS_A_BLOCK,
 ) -> Iterator[RowBlock]:
     """Fill the plan's rows from a stream of documents, a block of rows at a time.
 
@@ -194,14 +196,15 @@ def pack(
 
     Args:
         counts: filled on the way; complete when the blocks end.
+        rows_a_block: of either side; the last block may hold fewer.
 
     Raises:
         UserError: if the text does not fill one row for training and one held out.
     """
     width = plan.context_size
     sides = {
-        False: _Rows(plan.n_training, width, marks),
-        True: _Rows(plan.n_held_out, width, marks),
+        False: _Rows(plan.n_training, width, marks, rows_a_block),
+        True: _Rows(plan.n_held_out, width, marks, rows_a_block),
     }
     seen = _Seen()
     for digest, ids in documents:
