@@ -24,7 +24,7 @@ def words(run, model, text):
         "train.sae.d_sae=48",
         "train.training_tokens=60_000",
         "train.train_batch_size_tokens=128",
-        "train.checkpoint_every_seconds=0.1",
+        "train.checkpoint.every_seconds=0.1",
         "l1_coefficients=[0.3,1,3]",
         "max_l0=20",
         "eval.n_behaviour_tokens=256",

@@ -237,9 +237,111 @@ def test_a_dead_feature_says_that_it_is_dead(tmp_path: Path) -> None:
 def test_an_almost_empty_run_hides_what_it_lacks(tmp_path: Path) -> None:
     report = {"model_name": "m", "hook_name": "h", "d_in": 8, "steering": []}
     document = opened(render_page(report, [], {}), tmp_path)
+    assert sections(document) == ["Overview"]
+
+
+def sweep() -> list[dict[str, Any]]:
+    """Figures of three architectures, crowded as good ones are."""
+    standard = [
+        dictionary(coefficient, l0, training_architecture="standard")
+        for coefficient, l0 in ((1.0, 90.0), (2.0, 50.0), (4.0, 30.0))
+    ]
+    top_k = [
+        dictionary(9.0, k * 0.98) | {"id": f"batchtopk-{k}", "l1_coefficient": None, "k": k}
+        for k in (30, 50, 90)
+    ]
+    return [*standard, *(row | {"training_architecture": "batchtopk"} for row in top_k)]
+
+
+def sweep_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "model_name": "maker/model",
+        "hook_name": "blocks.9.hook_resid_post",
+        "d_in": 8,
+        "dictionaries": rows,
+        "chosen": {"id": rows[1]["id"], "rule": f"the best of them {HOSTILE}"},
+        "max_l0": 60.0,
+        "versions": {"sae-atlas": "0.1.0"},
+    }
+
+
+def sections(document: str) -> list[str]:
     navigation = re.search(r'<nav id="nav".*?</nav>', document, re.DOTALL)
     assert navigation
-    assert re.findall(r">(\w+)</a>", navigation[0]) == ["Overview"]
+    return re.findall(r">(\w+)</a>", navigation[0])
+
+
+@needs_browser
+def test_a_sweep_without_features_is_a_page_of_its_own(tmp_path: Path) -> None:
+    histogram = {"log10_edges": [-4, -2, 0], "counts": [3, 8]}
+    held_out = {"sparsity/l0": 40.0, "plots/feature_density_line_chart": histogram}
+    usual = {"losses/mse_loss": 3.0, "metrics/l0": 41.0}
+    lines = [{"step": step, **(held_out if step % 2 else usual)} for step in range(1, 7)]
+    page = render_page(sweep_report(sweep()), [], {row["id"]: lines for row in sweep()})
+    document = opened(page, tmp_path)
+    assert sections(document) == ["Overview", "Front", "Training", "Density", "Run"]
+    curves = re.search(r'id="multiples">.*?</section>', document, re.DOTALL)
+    assert curves
+    assert re.findall(r"<figcaption>([^<]*)<", curves[0]) == [
+        "Squared error",
+        "L0",
+        "L0, held out",
+    ]
+    assert document.count('class="cell"') == 6
+    assert "The best of them" in document
+    assert "<title>broken" not in document
+    tiles = re.search(r'<dl class="tiles".*?</dl>', document, re.DOTALL)
+    assert tiles
+    assert ">–<" not in tiles[0]
+    assert '<a class="skip" href="#features" hidden="">' in document
+
+
+@needs_browser
+def test_figures_that_no_dictionary_has_are_left_out_of_the_page(tmp_path: Path) -> None:
+    rows = [row | {"ce_loss_score": None} for row in sweep()]
+    document = opened(render_page(sweep_report(rows), [], {}), tmp_path)
+    panels = re.search(r'id="front-panels".*?</svg></div></figure></div>', document, re.DOTALL)
+    assert panels
+    assert re.findall(r"<figcaption>([^<]*)<", panels[0]) == [
+        "Explained variance",
+        "Dead features",
+    ]
+    table = re.search(r'<table id="dictionaries".*?</table>', document, re.DOTALL)
+    assert table
+    assert "CE score" not in table[0]
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1100])
+def test_labels_of_a_crowded_front_lie_apart(tmp_path: Path, width: int) -> None:
+    driver = f"""
+      document.body.style.width = "{width}px";
+      setTimeout(() => {{
+        const apart = (a, b) =>
+          a.left >= b.right || a.right <= b.left ||
+          a.top + 3 >= b.bottom || a.bottom - 3 <= b.top;
+        const laps = [...document.querySelectorAll("#front-panels svg")].map((svg) => {{
+          const labels = [...svg.querySelectorAll(".label")];
+          const boxes = labels.map((label) => label.getBoundingClientRect());
+          return boxes.filter((a, i) => boxes.slice(i + 1).some((b) => !apart(a, b))).length;
+        }});
+        const shown = document.querySelectorAll("#front-panels .label").length;
+        document.body.dataset.log = `${{laps.join()}} ${{shown >= 12}}`;
+      }}, 500);
+    """
+    document = opened(render_page(sweep_report(sweep()), [], {}), tmp_path, driver=driver)
+    assert 'data-log="0,0,0 true"' in document
+
+
+@needs_browser
+def test_a_single_dictionary_is_a_table_without_a_front(tmp_path: Path) -> None:
+    row = sweep()[1]
+    report = {**sweep_report(sweep()), "dictionaries": [row]}
+    document = opened(render_page(report, [], {}), tmp_path)
+    assert row["id"] in document
+    assert "front-panels" in document
+    assert 'aria-label="Explained variance over L0"' not in document
+    assert 'class="badge"' not in document
 
 
 @pytest.mark.parametrize("n_points", [0, 1, 3])
@@ -251,5 +353,6 @@ def test_the_front_is_drawn_as_png_and_nothing_else_is_left(
     draw_front([*entries, dictionary(7.0, None)], path)
     picture = path.read_bytes()
     assert picture.startswith(b"\x89PNG")
-    assert int.from_bytes(picture[16:20]) == 1600
+    panels = 3 if n_points else 1
+    assert int.from_bytes(picture[16:20]) == 96 + 752 * panels
     assert list(tmp_path.iterdir()) == [path]

@@ -75,3 +75,11 @@ class ReconstructionStatistics:
             ),
             "dead_fraction": float((self.fired == 0).double().mean()),
         }
+
+
+def density_histogram(density: Float[Tensor, " d_sae"]) -> dict[str, list[float]]:
+    """Counts of live latents by log10 density, from 1e-6 to 1 in steps of a quarter."""
+    edges = torch.linspace(-6, 0, 25, dtype=torch.float64)
+    logs = torch.log10(density[density > 0].double()).clamp(-6, 0)
+    counts = torch.histogram(logs, edges).hist
+    return {"log10_edges": edges.tolist(), "counts": counts.tolist()}

@@ -4,9 +4,25 @@
 
 const read = (id) => JSON.parse(document.getElementById(`data-${id}`).textContent);
 const report = read("report");
-const dictionaries = [...(report.dictionaries || [])].sort((a, b) => (a.l0 ?? 0) - (b.l0 ?? 0));
+/* Architectures, and what else parts a sweep into lines of their own. */
+const families = [...new Set((report.dictionaries || []).map((entry) => entry.series))];
+const dictionaries = [...(report.dictionaries || [])].sort(
+  (a, b) => families.indexOf(a.series) - families.indexOf(b.series) || (a.l0 ?? 0) - (b.l0 ?? 0),
+);
 const chosen = dictionaries.find((entry) => entry.id === report.chosen?.id);
-const hues = new Map(dictionaries.map((entry, i) => [entry.id, `var(--c${i % 6})`]));
+const familyHue = (family) =>
+  families.length > 1 ? `var(--c${families.indexOf(family) % 6})` : "var(--muted)";
+
+/* A hue for each dictionary: of a few its own, of many a shade of its family's. */
+const hues = new Map(
+  dictionaries.map((entry, i) => {
+    if (families.length === 1 && dictionaries.length <= 6) return [entry.id, `var(--c${i})`];
+    const kin = dictionaries.filter((other) => other.series === entry.series);
+    const share = 100 - (55 * (kin.length - 1 - kin.indexOf(entry))) / Math.max(1, kin.length - 1);
+    const hue = families.length > 1 ? familyHue(entry.series) : "var(--accent)";
+    return [entry.id, `color-mix(in oklab, ${hue} ${share.toFixed(0)}%, var(--paper))`];
+  }),
+);
 
 function reveal(id, content) {
   const some = Array.isArray(content) ? content.length > 0 : Boolean(content);

@@ -53,17 +53,20 @@ function logTicks(low, high, wanted) {
   return ticks.length < 2 ? niceTicks(low, high, wanted) : ticks;
 }
 
-/* Data values to pixels. `axis` has log, domain, pad (share of the span), ticks. */
+/* Data values to pixels. `axis` has log, domain or from, pad (share of the span), ticks, whole. */
 function makeScale(axis, values, from, to, wanted) {
   const into = axis.log ? Math.log10 : (value) => value;
   const out = axis.log ? (value) => 10 ** value : (value) => value;
   let [low, high] = (axis.domain || [Math.min(...values), Math.max(...values)]).map(into);
+  if (known(axis.from)) [low, high] = [axis.from, Math.max(high, axis.from + 0.01)];
   if (high - low < 1e-9) [low, high] = axis.log ? [low - 0.2, high + 0.2] : [low - 0.5, high + 0.5];
   const pad = axis.domain ? 0 : (axis.pad ?? 0.06) * (high - low);
-  [low, high] = [low - pad, high + pad];
+  [low, high] = [axis.from ?? low - pad, high + pad];
   const at = (value) => from + ((into(value) - low) / (high - low)) * (to - from);
-  const ticks = axis.ticks || (axis.log ? logTicks : niceTicks)(out(low), out(high), wanted);
-  return { at, ticks: ticks.filter((tick) => into(tick) >= low - 1e-9 && into(tick) <= high + 1e-9) };
+  const found = axis.ticks || (axis.log ? logTicks : niceTicks)(out(low), out(high), wanted);
+  const ticks = axis.whole ? found.filter(Number.isInteger) : found;
+  const ends = { from: out(low), to: out(high) };
+  return { at, ...ends, ticks: ticks.filter((tick) => into(tick) >= low - 1e-9 && into(tick) <= high + 1e-9) };
 }
 
 function drawAxes(x, y, spec, frame) {
@@ -87,13 +90,17 @@ function drawAxes(x, y, spec, frame) {
       y1: spec.zero ? y.at(0) : bottom,
       y2: spec.zero ? y.at(0) : bottom,
     }),
+    spec.x.mark > x.from && spec.x.mark < x.to
+      ? svg("line", { class: "limit", x1: x.at(spec.x.mark), x2: x.at(spec.x.mark), y1: frame.top, y2: bottom })
+      : null,
     spec.x.label
       ? svg("text", { x: (left + right) / 2, y: bottom + 38, "text-anchor": "middle" }, spec.x.label)
       : null,
   ];
 }
 
-/* A chart of series `{name, hue, points: [{x, y, tip(), label, strong, hue, onlit}], dots, dashed, faint}`. */
+/* A chart of series `{name, hue, points: [{x, y, tip(), label, name, strong, hue, onlit}], line, dots, dashed,
+   faint, tinted}`; the line goes through `line`, else through the points. */
 function plot(host, spec) {
   const usable = (point) =>
     known(point.x) &&
@@ -142,7 +149,8 @@ function drawPlot(width, spec, series, points) {
   };
   root.append(
     ...drawAxes(x, y, spec, frame).filter(Boolean),
-    ...series.flatMap((entry) => drawSeries(entry, x, y, frame, light)),
+    ...series.flatMap((entry) => drawSeries(entry, x, y, light)),
+    ...drawLabels(series, x, y, frame),
     ring,
   );
   root.addEventListener("pointermove", nearest);
@@ -151,41 +159,101 @@ function drawPlot(width, spec, series, points) {
   return root;
 }
 
-function drawSeries(entry, x, y, frame, light) {
-  const spots = entry.points.map((point) => [x.at(point.x), y.at(point.y)]);
+const pathOf = (entry, x, y) => (entry.line || entry.points).map((point) => [x.at(point.x), y.at(point.y)]);
+
+function drawSeries(entry, x, y, light) {
   const kind = `line${entry.dashed ? " dashed" : ""}${entry.faint ? " faint" : ""}`;
-  const path = spots.map(([left, top], i) => `${i ? "L" : "M"}${left.toFixed(1)} ${top.toFixed(1)}`).join("");
+  const path = pathOf(entry, x, y)
+    .map(([left, top], i) => `${i ? "L" : "M"}${left.toFixed(1)} ${top.toFixed(1)}`)
+    .join("");
   const dots = entry.dots
-    ? entry.points.flatMap((point, i) => drawDot(point, spots[i], entry.hue, frame, light))
+    ? entry.points.map((point) => drawDot(point, x.at(point.x), y.at(point.y), entry.hue, light))
     : [];
   return [svg("path", { class: kind, d: path, "--hue": entry.hue }), ...dots];
 }
 
-function drawDot(point, [left, top], hue, frame, light) {
-  const label = point.label || "";
-  const late = left + 9 + 6.6 * label.length > frame.right + 10;
-  return [
-    svg("circle", {
-      class: "dot",
-      cx: left,
-      cy: top,
-      r: point.strong ? 7 : 5,
-      tabindex: 0,
-      role: "img",
-      "aria-label": point.tip().join(", "),
-      "--hue": point.hue || hue,
-      onfocus: () => light(point),
-      onblur: () => light(null),
-    }),
-    svg(
-      "text",
-      {
-        class: `label${point.strong ? " strong" : ""}`,
-        x: late ? frame.right + 10 : left + 9,
-        y: top + 20,
-        "text-anchor": late ? "end" : "start",
-      },
-      label,
-    ),
-  ];
+function drawDot(point, left, top, hue, light) {
+  return svg("circle", {
+    class: point.strong ? "dot strong" : "dot",
+    cx: left,
+    cy: top,
+    r: point.strong ? 7 : 5,
+    tabindex: 0,
+    role: "img",
+    "aria-label": point.tip().join(", "),
+    "--hue": point.hue || hue,
+    onfocus: () => light(point),
+    onblur: () => light(null),
+  });
+}
+
+/* ---------- Labels of points ---------- */
+
+/* From the point to the label's baseline, the best first. */
+const PLACES = [
+  [9, 18, "start"],
+  [9, -9, "start"],
+  [-9, -9, "end"],
+  [-9, 18, "end"],
+  [0, -13, "middle"],
+  [0, 23, "middle"],
+  [12, 4, "start"],
+  [-12, 4, "end"],
+];
+const SHARE_BEFORE = { start: 0, middle: 0.5, end: 1 };
+const within = (box, [left, top]) => left > box[0] && left < box[2] && top > box[1] && top < box[3];
+const overlap = (a, b) => a[0] < b[2] && a[2] > b[0] && a[1] < b[3] && a[3] > b[1];
+
+function labelBox(text, strong, left, top, [right, down, anchor]) {
+  const width = (strong ? 7.1 : 6.4) * text.length;
+  const start = left + right - SHARE_BEFORE[anchor] * width;
+  return [start, top + down - 11, start + width, top + down + 4];
+}
+
+/* Each label where there is room for it, once for what differs in its seed alone; a strong one always. */
+function drawLabels(series, x, y, frame) {
+  const placed = series.flatMap((entry, i) =>
+    entry.points.map((point) => ({
+      point,
+      tint: entry.tinted ? entry.hue : "",
+      key: `${i} ${point.name || point.label}`,
+      left: x.at(point.x),
+      top: y.at(point.y),
+    })),
+  );
+  const lines = series.flatMap((entry) => along(pathOf(entry, x, y)));
+  const taken = placed.map(({ left, top }) => [left - 6, top - 6, left + 6, top + 6]);
+  const named = new Set();
+  return placed
+    .filter(({ point }) => point.label)
+    .sort((a, b) => Boolean(b.point.strong) - Boolean(a.point.strong) || a.left - b.left)
+    .flatMap(({ point, tint, key, left, top }) => {
+      const boxes = PLACES.map((place) => [place, labelBox(point.label, point.strong, left, top, place)]);
+      const inside = boxes.filter(
+        ([, box]) => box[0] > frame.left - 4 && box[2] < frame.right + 10 && box[1] > -4 && box[3] < frame.bottom,
+      );
+      const free = inside.filter(([, box]) => !taken.some((other) => overlap(box, other)));
+      const crossing = (box) => lines.filter((spot) => within(box, spot)).length;
+      const [best] = free.toSorted((a, b) => crossing(a[1]) - crossing(b[1]));
+      const chosenPlace = best || (point.strong ? inside[0] || boxes[0] : null);
+      if (!chosenPlace || named.has(key)) return [];
+      named.add(key);
+      const [[right, down, anchor], box] = chosenPlace;
+      taken.push(box);
+      const kind = `label${point.strong ? " strong" : ""}${tint ? " tinted" : ""}`;
+      const look = { class: kind, "--hue": tint, "text-anchor": anchor };
+      return svg("text", { ...look, x: left + right, y: top + down }, point.label);
+    });
+}
+
+/* Spots some pixels apart on a path. */
+function along(path) {
+  return path.slice(1).flatMap(([right, bottom], i) => {
+    const [left, top] = path[i];
+    const n = Math.ceil(Math.hypot(right - left, bottom - top) / 5);
+    return Array.from({ length: n }, (_, j) => [
+      left + ((right - left) * j) / n,
+      top + ((bottom - top) * j) / n,
+    ]);
+  });
 }

@@ -1,75 +1,273 @@
-"""The sparsity/fidelity front as a picture for a README."""
+"""The sparsity/fidelity front as a picture for a README or a paper."""
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sae.base.files import atomic_path
+from sae.reporting.front_table import Row, labelled
 
 _INK, _MUTED, _RULE, _ACCENT = "#14201f", "#5c6866", "#dfe4e2", "#0b6f6a"
+_HUES = ("#0072b2", "#c95a00", "#00876a", "#b3538a", "#7a6a00", "#4f5b66")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 _PANELS = {
     "explained_variance": ("Explained variance", "share of the activations' variance kept"),
     "ce_loss_score": ("CE loss score", "share of the layer's effect on the loss kept"),
+    "dead_fraction": ("Dead features", "share of the features that never fired"),
 }
+_LIMIT: dict[str, Any] = {"color": _MUTED, "linewidth": 0.9, "linestyle": (0, (3, 3))}
+_PLACES = ((8, -9), (8, 9), (-8, 9), (-8, -9), (0, 14), (0, -14), (11, 0), (-11, 0))
+"""Where a label may go, in points from its own point, the best first."""
+
+_MOST_IDS = 6
 
 
-def draw_front(dictionaries: list[dict[str, Any]], path: Path) -> None:
-    """Two panels over L0: explained variance and CE loss score, one point a dictionary.
+def draw_front(
+    rows: list[Row], path: Path, *, chosen: str | None = None, max_l0: float | None = None
+) -> None:
+    """Panels over L0: explained variance, CE loss score and share of dead features.
+
+    A panel that no dictionary has a figure for is left out, and so is a point that misses its
+    own. Labels that would lie over another are left out.
 
     Args:
-        dictionaries: as in the report; a point with a missing figure is left out.
+        rows: figures of the dictionaries.
         path: of the PNG to write.
+        chosen: id of the dictionary to mark.
+        max_l0: up to which one was chosen.
     """
     # Here, so that training does not wait for a plotting library that it never uses.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.04)
-    figure = Figure(figsize=(10, 4.4), dpi=160, facecolor="white", layout=spacing)
+    points = [row for row in labelled(rows) if row.get("l0")]
+    series = dict.fromkeys(row["series"] for row in points)
+    looks = {
+        name: (_HUES[i % 6] if len(series) > 1 else _ACCENT, _MARKERS[i % 6])
+        for i, name in enumerate(series)
+    }
+    panels = [
+        metric for metric in _PANELS if any(row.get(metric) is not None for row in points)
+    ] or ["explained_variance"]
+    spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03)
+    figure = Figure(
+        figsize=(0.6 + 4.7 * len(panels), 4.6), dpi=160, facecolor="white", layout=spacing
+    )
     FigureCanvasAgg(figure)
-    for axes, (metric, names) in zip(
-        figure.subplots(1, 2, sharex=True), _PANELS.items(), strict=True
-    ):
-        _style(axes, *names)
-        _draw_points(axes, dictionaries, metric)
+    all_axes = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+    for axes, metric in zip(all_axes, panels, strict=True):
+        _style(axes, metric)
+        _draw_points(axes, points, metric, looks)
+        _mark(axes, points, metric, chosen)
+    _fit(all_axes, points, max_l0)
+    if all(row["id"] != chosen for row in points):
+        chosen = None
+    _legend(figure, looks, chosen, max_l0 if _within(all_axes[0], max_l0) else None)
+    figure.draw_without_rendering()
+    for axes, metric in zip(all_axes, panels, strict=True):
+        _label(axes, points, metric, looks, chosen)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _style(axes: Any, title: str, subtitle: str) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
+def _style(axes: Any, metric: str) -> None:
+    title, subtitle = _PANELS[metric]
     axes.set_title(title, loc="left", color=_INK, fontsize=13, fontweight="bold", pad=24)
     axes.text(0, 1.035, subtitle, transform=axes.transAxes, color=_MUTED, fontsize=9.5)
     axes.set_xlabel("L0: features active on a token (log scale)", color=_MUTED, fontsize=9.5)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(colors=_MUTED, labelsize=9.5, length=0, which="both")
     axes.grid(color=_RULE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     axes.spines["bottom"].set(visible=True, color=_RULE)
-    axes.margins(x=0.16, y=0.2)
+    axes.margins(y=0.16)
+    if metric == "dead_fraction":
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
 
 
-def _draw_points(axes: Any, dictionaries: list[dict[str, Any]], metric: str) -> None:
-    points = sorted(
-        (entry["l0"], entry[metric], entry["l1_coefficient"])
-        for entry in dictionaries
-        if entry.get("l0") and entry.get(metric) is not None
-    )
-    across, up = [point[0] for point in points], [point[1] for point in points]
-    axes.plot(across, up, color=_ACCENT, linewidth=1.8, alpha=0.45, zorder=2)
-    axes.scatter(across, up, s=62, color=_ACCENT, edgecolor="white", linewidth=1.4, zorder=3)
-    for l0, value, coefficient in points:
-        axes.annotate(
-            f"$\\lambda$ = {coefficient:g}" if coefficient is not None else "",
-            (l0, value),
-            xytext=(7, -13),
-            textcoords="offset points",
-            color=_INK,
-            fontsize=9.5,
+def _fit(all_axes: Any, points: list[Row], max_l0: float | None) -> None:
+    """One L0 axis for all panels, wide enough for labels and never a single value."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    across = np.log10([row["l0"] for row in points] or [1.0])
+    middle, half = (across.max() + across.min()) / 2, np.ptp(across) / 2
+    low, high = 10 ** (middle - 1.24 * half - 0.14), 10 ** (middle + 1.24 * half + 0.14)
+    for axes in all_axes:
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+        subs = (1, 2, 5) if high / low > 6 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        if _within(axes, max_l0):
+            axes.axvline(max_l0, **_LIMIT, zorder=1)
+    dead = next((axes for axes in all_axes if axes.get_title("left") == "Dead features"), None)
+    if dead is not None:
+        dead.set_ylim(0, max(0.01, 1.18 * dead.dataLim.y1))
+
+
+def _within(axes: Any, max_l0: float | None) -> bool:
+    low, high = axes.get_xlim()
+    return max_l0 is not None and bool(low < max_l0 < high)
+
+
+def _known(points: list[Row], metric: str) -> list[Row]:
+    return [row for row in points if row.get(metric) is not None]
+
+
+def _draw_points(axes: Any, points: list[Row], metric: str, looks: dict[str, Any]) -> None:
+    """Every dictionary as a point, and a line a series through the means over seeds.
+
+    What only ids tell apart has no order that a line could follow.
+    """
+    for name, (hue, marker) in looks.items():
+        own = [row for row in _known(points, metric) if row["series"] == name]
+        line = _means([row for row in own if row["label"] != row["id"]], metric)
+        axes.plot(*line, color=hue, linewidth=1.7, alpha=0.45, zorder=2)
+        axes.scatter(
+            [row["l0"] for row in own],
+            [row[metric] for row in own],
+            s=52,
+            color=hue,
+            marker=marker,
+            edgecolor="white",
+            linewidth=1.1,
+            zorder=3,
+            clip_on=False,
         )
+
+
+def _means(own: list[Row], metric: str) -> tuple[list[float], list[float]]:
+    """L0 and figure, mean over the dictionaries of one label, in the order of L0."""
+    labels = dict.fromkeys(row["label"] for row in own)
+    groups = [[row for row in own if row["label"] == label] for label in labels]
+    means = sorted(
+        tuple(float(np.mean([row[key] for row in group])) for key in ("l0", metric))
+        for group in groups
+    )
+    return [l0 for l0, _ in means], [value for _, value in means]
+
+
+def _mark(axes: Any, points: list[Row], metric: str, chosen: str | None) -> None:
+    for row in _known(points, metric):
+        if row["id"] == chosen:
+            ring = {"s": 165, "facecolor": "none", "edgecolor": _INK, "linewidth": 1.5}
+            axes.scatter([row["l0"]], [row[metric]], **ring, zorder=4, clip_on=False)
+
+
+def _legend(
+    figure: Any, looks: dict[str, Any], chosen: str | None, max_l0: float | None
+) -> None:
+    """What hues, the ring and the dashed line stand for, in a row below."""
+    from matplotlib.lines import Line2D
+
+    common: dict[str, Any] = {"linewidth": 0, "markersize": 7.5}
+    handles = [
+        Line2D([], [], color=hue, marker=marker, markeredgecolor="white", label=name, **common)
+        for name, (hue, marker) in looks.items()
+        if len(looks) > 1
+    ]
+    if chosen is not None:
+        ring: dict[str, Any] = {
+            "markerfacecolor": "none",
+            "markeredgecolor": _INK,
+            "markeredgewidth": 1.4,
+        }
+        name = f"recommended: {chosen}"
+        handles.append(Line2D([], [], marker="o", label=name, **common | ring))
+    if max_l0 is not None:
+        handles.append(Line2D([], [], label=f"L0 = {max_l0:g}, chosen up to here", **_LIMIT))
+    if handles:
+        inches = sum(0.5 + 0.085 * len(str(handle.get_label())) for handle in handles)
+        lines = math.ceil(inches / figure.get_figwidth())
+        figure.legend(
+            handles=handles,
+            loc="outside lower left",
+            ncols=math.ceil(len(handles) / lines),
+            frameon=False,
+            fontsize=9.5,
+            labelcolor=_INK,
+            handletextpad=0.3,
+            columnspacing=1.8,
+        )
+
+
+def _label(
+    axes: Any, points: list[Row], metric: str, looks: dict[str, Any], chosen: str | None
+) -> None:
+    """Say what was swept beside each point, where there is room for it.
+
+    Dictionaries that differ in their seed alone are named once; of many that only their ids
+    tell apart, the chosen one alone.
+    """
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+
+    own = sorted(_known(points, metric), key=lambda row: (row["id"] != chosen, row["l0"]))
+    spots = axes.transData.transform([(row["l0"], row[metric]) for row in own] or [(1, 0)])
+    unit = axes.figure.dpi / 72
+    taken = [Bbox.from_bounds(x - 4 * unit, y - 4 * unit, 8 * unit, 8 * unit) for x, y in spots]
+    crossed = _line_spots(axes)
+    named = set()
+    many = sum(row["label"] == row["id"] for row in own) > _MOST_IDS
+    for row in own:
+        if not row["label"] or (row["series"], row["label"]) in named:
+            continue
+        if many and row["label"] == row["id"] != chosen:
+            continue
+        text = axes.annotate(
+            row["label"],
+            (row["l0"], row[metric]),
+            xytext=_PLACES[0],
+            textcoords="offset points",
+            color=looks[row["series"]][0] if len(looks) > 1 else _INK,
+            fontsize=9,
+            fontweight="bold" if row["id"] == chosen else "normal",
+            zorder=5,
+        )
+        text.set_in_layout(False)
+        text.set_path_effects([withStroke(linewidth=2.4, foreground="white")])
+        box = _settle(text, axes, taken, crossed)
+        if box is None:
+            text.remove()
+        else:
+            taken.append(box)
+            named.add((row["series"], row["label"]))
+
+
+def _settle(text: Any, axes: Any, taken: list[Any], crossed: Any) -> Any:
+    """Move a label to the best free place; its box there, or None if all are taken."""
+    best = None
+    for cost, (right, up) in enumerate(_PLACES):
+        text.set_position((right, up))
+        text.set_ha("left" if right > 0 else "right" if right < 0 else "center")
+        text.set_va("center")
+        box = text.get_window_extent()
+        frame = axes.bbox
+        outside = box.x0 < frame.x0 - 12 or box.x1 > frame.x1 + 12 or box.y0 < frame.y0 + 2
+        if outside or any(box.overlaps(other) for other in taken):
+            continue
+        lines = box.count_contains(crossed) if len(crossed) else 0
+        if best is None or (lines, cost) < best[0]:
+            best = (lines, cost), (right, up), box
+    if best is None:
+        return None
+    _, (right, up), box = best
+    text.set_position((right, up))
+    text.set_ha("left" if right > 0 else "right" if right < 0 else "center")
+    return box
+
+
+def _line_spots(axes: Any) -> Any:
+    """Pixels along the lines, which labels should rather not cross."""
+    steps = np.linspace(0, 1, 60)[:, None]
+    spots = [np.empty((0, 2))]
+    for line in axes.lines:
+        ends = line.get_transform().transform(line.get_xydata())
+        spots += [a + steps * (b - a) for a, b in pairwise(ends)]
+    return np.concatenate(spots)

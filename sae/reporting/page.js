@@ -1,70 +1,31 @@
-/* ---------- The figures of a dictionary ---------- */
-
-const METRICS = [
-  [
-    "l1_coefficient",
-    "L1 weight",
-    short,
-    "λ in the training loss: squared error + λ · Σ fⱼ‖W_dec,j‖. Larger asks for fewer active features.",
-  ],
-  ["d_sae", "Features", count, "Number of features (latents) in the dictionary, dead ones included."],
-  ["l0", "L0", fixed(1), "Mean over tokens of the number of features above zero."],
-  [
-    "explained_variance",
-    "Expl. variance",
-    fixed(3),
-    "1 − Σ‖x − x̂‖² / Σ‖x − x̄‖², where x is an activation, x̂ its reconstruction and x̄ the mean.",
-  ],
-  [
-    "ce_loss_score",
-    "CE score",
-    fixed(3),
-    "(CE ablated − CE with SAE) / (CE ablated − CE without SAE), the layer replaced by zeros when ablated. 1 means that the model predicts as well as before.",
-  ],
-  [
-    "ce_loss_score_mean_ablation",
-    "CE score (mean abl.)",
-    fixed(3),
-    "The CE score with the layer replaced by its mean instead of zeros: the stricter of the two.",
-  ],
-  [
-    "kl_div_score",
-    "KL score",
-    fixed(3),
-    "1 − KL(original ‖ with SAE) / KL(original ‖ ablated), over next-token distributions.",
-  ],
-  ["dead_fraction", "Dead", percent, "Share of features that never fired on the tokens measured."],
-  ["mse", "Squared error", short, "Mean over tokens of ‖x − x̂‖², in the model’s own units."],
-  ["cossim", "Cosine", fixed(3), "Mean over tokens of the cosine between x and x̂."],
-  ["l2_ratio", "L2 ratio", fixed(3), "Mean over tokens of ‖x̂‖ / ‖x‖. Below 1: the reconstruction shrinks."],
-  [
-    "ce_loss_without_sae",
-    "CE without",
-    fixed(3),
-    "Next-token cross-entropy of the untouched model, in nats.",
-  ],
-  ["ce_loss_with_sae", "CE with", fixed(3), "The same with the layer replaced by its reconstruction."],
-  ["ce_loss_with_ablation", "CE ablated", fixed(3), "The same with the layer replaced by zeros."],
-  ["n_rows", "Tokens measured", count, "Held-out tokens behind these figures."],
-  ["training_tokens", "Tokens trained on", count, "Activations seen in training, repeats included."],
-  ["seconds", "Training time", duration, "Wall-clock time of the training."],
-];
-
 /* ---------- Overview ---------- */
+
+/* What the run did, as far as the report knows. */
+function lede(cache) {
+  const several = dictionaries.length !== 1 ? "s" : "";
+  const numbers = [`the ${count(report.d_in)} numbers at `, h("code", {}, report.hook_name)];
+  const autoencoders = `${count(dictionaries.length)} sparse autoencoder${several} to rewrite them as a few active features out of thousands.`;
+  const held = cache.n_held_out_rows ?? dictionaries[0]?.n_rows;
+  const quality = known(held)
+    ? ` ${count(held)} tokens were held out; quality is measured on text that training never saw.`
+    : "";
+  if (!dictionaries.length) return ["This run looks at ", ...numbers, "."];
+  if (!known(cache.n_tokens)) return ["This run took ", ...numbers, ` and trained ${autoencoders}${quality}`];
+  return [
+    `This run read ${count(cache.n_tokens)} tokens of ${cache.data ?? "text"} through the model, kept `,
+    ...numbers,
+    ` for each, and trained ${autoencoders}${quality}`,
+  ];
+}
 
 function drawOverview() {
   const cache = report.cache || {};
   const model = report.model_name.split("/").pop();
   const layer = /blocks\.(\d+)\./.exec(report.hook_name);
   $("headline").append(`What ${layer ? `layer ${layer[1]}` : report.hook_name} of ${model} is made of`);
-  $("lede").append(
-    `This run read ${count(cache.n_tokens)} tokens of ${cache.data ?? "text"} through the model, kept the ${count(report.d_in)} numbers at `,
-    h("code", {}, report.hook_name),
-    ` for each, and trained ${count(dictionaries.length)} sparse autoencoder${dictionaries.length === 1 ? "" : "s"} to rewrite them as a few active features out of thousands. `,
-    `${count(cache.n_held_out_rows)} tokens were held out; quality is measured on text that training never saw.`,
-  );
+  $("lede").append(...lede(cache));
   const spent = Object.values(report.timings || {}).reduce((sum, seconds) => sum + (seconds || 0), 0);
-  const tiles = [
+  const figures = [
     [
       "Tokens harvested",
       count(cache.n_tokens),
@@ -74,11 +35,11 @@ function drawOverview() {
     ["Harvest speed", count(cache.tokens_per_second), "tokens/s", "Through the model and onto disk."],
     [
       "Dictionaries trained",
-      count(dictionaries.length),
+      known(cache.n_tokens) ? count(dictionaries.length) : "–",
       "",
       "The same data, each with a different taste for sparsity.",
     ],
-    ["Total time", fixed(1)(spent / 60), "minutes", "From raw text to this page."],
+    ["Total time", spent ? fixed(1)(spent / 60) : "–", "minutes", "From raw text to this page."],
     [
       "Active features",
       fixed(1)(chosen?.l0),
@@ -99,6 +60,8 @@ function drawOverview() {
     ],
     ["Dead features", percent(chosen?.dead_fraction), "", "Capacity that never fired. Lower is better."],
   ];
+  const tiles = figures.filter(([, value]) => value !== "–");
+  $("tiles").hidden = !tiles.length;
   $("tiles").append(
     ...tiles.map(([name, value, unit, why]) =>
       h(
@@ -110,107 +73,6 @@ function drawOverview() {
       ),
     ),
   );
-}
-
-/* ---------- The front ---------- */
-
-function drawFront() {
-  if (!reveal("front", dictionaries)) return;
-  const rows = new Map();
-  for (const [host, metric, title] of [
-    ["front-ev", "explained_variance", "Explained variance over L0"],
-    ["front-ce", "ce_loss_score", "CE loss score over L0"],
-  ]) {
-    const points = dictionaries.map((entry) => ({
-      x: entry.l0,
-      y: entry[metric],
-      hue: hues.get(entry.id),
-      strong: entry === chosen,
-      label: `λ = ${short(entry.l1_coefficient)}${entry === chosen ? " · chosen" : ""}`,
-      tip: () => [
-        entry.id,
-        `L0 ${fixed(1)(entry.l0)}`,
-        `explained variance ${fixed(3)(entry.explained_variance)}`,
-        `CE score ${fixed(3)(entry.ce_loss_score)}`,
-        `dead ${percent(entry.dead_fraction)}`,
-      ],
-      onlit: (lit) => rows.get(entry.id)?.classList.toggle("lit", lit),
-    }));
-    plot($(host), {
-      title,
-      height: 340,
-      x: { log: true, label: "L0: active features per token (log)", pad: 0.12 },
-      y: { pad: 0.18 },
-      series: [{ hue: "var(--muted)", points, dots: true, faint: true }],
-    });
-  }
-  $("rule").append(h("b", {}, `Chosen: ${report.chosen?.id ?? "–"}. `), report.chosen?.rule ?? "");
-  drawTable(rows);
-  $("formulas").append(
-    ...METRICS.flatMap(([, name, , formula]) => [h("dt", {}, name), h("dd", {}, formula)]),
-  );
-}
-
-function drawTable(rows) {
-  for (const entry of dictionaries) {
-    rows.set(
-      entry.id,
-      h(
-        "tr",
-        { class: entry === chosen ? "chosen" : null, "--hue": hues.get(entry.id) },
-        h(
-          "th",
-          { scope: "row" },
-          entry.id,
-          entry === chosen ? h("span", { class: "badge" }, "chosen") : null,
-        ),
-        METRICS.map(([key, , write]) => h("td", {}, write(entry[key]))),
-      ),
-    );
-  }
-  $("dictionaries").append(
-    h(
-      "thead",
-      {},
-      h(
-        "tr",
-        {},
-        h("th", { scope: "col" }, "Dictionary"),
-        METRICS.map(([, name, , formula]) => h("th", { scope: "col", title: formula }, name)),
-      ),
-    ),
-    h("tbody", {}, ...rows.values()),
-  );
-}
-
-/* ---------- Training ---------- */
-
-function drawTraining() {
-  const curves = Object.entries(read("curves")).filter(([, points]) => points.length);
-  if (!reveal("training", curves)) return;
-  const order = [...hues.keys()];
-  curves.sort(([a], [b]) => order.indexOf(a) - order.indexOf(b));
-  const hueOf = (id) => hues.get(id) || "var(--muted)";
-  $("legend").append(...curves.map(([id]) => h("li", { "--hue": hueOf(id) }, id)));
-  for (const [key, title, why, y] of [
-    ["losses/mse_loss", "Squared error", "log scale", { log: true }],
-    ["losses/l1_loss", "L1 loss", "log scale", { log: true }],
-    ["metrics/l0", "L0", "active features per token, log scale", { log: true }],
-    ["metrics/explained_variance", "Explained variance", "from 0 up", { floor: 0 }],
-    ["sparsity/dead_features", "Dead features", "silent for the last stretch of training", {}],
-  ]) {
-    const series = curves.map(([id, points]) => ({
-      hue: hueOf(id),
-      points: points.map((point) => ({
-        x: point.step,
-        y: point[key],
-        tip: () => [id, `step ${count(point.step)}`, `${title.toLowerCase()} ${short(point[key])}`],
-      })),
-    }));
-    const host = h("div");
-    $("multiples").append(h("figure", {}, h("figcaption", {}, title, h("small", {}, why)), host));
-    plot(host, { title, height: 210, x: { pad: 0.01, format: count }, y, series });
-  }
 }
 
 /* ---------- Steering ---------- */
@@ -427,6 +289,8 @@ function drawRun() {
   const timings = Object.entries(report.timings || {});
   const versions = Object.entries(report.versions || {});
   if (!reveal("run", [...timings, ...versions])) return;
+  if (!timings.length) $("run-title").textContent = "What made this";
+  $("timings").hidden = !timings.length;
   const most = Math.max(...timings.map(([, seconds]) => seconds || 0), 1e-9);
   $("timings").append(
     ...timings.map(([stage, seconds]) => {
@@ -460,8 +324,11 @@ function drawNavigation() {
 
 drawOverview();
 drawFront();
-drawTraining();
+const trained = trainingCurves();
+drawTraining(trained);
+drawDensities(trained);
 drawFeatures();
+document.querySelector(".skip").hidden = $("features").hidden;
 if (reveal("steering", report.steering)) {
   $("steering-rule").append(h("b", {}, "How they were chosen. "), report.steering[0].rule ?? "");
   $("steered").append(...report.steering.map(drawSteered));

@@ -12,10 +12,12 @@ from collections import Counter
 from importlib.resources import files
 from typing import Any
 
+from sae.reporting.front_table import labelled
+
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 """What could end a script element, end a JavaScript line or fail to encode as UTF-8."""
 
-_SCRIPTS = ("base.js", "charts.js", "features.js", "page.js")
+_SCRIPTS = ("base.js", "charts.js", "front.js", "training.js", "features.js", "page.js")
 """In the order in which they build on each other."""
 
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
@@ -24,15 +26,16 @@ _SLOT = re.compile(r"\{\{(\w+)\}\}")
 def render_page(
     report: dict[str, Any],
     features: list[dict[str, Any]],
-    curves: dict[str, list[dict[str, float]]],
+    curves: dict[str, list[dict[str, Any]]],
 ) -> str:
     """The whole page: template, style, script and data.
 
     Args:
         report: figures of the run; what is missing or empty is left out of the page.
         features: of the chosen dictionary, every one, the dead ones included.
-        curves: training metrics by dictionary id.
+        curves: training metrics by dictionary id; a line need not hold all of them.
     """
+    report = report | {"dictionaries": labelled(report.get("dictionaries", []))}
     slots = {
         "title": html.escape(f"{report['model_name']}: {report['hook_name']}"),
         "style": _asset("page.css"),

@@ -19,21 +19,14 @@ from sae.base.provenance import digest, plain, versions
 from sae.cache.layout import ActivationCache
 from sae.cache.store import stored_bytes
 from sae.models.load import is_causal
-from sae.reporting.front import draw_front
 from sae.reporting.page import render_page
-from sae.stages import analyze, eval, export, harvest, steer, train
+from sae.stages import analyze, eval, export, harvest, steer, sweep
 from sae.stages.analyze import AnalyzeConfig
 from sae.stages.eval import EvalConfig
+from sae.stages.front import report_front, say_front, training_curves, write_front
 from sae.stages.harvest import HarvestConfig
 from sae.stages.steer import SteerConfig
-from sae.stages.train import TrainConfig
-from sae.training.loggers import read_metrics
-
-_CHOICE = (
-    "The dictionary with the highest explained variance among those that keep at most {l0:g} "
-    "latents active on average; if none does, the one with the fewest."
-)
-_CURVE_POINTS = 200
+from sae.stages.train_config import TrainConfig
 
 
 def _grid() -> list[float]:
@@ -121,9 +114,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
     clock = _Clock(folder / "timings.json", config)
     cache = clock.time("harvest", lambda: harvest.run(replace(config.harvest, run=config.run)))
     names = clock.time("train", lambda: _sweep(config))
-    figures = clock.time("eval", lambda: eval.run(replace(config.eval, run=config.run)))
-    figures = sorted((f for f in figures if f["id"] in names), key=lambda f: -f["l0"])
-    chosen = choose(figures, config.max_l0)
+    front = clock.time("eval", lambda: _front(config, names))
+    chosen = front["recommended"]
     atlas = clock.time(
         "analyze",
         lambda: analyze.run(replace(config.analyze, run=config.run, dictionary=chosen)),
@@ -138,15 +130,16 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "run": config.run,
         "model_name": cache.attributes["model"]["hub_id"],
         **_cache_figures(config, cache),
-        "dictionaries": figures,
-        "chosen": {"id": chosen, "rule": _CHOICE.format(l0=config.max_l0)},
+        **report_front(front),
         "steering": steering,
         "timings": clock.seconds,
         "export": _export_figures(exported),
         "versions": versions(),
     }
     write_report(folder, report, atlas, names)
-    say(summary(report))
+    say_front(front)
+    spent = sum(clock.seconds.values()) / 60
+    say(f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work")
     return report
 
 
@@ -154,21 +147,25 @@ def _sweep(config: DemoConfig) -> list[str]:
     """Train one dictionary for each coefficient, all from the same seed and batches."""
     if not isinstance(config.train.sae, StandardConfig):
         raise UserError("the demo sweeps l1_coefficient; train.sae must be standard")
-    names = []
-    for coefficient in config.l1_coefficients:
-        sae = replace(config.train.sae, l1_coefficient=coefficient)
-        one = replace(config.train, run=config.run, sae=sae)
-        train.run(one)
-        names.append(one.id)
-    return names
+    # Compared later, when all of the demo's figures are made.
+    later = replace(config.train.sweep, evaluate=False)
+    configs = [
+        replace(
+            config.train,
+            run=config.run,
+            sae=replace(config.train.sae, l1_coefficient=coefficient),
+            sweep=later,
+        )
+        for coefficient in config.l1_coefficients
+    ]
+    sweep.run(configs)
+    return [one.id for one in configs]
 
 
-def choose(figures: list[dict[str, Any]], max_l0: float) -> str:
-    """The dictionary to look at, by the rule that the report states."""
-    sparse = [f for f in figures if f["l0"] <= max_l0]
-    if sparse:
-        return str(max(sparse, key=lambda f: f["explained_variance"])["id"])
-    return str(min(figures, key=lambda f: f["l0"])["id"])
+def _front(config: DemoConfig, names: list[str]) -> dict[str, Any]:
+    """Measure the sweep, and recommend one of it."""
+    eval.evaluate(replace(config.eval, run=config.run))
+    return write_front(Path(config.run), config.max_l0, names, page=False)
 
 
 def _cache_figures(config: DemoConfig, cache: ActivationCache) -> dict[str, Any]:
@@ -210,13 +207,9 @@ def _export_figures(folder: Path) -> dict[str, Any]:
 
 
 def write_report(folder: Path, report: dict[str, Any], atlas: Atlas, names: list[str]) -> None:
-    """`report.json`, `report.html` and the picture of the front."""
+    """`report.json` and `report.html`."""
     write_json(folder / "report.json", report)
-    draw_front(report["dictionaries"], folder / "front.png")
-    curves = {}
-    for name in names:
-        points = read_metrics(folder / "training" / name / "metrics.jsonl")
-        curves[name] = points[:: max(1, len(points) // _CURVE_POINTS)]
+    curves = training_curves(folder, names, report["chosen"]["id"])
     write_text(folder / "report.html", render_page(report, page_features(atlas), curves))
 
 
@@ -253,26 +246,3 @@ def _pairs(row: dict[str, Any], end: str) -> list[tuple[str, float]]:
     if f"{end}_logits" not in row:
         return []
     return list(zip(row[f"{end}_logit_tokens"], row[f"{end}_logits"], strict=True))
-
-
-def summary(report: dict[str, Any]) -> str:
-    """The table that ends the demo on the terminal."""
-    lines = [
-        "",
-        f"{'dictionary':<24}{'L0':>8}{'expl. var.':>12}{'CE score':>10}{'KL score':>10}"
-        f"{'dead':>8}",
-    ]
-    for figures in report["dictionaries"]:
-        mark = " *" if figures["id"] == report["chosen"]["id"] else ""
-        lines.append(
-            f"{figures['id']:<24}{figures['l0']:>8.1f}{figures['explained_variance']:>12.3f}"
-            f"{figures['ce_loss_score']:>10.3f}{figures['kl_div_score']:>10.3f}"
-            f"{figures['dead_fraction']:>8.1%}{mark}"
-        )
-    spent = sum(report["timings"].values()) / 60
-    lines += [
-        f"(* looked at; on {report['dictionaries'][0]['n_rows']:,} held-out rows)",
-        f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work",
-        f"report: {report['run']}/report.html",
-    ]
-    return "\n".join(lines)

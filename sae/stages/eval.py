@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from sae.analysis.behaviour import behaviour
-from sae.analysis.reconstruction import density_histogram, reconstruction
+from sae.analysis.reconstruction import reconstruction
 from sae.base.errors import require
 from sae.base.files import check_writable, read_json, write_json
 from sae.base.progress import progress, say
 from sae.base.provenance import digest
-from sae.cache.layout import ActivationCache, cache_location, open_cache
+from sae.cache.layout import RUN_CACHE, ActivationCache, cache_location, open_cache
 from sae.cache.reader import select_rows
+from sae.core.metrics import density_histogram
 from sae.dictionary import Dictionary
 from sae.models.hooks import find_hook
 from sae.models.load import is_causal, resolve_device
@@ -25,6 +26,7 @@ from sae.stages.common import (
     recorded_config,
     recorded_model,
 )
+from sae.stages.front import say_front, write_front
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +37,10 @@ class EvalConfig:
     """
 
     run: str = "runs/default"
-    """Folder of the pipeline; figures go to `{run}/evals/{dictionary}.json`."""
-    cache: str | None = None
-    """Cache whose held-out part is used; by default `{run}/cache.zarr`."""
+    """Folder of the pipeline; figures go to `{run}/evals/{dictionary}.json`, the front to
+    `{run}/front.png`, `.csv`, `.json`."""
+    cache: str = RUN_CACHE
+    """Cache whose held-out part is used."""
     dictionary: str | None = None
     """Name of one dictionary; by default all of the run, sharing the untouched forward."""
     n_behaviour_tokens: int = 8_192
@@ -48,11 +51,14 @@ class EvalConfig:
     """Sequences a forward pass."""
     device: str = "auto"
     """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+    max_l0: float = 60.0
+    """The dictionary recommended of the run's front is the most faithful one up to this L0."""
 
     def __post_init__(self) -> None:
         for name in ("n_behaviour_tokens", "density_rows", "batch_size"):
             value = getattr(self, name)
             require(value >= 1, f"{name}={value}; give 1 or more")
+        require(self.max_l0 > 0, f"max_l0={self.max_l0}; give more than 0")
 
     @property
     def cache_location(self) -> str:
@@ -61,11 +67,24 @@ class EvalConfig:
 
 
 def run(config: EvalConfig) -> list[dict[str, Any]]:
-    """Evaluate, reusing figures that are there for the same dictionary and settings."""
+    """Evaluate, and compare all that the run has evaluated so far: table, picture and page."""
+    figures = evaluate(config)
+    say_front(write_front(Path(config.run), config.max_l0))
+    return figures
+
+
+def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[str, Any]]:
+    """Figures alone, reusing those that are there for the same dictionary and settings.
+
+    Args:
+        names: of the dictionaries; by default the one asked for, or all of the run.
+    """
     folder = Path(config.run)
     check_writable(folder / "evals")
     cache = open_cache(config.cache_location)
-    names = dictionary_names(folder) if config.dictionary is None else [config.dictionary]
+    if names is None:
+        asked = config.dictionary
+        names = dictionary_names(folder) if asked is None else [asked]
     require(
         bool(names), f"{folder} holds no dictionaries; make one with: sae train run={folder}"
     )
@@ -195,7 +214,7 @@ def _reconstruction_figures(
     return figures | {
         "architecture": dictionary.architecture,
         "d_sae": dictionary.d_sae,
-        **_sparsity(settings.get("sae", {})),
+        **_asked(settings),
         "hook_name": hook_name,
         "hook_name_out": dictionary.hook_name_out,
         "training_tokens": settings.get("training_tokens"),
@@ -205,7 +224,15 @@ def _reconstruction_figures(
     }
 
 
-def _sparsity(sae: dict[str, Any]) -> dict[str, Any]:
+def _asked(settings: dict[str, Any]) -> dict[str, Any]:
     """What was asked of the training, to tell the points of a front apart."""
+    sae = settings.get("sae", {})
     asked = {name: sae[name] for name in ("k", "target_l0") if sae.get(name) is not None}
-    return {"l1_coefficient": sae.get("l1_coefficient")} | asked
+    if "l0_coefficient" in sae and "target_l0" not in asked:
+        asked["l0_coefficient"] = sae["l0_coefficient"]
+    return {
+        "training_architecture": settings.get("architecture"),
+        "l1_coefficient": sae.get("l1_coefficient"),
+        "lr": settings.get("optim", {}).get("lr"),
+        "seed": settings.get("seed"),
+    } | asked
