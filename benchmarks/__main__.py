@@ -5,21 +5,29 @@ from benchmarks import (
     floor,
     harvest,
     kill,
+    kill_training,
     naive,
     quality,
     reading,
     scaling,
+    shuffle,
     step,
     storage,
+    sweep,
+    tracking,
 )
 
 if __name__ == "__main__":
     harvest.main()
     reading.main()
+    shuffle.main()
     storage.main()
     kill.main()
+    kill_training.main()
     step.main()
     floor.main()
+    sweep.main()
+    tracking.main()
     scaling.main()
     quality.main()
     dead.main()

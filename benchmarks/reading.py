@@ -86,15 +86,22 @@ def waiting(cache: ActivationCache) -> None:
     for pool_bytes in (2 << 30, 64 << 20):
         config = sae.TopKConfig(d_sae=9216, k=32)
         autoencoder = config.build(scaling(sample), torch.Generator().manual_seed(0))
-        trainer = Trainer(autoencoder, scaling, OptimConfig(), lr=config.default_lr)
+        n_steps = selection.n_rows // BATCH
+        trainer = Trainer(
+            autoencoder,
+            scaling,
+            OptimConfig(),
+            lr=config.default_lr,
+            n_steps=n_steps,
+            dead_window_rows=10**9,
+        )
         waited = [0.0]
         batches = _clocked(
             shuffled_batches(selection, BATCH, seed=0, pool_bytes=pool_bytes), waited
         )
-        n_steps = selection.n_rows // BATCH
         began = time.perf_counter()
-        for _ in trainer.fit(batches, n_steps, 10**9):
-            pass
+        for batch in islice(batches, n_steps):
+            trainer.update(*trainer.scaled((batch,)))
         seconds = time.perf_counter() - began
         found.append(
             {

@@ -70,29 +70,15 @@ def saelens_harvest(
     """
     from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
 
-    model = str(embedded_folder(MODEL))
     dataset = _pretokenized(texts, n_tokens, context_size)
     n_batches = min(n_tokens // context_size, len(dataset)) // ROWS_A_BATCH
     if not n_batches:
         raise ValueError(f"the texts make {len(dataset)} rows; give {ROWS_A_BATCH} or more")
     model_dtype = settings.pop("model_dtype", "float32")
     chosen = {
-        "dataset_path": "",
-        "model_name": model,
-        "model_class_name": "AutoModelForCausalLM",
-        "model_from_pretrained_kwargs": {"dtype": getattr(torch, model_dtype)},
-        "model_batch_size": ROWS_A_BATCH,
-        "hook_name": hook_name,
-        "d_in": 576,
-        "context_size": context_size,
+        **_harvest_settings(hook_name, context_size, folder),
         "training_tokens": n_batches * ROWS_A_BATCH * context_size,
-        "new_cached_activations_path": str(folder),
-        # It would shuffle what it returns, and leave the disk as it is.
-        "shuffle": False,
-        "streaming": False,
-        "prepend_bos": False,
-        "device": "cpu",
-        "dtype": "float16",
+        "model_from_pretrained_kwargs": {"dtype": getattr(torch, model_dtype)},
         **settings,
     }
     row_bytes = chosen["d_in"] * getattr(torch, chosen["dtype"]).itemsize * context_size
@@ -111,6 +97,25 @@ def saelens_harvest(
     if found != chosen["training_tokens"]:
         raise RuntimeError(f"SAELens wrote {found} tokens, not {chosen['training_tokens']}")
     return HarvestSeconds(loaded - began, done - loaded, found)
+
+
+def _harvest_settings(hook_name: str, context_size: int, folder: Path) -> dict[str, Any]:
+    return {
+        "dataset_path": "",
+        "model_name": str(embedded_folder(MODEL)),
+        "model_class_name": "AutoModelForCausalLM",
+        "model_batch_size": ROWS_A_BATCH,
+        "hook_name": hook_name,
+        "d_in": 576,
+        "context_size": context_size,
+        "new_cached_activations_path": str(folder),
+        # It would shuffle what it returns, and leave the disk as it is.
+        "shuffle": False,
+        "streaming": False,
+        "prepend_bos": False,
+        "device": "cpu",
+        "dtype": "float16",
+    }
 
 
 def _whole_buffers(n_batches: int, batch_bytes: int) -> int:
@@ -169,34 +174,18 @@ def saelens_rows_per_second(
         n_batches_in_buffer: sequences that are mixed, at least `batch_size` rows of them.
         store_batch_size_prompts: sequences a read; fastest as large as the buffer.
     """
-    from datasets import load_from_disk
-    from sae_lens import ActivationsStore
-
-    context_size = load_from_disk(str(folder)).features[hook_name].shape[0]
-    buffer = n_batches_in_buffer or -(-batch_size // context_size)
+    buffer = n_batches_in_buffer or -(-batch_size // _context_size(folder, hook_name))
     with _quiet():
-        store = ActivationsStore(
-            # Asked for and never called where activations are cached.
-            model=nn.Module(),  # type: ignore[arg-type]
-            dataset=None,
-            streaming=False,
-            hook_name=hook_name,
-            hook_head_index=None,
-            context_size=context_size,
-            d_in=d_in,
+        batches = saelens_store(
+            folder,
+            d_in,
+            hook_name,
+            batch_size,
             n_batches_in_buffer=buffer,
-            total_training_tokens=n_batches * batch_size,
             store_batch_size_prompts=store_batch_size_prompts or buffer,
-            train_batch_size_tokens=batch_size,
-            prepend_bos=False,
-            normalize_activations="none",
-            device=torch.device("cpu"),
-            dtype="float32",
-            cached_activations_path=str(folder),
         )
-        batches = iter(store)
         # A whole refill first, so that the pages are in memory and the buffer is full.
-        for _ in range(1 + buffer * context_size // batch_size):
+        for _ in range(1 + buffer * _context_size(folder, hook_name) // batch_size):
             next(batches)
         began = time.perf_counter()
         for _ in range(n_batches):
@@ -205,6 +194,52 @@ def saelens_rows_per_second(
     if batch.shape != (batch_size, d_in):
         raise RuntimeError(f"SAELens gave a batch of {tuple(batch.shape)}")
     return n_batches * batch_size / seconds
+
+
+def saelens_store(
+    folder: Path,
+    d_in: int,
+    hook_name: str,
+    batch_size: int,
+    *,
+    n_batches_in_buffer: int,
+    store_batch_size_prompts: int,
+    **settings: Any,
+) -> Iterator[torch.Tensor]:
+    """SAELens's `ActivationsStore` over its own cache: endless batches, mixed, as float32."""
+    from sae_lens import ActivationsStore
+
+    chosen = {
+        # Asked for and never called where activations are cached.
+        "model": nn.Module(),
+        "dataset": None,
+        "streaming": False,
+        "hook_head_index": None,
+        "context_size": _context_size(folder, hook_name),
+        "total_training_tokens": batch_size,
+        "prepend_bos": False,
+        "normalize_activations": "none",
+        "device": torch.device("cpu"),
+        "dtype": "float32",
+        "cached_activations_path": str(folder),
+        **settings,
+    }
+    with _quiet():
+        store = ActivationsStore(
+            hook_name=hook_name,
+            d_in=d_in,
+            train_batch_size_tokens=batch_size,
+            n_batches_in_buffer=n_batches_in_buffer,
+            store_batch_size_prompts=store_batch_size_prompts,
+            **chosen,
+        )
+    return iter(store)
+
+
+def _context_size(folder: Path, hook_name: str) -> int:
+    from datasets import load_from_disk
+
+    return int(load_from_disk(str(folder)).features[hook_name].shape[0])
 
 
 @contextlib.contextmanager

@@ -49,12 +49,15 @@ def _point(d_sae: int, batch: int) -> dict[str, object]:
     same = InputScaling(torch.zeros(x.shape[1]), 1.0)
     sae = TopKConfig(d_sae=d_sae).build(x[:512], torch.Generator().manual_seed(0))
     optim = OptimConfig(lr_warm_up_steps=0, lr_decay_steps=0)
-    trainer = Trainer(sae, same, optim, lr=1e-6)
-    steps = trainer.fit(iter(lambda: rows, None), 10**9, 10**12)
+    trainer = Trainer(sae, same, optim, lr=1e-6, n_steps=10**9, dead_window_rows=10**12)
+
+    def step() -> None:
+        trainer.update(*trainer.scaled((rows,)))
+
     # The peak of building, which reads a sample densely, is not a step's.
     Path("/proc/self/clear_refs").write_text("5")
-    next(steps)
-    ours = _median(lambda: next(steps))
+    step()
+    ours = _median(step)
     peak = _memory("VmHWM") - before
     encoder = sae.W_enc_t.detach().clone()
     out = torch.empty(batch, d_sae)
@@ -79,9 +82,10 @@ def _warm_up(x: torch.Tensor) -> None:
     """Load what a first step loads, on a tiny dictionary."""
     sae = TopKConfig(d_sae=64).build(x[:64], torch.Generator().manual_seed(0))
     same = InputScaling(torch.zeros(x.shape[1]), 1.0)
-    trainer = Trainer(sae, same, OptimConfig(), lr=1e-6)
-    for _ in trainer.fit(iter([x[:64]] * 2), 2, 10**9):
-        pass
+    optim = OptimConfig()
+    trainer = Trainer(sae, same, optim, lr=1e-6, n_steps=2, dead_window_rows=10**9)
+    for _ in range(2):
+        trainer.update(*trainer.scaled((x[:64],)))
 
 
 def _median(work: object) -> float:

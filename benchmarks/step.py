@@ -85,32 +85,22 @@ def our_steps(
     same = InputScaling(torch.zeros(rows.shape[1]), 1.0)
     # No warm-up and no decay: the run has no end to take shares of.
     optim = OptimConfig(lr_warm_up_steps=0, lr_decay_steps=0)
-    size = [1024]
-
-    def batches() -> Iterator[torch.Tensor]:
-        while True:
-            yield rows[torch.randperm(len(rows), generator=generator)[: size[0]]]
-
-    trainer = Trainer(sae, same, optim, lr=3e-3)
-    n_steps = 4 * warm_steps
-    steps = trainer.fit(batches(), n_steps, 10**9)
-    for _ in range(warm_steps):
-        next(steps)
-    trainer.lr, size[0] = 1e-9, BATCH
-    l0 = next(steps).metrics()["metrics/l0"]
-    fixed = rows[:BATCH]
-
-    def timed() -> Iterator[torch.Tensor]:
-        while True:
-            yield fixed
-
-    # Past every warm-up, for as long as anybody asks.
-    trainer.step = n_steps * 10**6
-    return (
-        trainer.fit(timed(), n_steps * 10**7, 10**12),
-        sae.weights(same, same),
-        l0,
+    trainer = Trainer(
+        sae, same, optim, lr=3e-3, n_steps=4 * warm_steps, dead_window_rows=10**12
     )
+    for _ in range(warm_steps):
+        x = rows[torch.randperm(len(rows), generator=generator)[:1024]]
+        trainer.update(x, x)
+    # Past every warm-up, for as long as anybody asks.
+    trainer.lr, trainer.step, trainer.n_steps = 1e-9, 10**6, 10**7
+    fixed = rows[:BATCH]
+    l0 = trainer.update(fixed, fixed).metrics()["metrics/l0"]
+
+    def steps() -> Iterator[object]:
+        while True:
+            yield trainer.update(*trainer.scaled((fixed,)))
+
+    return steps(), sae.weights(same, same), l0
 
 
 def _peers(

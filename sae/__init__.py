@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae.api import analyze, demo, eval, export, harvest, load, steer, train
+    from sae.api import analyze, demo, eval, export, harvest, load, steer, sweep, train
     from sae.architectures import (
         BatchTopKConfig,
         GatedConfig,
@@ -22,18 +22,26 @@ if TYPE_CHECKING:
     from sae.cache.layout import ActivationCache, open_cache
     from sae.dictionary import Dictionary
     from sae.models.load import ModelConfig
+    from sae.stages.harvest import HarvestConfig
+    from sae.stages.train import TrainConfig
     from sae.text.source import DataConfig
+    from sae.training.checkpoint import CheckpointConfig
     from sae.training.loggers import LoggerConfig
     from sae.training.optim import OptimConfig
+    from sae.training.plan import SweepConfig
 
 _HOMES = {
     "ActivationCache": "sae.cache.layout",
     "ActivationDataset": "sae.cache.dataset",
+    "CheckpointConfig": "sae.training.checkpoint",
     "DataConfig": "sae.text.source",
     "Dictionary": "sae.dictionary",
+    "HarvestConfig": "sae.stages.harvest",
     "LoggerConfig": "sae.training.loggers",
     "ModelConfig": "sae.models.load",
     "OptimConfig": "sae.training.optim",
+    "SweepConfig": "sae.training.plan",
+    "TrainConfig": "sae.stages.train",
     "StandardConfig": "sae.architectures",
     "BatchTopKConfig": "sae.architectures",
     "GatedConfig": "sae.architectures",
@@ -49,6 +57,7 @@ _HOMES = {
     "load": "sae.api",
     "open_cache": "sae.cache.layout",
     "steer": "sae.api",
+    "sweep": "sae.api",
     "train": "sae.api",
 }
 
@@ -56,9 +65,11 @@ __all__ = [
     "ActivationCache",
     "ActivationDataset",
     "BatchTopKConfig",
+    "CheckpointConfig",
     "DataConfig",
     "Dictionary",
     "GatedConfig",
+    "HarvestConfig",
     "JumpReLUConfig",
     "LoggerConfig",
     "MatryoshkaConfig",
@@ -66,7 +77,9 @@ __all__ = [
     "OptimConfig",
     "PAnnealConfig",
     "StandardConfig",
+    "SweepConfig",
     "TopKConfig",
+    "TrainConfig",
     "analyze",
     "demo",
     "eval",
@@ -75,6 +88,7 @@ __all__ = [
     "load",
     "open_cache",
     "steer",
+    "sweep",
     "train",
 ]
 

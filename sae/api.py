@@ -5,16 +5,23 @@
 configuration or its fields, and returns what the stage made.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from sae.base.errors import UserError
+from torch import Tensor
+
+from sae.base.errors import UserError, require
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
 from sae.exchange.saelens import load_dictionary
 from sae.schemas import STAGES
+from sae.schemas.grids import refuse_twins
+
+if TYPE_CHECKING:
+    from sae.stages.train import TrainConfig
 
 
-def _run(name: str, config: Any, settings: dict[str, Any]) -> Any:
+def _run(name: str, config: Any, settings: dict[str, Any], **more: Any) -> Any:
     stage = STAGES[name]
     expected = stage.config_class()
     if config is None:
@@ -24,7 +31,7 @@ def _run(name: str, config: Any, settings: dict[str, Any]) -> Any:
             raise UserError(f"sae.{name}: {error}") from error
     elif settings or not isinstance(config, expected):
         raise UserError(f"sae.{name} takes one {expected.__name__}, or its fields by keyword")
-    return stage.module().run(config)
+    return stage.module().run(config, **more)
 
 
 def harvest(config: Any = None, /, **settings: Any) -> ActivationCache:
@@ -33,10 +40,36 @@ def harvest(config: Any = None, /, **settings: Any) -> ActivationCache:
     return cache
 
 
-def train(config: Any = None, /, **settings: Any) -> Dictionary:
-    """Fit one autoencoder to a cache; see `TrainConfig`."""
-    dictionary: Dictionary = _run("train", config, settings)
+def train(
+    config: Any = None,
+    /,
+    *,
+    rows: Iterable[Tensor | tuple[Tensor, Tensor]] | None = None,
+    **settings: Any,
+) -> Dictionary:
+    """Fit one autoencoder to a cache, or beside the model; see `TrainConfig`.
+
+    Args:
+        rows: activations (n, d_in) from your own code instead, or for a transcoder pairs of
+            input and output.
+    """
+    dictionary: Dictionary = _run("train", config, settings, rows=rows)
     return dictionary
+
+
+def sweep(configs: "Iterable[TrainConfig]") -> list[Dictionary]:
+    """Several dictionaries side by side from one stream of batches, in the order given."""
+    wanted, expected = list(configs), STAGES["train"].config_class()
+    require(bool(wanted), "sae.sweep was given no configuration; give one TrainConfig or more")
+    for config in wanted:
+        found = type(config).__name__
+        require(
+            isinstance(config, expected), f"sae.sweep takes TrainConfigs; this is none: {found}"
+        )
+    refuse_twins(wanted)
+    from sae.stages.sweep import run
+
+    return run(wanted)
 
 
 def eval(config: Any = None, /, **settings: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ sae: from text to steering, with sparse autoencoders
 
   sae STAGE [group=choice ...] [key=value ...]
   sae STAGE --help        every key of a stage, with its meaning
-  sae STAGE -m key=1,2    a sweep: one run for each value
+  sae train key=1,2       several dictionaries side by side, from one pass over the rows
+  sae STAGE -m key=1,2    a run for each value instead, through Hydra's launchers
   sae harvest --list-hooks model=...    every place in a model that can be read
 
 Stages
@@ -25,7 +26,8 @@ Start with: sae demo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage; returns the exit status.
 
-    0, or 1 where `sae cache verify` has found damage, or 2 after a sentence on standard error.
+    0, or 1 where `sae cache verify` has found damage, or 2 after a sentence on standard error,
+    or that of an interruption: 130, or 143 where it was asked to terminate.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     from sae.base.errors import UserError
@@ -37,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What another library said, and is quoted, may have several lines.
         print(f"{label}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        # A request to terminate has a status of its own.
+        return int(getattr(interrupt, "exit_status", 130))
 
 
 def _main(words: list[str]) -> int:
@@ -67,9 +70,26 @@ def _main(words: list[str]) -> int:
         print(_hook_table(build(stage, words_left).model))
     elif any(word in ("-m", "--multirun", "--cfg", "--info") for word in rest):
         _hand_to_hydra(words[0], rest)
+    elif stage.name == "train":
+        _train(rest)
     else:
         stage.module().run(build(stage, rest))
     return 0
+
+
+def _train(words: list[str]) -> None:
+    """One dictionary, or several from the same batches where a key has several values."""
+    from sae.schemas import STAGES
+    from sae.schemas.grids import grid
+
+    stage = STAGES["train"]
+    configs = grid(stage, words)
+    if len(configs) == 1:
+        stage.module().run(configs[0])
+    else:
+        from sae.stages.sweep import run
+
+        run(configs)
 
 
 def _cache(words: list[str]) -> int:
@@ -121,14 +141,8 @@ def _hand_to_hydra(name: str, words: list[str]) -> None:
     import hydra
 
     from sae.base.errors import UserError
-    from sae.schemas import (
-        STAGES,
-        check_sweep,
-        conf_folder,
-        named_choices,
-        register,
-        resolve,
-    )
+    from sae.schemas import STAGES, conf_folder, named_choices, register, resolve
+    from sae.schemas.grids import check_sweep
 
     stage = STAGES[name]
     register(stage)

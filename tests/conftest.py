@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import random
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -218,6 +220,30 @@ def processes() -> multiprocessing.context.ForkServerContext:
     """Starts processes that have imported everything, in a moment."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["sae.stages.harvest", "datasets", "transformers.models.llama.modeling_llama"]
+        [
+            "sae.stages.sweep",
+            "sae.schemas.grids",
+            "datasets",
+            "transformers.models.llama.modeling_llama",
+        ]
     )
     return context
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a disk of so many bytes, or changes its size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: int) -> Path:
+        again = "remount," if folder.is_mount() else ""
+        words = ["mount", "-t", "tmpfs", "-o", f"{again}size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -431,9 +431,9 @@ def test_training_over_a_dictionary_of_other_settings_is_refused(tmp_path, tiny_
 def test_a_damaged_checkpoint_is_refused(tmp_path, tiny_run, refused):
     state = tmp_path / "new" / "training" / "mine"
     state.mkdir(parents=True)
-    (state / "checkpoint.pt").write_bytes(b"half of a checkpoint")
+    (state / "step_0000000002.pt").write_bytes(b"half of a checkpoint")
     words = ["train", f"run={tmp_path / 'new'}", f"cache={tiny_run / 'cache.zarr'}", *SMALL]
-    refused([*words, "name=mine"], "mine/checkpoint.pt is damaged", "remove it", late=True)
+    refused([*words, "name=mine"], "mine/step_0000000002.pt is damaged", "remove it", late=True)
 
 
 @pytest.mark.parametrize("stage", ["harvest", "train"])
@@ -454,7 +454,7 @@ def failing(code: int):
 def test_a_disk_that_turns_read_only_is_explained(tmp_path, tiny_run, refused, monkeypatch):
     monkeypatch.setattr("sae.training.checkpoint.torch.save", failing(errno.EROFS))
     words = ["train", f"run={tmp_path / 'new'}", f"cache={tiny_run / 'cache.zarr'}", *SMALL]
-    refused(words, "checkpoint.pt", "no permission", "run=", late=True)
+    refused(words, "step_", "no permission", "run=", late=True)
 
 
 # A full disk

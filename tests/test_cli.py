@@ -13,6 +13,7 @@ import sae
 from sae.base.provenance import code_version
 from sae.cli import main
 from sae.schemas import STAGES, keys
+from sae.training.interrupts import Terminated
 
 SMALL = ["sae.d_sae=16", "training_tokens=2048", "train_batch_size_tokens=256"]
 
@@ -135,6 +136,38 @@ def test_an_interruption_ends_with_a_hint_and_status_130(monkeypatch, capsys, tm
     monkeypatch.setattr("sae.stages.train.run", interrupted)
     assert main(["train", f"run={tmp_path}"]) == 130
     assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+
+
+def test_a_request_to_terminate_ends_with_status_143(monkeypatch, capsys, tmp_path):
+    def terminated(_):
+        raise Terminated
+
+    monkeypatch.setattr("sae.stages.train.run", terminated)
+    assert main(["train", f"run={tmp_path}"]) == 143
+    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+
+
+def test_several_values_go_to_one_sweep_and_a_single_one_does_not(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("sae.stages.sweep.run", asked.append)
+    monkeypatch.setattr("sae.stages.train.run", asked.append)
+    assert main(["train", f"run={tmp_path}", "sae.d_sae=16,32"]) == 0
+    assert main(["train", f"run={tmp_path}", "sae.d_sae=48"]) == 0
+    several, one = asked
+    assert [config.sae.d_sae for config in several] == [16, 32]
+    assert one.sae.d_sae == 48
+
+
+def test_the_help_says_when_to_use_commas_alone_and_when_with_m(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert "sae train key=1,2       several dictionaries side by side" in said
+    assert "sae STAGE -m key=1,2    a run for each value instead" in said
+    for stage in ("train", "eval"):
+        assert main([stage, "--help"]) == 0
+        said = capsys.readouterr().out
+        assert ("side by side in this process" in said) == (stage == "train")
+        assert "-m" in said
 
 
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, tmp_path):

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from sae.base.errors import UserError
 from sae.cli import main
-from sae.schemas import STAGES, Stage, build, check_sweep, conf_folder, groups, keys
+from sae.schemas import STAGES, Stage, build, conf_folder, groups, keys
+from sae.schemas.grids import check_sweep
 
 CONF = conf_folder()
 
@@ -136,6 +137,55 @@ def test_the_help_of_a_stage_lists_every_group_and_key(stage: Stage, capsys):
     for key, meaning in keys(stage.config_class()):
         assert f"\n  {key}=" in text
         assert meaning in plain
+
+
+@pytest.mark.parametrize(
+    ("stage", "prefix"), [("train", "harvest."), ("demo", "train.harvest.")]
+)
+def test_the_help_lists_the_keys_of_rows_without_a_cache_last(stage, prefix, capsys):
+    assert main([stage, "--help"]) == 0
+    first, last = capsys.readouterr().out.split(f"\nKeys {prefix}*, only with cache=null\n")
+    assert last.startswith("Where rows come from")
+    assert f"\n  {prefix}context_size=128" in last
+    assert f"\n  {prefix}" not in first
+    assert "\n  run=" in first
+
+
+def test_training_beside_the_model_takes_choices_of_model_and_text():
+    words = ["cache=null", "model=gpt2", "data=./texts", "harvest.context_size=64"]
+    config = build(STAGES["train"], [*words, "hook_name=blocks.3.hook_resid_post"])
+    assert config.cache is None
+    assert config.harvest.model.name == "gpt2"
+    assert config.harvest.data.name == "./texts"
+    assert config.harvest.context_size == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["sae=topk", "sae.k=x"], "sae.k=x: Value 'x' of type 'str' could not be converted"),
+        (["sae=topk", "sae.kk=1"], r"sae\.kk is no key of sae train; nearest: sae\.k,"),
+        (["sae.k=1"], r"sae\.k is no key of sae train"),
+    ],
+)
+def test_a_refusal_knows_the_keys_of_the_chosen_architecture(words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build(STAGES["train"], words)
+
+
+@pytest.mark.parametrize(
+    ("word", "right"),
+    [
+        (
+            "hook_names=a,b",
+            "give one value, or a list as hook_names=[a,b], or add -m for a run",
+        ),
+        ("model=gpt2,smollm2", "give one value, or add -m for a run of each"),
+    ],
+)
+def test_a_stage_without_grids_says_what_several_values_could_be(word, right, capsys):
+    assert main(["harvest", word]) == 2
+    assert right in capsys.readouterr().err
 
 
 def test_the_folder_of_choices_is_the_checkout_s_own():

@@ -1,340 +1,330 @@
-"""`sae train`: rows of a cache to a dictionary."""
+"""`sae train`: rows to a dictionary."""
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sae.architectures import ArchitectureConfig, StandardConfig
 from sae.base.errors import UserError, require
-from sae.base.files import check_writable, read_json, write_json
-from sae.base.progress import progress, say
+from sae.base.files import check_writable, only_process
+from sae.base.progress import say
 from sae.base.provenance import digest, plain, versions
-from sae.cache.layout import ActivationCache, cache_location, open_cache
-from sae.cache.reader import RowSelection, rows_in_order, select_rows, shuffled_batches
+from sae.cache.layout import open_cache
 from sae.core.scaling import InputScaling, moments
 from sae.dictionary import Dictionary
 from sae.exchange.saelens import load_dictionary, save_dictionary
 from sae.models.load import resolve_device
-from sae.training.checkpoint import load_checkpoint, save_checkpoint
-from sae.training.loggers import Logger, LoggerConfig, open_loggers
-from sae.training.loop import Batch, StepReport, Trainer
-from sae.training.optim import OptimConfig
+from sae.stages.live_rows import LiveRows
+from sae.stages.train_config import TrainConfig
+from sae.training.cached_rows import CachedRows
+from sae.training.checkpoint import Checkpoint, Checkpoints, differences, flat
+from sae.training.loggers import Logbooks
+from sae.training.loop import Diverged, Trainer
+from sae.training.own_rows import OwnRows
+from sae.training.rows import Rows, RowSource
+from sae.training.session import Session, Watch
+from sae.training.side_by_side import train_side_by_side
 
-_SAMPLE_ROWS = 16_384
-_SEED = 42
+__all__ = ["TrainConfig", "open_source", "run", "train_together"]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """Fit one autoencoder to the rows of a cache."""
-
-    run: str = "runs/default"
-    """Folder of the pipeline; the dictionary is written to `{run}/dictionaries/{name}`."""
-    cache: str | None = None
-    """Cache to read, a folder or an address; by default `{run}/cache.zarr`."""
-    hook_name: str | None = None
-    """Which hook of the cache; may be left out if there is one."""
-    output_hook_name: str | None = None
-    """Hook of the cache to predict from the other one, which makes a transcoder."""
-    name: str | None = None
-    """Name of the dictionary; by default made of architecture, width, penalty, lr and seed."""
-    sae: ArchitectureConfig = field(default_factory=StandardConfig)
-    """Group: the architecture."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Group: the optimiser."""
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
-    """Group: where figures go."""
-    training_tokens: int = 2_000_000
-    """Rows to train on in all; more than the cache has means several passes."""
-    train_batch_size_tokens: int = 1024
-    """Rows a step."""
-    max_norm_multiple: float | None = 10.0
-    """Rows above this multiple of the median norm are left out; null keeps all."""
-    dead_feature_window: float = 0.1
-    """A latent is dead when silent over the last rows, this share of the run."""
-    seed: int = _SEED
-    """Of the initial weights and the order of rows."""
-    device: str = "auto"
-    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
-    matmul_dtype: str = "auto"
-    """Of the encoder's product: `float32`, `bfloat16`, or `auto`, the second on CUDA alone. It
-    finds the active latents; their values and all weights are float32 in any case."""
-    log_every_steps: int = 10
-    """Steps between two lines of figures."""
-    checkpoint_every_seconds: float = 20.0
-    """Time between two checkpoints."""
-
-    def __post_init__(self) -> None:
-        require(
-            not self.name or Path(self.name).name == self.name != "..",
-            f"name={self.name} is no name of one folder; leave out the slashes",
-        )
-        require(
-            self.train_batch_size_tokens >= 1,
-            f"train_batch_size_tokens={self.train_batch_size_tokens}; give 1 or more",
-        )
-        require(
-            self.training_tokens >= self.train_batch_size_tokens,
-            f"training_tokens={self.training_tokens} is less than one batch of "
-            f"train_batch_size_tokens={self.train_batch_size_tokens}",
-        )
-        require(
-            0 < self.dead_feature_window <= 1,
-            f"dead_feature_window={self.dead_feature_window}; give a share of the run, "
-            "above 0 and up to 1",
-        )
-        require(
-            self.max_norm_multiple is None or self.max_norm_multiple > 0,
-            f"max_norm_multiple={self.max_norm_multiple}; give more than 0, or null",
-        )
-        require(
-            self.log_every_steps >= 1, f"log_every_steps={self.log_every_steps}; give 1 or more"
-        )
-        require(
-            self.matmul_dtype in ("auto", "float32", "bfloat16"),
-            f"matmul_dtype={self.matmul_dtype} is unknown; choose auto, float32 or bfloat16",
-        )
-        require(
-            self.output_hook_name is not None or not self.sae.skip_connection,
-            "sae.skip_connection=True is a transcoder's and needs output_hook_name=..., the "
-            "hook to predict",
-        )
-
-    @property
-    def id(self) -> str:
-        """The dictionary's name: as given, or what people sweep."""
-        if self.name:
-            return self.name
-        to = f"-to-{self.output_hook_name}" if self.output_hook_name else ""
-        lr = "" if self.optim.lr is None else f"-lr-{self.optim.lr:g}"
-        seed = "" if self.seed == _SEED else f"-seed-{self.seed}"
-        return f"{self.sae.short_name}{to}{lr}{seed}"
-
-    @property
-    def cache_location(self) -> str:
-        """The cache that is read."""
-        return cache_location(self.run, self.cache)
-
-    @property
-    def dictionary_path(self) -> Path:
-        """Where the dictionary goes."""
-        return Path(self.run) / "dictionaries" / self.id
-
-    @property
-    def state_path(self) -> Path:
-        """Where the training's own files go: checkpoint, figures, time spent."""
-        return Path(self.run) / "training" / self.id
-
-    @property
-    def lr(self) -> float:
-        """Peak learning rate: as given, or the architecture's."""
-        return self.sae.default_lr if self.optim.lr is None else self.optim.lr
-
-    @property
-    def n_steps(self) -> int:
-        """Steps of the run."""
-        return self.training_tokens // self.train_batch_size_tokens
+_EXTENDED = "extended_at"
 
 
-def run(config: TrainConfig) -> Dictionary:
-    """Train, or go on from a checkpoint, or reuse a finished dictionary."""
+def run(config: TrainConfig, rows: Iterable[Any] | None = None) -> Dictionary:
+    """Train, or go on from a checkpoint, or reuse a finished dictionary.
+
+    Args:
+        rows: tensors (n, d_in) to train on in place of a cache, of any n; pairs of them,
+            (n, d_in) and (n, d_out), for a transcoder.
+    """
     check_writable(config.dictionary_path)
-    cache = open_cache(config.cache_location)
-    hook_name, output_hook_name = _hooks(config, cache)
-    # What decides the weights: not where they go, nor how progress is reported.
-    content = plain(
-        replace(
-            config,
-            run="",
-            cache=None,
-            name=None,
-            device="",
-            logger=LoggerConfig(),
-            log_every_steps=1,
-            checkpoint_every_seconds=0.0,
+    (dictionary,) = train_together([config], open_source(config, config.state_path, rows))
+    return dictionary
+
+
+def open_source(
+    config: TrainConfig, stream_path: Path, rows: Iterable[Any] | None = None
+) -> RowSource:
+    """Where the rows come from: the user, a cache, or a model that runs beside.
+
+    Args:
+        stream_path: folder for what a model that runs beside needs to go on.
+    """
+    if rows is not None:
+        return OwnRows(
+            rows,
+            hook_name=config.hook_name,
+            output_hook_name=config.output_hook_name,
+            batch_size=config.train_batch_size_tokens,
         )
+    if config.cache_location is None:
+        return LiveRows(
+            config.harvest,
+            config.hook_name,
+            config.output_hook_name,
+            batch_size=config.train_batch_size_tokens,
+            # Rows beyond the last one that is trained on would be computed in vain.
+            mix_rows=min(config.mix_rows, config.n_steps * config.train_batch_size_tokens),
+            max_norm_multiple=config.max_norm_multiple,
+            seed=config.shuffle_seed,
+            state_path=stream_path,
+        )
+    return CachedRows(
+        open_cache(config.cache_location),
+        config.hook_name,
+        config.output_hook_name,
+        batch_size=config.train_batch_size_tokens,
+        max_norm_multiple=config.max_norm_multiple,
+        seed=config.shuffle_seed,
     )
-    wanted = digest(
-        [content, config.sae.architecture, cache.digest, hook_name, output_hook_name]
-    )
-    if (finished := _finished(config, wanted)) is not None:
-        say(f"train: {config.dictionary_path} is there already, reused")
-        return finished
-    rows = select_rows(
-        cache, hook_name, held_out=False, max_norm_multiple=config.max_norm_multiple
-    )
-    trainer = _trainer(config, rows, output_hook_name)
-    state = load_checkpoint(config.state_path / "checkpoint.pt", wanted)
-    if state is not None:
-        trainer.load_state_dict(state)
-        say(f"train: {config.id} goes on from step {trainer.step:,} of {config.n_steps:,}")
-    batches = shuffled_batches(
-        rows,
-        config.train_batch_size_tokens,
-        seed=config.seed,
-        skip=trainer.step,
-        output_hook_name=output_hook_name,
-    )
-    _train(config, trainer, batches, wanted)
-    dictionary = Dictionary(
-        **trainer.sae.weights(trainer.scaling, trainer.output_scaling),
-        architecture=config.sae.saved_as,
-        metadata=_metadata(config, cache, (hook_name, output_hook_name), wanted),
-    )
-    save_dictionary(dictionary, config.dictionary_path)
-    return load_dictionary(config.dictionary_path)
 
 
-def _finished(config: TrainConfig, wanted: str) -> Dictionary | None:
-    if not config.dictionary_path.exists():
+def train_together(configs: Sequence[TrainConfig], source: RowSource) -> list[Dictionary]:
+    """One dictionary for each configuration, all from the batches of one source.
+
+    What is finished is reused. If some diverge, the others are finished first.
+
+    Raises:
+        UserError: if another process trains one of them, if one was begun or finished with
+            another configuration.
+        Diverged: if one diverged.
+    """
+    if left := unfinished(configs, source):
+        _train(left, source)
+    return [load_dictionary(config.dictionary_path) for config in configs]
+
+
+def unfinished(configs: Sequence[TrainConfig], source: RowSource) -> list[TrainConfig]:
+    """Those that are still to be trained; of the others it is said that they are reused.
+
+    Raises:
+        UserError: if one was finished with another configuration.
+    """
+    left = [c for c in configs if _finished(c, identity(c, source)) is None]
+    for config in configs:
+        if config not in left:
+            say(f"train: {config.dictionary_path} is there already, reused")
+    return left
+
+
+def identity(config: TrainConfig, source: RowSource) -> dict[str, Any]:
+    """What decides the weights: not where they go, nor how progress is reported."""
+    begun_with = None if config.init_from is None else load_dictionary(config.init_from).digest
+    return {
+        **flat({"sae": {"architecture": config.sae.architecture, **plain(config.sae)}}),
+        **flat({"optim": {**plain(config.optim), "lr": config.lr}}),
+        "training_tokens": config.training_tokens,
+        "dead_feature_window": config.dead_feature_window,
+        "seed": config.seed,
+        "matmul_dtype": config.matmul_dtype,
+        "init_from": begun_with,
+        **flat(source.identity),
+        _EXTENDED: [],
+    }
+
+
+def _train(configs: Sequence[TrainConfig], source: RowSource) -> None:
+    with ExitStack() as stack:
+        for config in configs:
+            stack.enter_context(_only_trainer(config))
+        wanted = {config.id: identity(config, source) for config in configs}
+        # Asked again: whoever had the lock before may have finished it.
+        configs = [c for c in configs if _finished(c, wanted[c.id]) is None]
+        if not configs:
+            return
+        sample = source.sample()
+        held_out = source.held_out(configs[0].n_eval_rows)
+        sessions = [_session(c, sample, held_out, wanted[c.id]) for c in configs]
+        for session in sessions:
+            stack.callback(session.close)
+        _open_loggers(configs, sessions)
+        diverged = train_side_by_side(
+            sessions,
+            source,
+            batch_size=configs[0].train_batch_size_tokens,
+            every_seconds=configs[0].checkpoint.every_seconds,
+        )
+        for config, session in zip(configs, sessions, strict=True):
+            if session.name not in diverged:
+                metadata = _metadata(config, source, session.identity)
+                save_dictionary(session.dictionary(metadata), config.dictionary_path)
+    if diverged:
+        said = "; ".join(f"{name}: {error}" for name, error in diverged.items())
+        raise Diverged(said)
+
+
+def _only_trainer(config: TrainConfig) -> Any:
+    """Be the one process that trains this dictionary."""
+
+    def refusal(owner: str) -> UserError:
+        who = f" ({owner})" if owner else ""
+        return UserError(
+            f"{config.state_path}: another process{who} is training this dictionary; wait for "
+            "it, or give this one another name=..."
+        )
+
+    return only_process(config.state_path / ".lock", refusal)
+
+
+def _finished(config: TrainConfig, wanted: dict[str, Any]) -> Dictionary | None:
+    """The dictionary, if it is there and need not be extended."""
+    path = config.dictionary_path
+    if not path.exists():
         return None
-    found = load_dictionary(config.dictionary_path)
-    if found.metadata.get("sae_atlas", {}).get("digest") != wanted:
-        raise UserError(
-            f"{config.dictionary_path} holds a dictionary of another configuration or cache; "
-            "give this one another name=... or remove that one"
+    found = load_dictionary(path)
+    begun = found.metadata.get("sae_atlas", {}).get("identity", {})
+    different = differences(begun, wanted)
+    if not different or (config.extend and set(different) == {_EXTENDED}):
+        return found
+    if _extends(config, begun, different):
+        return None
+    raise UserError(
+        f"{path} holds a dictionary of another configuration or cache: {_said(different)}; "
+        "give this one another name=... or remove that one"
+    )
+
+
+def _extends(
+    config: TrainConfig, begun: dict[str, Any], different: dict[str, tuple[Any, Any]]
+) -> bool:
+    """Whether what was begun is the same training, only shorter, and may be extended."""
+    shorter = begun.get("training_tokens", 0) < config.training_tokens
+    return config.extend and shorter and set(different) <= {"training_tokens", _EXTENDED}
+
+
+def _said(different: dict[str, tuple[Any, Any]], most: int = 3) -> str:
+    """The keys that differ, for a sentence."""
+    said = [f"{key} is {there} there, {here} here" for key, (there, here) in different.items()]
+    more = [f"{len(said) - most} more keys differ"] if len(said) > most else []
+    return ", ".join(said[:most] + more)
+
+
+def _session(
+    config: TrainConfig, sample: Rows, held_out: Rows | None, wanted: dict[str, Any]
+) -> Session:
+    """A dictionary in training, at its newest checkpoint if there is one."""
+    checkpoints = Checkpoints(config.state_path, config.checkpoint)
+    found = checkpoints.newest()
+    identity = wanted if found is None else _continued(config, found, wanted)
+    session = Session(
+        config.id,
+        _trainer(config, sample),
+        config.sae.saved_as,
+        config.state_path,
+        identity,
+        checkpoints=checkpoints,
+        watch=Watch(config.log_every_steps, config.eval_interval, held_out),
+    )
+    if found is not None:
+        session.load(found.state)
+        say(f"train: {config.id} goes on from step {session.step:,} of {config.n_steps:,}")
+    else:
+        require(
+            not config.dictionary_path.exists(),
+            f"extend=true: {config.state_path} holds no checkpoint of {config.dictionary_path} "
+            "to go on from; train to training_tokens="
+            f"{config.training_tokens} under another name=...",
         )
+    return session
+
+
+def _continued(
+    config: TrainConfig, found: Checkpoint, wanted: dict[str, Any]
+) -> dict[str, Any]:
+    """The identity of a training that goes on from `found`."""
+    different = differences(found.identity, wanted)
+    before = found.identity.get(_EXTENDED, [])
+    if not different or (config.extend and set(different) == {_EXTENDED}):
+        return {**wanted, _EXTENDED: before}
+    if _extends(config, found.identity, different):
+        return {**wanted, _EXTENDED: [*before, found.state["trainer"]["step"]]}
+    raise UserError(
+        f"{found.path} is a checkpoint of another configuration or cache: {_said(different)}; "
+        "give this run another name=... or remove the checkpoint to start anew"
+    )
+
+
+def _trainer(config: TrainConfig, sample: Rows) -> Trainer:
+    device = resolve_device(config.device)
+    raw = [side.float() for side in sample]
+    scalings = [_scaling(side) for side in raw]
+    scaled = [scaling(side) for scaling, side in zip(scalings, raw, strict=True)]
+    require(
+        not config.sae.aligned or scaled[0].shape[1] == scaled[-1].shape[1],
+        f"sae.aligned=True needs hooks of one width; {config.hook_name} has "
+        f"{scaled[0].shape[1]}, {config.output_hook_name} {scaled[-1].shape[1]}",
+    )
+    generator = torch.Generator().manual_seed(config.seed)
+    sae = config.sae.build(scaled[0], generator, *scaled[1:])
+    if config.init_from is not None:
+        sae.begin_with(_beginning(config), scalings[0], scalings[-1])
+    sae.matmul_dtype = _matmul_dtype(config, device)
+    on_device = [InputScaling(s.mean.to(device), s.scale) for s in scalings]
+    return Trainer(
+        sae.to(device),
+        on_device[0],
+        config.optim,
+        lr=config.lr,
+        n_steps=config.n_steps,
+        dead_window_rows=int(config.dead_feature_window * config.training_tokens),
+        output_scaling=on_device[-1],
+    )
+
+
+def _beginning(config: TrainConfig) -> Dictionary:
+    """The dictionary whose weights to begin with."""
+    found = load_dictionary(str(config.init_from))
+    require(
+        found.is_transcoder == (config.output_hook_name is not None),
+        f"init_from={config.init_from} goes from {found.hook_name} to {found.hook_name_out}; "
+        "give these as hook_name=... and, where they differ, output_hook_name=...",
+    )
     return found
 
 
-def _hooks(config: TrainConfig, cache: ActivationCache) -> tuple[str, str | None]:
-    """The hook to read, and for a transcoder the one to predict."""
-    if config.output_hook_name is None:
-        return cache.hook(config.hook_name), None
-    require(
-        config.hook_name is not None,
-        f"output_hook_name={config.output_hook_name} needs hook_name=..., the hook to read",
-    )
-    hook_name, output_hook_name = (
-        cache.hook(name) for name in (config.hook_name, config.output_hook_name)
-    )
-    require(
-        hook_name != output_hook_name,
-        f"output_hook_name={output_hook_name} is hook_name itself; leave it out to train an "
-        "autoencoder",
-    )
-    same_width = cache.d_in(hook_name) == cache.d_in(output_hook_name)
-    require(
-        same_width or not config.sae.aligned,
-        f"sae.aligned=True needs hooks of one width; {hook_name} has "
-        f"{cache.d_in(hook_name)}, {output_hook_name} {cache.d_in(output_hook_name)}",
-    )
-    return hook_name, output_hook_name
-
-
-def _trainer(config: TrainConfig, rows: RowSelection, output_hook_name: str | None) -> Trainer:
-    device = resolve_device(config.device)
-    found = list(rows_in_order(rows, limit=_SAMPLE_ROWS, output_hook_name=output_hook_name))
-    pairs = [part if isinstance(part, tuple) else (part,) for part in found]
-    samples = [torch.cat(parts).float() for parts in zip(*pairs, strict=True)]
-    scalings = [_scaling(sample) for sample in samples]
-    scaled = [scaling(sample) for scaling, sample in zip(scalings, samples, strict=True)]
-    generator = torch.Generator().manual_seed(config.seed)
-    sae = config.sae.build(scaled[0], generator, *scaled[1:]).to(device)
+def _matmul_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     narrow = config.matmul_dtype == "bfloat16" or (
         config.matmul_dtype == "auto" and device.type == "cuda"
     )
-    sae.matmul_dtype = torch.bfloat16 if narrow else None
-    on_device = [InputScaling(s.mean.to(device), s.scale) for s in scalings]
-    return Trainer(sae, on_device[0], config.optim, lr=config.lr, output_scaling=on_device[-1])
+    return torch.bfloat16 if narrow else None
 
 
 def _scaling(sample: Tensor) -> InputScaling:
     mean, mean_square_distance = moments(sample)
-    require(mean_square_distance > 0, "all rows of the cache are the same; nothing to learn")
+    require(mean_square_distance > 0, "all rows are the same; nothing to learn")
     return InputScaling.from_moments(mean, mean_square_distance)
 
 
-def _train(
-    config: TrainConfig, trainer: Trainer, batches: Iterator[Batch], wanted: str
-) -> None:
-    timing_path = config.state_path / "timing.json"
-    spent = read_json(timing_path)["seconds"] if trainer.step and timing_path.exists() else 0.0
-    began = saved = time.perf_counter()
-    loggers = open_loggers(
-        config.logger,
-        config.state_path / "metrics.jsonl",
-        name=config.id,
-        run_id=f"{config.id}-{wanted}",
-        step=trainer.step,
-        settings=plain(config),
-    )
-    size = config.train_batch_size_tokens
-    window = int(config.dead_feature_window * config.training_tokens)
-    try:
-        with progress(config.n_steps * size, config.id, "tok", trainer.step * size) as bar:
-            for report in trainer.fit(batches, config.n_steps, window):
-                bar.update(size)
-                last = report.step == config.n_steps
-                if report.step % config.log_every_steps == 0 or last:
-                    _log(report, loggers, bar)
-                now = time.perf_counter()
-                if last or now - saved > config.checkpoint_every_seconds:
-                    saved = now
-                    trainer.check_finite()
-                    for logger in loggers:
-                        logger.flush()
-                    write_json(timing_path, {"seconds": spent + now - began})
-                    save_checkpoint(
-                        config.state_path / "checkpoint.pt", wanted, trainer.state_dict()
-                    )
-    finally:
-        for logger in loggers:
-            logger.close()
-
-
-def _log(report: StepReport, loggers: list[Logger], bar: Any) -> None:
-    metrics = report.metrics()
-    for logger in loggers:
-        logger.log(report.step, metrics)
-    bar.set_postfix(
-        loss=f"{metrics['losses/overall_loss']:.1f}",
-        l0=f"{metrics['metrics/l0']:.1f}",
-        ev=f"{metrics['metrics/explained_variance']:.3f}",
-        dead=f"{metrics['sparsity/dead_features']:.0f}",
-        refresh=False,
-    )
+def _open_loggers(configs: Sequence[TrainConfig], sessions: Sequence[Session]) -> None:
+    logbooks = Logbooks(configs[0].logger)
+    for config, session in zip(configs, sessions, strict=True):
+        if session.over:
+            continue
+        session.loggers = logbooks.open(
+            config.state_path / "metrics.jsonl",
+            folder=config.dictionary_path.parent.parent,
+            name=config.id,
+            run_id=f"{config.id}-{digest(session.identity)}",
+            step=session.step,
+            settings=plain(config),
+        )
 
 
 def _metadata(
-    config: TrainConfig,
-    cache: ActivationCache,
-    hook_names: tuple[str, str | None],
-    wanted: str,
+    config: TrainConfig, source: RowSource, identity: dict[str, Any]
 ) -> dict[str, Any]:
     """What travels with the weights: SAELens's keys, and ours under `sae_atlas`."""
-    attributes = cache.attributes
-    hook_name, output_hook_name = hook_names
-    modules = {name: attributes["hooks"][name]["module"] for name in hook_names if name}
-    output = (
-        {"hook_name_out": output_hook_name, "hf_hook_name_out": modules[output_hook_name]}
-        if output_hook_name
-        else {}
-    )
+    about = source.metadata
     return {
-        "model_name": attributes["model"]["hub_id"],
-        "model_class_name": "AutoModelForCausalLM"
-        if attributes["model"].get("causal", True)
-        else "AutoModel",
-        "hook_name": hook_name,
-        "hf_hook_name": modules[hook_name],
-        **output,
-        "context_size": cache.context_size,
-        "prepend_bos": attributes["bos_token_id"] is not None,
-        "exclude_special_tokens": True,
-        "dataset_path": attributes["data"]["name"],
+        **about,
         "training_architecture": config.sae.architecture,
         "sae_atlas": {
-            "digest": wanted,
-            "cache_digest": cache.digest,
-            "model": attributes["model"],
-            "data": attributes["data"],
-            "bos_token_id": attributes["bos_token_id"],
+            **about["sae_atlas"],
+            "digest": digest(identity),
+            "identity": identity,
             "architecture": config.sae.architecture,
             "sae": plain(config.sae),
             "optim": {**plain(config.optim), "lr": config.lr},

@@ -1,37 +1,142 @@
-"""One checkpoint a run, replaced atomically: what to continue from after an interruption."""
+"""Checkpoints of one training: written whole, a few kept, and refused where they do not fit."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from sae.base.errors import UserError
+from sae.base.errors import UserError, require
 from sae.base.files import atomic_path
 
-
-def save_checkpoint(path: Path, digest: str, state: dict[str, Any]) -> None:
-    """Replace the checkpoint at `path`; the old one is good until the new one is."""
-    # Through a file of Python's own: torch's writer hides that the disk is full.
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.save({"digest": digest, "state": state}, file)
+_MISSING = "nothing"
 
 
-def load_checkpoint(path: Path, digest: str) -> dict[str, Any] | None:
-    """The state saved at `path` for the configuration `digest`; None if there is none.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When a training is saved, and how much of it is kept."""
 
-    Raises:
-        UserError: if the checkpoint is of another configuration or cannot be read.
-    """
-    if not path.exists():
-        return None
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        found, state = saved["digest"], saved["state"]
-    except Exception as error:
-        raise UserError(f"{path} is damaged ({error}); remove it to start anew") from error
-    if found != digest:
-        raise UserError(
-            f"{path} is a checkpoint of another configuration or cache; give this run another "
-            "name=... or remove the checkpoint to start anew"
+    every_seconds: float = 30.0
+    """Time between two checkpoints; longer where saving would take over 2% of it."""
+    keep_last: int = 1
+    """The newest so many are kept."""
+    keep_every_steps: int | None = None
+    """Checkpoints at multiples of so many steps are made, and kept for good."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.every_seconds >= 0,
+            f"checkpoint.every_seconds={self.every_seconds} is negative; give 0 or more",
         )
-    return dict(state)
+        require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last}; give 1 or more")
+        require(
+            self.keep_every_steps is None or self.keep_every_steps >= 1,
+            f"checkpoint.keep_every_steps={self.keep_every_steps}; give 1 or more, or null",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A state, and of what training it is."""
+
+    path: Path
+    identity: dict[str, Any]
+    """What decides the weights, by dotted key."""
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in one folder, `step_0000001200.pt` and so on."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self._folder = folder
+        self._config = config
+
+    def due(self, step: int) -> bool:
+        """Whether one is to be made at this very step, whatever the time is."""
+        every = self._config.keep_every_steps
+        return every is not None and step % every == 0
+
+    def save(self, step: int, identity: dict[str, Any], state: dict[str, Any]) -> None:
+        """Write one; older ones go when it is there.
+
+        Raises:
+            UserError: if the disk is full; the ones before are as they were.
+        """
+        with atomic_path(self._path(step)) as temporary, temporary.open("wb") as file:
+            writer = _Writer(file)
+            try:
+                saved = {"identity": identity, "state": state}
+                torch.save(saved, writer)  # type: ignore[arg-type]
+            except RuntimeError as error:
+                raise (writer.refusal or error) from error
+        kept = [s for s in self.steps() if not self.due(s)]
+        for old in kept[: -self._config.keep_last]:
+            self._path(old).unlink(missing_ok=True)
+
+    def steps(self) -> list[int]:
+        """Steps of which there are checkpoints, rising."""
+        return sorted(int(path.stem.removeprefix("step_")) for path in self._found())
+
+    def newest(self) -> Checkpoint | None:
+        """The one to go on from.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        path = self._path(steps[-1])
+        try:
+            # Mapped: eight dictionaries would otherwise be in memory twice for a moment.
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return Checkpoint(path, dict(saved["identity"]), dict(saved["state"]))
+        except Exception as error:
+            raise UserError(
+                f"{path} is damaged ({error}); remove it to go on from the one before, or to "
+                "start anew"
+            ) from error
+
+    def _found(self) -> Iterator[Path]:
+        return self._folder.glob("step_*.pt")
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step_{step:010d}.pt"
+
+
+class _Writer:
+    """A file for torch's writer, which hides why the system refused to write."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.refusal: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as error:
+            self.refusal = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys of two identities that are not the same, with both values."""
+    keys = [*wanted, *(key for key in found if key not in wanted)]
+    pairs = {key: (found.get(key, _MISSING), wanted.get(key, _MISSING)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones, as on the command line."""
+    found: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            found |= flat(entry, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = entry
+    return found

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from sae.base.errors import require
 from sae.base.files import explained_failures, write_text
 from sae.base.progress import say
+
+# Wandb's own patience is a minute and a half.
+_PATIENCE_SECONDS = 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,10 +39,14 @@ class LoggerConfig:
         )
 
 
+Metrics = dict[str, Any]
+"""Numbers by name, and histograms: `{"log10_edges": [...], "counts": [...]}`."""
+
+
 class Logger(Protocol):
     """Takes the figures of one step."""
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: Metrics) -> None:
         """Record `metrics` for `step`; steps come in order."""
 
     def flush(self) -> None:
@@ -62,7 +71,7 @@ class JsonlLogger:
             write_text(path, "".join(kept))
             self._file = path.open("a", encoding="utf-8")
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: Metrics) -> None:
         with explained_failures(self._path):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
 
@@ -82,7 +91,7 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
     return [line for line in whole if json.loads(line)["step"] <= step]
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[Metrics]:
     """The figures that a `JsonlLogger` wrote, one dict a logged step."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -90,21 +99,34 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 class WandbLogger:
     """The same figures as a wandb run; a resumed run continues it."""
 
-    def __init__(self, config: LoggerConfig, run_id: str, name: str, settings: Any) -> None:
+    def __init__(
+        self, config: LoggerConfig, folder: Path, run_id: str, name: str, settings: Any
+    ) -> None:
         import wandb
 
+        self._wandb = wandb
+        # Every dictionary of a sweep is a run of its own, open at the same time.
         self._run: Any = wandb.init(
             project=config.project,
             group=config.group,
             mode=config.mode,  # type: ignore[arg-type]
+            dir=folder,
             id=run_id,
             name=name,
             config=settings,
             resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(init_timeout=_PATIENCE_SECONDS),
         )
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._run.log(metrics, step=step)
+    def log(self, step: int, metrics: Metrics) -> None:
+        self._run.log({key: self._shown(value) for key, value in metrics.items()}, step=step)
+
+    def _shown(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        histogram = np.array(value["counts"]), np.array(value["log10_edges"])
+        return self._wandb.Histogram(np_histogram=histogram)
 
     def flush(self) -> None:
         """Wandb writes from a process of its own."""
@@ -113,14 +135,28 @@ class WandbLogger:
         self._run.finish()
 
 
-def open_loggers(
-    config: LoggerConfig, path: Path, *, name: str, run_id: str, step: int, settings: Any
-) -> list[Logger]:
-    """The loggers that `config` asks for; training goes on if wandb cannot be reached."""
-    loggers: list[Logger] = [JsonlLogger(path, step)]
-    if config.name == "wandb":
-        try:
-            loggers.append(WandbLogger(config, run_id, name, settings))
-        except Exception as error:
-            say(f"wandb could not be started ({error}); figures go to {path} only")
-    return loggers
+class Logbooks:
+    """Opens the loggers of one dictionary after the other; wandb is given up at most once."""
+
+    def __init__(self, config: LoggerConfig) -> None:
+        self._config = config
+        self._with_wandb = config.name == "wandb"
+
+    def open(
+        self, path: Path, *, folder: Path, name: str, run_id: str, step: int, settings: Any
+    ) -> list[Logger]:
+        """Where the figures of one dictionary go; training goes on if wandb does not.
+
+        Args:
+            path: of `metrics.jsonl`, whose lines after `step` are dropped.
+            folder: where wandb keeps its own files.
+            settings: the configuration, for wandb to show.
+        """
+        loggers: list[Logger] = [JsonlLogger(path, step)]
+        if self._with_wandb:
+            try:
+                loggers.append(WandbLogger(self._config, folder, run_id, name, settings))
+            except Exception as error:
+                self._with_wandb = False
+                say(f"wandb could not be started ({error}); figures go to {path} only")
+        return loggers

@@ -1,6 +1,5 @@
-"""The training loop, as a generator: it computes; whoever iterates logs, saves and stops."""
+"""One autoencoder in training: what changes, and what one batch does to it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,11 @@ from sae.architectures import TrainableSAE, TrainingStep
 from sae.base.errors import UserError
 from sae.core.scaling import InputScaling
 from sae.training.optim import OptimConfig, make_optimizers, schedule
+from sae.training.rows import Rows
 
-Batch = Tensor | tuple[Tensor, Tensor]
-"""Raw rows (batch, d_in), or rows to read and rows to predict."""
+
+class Diverged(UserError):
+    """A loss or weights that are no numbers any more; other trainings are not concerned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,11 @@ class StepReport:
         `metrics/explained_variance` is `1 − Σ‖y−ŷ‖² / Σ‖y−ȳ‖²` over the batch.
 
         Raises:
-            UserError: if the loss is not finite.
+            Diverged: if the loss is not finite.
         """
         loss = float(self.result.loss.detach())
         if not torch.isfinite(torch.tensor(loss)):
-            raise UserError(
+            raise Diverged(
                 f"the loss is {loss} at step {self.step}: training diverged; lower optim.lr "
                 f"(now {self.lr:g}); the last checkpoint is kept"
             )
@@ -61,6 +62,9 @@ class Trainer:
     """An autoencoder with all that changes while it is trained.
 
     Args:
+        lr: peak learning rate.
+        n_steps: of the whole run, which schedules are shares of.
+        dead_window_rows: a latent is dead when silent over so many rows.
         output_scaling: of the rows that a transcoder predicts; the input's by default.
     """
 
@@ -71,6 +75,8 @@ class Trainer:
         optim: OptimConfig,
         *,
         lr: float,
+        n_steps: int,
+        dead_window_rows: int,
         output_scaling: InputScaling | None = None,
     ) -> None:
         self.sae = sae
@@ -78,9 +84,11 @@ class Trainer:
         self.output_scaling = output_scaling or scaling
         self.config = optim
         self.lr = lr
+        self.n_steps = n_steps
+        self.dead_window_rows = dead_window_rows
         self.optimizers = make_optimizers(optim, sae, lr)
-        device = next(sae.parameters()).device
-        self.rows_since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
+        self.device = next(sae.parameters()).device
+        self.rows_since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=self.device)
         self.step = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -104,58 +112,48 @@ class Trainer:
         """Refuse to keep weights that hold NaN or infinity.
 
         Raises:
-            UserError: says which knob to turn.
+            Diverged: says which knob to turn.
         """
         if not all(bool(p.isfinite().all()) for p in self.sae.parameters()):
-            raise UserError(
+            raise Diverged(
                 f"the weights hold NaN or infinity at step {self.step}: training diverged; "
                 f"lower optim.lr (now {self.lr:g}); the last checkpoint is kept"
             )
 
-    def fit(
-        self, batches: Iterator[Batch], n_steps: int, dead_window_rows: int
-    ) -> Iterator[StepReport]:
-        """Train until `n_steps` steps are done, yielding after each.
-
-        Args:
-            batches: rows (batch, d_in) on the raw scale, or pairs with the rows (batch,
-                d_out) that a transcoder predicts, starting at this trainer's step.
+    def scaled(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """A batch as `update` takes it: what to read and what to reconstruct.
 
         Raises:
-            UserError: if a batch holds NaN or infinity; the weights are left as they were.
+            UserError: if it holds NaN or infinity.
         """
-        while self.step < n_steps:
-            x, y = self._scaled(next(batches))
-            lr = self.lr * schedule(self.config, self.step, n_steps)
-            dead = self.rows_since_fired >= dead_window_rows
-            result = self.sae.step(x, y, self.step / n_steps, dead)
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
-            result.loss.backward()  # type: ignore[no-untyped-call]
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * group["lr_factor"]
-                optimizer.step()
-            self.sae.after_update()
-            self.rows_since_fired += len(x)
-            self.rows_since_fired.masked_fill_(result.fired > 0, 0)
-            self.step += 1
-            dead = self.rows_since_fired >= dead_window_rows
-            yield StepReport(self.step, lr, y, result, dead)
-
-    def _scaled(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        rows, target = batch if isinstance(batch, tuple) else (batch, None)
-        device = self.rows_since_fired.device
-        x = self._finite(self.scaling(rows.to(device)))
-        if target is None:
+        for side in rows:
+            # One number tells: any NaN or infinity survives the sum. Rows on a GPU are not
+            # asked, because training would wait for the answer; there the loss tells.
+            if not side.is_cuda and not bool(side.float().sum().isfinite()):
+                raise UserError(
+                    f"batch {self.step} holds NaN or infinite activations; it was not trained "
+                    "on; verify the cache"
+                )
+        x = self.scaling(rows[0].to(self.device, non_blocking=True))
+        if len(rows) == 1:
             return x, x
-        return x, self._finite(self.output_scaling(target.to(device)))
+        return x, self.output_scaling(rows[1].to(self.device, non_blocking=True))
 
-    def _finite(self, x: Tensor) -> Tensor:
-        # One number tells: any NaN or infinity survives the sum.
-        if not bool(x.sum().isfinite()):
-            raise UserError(
-                f"batch {self.step} holds NaN or infinite activations; it was not trained "
-                "on; verify the cache"
-            )
-        return x
+    def update(self, x: Tensor, y: Tensor) -> StepReport:
+        """One step on scaled rows `x` (batch, d_in), to reconstruct `y` (batch, d_out)."""
+        lr = self.lr * schedule(self.config, self.step, self.n_steps)
+        dead = self.rows_since_fired >= self.dead_window_rows
+        result = self.sae.step(x, y, self.step / self.n_steps, dead)
+        result.loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_factor"]
+            optimizer.step()
+            # Gradients are not kept: other dictionaries of a sweep use the memory.
+            optimizer.zero_grad()
+        self.sae.after_update()
+        self.rows_since_fired += len(x)
+        self.rows_since_fired.masked_fill_(result.fired > 0, 0)
+        self.step += 1
+        dead = self.rows_since_fired >= self.dead_window_rows
+        return StepReport(self.step, lr, y, result, dead)

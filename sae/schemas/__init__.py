@@ -1,17 +1,18 @@
 """From `key=value` words to a stage's frozen configuration; all of Hydra is in here.
 
 The dataclasses beside each stage hold schema and defaults, `conf/` holds choices. Whatever
-does not fit is refused with one sentence, before anything heavy is loaded.
+does not fit is refused with one sentence, before anything heavy is loaded. Words with several
+values are the business of `grids`.
 """
 
 import ast
 import dataclasses
 import importlib
 import inspect
-import itertools
 import textwrap
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("harvest", "HarvestConfig", "text through a model, activations into a cache"),
-        Stage("train", "TrainConfig", "a cache to a dictionary; -m sweeps"),
+        Stage("train", "TrainConfig", "a cache to a dictionary, or to a grid of them"),
         Stage("eval", "EvalConfig", "what dictionaries lose, on held-out text"),
         Stage("analyze", "AnalyzeConfig", "density, contexts and logits of every feature"),
         Stage("steer", "SteerConfig", "turn features up and down, with baselines"),
@@ -60,10 +61,21 @@ STAGES = {
 # Groups whose unlisted choices are names: model=EleutherAI/pythia-70m, data=./my-texts.
 _NAMED_GROUPS = ("model", "data")
 
+# Keys of a stage that stands in for another one; the help has them last.
+_BESIDE = {"train": "harvest.", "demo": "train.harvest."}
+
+_SWEEP_HELP = "Sweep: add -m and give several values, as in optim.lr=1e-3,3e-3"
+_GRID_HELP = """\
+Several dictionaries: give several values, as in sae.l1_coefficient=1,2,5 optim.lr=1e-3,3e-3.
+They train side by side in this process, from one pass over the rows; with sae=standard,topk a
+key applies to the architectures that have it.
+With -m each is a run of its own instead, one after the other or, on several machines, through
+Hydra's launchers."""
+
 
 def conf_folder() -> Path:
     """`conf/` beside the package in a checkout, inside it when installed from a wheel."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     return next(d for d in (here / "conf", here.parent / "conf") if d.is_dir())
 
 
@@ -109,13 +121,23 @@ def build(stage: Stage, overrides: Sequence[str]) -> Any:
     """
     register(stage)
     words = named_choices(stage, overrides)
+    refuse_added(words)
+    with in_a_sentence(stage, words):
+        return resolve(composed_of(stage, words))
+
+
+def refuse_added(words: Iterable[str]) -> None:
+    """Refuse words that would add a key or remove one."""
     for word in words:
         if word.startswith(("+", "~")):
             raise UserError(f"{word}: keys are set, not added or removed; write key=value")
+
+
+@contextmanager
+def in_a_sentence(stage: Stage, words: Sequence[str]) -> Iterator[None]:
+    """What Hydra and OmegaConf say about these words becomes one sentence."""
     try:
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            composed = compose(stage.name, overrides=words)
-        return resolve(composed)
+        yield
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -123,34 +145,11 @@ def build(stage: Stage, overrides: Sequence[str]) -> Any:
         raise UserError(_sentence(stage, words, error)) from error
 
 
-def check_sweep(stage: Stage, words: Sequence[str]) -> None:
-    """Build the configuration of every run of a sweep: one bad value refuses all of it.
-
-    Flags, Hydra's own keys and what only another sweeper can count out are passed over.
-    """
-    parser = OverridesParser.create()
-    choices = []
-    for word in words:
-        if "=" not in word or word.lstrip("+").startswith(("-", "hydra.", "hydra/")):
-            continue
-        try:
-            (override,) = parser.parse_overrides([word])
-        except HydraException as error:
-            raise UserError(_sentence(stage, [word], error)) from error
-        if override.is_discrete_sweep():
-            key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        elif not override.is_sweep_override():
-            choices.append([word])
-    targets = set()
-    for run in itertools.product(*choices):
-        target = getattr(build(stage, run), "dictionary_path", None)
-        if target is not None and target in targets:
-            raise UserError(
-                f"two runs of this sweep would both write {target}; tell them apart with a "
-                "name made of the swept key, such as name='x-${optim.beta1}'"
-            )
-        targets.add(target)
+def composed_of(stage: Stage, words: Sequence[str]) -> DictConfig:
+    """The node that Hydra composes for these words; the stage has been registered."""
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        composed: DictConfig = compose(stage.name, overrides=list(words))
+    return composed
 
 
 def resolve(composed: DictConfig) -> Any:
@@ -232,26 +231,53 @@ def stage_help(stage: Stage) -> str:
     for group, choices in groups(stage).items():
         more = ", or any name or path" if group.split("@")[0] in _NAMED_GROUPS else ""
         lines.append(f"  {group}=...  {', '.join(choices)}{more}")
+    found = dict(keys(config))
+    beside = {key for key in found if key.startswith(_BESIDE.get(stage.name, "-"))}
     lines += ["", "Keys, with their values now"]
-    for key, meaning in keys(config):
-        value = defaults
-        for part in key.split("."):
-            value = getattr(value, part)
-        shown = "null" if value is None else str(value).replace("'", "")
-        lines.append(f"  {key}={shown}")
-        lines.append(textwrap.indent(textwrap.fill(meaning, 84), "        "))
-    lines += ["", "Sweep: add -m and give several values, as in optim.lr=1e-3,3e-3"]
-    if any(key == "hook_names" for key, _ in keys(config)):
+    lines += _key_lines(defaults, {key: found[key] for key in found if key not in beside})
+    if beside:
+        where = dict(_meanings(STAGES["train"].config_class()))["harvest"]
+        lines += [
+            "",
+            f"Keys {_BESIDE[stage.name]}*, only with cache=null",
+            textwrap.fill(where, 92),
+        ]
+        lines += _key_lines(defaults, {key: found[key] for key in found if key in beside})
+    lines += ["", _GRID_HELP if stage.name == "train" else _SWEEP_HELP]
+    if "hook_names" in found:
         lines.append(
             f"Hooks: sae {stage.name} --list-hooks model=... names every place to read"
         )
     return "\n".join(lines)
 
 
+def _key_lines(defaults: Any, meanings: dict[str, str]) -> Iterator[str]:
+    for key, meaning in meanings.items():
+        value = defaults
+        for part in key.split("."):
+            value = getattr(value, part)
+        shown = "null" if value is None else str(value).replace("'", "")
+        yield f"  {key}={shown}"
+        yield textwrap.indent(textwrap.fill(meaning, 84), "        ")
+
+
+def _known_keys(stage: Stage, words: Sequence[str]) -> list[str]:
+    """Keys of the stage, and of the architecture that the words choose."""
+    from sae.architectures import ARCHITECTURES
+
+    known = [key for key, _ in keys(stage.config_class())]
+    for word in words:
+        group, _, choice = word.partition("=")
+        name, _, package = group.partition("@")
+        if name == "sae" and choice in ARCHITECTURES:
+            known += [k for k, _ in keys(ARCHITECTURES[choice], f"{package or name}.")]
+    return list(dict.fromkeys(known))
+
+
 def _sentence(stage: Stage, words: Sequence[str], error: Exception) -> str:
     """What was wrong with which word, and what would be right."""
-    known = [key for key, _ in keys(stage.config_class())]
     known_groups = groups(stage)
+    known = _known_keys(stage, words)
     for word in words:
         try:
             (override,) = OverridesParser.create().parse_overrides([word])
@@ -260,14 +286,18 @@ def _sentence(stage: Stage, words: Sequence[str], error: Exception) -> str:
         key = override.get_key_element().lstrip("+~")
         if not key:
             return f"{word}: not of the form key=value; the key is missing"
-        if key in known_groups:
-            value = str(override.value())
-            if value not in known_groups[key]:
-                choices = ", ".join(known_groups[key])
-                near = nearest(value, known_groups[key])
-                return f"{key}={value} is unknown; choose one of {choices}{near}"
-        elif key not in known and not any(k.startswith(f"{key}.") for k in known):
+        if key not in [*known, *known_groups] and not any(
+            k.startswith(f"{key}.") for k in known
+        ):
             return f"{key} is no key of sae {stage.name}{nearest(key, [*known, *known_groups])}"
+        if override.is_sweep_override():
+            listed = f", or a list as {key}=[{word.partition('=')[2]}]"
+            listed = "" if key in known_groups else listed
+            return f"{word}: give one value{listed}, or add -m for a run of each"
+        value = str(override.value())
+        if key in known_groups and value not in known_groups[key]:
+            choices, near = ", ".join(known_groups[key]), nearest(value, known_groups[key])
+            return f"{key}={value} is unknown; choose one of {choices}{near}"
     root = error.__cause__ or error
     at = getattr(root, "full_key", None)
     given = next((w for w in reversed(words) if at and w.startswith(f"{at}=")), at)

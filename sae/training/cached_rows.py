@@ -1,0 +1,139 @@
+"""Training rows of a cache, shuffled."""
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+
+from sae.base.errors import require
+from sae.cache.layout import ActivationCache
+from sae.cache.reader import rows_in_order, select_rows, shuffled_batches
+from sae.training.rows import SAMPLE_ROWS, Rows
+
+
+class CachedRows:
+    """A `RowSource` over one hook of a cache, or two for a transcoder.
+
+    Args:
+        max_norm_multiple: rows above this multiple of the median norm are left out.
+        seed: of the order.
+
+    Raises:
+        UserError: if the cache does not hold these hooks, or fewer rows than a batch.
+    """
+
+    def __init__(
+        self,
+        cache: ActivationCache,
+        hook_name: str | None,
+        output_hook_name: str | None,
+        *,
+        batch_size: int,
+        max_norm_multiple: float | None,
+        seed: int,
+    ) -> None:
+        self.cache = cache
+        self.hook_name, self.output_hook_name = _hooks(cache, hook_name, output_hook_name)
+        self._batch_size = batch_size
+        self._max_norm_multiple = max_norm_multiple
+        self._seed = seed
+        self._rows = select_rows(
+            cache, self.hook_name, held_out=False, max_norm_multiple=max_norm_multiple
+        )
+        require(
+            batch_size <= self._rows.n_rows,
+            f"train_batch_size_tokens={batch_size} is larger than the cache, which has "
+            f"{self._rows.n_rows} rows to train on",
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "cache": f"digest {self.cache.digest}",
+            "hook_name": self.hook_name,
+            "output_hook_name": self.output_hook_name,
+            "max_norm_multiple": self._max_norm_multiple,
+            "train_batch_size_tokens": self._batch_size,
+            "shuffle_seed": self._seed,
+        }
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        attributes = self.cache.attributes
+        model = attributes["model"]
+        hooks = {"hook_name": self.hook_name, "hook_name_out": self.output_hook_name}
+        modules = {
+            f"hf_{key}": attributes["hooks"][name]["module"]
+            for key, name in hooks.items()
+            if name
+        }
+        return {
+            "model_name": model["hub_id"],
+            "model_class_name": "AutoModelForCausalLM"
+            if model.get("causal", True)
+            else "AutoModel",
+            **{key: name for key, name in hooks.items() if name},
+            **modules,
+            "context_size": self.cache.context_size,
+            "prepend_bos": attributes["bos_token_id"] is not None,
+            "exclude_special_tokens": True,
+            "dataset_path": attributes["data"]["name"],
+            "sae_atlas": {
+                "cache_digest": self.cache.digest,
+                "model": model,
+                "data": attributes["data"],
+                "bos_token_id": attributes["bos_token_id"],
+            },
+        }
+
+    def sample(self) -> Rows:
+        return self._together(held_out=False, limit=SAMPLE_ROWS)
+
+    def held_out(self, n_rows: int) -> Rows | None:
+        return self._together(held_out=True, limit=n_rows) or None
+
+    def batches(self, first: int) -> Generator[Rows, None, None]:
+        found = shuffled_batches(
+            self._rows,
+            self._batch_size,
+            seed=self._seed,
+            skip=first,
+            output_hook_name=self.output_hook_name,
+        )
+        for rows in found:
+            yield rows if isinstance(rows, tuple) else (rows,)
+
+    def save(self, n_batches: int) -> None:
+        """A cache stays: nothing to do."""
+
+    def forget(self, n_batches: int) -> None:
+        """Nothing to do."""
+
+    def _together(self, *, held_out: bool, limit: int) -> Rows:
+        rows = select_rows(
+            self.cache,
+            self.hook_name,
+            held_out=held_out,
+            max_norm_multiple=self._max_norm_multiple,
+        )
+        found = rows_in_order(rows, limit=limit, output_hook_name=self.output_hook_name)
+        parts = [part if isinstance(part, tuple) else (part,) for part in found]
+        return tuple(torch.cat(sides) for sides in zip(*parts, strict=True))
+
+
+def _hooks(
+    cache: ActivationCache, hook_name: str | None, output_hook_name: str | None
+) -> tuple[str, str | None]:
+    """The hook to read, and for a transcoder the one to predict."""
+    if output_hook_name is None:
+        return cache.hook(hook_name), None
+    require(
+        hook_name is not None,
+        f"output_hook_name={output_hook_name} needs hook_name=..., the hook to read",
+    )
+    found, output = cache.hook(hook_name), cache.hook(output_hook_name)
+    require(
+        found != output,
+        f"output_hook_name={output} is hook_name itself; leave it out to train an autoencoder",
+    )
+    return found, output
