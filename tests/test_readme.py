@@ -52,7 +52,7 @@ def test_every_other_block_runs_in_order(tmp_path):
             if not line.startswith("make "):
                 run(line.split("#")[0].split(), tmp_path)
     assert (tmp_path / "runs/mine/export").is_dir()
-    assert len(list((tmp_path / "runs/mine/dictionaries").iterdir())) == 5
+    assert len(list((tmp_path / "runs/mine/dictionaries").iterdir())) == 10
 
 
 def test_every_file_that_the_readme_names_is_there():

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import UserError, require
-from sae.base.files import atomic_path
 from sae.base.provenance import digest, plain
 from sae.cache.stored import from_stored, to_stored
 from sae.models.hooks import find_hook
@@ -28,6 +27,7 @@ from sae.stages.harvest import (
 )
 from sae.stages.live_text import LiveText, Position, check_enough, check_text
 from sae.text.packing import RowBlock
+from sae.training.checkpoint import save_state
 from sae.training.mixing import MixingBuffer
 from sae.training.rows import SAMPLE_ROWS, Rows
 
@@ -161,10 +161,7 @@ class LiveRows:
             "position": astuple(self._position),
             "buffer": self._buffer.state_dict(),
         }
-        path = self._saved(n_batches)
-        # Through a file of Python's own: torch's writer hides that the disk is full.
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
+        save_state(self._saved(n_batches), state)
 
     def forget(self, n_batches: int) -> None:
         for path in self._state_path.glob("stream_*.pt"):

@@ -64,13 +64,7 @@ class Checkpoints:
         Raises:
             UserError: if the disk is full; the ones before are as they were.
         """
-        with atomic_path(self._path(step)) as temporary, temporary.open("wb") as file:
-            writer = _Writer(file)
-            try:
-                saved = {"identity": identity, "state": state}
-                torch.save(saved, writer)  # type: ignore[arg-type]
-            except RuntimeError as error:
-                raise (writer.refusal or error) from error
+        save_state(self._path(step), {"identity": identity, "state": state})
         kept = [s for s in self.steps() if not self.due(s)]
         for old in kept[: -self._config.keep_last]:
             self._path(old).unlink(missing_ok=True)
@@ -104,6 +98,20 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step:010d}.pt"
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Replace the file at `path`; the old one is good until the new one is.
+
+    Raises:
+        UserError: if the system refuses to write.
+    """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        writer = _Writer(file)
+        try:
+            torch.save(state, writer)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise (writer.refusal or error) from error
 
 
 class _Writer:
