@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import statistics
 import tempfile
@@ -88,6 +89,7 @@ def _lives(context: Any, folder: Path, seconds: float) -> _Lives:
     whole, killed = _configs(folder / "whole"), _configs(folder / "killed")
     before = 0
     while found.phases.total() < KILLS:
+        halves = _halves(killed)
         child = context.Process(target=_sweep, args=(killed,))
         child.start()
         child.join(draw.uniform(0, seconds * LONGEST_LIFE))
@@ -97,7 +99,7 @@ def _lives(context: Any, folder: Path, seconds: float) -> _Lives:
             steps = _steps(killed)
             if steps < before:
                 raise RuntimeError(f"steps were lost: {before}, then {steps}")
-            phase = _phase(killed)
+            phase = _phase(killed, halves)
             found.phases[phase] += 1
             found.kept.append(steps)
             found.gained.append(steps - before)
@@ -180,26 +182,30 @@ def _steps(configs: list[TrainConfig]) -> int:
     return min(newest)
 
 
-def _phase(configs: list[TrainConfig]) -> str:
+def _phase(configs: list[TrainConfig], halves_before: set[Path]) -> str:
     """When the process died, from what it left."""
-    begun = [c.state_path / "metrics.jsonl" for c in configs]
-    if not all(path.exists() for path in begun):
+    if not all((c.state_path / "metrics.jsonl").exists() for c in configs):
         return PHASES[0]
-    if any(_partial(c.state_path, "step_") for c in configs):
+    if _halves(configs) - halves_before:
         return PHASES[2]
     return PHASES[3] if _steps(configs) == N_STEPS else PHASES[1]
 
 
-def _partial(folder: Path, name: str = "") -> list[str]:
-    """Files that were never finished."""
-    return [path.name for path in folder.rglob(f".{name}*.partial*")]
+def _halves(configs: list[TrainConfig]) -> set[Path]:
+    """Checkpoints whose writing was begun and never finished."""
+    return {path for c in configs for path in c.state_path.glob(".step_*.partial")}
 
 
 def _differences(whole: list[TrainConfig], killed: list[TrainConfig]) -> list[str]:
     """What is not the same: names of files, their bytes, and log lines of a step twice."""
     folders = [Path(configs[0].run) for configs in (whole, killed)]
     wanted, found = ({p.relative_to(f) for p in _files(f)} for f in folders)
-    different = [f"only in one of them: {path}" for path in sorted(wanted ^ found)]
+    different = [f"missing: {path}" for path in sorted(wanted - found)]
+    # The names of unfinished files hold a number that is another one each time.
+    left = {
+        re.sub(r"\d+\.pt\.[0-9a-f]{8}|[0-9a-f]{8}", "*", str(path)) for path in found - wanted
+    }
+    different += [f"left behind: {path}" for path in sorted(left)]
     different += [
         f"other content: {path}"
         for path in sorted(wanted & found)

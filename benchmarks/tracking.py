@@ -34,9 +34,10 @@ LOGGERS = {
     "jsonl (default)": LoggerConfig(),
     "wandb, offline": LoggerConfig(name="wandb", mode="offline"),
 }
+PARTS = ("figures of a step", "writing them", "evaluation", "checkpoints", "waiting for rows")
 # Methods of a training, and what they are for.
 _CLOCKED: dict[tuple[type, str], str] = {
-    (StepReport, "metrics"): "log lines",
+    (StepReport, "metrics"): "figures of a step",
     (Session, "_densities"): "evaluation",
     (Session, "_held_out_figures"): "evaluation",
     (Session, "save"): "checkpoints",
@@ -53,7 +54,9 @@ def main() -> None:
         training_tokens=TRAINING_TOKENS,
     )
     source = train.open_source(config, config.state_path)
-    batches = list(islice(source.batches(0), config.n_steps))
+    # Kept open: its threads decide how OpenMP's wait, so both loops have to have such ones.
+    reader = source.batches(0)
+    batches = list(islice(reader, config.n_steps))
     bare: list[float] = []
     full: dict[str, list[_Spent]] = {name: [] for name in LOGGERS}
     for turn in range(TURNS):
@@ -65,6 +68,7 @@ def main() -> None:
                 full[name].append(_full(replace(config, logger=logger), source))
                 print(f"turn {turn + 1}: {name} {full[name][-1]}", flush=True)
     rows = [_row(name, spent, statistics.median(bare)) for name, spent in full.items()]
+    reader.close()
     title = f"{config.n_steps} steps of L1, d_sae {D_SAE:,}, at the defaults of `sae train`"
     write_results("tracking", title, rows)
     shutil.rmtree(FOLDER)
@@ -94,9 +98,6 @@ def _row(name: str, spent: list[_Spent], bare: float) -> dict[str, object]:
         "all of these": f"{sum(parts.values()) / seconds:.2%}",
         "steps within (s)": round(statistics.median(steps), 1),
     }
-
-
-PARTS = ("log lines", "logger", "evaluation", "checkpoints", "waiting for rows")
 
 
 def _bare(config: TrainConfig, source: RowSource, batches: list[Rows]) -> float:
@@ -153,7 +154,7 @@ def _clocked(parts: dict[str, float]) -> Iterator[None]:
         real(configs, sessions)
         for session in sessions:
             for logger in session.loggers:
-                logger.log = _with_clock(logger.log, "logger", parts)
+                logger.log = _with_clock(logger.log, "writing them", parts)
 
     train._open_loggers = opened
     try:

@@ -59,7 +59,12 @@ def train(
 
 def sweep(configs: "Iterable[TrainConfig]") -> list[Dictionary]:
     """Several dictionaries side by side from one stream of batches, in the order given."""
-    wanted, expected = list(configs), STAGES["train"].config_class()
+    expected = STAGES["train"].config_class()
+    require(
+        isinstance(configs, Iterable),
+        f"sae.sweep takes a list of TrainConfigs; this is none: {type(configs).__name__}",
+    )
+    wanted = list(configs)
     require(bool(wanted), "sae.sweep was given no configuration; give one TrainConfig or more")
     for config in wanted:
         found = type(config).__name__
@@ -69,7 +74,8 @@ def sweep(configs: "Iterable[TrainConfig]") -> list[Dictionary]:
     refuse_twins(wanted)
     from sae.stages.sweep import run
 
-    return run(wanted)
+    run(wanted)
+    return [load_dictionary(str(config.dictionary_path)) for config in wanted]
 
 
 def eval(config: Any = None, /, **settings: Any) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The command line: `sae STAGE [group=choice ...] [key=value ...]`, and `sae cache VERB`."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What another library said, and is quoted, may have several lines.
         print(f"{label}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read has seen enough, as `| head` has; nor may Python's own flush complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt as interrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         # A request to terminate has a status of its own.
@@ -136,8 +141,6 @@ def _hand_to_hydra(name: str, words: list[str]) -> None:
 
     Every run of a sweep is checked before the first one starts.
     """
-    import os
-
     import hydra
 
     from sae.base.errors import UserError

@@ -233,3 +233,10 @@ def test_a_sweep_whose_runs_would_write_one_folder_is_refused_before_it_starts(
     assert main([*words, "optim.beta1=0.5,0.9"]) == 2
     assert "would both write" in capsys.readouterr().err
     assert not (tmp_path / "training").exists()
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback():
+    command = f"{sys.executable} -m sae.cli train --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("sae train")
+    assert not done.stderr

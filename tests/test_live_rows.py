@@ -49,9 +49,7 @@ def live(
 ) -> LiveRows:
     given = {"batch_size": BATCH, "mix_rows": 512, **EACH, **others}
     hook_name = asked["hook_names"][0]
-    return LiveRows(
-        HarvestConfig(**asked), hook_name, output, **given, state_path=folder / "state"
-    )
+    return LiveRows(HarvestConfig(**asked), hook_name, output, **given, state_folder=folder)
 
 
 def cached(
@@ -234,22 +232,30 @@ def test_states_are_kept_until_they_are_forgotten(tmp_path, tiny_model, tiny_tex
     expected = taken(rows, 4)
     for n in (1, 2, 3):
         assert equal(taken(rows, 1, n), [expected[n]])
-    (tmp_path / "state" / ".stream_0000000001.pt.0123abcd.partial").write_bytes(b"half of it")
-    rows.forget(3)
-    assert [path.name for path in (tmp_path / "state").iterdir()] == ["stream_0000000003.pt"]
+    (state,) = tmp_path.glob(".stream-*")
+    (state / ".stream_0000000001.pt.0123abcd.partial").write_bytes(b"half of it")
+    # Of two trainings, one of which is behind; the checkpoints are what counts.
+    for name in ("ahead/step_0000000003.pt", "behind/step_0000000001.pt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    rows.forget()
+    left = ["stream_0000000001.pt", "stream_0000000003.pt"]
+    assert sorted(path.name for path in state.glob("stream*")) == left
+    taken(rows, 1)
+    assert sorted(path.name for path in state.glob("*stream*")) == left
     with pytest.raises(UserError, match=r"stream_0000000002\.pt is not there, and without it"):
         rows.batches(2)
 
 
-def test_a_state_that_is_damaged_or_of_other_rows_is_refused(tmp_path, tiny_model, tiny_text):
+def test_a_state_that_is_damaged_or_not_there_is_refused(tmp_path, tiny_model, tiny_text):
     asked = of_text(tiny_model, tiny_text)
     rows = live(asked, tmp_path)
     with closing(rows.batches(0)) as batches:
         next(batches)
         rows.save(1)
-    with pytest.raises(UserError, match=r"belongs to another training, of other rows; remove"):
+    with pytest.raises(UserError, match=r"stream_0000000001\.pt is not there"):
         live(asked, tmp_path, seed=8).batches(1)
-    path = tmp_path / "state" / "stream_0000000001.pt"
+    (path,) = tmp_path.glob(".stream-*/stream_0000000001.pt")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"stream_0000000001\.pt is damaged"):
         live(asked, tmp_path).batches(1)
@@ -348,7 +354,7 @@ def test_what_is_impossible_is_refused_before_weights_are_loaded(
     sizes = {"batch_size": 20_000, "mix_rows": 20_000}
     refused("rows to train on, less than one batch of", asked, tmp_path, **sizes)
     config = HarvestConfig(**asked | {"hook_names": [HOOK, OTHER]})
-    given = {"batch_size": BATCH, "mix_rows": 512, **EACH, "state_path": tmp_path}
+    given = {"batch_size": BATCH, "mix_rows": 512, **EACH, "state_folder": tmp_path}
     with pytest.raises(UserError, match="names several; choose one"):
         LiveRows(config, None, None, **given)
     with pytest.raises(UserError, match="needs hook_name="):

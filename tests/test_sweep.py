@@ -9,9 +9,11 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import HOOK
 
 import sae
 from sae.base.errors import UserError
@@ -106,8 +108,8 @@ def test_too_little_memory_means_turns_and_the_same_weights(tiny_run, tmp_path, 
 def test_a_turn_holds_as_many_as_fit_and_one_that_never_fits_is_refused():
     loads = [Load(str(i), n_parameters=10**9, batch_bytes=0) for i in range(5)]
     two = bytes_together(loads[:2])
-    assert [len(turn) for turn in turns(loads, two)] == [2, 2, 1]
-    assert [len(turn) for turn in turns(loads, two - 1)] == [1] * 5
+    assert turns(loads, two) == [range(2), range(2, 4), range(4, 5)]
+    assert turns(loads, two - 1) == [range(i, i + 1) for i in range(5)]
     with pytest.raises(UserError, match=r"0 needs 16\.03 GB and 10\.00 GB may be used"):
         turns(loads, 10e9)
 
@@ -190,6 +192,22 @@ def interrupted(monkeypatch, step, work):
             work()
 
 
+def test_what_a_kill_left_half_written_is_removed(tiny_run, tmp_path):
+    one = config(tiny_run, tmp_path)
+    left = one.state_path / ".step_0000000010.pt.0123abcd.partial"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a checkpoint")
+    dictionary = one.dictionary_path.with_name(f".{one.id}.0123abcd.partial")
+    dictionary.mkdir(parents=True)
+    (dictionary / "cfg.json").write_text("{")
+    other = dictionary.with_name(".other.0123abcd.partial")
+    other.mkdir()
+    sae.train(one)
+    assert not left.exists()
+    assert not dictionary.exists()
+    assert other.exists(), "another process may be writing it"
+
+
 def test_checkpoints_are_kept_as_asked(tiny_run, tmp_path):
     kept = CheckpointConfig(every_seconds=0.0, keep_last=2, keep_every_steps=30)
     one = config(tiny_run, tmp_path, checkpoint=kept)
@@ -203,7 +221,7 @@ def test_a_longer_training_extends_a_shorter_one(tiny_run, tmp_path):
     short = config(tiny_run, tmp_path, name="x")
     first = sae.train(short)
     longer = replace(short, training_tokens=25_600)
-    with pytest.raises(UserError, match="training_tokens is 12800 there, 25600 here"):
+    with pytest.raises(UserError, match="training_tokens=12800, in 1 parts; add extend=true"):
         sae.train(longer)
     second = sae.train(replace(longer, extend=True))
     assert not equal(first, second)
@@ -414,3 +432,59 @@ def test_a_sweep_ends_with_the_front_of_its_run(tiny_run, tmp_path, capsys):
     front = json.loads((tmp_path / "front.json").read_text())
     assert {row["id"] for row in front["rows"]} == {one.id for one in grid}
     assert front["recommended"] in capsys.readouterr().err
+
+
+def test_runs_with_dictionaries_of_one_name_are_told_apart(tiny_run, tmp_path):
+    grid = [config(tiny_run, tmp_path / run) for run in ("a", "b")]
+    first, second = sae.sweep(grid)
+    assert equal(first, second)
+    assert all(one.dictionary_path.exists() for one in grid)
+
+
+def test_figures_of_a_dictionary_that_was_extended_are_not_shown(tiny_run, tmp_path, capsys):
+    grid = [replace(one, sweep=SweepConfig()) for one in three(tiny_run, tmp_path)]
+    sae.sweep(grid)
+    sae.train(replace(grid[0], training_tokens=25_600, extend=True))
+    capsys.readouterr()
+    sae.sweep([replace(grid[1], seed=3)])
+    rows = json.loads((tmp_path / "front.json").read_text())["rows"]
+    assert grid[0].id not in {row["id"] for row in rows}
+    assert f"{grid[0].id} has changed since it was measured" in capsys.readouterr().err
+
+
+def live(tiny_model, tiny_text, run, **changes):
+    harvest = sae.HarvestConfig(
+        model=sae.ModelConfig(name=str(tiny_model)),
+        data=sae.DataConfig(name=str(tiny_text)),
+        context_size=32,
+    )
+    settings = {"harvest": harvest, "cache": None, "hook_name": HOOK, "mix_rows": 1024}
+    return config(Path(), run, **settings | changes)
+
+
+def test_without_a_cache_a_sweep_can_be_interrupted_and_go_on_in_other_groups(
+    tiny_model, tiny_text, tmp_path, monkeypatch
+):
+    def grid(run):
+        return [live(tiny_model, tiny_text, run, sae=one) for one in ARCHITECTURES.values()]
+
+    whole, broken = grid(tmp_path / "whole"), grid(tmp_path / "broken")
+    interrupted(monkeypatch, 30, lambda: sae.sweep(broken))
+    found = [sae.train(broken[0]), *sae.sweep(broken[1:])]
+    assert all(equal(a, b) for a, b in zip(sae.sweep(whole), found, strict=True))
+
+
+def test_without_a_cache_a_training_can_be_extended(tiny_model, tiny_text, tmp_path):
+    short = live(tiny_model, tiny_text, tmp_path, name="x")
+    sae.train(short)
+    found = sae.train(replace(short, training_tokens=25_600, extend=True))
+    assert found.metadata["sae_atlas"]["identity"]["extended_at"] == [100]
+
+
+def test_other_rows_of_ones_own_are_another_training(tmp_path):
+    rows = [torch.randn(2000, 16, generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+    one = config(Path(), tmp_path, training_tokens=2_560)
+    first = sae.train(one, rows=[rows[0]])
+    assert equal(sae.train(one, rows=[rows[0]]), first)
+    with pytest.raises(UserError, match=r"rows is digest .* there, digest .* here"):
+        sae.train(one, rows=[rows[1]])

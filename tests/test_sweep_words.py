@@ -164,11 +164,6 @@ def test_a_sweep_in_python_takes_training_configurations_alone():
         sae.sweep([sae.OptimConfig()])
 
 
-def test_a_sweep_in_python_hands_over_configurations_in_their_order(monkeypatch):
-    monkeypatch.setattr("sae.stages.sweep.run", lambda configs: [c.seed for c in configs])
-    assert sae.sweep(sae.TrainConfig(seed=seed) for seed in (3, 1, 2)) == [3, 1, 2]
-
-
 def test_rows_of_ones_own_reach_the_training(monkeypatch):
     given = []
     monkeypatch.setattr(

@@ -74,6 +74,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left in `folder` while they wrote `name`.
+
+    For whoever is sure to be the only one that writes it now.
+    """
+    for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}.*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, creating its folders."""
     with atomic_path(path) as temporary:

@@ -75,6 +75,12 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
         )
 
 
+def training_digest(metadata: dict[str, Any]) -> str | None:
+    """What identifies the training of a dictionary, if we trained it."""
+    found: str | None = metadata.get("sae_atlas", {}).get("digest")
+    return found
+
+
 def check_measured_on(dictionary: Dictionary, measured: dict[str, Any], again: str) -> None:
     """Refuse what was measured on other weights than those that carry the name now."""
     require(

@@ -25,6 +25,7 @@ from sae.stages.common import (
     named_dictionary,
     recorded_config,
     recorded_model,
+    training_digest,
 )
 from sae.stages.front import say_front, write_front
 
@@ -105,6 +106,7 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[st
             "id": name,
             "digest": wanted[name],
             "dictionary_digest": dictionaries[name].digest,
+            "training_digest": training_digest(dictionaries[name].metadata),
             **figures,
         }
         write_json(folder / "evals" / f"{name}.json", results[name])

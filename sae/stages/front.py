@@ -18,7 +18,7 @@ from sae.reporting.front_table import (
     trained_architecture,
 )
 from sae.reporting.page import render_page
-from sae.stages.common import dictionary_names
+from sae.stages.common import dictionary_names, training_digest
 from sae.training.loggers import read_metrics
 
 _CURVE_POINTS = 200
@@ -48,7 +48,8 @@ def write_front(
     """
     evaluated = {path.stem for path in (run / "evals").glob("*.json")}
     wanted = dictionary_names(run) if names is None else names
-    rows = [_row(run, name) for name in wanted if name in evaluated]
+    found = [_row(run, name) for name in wanted if name in evaluated]
+    rows = [row for row in found if row is not None]
     require(bool(rows), f"{run} has no evaluated dictionaries; run: sae eval run={run}")
     rows.sort(key=lambda row: (trained_architecture(row), row["hook_name"], -row["l0"]))
     chosen = recommended(rows, max_l0)
@@ -73,9 +74,17 @@ def write_front(
     return front
 
 
-def _row(run: Path, name: str) -> dict[str, Any]:
-    """The dictionary's figures, and how long it was trained where that is known."""
+def _row(run: Path, name: str) -> dict[str, Any] | None:
+    """The dictionary's figures, and how long it was trained where that is known.
+
+    None if it was trained further since it was measured.
+    """
     figures: dict[str, Any] = read_json(run / "evals" / f"{name}.json")
+    metadata = read_json(run / "dictionaries" / name / CONFIG_FILE).get("metadata", {})
+    now = training_digest(metadata)
+    if figures.get("training_digest", now) != now:
+        say(f"front: {name} has changed since it was measured; run: sae eval run={run}")
+        return None
     timing = run / "training" / name / "timing.json"
     seconds = read_json(timing).get("seconds") if timing.exists() else None
     return figures | {"training_seconds": seconds}
@@ -141,4 +150,6 @@ def _thinned(lines: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 def say_front(front: dict[str, Any]) -> None:
     """The table on the terminal, and where the rest of it lies."""
     say("\n" + as_text(front["rows"], front["recommended"], front["rule"]))
+    if max(row["explained_variance"] for row in front["rows"]) <= 0:
+        say("front: none of them explains more than the mean of the rows does")
     say(f"front: {front['run']}/front.png, .csv, .json\nreport: {front['run']}/report.html")

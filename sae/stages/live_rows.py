@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import UserError, require
+from sae.base.files import only_process, remove_unfinished
+from sae.base.progress import say
 from sae.base.provenance import digest, plain
 from sae.cache.stored import from_stored, to_stored
 from sae.models.hooks import find_hook
@@ -27,7 +29,7 @@ from sae.stages.harvest import (
 )
 from sae.stages.live_text import LiveText, Position, check_enough, check_text
 from sae.text.packing import RowBlock
-from sae.training.checkpoint import save_state
+from sae.training.checkpoint import save_state, steps_saved
 from sae.training.mixing import MixingBuffer
 from sae.training.rows import SAMPLE_ROWS, Rows
 
@@ -50,7 +52,8 @@ class LiveRows:
         max_norm_multiple: rows above this multiple of the median norm of the first rows are
             left out; None keeps all.
         seed: of the mixing.
-        state_path: folder for what going on needs.
+        state_folder: for what going on needs, in a folder of this stream, beside the folders of
+            the checkpoints that go with it.
 
     Raises:
         UserError: before weights are loaded, if these are no places in the model, or the text
@@ -67,7 +70,7 @@ class LiveRows:
         mix_rows: int,
         max_norm_multiple: float | None,
         seed: int,
-        state_path: Path,
+        state_folder: Path,
     ) -> None:
         require(
             mix_rows >= batch_size,
@@ -80,10 +83,10 @@ class LiveRows:
         check_text(config, batch_size)
         self._batch_size, self._mix_rows, self._seed = batch_size, mix_rows, seed
         self._max_norm_multiple = max_norm_multiple
-        self._state_path = state_path
         self._model = load_model(config.model)
         self._points = [find_hook(self._model.module, name) for name in names]
         self._text = LiveText(config, self._model)
+        self._state_path = state_folder / f".stream-{digest(self.identity)}"
         self._buffer = MixingBuffer(mix_rows, seed)
         self._position = Position()
         self._n_given = 0
@@ -157,36 +160,31 @@ class LiveRows:
         if n_batches != self._n_given:
             raise ValueError(f"{self._n_given} batches were given, and not {n_batches}")
         state = {
-            "identity": digest(self.identity),
             "position": astuple(self._position),
             "buffer": self._buffer.state_dict(),
         }
         save_state(self._saved(n_batches), state)
 
-    def forget(self, n_batches: int) -> None:
+    def forget(self) -> None:
+        # Other turns of a sweep, and whoever extends a training, begin where theirs stopped.
+        folders = self._state_path.parent.iterdir()
+        needed = {step for folder in folders for step in steps_saved(folder)}
         for path in self._state_path.glob("stream_*.pt"):
-            if int(path.stem.removeprefix("stream_")) < n_batches:
-                path.unlink(missing_ok=True)
-        # Of a process that was killed while it wrote one.
-        for path in self._state_path.glob(".stream_*.partial"):
-            path.unlink(missing_ok=True)
+            if int(path.stem.removeprefix("stream_")) not in needed:
+                path.unlink()
 
     def _load(self, first: int) -> None:
         path = self._saved(first)
         anew = "remove the checkpoints of this training to start it anew"
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            found, position, buffer = (state[k] for k in ("identity", "position", "buffer"))
+            position, buffer = state["position"], state["buffer"]
         except FileNotFoundError as error:
             raise UserError(
                 f"{path} is not there, and without it batch {first} cannot be had; {anew}"
             ) from error
         except Exception as error:
             raise UserError(f"{path} is damaged ({error}); {anew}") from error
-        require(
-            found == digest(self.identity),
-            f"{path} belongs to another training, of other rows; {anew}",
-        )
         self._position = Position(*position)
         self._buffer.load_state_dict(buffer)
 
@@ -195,12 +193,24 @@ class LiveRows:
 
     def _batches(self) -> Generator[Rows, None, None]:
         begin, _ = self._position, self._bound
-        with _Ahead(lambda s: self._blocks(begin, s), self._model.device) as ahead:
+        with (
+            only_process(self._state_path / ".lock", self._refusal),
+            _Ahead(lambda s: self._blocks(begin, s), self._model.device) as ahead,
+        ):
+            remove_unfinished(self._state_path)
             taken = self._noted(ahead)
+            if not self._buffer.full:
+                say(f"train: {self._mix_rows:,} rows are computed to draw the first batch from")
             while True:
                 rows = self._buffer.batch(taken, self._batch_size)
                 self._n_given += 1
                 yield rows
+
+    def _refusal(self, owner: str) -> UserError:
+        return UserError(
+            f"{self._state_path.parent}: another process ({owner}) trains on the same rows; "
+            "wait for it, choose another run=..., or train it all by one command"
+        )
 
     def _noted(self, ahead: "_Ahead") -> Iterator[Rows]:
         """The rows of blocks; how far the text is read with them is noted."""

@@ -9,8 +9,6 @@ from sae.base.files import check_writable
 from sae.base.progress import duration, say
 from sae.base.provenance import digest, plain
 from sae.cache.layout import open_cache
-from sae.dictionary import Dictionary
-from sae.exchange.saelens import load_dictionary
 from sae.models.load import resolve_device
 from sae.stages.eval import EvalConfig, evaluate
 from sae.stages.front import say_front, write_front
@@ -21,35 +19,33 @@ from sae.training.plan import Load, bytes_together, memory_budget, seconds_for, 
 from sae.training.rows import RowSource
 
 
-def run(configs: Sequence[TrainConfig]) -> list[Dictionary]:
+def run(configs: Sequence[TrainConfig]) -> None:
     """Train them all, in as few passes over their rows as memory allows, and compare them.
 
     Dictionaries that read the same batches (cache, hooks, batch size, order) train side by
     side; each is what it would be alone. If some diverge the others are finished first.
 
-    Returns:
-        The dictionaries, in the order of the configurations.
-
     Raises:
-        UserError: before anything is trained if one does not fit in memory; afterwards if
-            one diverged.
+        UserError: before anything is trained if one does not fit in memory.
+        Diverged: in the end, if one diverged.
     """
     configs = [_grouped(config, configs) for config in configs]
     for config in configs:
         check_writable(config.dictionary_path)
-    diverged = []
+    diverged, compared = [], []
     for _, members in _by(configs, _stream):
-        source = open_source(members[0], _stream_path(members))
-        for turn in _planned(unfinished(members, source), source):
+        source = open_source(members[0])
+        left = unfinished(members, source)
+        plan = _planned(left, source)
+        for turn in plan:
             try:
                 train_together(turn, source)
             except Diverged as error:
                 diverged.append(str(error))
-    there = [config for config in configs if config.dictionary_path.exists()]
-    _evaluate(there)
+        compared += [*plan, [config for config in members if config not in left]]
+    _evaluate(compared)
     if diverged:
         raise Diverged("; ".join(diverged))
-    return [load_dictionary(config.dictionary_path) for config in configs]
 
 
 def expected_seconds(configs: Sequence[TrainConfig]) -> float | None:
@@ -63,8 +59,13 @@ def expected_seconds(configs: Sequence[TrainConfig]) -> float | None:
             d_in = cache.d_in(cache.hook(config.hook_name))
         except UserError:
             return None
-        total += config.n_steps * config.train_batch_size_tokens * d_in * config.sae.d_sae
-    return seconds_for(total, resolve_device(configs[0].device)) if configs else 0.0
+        total += d_in * _rows_times_latents(config)
+    n_steps = sum(config.n_steps for config in configs)
+    return seconds_for(total, n_steps, resolve_device(configs[0].device)) if configs else 0.0
+
+
+def _rows_times_latents(config: TrainConfig) -> float:
+    return config.n_steps * config.train_batch_size_tokens * config.sae.d_sae
 
 
 def _grouped(config: TrainConfig, configs: Sequence[TrainConfig]) -> TrainConfig:
@@ -90,12 +91,6 @@ def _stream(config: TrainConfig) -> str:
     return digest(key)
 
 
-def _stream_path(members: Sequence[TrainConfig]) -> Path:
-    """Where a model that runs beside keeps what it needs to go on."""
-    name = digest(sorted(config.id for config in members))
-    return Path(members[0].run) / "training" / f".stream-{name}"
-
-
 def _planned(members: list[TrainConfig], source: RowSource) -> list[list[TrainConfig]]:
     """Who trains together, which is said."""
     if not members:
@@ -104,10 +99,10 @@ def _planned(members: list[TrainConfig], source: RowSource) -> list[list[TrainCo
     loads = [_load(config, widths) for config in members]
     device = resolve_device(members[0].device)
     plan = turns(loads, memory_budget(members[0].sweep, device))
-    by_name = {config.id: config for config in members}
-    total = sum(c.n_steps * c.train_batch_size_tokens * c.sae.d_sae for c in members)
-    time = duration(seconds_for(total * widths[0], device))
-    most = max(bytes_together(turn) for turn in plan)
+    n_steps = sum(config.n_steps for config in members)
+    multiplications = widths[0] * sum(map(_rows_times_latents, members))
+    time = duration(seconds_for(multiplications, n_steps, device))
+    most = max(bytes_together(loads[turn.start : turn.stop]) for turn in plan)
     sizes = " and ".join(str(len(turn)) for turn in plan)
     how = "in one pass" if len(plan) == 1 else f"in {len(plan)} turns of {sizes}"
     n = len(members)
@@ -115,7 +110,7 @@ def _planned(members: list[TrainConfig], source: RowSource) -> list[list[TrainCo
         f"train: {n} {'dictionary' if n == 1 else 'dictionaries'} {how}, {most / 1e9:.2f} GB, "
         f"about {time}"
     )
-    return [[by_name[load.name] for load in turn] for turn in plan]
+    return [[members[place] for place in turn] for turn in plan]
 
 
 def _load(config: TrainConfig, widths: Sequence[int]) -> Load:
@@ -128,17 +123,22 @@ def _load(config: TrainConfig, widths: Sequence[int]) -> Load:
     return Load(config.id, n_parameters, batch_bytes)
 
 
-def _evaluate(configs: Sequence[TrainConfig]) -> None:
-    """Measure them on held-out text, and show the run's front."""
-    for run, members in _by(configs, lambda config: config.run):
-        one = members[0]
-        if not one.sweep.evaluate:
-            continue
-        if one.cache is None:
-            say(f"train: no cache to evaluate on; harvest one, then: sae eval run={run}")
-            continue
-        asked = EvalConfig(run=run, cache=one.cache, device=one.device)
-        evaluate(asked, [config.id for config in members])
+def _evaluate(turns: Sequence[Sequence[TrainConfig]]) -> None:
+    """Measure them on held-out text, those of a turn together, and show the front."""
+    runs: dict[str, TrainConfig] = {}
+    for turn in turns:
+        there = [config for config in turn if config.dictionary_path.exists()]
+        for run, members in _by(there, lambda config: config.run):
+            one = members[0]
+            if not one.sweep.evaluate:
+                continue
+            if one.cache is None:
+                say(f"train: no cache to evaluate on; harvest one, then: sae eval run={run}")
+                continue
+            asked = EvalConfig(run=run, cache=one.cache, device=one.device)
+            evaluate(asked, [config.id for config in members])
+            runs[run] = one
+    for run, one in runs.items():
         say_front(write_front(Path(run), one.sweep.max_l0))
 
 

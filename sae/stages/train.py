@@ -1,15 +1,16 @@
 """`sae train`: rows to a dictionary."""
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from sae.base.errors import UserError, require
-from sae.base.files import check_writable, only_process
+from sae.base.files import check_writable, only_process, remove_unfinished
 from sae.base.progress import say
 from sae.base.provenance import digest, plain, versions
 from sae.cache.layout import open_cache
@@ -41,18 +42,12 @@ def run(config: TrainConfig, rows: Iterable[Any] | None = None) -> Dictionary:
             (n, d_in) and (n, d_out), for a transcoder.
     """
     check_writable(config.dictionary_path)
-    (dictionary,) = train_together([config], open_source(config, config.state_path, rows))
-    return dictionary
+    train_together([config], open_source(config, rows))
+    return load_dictionary(config.dictionary_path)
 
 
-def open_source(
-    config: TrainConfig, stream_path: Path, rows: Iterable[Any] | None = None
-) -> RowSource:
-    """Where the rows come from: the user, a cache, or a model that runs beside.
-
-    Args:
-        stream_path: folder for what a model that runs beside needs to go on.
-    """
+def open_source(config: TrainConfig, rows: Iterable[Any] | None = None) -> RowSource:
+    """Where the rows come from: the user, a cache, or a model that runs beside."""
     if rows is not None:
         return OwnRows(
             rows,
@@ -66,11 +61,10 @@ def open_source(
             config.hook_name,
             config.output_hook_name,
             batch_size=config.train_batch_size_tokens,
-            # Rows beyond the last one that is trained on would be computed in vain.
-            mix_rows=min(config.mix_rows, config.n_steps * config.train_batch_size_tokens),
+            mix_rows=config.mix_rows,
             max_norm_multiple=config.max_norm_multiple,
             seed=config.shuffle_seed,
-            state_path=stream_path,
+            state_folder=config.state_path.parent,
         )
     return CachedRows(
         open_cache(config.cache_location),
@@ -82,7 +76,7 @@ def open_source(
     )
 
 
-def train_together(configs: Sequence[TrainConfig], source: RowSource) -> list[Dictionary]:
+def train_together(configs: Sequence[TrainConfig], source: RowSource) -> None:
     """One dictionary for each configuration, all from the batches of one source.
 
     What is finished is reused. If some diverge, the others are finished first.
@@ -94,7 +88,6 @@ def train_together(configs: Sequence[TrainConfig], source: RowSource) -> list[Di
     """
     if left := unfinished(configs, source):
         _train(left, source)
-    return [load_dictionary(config.dictionary_path) for config in configs]
 
 
 def unfinished(configs: Sequence[TrainConfig], source: RowSource) -> list[TrainConfig]:
@@ -130,14 +123,14 @@ def _train(configs: Sequence[TrainConfig], source: RowSource) -> None:
     with ExitStack() as stack:
         for config in configs:
             stack.enter_context(_only_trainer(config))
-        wanted = {config.id: identity(config, source) for config in configs}
+            remove_unfinished(config.state_path)
+            remove_unfinished(config.dictionary_path.parent, config.id)
         # Asked again: whoever had the lock before may have finished it.
-        configs = [c for c in configs if _finished(c, wanted[c.id]) is None]
+        configs = [c for c in configs if _finished(c, identity(c, source)) is None]
         if not configs:
             return
-        sample = source.sample()
-        held_out = source.held_out(configs[0].n_eval_rows)
-        sessions = [_session(c, sample, held_out, wanted[c.id]) for c in configs]
+        start = _Start.of(source.sample(), source.held_out(configs[0].n_eval_rows))
+        sessions = [_session(c, start, identity(c, source)) for c in configs]
         for session in sessions:
             stack.callback(session.close)
         _open_loggers(configs, sessions)
@@ -148,12 +141,12 @@ def _train(configs: Sequence[TrainConfig], source: RowSource) -> None:
             every_seconds=configs[0].checkpoint.every_seconds,
         )
         for config, session in zip(configs, sessions, strict=True):
-            if session.name not in diverged:
+            if session not in diverged:
                 metadata = _metadata(config, source, session.identity)
                 save_dictionary(session.dictionary(metadata), config.dictionary_path)
     if diverged:
-        said = "; ".join(f"{name}: {error}" for name, error in diverged.items())
-        raise Diverged(said)
+        said = (f"{session.name}: {error}" for session, error in diverged.items())
+        raise Diverged("; ".join(said))
 
 
 def _only_trainer(config: TrainConfig) -> Any:
@@ -181,6 +174,7 @@ def _finished(config: TrainConfig, wanted: dict[str, Any]) -> Dictionary | None:
         return found
     if _extends(config, begun, different):
         return None
+    _explain_extension(config, begun, different)
     raise UserError(
         f"{path} holds a dictionary of another configuration or cache: {_said(different)}; "
         "give this one another name=... or remove that one"
@@ -195,6 +189,24 @@ def _extends(
     return config.extend and shorter and set(different) <= {"training_tokens", _EXTENDED}
 
 
+def _explain_extension(
+    config: TrainConfig, begun: dict[str, Any], different: dict[str, tuple[Any, Any]]
+) -> None:
+    """Say so if all that differs is how long a training is."""
+    if not set(different) <= {"training_tokens", _EXTENDED}:
+        return
+    path, tokens = config.dictionary_path, begun["training_tokens"]
+    if tokens > config.training_tokens:
+        raise UserError(
+            f"{path} has training_tokens={tokens} already, more than {config.training_tokens}; "
+            "give this one another name=..."
+        )
+    raise UserError(
+        f"{path} was trained with training_tokens={tokens}, in {len(begun[_EXTENDED]) + 1} "
+        "parts; add extend=true to go on with it, or give this one another name=..."
+    )
+
+
 def _said(different: dict[str, tuple[Any, Any]], most: int = 3) -> str:
     """The keys that differ, for a sentence."""
     said = [f"{key} is {there} there, {here} here" for key, (there, here) in different.items()]
@@ -202,21 +214,39 @@ def _said(different: dict[str, tuple[Any, Any]], most: int = 3) -> str:
     return ", ".join(said[:most] + more)
 
 
-def _session(
-    config: TrainConfig, sample: Rows, held_out: Rows | None, wanted: dict[str, Any]
-) -> Session:
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What all dictionaries of the same rows begin with."""
+
+    scalings: list[InputScaling]
+    """Of the rows to read, and of those to predict where they are others."""
+    sample: Rows
+    """Scaled."""
+    held_out: Rows | None
+    """Raw."""
+
+    @classmethod
+    def of(cls, sample: Rows, held_out: Rows | None) -> Self:
+        """From raw rows."""
+        raw = [side.float() for side in sample]
+        scalings = [_scaling(side) for side in raw]
+        scaled = (scaling(side) for scaling, side in zip(scalings, raw, strict=True))
+        return cls(scalings, tuple(scaled), held_out)
+
+
+def _session(config: TrainConfig, start: _Start, wanted: dict[str, Any]) -> Session:
     """A dictionary in training, at its newest checkpoint if there is one."""
     checkpoints = Checkpoints(config.state_path, config.checkpoint)
     found = checkpoints.newest()
     identity = wanted if found is None else _continued(config, found, wanted)
     session = Session(
         config.id,
-        _trainer(config, sample),
+        _trainer(config, start),
         config.sae.saved_as,
         config.state_path,
         identity,
         checkpoints=checkpoints,
-        watch=Watch(config.log_every_steps, config.eval_interval, held_out),
+        watch=Watch(config.log_every_steps, config.eval_interval, start.held_out),
     )
     if found is not None:
         session.load(found.state)
@@ -247,11 +277,9 @@ def _continued(
     )
 
 
-def _trainer(config: TrainConfig, sample: Rows) -> Trainer:
+def _trainer(config: TrainConfig, start: _Start) -> Trainer:
     device = resolve_device(config.device)
-    raw = [side.float() for side in sample]
-    scalings = [_scaling(side) for side in raw]
-    scaled = [scaling(side) for scaling, side in zip(scalings, raw, strict=True)]
+    scalings, scaled = start.scalings, start.sample
     require(
         not config.sae.aligned or scaled[0].shape[1] == scaled[-1].shape[1],
         f"sae.aligned=True needs hooks of one width; {config.hook_name} has "
@@ -277,10 +305,12 @@ def _trainer(config: TrainConfig, sample: Rows) -> Trainer:
 def _beginning(config: TrainConfig) -> Dictionary:
     """The dictionary whose weights to begin with."""
     found = load_dictionary(str(config.init_from))
+    wanted = "an autoencoder" if config.output_hook_name is None else "a transcoder"
+    kind = "a transcoder" if found.is_transcoder else "an autoencoder"
     require(
-        found.is_transcoder == (config.output_hook_name is not None),
-        f"init_from={config.init_from} goes from {found.hook_name} to {found.hook_name_out}; "
-        "give these as hook_name=... and, where they differ, output_hook_name=...",
+        kind == wanted,
+        f"init_from={config.init_from} is {kind}, and {wanted} is to be trained; "
+        "output_hook_name=... makes a transcoder",
     )
     return found
 
@@ -294,6 +324,10 @@ def _matmul_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | No
 
 def _scaling(sample: Tensor) -> InputScaling:
     mean, mean_square_distance = moments(sample)
+    require(
+        not math.isnan(mean_square_distance),
+        "the rows hold NaN or infinite activations; nothing was trained, verify the cache",
+    )
     require(mean_square_distance > 0, "all rows are the same; nothing to learn")
     return InputScaling.from_moments(mean, mean_square_distance)
 

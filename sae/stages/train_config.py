@@ -19,7 +19,7 @@ _EVALUATED_SHARE = 0.02
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Fit one autoencoder to the rows of a cache."""
+    """Fit autoencoders to the rows of a cache, or of a model that runs beside."""
 
     run: str = "runs/default"
     """Folder of the pipeline; the dictionary is written to `{run}/dictionaries/{name}`."""

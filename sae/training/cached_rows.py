@@ -106,7 +106,7 @@ class CachedRows:
     def save(self, n_batches: int) -> None:
         """A cache stays: nothing to do."""
 
-    def forget(self, n_batches: int) -> None:
+    def forget(self) -> None:
         """Nothing to do."""
 
     def _together(self, *, held_out: bool, limit: int) -> Rows:

@@ -1,6 +1,6 @@
 """Checkpoints of one training: written whole, a few kept, and refused where they do not fit."""
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,7 +71,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of which there are checkpoints, rising."""
-        return sorted(int(path.stem.removeprefix("step_")) for path in self._found())
+        return steps_saved(self._folder)
 
     def newest(self) -> Checkpoint | None:
         """The one to go on from.
@@ -88,16 +88,20 @@ class Checkpoints:
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return Checkpoint(path, dict(saved["identity"]), dict(saved["state"]))
         except Exception as error:
+            before = f"step {steps[-2]:,}" if steps[1:] else "the beginning"
             raise UserError(
-                f"{path} is damaged ({error}); remove it to go on from the one before, or to "
-                "start anew"
+                f"{path} is damaged ({str(error).splitlines()[0]}); remove it to go on from "
+                f"{before}"
             ) from error
-
-    def _found(self) -> Iterator[Path]:
-        return self._folder.glob("step_*.pt")
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step:010d}.pt"
+
+
+def steps_saved(folder: Path) -> list[int]:
+    """Steps of which there are checkpoints in `folder`, rising."""
+    found = (re.fullmatch(r"step_(\d+)\.pt", path.name) for path in folder.glob("step_*.pt"))
+    return sorted(int(name[1]) for name in found if name)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

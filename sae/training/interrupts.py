@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sae.base.progress import say
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,16 +46,19 @@ def deferred_interrupts() -> Iterator[Interrupts]:
         yield interrupts
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    # Whoever started this in the background has its reasons.
+    before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
 
     def note(number: int, _: Any) -> None:
         interrupts.asked = number
         restore()
+        say("stopping as soon as this step is saved; asked once more, at once")
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in _SIGNALS:
+    for number in before:
         signal.signal(number, note)
     try:
         yield interrupts

@@ -49,11 +49,8 @@ class Logger(Protocol):
     def log(self, step: int, metrics: Metrics) -> None:
         """Record `metrics` for `step`; steps come in order."""
 
-    def flush(self) -> None:
-        """Put everything logged so far where a killed process cannot lose it."""
-
     def close(self) -> None:
-        """Flush and end."""
+        """End."""
 
 
 class JsonlLogger:
@@ -74,9 +71,7 @@ class JsonlLogger:
     def log(self, step: int, metrics: Metrics) -> None:
         with explained_failures(self._path):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-    def flush(self) -> None:
-        with explained_failures(self._path):
+            # A page may read it meanwhile, and a checkpoint must not be ahead of it.
             self._file.flush()
 
     def close(self) -> None:
@@ -85,15 +80,18 @@ class JsonlLogger:
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    # The last line may be half-written if the process was killed.
+    return [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    # The last line may be half-written, by a process that was killed or writes it now.
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    return [line for line in whole if json.loads(line)["step"] <= step]
+    return [line for line in lines if line.endswith("\n")]
 
 
 def read_metrics(path: Path) -> list[Metrics]:
     """The figures that a `JsonlLogger` wrote, one dict a logged step."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in _whole_lines(path)]
 
 
 class WandbLogger:
@@ -127,9 +125,6 @@ class WandbLogger:
             return value
         histogram = np.array(value["counts"]), np.array(value["log10_edges"])
         return self._wandb.Histogram(np_histogram=histogram)
-
-    def flush(self) -> None:
-        """Wandb writes from a process of its own."""
 
     def close(self) -> None:
         self._run.finish()

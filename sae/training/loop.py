@@ -42,7 +42,7 @@ class StepReport:
         if not torch.isfinite(torch.tensor(loss)):
             raise Diverged(
                 f"the loss is {loss} at step {self.step}: training diverged; lower optim.lr "
-                f"(now {self.lr:g}); the last checkpoint is kept"
+                f"(now {self.lr:g}); what was saved before is kept"
             )
         mse = float(self.result.mse)
         variance = float((self.y - self.y.mean(0)).square().sum(1).mean())
@@ -117,7 +117,7 @@ class Trainer:
         if not all(bool(p.isfinite().all()) for p in self.sae.parameters()):
             raise Diverged(
                 f"the weights hold NaN or infinity at step {self.step}: training diverged; "
-                f"lower optim.lr (now {self.lr:g}); the last checkpoint is kept"
+                f"lower optim.lr (now {self.lr:g}); what was saved before is kept"
             )
 
     def scaled(self, rows: Rows) -> tuple[Tensor, Tensor]:

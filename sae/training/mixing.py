@@ -37,6 +37,11 @@ class MixingBuffer:
         return len(self._free) if self._held is None else len(self._held[0])
 
     @property
+    def full(self) -> bool:
+        """Whether the next batch can be drawn as soon as its slots are filled."""
+        return self._held is not None
+
+    @property
     def n_taken(self) -> int:
         """Rows that it took from its source so far."""
         return self._n_taken

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae.base.errors import UserError, require
 from sae.base.progress import say
-from sae.base.provenance import UNKNOWN
+from sae.base.provenance import UNKNOWN, digest_bytes
 from sae.training.rows import SAMPLE_ROWS, Rows
 
 _WANTED = (
@@ -69,9 +69,9 @@ class OwnRows:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What is known of the rows: not their numbers."""
+        """What is known of the rows: the first of them."""
         return {
-            "rows": "own",
+            "rows": f"digest {digest_bytes(map(_bytes, self.sample()))}",
             "widths": list(self._widths),
             "hook_name": self._hook_name,
             "output_hook_name": self._output_hook_name,
@@ -114,7 +114,7 @@ class OwnRows:
     def save(self, n_batches: int) -> None:
         """Rows are skipped to go on: nothing to do."""
 
-    def forget(self, n_batches: int) -> None:
+    def forget(self) -> None:
         """Nothing to do."""
 
     def _batches(self, skip: int) -> Generator[Rows, None, None]:
@@ -180,3 +180,7 @@ class OwnRows:
             f"rows hold {said} after others of width {self._widths}; give all of one width",
         )
         return tuple(x.detach() for x in rows)
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -18,6 +18,8 @@ _BATCHES = 16
 _SHARE_OF_FREE = 0.8
 # A step over the encoder's product alone (benchmarks/results/floor.md).
 _STEP_OVER_PRODUCT = 1.5
+# What a step takes beside: some hundred calls of small kernels.
+_STEP_SECONDS = 8e-3
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -69,23 +71,24 @@ def bytes_together(loads: Sequence[Load]) -> int:
     return sum(load.kept_bytes for load in loads) + passing
 
 
-def turns(loads: Sequence[Load], budget: float) -> list[list[Load]]:
-    """The dictionaries in their order, as many at once as fit `budget` bytes.
+def turns(loads: Sequence[Load], budget: float) -> list[range]:
+    """The dictionaries' places in their order, as many at once as fit `budget` bytes.
 
     Raises:
         UserError: if one alone does not fit.
     """
-    found: list[list[Load]] = []
-    for load in loads:
+    found: list[range] = []
+    for place, load in enumerate(loads):
         if bytes_together([load]) > budget:
             raise UserError(
                 f"{load.name} needs {bytes_together([load]) / 1e9:.2f} GB and "
                 f"{budget / 1e9:.2f} GB may be used; give a smaller sae.d_sae, or more with "
                 "sweep.memory_gb=..."
             )
-        if not found or bytes_together([*found[-1], load]) > budget:
-            found.append([])
-        found[-1].append(load)
+        first = found[-1].start if found else 0
+        if not found or bytes_together(loads[first : place + 1]) > budget:
+            found.append(range(place, place))
+        found[-1] = range(found[-1].start, place + 1)
     return found
 
 
@@ -110,8 +113,8 @@ def _left_to_container() -> float:
     return limit - used + int(statistics[statistics.index("inactive_file") + 1])
 
 
-def seconds_for(multiplications: float, device: torch.device) -> float:
-    """About how long a training takes whose encoder does so many multiply-adds."""
+def seconds_for(multiplications: float, n_steps: int, device: torch.device) -> float:
+    """About how long so many steps take whose encoders do so many multiply-adds in all."""
     side = 4096 if device.type == "cuda" else 768
     a, out = torch.ones(side, side, device=device), torch.empty(side, side, device=device)
     best = float("inf")
@@ -121,4 +124,4 @@ def seconds_for(multiplications: float, device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - began)
-    return _STEP_OVER_PRODUCT * multiplications * best / side**3
+    return _STEP_OVER_PRODUCT * multiplications * best / side**3 + _STEP_SECONDS * n_steps

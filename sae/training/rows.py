@@ -42,9 +42,8 @@ class RowSource(Protocol):
     def save(self, n_batches: int) -> None:
         """Make sure that a later process can begin with batch number `n_batches`.
 
-        Called by whoever takes the batches, after that many of them; what an earlier call
-        made sure of holds until `forget` is called.
+        Called by whoever takes the batches, after that many of them.
         """
 
-    def forget(self, n_batches: int) -> None:
-        """Nobody will begin before batch number `n_batches` any more."""
+    def forget(self) -> None:
+        """Drop what was made sure of and no checkpoint needs any more."""

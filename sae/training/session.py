@@ -99,8 +99,6 @@ class Session:
         if self._saved_step == self.step:
             return
         self.trainer.check_finite()
-        for logger in self.loggers:
-            logger.flush()
         state = {
             "trainer": self.trainer.state_dict(),
             "fired": self._fired,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import chain
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ _MOST_SAVING = 0.02
 
 def train_side_by_side(
     sessions: Sequence[Session], source: RowSource, *, batch_size: int, every_seconds: float
-) -> dict[str, Diverged]:
+) -> dict[Session, Diverged]:
     """Take every session to its last step; each sees every batch of the source once.
 
     Sessions may be at different steps, as after a kill between two of their checkpoints: the
@@ -30,7 +31,7 @@ def train_side_by_side(
         every_seconds: time between two checkpoints, or more where saving takes long.
 
     Returns:
-        The sessions that diverged, by name.
+        The sessions that diverged, and how.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, when everything is saved.
@@ -43,21 +44,23 @@ def train_side_by_side(
     scaled = running.sessions[0].trainer.scaled
     saving = _Saving(source, every_seconds)
     with (
-        deferred_interrupts() as interrupts,
         progress(last * batch_size, running.label, "tok", first * batch_size) as bar,
         closing(source.batches(first)) as batches,
     ):
-        for step, rows in enumerate(batches, start=first):
-            x, y = scaled(rows)
-            running.update(step, x, y)
-            bar.update(batch_size)
-            bar.set_postfix(running.summary(), refresh=False)
-            if saving.due(running.sessions, interrupts):
-                saving.save(step + 1, running)
-                interrupts.check()
-            running.dismiss()
-            if not running.sessions:
-                break
+        # The first batch may take minutes, and nothing is there to be saved meanwhile.
+        begun = chain([next(batches)], batches)
+        with deferred_interrupts() as interrupts:
+            for step, rows in enumerate(begun, start=first):
+                x, y = scaled(rows)
+                running.update(step, x, y)
+                bar.update(batch_size)
+                bar.set_postfix(running.summary(), refresh=False)
+                if saving.due(running.sessions, interrupts):
+                    saving.save(step + 1, running)
+                    interrupts.check()
+                running.dismiss()
+                if not running.sessions:
+                    break
     return running.diverged
 
 
@@ -66,7 +69,7 @@ class _Running:
 
     def __init__(self, sessions: Iterable[Session]) -> None:
         self.sessions = [session for session in sessions if not session.over]
-        self.diverged: dict[str, Diverged] = {}
+        self.diverged: dict[Session, Diverged] = {}
 
     @property
     def label(self) -> str:
@@ -92,9 +95,10 @@ class _Running:
         try:
             yield
         except Diverged as error:
-            self.diverged[session.name] = error
+            self.diverged[session] = error
             self.sessions.remove(session)
-            say(f"train: {session.name}: {error}")
+            if self.sessions:
+                say(f"train: {session.name}: {error}")
 
     def dismiss(self) -> None:
         """Let go those that are over."""
@@ -139,6 +143,6 @@ class _Saving:
         # Sessions could not go on from where the source cannot.
         self._source.save(n_batches)
         running.save()
-        self._source.forget(n_batches)
+        self._source.forget()
         self._last = time.perf_counter()
         self._pause = max(self._every_seconds, (self._last - began) / _MOST_SAVING)
