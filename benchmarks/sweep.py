@@ -89,7 +89,7 @@ def main() -> None:
 def _measure(grid: Grid, saelens_cache: Path) -> dict[str, object]:
     shutil.rmtree(FOLDER, ignore_errors=True)
     configs = _warmed_up(grid)
-    source = train.open_source(configs[0], configs[0].state_path)
+    source = train.open_source(configs[0])
     alone = [_alone(config, source) for config in configs]
     # Kept open: its threads decide how OpenMP's wait, and a sweep has such ones too.
     reader = source.batches(0)
@@ -214,7 +214,8 @@ def _without_warm_up(member: ArchitectureConfig) -> ArchitectureConfig:
 
 def _alone(config: TrainConfig, source: RowSource) -> Trainer:
     """A trainer with the weights of the sweep, in a run that has no end."""
-    trainer = train._trainer(config, source.sample())
+    start = train.Start.of(source.sample(), None)
+    trainer = train.make_trainer(config, start)
     trainer.step, trainer.n_steps, trainer.dead_window_rows = 10**6, 10**7, 10**12
     return trainer
 
@@ -263,8 +264,8 @@ class _Clock:
         self.saves.append(-time.perf_counter())
         self.source.save(n_batches)
 
-    def forget(self, n_batches: int) -> None:
-        self.source.forget(n_batches)
+    def forget(self) -> None:
+        self.source.forget()
         self.saves[-1] += time.perf_counter()
 
     def round(self, every_seconds: float) -> _Round:

@@ -53,7 +53,7 @@ def main() -> None:
         sae=sae.StandardConfig(d_sae=D_SAE),
         training_tokens=TRAINING_TOKENS,
     )
-    source = train.open_source(config, config.state_path)
+    source = train.open_source(config)
     # Kept open: its threads decide how OpenMP's wait, so both loops have to have such ones.
     reader = source.batches(0)
     batches = list(islice(reader, config.n_steps))
@@ -102,7 +102,7 @@ def _row(name: str, spent: list[_Spent], bare: float) -> dict[str, object]:
 
 def _bare(config: TrainConfig, source: RowSource, batches: list[Rows]) -> float:
     """The steps and nothing else."""
-    trainer = train._trainer(config, source.sample())
+    trainer = train.make_trainer(config, train.Start.of(source.sample(), None))
     began = time.perf_counter()
     for rows in batches:
         trainer.update(*trainer.scaled(rows))

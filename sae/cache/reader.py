@@ -2,7 +2,7 @@
 
 Chunks come in a random order; as many as fit a pool are held in memory and their rows are
 permuted together, while threads read the next pool. A pool that holds the whole cache (the
-default up to 1 GiB of rows) is a uniform permutation of all rows, and is read only once.
+default up to 2 GiB of rows) is a uniform permutation of all rows, and is read only once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -154,8 +154,8 @@ def shuffled_batches(
     Args:
         skip: batches to leave out at the start, without reading them: what a resumed run
             has seen already.
-        pool_bytes: memory for rows, of both hooks if two are read: half of it for those that
-            are permuted together, half for those that come next.
+        pool_bytes: memory for rows, of both hooks if two are read: all of it if all rows
+            fit; else half for those that are permuted together, half for those that come next.
         output_hook_name: a second hook; pairs of the same rows at both are given then.
     """
     require(
@@ -267,9 +267,12 @@ def _epoch(
     cache = selection.cache
     chunks = cache.chunks(selection.hook_name)
     counts = [int(selection.keep[c].sum()) for c in chunks]
-    # As rows are held, and twice: the next pool is read while this one is used.
     width = ROW_DTYPES[cache.dtype].itemsize * sum(map(cache.d_in, hook_names))
-    size = max(1, pool_bytes // max(1, max(counts) * width * 2))
+    # Twice: the next pool is read while this one is used. One of all rows is read once.
+    times = 1 if sum(counts) * width <= pool_bytes else 2
+    most = max(1, pool_bytes // max(1, times * max(counts) * width))
+    # All alike, as a small one in the end would mix little.
+    size = len(chunks) if times == 1 else -(-len(chunks) // -(-len(chunks) // most))
     # A pool of all chunks keeps them in their order, so that the next epoch has them already.
     offsets = np.cumsum([0, *counts])
     shuffled = torch.randperm(len(chunks), generator=generator).tolist()

@@ -93,11 +93,12 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[st
     for name, dictionary in dictionaries.items():
         check_same_origin(name, dictionary, cache)
         _check_held_out(name, dictionary, cache)
-    settings = [cache.digest, config.n_behaviour_tokens, config.density_rows]
+    settings = [cache.digest, config.density_rows]
     wanted = {
         name: digest([settings, dictionary.digest]) for name, dictionary in dictionaries.items()
     }
-    results = {name: _known(folder, name, wanted[name]) for name in dictionaries}
+    n_tokens = config.n_behaviour_tokens
+    results = {name: _known(folder, name, wanted[name], n_tokens) for name in dictionaries}
     todo = {name: dictionaries[name] for name, known in results.items() if known is None}
     if len(todo) < len(results):
         say(f"eval: {len(results) - len(todo)} of {len(results)} are there already, reused")
@@ -107,6 +108,7 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[st
             "digest": wanted[name],
             "dictionary_digest": dictionaries[name].digest,
             "training_digest": training_digest(dictionaries[name].metadata),
+            "asked_behaviour_tokens": n_tokens,
             **figures,
         }
         write_json(folder / "evals" / f"{name}.json", results[name])
@@ -126,12 +128,14 @@ def _check_held_out(name: str, dictionary: Dictionary, cache: ActivationCache) -
     )
 
 
-def _known(folder: Path, name: str, wanted: str) -> dict[str, Any] | None:
+def _known(folder: Path, name: str, wanted: str, n_tokens: int) -> dict[str, Any] | None:
+    """Figures that are there, over as many tokens or more."""
     path = folder / "evals" / f"{name}.json"
     if not path.exists():
         return None
     found: dict[str, Any] = read_json(path)
-    return found if found.get("digest") == wanted else None
+    enough = found.get("asked_behaviour_tokens", 0) >= n_tokens
+    return found if enough and found.get("digest") == wanted else None
 
 
 def _evaluate(

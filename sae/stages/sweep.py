@@ -135,7 +135,12 @@ def _evaluate(turns: Sequence[Sequence[TrainConfig]]) -> None:
             if one.cache is None:
                 say(f"train: no cache to evaluate on; harvest one, then: sae eval run={run}")
                 continue
-            asked = EvalConfig(run=run, cache=one.cache, device=one.device)
+            asked = EvalConfig(
+                run=run,
+                cache=one.cache,
+                device=one.device,
+                n_behaviour_tokens=one.sweep.n_behaviour_tokens,
+            )
             evaluate(asked, [config.id for config in members])
             runs[run] = one
     for run, one in runs.items():

@@ -129,7 +129,7 @@ def _train(configs: Sequence[TrainConfig], source: RowSource) -> None:
         configs = [c for c in configs if _finished(c, identity(c, source)) is None]
         if not configs:
             return
-        start = _Start.of(source.sample(), source.held_out(configs[0].n_eval_rows))
+        start = Start.of(source.sample(), source.held_out(configs[0].n_eval_rows))
         sessions = [_session(c, start, identity(c, source)) for c in configs]
         for session in sessions:
             stack.callback(session.close)
@@ -215,7 +215,7 @@ def _said(different: dict[str, tuple[Any, Any]], most: int = 3) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Start:
+class Start:
     """What all dictionaries of the same rows begin with."""
 
     scalings: list[InputScaling]
@@ -234,14 +234,14 @@ class _Start:
         return cls(scalings, tuple(scaled), held_out)
 
 
-def _session(config: TrainConfig, start: _Start, wanted: dict[str, Any]) -> Session:
+def _session(config: TrainConfig, start: Start, wanted: dict[str, Any]) -> Session:
     """A dictionary in training, at its newest checkpoint if there is one."""
     checkpoints = Checkpoints(config.state_path, config.checkpoint)
     found = checkpoints.newest()
     identity = wanted if found is None else _continued(config, found, wanted)
     session = Session(
         config.id,
-        _trainer(config, start),
+        make_trainer(config, start),
         config.sae.saved_as,
         config.state_path,
         identity,
@@ -277,7 +277,8 @@ def _continued(
     )
 
 
-def _trainer(config: TrainConfig, start: _Start) -> Trainer:
+def make_trainer(config: TrainConfig, start: Start) -> Trainer:
+    """A trainer at its first step."""
     device = resolve_device(config.device)
     scalings, scaled = start.scalings, start.sample
     require(

@@ -31,6 +31,8 @@ class SweepConfig:
     """Memory for dictionaries in training; by default four fifths of what is free."""
     evaluate: bool = True
     """Measure all of them on held-out text afterwards, as `sae eval` does."""
+    n_behaviour_tokens: int = 2_048
+    """Held-out tokens for CE and KL, once for each dictionary; `sae eval` takes more."""
     max_l0: float = 60.0
     """The recommended dictionary is the most faithful one up to this L0."""
     yes: bool = False
@@ -40,6 +42,10 @@ class SweepConfig:
         require(
             self.memory_gb is None or self.memory_gb > 0,
             f"sweep.memory_gb={self.memory_gb}; give more than 0",
+        )
+        require(
+            self.n_behaviour_tokens >= 1,
+            f"sweep.n_behaviour_tokens={self.n_behaviour_tokens}; give 1 or more",
         )
         require(self.max_l0 > 0, f"sweep.max_l0={self.max_l0}; give more than 0")
 
