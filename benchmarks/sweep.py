@@ -38,7 +38,7 @@ from sae.training.rows import Rows, RowSource
 
 FOLDER = RUN / "sweep"
 D_SAE, BATCH = 4_608, 4_096
-TURNS, REPEATS = 3, 2
+TURNS, REPEATS = 2, 2
 # One look at held-out rows comes every 25 steps by default, and so does it here.
 N_STEPS = 25
 WARM_BATCH = 1_024

@@ -38,18 +38,19 @@ class ReconstructionStatistics:
         x64, hat64 = x.double(), x_hat.double()
         self.n_rows += len(x)
         self._sum += x64.sum(0).cpu()
-        self._squares += float(x64.square().sum())
         norms, hat_norms = x64.norm(dim=1), hat64.norm(dim=1)
-        inner = (x64 * hat64).sum(1)
-        active = feature_acts > 0
-        self.fired += active.sum(0).cpu()
+        self._squares += float(norms.square().sum())
+        inner = torch.linalg.vecdot(x64, hat64)
+        fired = (feature_acts > 0).sum(0)
+        self.fired += fired.cpu()
         for name, value in {
-            "error": (x64 - hat64).square().sum(),
-            "active": active.sum(),
-            "l1": feature_acts.abs().sum(dtype=torch.float64),
+            "error": torch.linalg.vector_norm(x64 - hat64).square(),
+            "active": fired.sum(),
+            # Rows first: a sum of everything in float64 would convert everything.
+            "l1": feature_acts.abs().sum(1).sum(dtype=torch.float64),
             "cossim": (inner / (norms * hat_norms).clamp_min(1e-12)).sum(),
             "l2_ratio": (hat_norms / norms.clamp_min(1e-12)).sum(),
-            "hat_squares": hat64.square().sum(),
+            "hat_squares": hat_norms.square().sum(),
             "inner": inner.sum(),
         }.items():
             self._totals[name] = self._totals.get(name, 0.0) + float(value)
