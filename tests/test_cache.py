@@ -1,7 +1,7 @@
 """What is in a cache, read with plain zarr, and what damage does to it."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
 from sae.cache.stored import from_stored, to_stored
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 OTHER = "blocks.0.attn.hook_z"
 HOOKS = [HOOK, OTHER]
@@ -34,15 +36,6 @@ READ = [name for name in ARRAYS if not name.startswith(("document_digests", "mom
 def settings(run: Path, model: Path, text: Path, **others: Any) -> dict[str, Any]:
     small = {"hook_names": HOOKS, "n_tokens": 4096, "context_size": 32}
     return harvest_settings(run, model, text) | small | others
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Matrices this small are faster on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

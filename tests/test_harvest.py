@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,11 @@ from sae.stages import fill as fill_module
 from sae.stages import harvest as stage
 from sae.stages.harvest import HarvestConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OTHER = "blocks.0.mlp.hook_post"
 CHUNKS, CONTEXT = 80, 16
 N_TOKENS = CHUNKS * 32 * CONTEXT
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the child processes have, so that sums are taken in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def settings(run: Path, model: Path, text: Path, **others: Any) -> dict[str, Any]:

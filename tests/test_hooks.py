@@ -1,7 +1,6 @@
 """Reading and editing inside models, against plain torch hooks."""
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +20,8 @@ from sae.models.hooks import (
     writes_to_stream,
 )
 from sae.models.load import ModelConfig, load_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Where a reader of the model's code would look for each hook, written down once more here.
 LLAMA = {
@@ -140,15 +141,6 @@ def random_model(architecture: str, sizes: dict[str, Any]) -> Any:
                 if parameter.dim() > 1:
                     parameter.mul_(4)
     return model.requires_grad_(False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Matrices this small are faster on one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

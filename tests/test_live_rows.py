@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -24,18 +23,11 @@ from sae.stages.live_rows import LiveRows
 from sae.training.cached_rows import CachedRows
 from sae.training.rows import Rows
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OTHER = "blocks.0.mlp.hook_post"
 BATCH = 64
 EACH = {"max_norm_multiple": None, "seed": 7}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So that sums are taken in the same order, whichever thread takes them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def of_text(model: Path, text: Path, **others: Any) -> dict[str, Any]:

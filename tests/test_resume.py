@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,9 @@ from sae.cache.layout import open_cache
 from sae.cache.writer import CacheWriter
 from sae.cli import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONTEXT = 16
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the child processes have, so that sums are taken in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def settings(run: Path, model: Path, text: Path, **others: Any) -> dict[str, Any]:

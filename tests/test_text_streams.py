@@ -38,6 +38,8 @@ from sae.text.packing import Marks, TextCounts, TextPlan, document_digest, is_he
 from sae.text.source import DataConfig, check_source, documents
 from sae.text.tokens import tokenized
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FRACTION = 0.25
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
@@ -45,15 +47,6 @@ TEMPLATE = (
     "{{ raise_exception('no role ' + m.role + '\\nis known') }}{% endif %}"
     "[{{ m.role }}] {{ m.content }}\n{% endfor %}"
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As child processes have, so that sums are taken in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
