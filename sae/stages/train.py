@@ -18,10 +18,11 @@ from sae.core.scaling import InputScaling, moments
 from sae.dictionary import Dictionary
 from sae.exchange.saelens import load_dictionary, save_dictionary
 from sae.models.load import resolve_device
+from sae.stages.identity import Identity, continued, finished, identity
 from sae.stages.live_rows import LiveRows
 from sae.stages.train_config import TrainConfig
 from sae.training.cached_rows import CachedRows
-from sae.training.checkpoint import Checkpoint, Checkpoints, differences, flat
+from sae.training.checkpoint import Checkpoints
 from sae.training.loggers import Logbooks
 from sae.training.loop import Diverged, Trainer
 from sae.training.own_rows import OwnRows
@@ -30,8 +31,6 @@ from sae.training.session import Session, Watch
 from sae.training.side_by_side import train_side_by_side
 
 __all__ = ["TrainConfig", "open_source", "run", "train_together"]
-
-_EXTENDED = "extended_at"
 
 
 def run(config: TrainConfig, rows: Iterable[Any] | None = None) -> Dictionary:
@@ -96,27 +95,11 @@ def unfinished(configs: Sequence[TrainConfig], source: RowSource) -> list[TrainC
     Raises:
         UserError: if one was finished with another configuration.
     """
-    left = [c for c in configs if _finished(c, identity(c, source)) is None]
+    left = [c for c in configs if not finished(c, identity(c, source))]
     for config in configs:
         if config not in left:
             say(f"train: {config.dictionary_path} is there already, reused")
     return left
-
-
-def identity(config: TrainConfig, source: RowSource) -> dict[str, Any]:
-    """What decides the weights: not where they go, nor how progress is reported."""
-    begun_with = None if config.init_from is None else load_dictionary(config.init_from).digest
-    return {
-        **flat({"sae": {"architecture": config.sae.architecture, **plain(config.sae)}}),
-        **flat({"optim": {**plain(config.optim), "lr": config.lr}}),
-        "training_tokens": config.training_tokens,
-        "dead_feature_window": config.dead_feature_window,
-        "seed": config.seed,
-        "matmul_dtype": config.matmul_dtype,
-        "init_from": begun_with,
-        **flat(source.identity),
-        _EXTENDED: [],
-    }
 
 
 def _train(configs: Sequence[TrainConfig], source: RowSource) -> None:
@@ -126,7 +109,7 @@ def _train(configs: Sequence[TrainConfig], source: RowSource) -> None:
             remove_unfinished(config.state_path)
             remove_unfinished(config.dictionary_path.parent, config.id)
         # Asked again: whoever had the lock before may have finished it.
-        configs = [c for c in configs if _finished(c, identity(c, source)) is None]
+        configs = [c for c in configs if not finished(c, identity(c, source))]
         if not configs:
             return
         start = Start.of(source.sample(), source.held_out(configs[0].n_eval_rows))
@@ -162,58 +145,6 @@ def _only_trainer(config: TrainConfig) -> Any:
     return only_process(config.state_path / ".lock", refusal)
 
 
-def _finished(config: TrainConfig, wanted: dict[str, Any]) -> Dictionary | None:
-    """The dictionary, if it is there and need not be extended."""
-    path = config.dictionary_path
-    if not path.exists():
-        return None
-    found = load_dictionary(path)
-    begun = found.metadata.get("sae_atlas", {}).get("identity", {})
-    different = differences(begun, wanted)
-    if not different or (config.extend and set(different) == {_EXTENDED}):
-        return found
-    if _extends(config, begun, different):
-        return None
-    _explain_extension(config, begun, different)
-    raise UserError(
-        f"{path} holds a dictionary of another configuration or cache: {_said(different)}; "
-        "give this one another name=... or remove that one"
-    )
-
-
-def _extends(
-    config: TrainConfig, begun: dict[str, Any], different: dict[str, tuple[Any, Any]]
-) -> bool:
-    """Whether what was begun is the same training, only shorter, and may be extended."""
-    shorter = begun.get("training_tokens", 0) < config.training_tokens
-    return config.extend and shorter and set(different) <= {"training_tokens", _EXTENDED}
-
-
-def _explain_extension(
-    config: TrainConfig, begun: dict[str, Any], different: dict[str, tuple[Any, Any]]
-) -> None:
-    """Say so if all that differs is how long a training is."""
-    if not set(different) <= {"training_tokens", _EXTENDED}:
-        return
-    path, tokens = config.dictionary_path, begun["training_tokens"]
-    if tokens > config.training_tokens:
-        raise UserError(
-            f"{path} has training_tokens={tokens} already, more than {config.training_tokens}; "
-            "give this one another name=..."
-        )
-    raise UserError(
-        f"{path} was trained with training_tokens={tokens}, in {len(begun[_EXTENDED]) + 1} "
-        "parts; add extend=true to go on with it, or give this one another name=..."
-    )
-
-
-def _said(different: dict[str, tuple[Any, Any]], most: int = 3) -> str:
-    """The keys that differ, for a sentence."""
-    said = [f"{key} is {there} there, {here} here" for key, (there, here) in different.items()]
-    more = [f"{len(said) - most} more keys differ"] if len(said) > most else []
-    return ", ".join(said[:most] + more)
-
-
 @dataclass(frozen=True, slots=True)
 class Start:
     """What all dictionaries of the same rows begin with."""
@@ -234,17 +165,17 @@ class Start:
         return cls(scalings, tuple(scaled), held_out)
 
 
-def _session(config: TrainConfig, start: Start, wanted: dict[str, Any]) -> Session:
+def _session(config: TrainConfig, start: Start, wanted: Identity) -> Session:
     """A dictionary in training, at its newest checkpoint if there is one."""
     checkpoints = Checkpoints(config.state_path, config.checkpoint)
     found = checkpoints.newest()
-    identity = wanted if found is None else _continued(config, found, wanted)
+    as_begun = wanted if found is None else continued(config, found, wanted)
     session = Session(
         config.id,
         make_trainer(config, start),
         config.sae.saved_as,
         config.state_path,
-        identity,
+        as_begun,
         checkpoints=checkpoints,
         watch=Watch(config.log_every_steps, config.eval_interval, start.held_out),
     )
@@ -259,22 +190,6 @@ def _session(config: TrainConfig, start: Start, wanted: dict[str, Any]) -> Sessi
             f"{config.training_tokens} under another name=...",
         )
     return session
-
-
-def _continued(
-    config: TrainConfig, found: Checkpoint, wanted: dict[str, Any]
-) -> dict[str, Any]:
-    """The identity of a training that goes on from `found`."""
-    different = differences(found.identity, wanted)
-    before = found.identity.get(_EXTENDED, [])
-    if not different or (config.extend and set(different) == {_EXTENDED}):
-        return {**wanted, _EXTENDED: before}
-    if _extends(config, found.identity, different):
-        return {**wanted, _EXTENDED: [*before, found.state["trainer"]["step"]]}
-    raise UserError(
-        f"{found.path} is a checkpoint of another configuration or cache: {_said(different)}; "
-        "give this run another name=... or remove the checkpoint to start anew"
-    )
 
 
 def make_trainer(config: TrainConfig, start: Start) -> Trainer:
@@ -348,9 +263,7 @@ def _open_loggers(configs: Sequence[TrainConfig], sessions: Sequence[Session]) -
         )
 
 
-def _metadata(
-    config: TrainConfig, source: RowSource, identity: dict[str, Any]
-) -> dict[str, Any]:
+def _metadata(config: TrainConfig, source: RowSource, identity: Identity) -> dict[str, Any]:
     """What travels with the weights: SAELens's keys, and ours under `sae_atlas`."""
     about = source.metadata
     return {
