@@ -11,6 +11,7 @@ from sae.base.errors import UserError
 from sae.cli import main
 from sae.schemas import STAGES, Stage, build, conf_folder, groups, keys
 from sae.schemas.grids import check_sweep
+from sae.stages.train_config import OF_A_CACHE
 
 CONF = conf_folder()
 
@@ -31,7 +32,9 @@ def at(config: object, path: str) -> object:
 
 @pytest.mark.parametrize(("stage", "group", "choice"), list(group_files()))
 def test_a_choice_composes_in_a_stage_that_has_its_group(stage, group, choice):
-    config = build(STAGES[stage], [f"{group}={choice}"])
+    # A training has a model and a text of its own only without a cache.
+    others = ["cache=null"] if stage == "train" else []
+    config = build(STAGES[stage], [f"{group}={choice}", *others])
     name, _, package = group.partition("@")
     if name == "preset":
         assert isinstance(config, STAGES[stage].config_class())
@@ -134,9 +137,12 @@ def test_the_help_of_a_stage_lists_every_group_and_key(stage: Stage, capsys):
     for group, choices in groups(stage).items():
         assert f"  {group}=...  {', '.join(choices)}" in text
     plain = " ".join(text.split())
+    idle = {f"{prefix}harvest.{name}" for prefix in ("", "train.") for name in OF_A_CACHE}
     for key, meaning in keys(stage.config_class()):
-        assert f"\n  {key}=" in text
-        assert meaning in plain
+        # Of a stage that harvests, or that trains without a cache and so refuses them.
+        listed = (stage.name == "demo" and key.startswith("harvest.")) or key not in idle
+        assert (f"\n  {key}=" in text) == listed
+        assert not listed or meaning in plain
 
 
 @pytest.mark.parametrize(
@@ -147,6 +153,7 @@ def test_the_help_lists_the_keys_of_rows_without_a_cache_last(stage, prefix, cap
     first, last = capsys.readouterr().out.split(f"\nKeys {prefix}*, only with cache=null\n")
     assert last.startswith("Where rows come from")
     assert f"\n  {prefix}context_size=128" in last
+    assert f"\n  {prefix}n_tokens=" not in last
     assert f"\n  {prefix}" not in first
     assert "\n  run=" in first
 
@@ -190,3 +197,15 @@ def test_a_stage_without_grids_says_what_several_values_could_be(word, right, ca
 
 def test_the_folder_of_choices_is_the_checkout_s_own():
     assert Path(__file__).resolve().parent.parent / "conf" == CONF
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["model=gpt2"], r"harvest\.model counts only with cache=null; .* reads runs/default"),
+        (["cache=null", "harvest.n_tokens=999"], r"harvest\.n_tokens=999 is of a cache"),
+    ],
+)
+def test_keys_of_a_harvest_that_would_do_nothing_in_training_are_refused(words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build(STAGES["train"], words)

@@ -44,12 +44,12 @@ def test_hydras_own_words_for_several_values_count(word, seeds):
 
 
 def test_quotes_and_brackets_keep_commas_inside_one_value():
-    (config,) = grid("name='a,b'", "harvest.hook_names=[x,y]")
+    (config,) = grid("name='a,b'", "cache=null", "harvest.hook_names=[x,y]")
     assert config.name == "a,b"
     assert config.harvest.hook_names == ["x", "y"]
-    listed = grid("name='a,b',c", "harvest.hook_names=[x,y]")
+    listed = grid("name='a,b',c", "cache=null", "harvest.hook_names=[x,y]")
     assert [config.name for config in listed] == ["a,b", "c"]
-    lists = grid("harvest.hook_names=[x],[y,z]", "name='${harvest.hook_names.0}'")
+    lists = grid("cache=null", "harvest.hook_names=[x],[y,z]", "name='${harvest.hook_names.0}'")
     assert [config.harvest.hook_names for config in lists] == [["x"], ["y", "z"]]
 
 

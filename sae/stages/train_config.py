@@ -1,6 +1,6 @@
 """What `sae train` can be asked for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from sae.architectures import ArchitectureConfig, StandardConfig
@@ -11,6 +11,9 @@ from sae.training.checkpoint import CheckpointConfig
 from sae.training.loggers import LoggerConfig
 from sae.training.optim import OptimConfig
 from sae.training.plan import SweepConfig
+
+OF_A_CACHE = ("run", "cache", "n_tokens", "compression", "verify")
+"""Keys of a harvest that are about its cache, so that they say nothing without one."""
 
 _SEED = 42
 # Evaluated rows over trained ones, at most; one costs three times the other.
@@ -27,8 +30,7 @@ class TrainConfig:
     """Cache to read, a folder or an address; null trains beside the model, on rows that are
     kept nowhere."""
     harvest: HarvestConfig = field(default_factory=HarvestConfig)
-    """Where rows come from with `cache=null`: its model, data, context_size, dtype and
-    batch_size count."""
+    """Where rows come from with `cache=null`."""
     mix_rows: int = 262_144
     """With `cache=null`, rows in memory that each batch is drawn from at random."""
     hook_name: str | None = None
@@ -107,6 +109,7 @@ class TrainConfig:
             f"eval_every_steps={self.eval_every_steps}; give 1 or more",
         )
         require(self.n_eval_rows >= 1, f"n_eval_rows={self.n_eval_rows}; give 1 or more")
+        self._check_harvest()
         require(
             self.cache is not None or self.mix_rows >= self.train_batch_size_tokens,
             f"mix_rows={self.mix_rows} is less than one batch of "
@@ -121,6 +124,24 @@ class TrainConfig:
             "sae.skip_connection=True is a transcoder's and needs output_hook_name=..., the "
             "hook to predict",
         )
+
+    def _check_harvest(self) -> None:
+        """Refuse keys of a harvest that would do nothing here."""
+        usual = HarvestConfig()
+        for name in (one.name for one in fields(HarvestConfig)):
+            value = getattr(self.harvest, name)
+            if value == getattr(usual, name):
+                continue
+            require(
+                name not in OF_A_CACHE,
+                f"harvest.{name}={value} is of a cache, and harvest.* is for training without "
+                "one; leave it out",
+            )
+            require(
+                self.cache is None,
+                f"harvest.{name} counts only with cache=null; this training reads "
+                f"{self.cache_location}",
+            )
 
     @property
     def id(self) -> str:
