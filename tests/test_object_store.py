@@ -24,7 +24,7 @@ from test_cache import tree
 import sae
 from sae.base.errors import UserError
 from sae.cache import store
-from sae.cache.layout import open_cache
+from sae.cache.layout import RUN_CACHE, open_cache
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -131,7 +131,7 @@ def test_dictionaries_are_trained_on_and_looked_into_from_an_object_store(
     sae.harvest(**local | {"run": str(tmp_path), "cache": address})
     shutil.copytree(local["run"], tmp_path / "local")
     trained = {}
-    for run, cache in ((tmp_path / "remote", address), (tmp_path / "local", None)):
+    for run, cache in ((tmp_path / "remote", address), (tmp_path / "local", RUN_CACHE)):
         trained[cache] = sae.train(
             run=str(run),
             cache=cache,
@@ -144,7 +144,7 @@ def test_dictionaries_are_trained_on_and_looked_into_from_an_object_store(
         assert figures["l0"] > 0
         atlas = sae.analyze(run=str(run), cache=cache)
         assert atlas.manifest["n_rows"] > 10_000
-    assert torch.equal(trained[address].W_enc, trained[None].W_enc)
+    assert torch.equal(trained[address].W_enc, trained[RUN_CACHE].W_enc)
 
 
 def test_a_harvest_killed_on_its_way_into_an_object_store_goes_on_to_the_same_objects(

@@ -140,7 +140,9 @@ def test_what_is_wrong_is_said_once_and_the_other_processes_end_with_a_sentence(
     status, said = together(words(tmp_path, tiny_model, tiny_text, "context_size=999"))
     assert status != 0
     assert len(re.findall(r"sae harvest: .*longer than the model's 128 positions", said)) == 1
-    assert "another process of this job has ended; it says why" in said
+    # Unless torchrun, which ends those that are left, was quicker than the sentence.
+    ended = "another process of this job has ended; it says why" in said
+    assert ended or "closing signal SIGTERM" in said
     # `torchrun` itself says more afterwards.
     assert "Traceback" not in said.split("torch/distributed/elastic")[0], said
 
