@@ -19,7 +19,7 @@ import sae
 from sae.base.errors import UserError
 from sae.stages import sweep
 from sae.stages.train_config import TrainConfig
-from sae.training.checkpoint import CheckpointConfig
+from sae.training.checkpoint import CheckpointConfig, Checkpoints
 from sae.training.loggers import read_metrics
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
@@ -190,6 +190,24 @@ def interrupted(monkeypatch, step, work):
         patch.setattr(Trainer, "update", update)
         with pytest.raises(KeyboardInterrupt):
             work()
+
+
+def test_a_member_that_waits_at_a_step_to_be_kept_makes_nobody_save_at_every_step(
+    tiny_run, tmp_path, monkeypatch
+):
+    kept = CheckpointConfig(keep_every_steps=20)
+    grid = three(tiny_run, tmp_path, checkpoint=kept)
+    interrupted(monkeypatch, 20, lambda: sae.train(grid[0]))
+    saved = []
+    real = Checkpoints.save
+
+    def counted(self, step, *rest):
+        saved.append(step)
+        real(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", counted)
+    sae.sweep(grid)
+    assert set(saved) == {20, 40, 60, 80, 100}
 
 
 def test_what_a_kill_left_half_written_is_removed(tiny_run, tmp_path):

@@ -1,6 +1,7 @@
 """Writing files so that a reader sees the old content or the new, never half of it."""
 
 import errno
+import glob
 import json
 import os
 import re
@@ -79,7 +80,8 @@ def remove_unfinished(folder: Path, name: str = "*") -> None:
 
     For whoever is sure to be the only one that writes it now.
     """
-    for path in folder.glob(f".{name}.{'[0-9a-f]' * 8}.*"):
+    wanted = name if name == "*" else glob.escape(name)
+    for path in folder.glob(f".{wanted}.{'[0-9a-f]' * 8}.*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

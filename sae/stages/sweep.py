@@ -29,7 +29,7 @@ def run(configs: Sequence[TrainConfig]) -> None:
         UserError: before anything is trained if one does not fit in memory.
         Diverged: in the end, if one diverged.
     """
-    configs = [_grouped(config, configs) for config in configs]
+    configs = _grouped(configs)
     for config in configs:
         check_writable(config.dictionary_path)
     diverged, compared = [], []
@@ -68,12 +68,16 @@ def _rows_times_latents(config: TrainConfig) -> float:
     return config.n_steps * config.train_batch_size_tokens * config.sae.d_sae
 
 
-def _grouped(config: TrainConfig, configs: Sequence[TrainConfig]) -> TrainConfig:
+def _grouped(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     """With a group for wandb to show them together by."""
-    if config.logger.group is not None or len(configs) == 1:
-        return config
-    group = f"{Path(config.run).name}-{digest(sorted(c.id for c in configs))[:6]}"
-    return replace(config, logger=replace(config.logger, group=group))
+    if len(configs) == 1:
+        return list(configs)
+    members = digest(sorted(config.id for config in configs))[:6]
+    found = []
+    for config in configs:
+        group = config.logger.group or f"{Path(config.run).name}-{members}"
+        found.append(replace(config, logger=replace(config.logger, group=group)))
+    return found
 
 
 def _stream(config: TrainConfig) -> str:

@@ -1,6 +1,7 @@
 """Training rows of a cache, shuffled."""
 
 from collections.abc import Generator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -87,6 +88,11 @@ class CachedRows:
         }
 
     def sample(self) -> Rows:
+        return self._sample
+
+    @cached_property
+    def _sample(self) -> Rows:
+        # Spread over all chunks, so all are read; every turn of a sweep asks for it.
         return self._together(held_out=False, limit=SAMPLE_ROWS)
 
     def held_out(self, n_rows: int) -> Rows | None:

@@ -77,8 +77,9 @@ class Session:
 
     @property
     def asks_to_be_saved(self) -> bool:
-        """Whether this step's state is to be kept, whatever the time is."""
-        return self.over or self._checkpoints.due(self.step)
+        """Whether this step's state is to be kept, whatever the time is, and is not yet."""
+        due = self.over or self._checkpoints.due(self.step)
+        return due and self._saved_step != self.step
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what a checkpoint holds."""
