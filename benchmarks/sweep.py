@@ -282,7 +282,7 @@ class _Clock:
 def _rounds(configs: list[TrainConfig], source: RowSource) -> _Round:
     shutil.rmtree(FOLDER / "timed", ignore_errors=True)
     clock = _Clock(source)
-    train.train_together(configs, clock)
+    train.train_together(train.unfinished(configs, source), clock)
     return clock.round(configs[0].checkpoint.every_seconds)
 
 

@@ -113,7 +113,7 @@ def _full(config: TrainConfig, source: RowSource) -> _Spent:
     shutil.rmtree(FOLDER, ignore_errors=True)
     clock = _Clock(source)
     with _clocked(clock.parts):
-        train.train_together([config], clock)
+        train.train_together(train.unfinished([config], source), clock)
     return _Spent(clock.ended - clock.began, dict(clock.parts))
 
 

@@ -1,6 +1,7 @@
 """Which training a dictionary or a checkpoint is of, and whether one may go on with it."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from sae.base.errors import UserError
 from sae.base.files import read_json
@@ -16,9 +17,26 @@ Identity = dict[str, Any]
 _EXTENDED = "extended_at"
 
 
-def identity(config: TrainConfig, source: RowSource) -> Identity:
+class Task(NamedTuple):
+    """A dictionary to train."""
+
+    config: TrainConfig
+    identity: Identity
+
+
+def tasks_of(configs: Sequence[TrainConfig], source: RowSource) -> list[Task]:
+    """The configurations with their identities; what they share is looked at once."""
+    folders = {config.init_from for config in configs if config.init_from is not None}
+    beginnings = {folder: load_dictionary(folder).digest for folder in folders}
+    rows = flat(source.identity)
+    return [
+        Task(config, _identity(config, rows, beginnings.get(config.init_from or "")))
+        for config in configs
+    ]
+
+
+def _identity(config: TrainConfig, rows: Identity, begun_with: str | None) -> Identity:
     """What decides the weights: not where they go, nor how progress is reported."""
-    begun_with = None if config.init_from is None else load_dictionary(config.init_from).digest
     return {
         **flat({"sae": {"architecture": config.sae.architecture, **plain(config.sae)}}),
         **flat({"optim": {**plain(config.optim), "lr": config.lr}}),
@@ -27,17 +45,18 @@ def identity(config: TrainConfig, source: RowSource) -> Identity:
         "seed": config.seed,
         "matmul_dtype": config.matmul_dtype,
         "init_from": begun_with,
-        **flat(source.identity),
+        **rows,
         _EXTENDED: [],
     }
 
 
-def finished(config: TrainConfig, wanted: Identity) -> bool:
+def finished(task: Task) -> bool:
     """Whether the dictionary is there and need not be extended.
 
     Raises:
         UserError: if it is of another training.
     """
+    config, wanted = task
     path = config.dictionary_path
     if not path.exists():
         return False
@@ -88,12 +107,13 @@ def _said(different: dict[str, tuple[Any, Any]], most: int = 3) -> str:
     return ", ".join(said[:most] + more)
 
 
-def continued(config: TrainConfig, found: Checkpoint, wanted: Identity) -> Identity:
+def continued(task: Task, found: Checkpoint) -> Identity:
     """The identity of a training that goes on from `found`.
 
     Raises:
         UserError: if it cannot, which keys differ.
     """
+    config, wanted = task
     different = differences(found.identity, wanted)
     before = found.identity.get(_EXTENDED, [])
     if not different or (config.extend and set(different) == {_EXTENDED}):

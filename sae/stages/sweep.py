@@ -12,6 +12,7 @@ from sae.cache.layout import open_cache
 from sae.models.load import resolve_device
 from sae.stages.eval import EvalConfig, evaluate
 from sae.stages.front import say_front, write_front
+from sae.stages.identity import Task
 from sae.stages.train import open_source, train_together, unfinished
 from sae.stages.train_config import TrainConfig
 from sae.training.loop import Diverged
@@ -35,14 +36,15 @@ def run(configs: Sequence[TrainConfig]) -> None:
     diverged, compared = [], []
     for _, members in _by(configs, _stream):
         source = open_source(members[0])
-        left = unfinished(members, source)
-        plan = _planned(left, source)
+        plan = _planned(unfinished(members, source), source)
         for turn in plan:
             try:
                 train_together(turn, source)
             except Diverged as error:
                 diverged.append(str(error))
-        compared += [*plan, [config for config in members if config not in left]]
+        trained = [[task.config for task in turn] for turn in plan]
+        paths = {config.dictionary_path for turn in trained for config in turn}
+        compared += [*trained, [c for c in members if c.dictionary_path not in paths]]
     _evaluate(compared)
     if diverged:
         raise Diverged("; ".join(diverged))
@@ -95,10 +97,11 @@ def _stream(config: TrainConfig) -> str:
     return digest(key)
 
 
-def _planned(members: list[TrainConfig], source: RowSource) -> list[list[TrainConfig]]:
+def _planned(tasks: Sequence[Task], source: RowSource) -> list[list[Task]]:
     """Who trains together, which is said."""
-    if not members:
+    if not tasks:
         return []
+    members = [task.config for task in tasks]
     widths = [side.shape[1] for side in source.sample()]
     loads = [_load(config, widths) for config in members]
     device = resolve_device(members[0].device)
@@ -114,7 +117,7 @@ def _planned(members: list[TrainConfig], source: RowSource) -> list[list[TrainCo
         f"train: {n} {'dictionary' if n == 1 else 'dictionaries'} {how}, {most / 1e9:.2f} GB, "
         f"about {time}"
     )
-    return [[members[place] for place in turn] for turn in plan]
+    return [[tasks[place] for place in turn] for turn in plan]
 
 
 def _load(config: TrainConfig, widths: Sequence[int]) -> Load:

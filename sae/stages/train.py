@@ -18,7 +18,7 @@ from sae.core.scaling import InputScaling, moments
 from sae.dictionary import Dictionary
 from sae.exchange.saelens import load_dictionary, save_dictionary
 from sae.models.load import resolve_device
-from sae.stages.identity import Identity, continued, finished, identity
+from sae.stages.identity import Identity, Task, continued, finished, tasks_of
 from sae.stages.live_rows import LiveRows
 from sae.stages.train_config import TrainConfig
 from sae.training.cached_rows import CachedRows
@@ -30,7 +30,7 @@ from sae.training.rows import Rows, RowSource
 from sae.training.session import Session, Watch
 from sae.training.side_by_side import train_side_by_side
 
-__all__ = ["TrainConfig", "open_source", "run", "train_together"]
+__all__ = ["TrainConfig", "open_source", "run", "train_together", "unfinished"]
 
 
 def run(config: TrainConfig, rows: Iterable[Any] | None = None) -> Dictionary:
@@ -41,7 +41,8 @@ def run(config: TrainConfig, rows: Iterable[Any] | None = None) -> Dictionary:
             (n, d_in) and (n, d_out), for a transcoder.
     """
     check_writable(config.dictionary_path)
-    train_together([config], open_source(config, rows))
+    source = open_source(config, rows)
+    train_together(unfinished([config], source), source)
     return load_dictionary(config.dictionary_path)
 
 
@@ -75,45 +76,41 @@ def open_source(config: TrainConfig, rows: Iterable[Any] | None = None) -> RowSo
     )
 
 
-def train_together(configs: Sequence[TrainConfig], source: RowSource) -> None:
-    """One dictionary for each configuration, all from the batches of one source.
-
-    What is finished is reused. If some diverge, the others are finished first.
-
-    Raises:
-        UserError: if another process trains one of them, if one was begun or finished with
-            another configuration.
-        Diverged: if one diverged.
-    """
-    if left := unfinished(configs, source):
-        _train(left, source)
-
-
-def unfinished(configs: Sequence[TrainConfig], source: RowSource) -> list[TrainConfig]:
-    """Those that are still to be trained; of the others it is said that they are reused.
+def unfinished(configs: Sequence[TrainConfig], source: RowSource) -> list[Task]:
+    """What is still to be trained; of the others it is said that they are reused.
 
     Raises:
         UserError: if one was finished with another configuration.
     """
-    left = [c for c in configs if not finished(c, identity(c, source))]
-    for config in configs:
-        if config not in left:
-            say(f"train: {config.dictionary_path} is there already, reused")
+    left = []
+    for task in tasks_of(configs, source):
+        if finished(task):
+            say(f"train: {task.config.dictionary_path} is there already, reused")
+        else:
+            left.append(task)
     return left
 
 
-def _train(configs: Sequence[TrainConfig], source: RowSource) -> None:
+def train_together(tasks: Sequence[Task], source: RowSource) -> None:
+    """Train them all from the batches of one source; if some diverge, the others are finished.
+
+    Raises:
+        UserError: if another process trains one of them, or if one was begun with another
+            configuration.
+        Diverged: if one diverged.
+    """
     with ExitStack() as stack:
-        for config in configs:
+        for config, _ in tasks:
             stack.enter_context(_only_trainer(config))
             remove_unfinished(config.state_path)
             remove_unfinished(config.dictionary_path.parent, config.id)
         # Asked again: whoever had the lock before may have finished it.
-        configs = [c for c in configs if not finished(c, identity(c, source))]
-        if not configs:
+        tasks = [task for task in tasks if not finished(task)]
+        if not tasks:
             return
+        configs = [task.config for task in tasks]
         start = Start.of(source.sample(), source.held_out(configs[0].n_eval_rows))
-        sessions = [_session(c, start, identity(c, source)) for c in configs]
+        sessions = [_session(task, start) for task in tasks]
         for session in sessions:
             stack.callback(session.close)
         _open_loggers(configs, sessions)
@@ -165,11 +162,12 @@ class Start:
         return cls(scalings, tuple(scaled), held_out)
 
 
-def _session(config: TrainConfig, start: Start, wanted: Identity) -> Session:
+def _session(task: Task, start: Start) -> Session:
     """A dictionary in training, at its newest checkpoint if there is one."""
+    config, wanted = task
     checkpoints = Checkpoints(config.state_path, config.checkpoint)
     found = checkpoints.newest()
-    as_begun = wanted if found is None else continued(config, found, wanted)
+    as_begun = wanted if found is None else continued(task, found)
     session = Session(
         config.id,
         make_trainer(config, start),
