@@ -26,7 +26,7 @@ def words(run, model, text):
         "train.train_batch_size_tokens=128",
         "train.checkpoint.every_seconds=0.1",
         "l1_coefficients=[0.3,1,3]",
-        "max_l0=20",
+        "eval.max_l0=20",
         "eval.n_behaviour_tokens=256",
         "steer.n_features=3",
         "steer.strengths=[-1,0,1]",

@@ -388,6 +388,15 @@ def test_held_out_rows_and_densities_are_looked_at_on_a_schedule(tiny_run, tmp_p
     assert found == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_no_more_held_out_rows_are_looked_at_than_asked_for(tiny_run, tmp_path):
+    found = []
+    for n in (64, 512):
+        one = config(tiny_run, tmp_path, n_eval_rows=n, eval_every_steps=50, name=f"x{n}")
+        sae.train(one)
+        found.append(figures(one)[-1]["reconstruction_quality/mse"])
+    assert found[0] != found[1]
+
+
 def test_looking_changes_no_weights(tiny_run, tmp_path):
     often = config(tiny_run, tmp_path / "often", eval_every_steps=1, log_every_steps=1)
     seldom = config(tiny_run, tmp_path / "seldom", log_every_steps=1000)

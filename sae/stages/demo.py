@@ -54,8 +54,6 @@ class DemoConfig:
     """Keys of `sae train`."""
     l1_coefficients: list[float] = field(default_factory=_grid)
     """One dictionary is trained for each; all read the same batches."""
-    max_l0: float = 60.0
-    """The dictionary to look at is the most faithful one up to this L0."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Keys of `sae eval`."""
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
@@ -165,7 +163,7 @@ def _sweep(config: DemoConfig) -> list[str]:
 def _front(config: DemoConfig, names: list[str]) -> dict[str, Any]:
     """Measure the sweep, and recommend one of it."""
     eval.evaluate(replace(config.eval, run=config.run))
-    return write_front(Path(config.run), config.max_l0, names, page=False)
+    return write_front(Path(config.run), config.eval.max_l0, names, page=False)
 
 
 def _cache_figures(config: DemoConfig, cache: ActivationCache) -> dict[str, Any]:
