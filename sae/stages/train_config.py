@@ -15,6 +15,7 @@ from sae.training.plan import SweepConfig
 OF_A_CACHE = ("run", "cache", "n_tokens", "compression", "verify")
 """Keys of a harvest that are about its cache, so that they say nothing without one."""
 
+_MIX_ROWS = 262_144
 _SEED = 42
 # Evaluated rows over trained ones, at most; one costs three times the other.
 _EVALUATED_SHARE = 0.01
@@ -31,7 +32,7 @@ class TrainConfig:
     kept nowhere."""
     harvest: HarvestConfig = field(default_factory=HarvestConfig)
     """Where rows come from with `cache=null`."""
-    mix_rows: int = 262_144
+    mix_rows: int = _MIX_ROWS
     """With `cache=null`, rows in memory that each batch is drawn from at random."""
     hook_name: str | None = None
     """Which hook of the cache; may be left out if there is one."""
@@ -126,7 +127,12 @@ class TrainConfig:
         )
 
     def _check_harvest(self) -> None:
-        """Refuse keys of a harvest that would do nothing here."""
+        """Refuse keys of a harvest, and of its mixing, that would do nothing here."""
+        require(
+            self.cache is None or self.mix_rows == _MIX_ROWS,
+            f"mix_rows={self.mix_rows} counts only with cache=null; this training reads "
+            f"{self.cache_location}, whose rows are all mixed",
+        )
         usual = HarvestConfig()
         for name in (one.name for one in fields(HarvestConfig)):
             value = getattr(self.harvest, name)
