@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sae.base.errors import require
 from sae.base.provenance import digest_bytes
+from sae.core.select import Above, Active, Rule, TopK, select
+from sae.core.sparse import support_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,38 @@ class Dictionary:
         rule = ARCHITECTURES[self.architecture]
         products = x.to(self.W_enc.dtype) @ self.W_enc
         return rule.encode(products, self.b_enc, *(getattr(self, n) for n in rule.fields))
+
+    def encode_sparse(self, x: Float[Tensor, "rows d_in"]) -> Active:
+        """The active entries of `encode(x)` and nothing else, equal up to rounding.
+
+        The values are the activations, in row order. Of equal latents at the edge of a topk
+        the first are taken, where `encode` leaves the choice to torch.
+        """
+        x, weight = x.to(self.W_enc.dtype), self.W_enc.t()
+        if self.architecture == "gated":
+            return self._gated_entries(x, weight)
+        (active,) = select(x, weight, self.b_enc, self._rule())
+        return active
+
+    def _rule(self) -> Rule:
+        if self.k is not None:
+            return TopK(self.k)
+        if self.threshold is not None:
+            return Above(self.threshold.clamp_min(0))
+        return Above(torch.zeros_like(self.b_enc))
+
+    def _gated_entries(self, x: Tensor, weight: Tensor) -> Active:
+        assert self.r_mag is not None
+        assert self.b_mag is not None
+        # The bound carries the gate's bias, so that the magnitudes see the bare products.
+        no_bias = torch.zeros_like(self.b_enc)
+        ((support, products),) = select(x, weight, no_bias, Above(-self.b_enc))
+        columns = support.columns
+        values = torch.relu(self.r_mag.exp()[columns] * products + self.b_mag[columns])
+        fires = values > 0
+        before = torch.cat([fires.new_zeros(1, dtype=torch.int64), fires.cumsum(0)])
+        counts = before[support.row_ends.long()].diff()
+        return Active(support_of(counts, columns[fires], self.d_sae), values[fires])
 
     def decode(self, feature_acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_out"]:
         """What feature activations add up to."""

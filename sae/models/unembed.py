@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from sae.core.panel_kernels import extremes, use_threads
+
 _FINAL_NORMS = (
     "model.norm",
     "model.language_model.norm",
@@ -46,22 +48,53 @@ def token_strings(tokenizer: object, ids: Tensor) -> list[str]:
     return [table[i] for i in wanted]
 
 
+@torch.no_grad()
 def extreme_logits(
-    directions: Tensor, matrix: Tensor, k: int, block: int = 512
+    directions: Tensor, matrix: Tensor, k: int, block: int = 256
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The `k` highest and lowest logits of each direction (rows of `directions`).
+
+    Args:
+        matrix: (d_model, vocabulary), as `unembedding` gives it.
+        k: at most the size of the vocabulary.
+        block: directions whose logits are held at once.
 
     Returns:
         Values and token ids of the highest, of the lowest (each (direction, k)), and the
         sharpness (direction,): how many standard deviations the mean of the `k` highest
         stands above the mean over the vocabulary.
     """
+    k = min(k, matrix.shape[1])
+    logits = matrix.new_empty(min(block, len(directions)), matrix.shape[1])
     parts = []
-    for rows in torch.split(directions, block):
-        logits = rows.to(matrix) @ matrix
-        high, low = logits.topk(k, dim=1), logits.topk(k, dim=1, largest=False)
-        spread = logits.std(dim=1).clamp_min(1e-12)
-        sharpness = (high.values.mean(1) - logits.mean(1)) / spread
-        parts.append((high.values, high.indices, low.values, low.indices, sharpness))
-    joined = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
-    return joined[0], joined[1], joined[2], joined[3], joined[4]
+    for rows in torch.split(directions.to(matrix), block):
+        out = logits[: len(rows)]
+        parts.append(_extremes(torch.mm(rows, matrix, out=out), k))
+    high, high_ids, low, low_ids = (torch.cat(p) for p in zip(*parts, strict=True))
+    mean, spread = _logit_moments(directions.to(matrix), matrix)
+    sharpness = (high.mean(1) - mean) / spread.clamp_min(1e-12)
+    return high.cpu(), high_ids.cpu(), low.cpu(), low_ids.cpu(), sharpness.cpu()
+
+
+def _extremes(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if logits.is_cuda:
+        best, worst = logits.topk(k, dim=1), logits.topk(k, dim=1, largest=False)
+        return best.values, best.indices, worst.values, worst.indices
+    high, low = logits.new_empty(2, len(logits), k)
+    high_ids, low_ids = torch.zeros(2, len(logits), k, dtype=torch.int64)
+    use_threads()
+    extremes(*(t.numpy() for t in (logits, high, high_ids, low, low_ids)))
+    return high, high_ids, low, low_ids
+
+
+def _logit_moments(directions: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each direction's logits, without the logits.
+
+    Of `d · u` over the columns u of the matrix: `d · ū` and `d C dᵀ`, with C their covariance.
+    """
+    mean = matrix.mean(1)
+    centred = matrix - mean[:, None]
+    covariance = (centred @ centred.t()).double() / max(1, matrix.shape[1] - 1)
+    wide = directions.double()
+    variance = ((wide @ covariance) * wide).sum(1)
+    return directions @ mean, variance.clamp_min(0).sqrt().to(directions)

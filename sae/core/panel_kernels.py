@@ -1,0 +1,340 @@
+"""Loops over the entries of one feature after the other, compiled by numba.
+
+All of them take entries by feature: those of feature f are `ends[f]` up to `ends[f + 1]`, at
+ascending `tokens` (places in the cache's flattened token array) with positive `values`. A
+feature belongs to one thread, which goes through its entries in order, so results depend
+neither on the number of threads nor on how features are cut into blocks.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+
+HISTOGRAM_BINS = 50
+POSITION_BINS = 10
+MOST_TOKENS = 10
+_TRIES = 1000
+_CHUNK = 32
+
+# Never with `fastmath`, see cpu_kernels.
+_compiled = njit(parallel=True, cache=True, nogil=True)
+_inner = njit(cache=True, nogil=True)
+
+
+def use_threads() -> int:
+    """Let numba use as many threads as torch does; returns how many."""
+    n: int = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(n)
+    return n
+
+
+@_compiled
+def place_entries(
+    shard_ends: Any, shard_tokens: Any, shard_values: Any, first_token: int,
+    filled: Any, tokens: Any, values: Any,
+) -> None:  # fmt: skip
+    """Copy a shard's entries of some features behind those of the shards before it.
+
+    `filled` (feature,) says where the next entry of each feature goes, and is moved on.
+    """
+    for f in prange(len(filled)):
+        at = filled[f]
+        for e in range(shard_ends[f] - shard_ends[0], shard_ends[f + 1] - shard_ends[0]):
+            tokens[at] = first_token + shard_tokens[e]
+            values[at] = shard_values[e]
+            at += 1
+        filled[f] = at
+
+
+@_compiled
+def moments(ends: Any, values: Any, found: Any, histogram: Any) -> None:
+    """Of each feature the sum, the sum of squares, the highest, and the spread.
+
+    `found` (feature, 4) is float64; the spread is the standard deviation over the entries.
+    `histogram` (feature, bin) counts values in equal bins of (0, highest]; a bin holds its
+    upper edge.
+    """
+    bins = histogram.shape[1]
+    for f in prange(len(ends) - 1):
+        start, end = ends[f], ends[f + 1]
+        total, squares, highest = 0.0, 0.0, 0.0
+        for e in range(start, end):
+            value = np.float64(values[e])
+            total += value
+            squares += value * value
+            highest = max(highest, value)
+        spread, mean = 0.0, total / max(1, end - start)
+        for e in range(start, end):
+            value = np.float64(values[e])
+            spread += (value - mean) ** 2
+            histogram[f, _bin(value, highest, bins)] += 1
+        found[f, 0], found[f, 1], found[f, 2] = total, squares, highest
+        found[f, 3] = np.sqrt(spread / max(1, end - start))
+
+
+@_inner
+def _bin(value: float, highest: float, bins: int) -> int:
+    """Of `bins` equal parts of (0, highest] the one that holds `value`; upper edges belong."""
+    return min(bins - 1, max(0, int(np.ceil(value * bins / highest)) - 1))
+
+
+@_compiled
+def occurrences(
+    ends: Any, tokens: Any, names: Any, sizes: Any, best: Any, counts: Any, distinct: Any
+) -> None:
+    """How often the name of an entry's token comes up: a token id, or a document.
+
+    Args:
+        names: (token,) of the whole cache.
+        sizes: how many names there are, and how many threads.
+        best: (feature, n): the names that come up most, ties to the lower; −1 where fewer.
+        counts: (feature, n): how often each does.
+        distinct: (feature,): how many names come up at all.
+    """
+    n_names, n_threads = sizes
+    for thread in prange(n_threads):
+        seen = np.zeros(n_names, np.int64)
+        touched = np.empty(n_names, np.int64)
+        for f in range(thread, len(ends) - 1, n_threads):
+            n = 0
+            for e in range(ends[f], ends[f + 1]):
+                name = names[tokens[e]]
+                if seen[name] == 0:
+                    touched[n] = name
+                    n += 1
+                seen[name] += 1
+            distinct[f] = n
+            for i in range(n):
+                _insert_count(best[f], counts[f], touched[i], seen[touched[i]])
+                seen[touched[i]] = 0
+
+
+@_inner
+def _insert_count(names: Any, counts: Any, name: int, count: int) -> None:
+    at = len(names)
+    while at > 0 and (
+        count > counts[at - 1] or (count == counts[at - 1] and name < names[at - 1])
+    ):
+        at -= 1
+    for i in range(len(names) - 1, at, -1):
+        names[i], counts[i] = names[i - 1], counts[i - 1]
+    if at < len(names):
+        names[at], counts[at] = name, count
+
+
+@_compiled
+def position_counts(ends: Any, tokens: Any, context_size: int, found: Any) -> None:
+    """Entries in equal parts of the context window, `found` (feature, part)."""
+    parts = found.shape[1]
+    for f in prange(len(ends) - 1):
+        for e in range(ends[f], ends[f + 1]):
+            found[f, tokens[e] % context_size * parts // context_size] += 1
+
+
+@_inner
+def _uniform(seed: int, feature: int, token: int) -> float:
+    """A number in [0, 1) that depends on these three alone (splitmix64 of each in turn)."""
+    state = np.uint64(seed)
+    for part in (feature, token):
+        state += np.uint64(part) * np.uint64(0xD1342543DE82EF95)
+        state += np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return np.float64(state >> np.uint64(11)) / np.float64(1 << 53)
+
+
+@_inner
+def _insert(keys: Any, places: Any, key: float, place: int) -> None:
+    """Into descending keys; of equal ones the earlier stays before."""
+    at = len(keys) - 1
+    while at > 0 and key > keys[at - 1]:
+        keys[at], places[at] = keys[at - 1], places[at - 1]
+        at -= 1
+    keys[at], places[at] = key, place
+
+
+@_inner
+def _insert_one_a_sequence(
+    keys: Any, places: Any, sequences: Any, key: float, place: int, sequence: int
+) -> None:
+    """The same for keys that beat the last, where a sequence has only its highest key."""
+    last = len(keys) - 1
+    for i in range(last + 1):
+        if sequences[i] == sequence:
+            if key <= keys[i]:
+                return
+            for j in range(i, last):
+                keys[j], places[j] = keys[j + 1], places[j + 1]
+                sequences[j] = sequences[j + 1]
+            break
+    at = last
+    while at > 0 and key > keys[at - 1]:
+        keys[at], places[at] = keys[at - 1], places[at - 1]
+        sequences[at] = sequences[at - 1]
+        at -= 1
+    keys[at], places[at], sequences[at] = key, place, sequence
+
+
+@_inner
+def _is_peak(tokens: Any, values: Any, e: int, radius: int, context_size: int) -> bool:
+    """Whether an entry is the highest of its own stretch; of equals the first is."""
+    token, value = tokens[e], values[e]
+    first = max(token - radius, token // context_size * context_size)
+    last = min(token + radius, token // context_size * context_size + context_size - 1)
+    i = e - 1
+    while i >= 0 and tokens[i] >= first:
+        if values[i] >= value:
+            return False
+        i -= 1
+    i = e + 1
+    while i < len(tokens) and tokens[i] <= last:
+        if values[i] > value:
+            return False
+        i += 1
+    return True
+
+
+@_compiled
+def top_entries(ends: Any, tokens: Any, values: Any, context_size: int, chosen: Any) -> None:
+    """The highest entries, one a sequence: `chosen` (feature, n) tokens, −1 where fewer.
+
+    Descending; ties fall to the earlier sequence, and in a sequence to the earlier token.
+    """
+    n = chosen.shape[1]
+    for f in prange(len(ends) - 1):
+        keys = np.full(n, -1.0)
+        sequences = np.full(n, -1)
+        for e in range(ends[f], ends[f + 1]):
+            if values[e] > keys[n - 1]:
+                token = tokens[e]
+                _insert_one_a_sequence(
+                    keys, chosen[f], sequences, values[e], token, token // context_size
+                )
+
+
+@_compiled
+def band_entries(
+    ends: Any, tokens: Any, values: Any, highest: Any, rule: Any, first_feature: int,
+    chosen: Any,
+) -> None:  # fmt: skip
+    """Peaks drawn from equal parts of (0, highest], one a sequence.
+
+    Args:
+        highest: (feature,).
+        rule: context size, radius of a peak's stretch, seed.
+        chosen: (feature, band, n) tokens, lowest band first, by falling value; −1 where fewer.
+    """
+    context_size, radius, seed = rule
+    _, bands, n = chosen.shape
+    for f in prange(len(ends) - 1):
+        mine, heights = tokens[ends[f] : ends[f + 1]], values[ends[f] : ends[f + 1]]
+        keys = np.full((bands, n), -1.0)
+        places = np.full((bands, n), -1)
+        sequences = np.full((bands, n), -1)
+        for e in range(len(mine)):
+            band = _bin(heights[e], highest[f], bands)
+            key = _uniform(seed, first_feature + f, mine[e])
+            if key > keys[band, n - 1] and _is_peak(mine, heights, e, radius, context_size):
+                sequence = mine[e] // context_size
+                _insert_one_a_sequence(
+                    keys[band], places[band], sequences[band], key, e, sequence
+                )
+        for band in range(bands):
+            keys[band] = -1.0
+            for place in np.sort(places[band]):
+                if place >= 0:
+                    _insert(keys[band], chosen[f, band], heights[place], mine[place])
+
+
+@_compiled
+def silent_tokens(
+    ends: Any, tokens: Any, is_text: Any, rule: Any, first_feature: int, chosen: Any
+) -> None:
+    """Text tokens in whose whole stretch the feature has no entry, drawn uniformly.
+
+    Args:
+        is_text: (token,) of the whole cache, negative where it is none.
+        rule: context size, radius of the stretch, seed.
+        chosen: (feature, n) tokens, all different; −1 where fewer were found.
+    """
+    context_size, radius, seed = rule
+    n = chosen.shape[1]
+    for f in prange(len(ends) - 1):
+        mine = tokens[ends[f] : ends[f + 1]]
+        found = 0
+        for attempt in range(_TRIES):
+            if found == n:
+                break
+            # The complement, so that these draws are not those of the bands.
+            drawn = _uniform(~seed, first_feature + f, attempt)
+            token = int(drawn * len(is_text))
+            first = max(token - radius, token // context_size * context_size)
+            last = min(token + radius, token // context_size * context_size + context_size - 1)
+            at = np.searchsorted(mine, first)
+            fires = at < len(mine) and mine[at] <= last
+            if is_text[token] >= 0 and not fires and not np.any(chosen[f, :found] == token):
+                chosen[f, found] = token
+                found += 1
+
+
+@_compiled
+def stretches(
+    ends: Any, tokens: Any, values: Any, context_size: int, chosen: Any, found: Any
+) -> None:
+    """The activations around chosen tokens: `found` (feature, slot, 2 radius + 1), zeroed.
+
+    The first is that of the stretch's first token, which is a sequence's first one at least.
+    """
+    _, slots, width = found.shape
+    radius = width // 2
+    for f in prange(len(ends) - 1):
+        mine, heights = tokens[ends[f] : ends[f + 1]], values[ends[f] : ends[f + 1]]
+        for slot in range(slots):
+            token = chosen[f, slot]
+            if token >= 0:
+                sequence_start = token // context_size * context_size
+                first = max(token - radius, sequence_start)
+                last = min(token + radius, sequence_start + context_size - 1)
+                e = np.searchsorted(mine, first)
+                while e < len(mine) and mine[e] <= last:
+                    found[f, slot, mine[e] - first] = heights[e]
+                    e += 1
+
+
+@_compiled
+def extremes(rows: Any, high: Any, high_places: Any, low: Any, low_places: Any) -> None:
+    """The highest and the lowest entries of dense rows, (row, n) each, best first.
+
+    Most pieces of a row hold none, which the processor sees in one go. Ties fall to the
+    lower place.
+    """
+    k, width = high.shape[1], rows.shape[1]
+    for r in prange(len(rows)):
+        row = rows[r]
+        high[r] = -np.inf
+        low[r] = np.inf
+        for start in range(0, width, _CHUNK):
+            most, least = high[r, k - 1], low[r, k - 1]
+            hit = start + _CHUNK > width
+            if not hit:
+                for j in range(start, start + _CHUNK):
+                    hit |= (row[j] > most) | (row[j] < least)
+            if hit:
+                for j in range(start, min(width, start + _CHUNK)):
+                    if row[j] > high[r, k - 1]:
+                        _insert(high[r], high_places[r], row[j], j)
+                    if row[j] < low[r, k - 1]:
+                        _insert_lowest(low[r], low_places[r], row[j], j)
+
+
+@_inner
+def _insert_lowest(keys: Any, places: Any, key: float, place: int) -> None:
+    at = len(keys) - 1
+    while at > 0 and key < keys[at - 1]:
+        keys[at], places[at] = keys[at - 1], places[at - 1]
+        at -= 1
+    keys[at], places[at] = key, place
