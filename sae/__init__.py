@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae.api import analyze, demo, eval, export, harvest, load, steer, sweep, train
+    from sae.api import analyze, demo, eval, export, harvest, load, serve, steer, sweep, train
     from sae.architectures import (
         BatchTopKConfig,
         GatedConfig,
@@ -56,6 +56,7 @@ _HOMES = {
     "harvest": "sae.api",
     "load": "sae.api",
     "open_cache": "sae.cache.layout",
+    "serve": "sae.api",
     "steer": "sae.api",
     "sweep": "sae.api",
     "train": "sae.api",
@@ -87,6 +88,7 @@ __all__ = [
     "harvest",
     "load",
     "open_cache",
+    "serve",
     "steer",
     "sweep",
     "train",

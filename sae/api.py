@@ -89,6 +89,11 @@ def analyze(config: Any = None, /, **settings: Any) -> Any:
     return _run("analyze", config, settings)
 
 
+def serve(config: Any = None, /, **settings: Any) -> None:
+    """Show the atlases of a run in a browser until stopped; see `ServeConfig`."""
+    _run("serve", config, settings)
+
+
 def steer(config: Any = None, /, **settings: Any) -> list[dict[str, Any]]:
     """Turn features up and down and measure what it does; see `SteerConfig`."""
     results: list[dict[str, Any]] = _run("steer", config, settings)

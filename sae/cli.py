@@ -10,6 +10,7 @@ sae: from text to steering, with sparse autoencoders
 
   sae STAGE [group=choice ...] [key=value ...]
   sae STAGE --help        every key of a stage, with its meaning
+  sae serve runs/NAME     look at what a run has found, in a browser
   sae train key=1,2       several dictionaries side by side, from one pass over the rows
   sae STAGE -m key=1,2    a run for each value instead, through Hydra's launchers
   sae harvest --list-hooks model=...    every place in a model that can be read
@@ -77,9 +78,31 @@ def _main(words: list[str]) -> int:
         _hand_to_hydra(words[0], rest)
     elif stage.name == "train":
         _train(rest)
+    elif stage.name == "serve":
+        stage.module().run(build(stage, _named_run(rest)))
+        _leave_computing()
     else:
         stage.module().run(build(stage, rest))
     return 0
+
+
+def _named_run(words: list[str]) -> list[str]:
+    """`sae serve runs/mine` names the run without its key."""
+    if not words or "=" in words[0]:
+        return words
+    quoted = words[0].replace("'", "\\'")
+    return [f"run='{quoted}'", *words[1:]]
+
+
+def _leave_computing() -> None:
+    """End now, and well, though a thread is still loading a model for nobody."""
+    import threading
+
+    from sae.serving.worker import COMPUTING
+
+    if any(thread.name == COMPUTING for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _train(words: list[str]) -> None:

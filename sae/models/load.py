@@ -64,6 +64,13 @@ class LanguageModel:
         return found
 
     @property
+    def max_positions(self) -> int | None:
+        """Tokens that it can read at once; None where its configuration gives no number."""
+        settings = self.module.config.get_text_config()
+        found: int | None = getattr(settings, "max_position_embeddings", None)
+        return found
+
+    @property
     def special_token_ids(self) -> list[int]:
         """Token ids that are no text, ascending, the one before every row included."""
         ids = set(self.tokenizer.all_special_ids)

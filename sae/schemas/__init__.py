@@ -52,6 +52,9 @@ STAGES = {
         Stage("train", "TrainConfig", "a cache to a dictionary, or to a grid of them"),
         Stage("eval", "EvalConfig", "what dictionaries lose, on held-out text"),
         Stage("analyze", "AnalyzeConfig", "density, contexts and logits of every feature"),
+        Stage(
+            "serve", "ServeConfig", "look at the atlas in a browser, try features on your text"
+        ),
         Stage("steer", "SteerConfig", "turn features up and down, with baselines"),
         Stage("export", "ExportConfig", "a folder that others can load"),
         Stage("demo", "DemoConfig", "all of it on a small real model, and a report"),

@@ -1,5 +1,6 @@
 """Writing and scoring text with a model that is steered at one hook."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ def write(
     sampling: Sampling,
     *,
     use_cache: bool = True,
+    change: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """What the model writes after a prompt under each steering vector.
 
@@ -61,6 +63,8 @@ def write(
         ids: the prompt, (position,).
         vectors: one a row, (row, d_in).
         sampling: how to draw; the caller's random state is left alone.
+        change: gives new scores (row, vocabulary) at each step, from the ids so far and the
+            model's own.
 
     Returns:
         New token ids, (row, max_new_tokens).
@@ -70,6 +74,8 @@ def write(
     if sampling.temperature > 0:
         # The model's own defaults for top_k and top_p would cut the tail; all tokens count.
         how = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    if change is not None:
+        how["logits_processor"] = [change]
     devices = [model.device] if model.device.type == "cuda" else []
     with (
         torch.inference_mode(),

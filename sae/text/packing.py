@@ -218,7 +218,7 @@ def pack(
             counts.unneeded += 1
         else:
             index = counts.count(digest)
-            for _ in side.add(_marked(ids, marks), index):
+            for _ in side.add(marked(ids, marks), index):
                 yield from side.take(held_out, all_of_it=False)
             if one_document_a_row and side.pad():
                 yield from side.take(held_out, all_of_it=False)
@@ -236,7 +236,7 @@ def pack(
         )
 
 
-def _marked(ids: NDArray[np.int32], marks: Marks) -> NDArray[np.int32]:
+def marked(ids: NDArray[np.int32], marks: Marks) -> NDArray[np.int32]:
     """A document with its marks; a beginning that it brings itself (chats) is not doubled."""
     doubled = marks.begin is not None and ids[0] == marks.begin
     before = [] if marks.begin is None or doubled else [marks.begin]

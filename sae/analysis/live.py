@@ -1,0 +1,97 @@
+"""What a dictionary sees in a text that somebody types: features token by token."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.base.errors import require
+from sae.dictionary import Dictionary
+from sae.models.hooks import find_hook, read_activations
+from sae.models.load import LanguageModel
+from sae.models.unembed import token_strings
+from sae.text.packing import Marks, marked
+
+# Rows that are encoded at once, so that a long text needs no more memory than a short one.
+_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The tokens of a text and the features that are active there."""
+
+    tokens: list[str]
+    strongest: list[list[tuple[int, float]]]
+    """For each token (feature, activation), the strongest first; none at special tokens."""
+    acts: list[float] | None
+    """Of the one feature that was asked for, at each token."""
+
+
+def read_text(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    text: str,
+    *,
+    n_strongest: int = 12,
+    feature: int | None = None,
+) -> Reading:
+    """Features of `dictionary` in `text`, read as a harvest reads a document of its own.
+
+    The tokens that the model has around a document are read with it and left out of what is
+    returned. Special tokens inside the text are no text: no feature is active there.
+
+    Args:
+        n_strongest: features to list for a token, at most.
+        feature: one whose activations are wanted at every token.
+
+    Raises:
+        UserError: for a text without tokens, or one longer than the model can read.
+    """
+    ids, own = _ids(model, text)
+    point = find_hook(model.module, dictionary.hook_name)
+    (x,) = read_activations(model.module, [point], ids[None]).values()
+    special = torch.isin(ids, torch.tensor(model.special_token_ids, device=ids.device))[own]
+    strongest: list[list[tuple[int, float]]] = []
+    acts: list[float] = []
+    for rows, silent in zip(
+        torch.split(x[0, own], _ROWS), torch.split(special, _ROWS), strict=True
+    ):
+        found = _encoded(dictionary, rows).masked_fill(silent[:, None], 0)
+        strongest += _strongest(found, n_strongest)
+        if feature is not None:
+            acts += found[:, feature].tolist()
+    strings = token_strings(model.tokenizer, ids[own])
+    return Reading(strings, strongest, None if feature is None else acts)
+
+
+def _ids(model: LanguageModel, text: str) -> tuple[Tensor, slice]:
+    """The text with its marks, (position,), and where in it the text is."""
+    found = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    require(bool(found), "the text is empty; write something to read")
+    marks = Marks(model.bos_token_id, model.end_token_id, model.pad_token_id)
+    ids = marked(np.array(found, dtype=np.int32), marks)
+    limit = model.max_positions
+    require(
+        limit is None or len(ids) <= limit,
+        f"the text has {len(ids):,} tokens and the model reads {limit or 0:,} at once; "
+        "give a shorter one",
+    )
+    end = len(ids) - (marks.end is not None)
+    return torch.from_numpy(ids).long().to(model.device), slice(end - len(found), end)
+
+
+def _encoded(
+    dictionary: Dictionary, x: Float[Tensor, "row d_in"]
+) -> Float[Tensor, "row d_sae"]:
+    # The weights stay where they are; so few rows are quickly brought there.
+    return dictionary.encode(x.to(dictionary.W_enc.device, torch.float32)).float()
+
+
+def _strongest(feature_acts: Tensor, n: int) -> list[list[tuple[int, float]]]:
+    best = feature_acts.topk(min(n, feature_acts.shape[1]), dim=1)
+    return [
+        [(i, value) for i, value in zip(features, values, strict=True) if value > 0]
+        for features, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

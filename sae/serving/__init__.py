@@ -1,0 +1,1 @@
+"""The atlas in a browser: a small web server for its pages and for live computations."""

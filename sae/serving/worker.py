@@ -1,0 +1,74 @@
+"""One thread that computes, one thing at a time and in the order asked."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+COMPUTING = "sae-computing"
+"""Name of the thread."""
+
+Check = Callable[[], None]
+"""Raises if whoever asked has gone."""
+
+
+class Dropped(Exception):
+    """Nobody waits for the result any more."""
+
+
+class Worker:
+    """A model runs once at a time: two at once would take as long, and twice the memory."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        # No daemon: Python would take away what torch is using, and abort.
+        self._thread = threading.Thread(target=self._run, name=COMPUTING)
+        self._thread.start()
+
+    async def close(self, patience: float) -> None:
+        """End the thread after its jobs; waits for it so many seconds at most."""
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join, patience)
+
+    def put(self, compute: Callable[[], T]) -> "Future[T]":
+        """Compute later; what has not begun can be cancelled."""
+        future: Future[T] = Future()
+        self._jobs.put((future, compute))
+        return future
+
+    async def do(self, compute: Callable[[Check], T]) -> T:
+        """The result of `compute`; if the caller is cancelled, it is not begun, or stopped.
+
+        Args:
+            compute: gets a function to call now and then, which raises once nobody waits.
+        """
+        dropped = threading.Event()
+
+        def check() -> None:
+            if dropped.is_set():
+                raise Dropped
+
+        try:
+            return await asyncio.wrap_future(self.put(lambda: compute(check)))
+        except asyncio.CancelledError:
+            dropped.set()
+            raise
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, compute = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(compute())
+            except BaseException as error:
+                # It belongs to whoever waits; the thread goes on.
+                future.set_exception(error)
+            # Not kept until the next job comes.
+            del job, future, compute
