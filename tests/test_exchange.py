@@ -221,6 +221,7 @@ def test_an_export_holds_the_dictionary_the_tables_and_a_card(exported):
         "README.md",
         "features.parquet",
         "contexts.parquet",
+        "labels.csv",
         "export.json",
         f"{inner}/cfg.json",
         f"{inner}/sae_weights.safetensors",

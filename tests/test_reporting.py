@@ -1,16 +1,23 @@
 """The report page and the picture of the front."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
+from atlas_samples import context_rows, feature_columns, sample_manifest, sample_tables
 
+from sae.analysis.atlas import Atlas
+from sae.analysis.labels import Labels, write_labels
+from sae.base.files import write_json
 from sae.reporting.front import draw_front
 from sae.reporting.page import render_page
+from sae.stages.demo import feature_cards
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028"
 CHROMIUM = next(
@@ -33,37 +40,26 @@ def dictionary(coefficient: float, l0: float | None, **others: Any) -> dict[str,
     }
 
 
-def feature(index: int, word: str) -> dict[str, Any]:
+def card(index: int, word: str) -> dict[str, Any]:
     return {
         "index": index,
+        "label": f"{word} {HOSTILE}",
         "density": 0.01 * index,
         "max": 20.0 + index,
-        "mean": 5.0,
-        "agreement": 0.5,
-        "top_logits": [[f" {word}", 1.5], [HOSTILE, 1.2]],
-        "bottom_logits": [["\n", -0.5]],
+        "top_tokens": [f" {word}", HOSTILE],
         "contexts": [
             {
                 "tokens": ["A", f" {word}", HOSTILE, " sat"],
-                "acts": [0.0, 20.0 + index, 0.0, 3.0],
+                "acts": [1, 20.0 + index, 3, 3.0],
                 "peak": 1,
-                "sequence": 4,
-                "position": 7,
             }
         ],
     }
 
 
-def sample_features() -> list[dict[str, Any]]:
-    dead = feature(0, "never") | {
-        "density": 0.0,
-        "max": 0.0,
-        "mean": 0.0,
-        "agreement": 0.5,
-        "contexts": [],
-    }
+def sample_cards() -> list[dict[str, Any]]:
     words = ["cat", "theorem", "river", "copper", "violin", "harbour"]
-    return [dead, *(feature(index, word) for index, word in enumerate(words, start=1))]
+    return [card(index, word) for index, word in enumerate(words, start=1)]
 
 
 def sample_report() -> dict[str, Any]:
@@ -77,6 +73,7 @@ def sample_report() -> dict[str, Any]:
         "cache": {"n_tokens": 4096, "tokens_per_second": None, "data": HOSTILE},
         "dictionaries": [dictionary(2.0, 11.0), dictionary(5.0, 4.0), dictionary(9.0, None)],
         "chosen": {"id": "standard-12-l1-2", "rule": HOSTILE},
+        "atlas": "atlas/standard-12-l1-2/index.html",
         "steering": [
             {
                 "feature": 1,
@@ -119,7 +116,7 @@ def sample_curves() -> dict[str, list[dict[str, float]]]:
 
 
 def sample_page() -> str:
-    return render_page(sample_report(), sample_features(), sample_curves())
+    return render_page(sample_report(), sample_cards(), sample_curves())
 
 
 def embedded(page: str, name: str) -> Any:
@@ -141,11 +138,10 @@ def opened(page: str, folder: Path, address: str = "", driver: str = "") -> str:
     return done.stdout
 
 
-def detail(document: str) -> str:
-    """What the reader sees of the feature shown."""
-    found = re.search(r'<article id="detail".*?</article>', document, re.DOTALL)
+def section(document: str, name: str) -> str:
+    found = re.search(rf'<section id="{name}".*?</section>', document, re.DOTALL)
     assert found
-    return re.sub(r"<[^>]*>", "", found[0])
+    return found[0]
 
 
 def test_hostile_text_cannot_break_out_of_the_page() -> None:
@@ -153,7 +149,7 @@ def test_hostile_text_cannot_break_out_of_the_page() -> None:
     assert "<img" not in page
     assert page.count("<script") == page.count("</script>") == 4
     assert embedded(page, "report")["chosen"]["rule"] == HOSTILE
-    assert HOSTILE in embedded(page, "features")["strings"]
+    assert HOSTILE in embedded(page, "features")[0]["top_tokens"]
 
 
 def test_a_slot_name_in_the_data_is_only_text() -> None:
@@ -171,66 +167,65 @@ def test_the_page_refers_to_no_other_host_and_forbids_itself_to() -> None:
     assert "default-src 'none'" in page
 
 
-def test_activations_come_back_within_half_a_shade() -> None:
-    compact = embedded(sample_page(), "features")
-    row = compact["index"].index(3)
-    _, _, peak, tokens, acts = compact["contexts"][row][0]
-    levels = dict(zip(acts[::2], acts[1::2], strict=True))
-    assert compact["strings"][tokens[peak]] == " river"
-    assert levels[peak] == 255
-    assert levels[3] / 255 * compact["max"][row] == pytest.approx(3.0, abs=23 / 255 / 2)
-
-
 def test_what_json_cannot_say_becomes_null() -> None:
     assert embedded(sample_page(), "curves")["standard-12-l1-2"][0]["metrics/l0"] is None
 
 
-def test_the_full_size_of_page_stays_small() -> None:
-    features = [
-        feature(index, "cat")
-        | {"contexts": [{**feature(index, "x")["contexts"][0], "tokens": [" the"] * 33}] * 5}
-        for index in range(2304)
-    ]
-    assert len(render_page(sample_report(), features, {}).encode()) < 8_000_000
-
-
 @needs_browser
-def test_a_feature_address_opens_that_feature(tmp_path: Path) -> None:
-    document = opened(sample_page(), tmp_path, "#feature-3")
-    assert "Feature 3" in detail(document)
-    assert "river" in detail(document)
+def test_cards_show_a_few_features_and_lead_to_the_atlas(tmp_path: Path) -> None:
+    document = opened(sample_page(), tmp_path)
+    shown = section(document, "features")
+    atlas = "atlas/standard-12-l1-2/index.html"
+    assert f'<a class="door primary" id="atlas" href="{atlas}">' in shown
+    assert re.findall(r'<h3><a href="([^"]*)">(\w+)', shown)[2] == (f"{atlas}#f=3", "river")
+    assert shown.count('class="card"') == 6
+    assert "1 token in 33, at most 23" in shown
+    assert re.findall(r'<span class="act[^>]*--a: ([\d.]+)[^>]*>([^<]*)', shown)[4:6] == [
+        ("1.000", " river"),
+        ("0.130", " sat"),
+    ]
+    assert 'aria-label="Histogram of firing frequency"' in shown
     assert "<title>broken" not in document
     assert "<img" not in document
 
 
 @needs_browser
-def test_searching_and_stepping_through_features_works(tmp_path: Path) -> None:
-    driver = """
-      const search = document.getElementById("search");
-      const log = [];
-      const find = (text) => {
-        search.value = text;
-        search.dispatchEvent(new Event("input"));
-        log.push(document.querySelectorAll("#list a").length);
-      };
-      find("theor"); find("sat"); find("#4"); find("");
-      document.getElementById("order").value = "index";
-      document.getElementById("order").dispatchEvent(new Event("change"));
-      location.hash = "feature-4";
-      setTimeout(() => {
-        document.querySelector("#steps [rel=next]").click();
-        document.body.dataset.log = log.join();
-      }, 100);
-    """
-    document = opened(sample_page(), tmp_path, driver=driver)
-    assert 'data-log="1,6,1,7"' in document
-    assert "Feature 5" in detail(document)
-    assert "violin" in detail(document)
+def test_a_steered_feature_leads_to_its_page_in_the_atlas(tmp_path: Path) -> None:
+    link = '<a href="atlas/standard-12-l1-2/index.html#f=1">Feature 1</a>'
+    assert link in section(opened(sample_page(), tmp_path), "steering")
 
 
 @needs_browser
-def test_a_dead_feature_says_that_it_is_dead(tmp_path: Path) -> None:
-    assert "dead feature" in detail(opened(sample_page(), tmp_path, "#feature-0"))
+def test_without_an_atlas_nothing_leads_to_one(tmp_path: Path) -> None:
+    report = {key: value for key, value in sample_report().items() if key != "atlas"}
+    document = opened(render_page(report, [], {}), tmp_path)
+    assert "Features" not in sections(document)
+    assert "<h3>Feature 1</h3>" in section(document, "steering")
+
+
+def test_the_cards_are_the_clearest_features_with_their_best_contexts(tmp_path: Path) -> None:
+    features = feature_columns(
+        random.Random(0), [0] * 40, [f == 5 for f in range(40)], hostile=False, logits=True
+    )
+    features["logit_agreement"] = [1.0 if f in (5, 11, 30) else 0.1 for f in range(40)]
+    most = features["max_activation"]
+    rows = [row for f in range(40) for row in context_rows(f, ["cat"], [], most[f])]
+    table, contexts = sample_tables(features, rows)
+    pyarrow.parquet.write_table(table, tmp_path / "features.parquet")
+    pyarrow.parquet.write_table(contexts, tmp_path / "contexts.parquet")
+    write_json(tmp_path / "atlas.json", sample_manifest(40, 1))
+    write_labels(tmp_path, Labels(features["label"], ["mine"] * 40, [""] * 40))
+    cards = feature_cards(Atlas(tmp_path))
+    assert len(cards) == 12
+    assert {one["index"] for one in cards[:2]} == {11, 30}
+    assert most[cards[0]["index"]] >= most[cards[1]["index"]]
+    for one in cards:
+        assert one["label"] == "mine"
+        assert one["top_tokens"] == [" cat", " kitten", " purr", " whisker", " paw"]
+        strongest = [max(context["acts"][1::2]) for context in one["contexts"]]
+        assert strongest == pytest.approx([one["max"], 0.985 * one["max"]])
+        for context in one["contexts"]:
+            assert context["tokens"][context["peak"]] == " cat"
 
 
 @needs_browser

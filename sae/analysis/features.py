@@ -1,161 +1,230 @@
-"""One pass over a cache: how often and how strongly every feature fires, and where most."""
+"""What the entries of a cache say of every feature: figures, tokens, contexts, partners."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from sae.analysis.shards import (
+    BLOCK_ENTRIES,
+    Entries,
+    Shard,
+    Text,
+    TokenEntries,
+    entry_counts,
+    feature_blocks,
+    read_by_token,
+    read_entries,
+)
+from sae.analysis.work import Arrays, Work
 from sae.base.progress import progress
-from sae.cache.layout import chunk_slices
-from sae.cache.reader import RowSelection
-from sae.dictionary import Dictionary
+from sae.core import coactivation_kernels, panel_kernels
 
-_ROWS_A_PRODUCT = 4096
+N_BANDS = 5
+"""Equal parts of (0, highest activation] that contexts are drawn from."""
+N_PARTNERS = 10
+"""Features to list that one is correlated with, fires with, or points along."""
+PAIR_BYTES = 256 << 20
+"""Memory for the counts and products of some features with all others."""
+GROUP_ENTRIES = 64 << 20
+"""Entries by token that are held at once: 512 MB."""
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureStatistics:
-    """Figures of all features over `n_rows` rows; float64 and int64."""
+class ContextRule:
+    """Which contexts of a feature to keep."""
 
-    n_rows: int
-    fired: Tensor
-    """(d_sae,): rows in which each feature was active."""
-    sums: Tensor
-    """(d_sae,): sum of activations."""
-    top_values: Tensor
-    """(d_sae, k): the highest activations, at most one a sequence, descending; 0 for none."""
-    top_sequences: Tensor
-    """(d_sae, k): the sequences that hold them."""
-    top_positions: Tensor
-    """(d_sae, k): the positions in those sequences."""
+    n_top: int
+    """Sequences in which it is highest."""
+    n_band: int
+    """Peaks drawn from each of `N_BANDS` bands."""
+    n_silent: int
+    """Stretches drawn where it is silent."""
+    radius: int
+    """Tokens on either side."""
+    seed: int
 
     @property
-    def density(self) -> Tensor:
-        """Share of the rows in which each feature was active."""
-        return self.fired.double() / self.n_rows
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean activation over the rows where a feature was active; 0 for a dead one."""
-        return self.sums / self.fired.clamp_min(1)
+    def n_slots(self) -> int:
+        """Contexts of a feature, at most."""
+        return self.n_top + N_BANDS * self.n_band + self.n_silent
 
 
-class _TopContexts:
-    """The `k` sequences in which each feature fires most; the earlier sequence wins a tie."""
+def feature_panels(
+    rule: ContextRule, shards: list[Shard], text: Text, work: Work
+) -> list[tuple[slice, str]]:
+    """Look at every feature's entries, some features at a time.
 
-    def __init__(self, d_sae: int, k: int, device: torch.device) -> None:
-        self.k = k
-        self.values = torch.zeros(0, d_sae, device=device)
-        self.sequences = torch.zeros(0, d_sae, dtype=torch.int64, device=device)
-        self.positions = torch.zeros_like(self.sequences)
-
-    def add(self, first_sequence: int, feature_acts: Tensor) -> None:
-        """Count some consecutive sequences, (sequence, position, d_sae)."""
-        values, positions = feature_acts.max(dim=1)
-        numbers = torch.arange(len(values), device=values.device) + first_sequence
-        self.values = torch.cat([self.values, values])
-        self.sequences = torch.cat([self.sequences, numbers[:, None].expand_as(positions)])
-        self.positions = torch.cat([self.positions, positions])
-        if len(self.values) >= 8 * self.k + 256:
-            self.shrink()
-
-    def shrink(self) -> None:
-        """Keep the best `k`."""
-        # Stable, and what came earlier stands earlier: ties fall to the earlier sequence.
-        order = self.values.sort(dim=0, descending=True, stable=True).indices[: self.k]
-        self.values = self.values.gather(0, order)
-        self.sequences = self.sequences.gather(0, order)
-        self.positions = self.positions.gather(0, order)
-
-
-def _masked_acts(
-    dictionary: Dictionary, rows: RowSelection, chunk: slice
-) -> Iterator[tuple[int, Tensor]]:
-    """Activations of the chunk's sequences, a few at a time, zero where rows are left out.
-
-    Whoever reads a chunk a second time gets the same pieces and the same bits.
-
-    Yields:
-        The first sequence's index, and (sequence, position, d_sae).
+    Returns:
+        The features of each block, and under which name `work` keeps what `_panel` found.
     """
-    device = dictionary.W_enc.device
-    x = rows.cache.read(rows.hook_name, chunk)
-    for piece in chunk_slices(len(x), max(1, _ROWS_A_PRODUCT // x.shape[1])):
-        rows_of_piece = x[piece].to(device).float()
-        feature_acts = dictionary.encode(rows_of_piece.flatten(0, 1))
-        keep = torch.from_numpy(rows.keep[chunk][piece]).to(device)
-        acts = feature_acts.view(*rows_of_piece.shape[:2], -1)
-        yield chunk.start + piece.start, acts * keep[..., None]
-
-
-def feature_statistics(
-    dictionary: Dictionary, rows: RowSelection, n_contexts: int
-) -> FeatureStatistics:
-    """Statistics of every feature over the selected rows, each encoded once."""
-    device = dictionary.W_enc.device
-    fired = torch.zeros(dictionary.d_sae, dtype=torch.int64, device=device)
-    sums = torch.zeros(dictionary.d_sae, dtype=torch.float64, device=device)
-    top = _TopContexts(dictionary.d_sae, n_contexts, device)
-    with progress(rows.n_rows, "features", "tok") as bar:
-        for chunk in rows.cache.chunks(rows.hook_name):
-            for first_sequence, feature_acts in _masked_acts(dictionary, rows, chunk):
-                flat = feature_acts.flatten(0, 1)
-                fired += (flat > 0).sum(0)
-                sums += flat.sum(0, dtype=torch.float64)
-                top.add(first_sequence, feature_acts)
-            bar.update(int(rows.keep[chunk].sum()))
-    top.shrink()
-    return FeatureStatistics(
-        rows.n_rows,
-        fired.cpu(),
-        sums.cpu(),
-        top.values.t().contiguous().cpu(),
-        top.sequences.t().contiguous().cpu(),
-        top.positions.t().contiguous().cpu(),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """A stretch of one sequence around a feature's activation."""
-
-    feature: int
-    rank: int
-    sequence: int
-    position: int
-    start: int
-    """First position of the stretch."""
-    activations: list[float]
-    """Of the feature, one a token of the stretch."""
-
-
-def top_contexts(
-    dictionary: Dictionary, rows: RowSelection, statistics: FeatureStatistics, radius: int
-) -> list[Context]:
-    """The stretches of `radius` tokens on either side of every feature's top activations."""
-    wanted = _by_sequence(statistics)
+    counts = entry_counts(shards, work)
     found = []
-    with progress(len(wanted), "contexts", "sequence") as bar:
-        for chunk in rows.cache.chunks(rows.hook_name):
-            if not any(s in wanted for s in range(chunk.start, chunk.stop)):
-                continue
-            for first_sequence, feature_acts in _masked_acts(dictionary, rows, chunk):
-                for sequence, acts in enumerate(feature_acts.cpu(), first_sequence):
-                    for feature, rank, position in wanted.get(sequence, []):
-                        start = max(0, position - radius)
-                        stretch = acts[start : position + radius + 1, feature].tolist()
-                        found.append(Context(feature, rank, sequence, position, start, stretch))
-                    bar.update(sequence in wanted)
-    return sorted(found, key=lambda c: (c.feature, c.rank))
+    blocks = feature_blocks(counts, BLOCK_ENTRIES, max(1, len(counts)))
+    with progress(len(counts), "panels", "feature") as bar:
+        for i, features in enumerate(blocks):
+            name = f"panel-{i:05d}"
+            if not work.has(name):
+                entries = read_entries(features, counts, shards, work)
+                work.save(name, _panel(rule, entries, text))
+            found.append((features, name))
+            bar.update(features.stop - features.start)
+    return found
 
 
-def _by_sequence(statistics: FeatureStatistics) -> dict[int, list[tuple[int, int, int]]]:
-    """For each sequence the (feature, rank, position) that it is a top context of."""
-    wanted: dict[int, list[tuple[int, int, int]]] = {}
-    live = (statistics.top_values > 0).nonzero().tolist()
-    for feature, rank in live:
-        sequence = int(statistics.top_sequences[feature, rank])
-        position = int(statistics.top_positions[feature, rank])
-        wanted.setdefault(sequence, []).append((feature, rank, position))
-    return wanted
+def _panel(rule: ContextRule, entries: Entries, text: Text) -> Arrays:
+    """Arrays with a row a feature of one block.
+
+    `n_active`; `moments` (sum, sum of squares, highest, spread); `histogram`, `positions`;
+    `top_token_ids` and `top_token_counts`; `n_documents`, `top_document` (entries in the
+    document that has most); `chosen` (slot,): the tokens of contexts, −1 for none, first the
+    top ones, then the bands from high to low, then the silent ones; `activations` (slot,
+    2 radius + 1) around them.
+    """
+    n = len(entries.ends) - 1
+    threads = panel_kernels.use_threads()
+    where = entries.ends, entries.tokens
+    moments = np.zeros((n, 4))
+    histogram = np.zeros((n, panel_kernels.HISTOGRAM_BINS), np.int64)
+    panel_kernels.moments(entries.ends, entries.values, moments, histogram)
+    positions = np.zeros((n, panel_kernels.POSITION_BINS), np.int64)
+    panel_kernels.position_counts(*where, text.context_size, positions)
+    ids, id_counts = _most(n, panel_kernels.MOST_TOKENS)
+    distinct = np.zeros(n, np.int64)
+    sizes = np.array([len(text.counts), threads])
+    panel_kernels.occurrences(*where, text.tokens, sizes, ids, id_counts, distinct)
+    document, document_counts = _most(n, 1)
+    sizes = np.array([text.document_end, threads])
+    panel_kernels.occurrences(
+        *where, text.documents, sizes, document, document_counts, distinct
+    )
+    chosen, activations = _contexts(rule, entries, text, moments[:, 2].copy())
+    return {
+        "n_active": np.diff(entries.ends),
+        "moments": moments,
+        "histogram": histogram,
+        "positions": positions,
+        "top_token_ids": ids,
+        "top_token_counts": id_counts,
+        "n_documents": distinct,
+        "top_document": document_counts[:, 0],
+        "chosen": chosen,
+        "activations": activations,
+    }
+
+
+def _most(n: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return np.full((n, k), -1), np.zeros((n, k), np.int64)
+
+
+def _contexts(
+    rule: ContextRule, entries: Entries, text: Text, highest: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    n, first = len(highest), entries.features.start
+    where = entries.ends, entries.tokens
+    settings = np.array([text.context_size, rule.radius, rule.seed])
+    top = np.full((n, rule.n_top), -1)
+    panel_kernels.top_entries(*where, entries.values, text.context_size, top)
+    bands = np.full((n, N_BANDS, rule.n_band), -1)
+    if rule.n_band:
+        panel_kernels.band_entries(*where, entries.values, highest, settings, first, bands)
+    silent = np.full((n, rule.n_silent), -1)
+    panel_kernels.silent_tokens(*where, text.documents, settings, first, silent)
+    chosen = np.concatenate([top, bands[:, ::-1].reshape(n, -1), silent], axis=1)
+    activations = np.zeros((n, rule.n_slots, 2 * rule.radius + 1), np.float32)
+    panel_kernels.stretches(*where, entries.values, text.context_size, chosen, activations)
+    return chosen, activations
+
+
+def partners(
+    shards: list[Shard], text: Text, panels: list[tuple[slice, str]], work: Work
+) -> Arrays:
+    """Of every feature the others that it is most correlated with, and fires most with.
+
+    Returns:
+        `correlated` and `correlations`, `coactive`, `coactive_counts` and `overlaps`
+        (Jaccard), each (d_sae, N_PARTNERS); −1 where there are fewer.
+    """
+    counts = entry_counts(shards, work)
+    moments = np.concatenate([work.open(name).read("moments") for _, name in panels])
+    blocks = feature_blocks(counts, BLOCK_ENTRIES, max(1, PAIR_BYTES // (12 * len(counts))))
+    groups = _Groups(shards, work)
+    found = []
+    with progress(len(counts), "co-activation", "feature") as bar:
+        for i, features in enumerate(blocks):
+
+            def compute(features: slice = features) -> Arrays:
+                entries = read_entries(features, counts, shards, work)
+                return _partners_of(entries, groups, counts, moments, text.n_rows)
+
+            found.append(work.once(f"partners-{i:05d}", compute))
+            bar.update(features.stop - features.start)
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+class _Groups:
+    """Entries by token; if they are one group they are read once."""
+
+    def __init__(self, shards: list[Shard], work: Work) -> None:
+        self._shards, self._work = shards, work
+        self._only: list[TokenEntries] = []
+
+    def __iter__(self) -> Iterator[TokenEntries]:
+        if self._only:
+            yield from self._only
+            return
+        n, last = 0, None
+        for group in read_by_token(self._shards, self._work, GROUP_ENTRIES):
+            last = None
+            yield group
+            n, last = n + 1, group
+        if n == 1 and last is not None:
+            self._only = [last]
+
+
+def _partners_of(
+    entries: Entries,
+    groups: _Groups,
+    counts: NDArray[np.int64],
+    moments: NDArray[np.float64],
+    n_rows: int,
+) -> Arrays:
+    panel_kernels.use_threads()
+    n, d_sae = len(entries.ends) - 1, len(counts)
+    together = np.zeros((n, d_sae), np.int32)
+    products = np.zeros((n, d_sae))
+    for group in groups:
+        coactivation_kernels.coactivate(
+            entries.ends,
+            entries.tokens,
+            entries.values,
+            group.first_token,
+            group.row_ends,
+            group.columns.view(np.uint32),
+            group.values,
+            together,
+            products,
+        )
+    correlated, coactive = np.full((2, n, N_PARTNERS), -1)
+    correlations, overlaps = np.zeros((2, n, N_PARTNERS))
+    coactivation_kernels.strongest_pairs(
+        entries.features.start,
+        n_rows,
+        counts,
+        moments[:, 0].copy(),
+        moments[:, 1].copy(),
+        together,
+        products,
+        correlated,
+        correlations,
+        coactive,
+        overlaps,
+    )
+    return {
+        "correlated": correlated,
+        "correlations": correlations,
+        "coactive": coactive,
+        "coactive_counts": np.take_along_axis(together, coactive.clip(0), 1),
+        "overlaps": overlaps,
+    }

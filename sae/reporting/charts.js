@@ -4,6 +4,8 @@ function showTip(x, y, title, ...lines) {
   const tip = $("tip");
   tip.replaceChildren(h("b", {}, title), lines.join("\n"));
   tip.hidden = false;
+  // Where it was last would press it together at the edge.
+  tip.style.left = tip.style.top = "0px";
   const box = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - box.width - 8))}px`;
   tip.style.top = `${y - box.height - 14 < 8 ? y + 18 : y - box.height - 14}px`;
@@ -18,11 +20,11 @@ addEventListener("keydown", (event) => {
 
 /* ---------- Charts ---------- */
 
-/* Drawn at the width there is, so that text keeps its size on a phone. */
+/* Drawn at the width there is, so that text keeps its size on a phone; not while there is none to be seen. */
 function responsive(host, draw) {
   let width = 0;
   const redraw = () => {
-    if (host.clientWidth === width) return;
+    if (!host.clientWidth || host.clientWidth === width) return;
     width = host.clientWidth;
     host.replaceChildren(draw(width));
   };

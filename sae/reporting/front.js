@@ -61,7 +61,7 @@ const METRICS = [
   ["training_seconds", "Training time", duration, "Wall-clock time of the training."],
 ];
 /* One that no dictionary has says nothing. */
-const METRICS_HERE = METRICS.filter(([key]) => dictionaries.some((entry) => known(entry[key])));
+const metricsHere = () => METRICS.filter(([key]) => dictionaries.some((entry) => known(entry[key])));
 
 /* ---------- The front ---------- */
 
@@ -81,7 +81,7 @@ function meanLine(points) {
 }
 
 function frontPoint(entry, metric, onlit) {
-  const strong = entry === chosen && dictionaries.length > 1;
+  const strong = entry === marked && dictionaries.length > 1;
   return {
     x: entry.l0,
     y: entry[metric],
@@ -109,13 +109,14 @@ function drawFront() {
   if (families.length > 1)
     $("families").append(...families.map((family) => h("li", { "--hue": familyHue(family) }, family)));
   if (compared) {
-    $("families").append(h("li", { class: "ring" }, `recommended: ${chosen.id}`));
+    const role = marked === chosen ? "recommended" : "this dictionary";
+    $("families").append(h("li", { class: "ring" }, `${role}: ${marked.id}`));
     $("rule").append(h("b", {}, `Recommended: ${chosen.id}. `), ruleOf(report.chosen));
   }
   $("families").hidden = $("rule").hidden = !compared;
   drawTable(rows);
   $("formulas").append(
-    ...METRICS_HERE.flatMap(([, name, , formula]) => [h("dt", {}, name), h("dd", {}, formula)]),
+    ...metricsHere().flatMap(([, name, , formula]) => [h("dt", {}, name), h("dd", {}, formula)]),
   );
 }
 
@@ -142,22 +143,28 @@ function drawPanels(rows) {
 
 const ruleOf = ({ rule = "" }) => rule.charAt(0).toUpperCase() + rule.slice(1);
 
+const badges = (entry) =>
+  [
+    [report.current, "this dictionary"],
+    [chosen?.id, "recommended"],
+  ]
+    .filter(([id]) => id === entry.id)
+    .map(([, text]) => h("span", { class: "badge" }, text));
+
 function drawTable(rows) {
   for (const entry of dictionaries) {
     rows.set(
       entry.id,
       h(
         "tr",
-        { class: entry === chosen ? "chosen" : null, "--hue": hues.get(entry.id) },
+        { class: entry === marked ? "chosen" : null, "--hue": hues.get(entry.id) },
         h(
           "th",
           { scope: "row" },
           entry.id,
-          entry === chosen && dictionaries.length > 1
-            ? h("span", { class: "badge" }, "recommended")
-            : null,
+          dictionaries.length > 1 ? badges(entry) : null,
         ),
-        METRICS_HERE.map(([key, , write]) => h("td", {}, write(entry[key]))),
+        metricsHere().map(([key, , write]) => h("td", {}, write(entry[key]))),
       ),
     );
   }
@@ -169,7 +176,7 @@ function drawTable(rows) {
         "tr",
         {},
         h("th", { scope: "col" }, "Dictionary"),
-        METRICS_HERE.map(([, name, , formula]) => h("th", { scope: "col", title: formula }, name)),
+        metricsHere().map(([, name, , formula]) => h("th", { scope: "col", title: formula }, name)),
       ),
     ),
     h("tbody", {}, ...rows.values()),

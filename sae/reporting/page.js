@@ -1,3 +1,8 @@
+/* ---------- Data ---------- */
+
+const read = (id) => JSON.parse(document.getElementById(`data-${id}`).textContent);
+takeReport(read("report"));
+
 /* ---------- Overview ---------- */
 
 /* What the run did, as far as the report knows. */
@@ -225,13 +230,14 @@ function drawSteered(entry) {
     );
   };
   if (prompts.length) choose(prompts[0]);
+  const name = `Feature ${entry.feature}`;
   return h(
     "article",
     { class: "steer" },
     h(
       "div",
       { class: "title" },
-      h("h3", {}, h("a", { href: `#feature-${entry.feature}` }, `Feature ${entry.feature}`)),
+      h("h3", {}, report.atlas ? h("a", { href: `${report.atlas}#f=${entry.feature}` }, name) : name),
       h("span", { class: "steps" }, `largest activation ${short(entry.max_activation)}`),
     ),
     h("p", { class: "chips" }, (entry.top_tokens || []).map(tokenLabel)),

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sae.analysis.atlas import Atlas
+from sae.analysis.labels import read_labels
 from sae.architectures import StandardConfig
 from sae.base.errors import UserError, require
 from sae.base.files import check_writable, read_json, write_json, write_text
@@ -129,6 +131,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "model_name": cache.attributes["model"]["hub_id"],
         **_cache_figures(config, cache),
         **report_front(front),
+        "atlas": quote(f"{atlas.folder.relative_to(folder).as_posix()}/index.html"),
         "steering": steering,
         "timings": clock.seconds,
         "export": _export_figures(exported),
@@ -208,39 +211,48 @@ def write_report(folder: Path, report: dict[str, Any], atlas: Atlas, names: list
     """`report.json` and `report.html`."""
     write_json(folder / "report.json", report)
     curves = training_curves(folder, names, report["chosen"]["id"])
-    write_text(folder / "report.html", render_page(report, page_features(atlas), curves))
+    page = render_page(report, feature_cards(atlas), curves)
+    write_text(folder / "report.html", page)
 
 
-def page_features(atlas: Atlas, n_contexts: int = 5) -> list[dict[str, Any]]:
-    """All features as the page wants them, with their best contexts."""
+def feature_cards(
+    atlas: Atlas, n_features: int = 12, n_contexts: int = 2
+) -> list[dict[str, Any]]:
+    """The clearest features as the report shows them, with the first of their contexts.
+
+    Clearest: the promoted tokens speak of most of its contexts, and it fires strongly.
+    """
+    from pyarrow import compute
+
+    table = atlas.feature_table()
+    order = [("logit_agreement", "descending"), ("max_activation", "descending")]
+    known = [key for key in order if key[0] in table.column_names]
+    best = table.filter(compute.field("n_active") > 0).sort_by(known).slice(0, n_features)
+    field = compute.field
+    few = field("feature").isin(best["feature"].to_pylist()) & (field("rank") < n_contexts)
+    rows = atlas.context_table().filter(few & (field("group") == "top"))
+    labels = read_labels(atlas.folder).label
     contexts: dict[int, list[dict[str, Any]]] = {}
-    for row in atlas.contexts():
-        if row["rank"] < n_contexts:
-            contexts.setdefault(row["feature"], []).append(
-                {
-                    "tokens": row["tokens"],
-                    "acts": row["activations"],
-                    "peak": row["position"] - row["start"],
-                    "sequence": row["sequence"],
-                    "position": row["position"],
-                }
-            )
+    for row in rows.to_pylist():
+        contexts.setdefault(row["feature"], []).append(_card_context(row))
     return [
         {
             "index": row["feature"],
+            "label": labels[row["feature"]],
             "density": row["density"],
             "max": row["max_activation"],
-            "mean": row["mean_activation"],
-            "agreement": row.get("logit_agreement", 0.0),
-            "top_logits": _pairs(row, "top"),
-            "bottom_logits": _pairs(row, "bottom"),
+            "top_tokens": row.get("top_logit_tokens", [])[:5],
             "contexts": contexts.get(row["feature"], []),
         }
-        for row in atlas.features()
+        for row in best.to_pylist()
     ]
 
 
-def _pairs(row: dict[str, Any], end: str) -> list[tuple[str, float]]:
-    if f"{end}_logits" not in row:
-        return []
-    return list(zip(row[f"{end}_logit_tokens"], row[f"{end}_logits"], strict=True))
+def _card_context(row: dict[str, Any]) -> dict[str, Any]:
+    """A context without what does not fire: `acts` is place and activation in turn."""
+    firing = [(place, act) for place, act in enumerate(row["activations"]) if act > 0]
+    return {
+        "tokens": row["tokens"],
+        "peak": row["position"] - row["start"],
+        "acts": [value for pair in firing for value in pair],
+    }

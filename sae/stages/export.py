@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sae.analysis.atlas import CONTEXTS_FILE, FEATURES_FILE, Atlas
+from sae.analysis.labels import LABELS_FILE, read_labels
 from sae.base.errors import require
 from sae.base.files import atomic_path, check_writable, read_json
 from sae.base.progress import say
@@ -47,7 +48,9 @@ def run(config: ExportConfig) -> Path:
     figures = read_json(figures_path)
     for stage, measured in (("eval", figures), ("analyze", atlas.manifest)):
         check_measured_on(dictionary, measured, f"{stage} run={run_folder} dictionary={name}")
-    wanted = digest([figures, atlas.manifest["digest"], dictionary.digest])
+    # Labels may be edited at any time; a broken file is refused here.
+    labels = digest(read_labels(atlas.folder))
+    wanted = digest([figures, atlas.manifest["digest"], dictionary.digest, labels])
     if target.exists():
         stamp = target / _STAMP_FILE
         require(
@@ -57,16 +60,16 @@ def run(config: ExportConfig) -> Path:
         if stamp.is_file() and read_json(stamp)["digest"] == wanted:
             say(f"export: {target} is there already, reused")
             return target
-    features = atlas.features()
+    densities = atlas.feature_table(["density"])["density"].to_numpy()
     # SAELens's way on the Hub: a folder for each dictionary, named after its hook.
     subfolder = dictionary.hook_name
     with atomic_path(target) as temporary:
         temporary.mkdir()
         save_dictionary(dictionary, temporary / subfolder)
-        save_sparsity(torch.tensor([f["density"] for f in features]), temporary / subfolder)
-        for table in (FEATURES_FILE, CONTEXTS_FILE):
+        save_sparsity(torch.from_numpy(densities.copy()), temporary / subfolder)
+        for table in (FEATURES_FILE, CONTEXTS_FILE, LABELS_FILE):
             shutil.copyfile(atlas.folder / table, temporary / table)
-        card = model_card(dictionary, figures, subfolder, len(features))
+        card = model_card(dictionary, figures, subfolder, len(densities))
         (temporary / "README.md").write_text(card, encoding="utf-8")
         (temporary / _STAMP_FILE).write_text(
             json.dumps({"digest": wanted, "dictionary": name, "figures": figures}, indent=2),

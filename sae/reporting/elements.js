@@ -1,38 +1,14 @@
 "use strict";
 
-/* ---------- Data ---------- */
+/* ---------- Elements ---------- */
 
-const read = (id) => JSON.parse(document.getElementById(`data-${id}`).textContent);
-const report = read("report");
-/* Architectures, and what else parts a sweep into lines of their own. */
-const families = [...new Set((report.dictionaries || []).map((entry) => entry.series))];
-const dictionaries = [...(report.dictionaries || [])].sort(
-  (a, b) => families.indexOf(a.series) - families.indexOf(b.series) || (a.l0 ?? 0) - (b.l0 ?? 0),
-);
-const chosen = dictionaries.find((entry) => entry.id === report.chosen?.id);
-const familyHue = (family) =>
-  families.length > 1 ? `var(--c${families.indexOf(family) % 6})` : "var(--muted)";
-
-/* A hue for each dictionary: of a few its own, of many a shade of its family's. */
-const hues = new Map(
-  dictionaries.map((entry, i) => {
-    if (families.length === 1 && dictionaries.length <= 6) return [entry.id, `var(--c${i})`];
-    const kin = dictionaries.filter((other) => other.series === entry.series);
-    const share = 100 - (55 * (kin.length - 1 - kin.indexOf(entry))) / Math.max(1, kin.length - 1);
-    const hue = families.length > 1 ? familyHue(entry.series) : "var(--accent)";
-    return [entry.id, `color-mix(in oklab, ${hue} ${share.toFixed(0)}%, var(--paper))`];
-  }),
-);
+const $ = (id) => document.getElementById(id);
 
 function reveal(id, content) {
   const some = Array.isArray(content) ? content.length > 0 : Boolean(content);
   $(id).hidden = !some;
   return some;
 }
-
-/* ---------- Elements ---------- */
-
-const $ = (id) => document.getElementById(id);
 
 /* Strings become text nodes and attribute values, never markup. */
 function build(element, attributes, children) {
@@ -70,12 +46,3 @@ const bytes = when((size) => {
   const power = Math.min(3, Math.floor(Math.log10(Math.max(1, size)) / 3));
   return `${short(size / 1000 ** power)} ${["B", "kB", "MB", "GB"][power]}`;
 });
-const visible = (token) => token.replace(/\r?\n|\r/g, "↵").replace(/\t/g, "⇥");
-
-/* A token on its own: its leading space would not be seen, so it is drawn. */
-function tokenLabel(token) {
-  const text = visible(token);
-  const bare = text.replace(/^ +/, "");
-  const space = "·".repeat(text.length - bare.length);
-  return h("span", { class: "tok" }, space ? h("span", { class: "space" }, space) : null, bare);
-}

@@ -1,0 +1,100 @@
+"""A map of all features: their decoder directions laid out in the plane."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_FEWEST = 20
+"""Features below which a neighbourhood graph says less than two principal components."""
+_EPOCHS = 200
+_MARGIN = 0.001
+"""Share of the features at either end of an axis that may be moved to the map's edge."""
+
+
+def feature_map(w_dec: Tensor, neighbours: Tensor, cosines: Tensor) -> Tensor:
+    """Places in the plane at which features with similar decoder directions lie together.
+
+    UMAP (arXiv 1802.03426) on the given neighbours, starting from the principal components of
+    the directions. The same input gives the same bits. Few features, or such as differ in
+    nothing, are placed by their principal components alone.
+
+    Args:
+        w_dec: decoder, (d_sae, d_out); the rows' norms do not matter.
+        neighbours: the nearest other decoder directions of every feature, (d_sae, k).
+        cosines: their cosines, (d_sae, k), descending.
+
+    Returns:
+        (d_sae, 2), float32 on the CPU, each coordinate within 0..1. The outermost thousandth
+        at either end lies on the edge, so that one outlier does not press the others together.
+    """
+    places = _principal_components(w_dec)
+    if len(places) >= _FEWEST and neighbours.shape[1] > 1 and np.ptp(places, axis=0).min() > 0:
+        places = _laid_out(places, neighbours, cosines)
+    return torch.from_numpy(_scaled(places))
+
+
+def _principal_components(w_dec: Tensor) -> np.ndarray:
+    """The two widest directions of the unit rows, (d_sae, 2); zeros where there are none."""
+    rows = torch.nn.functional.normalize(w_dec.detach().float().nan_to_num(), dim=1)
+    centred = rows - rows.mean(0)
+    # In float64 and by way of (d_out, d_out): exact, and the same on every call.
+    covariance = (centred.t() @ centred).double().cpu()
+    axes = torch.linalg.eigh(covariance).eigenvectors[:, -2:].flip(1)
+    places = np.zeros((len(rows), 2), dtype=np.float32)
+    found = (centred @ axes.to(centred)).cpu().numpy()
+    places[:, : found.shape[1]] = found
+    # What remains of equal rows is rounding.
+    places[:, np.ptp(places, axis=0) < 1e-5 if len(places) else True] = 0
+    return places
+
+
+def _laid_out(start: np.ndarray, neighbours: Tensor, cosines: Tensor) -> np.ndarray:
+    """UMAP's places, (d_sae, 2), from a start and the neighbours of every feature."""
+    umap = _umap()
+    own = np.arange(len(start))[:, None]
+    indices = np.concatenate([own, neighbours.cpu().numpy()], axis=1)
+    distances = (1 - cosines.detach().float().cpu().nan_to_num()).clamp_min(0).numpy()
+    distances = np.concatenate([np.zeros_like(distances[:, :1]), distances], axis=1)
+    layout = umap.UMAP(
+        n_neighbors=indices.shape[1],
+        precomputed_knn=(indices, distances, None),
+        # Below 4,096 points it would take neighbours of its own.
+        force_approximation_algorithm=True,
+        init=10 * start / np.abs(start).max(),
+        n_epochs=_EPOCHS,
+        random_state=0,
+        n_jobs=1,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]", category=UserWarning)
+        # It takes only the number of points from what it is given besides the neighbours.
+        places: np.ndarray = layout.fit_transform(start)
+    return places
+
+
+def _umap() -> Any:
+    """The library, imported when it is needed and told to keep what it compiles."""
+    with warnings.catch_warnings():
+        # Without Tensorflow it says that one of its variants is missing.
+        warnings.filterwarnings("ignore", category=ImportWarning, module="umap")
+        import umap.umap_
+    for value in vars(umap.umap_).values():
+        # What it does not keep takes some five seconds of every process. Not so its layout,
+        # which is quick to compile and has `fastmath`: kept code may round differently.
+        if hasattr(value, "enable_caching"):
+            value.enable_caching()
+    return umap
+
+
+def _scaled(places: np.ndarray) -> np.ndarray:
+    """Each coordinate within 0..1; one that does not vary is 0.5."""
+    if len(places) == 0:
+        return places
+    low, high = np.quantile(places, [_MARGIN, 1 - _MARGIN], axis=0)
+    width = high - low
+    inside = np.clip(places, low, high) - low
+    scaled = np.where(width > 0, inside / np.where(width > 0, width, 1), 0.5)
+    return scaled.astype(np.float32)

@@ -1,0 +1,188 @@
+"""What stands at and around the peaks of all features' top contexts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+_LEFT, _RIGHT = 5, 5
+"""Tokens that are looked at on either side of a peak."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The token of a context at which the feature fires most, and what stands beside it."""
+
+    token: str
+    word: str
+    """The whole word that the token is part of, without spaces around it."""
+    left: str
+    """What of the word stands before the token."""
+    before: list[str]
+    """The tokens before the word's, the nearest first."""
+    after: str
+    """The token after the word."""
+    spaced: bool
+    """Whether a space parts the word from what is before it."""
+    position: int
+
+
+class Stretches:
+    """Top contexts of all features as flat arrays of token numbers."""
+
+    def __init__(self, contexts: Any) -> None:
+        import pyarrow.compute as pc
+
+        contexts = contexts.combine_chunks()
+        tokens = contexts["tokens"].combine_chunks()
+        encoded = pc.dictionary_encode(tokens.flatten())
+        self.codes: np.ndarray = encoded.indices.to_numpy(zero_copy_only=False)
+        self.texts: list[str] = encoded.dictionary.to_pylist()
+        lengths = pc.list_value_length(tokens).to_numpy(zero_copy_only=False)
+        self.ends = np.cumsum(lengths, dtype=np.int64)
+        self.starts = self.ends - lengths
+        self.features = contexts["feature"].to_numpy()
+        self.positions = contexts["position"].to_numpy()
+        self.peaks = self.starts + self.positions - contexts["start"].to_numpy()
+
+    @classmethod
+    def of_top_contexts(cls, contexts: Any) -> "Stretches":
+        """From the table of `contexts.parquet`, in its order."""
+        import pyarrow.compute as pc
+
+        columns = ["feature", "position", "start", "tokens"]
+        top = pc.equal(contexts["group"], "top")
+        return cls(contexts.select(columns).filter(top))
+
+    @cached_property
+    def spaced(self) -> bool:
+        """Whether tokens tell by a leading space where a word begins."""
+        return sum(text.startswith(" ") for text in self.texts) > 0.05 * len(self.texts)
+
+    @cached_property
+    def _windows(self) -> list[list[int]]:
+        """Token numbers from `_LEFT` before each peak to `_RIGHT` after; −1 beyond the ends."""
+        at = self.peaks[:, None] + np.arange(-_LEFT, _RIGHT + 1)
+        inside = (at >= self.starts[:, None]) & (at < self.ends[:, None])
+        windows = np.where(inside, self.codes[np.where(inside, at, 0)], -1)
+        return windows.tolist()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """Where each feature's contexts begin, and the end."""
+        last = int(self.features[-1]) + 1 if len(self.features) else 0
+        return np.searchsorted(self.features, np.arange(last + 1))
+
+    def peaks_of(self, feature: int) -> list[Peak]:
+        """Of the contexts of one feature, highest first."""
+        if feature + 1 >= len(self._rows):
+            return []
+        rows = range(int(self._rows[feature]), int(self._rows[feature + 1]))
+        texts = self.texts
+        return [
+            _peak(
+                [texts[code] if code >= 0 else "" for code in self._windows[row]],
+                int(self.positions[row]),
+                self.spaced,
+            )
+            for row in rows
+        ]
+
+
+def _peak(window: list[str], position: int, spaced: bool) -> Peak:
+    first = last = _LEFT
+    if spaced:
+        while first > 0 and _joined(window[first - 1], window[first]):
+            first -= 1
+        while last + 1 < len(window) and _joined(window[last], window[last + 1]):
+            last += 1
+    word = "".join(window[first : last + 1])
+    return Peak(
+        token=window[_LEFT],
+        word=word.strip(" ") or word,
+        left="".join(window[first:_LEFT]),
+        before=window[:first][::-1],
+        after=window[last + 1] if last + 1 < len(window) else "",
+        spaced=window[first].startswith(" "),
+        position=position,
+    )
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether two neighbouring tokens are parts of one word or one number."""
+    if not (left and right):
+        return False
+    a, b = left[-1], right[0]
+    return (a.isalpha() and b.isalpha()) or (a.isdigit() and b.isdigit())
+
+
+class Topics:
+    """Words that are in many of a feature's top contexts and in few of all features'.
+
+    Words are told by whole tokens: what a tokenizer cuts in pieces is left out.
+    """
+
+    def __init__(self, stretches: Stretches) -> None:
+        self._words: dict[int, list[str]] = {}
+        words, number = _words_of_tokens(stretches)
+        codes = stretches.codes
+        chosen = number[codes]
+        # A token that the next one carries on is no whole word.
+        begins = np.array([text[:1].isalpha() for text in stretches.texts], dtype=bool)
+        lengths = stretches.ends - stretches.starts
+        if stretches.spaced:
+            carries_on = begins[codes]
+            carries_on[stretches.starts[lengths > 0]] = False
+            chosen[:-1][carries_on[1:]] = -1
+        context = np.repeat(np.arange(len(lengths)), lengths)
+        keep = chosen >= 0
+        self._find(stretches, words, context[keep] * len(words) + chosen[keep])
+
+    def _find(self, stretches: Stretches, words: list[str], pairs: np.ndarray) -> None:
+        """From the pairs of context and word, some of them more than once."""
+        if not len(pairs):
+            return
+        pairs, _ = _counted(pairs)
+        context, word = np.divmod(pairs, len(words))
+        overall = np.bincount(word, minlength=len(words)) / len(stretches.starts)
+        # What one in fifty contexts has is no matter of its own, however often it is found.
+        rare = max(0.02, 3 / len(np.unique(stretches.features)))
+        owner = stretches.features[context].astype(np.int64)
+        key, counts = _counted(owner * len(words) + word)
+        feature, word = np.divmod(key, len(words))
+        n_contexts = np.bincount(stretches.features)[feature]
+        share = counts / n_contexts
+        lift = share / overall[word]
+        found = (counts >= 3) & (share >= 0.4) & (lift >= 8) & (overall[word] <= rare)
+        score = share * np.log(lift)
+        order = np.lexsort((word[found], -score[found], feature[found]))
+        for f, w in zip(
+            feature[found][order].tolist(), word[found][order].tolist(), strict=True
+        ):
+            self._words.setdefault(f, []).append(words[w])
+
+    def of(self, feature: int) -> list[str]:
+        """The words of one feature, most characteristic first."""
+        return self._words.get(feature, [])
+
+
+def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values, ascending, and how often each is there."""
+    # Nearly sorted already, which a sort makes use of and numpy's hash table does not.
+    values = np.sort(values, kind="stable")
+    first = np.flatnonzero(np.diff(values, prepend=values[0] - 1))
+    return values[first], np.diff(first, append=len(values))
+
+
+def _words_of_tokens(stretches: Stretches) -> tuple[list[str], np.ndarray]:
+    """The folded words that whole tokens spell, and each token's number among them or −1."""
+    words: dict[str, int] = {}
+    number = np.full(len(stretches.texts), -1, dtype=np.int64)
+    for code, text in enumerate(stretches.texts):
+        word = text.strip(" ").lower()
+        if stretches.spaced and not text.startswith(" ") and word[:1] < "\u2e80":
+            continue
+        if word.isalpha() and len(word) >= (3 if word.isascii() else 2):
+            number[code] = words.setdefault(word, len(words))
+    return list(words), number

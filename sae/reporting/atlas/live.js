@@ -1,0 +1,237 @@
+/* ---------- What does it do to this text? Asked of whoever serves the page ---------- */
+
+const live = { ready: false, answer: null, token: -1, chosen: null, busy: 0 };
+const EXAMPLE = "The old cat slept on the warm roof while the rain fell on the river.";
+
+/* One call; what goes wrong comes back as `{error: sentence}`. */
+async function ask(name, body) {
+  try {
+    const options = body && {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+    };
+    const response = await fetch(`api/${name}`, options);
+    const answer = await response.json().catch(() => ({}));
+    if (!response.ok && !answer.error) answer.error = `The server answered ${response.status} ${response.statusText}.`;
+    return answer;
+  } catch {
+    return { error: "The server does not answer; is sae serve still running?" };
+  }
+}
+
+function startLive() {
+  $("live-off").hidden = LIVE;
+  $("live-on").hidden = !LIVE;
+  if (!LIVE) return;
+  $("text").value = remembered.get("text", EXAMPLE);
+  $("text").addEventListener("input", () => remembered.set("text", $("text").value));
+  $("text").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("read-form").requestSubmit();
+  });
+  $("read-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    readText();
+  });
+  $("steer-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    steerText();
+  });
+  $("dial").value = remembered.get("dial", "2");
+  $("dial").addEventListener("input", sayDial);
+  $("read-tokens").addEventListener("click", chooseToken);
+  $("read-tokens").addEventListener("focusin", liveTip);
+  $("read-tokens").addEventListener("pointerover", liveTip);
+  for (const name of ["pointerout", "focusout"]) $("read-tokens").addEventListener(name, hideTip);
+  $("read-tokens").addEventListener("keydown", tokenKeys);
+  $("by-strongest").addEventListener("click", () => chooseFeature(null));
+  watchLinks($("token-features"));
+  askStatus();
+}
+
+async function askStatus() {
+  const answer = await ask("status");
+  live.ready = answer.status === undefined && (answer.model ?? "ready") === "ready" && !answer.error;
+  const loading = answer.model === "loading";
+  const wrong = answer.error || (answer.model === "absent" ? `The model cannot be used: ${answer.why}` : "");
+  $("live-status").textContent = loading ? "The model is being loaded …" : wrong;
+  for (const button of [$("read-button"), $("steer-button")]) button.disabled = !live.ready;
+  if (loading) setTimeout(askStatus, 1500);
+}
+
+/* Says that work goes on, with the seconds it took so far, until it is done. */
+async function working(host, sentence, button, promise) {
+  const began = performance.now();
+  const tell = () => (host.textContent = `${sentence} ${Math.floor((performance.now() - began) / 1000)} s`);
+  tell();
+  host.classList.add("working");
+  button.disabled = true;
+  const clock = setInterval(tell, 1000);
+  const answer = await promise;
+  clearInterval(clock);
+  host.classList.remove("working");
+  host.textContent = answer.error ?? "";
+  host.classList.toggle("trouble", Boolean(answer.error));
+  button.disabled = false;
+  return answer;
+}
+
+async function readText() {
+  const call = ask("read", { text: $("text").value });
+  const answer = await working($("read-status"), "Reading …", $("read-button"), call);
+  if (answer.error) return;
+  live.answer = answer;
+  live.token = -1;
+  drawReading();
+}
+
+/* ---------- The reading: tokens, and the features of the one chosen ---------- */
+
+const activationOf = (features, feature) => features.find(([f]) => f === feature)?.[1] ?? 0;
+
+function drawReading() {
+  $("reading").hidden = !live.answer;
+  if (!live.answer) return;
+  const { tokens, features } = live.answer;
+  const chosen = live.chosen;
+  const levels = features.map((some) => (known(chosen) ? activationOf(some, chosen) : (some[0]?.[1] ?? 0)));
+  const most = Math.max(known(chosen) ? world.max[chosen] || 0 : 0, ...levels, 1e-9);
+  $("read-tokens").replaceChildren(
+    ...tokens.map((token, i) =>
+      h(
+        "button",
+        {
+          type: "button",
+          class: levels[i] > 0 ? "act" : "act none",
+          "data-place": i,
+          "data-tip": short(levels[i]),
+          "aria-pressed": i === live.token,
+          tabindex: i === Math.max(0, live.token) ? 0 : -1,
+          "--a": (levels[i] / most).toFixed(3),
+        },
+        visible(token),
+      ),
+    ),
+  );
+  const silent = known(chosen) && !levels.some((level) => level > 0);
+  const name = known(chosen) ? `“${labelOf(chosen)}” (feature ${chosen})` : "";
+  $("shaded-by").textContent = !known(chosen)
+    ? "Shaded by the strongest feature of each token. Choose a token to see what it is made of."
+    : silent
+      ? `${name} is not among the strongest features of any token here.`
+      : `Shaded by ${name}.`;
+  $("by-strongest").hidden = !known(chosen);
+  drawTokenFeatures();
+}
+
+function liveTip({ target }) {
+  const token = target.closest?.("[data-place]");
+  if (!token) return;
+  const place = Number(token.dataset.place);
+  const strongest = live.answer.features[place].slice(0, 3).map(([f, value]) => `${short(value)}  ${labelOf(f)}`);
+  const box = token.getClientRects()[0];
+  const own = known(live.chosen) ? [`this feature ${token.dataset.tip}`] : [];
+  showTip(box.left, box.top, `“${token.textContent}”`, ...own, ...(strongest.length ? strongest : ["nothing is read off this token"]));
+}
+
+function chooseToken({ target }) {
+  const token = target.closest?.("[data-place]");
+  if (!token) return;
+  live.token = Number(token.dataset.place);
+  for (const other of $("read-tokens").children) {
+    other.setAttribute("aria-pressed", other === token);
+    other.tabIndex = other === token ? 0 : -1;
+  }
+  drawTokenFeatures();
+}
+
+function chooseFeature(feature) {
+  live.chosen = feature;
+  drawReading();
+  drawDial();
+}
+
+function drawTokenFeatures() {
+  const some = live.answer.features[live.token];
+  $("token-features").hidden = !some;
+  if (!some) return;
+  const most = Math.max(...some.map(([, value]) => value), 1e-9);
+  const title = h("h3", {}, "On ", tokenLabel(live.answer.tokens[live.token]), some.length ? " these features are the strongest" : " no feature is read");
+  const row = ([feature, value]) =>
+    h(
+      "li",
+      {},
+      h(
+        "button",
+        { type: "button", class: "quiet", "aria-pressed": feature === live.chosen, onclick: () => chooseFeature(feature), title: "Shade the text by it" },
+        "Shade",
+      ),
+      h(
+        "a",
+        { href: `#f=${feature}`, "data-f": feature },
+        h("span", { class: "name" }, labelOf(feature)),
+        h("span", { class: "figure" }, short(value)),
+        h("i", { "--share": `${(100 * value) / most}%` }),
+      ),
+    );
+  $("token-features").replaceChildren(title, h("ol", { class: "kin" }, some.map(row)));
+}
+
+/* ---------- The dial ---------- */
+
+function drawDial() {
+  const can = known(live.chosen) && !dead(live.chosen);
+  $("steer-form").hidden = !can;
+  if (!can) return $("written").replaceChildren();
+  $("steer-name").textContent = `“${labelOf(live.chosen)}”`;
+  sayDial();
+}
+
+function sayDial() {
+  const strength = Number($("dial").value);
+  remembered.set("dial", strength);
+  const text = strength ? `${signed(strength)} × its strongest activation` : "0: left alone";
+  $("dial-value").textContent = text;
+  $("dial").setAttribute("aria-valuetext", text);
+  // Filled from the middle to the knob.
+  const ends = [0, strength].map((value) => 50 + (value / 4) * 50).sort((a, b) => a - b);
+  const look = { from: `${ends[0]}%`, to: `${ends[1]}%`, tint: strength < 0 ? "var(--c1)" : "var(--accent)" };
+  for (const [name, value] of Object.entries(look)) $("dial").style.setProperty(`--${name}`, value);
+}
+
+async function steerText() {
+  const feature = live.chosen;
+  const strength = Number($("dial").value);
+  const call = ask("steer", {
+    text: $("text").value,
+    feature,
+    strength,
+    max_new_tokens: Number($("length").value),
+    temperature: Number($("temperature").value),
+    seed: Number($("seed").value),
+  });
+  const answer = await working($("steer-status"), "The model is writing three times …", $("steer-button"), call);
+  if (answer.error || live.chosen !== feature) return;
+  const arms = [
+    ["plain", "Left alone", "The model as it is"],
+    ["steered", `${signed(strength)} × “${labelOf(feature)}”`, `A push of length ${short(answer.norm)} along the feature`],
+    ["random", "Random direction", "A push as long at random: what pushing alone does"],
+  ];
+  $("written").replaceChildren(
+    ...arms.map(([arm, title, why]) =>
+      h(
+        "article",
+        { class: arm },
+        h("h3", {}, title),
+        h("p", { class: "why" }, why),
+        h("p", { class: "text" }, continuation(answer[arm].text, answer.prompt)),
+        h("p", { class: "figure", title: "Perplexity of the text under the model left alone: the higher, the less it makes sense to it" }, `perplexity ${short(answer[arm].perplexity)}`),
+      ),
+    ),
+  );
+}
+
+const continuation = (text, prompt) =>
+  text.startsWith(prompt)
+    ? [h("span", { class: "given" }, visible(prompt)), visible(text.slice(prompt.length))]
+    : [visible(text)];

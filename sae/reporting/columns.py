@@ -1,0 +1,51 @@
+"""From columns of tables to the short lists that JSON is made of."""
+
+from typing import Any
+
+import numpy as np
+
+
+def lists(table: Any, name: str) -> tuple[Any, np.ndarray]:
+    """The entries of a column of lists one after another, and where each list ends."""
+    import pyarrow.compute as pc
+
+    column = table[name].combine_chunks()
+    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    return column.flatten(), np.cumsum(lengths, dtype=np.int64)
+
+
+def slices(values: list[Any], ends: np.ndarray) -> list[list[Any]]:
+    """`values` cut where the lists end."""
+    found, start = [], 0
+    for end in ends.tolist():
+        found.append(values[start:end])
+        start = end
+    return found
+
+
+def interleaved(columns: list[list[Any]]) -> list[Any]:
+    """The entries of equally long lists in turn."""
+    flat: list[Any] = [None] * (len(columns) * len(columns[0]))
+    for place, column in enumerate(columns):
+        flat[place :: len(columns)] = column
+    return flat
+
+
+def rounded(values: np.ndarray, digits: int = 4) -> list[Any]:
+    """Numbers to so many significant digits, whole numbers as such; None for no number."""
+    if values.dtype.kind in "iub":
+        whole: list[Any] = values.tolist()
+        return whole
+    x = values.astype(np.float64)
+    finite = np.isfinite(x)
+    x = np.where(finite, x, 0)
+    size = np.floor(np.log10(np.abs(np.where(x == 0, 1, x))))
+    power = np.clip(digits - 1 - size, -300, 300).astype(int)
+    # Dividing by a power of ten gives the double nearest to the decimal, multiplying by one
+    # tenth to that power would not.
+    scale = 10.0 ** np.abs(power)
+    short = np.where(power >= 0, np.rint(x * scale) / scale, np.rint(x / scale) * scale)
+    found: list[Any] = short.tolist()
+    for place in np.flatnonzero(~finite).tolist():
+        found[place] = None
+    return found
