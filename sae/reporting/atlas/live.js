@@ -114,7 +114,7 @@ function drawReading() {
     ),
   );
   const silent = known(chosen) && !levels.some((level) => level > 0);
-  const name = known(chosen) ? `“${labelOf(chosen)}” (feature ${chosen})` : "";
+  const name = known(chosen) ? `${quoted(chosen)} (feature ${chosen})` : "";
   $("shaded-by").textContent = !known(chosen)
     ? "Shaded by the strongest feature of each token. Choose a token to see what it is made of."
     : silent
@@ -183,7 +183,7 @@ function drawDial() {
   const can = known(live.chosen) && !dead(live.chosen);
   $("steer-form").hidden = !can;
   if (!can) return $("written").replaceChildren();
-  $("steer-name").textContent = `“${labelOf(live.chosen)}”`;
+  $("steer-name").textContent = quoted(live.chosen);
   sayDial();
 }
 
@@ -214,7 +214,7 @@ async function steerText() {
   if (answer.error || live.chosen !== feature) return;
   const arms = [
     ["plain", "Left alone", "The model as it is"],
-    ["steered", `${signed(strength)} × “${labelOf(feature)}”`, `A push of length ${short(answer.norm)} along the feature`],
+    ["steered", `${signed(strength)} × ${quoted(feature)}`, `A push of length ${short(answer.norm)} along the feature`],
     ["random", "Random direction", "A push as long at random: what pushing alone does"],
   ];
   $("written").replaceChildren(
