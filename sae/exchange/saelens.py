@@ -8,6 +8,9 @@ does not have, and all scales folded with `normalize_activations: none`.
 `jumprelu_transcoder`, `jumprelu_skip_transcoder`, .... The standard rule is left out of
 `transcoder` and `skip_transcoder`. SAELens knows all of these but the transcoders of topk
 and gated: those are ours alone.
+
+What SAELens wrote before its version 6 is read as version 6 reads it: all keys on one level,
+`activation_fn: topk` for the architecture, `b_dec` subtracted unless it says otherwise.
 """
 
 import json
@@ -15,19 +18,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sae.base.errors import UserError, require
+from sae.base.errors import require
 from sae.base.files import atomic_path, read_json
 from sae.dictionary import ARCHITECTURES, CODER, Dictionary
+from sae.exchange.folding import Weights, scaled_by_decoder_norm, without_b_dec
+from sae.exchange.tensors import Layout, TensorFile, check_sizes, open_safetensors
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 SPARSITY_FILE = "sparsity.safetensors"
 _TRANSCODERS_OF_SAELENS = ("standard", "jumprelu")
 _NAMES_IN_FILE = {"gated": {"b_enc": "b_gate"}}
+_METADATA_BEFORE_6 = (
+    "model_name",
+    "model_class_name",
+    "hook_name",
+    "hook_head_index",
+    "context_size",
+    "prepend_bos",
+    "dataset_path",
+    "neuronpedia_id",
+    "sae_lens_training_version",
+)
 
 
 class _Kind(NamedTuple):
@@ -57,6 +72,18 @@ class _Kind(NamedTuple):
         skip = ["W_skip"] if self.skip else []
         renamed = _NAMES_IN_FILE.get(self.rule, {})
         return {name: renamed.get(name, name) for name in (*CODER, *fields, *skip)}
+
+    @property
+    def layout(self) -> Layout:
+        """Its tensors by their names in the file."""
+        d_out = "d_out" if self.transcoder else "d_in"
+        shapes = {
+            "W_enc": ("d_in", "d_sae"),
+            "W_dec": ("d_sae", d_out),
+            "b_dec": (d_out,),
+            "W_skip": (d_out, "d_in"),
+        }
+        return {file: shapes.get(name, ("d_sae",)) for name, file in self.tensors.items()}
 
 
 _KINDS = {
@@ -124,8 +151,10 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     """
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is no folder; a dictionary is a folder with cfg.json")
-    config = read_json(folder / CONFIG_FILE)
-    require(isinstance(config, dict), f"{folder / CONFIG_FILE} is no JSON object; damaged?")
+    path = folder / CONFIG_FILE
+    config = read_json(path)
+    require(isinstance(config, dict), f"{path} is no JSON object; damaged?")
+    config = _as_version_6(config)
     architecture = str(config.get("architecture"))
     require(
         architecture in _KINDS,
@@ -145,50 +174,60 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     k = config.get("k") if kind.rule == "topk" else None
     require(
         kind.rule != "topk" or type(k) is int,
-        f"{folder / CONFIG_FILE}: k={k}; a {architecture} dictionary needs a whole number",
+        f"{path}: k={k}; a {architecture} dictionary needs a whole number",
     )
-    weights = _read_tensors(folder / WEIGHTS_FILE, kind.tensors)
+    metadata = config.get("metadata", {})
+    require(isinstance(metadata, dict), f"{path}: metadata={metadata}; give an object")
+    file = open_safetensors(folder / WEIGHTS_FILE)
+    weights = _read(file, kind)
+    (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
+    check_sizes(path, config, {"d_in": d_in, "d_sae": d_sae, "d_out": d_out})
     if subtracts:
-        weights |= _without_b_dec(weights)
+        weights = without_b_dec(weights)
     if kind.rule == "topk" and config.get("rescale_acts_by_decoder_norm"):
-        weights |= _scaled_by_decoder_norm(weights)
-    metadata: dict[str, Any] = dict(config.get("metadata", {}))
-    return Dictionary(**weights, architecture=kind.rule, k=k, metadata=metadata)
+        # SAELens multiplies what goes into top-k by the norms, and divides what comes out.
+        weights = scaled_by_decoder_norm(weights)
+    tensors: dict[str, Any] = {**weights}
+    return Dictionary(**tensors, architecture=kind.rule, k=k, metadata=dict(metadata))
 
 
-def _without_b_dec(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Biases that take the raw `x` where those of `weights` take `x - b_dec`."""
-    shift = weights["b_dec"] @ weights["W_enc"]
-    folded = {"b_enc": weights["b_enc"] - shift}
-    if "b_mag" in weights:
-        folded["b_mag"] = weights["b_mag"] - weights["r_mag"].exp() * shift
-    return folded
+def _as_version_6(config: dict[str, Any]) -> dict[str, Any]:
+    """What SAELens 6 makes of a configuration without its version."""
+    if "metadata" in config:
+        return config
+    old = {"architecture": "standard", "apply_b_dec_to_input": True, **config}
+    if "hook_point" in old:
+        old.setdefault("hook_name", old["hook_point"])
+    activation = old.get("activation_fn") or old.get("activation_fn_str") or "relu"
+    require(
+        activation in ("relu", "topk"),
+        f"activation_fn={activation} is not known; known of SAELens before 6: relu, topk",
+    )
+    if activation == "topk":
+        settings = old.get("activation_fn_kwargs") or {}
+        old |= {"architecture": "topk", "k": settings.get("k", old.get("k"))}
+    # Before there was a choice of norms it said true or false.
+    norms = old.get("normalize_activations") or "none"
+    metadata = {name: old[name] for name in _METADATA_BEFORE_6 if name in old}
+    return {**old, "normalize_activations": norms, "metadata": metadata}
 
 
-def _scaled_by_decoder_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of unit decoder rows, whose activations SAELens gets by rescaling.
-
-    It multiplies what goes into top-k by the norms, and divides what comes out by them.
-    """
-    norms = weights["W_dec"].norm(dim=-1)
-    return {
-        "W_enc": weights["W_enc"] * norms,
-        "b_enc": weights["b_enc"] * norms,
-        # A row of zeros stays one: its latent never fires.
-        "W_dec": torch.nn.functional.normalize(weights["W_dec"], dim=-1),
-    }
-
-
-def _read_tensors(path: Path, names: dict[str, str]) -> dict[str, Any]:
-    """The tensors of a file by our names, float32."""
-    require(path.is_file(), f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            missing = set(names.values()) - set(file.keys())
-            require(not missing, f"{path} misses {', '.join(sorted(missing))}")
-            tensors = {name: file.get_tensor(n).float() for name, n in names.items()}
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    for name, tensor in tensors.items():
-        require(bool(tensor.isfinite().all()), f"{path}: {names[name]} holds NaN or infinity")
-    return tensors
+def _read(file: TensorFile, kind: _Kind) -> Weights:
+    """The weights of a file by our names."""
+    names, layout = dict(kind.tensors), dict(kind.layout)
+    old_threshold = kind.rule == "jumprelu" and "log_threshold" in file.headers
+    if old_threshold:
+        names["threshold"] = "log_threshold"
+        layout["log_threshold"] = layout.pop("threshold")
+    # A factor for each latent that SAELens once wrote, as ones; anything else is not known.
+    layout["scaling_factor"] = ("d_sae",)
+    found = file.read(layout, optional=("scaling_factor",))
+    factor = found.get("scaling_factor", torch.ones(1))
+    require(
+        bool((factor == 1).all()),
+        f"{file.path}: scaling_factor is not folded; fold it into W_dec before saving",
+    )
+    weights = {name: found[in_file] for name, in_file in names.items()}
+    if old_threshold:
+        weights["threshold"] = weights["threshold"].exp()
+    return weights

@@ -1,0 +1,141 @@
+"""The formats of other tools: one file each, told apart by what is in a folder.
+
+A format is a module with the names of `Format`. What is written holds the dictionary exactly,
+or is refused with the reason; `docs/formats.md` has the table.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from sae.base.errors import UserError, nearest, require
+from sae.dictionary import Dictionary
+from sae.exchange.formats import (
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    openai,
+    openmoss,
+    saelens,
+    sparsify,
+)
+from sae.exchange.formats.parts import kind_of
+
+_N_LISTED = 5
+
+
+class Format(Protocol):
+    """What the module of a format has."""
+
+    NAME: str
+    FILES: tuple[str, ...]
+    """What a dictionary consists of, from its folder."""
+    LOAD: str
+    """How its own tool loads one from `{folder}`."""
+    LOST: str
+    """What does not reach its own tool."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` is of this format, by the names of files alone."""
+
+    def read(self, path: Path) -> Dictionary:
+        """The dictionary, or a `UserError`."""
+
+    def cannot_hold(self, dictionary: Dictionary) -> str | None:
+        """Why the format has no place for `dictionary`, or None."""
+
+    def write(self, dictionary: Dictionary, folder: Path) -> None:
+        """Write one that it can hold."""
+
+
+_MODULES: tuple[Format, ...] = (
+    saelens,
+    sparsify,
+    dictionary_learning,
+    openai,
+    openmoss,
+    gemma_scope,
+    gemma_scope_2,
+)
+FORMATS = {module.NAME: module for module in _MODULES}
+
+
+def named_format(name: str) -> Format:
+    """The format called `name`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise UserError(
+            f"format={name} is unknown; choose one of {known}{nearest(name, FORMATS)}"
+        )
+    return FORMATS[name]
+
+
+def read_dictionary(path: str | Path, format: str | None = None) -> Dictionary:
+    """A dictionary in any of the formats.
+
+    Args:
+        path: its folder; of OpenAI's also the file.
+        format: name of the format; by default told from what is in the folder.
+
+    Raises:
+        UserError: if there is nothing, several formats fit, or the one that does refuses it.
+    """
+    path = Path(path)
+    require(path.exists(), f"{path}: no such folder")
+    return (_detected(path) if format is None else named_format(format)).read(path)
+
+
+def _detected(path: Path) -> Format:
+    found = _fitting(path)
+    if len(found) == 1:
+        return FORMATS[found[0]]
+    if found:
+        raise UserError(
+            f"{path} could be of {' or '.join(found)}; say which with format={found[0]}"
+        )
+    inside = sorted(f for f in path.rglob("*") if f.is_dir() and _fitting(f))
+    if inside:
+        some = ", ".join(str(folder) for folder in inside[:_N_LISTED])
+        more = ", ..." if len(inside) > _N_LISTED else ""
+        raise UserError(f"{path} holds {len(inside)} dictionaries; give one of {some}{more}")
+    raise UserError(
+        f"{path} holds no dictionary that is known; it would hold "
+        f"{', or '.join(_files_of(module) for module in _MODULES)}"
+    )
+
+
+def _fitting(path: Path) -> list[str]:
+    return [name for name, module in FORMATS.items() if module.recognises(path)]
+
+
+def _files_of(module: Format) -> str:
+    # The last one has the weights.
+    return f"{module.FILES[-1]} ({module.NAME})"
+
+
+def check_holds(module: Format, dictionary: Dictionary) -> None:
+    """Refuse what a format has no place for, with the reason.
+
+    Raises:
+        UserError: if it has none.
+    """
+    reason = module.cannot_hold(dictionary)
+    require(
+        reason is None,
+        f"format={module.NAME} cannot hold a {kind_of(dictionary)} of width "
+        f"{dictionary.d_in} to {dictionary.d_out}: {reason}",
+    )
+
+
+def write_dictionary(dictionary: Dictionary, folder: Path, format: str) -> None:
+    """Write `folder` in a format, appearing all at once.
+
+    Raises:
+        UserError: if the format is unknown or has no place for the dictionary.
+    """
+    module = named_format(format)
+    check_holds(module, dictionary)
+    module.write(dictionary, folder)

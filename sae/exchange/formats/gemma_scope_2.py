@@ -1,0 +1,157 @@
+"""Gemma Scope 2: `config.json` beside `params.safetensors`.
+
+Tensors `w_enc` (d_in, d_sae), `b_enc`, `w_dec` (d_sae, d_out), `b_dec`, `threshold` (d_sae,),
+and of a transcoder with an affine connection `affine_skip_connection` (d_in, d_out). Latents
+are `relu(x @ w_enc + b_enc)` where that is above the threshold, as in the first Gemma Scope.
+The configuration says `architecture: jump_relu`, `model_name`, and for each end a module and
+its side: `hf_hook_point_in: model.layers.12.output`.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from sae.base.errors import require
+from sae.dictionary import Dictionary
+from sae.exchange.formats.parts import (
+    as_json,
+    hook_of_module,
+    is_transcoder,
+    plain,
+    read_config,
+    read_metadata,
+    write_folder,
+)
+from sae.exchange.tensors import check_sizes, open_safetensors
+
+NAME = "gemma_scope_2"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "params.safetensors"
+FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE)
+LOAD = """\
+from safetensors.torch import load_file      # as Gemma Scope 2's tutorial does
+weights = load_file("{folder}/params.safetensors")"""
+LOST = (
+    "metadata, but for model and modules; standard becomes jumprelu with thresholds of 0, "
+    "which is the same"
+)
+
+_LAYOUT = {
+    "w_enc": ("d_in", "d_sae"),
+    "b_enc": ("d_sae",),
+    "w_dec": ("d_sae", "d_out"),
+    "b_dec": ("d_out",),
+    "threshold": ("d_sae",),
+}
+_SKIP = "affine_skip_connection"
+
+
+def recognises(path: Path) -> bool:
+    """Whether the weights are there."""
+    return (path / WEIGHTS_FILE).is_file()
+
+
+def read(path: Path) -> Dictionary:
+    """The dictionary of a folder.
+
+    Raises:
+        UserError: if a file is missing or broken, or it is a crosscoder or of all layers.
+    """
+    config_path = path / CONFIG_FILE
+    config = read_config(config_path)
+    architecture = config.get("architecture")
+    require(
+        architecture == "jump_relu",
+        f"{config_path}: architecture={architecture}; only jump_relu is known here",
+    )
+    kind = str(config.get("type", "sae"))
+    require(
+        kind in ("sae", "transcoder"),
+        f"{config_path}: type={kind}; only sae and transcoder are known here, of one hook each "
+        "way",
+    )
+    affine = bool(config.get("affine_connection"))
+    layout = _LAYOUT | ({_SKIP: ("d_in", "d_out")} if affine else {})
+    found = open_safetensors(path / WEIGHTS_FILE).read(layout)
+    d_sae = len(found["b_enc"])
+    check_sizes(config_path, config, {"width": d_sae})
+    weights: dict[str, Any] = {
+        "W_enc": found["w_enc"],
+        "b_enc": found["b_enc"],
+        "W_dec": found["w_dec"],
+        "b_dec": found["b_dec"],
+        "threshold": found["threshold"],
+        "W_skip": found[_SKIP].t() if affine else None,
+    }
+    metadata = read_metadata(path, _native(config, kind))
+    return Dictionary(**weights, architecture="jumprelu", metadata=metadata)
+
+
+def _native(config: dict[str, Any], kind: str) -> dict[str, Any]:
+    model = str(config.get("model_name", ""))
+    # Some say gemma-v3-1b-pt without the owner.
+    model = model.replace("gemma-v3", "gemma-3")
+    if model.startswith("gemma"):
+        model = f"google/{model}"
+    ends = (config.get("hf_hook_point_in"), config.get("hf_hook_point_out"))
+    hook_name, hook_name_out = (_hook(str(end)) for end in ends)
+    return {
+        "model_name": model or None,
+        "hook_name": hook_name,
+        "hook_name_out": hook_name_out if kind == "transcoder" else None,
+    }
+
+
+def _hook(end: str) -> str | None:
+    """The hook of such as `model.layers.12.output`; there is no name for most inputs."""
+    module, _, side = end.rpartition(".")
+    hook_name = hook_of_module(module, side)
+    return hook_name if side == "output" or hook_name != module else None
+
+
+def cannot_hold(dictionary: Dictionary) -> str | None:
+    """Why it has no place for it."""
+    if dictionary.architecture not in ("jumprelu", "standard"):
+        return "its latents have a threshold each"
+    return None
+
+
+def write(dictionary: Dictionary, folder: Path) -> None:
+    """Write `folder`, appearing all at once."""
+    tensors = {
+        "w_enc": plain(dictionary.W_enc),
+        "b_enc": plain(dictionary.b_enc),
+        "w_dec": plain(dictionary.W_dec),
+        "b_dec": plain(dictionary.b_dec),
+        "threshold": torch.zeros(dictionary.d_sae)
+        if dictionary.threshold is None
+        else plain(dictionary.threshold),
+    }
+    if dictionary.W_skip is not None:
+        tensors[_SKIP] = plain(dictionary.W_skip.t())
+    metadata = dictionary.metadata
+    read_from = _end(metadata.get("hook_name"), metadata.get("hf_hook_name"))
+    output = _end(metadata.get("hook_name_out"), metadata.get("hf_hook_name_out"))
+    config = {
+        "architecture": "jump_relu",
+        "type": "transcoder" if is_transcoder(dictionary) else "sae",
+        "model_name": metadata.get("model_name", ""),
+        "hf_hook_point_in": read_from,
+        "hf_hook_point_out": output if is_transcoder(dictionary) else read_from,
+        "width": dictionary.d_sae,
+        "affine_connection": dictionary.W_skip is not None,
+    }
+    files = {CONFIG_FILE: as_json(config), WEIGHTS_FILE: save(tensors)}
+    write_folder(folder, dictionary, files)
+
+
+def _end(hook_name: Any, module: Any) -> str:
+    """The module and its side; the hook's own name where the module is not known."""
+    if module is None:
+        return str(hook_name or "")
+    at_input = ("hook_resid_pre", "hook_resid_mid", "hook_z", "mlp.hook_post")
+    side = "input" if str(hook_name).endswith(at_input) else "output"
+    return f"{re.sub(r'[.](?:in|out)put$', '', str(module))}.{side}"

@@ -1,0 +1,237 @@
+"""OpenMOSS's Language-Model-SAEs (llamascopium): `config.json` beside `sae_weights`.
+
+The weights are `sae_weights.safetensors`, or `.pt` with the tensors under `sae`: `W_E` (d_in,
+d_sae), `b_E`, `W_D` (d_sae, d_in), `b_D`, `activation_function.log_jumprelu_threshold`, and a
+`dataset_average_activation_norm.{hook}` each. By `SparseAutoEncoder` of llamascopium 2.0:
+
+- latents are `act(x W_E + b_E)`, with `sparsity_include_decoder_norm` decided by that times the
+  norms of W_D's rows;
+- jumprelu's threshold is saved as its logarithm;
+- `norm_activation: dataset-wise` means that x is first scaled to a mean norm of sqrt(d_model),
+  and what is reconstructed scaled back; it is folded here. `inference` means that it has been.
+
+Its own folding leaves a jumprelu's threshold as it was. Such a file is read as it is.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from sae.base.errors import UserError, require
+from sae.dictionary import Dictionary
+from sae.exchange.folding import (
+    Weights,
+    for_raw_activations,
+    scaled_by_decoder_norm,
+    threshold_before_norm,
+)
+from sae.exchange.formats.parts import (
+    as_json,
+    plain,
+    read_config,
+    read_metadata,
+    write_folder,
+)
+from sae.exchange.tensors import (
+    TensorFile,
+    check_sizes,
+    load_pickle,
+    open_safetensors,
+    tensors_of,
+)
+
+NAME = "openmoss"
+CONFIG_FILE = "config.json"
+MODEL_FILE = "lm_config.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+PICKLE_FILE = "sae_weights.pt"
+FILES: tuple[str, ...] = (CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE, PICKLE_FILE)
+LOAD = """\
+from llamascopium import SparseDictionary    # Language-Model-SAEs
+dictionary = SparseDictionary.from_pretrained("{folder}")"""
+LOST = "metadata, but for model and hooks; thresholds are rounded by their logarithm"
+
+_LAYOUT = {
+    "W_E": ("d_in", "d_sae"),
+    "b_E": ("d_sae",),
+    "W_D": ("d_sae", "d_in"),
+    "b_D": ("d_in",),
+}
+_LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
+_NORM = "dataset_average_activation_norm."
+_ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
+
+
+def recognises(path: Path) -> bool:
+    """Whether the configuration and weights are there."""
+    weights = any((path / name).is_file() for name in (WEIGHTS_FILE, PICKLE_FILE))
+    return weights and (path / CONFIG_FILE).is_file()
+
+
+def read(path: Path) -> Dictionary:
+    """The dictionary of a folder.
+
+    Where the decoder's norms decide in top-k, activations come times these norms, and the rows
+    of the decoder over them.
+
+    Raises:
+        UserError: if a file is missing or broken, or its kind, activation or norm has no
+            counterpart.
+    """
+    config_path = path / CONFIG_FILE
+    config = read_config(config_path)
+    architecture = _architecture(config_path, config)
+    file = _open(path)
+    norms = tuple(name for name in file.headers if name.startswith(_NORM))
+    layout: dict[str, tuple[str, ...]] = dict(_LAYOUT)
+    if architecture == "jumprelu":
+        layout[_LOG_THRESHOLD] = ("d_sae",)
+    bias = config.get("use_decoder_bias", True)
+    if not bias:
+        del layout["b_D"]
+    found = file.read(layout, beside=norms)
+    d_in, d_sae = found["W_E"].shape
+    check_sizes(config_path, config, {"d_model": d_in})
+    factor = config.get("expansion_factor")
+    require(
+        factor is None or round(factor * d_in) == d_sae,
+        f"{config_path}: expansion_factor={factor} of d_model={d_in}, but the weights have "
+        f"{d_sae} latents",
+    )
+    weights = {"W_enc": found["W_E"], "b_enc": found["b_E"], "W_dec": found["W_D"]}
+    weights["b_dec"] = found["b_D"] if bias else torch.zeros(d_in)
+    if architecture == "jumprelu":
+        weights["threshold"] = found[_LOG_THRESHOLD].exp()
+    if config.get("sparsity_include_decoder_norm", True):
+        weights = _gated_by_norm(weights, architecture)
+    if config.get("norm_activation", "dataset-wise") == "dataset-wise":
+        scales = [
+            _scale(file, config, key, d_in) for key in ("hook_point_in", "hook_point_out")
+        ]
+        weights = for_raw_activations(weights, *scales)
+    tensors: dict[str, Any] = {**weights}
+    k = config.get("top_k") if architecture == "topk" else None
+    require(
+        architecture != "topk" or type(k) is int, f"{config_path}: top_k={k}; give a number"
+    )
+    metadata = read_metadata(path, _native(path, config))
+    return Dictionary(**tensors, architecture=architecture, k=k, metadata=metadata)
+
+
+def _architecture(path: Path, config: dict[str, Any]) -> str:
+    """Our name of its activation, where the rest of it is what a dictionary can be."""
+    kind = config.get("sae_type", "sae")
+    require(
+        kind == "sae", f"{path}: sae_type={kind}; only sae is known here, of one hook each way"
+    )
+    require(
+        not config.get("use_glu_encoder"),
+        f"{path}: use_glu_encoder=true, but an encoder here is one product with x",
+    )
+    norm = config.get("norm_activation", "dataset-wise")
+    require(
+        norm in ("dataset-wise", "inference"),
+        f"{path}: norm_activation={norm} scales each row by its own norm, which no dictionary "
+        "of raw activations does; known: dataset-wise, inference",
+    )
+    activation = str(config.get("act_fn", "relu")).lower()
+    if activation not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise UserError(
+            f"{path}: act_fn={activation} chooses by the batch or is unknown; known: {known}"
+        )
+    return _ARCHITECTURES[activation]
+
+
+def _open(path: Path) -> TensorFile:
+    if (path / WEIGHTS_FILE).is_file():
+        return open_safetensors(path / WEIGHTS_FILE)
+    pickle = path / PICKLE_FILE
+    saved = load_pickle(pickle)
+    require(isinstance(saved, dict) and "sae" in saved, f"{pickle} has no weights under sae")
+    return tensors_of(pickle, saved["sae"])
+
+
+def _gated_by_norm(weights: Weights, architecture: str) -> Weights:
+    """Weights that need no norms to decide; a plain relu never needed them."""
+    if architecture == "jumprelu":
+        threshold = threshold_before_norm(weights["threshold"], weights["W_dec"])
+        return {**weights, "threshold": threshold}
+    norms = weights["W_dec"].norm(dim=-1)
+    if architecture == "topk" and not torch.allclose(norms, torch.ones_like(norms)):
+        return scaled_by_decoder_norm(weights)
+    return weights
+
+
+def _scale(file: TensorFile, config: dict[str, Any], key: str, d_in: int) -> float:
+    """What brings activations of a hook to a mean norm of sqrt(d_in)."""
+    name = f"{_NORM}{config.get(key)}"
+    require(
+        name in file.headers,
+        f"{file.path} misses {name}, which norm_activation=dataset-wise needs",
+    )
+    norm = float(file.get(name))
+    require(0 < norm < math.inf, f"{file.path}: {name}={norm:g}; give a norm above 0")
+    return math.sqrt(d_in) / norm
+
+
+def _native(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    model = path / MODEL_FILE
+    read_from, output = config.get("hook_point_in"), config.get("hook_point_out")
+    return {
+        "model_name": read_config(model).get("model_name") if model.is_file() else None,
+        "hook_name": read_from,
+        "hook_name_out": output if output != read_from else None,
+    }
+
+
+def cannot_hold(dictionary: Dictionary) -> str | None:
+    """Why it has no place for it."""
+    if dictionary.architecture not in _ARCHITECTURES.values():
+        return "its latents are chosen by relu, jumprelu or top-k"
+    if dictionary.d_in != dictionary.d_out:
+        return "it reads and writes activations of one width"
+    if dictionary.W_skip is not None:
+        return "it has no skip connection"
+    return None
+
+
+def write(dictionary: Dictionary, folder: Path) -> None:
+    """Write `folder`, appearing all at once."""
+    tensors = {
+        "W_E": plain(dictionary.W_enc),
+        "b_E": plain(dictionary.b_enc),
+        "W_D": plain(dictionary.W_dec),
+        "b_D": plain(dictionary.b_dec),
+    }
+    if dictionary.threshold is not None:
+        # A threshold of 0 or less does what the smallest one does: relu comes first.
+        positive = plain(dictionary.threshold).clamp(min=torch.finfo(torch.float32).tiny)
+        tensors[_LOG_THRESHOLD] = positive.log()
+    activation = {ours: theirs for theirs, ours in _ARCHITECTURES.items()}
+    metadata = dictionary.metadata
+    config = {
+        "sae_type": "sae",
+        "d_model": dictionary.d_in,
+        "expansion_factor": dictionary.d_sae / dictionary.d_in,
+        "use_decoder_bias": True,
+        "act_fn": activation[dictionary.architecture],
+        "norm_activation": "inference",
+        "sparsity_include_decoder_norm": False,
+        "hook_point_in": metadata.get("hook_name", ""),
+        "hook_point_out": metadata.get("hook_name_out") or metadata.get("hook_name", ""),
+        "use_glu_encoder": False,
+        **({} if dictionary.k is None else {"top_k": dictionary.k}),
+        "dtype": "torch.float32",
+        "device": "cpu",
+    }
+    model = {"model_name": metadata.get("model_name", "")}
+    files = {
+        CONFIG_FILE: as_json(config),
+        MODEL_FILE: as_json(model),
+        WEIGHTS_FILE: save(tensors),
+    }
+    write_folder(folder, dictionary, files)

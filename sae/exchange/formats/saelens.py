@@ -1,0 +1,33 @@
+"""SAELens's folder, which is our own: `sae.exchange.saelens` has the details."""
+
+from pathlib import Path
+
+from sae.dictionary import Dictionary
+from sae.exchange.saelens import CONFIG_FILE, WEIGHTS_FILE, load_dictionary, save_dictionary
+
+NAME = "saelens"
+FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE)
+LOAD = """\
+from sae_lens import SAE                     # SAELens
+dictionary = SAE.load_from_disk("{folder}")"""
+LOST = "nothing; SAELens has no class for the transcoders of topk and gated"
+
+
+def recognises(path: Path) -> bool:
+    """Whether both files are there."""
+    return all((path / name).is_file() for name in FILES)
+
+
+def read(path: Path) -> Dictionary:
+    """The dictionary of a folder."""
+    return load_dictionary(path)
+
+
+def cannot_hold(dictionary: Dictionary) -> str | None:
+    """Nothing: it is our own format."""
+    return None
+
+
+def write(dictionary: Dictionary, folder: Path) -> None:
+    """Write `folder`, appearing all at once."""
+    save_dictionary(dictionary, folder)

@@ -1,0 +1,161 @@
+"""EleutherAI's sparsify, and its layout on the Hub: a folder for each hookpoint.
+
+`{run}/{hookpoint}/cfg.json` beside `sae.safetensors`, with several seeds
+`{hookpoint}/seed{n}/`; `{run}/config.json` names the model. Tensors (latents first):
+`encoder.weight` (d_sae, d_in), `encoder.bias`, `W_dec` (d_sae, d_in), `b_dec`, and with
+`skip_connection` `W_skip` (d_in, d_in). `SparseCoder.encode` of eai-sparsify 1.3.3: the k
+largest of `relu(W (x - b_dec) + b)`, where a transcoder (`transcode`) does not subtract b_dec.
+
+A hookpoint is a module's path below the base model, its output the activation; a transcoder
+reads the module's input.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from sae.base.errors import require
+from sae.dictionary import Dictionary
+from sae.exchange.folding import with_b_dec, without_b_dec
+from sae.exchange.formats.parts import (
+    as_json,
+    hook_of_module,
+    is_transcoder,
+    plain,
+    read_config,
+    read_metadata,
+    write_folder,
+)
+from sae.exchange.tensors import check_sizes, open_safetensors
+
+NAME = "sparsify"
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae.safetensors"
+FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE, "../config.json")
+LOAD = """\
+from sparsify import Sae                     # sparsify
+dictionary = Sae.load_from_disk("{folder}")"""
+LOST = "metadata, but for the hookpoint in the folder's name"
+
+_LAYOUT = {
+    "encoder.weight": ("d_sae", "d_in"),
+    "encoder.bias": ("d_sae",),
+    "W_dec": ("d_sae", "d_in"),
+    "b_dec": ("d_in",),
+}
+
+
+def recognises(path: Path) -> bool:
+    """Whether the weights are there."""
+    return (path / WEIGHTS_FILE).is_file()
+
+
+def read(path: Path) -> Dictionary:
+    """The dictionary of a hookpoint's folder.
+
+    Raises:
+        UserError: if a file is missing or broken, or `activation` is not topk.
+    """
+    config_path = path / CONFIG_FILE
+    config = read_config(config_path)
+    activation = config.get("activation", "topk")
+    require(
+        activation == "topk",
+        f"{config_path}: activation={activation}; only topk is known here, where the k largest "
+        "of all latents are active",
+    )
+    require(
+        not config.get("signed"),
+        f"{config_path}: signed=true, but activations below zero are not known here",
+    )
+    k, skip = config.get("k"), bool(config.get("skip_connection"))
+    require(type(k) is int, f"{config_path}: k={k}; give a whole number")
+    layout = _LAYOUT | ({"W_skip": ("d_in", "d_in")} if skip else {})
+    found = open_safetensors(path / WEIGHTS_FILE).read(layout)
+    d_sae, d_in = found["encoder.weight"].shape
+    # Zero latents mean: as the factor says.
+    latents = config.get("num_latents") or d_in * config.get("expansion_factor", 32)
+    check_sizes(
+        config_path, {**config, "num_latents": latents}, {"d_in": d_in, "num_latents": d_sae}
+    )
+    weights = {
+        "W_enc": found["encoder.weight"].t(),
+        "b_enc": found["encoder.bias"],
+        "W_dec": found["W_dec"],
+        "b_dec": found["b_dec"],
+    }
+    transcodes = bool(config.get("transcode"))
+    if not transcodes:
+        weights = without_b_dec(weights)
+    tensors: dict[str, Any] = {**weights, **({"W_skip": found["W_skip"]} if skip else {})}
+    metadata = read_metadata(path, _native(path, transcodes))
+    return Dictionary(**tensors, architecture="topk", k=k, metadata=metadata)
+
+
+def _native(path: Path, transcodes: bool) -> dict[str, Any]:
+    """Model and hooks, from where the folder is."""
+    place = path.resolve()
+    if re.fullmatch(r"seed\d+", place.name):
+        place = place.parent
+    run = place.parent / "config.json"
+    found: dict[str, Any] = {
+        "model_name": read_config(run).get("model") if run.is_file() else None
+    }
+    if not re.search(r"\.\d+(\.|$)", place.name):
+        return found
+    output = hook_of_module(place.name)
+    if not transcodes:
+        return found | {"hook_name": output, "hf_hook_name": place.name}
+    read_from = hook_of_module(place.name, "input")
+    known = read_from if read_from != place.name else None
+    return found | {"hook_name": known, "hook_name_out": output, "hf_hook_name_out": place.name}
+
+
+def cannot_hold(dictionary: Dictionary) -> str | None:
+    """Why sparsify has no place for it."""
+    if dictionary.architecture != "topk":
+        return "its latents are chosen by top-k alone"
+    if dictionary.d_in != dictionary.d_out:
+        return "it reads and writes activations of one width"
+    if dictionary.W_skip is not None and not is_transcoder(dictionary):
+        return "only transcoders have a skip connection"
+    return None
+
+
+def write(dictionary: Dictionary, folder: Path) -> None:
+    """Write `folder`, appearing all at once; named as the hookpoint others find the module."""
+    transcodes = is_transcoder(dictionary)
+    skip = dictionary.W_skip
+    weights = dictionary.tensors if transcodes else with_b_dec(dictionary.tensors)
+    tensors = {
+        "encoder.weight": plain(weights["W_enc"].t()),
+        "encoder.bias": plain(weights["b_enc"]),
+        "W_dec": plain(weights["W_dec"]),
+        "b_dec": plain(weights["b_dec"]),
+        **({} if skip is None else {"W_skip": plain(skip)}),
+    }
+    config = {
+        "activation": "topk",
+        "expansion_factor": 32,
+        "normalize_decoder": True,
+        "num_latents": dictionary.d_sae,
+        "k": dictionary.k,
+        "multi_topk": False,
+        "skip_connection": skip is not None,
+        "transcode": transcodes,
+        "d_in": dictionary.d_in,
+    }
+    write_folder(
+        folder, dictionary, {CONFIG_FILE: as_json(config), WEIGHTS_FILE: save(tensors)}
+    )
+
+
+def hookpoint(dictionary: Dictionary) -> str:
+    """The folder's name: a path below the base model if the hook is a module's output."""
+    name = dictionary.hook_name_out
+    key = "hf_hook_name_out" if dictionary.is_transcoder else "hf_hook_name"
+    path = str(dictionary.metadata.get(key, ""))
+    at_output = name.endswith(("hook_resid_post", "hook_mlp_out", "hook_attn_out"))
+    return re.sub(r"^\w+\.(?=(layers|h|encoder)\.)", "", path) if at_output and path else name

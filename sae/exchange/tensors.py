@@ -1,0 +1,277 @@
+"""Tensors from files of strangers: headers before memory, and nothing in them is run.
+
+Three kinds of files hold weights. Of each the names, shapes and sizes are known before a weight
+is read, so that a file which is not what it should be costs nothing:
+
+- safetensors: its header; the weights are mapped into memory, not copied.
+- `.pt`, torch's zip: unpickled with `weights_only=True`, which makes tensors and plain values
+  and calls nothing else; the weights are mapped as well.
+- `.npz`: a zip of arrays, each with a header; arrays of Python objects are refused. No member
+  is unpacked to disk.
+"""
+
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sae.base.errors import UserError, require
+
+Layout = Mapping[str, tuple[str, ...]]
+"""Sizes of each tensor by the names of its dimensions, such as `("d_in", "d_sae")`."""
+
+_WANTED = "give the file as it was saved"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    floating: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A file of tensors whose headers have been read."""
+
+    path: Path
+    headers: dict[str, Header]
+    get: Callable[[str], Tensor]
+
+    def sizes(self, layout: Layout, optional: Collection[str] = ()) -> dict[str, int]:
+        """The sizes of the dimensions that `layout` names, each the same in all tensors.
+
+        Raises:
+            UserError: if a tensor is missing, is no floating-point one or has another shape.
+        """
+        missing = [name for name in layout if name not in {*self.headers, *optional}]
+        require(not missing, f"{self.path} misses {', '.join(missing)}; {_WANTED}")
+        sizes: dict[str, int] = {}
+        for name, dimensions in layout.items():
+            if name not in self.headers:
+                continue
+            header = self.headers[name]
+            require(header.floating, f"{self.path}: {name} holds no floating-point numbers")
+            if len(header.shape) == len(dimensions):
+                for dimension, size in zip(dimensions, header.shape, strict=True):
+                    sizes.setdefault(dimension, size)
+            expected = tuple(sizes.get(dimension) for dimension in dimensions)
+            words = f"({', '.join(dimensions)})"
+            require(
+                header.shape == expected,
+                f"{self.path}: {name} has shape {header.shape}, where {words}"
+                f"{'' if None in expected else f' = {expected}'} is right",
+            )
+        empty = next((d for d, size in sizes.items() if size == 0), None)
+        require(empty is None, f"{self.path}: {empty} is 0, so there are no weights in it")
+        return sizes
+
+    def read(
+        self, layout: Layout, *, optional: Collection[str] = (), beside: Collection[str] = ()
+    ) -> dict[str, Tensor]:
+        """The tensors of `layout` as float32, those in float32 without a copy.
+
+        Args:
+            optional: names in `layout` that may be missing.
+            beside: names that are not in `layout` and may be there, unread.
+
+        Raises:
+            UserError: if a tensor is missing, unknown, misshapen or damaged, holds NaN or
+                infinity, or the memory does not suffice.
+        """
+        self.sizes(layout, optional)
+        unknown = sorted(set(self.headers) - {*layout, *beside})
+        require(
+            not unknown,
+            f"{self.path} holds {', '.join(unknown)} beside {', '.join(layout)}; it is of "
+            "another architecture than its configuration says",
+        )
+        found = [name for name in layout if name in self.headers]
+        _check_memory(self.path, [self.headers[name] for name in found])
+        return {name: self._finite(name) for name in found}
+
+    def _finite(self, name: str) -> Tensor:
+        try:
+            tensor = self.get(name).float()
+        except (
+            SafetensorError,
+            RuntimeError,
+            ValueError,
+            OSError,
+            zipfile.BadZipFile,
+        ) as error:
+            raise _damaged(self.path, error) from error
+        # One pass, and unlike isfinite() without temporaries of the tensor's size.
+        low, high = torch.aminmax(tensor)
+        require(
+            math.isfinite(low) and math.isfinite(high),
+            f"{self.path}: {name} holds NaN or infinity",
+        )
+        return tensor
+
+
+def check_sizes(path: Path, config: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Refuse a configuration that contradicts the weights beside it.
+
+    Args:
+        config: what the file `path` says.
+        sizes: keys that it may have, and their values by the weights.
+    """
+    for key, size in sizes.items():
+        require(
+            config.get(key) in (None, size),
+            f"{path}: {key}={config.get(key)}, but by the weights beside it {key}={size}",
+        )
+
+
+def open_safetensors(path: Path) -> TensorFile:
+    """A safetensors file; its header is checked against its length.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    require(path.is_file(), f"{path}: no such file")
+    try:
+        file: Any = safe_open(path, framework="pt")
+        headers = {}
+        for name in list(file.keys()):
+            part = file.get_slice(name)
+            shape = tuple(part.get_shape())
+            headers[name] = Header(shape, part.get_dtype() in ("F64", "F32", "F16", "BF16"))
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    return TensorFile(path, headers, file.get_tensor)
+
+
+def open_npz(path: Path) -> TensorFile:
+    """A zip of numpy arrays, whose headers are checked against their lengths.
+
+    Raises:
+        UserError: if it is missing or damaged, or a member has a path or holds objects.
+    """
+    archive = _open_zip(path)
+    headers = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        plain = Path(member.filename).name == member.filename and "\\" not in member.filename
+        require(
+            plain and name != member.filename,
+            f"{path}: its member {member.filename} is no array of its own; {_WANTED}",
+        )
+        headers[name] = _npy_header(path, archive, member)
+
+    def get(name: str) -> Tensor:
+        with archive.open(f"{name}.npy") as file:
+            # Not an array of its own where the file is in another byte order.
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+
+    return TensorFile(path, headers, get)
+
+
+def _npy_header(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
+    try:
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, _, dtype = read(file)
+            length = member.file_size - file.tell()
+    except (KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from error
+    require(
+        not dtype.hasobject,
+        f"{path}: {member.filename} holds Python objects, which could run anything and are "
+        "not read; give one of plain numbers",
+    )
+    require(
+        length == math.prod(shape) * dtype.itemsize,
+        f"{path}: {member.filename} claims shape {shape} of {dtype}, but holds {length} bytes",
+    )
+    return Header(shape, dtype.kind == "f")
+
+
+def load_pickle(path: Path) -> Any:
+    """What torch saved, with its weights mapped; only tensors and plain values are made.
+
+    Raises:
+        UserError: if the file is missing or damaged, holds anything else or is packed so that
+            its size in memory is not that on disk.
+    """
+    archive = _open_zip(path)
+    with archive:
+        packed = [m.filename for m in archive.infolist() if m.compress_type != 0]
+        require(not packed, f"{path} is compressed, as torch never saves; {_WANTED}")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain values, which could run anything, so "
+            "nothing of it was loaded; give a state dict"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        raise _damaged(path, error) from error
+    return found
+
+
+def tensors_of(path: Path, mapping: Any) -> TensorFile:
+    """The tensors of a mapping that came from the pickle `path`.
+
+    Raises:
+        UserError: if it is no mapping of tensors, or a tensor is bigger than the file.
+    """
+    require(
+        isinstance(mapping, Mapping) and all(isinstance(name, str) for name in mapping),
+        f"{path} holds no state dict; {_WANTED}",
+    )
+    odd = [name for name, value in mapping.items() if not isinstance(value, Tensor)]
+    require(not odd, f"{path}: {', '.join(odd)} is no tensor; {_WANTED}")
+    length = path.stat().st_size
+    for name, tensor in mapping.items():
+        # A tensor can repeat a few bytes without end.
+        claimed = tensor.numel() * tensor.element_size()
+        require(
+            claimed <= length,
+            f"{path}: {name} claims {claimed} bytes, but the file has {length}",
+        )
+    headers = {
+        name: Header(tuple(tensor.shape), tensor.is_floating_point())
+        for name, tensor in mapping.items()
+    }
+    return TensorFile(path, headers, lambda name: mapping[name].detach())
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    require(path.is_file(), f"{path}: no such file")
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged or of another kind: {error}")
+
+
+def _check_memory(path: Path, headers: Collection[Header]) -> None:
+    """Refuse what would not fit into memory as float32."""
+    import psutil
+
+    needed = 4 * sum(math.prod(header.shape) for header in headers)
+    free = psutil.virtual_memory().available
+    require(
+        needed <= free,
+        f"{path}: its weights take {needed / 1e9:.1f} GB of memory as float32, and "
+        f"{free / 1e9:.1f} GB are free",
+    )
