@@ -14,6 +14,7 @@ from sae.base.errors import UserError, require
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
 from sae.exchange.formats import read_dictionary
+from sae.exchange.hub import local_path
 from sae.exchange.saelens import load_dictionary
 from sae.schemas import STAGES
 from sae.schemas.grids import refuse_twins
@@ -113,13 +114,13 @@ def demo(config: Any = None, /, **settings: Any) -> dict[str, Any]:
 
 
 def load(path: str, format: str | None = None) -> Dictionary:
-    """A trained dictionary from its folder, ours or of any format in `docs/formats.md`.
+    """A trained dictionary, ours or of any format in `docs/formats.md`.
 
     Args:
-        path: the folder; of OpenAI's also the file.
+        path: the folder, of OpenAI's also the file, or `ORG/NAME:FOLDER` on the Hub.
         format: name of the format; by default told from what is in the folder.
 
     Raises:
         UserError: if there is no dictionary, several formats fit, or it is not what it claims.
     """
-    return read_dictionary(path, format)
+    return read_dictionary(local_path(path), format)

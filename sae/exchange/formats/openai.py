@@ -52,16 +52,15 @@ _PLACES = {
     "resid_delta_mlp": "hook_mlp_out",
     "resid_post_mlp": "hook_resid_post",
 }
-_OTHERS = ("ae.pt", "sae_weights.pt")
 
 
 def recognises(path: Path) -> bool:
-    """Whether it is a `.pt` file, or a folder with one that no other format names so."""
-    return (path.is_file() and path.suffix == ".pt") or len(_files(path)) == 1
+    """Whether it is a `.pt` file, or a folder with some that are named after layers."""
+    return (path.is_file() and path.suffix == ".pt") or bool(_files(path))
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*.pt") if path.name not in _OTHERS]
+    return [path for path in folder.glob("*.pt") if path.stem.isdigit()]
 
 
 def read(path: Path) -> Dictionary:
@@ -71,7 +70,7 @@ def read(path: Path) -> Dictionary:
         UserError: if the file is missing or broken, or the activation is not ReLU.
     """
     found = [path] if path.is_file() else _files(path)
-    require(len(found) == 1, f"{path} holds {len(found)} .pt files; give one of them")
+    require(len(found) == 1, f"{path} holds {len(found)} layers as .pt files; give one of them")
     (file,) = found
     state = load_pickle(file)
     require(

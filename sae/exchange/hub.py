@@ -1,0 +1,93 @@
+"""Dictionaries on the Hugging Face Hub: `ORG/NAME` or `ORG/NAME:FOLDER`."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sae.base.errors import UserError, nearest, require
+from sae.exchange.formats import FORMATS
+
+_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?::(?P<folder>.+))?")
+
+
+def local_path(path: str | Path) -> Path:
+    """Where `path` is on this disk: it is there already, or is fetched from the Hub.
+
+    Only the files of one dictionary are fetched, into the Hub's own cache; what is there of
+    them is used offline as well.
+
+    Raises:
+        UserError: if there is nothing of that name in either place, or the Hub cannot be
+            reached or wants a login.
+    """
+    found = _ID.fullmatch(str(path))
+    if Path(path).exists() or found is None:
+        return Path(path)
+    repository, folder = found["repository"], found["folder"] or ""
+    parts = Path(folder).parts
+    require(
+        ".." not in parts and not Path(folder).is_absolute(),
+        f"{path}: {folder} leads out of the repository; give a folder in it",
+    )
+    snapshot = _fetched(repository, list(_wanted(folder)))
+    place = snapshot.joinpath(*parts)
+    if not any(format.recognises(place) for format in FORMATS.values()):
+        raise UserError(_nothing_there(repository, folder))
+    return place
+
+
+def _wanted(folder: str) -> Iterator[str]:
+    """The files of a dictionary in `folder`, in any format that has names for them."""
+    for format in FORMATS.values():
+        for name in format.FILES:
+            if "*" not in name:
+                yield os.path.normpath(os.path.join(folder, name))
+
+
+def _fetched(repository: str, files: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=files))
+    except (OSError, HFValidationError) as error:
+        raise UserError(_not_fetched(repository, error)) from error
+
+
+def _not_fetched(repository: str, error: Exception) -> str:
+    """Why, and what to do about it."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{repository} is gated on the Hub; {login}, and accept its terms at "
+            f"https://huggingface.co/{repository}"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"{repository} is no folder here ({Path(repository).absolute()}), and on the Hub "
+            f"there is none that everybody may see; mend the name, or {login}"
+        )
+    offline = " (offline)" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
+    first = str(error).strip().split("\n")[0]
+    return (
+        f"{repository} is no folder here ({Path(repository).absolute()}), and could not be had "
+        f"from the Hub{offline}. It said: {first}"
+    )
+
+
+def _nothing_there(repository: str, folder: str) -> str:
+    """That there is no dictionary, and where in the repository there are some."""
+    from huggingface_hub import list_repo_files
+
+    names = {name for format in FORMATS.values() for name in format.FILES[-2:]}
+    try:
+        files = [Path(name) for name in list_repo_files(repository)]
+    except OSError:
+        files = []
+    folders = sorted({str(file.parent) for file in files if file.name in names})
+    asked = f"{repository}:{folder}" if folder else repository
+    some = nearest(folder, folders) or (f"; it has {folders[0]}" if folders else "")
+    return f"{asked} holds no dictionary that is known; give {repository}:FOLDER{some}"

@@ -1,0 +1,147 @@
+"""Dictionaries from the Hub: a real HTTP server with its protocol, and its cache offline."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from conftest import random_dictionary
+
+import sae
+from sae.base.errors import UserError
+from sae.exchange.formats import write_dictionary
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+ERRORS = {"org/gated": (403, "GatedRepo"), "org/private": (401, "RepoNotFound")}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What `snapshot_download` asks of the Hub, of one repository `org/name`."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        path = unquote(urlsplit(self.path).path)
+        for repository, (status, code) in ERRORS.items():
+            if repository in path:
+                return self.send(status, {"X-Error-Code": code}, b"{}", body)
+        if "org/name" not in path:
+            return self.send(404, {"X-Error-Code": "RepoNotFound"}, b"{}", body)
+        if "/resolve/" in path:
+            name = path.split(f"/{COMMIT}/")[1]
+            content = self.files[name]
+            self.asked.append(name)
+            about = {"X-Repo-Commit": COMMIT, "ETag": hashlib.sha1(content).hexdigest()}
+            return self.send(200, about, content, body)
+        if "/tree/" in path:
+            found = [
+                {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                for n, c in self.files.items()
+            ]
+        else:
+            siblings = [{"rfilename": name} for name in self.files]
+            found = {"id": "org/name", "sha": COMMIT, "siblings": siblings}
+        return self.send(200, {}, json.dumps(found).encode(), body)
+
+    def send(self, status, headers, content, body):
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """The server's address, its files and what was asked for."""
+    for layer in (0, 1):
+        folder = tmp_path / f"there/layers.{layer}"
+        write_dictionary(random_dictionary("topk"), folder, "sparsify")
+        (folder / "optimizer_0.pt").write_bytes(b"much")
+    (tmp_path / "there/config.json").write_text('{"model": "org/lm"}')
+    root = tmp_path / "there"
+    files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    handler = type("Handler", (Hub,), {"files": files, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler.asked
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+SCRIPT = """
+import json, sys, sae
+for name in sys.argv[1:]:
+    try:
+        found = sae.load(name)
+        print(json.dumps([found.digest, found.metadata]))
+    except ValueError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def load_in_a_process(names, cache, **environment):
+    """What `sae.load` makes of each: digest and metadata, or its sentence."""
+    settings = {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "none"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *names],
+        env={**os.environ, **settings, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_a_dictionary_comes_from_the_hub_and_then_from_its_cache(hub, tmp_path):
+    address, asked = hub
+    names = ["org/name:layers.1", "org/name:layers.7", "org/gated:x", "org/private", "org/no"]
+    online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+    found, absent, gated, private, missing = load_in_a_process(names, tmp_path / "c", **online)
+    expected = sae.load(str(tmp_path / "there/layers.1"))
+    assert found[0] == expected.digest
+    assert found[1]["model_name"] == "org/lm"
+    assert found[1]["hook_name"] == "blocks.1.hook_resid_post"
+    assert set(asked) == {"config.json", "layers.1/cfg.json", "layers.1/sae.safetensors"}
+    assert "org/name:layers.7 holds no dictionary that is known" in absent
+    assert "nearest: layers." in absent
+    assert "org/gated is gated on the Hub; log in with" in gated
+    for sentence in (private, missing):
+        assert "on the Hub there is none that everybody may see; mend the name, or" in sentence
+    offline = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "1"}
+    names = ["org/name:layers.1", "org/other"]
+    again, other = load_in_a_process(names, tmp_path / "c", **offline)
+    assert again == found
+    assert "could not be had from the Hub (offline). It said: " in other
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "layers.1/../../..", "/etc"])
+def test_a_folder_that_leads_out_of_its_repository_is_refused(folder):
+    with pytest.raises(UserError, match="leads out of the repository; give a folder in it"):
+        sae.load(f"org/name:{folder}")
+
+
+def test_a_folder_that_is_there_is_never_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_dictionary(random_dictionary("standard"), tmp_path / "org/name", "saelens")
+    assert sae.load("org/name").d_sae == 48
