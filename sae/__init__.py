@@ -8,7 +8,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae.api import analyze, demo, eval, export, harvest, load, serve, steer, sweep, train
+    from sae.api import (
+        analyze,
+        demo,
+        eval,
+        export,
+        harvest,
+        import_,
+        load,
+        serve,
+        steer,
+        sweep,
+        train,
+    )
     from sae.architectures import (
         BatchTopKConfig,
         GatedConfig,
@@ -54,6 +66,7 @@ _HOMES = {
     "eval": "sae.api",
     "export": "sae.api",
     "harvest": "sae.api",
+    "import_": "sae.api",
     "load": "sae.api",
     "open_cache": "sae.cache.layout",
     "serve": "sae.api",
@@ -86,6 +99,7 @@ __all__ = [
     "eval",
     "export",
     "harvest",
+    "import_",
     "load",
     "open_cache",
     "serve",

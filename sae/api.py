@@ -30,9 +30,11 @@ def _run(name: str, config: Any, settings: dict[str, Any], **more: Any) -> Any:
         try:
             config = expected(**settings)
         except TypeError as error:
-            raise UserError(f"sae.{name}: {error}") from error
+            raise UserError(f"sae.{stage.call}: {error}") from error
     elif settings or not isinstance(config, expected):
-        raise UserError(f"sae.{name} takes one {expected.__name__}, or its fields by keyword")
+        raise UserError(
+            f"sae.{stage.call} takes one {expected.__name__}, or its fields by keyword"
+        )
     return stage.module().run(config, **more)
 
 
@@ -105,6 +107,12 @@ def steer(config: Any = None, /, **settings: Any) -> list[dict[str, Any]]:
 def export(config: Any = None, /, **settings: Any) -> Any:
     """A folder that others can load; returns its path, see `ExportConfig`."""
     return _run("export", config, settings)
+
+
+def import_(config: Any = None, /, **settings: Any) -> Dictionary:
+    """A dictionary of another tool, taken into a run; see `ImportConfig`."""
+    dictionary: Dictionary = _run("import", config, settings)
+    return dictionary
 
 
 def demo(config: Any = None, /, **settings: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ sae: from text to steering, with sparse autoencoders
   sae serve runs/NAME     look at what a run has found, in a browser
   sae train key=1,2       several dictionaries side by side, from one pass over the rows
   sae STAGE -m key=1,2    a run for each value instead, through Hydra's launchers
+  sae import FOLDER run=...             a dictionary of another tool, from here or the Hub
   sae harvest --list-hooks model=...    every place in a model that can be read
 
 Stages
@@ -69,6 +70,8 @@ def _main(words: list[str]) -> int:
         near = nearest(words[0], [*STAGES, "cache"])
         raise UserError(f"{words[0]} is no stage{near}; there are {', '.join(STAGES)}")
     stage, rest = STAGES[words[0]], words[1:]
+    if stage.name == "import":
+        rest = _with_folder(rest)
     if "-h" in rest or "--help" in rest:
         print(stage_help(stage))
     elif stage.name == "harvest" and "--list-hooks" in rest:
@@ -103,6 +106,17 @@ def _leave_computing() -> None:
     if any(thread.name == COMPUTING for thread in threading.enumerate()):
         sys.stderr.flush()
         os._exit(0)
+
+
+def _with_folder(words: list[str]) -> list[str]:
+    """The word without a key, or that is there as a path, becomes `folder=...`."""
+    if not words or words[0].startswith("-"):
+        return words
+    first, *others = words
+    if "=" in first and not os.path.exists(first):
+        return words
+    quoted = first.replace("'", r"\'")
+    return [f"folder='{quoted}'", *others]
 
 
 def _train(words: list[str]) -> None:

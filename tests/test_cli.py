@@ -127,7 +127,7 @@ def test_only_harvest_lists_hooks_and_its_help_says_so(capsys):
 
 
 def test_every_stage_of_the_command_line_is_a_call_of_the_package():
-    assert set(STAGES) <= set(sae.__all__)
+    assert {stage.call for stage in STAGES.values()} <= set(sae.__all__)
 
 
 def test_an_interruption_ends_with_a_hint_and_status_130(monkeypatch, capsys, tmp_path):

@@ -158,7 +158,7 @@ def test_openais_top_k_is_refused_as_it_scales_each_row(tmp_path):
 def test_a_folder_of_openais_layers_asks_for_one_of_them(tmp_path):
     for layer in (0, 1):
         torch.save(openai_state(), tmp_path / f"{layer}.pt")
-    with pytest.raises(UserError, match="holds 2 layers as .pt files; give one of them"):
+    with pytest.raises(UserError, match=r"holds 2 layers as .pt files; give one of them"):
         sae.load(str(tmp_path))
 
 

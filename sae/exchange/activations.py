@@ -27,9 +27,8 @@ from sae.cache.store import only_writer, sweep
 from sae.cache.stored import STORED_DTYPES
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter, HookShape
-from sae.models.embedded import EMBEDDED
 from sae.models.hooks import find_hook
-from sae.models.load import ModelConfig, is_causal, load_skeleton
+from sae.models.load import ModelConfig, load_skeleton, record_without_weights
 from sae.text.packing import ROWS_A_BLOCK, RowBlock, TextCounts, TextPlan, is_held_out
 
 TOKENS = "token_ids"
@@ -199,15 +198,7 @@ def _attributes(
 ) -> dict[str, Any]:
     return {
         "source": "saelens",
-        "model": {
-            "name": model_name,
-            "hub_id": EMBEDDED[model_name].hub_id if model_name in EMBEDDED else model_name,
-            "revision": None,
-            "causal": is_causal(ModelConfig(name=model_name)),
-            "dtype": "float32",
-            "bos_token": None,
-            "weight_digest": UNKNOWN,
-        },
+        "model": record_without_weights(model_name),
         "tokenizer_digest": UNKNOWN,
         "data": {"name": name, "held_out_fraction": held_out_fraction},
         "bos_token_id": None,

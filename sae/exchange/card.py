@@ -3,6 +3,7 @@
 from typing import Any
 
 from sae.dictionary import ARCHITECTURES, Dictionary
+from sae.exchange.formats import named_format, saelens
 from sae.exchange.saelens import loads_in_saelens
 
 _METRICS = {
@@ -17,15 +18,20 @@ _METRICS = {
     "l2_ratio": "Mean of ‖x̂‖ / ‖x‖",
 }
 
+_TRAINED_ON = "It was trained on few tokens of a mixed text and on one layer of one model."
 _LIMITS = """\
-It was trained on few tokens of a mixed text and on one layer of one model. A feature's
-contexts and promoted tokens suggest what it stands for; they do not prove it. Probes on plain
-activations and plain prompts are strong baselines for detection and for steering.
+A feature's contexts and promoted tokens suggest what it stands for; they do not prove it.
+Probes on plain activations and plain prompts are strong baselines for detection and for
+steering.
 """
 
 
 def model_card(
-    dictionary: Dictionary, figures: dict[str, Any], subfolder: str, n_features: int
+    dictionary: Dictionary,
+    figures: dict[str, Any],
+    subfolder: str,
+    n_features: int,
+    format: str = saelens.NAME,
 ) -> str:
     """The card's text, YAML front matter included.
 
@@ -33,21 +39,18 @@ def model_card(
         figures: what `sae eval` wrote for this dictionary.
         subfolder: where in the export the dictionary is.
         n_features: rows of the feature table.
+        format: what the dictionary is written in.
     """
-    ours = dictionary.metadata["sae_atlas"]
     rows = "\n".join(
         f"| {meaning} | {figures[name]:.4g} |"
         for name, meaning in _METRICS.items()
         if name in figures
     )
-    settings = "\n".join(f"| `{key}` | `{value}` |" for key, value in _settings(dictionary))
     return f"""\
-{_front_matter(dictionary)}
+{_front_matter(dictionary, format)}
 # {_title(dictionary)}
 
-{dictionary.d_sae:,} latents {_widths(dictionary)}, trained with sae-atlas
-{ours["versions"]["sae-atlas"]} on {ours["training_tokens"]:,} rows of the text
-`{ours["data"]["name"]}`. {_rule(dictionary)}
+{dictionary.d_sae:,} latents {_widths(dictionary)}, {_origin(dictionary)}. {_rule(dictionary)}
 
 `features.parquet` describes all {n_features:,} features (density, activations, promoted and
 suppressed tokens, neighbours), `contexts.parquet` holds the text where each fires most.
@@ -57,7 +60,7 @@ suppressed tokens, neighbours), `contexts.parquet` holds the text where each fir
 ```python
 import sae                                   # sae-atlas
 dictionary = sae.load("{subfolder}")
-{_load_in_saelens(dictionary, subfolder)}
+{_load_elsewhere(dictionary, subfolder, format)}
 import pandas                                # the feature table
 features = pandas.read_parquet("features.parquet")
 ```
@@ -71,16 +74,35 @@ On held-out text, special tokens left out: {figures["n_rows"]:,} rows, and for C
 | metric | value |
 |---|---|
 {rows}
-
-## Training
-
-| key | value |
-|---|---|
-{settings}
-
+{_training(dictionary)}
 ## What it is not good for
 
-{_LIMITS}"""
+{_limits(dictionary)}"""
+
+
+def _trained_here(dictionary: Dictionary) -> bool:
+    return "training_tokens" in dictionary.metadata["sae_atlas"]
+
+
+def _limits(dictionary: Dictionary) -> str:
+    return (f"{_TRAINED_ON}\n" if _trained_here(dictionary) else "") + _LIMITS
+
+
+def _origin(dictionary: Dictionary) -> str:
+    ours = dictionary.metadata["sae_atlas"]
+    if not _trained_here(dictionary):
+        return f"which sae-atlas took over from `{ours['imported']['from']}`"
+    return (
+        f"trained with sae-atlas\n{ours['versions']['sae-atlas']} on "
+        f"{ours['training_tokens']:,} rows of the text\n`{ours['data']['name']}`"
+    )
+
+
+def _training(dictionary: Dictionary) -> str:
+    if not _trained_here(dictionary):
+        return ""
+    rows = "\n".join(f"| `{key}` | `{value}` |" for key, value in _settings(dictionary))
+    return f"\n## Training\n\n| key | value |\n|---|---|\n{rows}\n"
 
 
 def _title(dictionary: Dictionary) -> str:
@@ -113,13 +135,10 @@ def _rule(dictionary: Dictionary) -> str:
     )
 
 
-def _load_in_saelens(dictionary: Dictionary, subfolder: str) -> str:
-    if not loads_in_saelens(dictionary):
+def _load_elsewhere(dictionary: Dictionary, subfolder: str, format: str) -> str:
+    if format == saelens.NAME and not loads_in_saelens(dictionary):
         return ""
-    return f"""
-from sae_lens import SAE                     # SAELens
-dictionary = SAE.load_from_disk("{subfolder}")
-"""
+    return "\n" + named_format(format).LOAD.format(folder=subfolder) + "\n"
 
 
 def _target(dictionary: Dictionary) -> str:
@@ -131,9 +150,10 @@ def _target(dictionary: Dictionary) -> str:
     )
 
 
-def _front_matter(dictionary: Dictionary) -> str:
+def _front_matter(dictionary: Dictionary, format: str) -> str:
     """What the Hub reads of a card: the base model, and which tables to show."""
-    library = "saelens" if loads_in_saelens(dictionary) else "sae-atlas"
+    in_saelens = format == saelens.NAME and loads_in_saelens(dictionary)
+    library = "saelens" if in_saelens else "sae-atlas"
     kind = "transcoder" if dictionary.is_transcoder else "sparse-autoencoder"
     return f"""\
 ---

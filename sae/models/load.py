@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sae.base.errors import UserError, nearest, require
-from sae.base.provenance import digest_bytes
+from sae.base.provenance import UNKNOWN, digest_bytes
 from sae.models.embedded import EMBEDDED, embedded_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -178,6 +178,23 @@ def _kind(settings: Any) -> Any:
     from transformers import AutoModel, AutoModelForCausalLM
 
     return AutoModelForCausalLM if _causal(settings) else AutoModel
+
+
+def record_without_weights(name: str) -> dict[str, Any]:
+    """What is kept of the model `name` with what others computed by it, its weights unknown.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    return {
+        "name": name,
+        "hub_id": EMBEDDED[name].hub_id if name in EMBEDDED else name,
+        "revision": None,
+        "causal": is_causal(ModelConfig(name=name)),
+        "dtype": "float32",
+        "bos_token": None,
+        "weight_digest": UNKNOWN,
+    }
 
 
 def load_skeleton(config: ModelConfig) -> nn.Module:

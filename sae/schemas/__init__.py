@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import keyword
 import textwrap
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +38,12 @@ class Stage:
 
     def module(self) -> Any:
         """The stage's module, imported now."""
-        return importlib.import_module(f"sae.stages.{self.name}")
+        return importlib.import_module(f"sae.stages.{self.call}")
+
+    @property
+    def call(self) -> str:
+        """Its name in Python: `import_` for the verb that Python has taken."""
+        return f"{self.name}_" if keyword.iskeyword(self.name) else self.name
 
     def config_class(self) -> type[Any]:
         """The stage's configuration class."""
@@ -57,6 +63,7 @@ STAGES = {
         ),
         Stage("steer", "SteerConfig", "turn features up and down, with baselines"),
         Stage("export", "ExportConfig", "a folder that others can load"),
+        Stage("import", "ImportConfig", "a dictionary of another tool into a run"),
         Stage("demo", "DemoConfig", "all of it on a small real model, and a report"),
     )
 }

@@ -53,7 +53,7 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
     )
     trained_on = dictionary.metadata.get("sae_atlas", {}).get("model", model)
     require(
-        trained_on["weight_digest"] == model["weight_digest"],
+        trained_on["weight_digest"] in (UNKNOWN, model["weight_digest"]),
         f"{name} was trained on other weights of {dictionary.model_name} (digest "
         f"{trained_on['weight_digest']}) than {cache.location} is of "
         f"({model['weight_digest']})",
