@@ -280,6 +280,12 @@ def test_what_openmoss_folders_cannot_mean_here_is_refused(changes, sentence, tm
         sae.load(str(tmp_path / "moss"))
 
 
+def test_the_layout_of_llama_scopes_first_release_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "hyperparams.json").write_text('{"jump_relu_threshold": 0.75}')
+    with pytest.raises(UserError, match="whose loaders disagree on the scale of its threshold"):
+        sae.load(str(tmp_path))
+
+
 def test_an_average_norm_of_zero_is_refused(tmp_path):
     openmoss_folder(tmp_path / "moss", {}, norms=(0.0, 1.0))
     with pytest.raises(UserError, match="=0; give a norm above 0"):

@@ -235,8 +235,8 @@ def tensors_of(path: Path, mapping: Any) -> TensorFile:
         isinstance(mapping, Mapping) and all(isinstance(name, str) for name in mapping),
         f"{path} holds no state dict; {_WANTED}",
     )
-    odd = [name for name, value in mapping.items() if not isinstance(value, Tensor)]
-    require(not odd, f"{path}: {', '.join(odd)} is no tensor; {_WANTED}")
+    odd = [name for name, value in mapping.items() if not _is_plain(value)]
+    require(not odd, f"{path}: {', '.join(odd)} is no plain tensor; {_WANTED}")
     length = path.stat().st_size
     for name, tensor in mapping.items():
         # A tensor can repeat a few bytes without end.
@@ -250,6 +250,16 @@ def tensors_of(path: Path, mapping: Any) -> TensorFile:
         for name, tensor in mapping.items()
     }
     return TensorFile(path, headers, lambda name: mapping[name].detach())
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor whose numbers are one after the other somewhere in memory."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

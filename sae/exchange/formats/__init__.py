@@ -85,7 +85,14 @@ def read_dictionary(path: str | Path, format: str | None = None) -> Dictionary:
     """
     path = Path(path)
     require(path.exists(), f"{path}: no such folder")
-    return (_detected(path) if format is None else named_format(format)).read(path)
+    module = _detected(path) if format is None else named_format(format)
+    try:
+        return module.read(path)
+    except UserError as error:
+        # What a dictionary itself refuses, a k of 0 say, has no place in it.
+        if str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from error
 
 
 def _detected(path: Path) -> Format:

@@ -54,6 +54,7 @@ from llamascopium import SparseDictionary    # Language-Model-SAEs
 dictionary = SparseDictionary.from_pretrained("{folder}")"""
 LOST = "metadata, but for model and hooks; thresholds are rounded by their logarithm"
 
+_OLD_CONFIG_FILE = "hyperparams.json"
 _LAYOUT = {
     "W_E": ("d_in", "d_sae"),
     "b_E": ("d_sae",),
@@ -66,9 +67,9 @@ _ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
 
 
 def recognises(path: Path) -> bool:
-    """Whether the configuration and weights are there."""
+    """Whether configuration and weights are there, or the configuration of 2024."""
     weights = any((path / name).is_file() for name in (WEIGHTS_FILE, PICKLE_FILE))
-    return weights and (path / CONFIG_FILE).is_file()
+    return (weights and (path / CONFIG_FILE).is_file()) or (path / _OLD_CONFIG_FILE).is_file()
 
 
 def read(path: Path) -> Dictionary:
@@ -82,6 +83,11 @@ def read(path: Path) -> Dictionary:
             counterpart.
     """
     config_path = path / CONFIG_FILE
+    require(
+        config_path.is_file() or not (path / _OLD_CONFIG_FILE).is_file(),
+        f"{path / _OLD_CONFIG_FILE} is of the layout of 2024, whose loaders disagree on the "
+        "scale of its threshold; save it again with llamascopium",
+    )
     config = read_config(config_path)
     architecture = _architecture(config_path, config)
     file = _open(path)

@@ -1,0 +1,134 @@
+"""`docs/formats.md`, made by writing and reading: `python tests/test_formats_matrix.py`."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from conftest import random_dictionary
+
+from sae.dictionary import ARCHITECTURES, Dictionary
+from sae.exchange.formats import FORMATS, Format, read_dictionary, write_dictionary
+
+PAGE = Path(__file__).parents[1] / "docs/formats.md"
+ENDS = {"hook_name": "blocks.1.hook_resid_mid", "hook_name_out": "blocks.1.hook_mlp_out"}
+KINDS = {
+    "autoencoder": {"hook_name": "blocks.1.hook_resid_post"},
+    "transcoder": {"d_out": 32, **ENDS},
+    "skip transcoder": {"d_out": 32, "skip": True, **ENDS},
+    "to another width": {"d_out": 20, **ENDS},
+}
+HEAD = """\
+# Formats
+
+Dictionaries of other tools, read and written: `sae.load(path)`, `sae import FOLDER run=...`,
+`sae export format=...`. A format is told from the files in a folder, `format=...` overrides
+that. What is written computes the same, to the rounding of float32, or is refused with the
+reason. Beside the files of a format we write `sae_atlas.json` with all of our metadata, which
+other tools do not look at.
+
+This page is written by `python tests/test_formats_matrix.py`, which writes every kind of
+dictionary in every format and reads it again; a test asserts that it is up to date.
+
+## What is written, and read again
+
+"yes" means that activations, reconstruction and our metadata came back the same; the numbers
+are reasons, below the table.
+"""
+OTHERS = """
+## What is read besides
+
+| format | what | becomes |
+|---|---|---|
+| saelens | folders from before version 6: flat configuration, `activation_fn: topk`, \
+`log_threshold` | what version 6 makes of them |
+| saelens | `apply_b_dec_to_input`, `rescale_acts_by_decoder_norm` | folded into the weights |
+| sparsify | runs and repositories with a folder for each hookpoint, and seeds in these | each \
+folder is one dictionary |
+| dictionary_learning | `AutoEncoder`, which subtracts its bias | standard, folded; latents \
+keep the file's scale |
+| dictionary_learning | `BatchTopKSAE`, `MatryoshkaBatchTopKSAE` | jumprelu with their one \
+threshold for all; the groups stay in the metadata |
+| openmoss | `norm_activation: dataset-wise` | folded into the weights, thresholds too |
+| openmoss | `sparsity_include_decoder_norm` with jumprelu | thresholds over the norms |
+| openmoss | `sparsity_include_decoder_norm` with topk | activations times the norms, rows of \
+the decoder over them |
+| gemma_scope | transcoders | jumprelu; the hooks are to be given |
+| gemma_scope_2 | affine transcoders | jumprelu with a skip connection |
+
+## What is refused, and why
+
+| format | what | reason |
+|---|---|---|
+| saelens | `normalize_activations` other than none | not folded into the weights |
+| sparsify | `groupmax`, `signed` | other activations than a dictionary has |
+| dictionary_learning | `CrossCoder` | reads several hooks at once |
+| dictionary_learning | a batch's top-k whose threshold was never set | depends on the batch |
+| openai | `TopK` | reads each row over its own standard deviation |
+| openmoss | `token-wise` and `batch-wise` norms | depend on the row or the batch |
+| openmoss | `batchtopk` | depends on the batch |
+| openmoss | GLU encoders, crosscoders, cross-layer transcoders, Lorsa, MOLT | more than one \
+product with x, or of several hooks |
+| openmoss | the layout of 2024 with `hyperparams.json` | its loaders disagree on the scale of \
+its threshold |
+| gemma_scope | autoencoders of the embedding | read it before it is scaled, where no hook is |
+| gemma_scope_2 | crosscoders, cross-layer transcoders | of several hooks |
+| all | NaN, infinity, missing, unknown or misshapen tensors, a configuration that contradicts \
+the weights, code in a pickle, sizes that a file does not hold | are no dictionary |
+
+Pickles are read with `weights_only=True`, and sizes come from headers before memory is taken.
+"""
+
+
+def rows() -> torch.Tensor:
+    return 3 * torch.randn(400, 32, generator=torch.Generator().manual_seed(1)) + 1
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool(torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.max())))
+
+
+def cell(format: Format, dictionary: Dictionary, folder: Path, reasons: list[str]) -> str:
+    """What a format makes of a dictionary; a reason why not joins `reasons`."""
+    reason = format.cannot_hold(dictionary)
+    if reason is not None:
+        if reason not in reasons:
+            reasons.append(reason)
+        return f"no ({reasons.index(reason) + 1})"
+    write_dictionary(dictionary, folder, format.NAME)
+    again, x = read_dictionary(folder), rows()
+    assert same(again.encode(x), dictionary.encode(x))
+    assert same(again(x), dictionary(x))
+    assert dictionary.metadata.items() <= again.metadata.items()
+    if again.architecture != dictionary.architecture:
+        return f"yes, as {again.architecture}"
+    return "yes"
+
+
+def page() -> str:
+    """The page's text."""
+    lines = [HEAD, f"| format | architecture | {' | '.join(KINDS)} |"]
+    lines.append("|" + "---|" * (2 + len(KINDS)))
+    reasons: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, format in FORMATS.items():
+            for architecture in ARCHITECTURES:
+                cells = []
+                for kind, settings in KINDS.items():
+                    dictionary = random_dictionary(architecture, **settings)
+                    folder = Path(scratch) / f"{name}-{architecture}-{kind}"
+                    cells.append(cell(format, dictionary, folder, reasons))
+                lines.append(f"| {name} | {architecture} | {' | '.join(cells)} |")
+    lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]
+    lines += ["", "## What does not reach the other tool", "", "| format | lost |", "|---|---|"]
+    lines += [f"| {name} | {format.LOST} |" for name, format in FORMATS.items()]
+    return "\n".join(lines) + "\n" + OTHERS
+
+
+def test_the_page_of_formats_is_up_to_date():
+    assert PAGE.read_text(encoding="utf-8") == page(), (
+        "run: python tests/test_formats_matrix.py"
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
