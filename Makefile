@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
+PEERS := dictionary-learning==0.1.0 eai-sparsify==1.3.3 schedulefree==1.4.1 natsort==8.4.0 einops
 
 .PHONY: help demo test check bench clean
 help:  ## show this list
@@ -18,6 +19,8 @@ $(READY): pyproject.toml constraints.txt
 
 $(TOOLS): $(READY)
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev,peers]'
+	# Without their dependencies, which ask for other versions than ours and are not needed here.
+	$(BIN)/python -m pip install --quiet --no-deps $(PEERS)
 	@touch $(TOOLS)
 
 demo: $(READY)  ## the whole path on a real model: about twenty minutes on two cores
@@ -33,8 +36,6 @@ check: $(TOOLS)  ## format, lint, types and the order of imports
 	$(BIN)/lint-imports
 
 bench: $(TOOLS)  ## measure; tables and JSON go to benchmarks/results
-	# Without their dependencies, which ask for other versions than ours and are not needed here.
-	$(BIN)/python -m pip install --quiet --no-deps dictionary-learning==0.1.0 eai-sparsify==1.3.3 schedulefree==1.4.1 natsort==8.4.0 einops
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove the environment, runs and caches of tools (not the downloaded model)

@@ -6,6 +6,7 @@ from benchmarks import (
     harvest,
     kill,
     kill_training,
+    loading,
     naive,
     quality,
     reading,
@@ -22,6 +23,7 @@ if __name__ == "__main__":
     reading.main()
     shuffle.main()
     storage.main()
+    loading.main()
     kill.main()
     kill_training.main()
     step.main()

@@ -80,6 +80,15 @@ def test_without_a_cache_the_model_is_taken_by_its_name(foreign, tiny_model, tmp
     assert record["causal"]
 
 
+@pytest.mark.slow
+def test_the_embedded_model_is_found_by_its_name_on_the_hub(tmp_path):
+    about = {"model_name": "HuggingFaceTB/SmolLM2-135M-Instruct", "hook_name": HOOK}
+    save_dictionary(random_dictionary("standard", d_in=576, **about), tmp_path / "one")
+    found = sae.import_(folder=str(tmp_path / "one"), run=str(tmp_path))
+    assert found.metadata["sae_atlas"]["model"]["name"] == "smollm2"
+    assert found.model_name == about["model_name"]
+
+
 def test_a_dictionary_of_another_model_than_the_caches_is_refused(run, foreign, tiny_model):
     with pytest.raises(UserError, match=r"is of gpt2, but .*; if these are one model, say mo"):
         sae.import_(folder=str(foreign), run=str(run), model_name="gpt2", name="x")

@@ -134,7 +134,8 @@ def _model(config: ImportConfig, said: str | None) -> dict[str, Any]:
             name is not None,
             f"{config.folder} does not say which model it is of; give model_name=...",
         )
-        return record_without_weights(str(name))
+        embedded = (key for key, model in EMBEDDED.items() if model.hub_id == name)
+        return record_without_weights(next(embedded, str(name)))
     record: dict[str, Any] = open_cache(location).attributes["model"]
     name = config.model_name or said or record["name"]
     hub_id = EMBEDDED[name].hub_id if name in EMBEDDED else name
