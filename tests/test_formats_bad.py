@@ -1,5 +1,6 @@
 """Foreign files that are not what they should be: one sentence each, and nothing is run."""
 
+import contextlib
 import io
 import json
 import os
@@ -200,6 +201,59 @@ def test_a_configuration_that_contradicts_the_weights_is_refused(
         config |= changes
     path.write_text(json.dumps(config))
     refused(folder, sentence)
+
+
+ODD = [None, "odd", "", [], [1], {}, {"a": 1}, -1, 0, 1.5, 1e99, True]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_odd_value_in_a_configuration_does_no_harm_or_is_refused(name, tmp_path):
+    folder = tmp_path / "layers.1"
+    dictionary = random_dictionary("topk" if name == "sparsify" else "jumprelu", hook_name=HOOK)
+    write_dictionary(dictionary, folder, name)
+    (folder / "sae_atlas.json").unlink(missing_ok=True)
+    path = folder / CONFIGS[name]
+    config = json.loads(path.read_text())
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    more = ("activation_fn", "activation_fn_kwargs", "activation", "expansion_factor", "type")
+    for part in parts:
+        for key in [*part, *more]:
+            kept = dict(part)
+            for value in ODD:
+                part[key] = value
+                path.write_text(json.dumps(config))
+                with contextlib.suppress(UserError):
+                    sae.load(str(folder))
+            part.clear()
+            part.update(kept)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flipped_bytes_in_a_files_beginning_or_end_do_no_harm_or_are_refused(there, seed):
+    folder, path = there
+    content = path.read_bytes()
+    draw = np.random.default_rng(seed)
+    for _ in range(40):
+        changed = bytearray(content)
+        for place in draw.integers(-400, 400, size=3):
+            changed[place] ^= int(draw.integers(1, 256))
+        # A new file: the old one may be mapped.
+        path.unlink()
+        path.write_bytes(changed)
+        with contextlib.suppress(UserError):
+            sae.load(str(folder))
+
+
+def test_half_precision_is_read_as_the_same_numbers(tmp_path):
+    folder = tmp_path / "layers.1"
+    write_dictionary(random_dictionary("topk", hook_name=HOOK), folder, "sparsify")
+    tensors = load_file(folder / "sae.safetensors")
+    path = folder / "sae.safetensors"
+    for dtype in (torch.bfloat16, torch.float16):
+        save({name: w.to(dtype) for name, w in tensors.items()}, path)
+        found = sae.load(str(folder))
+        assert found.W_dec.dtype == torch.float32
+        assert torch.equal(found.W_dec, tensors["W_dec"].to(dtype).float())
 
 
 def test_a_trainer_that_is_no_object_is_refused(tmp_path):

@@ -89,7 +89,8 @@ def run(config: ImportConfig) -> Dictionary:
 def _metadata(config: ImportConfig, dictionary: Dictionary) -> dict[str, Any]:
     """What the stages ask of a dictionary: model and hooks by the names that are used here."""
     about = dictionary.metadata
-    model = _model(config, about.get("model_name"))
+    said = about.get("model_name")
+    model = _model(config, None if said is None else str(said))
     skeleton = load_skeleton(ModelConfig(name=model["name"], revision=model["revision"]))
     widths = hook_widths(skeleton)
     hooks: dict[str, str] = {}

@@ -21,6 +21,8 @@ from sae.exchange.formats import (
 from sae.exchange.formats.parts import kind_of
 
 _N_LISTED = 5
+# How far below a folder its dictionaries are looked for; all of a disk would take long.
+_DEPTHS = ("*", "*/*", "*/*/*")
 
 
 class Format(Protocol):
@@ -103,7 +105,8 @@ def _detected(path: Path) -> Format:
         raise UserError(
             f"{path} could be of {' or '.join(found)}; say which with format={found[0]}"
         )
-    inside = sorted(f for f in path.rglob("*") if f.is_dir() and _fitting(f))
+    below = (f for depth in _DEPTHS for f in path.glob(depth) if f.is_dir())
+    inside = sorted(f for f in below if _fitting(f))
     if inside:
         some = ", ".join(str(folder) for folder in inside[:_N_LISTED])
         more = ", ..." if len(inside) > _N_LISTED else ""

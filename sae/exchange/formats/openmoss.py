@@ -103,7 +103,8 @@ def read(path: Path) -> Dictionary:
     check_sizes(config_path, config, {"d_model": d_in})
     factor = config.get("expansion_factor")
     require(
-        factor is None or round(factor * d_in) == d_sae,
+        factor is None
+        or (isinstance(factor, int | float) and abs(factor * d_in - d_sae) < 0.5),
         f"{config_path}: expansion_factor={factor} of d_model={d_in}, but the weights have "
         f"{d_sae} latents",
     )
