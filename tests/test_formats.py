@@ -111,7 +111,7 @@ def test_a_folder_of_dictionaries_names_them(tmp_path):
 def test_a_folder_with_nothing_names_what_it_would_hold(tmp_path):
     with pytest.raises(UserError, match=r"no dictionary that is known; .*params\.npz \(gemma_"):
         sae.load(str(tmp_path))
-    with pytest.raises(UserError, match="missing: no such folder"):
+    with pytest.raises(UserError, match="missing is no folder; give one"):
         sae.load(str(tmp_path / "missing"))
 
 

@@ -53,7 +53,7 @@ class TensorFile:
         Raises:
             UserError: if a tensor is missing, is no floating-point one or has another shape.
         """
-        missing = [name for name in layout if name not in {*self.headers, *optional}]
+        missing = sorted({*layout} - {*self.headers, *optional})
         require(not missing, f"{self.path} misses {', '.join(missing)}; {_WANTED}")
         sizes: dict[str, int] = {}
         for name, dimensions in layout.items():

@@ -86,7 +86,7 @@ def read_dictionary(path: str | Path, format: str | None = None) -> Dictionary:
         UserError: if there is nothing, several formats fit, or the one that does refuses it.
     """
     path = Path(path)
-    require(path.exists(), f"{path}: no such folder")
+    require(path.exists(), f"{path} is no folder; give one with a dictionary in it")
     module = _detected(path) if format is None else named_format(format)
     try:
         return module.read(path)
