@@ -5,6 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+# What may be named without its key.
+_FIRST_WORDS = {"import": "folder", "serve": "run"}
+
 USAGE = """\
 sae: from text to steering, with sparse autoencoders
 
@@ -69,9 +72,8 @@ def _main(words: list[str]) -> int:
     if words[0] not in STAGES:
         near = nearest(words[0], [*STAGES, "cache"])
         raise UserError(f"{words[0]} is no stage{near}; there are {', '.join(STAGES)}")
-    stage, rest = STAGES[words[0]], words[1:]
-    if stage.name == "import":
-        rest = _with_folder(rest)
+    stage = STAGES[words[0]]
+    rest = _with_key(_FIRST_WORDS.get(stage.name), words[1:])
     if "-h" in rest or "--help" in rest:
         print(stage_help(stage))
     elif stage.name == "harvest" and "--list-hooks" in rest:
@@ -82,19 +84,11 @@ def _main(words: list[str]) -> int:
     elif stage.name == "train":
         _train(rest)
     elif stage.name == "serve":
-        stage.module().run(build(stage, _named_run(rest)))
+        stage.module().run(build(stage, rest))
         _leave_computing()
     else:
         stage.module().run(build(stage, rest))
     return 0
-
-
-def _named_run(words: list[str]) -> list[str]:
-    """`sae serve runs/mine` names the run without its key."""
-    if not words or "=" in words[0]:
-        return words
-    quoted = words[0].replace("'", "\\'")
-    return [f"run='{quoted}'", *words[1:]]
 
 
 def _leave_computing() -> None:
@@ -108,15 +102,15 @@ def _leave_computing() -> None:
         os._exit(0)
 
 
-def _with_folder(words: list[str]) -> list[str]:
-    """The word without a key, or that is there as a path, becomes `folder=...`."""
-    if not words or words[0].startswith("-"):
+def _with_key(key: str | None, words: list[str]) -> list[str]:
+    """The first word, if it has no key or is there as a path, becomes `key=...`."""
+    if key is None or not words or words[0].startswith("-"):
         return words
     first, *others = words
     if "=" in first and not os.path.exists(first):
         return words
     quoted = first.replace("'", r"\'")
-    return [f"folder='{quoted}'", *others]
+    return [f"{key}='{quoted}'", *others]
 
 
 def _train(words: list[str]) -> None:
