@@ -1,6 +1,8 @@
 """`python -m benchmarks`: run every benchmark, results in `benchmarks/results/`."""
 
 from benchmarks import (
+    atlas,
+    atlas_page,
     dead,
     floor,
     harvest,
@@ -30,6 +32,8 @@ if __name__ == "__main__":
     floor.main()
     sweep.main()
     tracking.main()
+    atlas.main()
+    atlas_page.main()
     scaling.main()
     quality.main()
     dead.main()
