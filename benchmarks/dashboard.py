@@ -62,6 +62,12 @@ def dashboards(
     from sae_lens import SAE
 
     encoder = SAE.load_from_disk(str(dictionary_folder))
+    if not getattr(encoder.cfg, "rescale_acts_by_decoder_norm", True):
+        # It folds the norms of a TopK's decoder in, which SAELens allows where they count in
+        # the choice. Where all are equal they make no difference to that.
+        norms = encoder.W_dec.norm(dim=1)
+        assert torch.allclose(norms, norms[0].expand_as(norms), rtol=1e-4)
+        encoder.cfg.rescale_acts_by_decoder_norm = True
     hook_name = encoder.cfg.metadata.hook_name
     layout = SaeVisLayoutConfig(
         columns=[
