@@ -106,6 +106,26 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path)
     return save_tiny_model("llama", tmp_path_factory.mktemp("llama"), tokenizer_folder)
 
 
+@pytest.fixture(scope="module")
+def lens_folder(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path
+) -> Iterator[Path]:
+    """The tiny Llama in a folder that TransformerLens's `HookedTransformer` loads by its path.
+
+    It reads local folders, but looks every name up in its list first, and takes a folder whose
+    path has the name of a family for one of its list.
+    """
+    loading = pytest.importorskip("transformer_lens.loading_from_pretrained")
+    listed = loading.get_official_model_name
+
+    def or_a_path(name: str) -> str:
+        return name if Path(name).is_dir() else listed(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "get_official_model_name", or_a_path)
+        yield save_tiny_model("llama", tmp_path_factory.mktemp("lm"), tokenizer_folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 300 documents as JSONL."""

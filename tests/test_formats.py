@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,10 +281,144 @@ def test_what_openmoss_folders_cannot_mean_here_is_refused(changes, sentence, tm
         sae.load(str(tmp_path / "moss"))
 
 
-def test_the_layout_of_llama_scopes_first_release_is_refused_with_the_reason(tmp_path):
-    (tmp_path / "hyperparams.json").write_text('{"jump_relu_threshold": 0.75}')
-    with pytest.raises(UserError, match="whose loaders disagree on the scale of its threshold"):
-        sae.load(str(tmp_path))
+def test_a_latent_without_a_direction_keeps_a_threshold_that_can_be_saved_again(tmp_path):
+    tensors = openmoss_folder(tmp_path / "moss", {}, norms=(90.0, 5.0))
+    tensors["W_D"][3] = 0
+    save_file(tensors, tmp_path / "moss/sae_weights.safetensors")
+    dictionary = sae.load(str(tmp_path / "moss"))
+    for name in ("saelens", "openmoss", "gemma_scope"):
+        write_dictionary(dictionary, tmp_path / name, name)
+        assert float(sae.load(str(tmp_path / name)).encode(rows())[:, 3].max()) == 0
+
+
+def test_an_openmoss_folder_without_an_output_reconstructs_what_it_reads(tmp_path):
+    tensors = openmoss_folder(tmp_path / "moss", {"hook_point_out": None}, norms=(9.0, 9.0))
+    dictionary = sae.load(str(tmp_path / "moss"))
+    acts, x_hat = openmoss_means(tensors, {}, rows(), norms=(9.0, 9.0))
+    assert_means(dictionary, acts, x_hat)
+    assert not dictionary.is_transcoder
+
+
+SCOPE = {
+    "act_fn": "jumprelu",
+    "jump_relu_threshold": 0.6,
+    "norm_activation": "dataset-wise",
+    "dataset_average_activation_norm": {"in": 9.0, "out": 9.0},
+    "sparsity_include_decoder_norm": True,
+    "apply_decoder_bias_to_pre_encoder": False,
+    "use_decoder_bias": True,
+    "hook_point_in": HOOK,
+    "hook_point_out": HOOK,
+    "d_model": D_IN,
+    "d_sae": D_SAE,
+    "top_k": 7,
+}
+
+
+def scope_folder(folder, changes, place="checkpoints/final.safetensors"):
+    """A folder as Llama Scope's first release has them; gives back its tensors."""
+    tensors = {
+        "encoder.weight": uniform(D_SAE, D_IN) / 4,
+        "encoder.bias": uniform(D_SAE),
+        "decoder.weight": uniform(D_IN, D_SAE, seed=1) / 3,
+        "decoder.bias": uniform(D_IN),
+    }
+    if not changes.get("use_decoder_bias", True):
+        del tensors["decoder.bias"]
+    (folder / place).parent.mkdir(parents=True)
+    save_file(tensors, folder / place)
+    (folder / "hyperparams.json").write_text(json.dumps(SCOPE | changes))
+    (folder / "lm_config.json").write_text(
+        json.dumps({"model_name": "meta-llama/Llama-3.1-8B"})
+    )
+    return tensors
+
+
+def scope_means(tensors, config, x):
+    """By its loader of 2024: on scaled rows, the threshold on raw ones and unit norms."""
+    config = SCOPE | config
+    norm = config["dataset_average_activation_norm"]["in"]
+    scaled = config["norm_activation"] == "dataset-wise"
+    s = math.sqrt(D_IN) / norm if scaled else 1.0
+    bias = tensors.get("decoder.bias", torch.zeros(D_IN))
+    before = bias if config["apply_decoder_bias_to_pre_encoder"] else 0
+    pre = (x * s - before) @ tensors["encoder.weight"].t() + tensors["encoder.bias"]
+    include = config["sparsity_include_decoder_norm"]
+    rows_norm = tensors["decoder.weight"].norm(dim=0) if include else torch.ones(D_SAE)
+    shown = pre / s * rows_norm
+    if config["act_fn"] == "jumprelu" or (
+        config["act_fn"] == "topk" and config["jump_relu_threshold"] > 0
+    ):
+        shown = shown * (shown > config["jump_relu_threshold"])
+    elif config["act_fn"] == "topk":
+        kth = shown.relu().topk(7).values[..., -1:]
+        shown = shown.relu() * (shown.relu() >= kth)
+    else:
+        shown = shown.relu()
+    x_hat = (shown / rows_norm * s) @ tensors["decoder.weight"].t() + bias
+    return shown, x_hat / s
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sparsity_include_decoder_norm": False},
+        {"apply_decoder_bias_to_pre_encoder": True},
+        {"norm_activation": "inference"},
+        {"use_decoder_bias": False},
+        {"act_fn": "topk"},
+        {"act_fn": "topk", "jump_relu_threshold": 0},
+        {"act_fn": "relu", "apply_decoder_bias_to_pre_encoder": True},
+    ],
+    ids=str,
+)
+def test_folders_of_llama_scopes_first_release_mean_what_their_own_loader_made(
+    changes, tmp_path
+):
+    about = {"model_name": "meta-llama/Llama-3.1-8B", "hook_name": HOOK}
+    for place in ("checkpoints/final.safetensors", "sae_weights.safetensors"):
+        folder = tmp_path / Path(place).stem
+        tensors = scope_folder(folder, changes, place)
+        dictionary = sae.load(str(folder))
+        assert_means(dictionary, *scope_means(tensors, changes, rows()))
+        assert dictionary.metadata == about
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"norm_activation": "token-wise"}, "norm_activation=token-wise scales each row"),
+        ({"act_fn": "batchtopk"}, "act_fn=batchtopk is unknown"),
+        ({"use_glu_encoder": True}, "use_glu_encoder=true"),
+        ({"jump_relu_threshold": -1}, "jump_relu_threshold=-1; give a number from 0 on"),
+        ({"jump_relu_threshold": "no"}, "jump_relu_threshold=no; give a number from 0 on"),
+        ({"d_sae": 47}, "d_sae=47, but by the weights beside it d_sae=48"),
+        (
+            {"dataset_average_activation_norm": None},
+            "norm=None; give an object with in and out",
+        ),
+        ({"dataset_average_activation_norm": {"in": 0, "out": 1}}, "of in is 0; give a norm"),
+        ({"dataset_average_activation_norm": {"in": 1}}, "of out is None; give a norm above 0"),
+        (
+            {"act_fn": "topk", "jump_relu_threshold": 0, "top_k": None},
+            "top_k=None; give a numb",
+        ),
+    ],
+)
+def test_what_llama_scopes_folders_cannot_mean_here_is_refused(changes, sentence, tmp_path):
+    scope_folder(tmp_path / "L8R", changes)
+    with pytest.raises(UserError, match=sentence):
+        sae.load(str(tmp_path / "L8R"))
+
+
+def test_saelens_arrives_at_the_threshold_of_llama_scopes_first_release(tmp_path):
+    # As SAELens 6.54 does it: the threshold times the scale, on rows that are scaled.
+    tensors = scope_folder(tmp_path / "L8R", {"sparsity_include_decoder_norm": False})
+    s = math.sqrt(D_IN) / 9
+    pre = s * rows() @ tensors["encoder.weight"].t() + tensors["encoder.bias"]
+    fires = pre > 0.6 * s
+    assert torch.equal(sae.load(str(tmp_path / "L8R")).encode(rows()) > 0, fires)
 
 
 def test_an_average_norm_of_zero_is_refused(tmp_path):

@@ -172,6 +172,11 @@ def test_a_configuration_that_is_none_is_refused(name, tmp_path):
         ("saelens", {"metadata": 3}, "metadata=3; give an object"),
         ("sparsify", {"d_in": 31}, "d_in=31, but by the weights beside it d_in=32"),
         ("sparsify", {"num_latents": 0}, "num_latents=1024, but by the weights"),
+        (
+            "sparsify",
+            {"num_latents": 0, "expansion_factor": None},
+            "expansion_factor=None; give a number",
+        ),
         ("sparsify", {"activation": "groupmax"}, "activation=groupmax; only topk is known"),
         ("sparsify", {"signed": True}, "signed=true, but activations below zero"),
         ("sparsify", {"k": "many"}, "k=many; give a whole number"),
@@ -242,6 +247,47 @@ def test_flipped_bytes_in_a_files_beginning_or_end_do_no_harm_or_are_refused(the
         path.write_bytes(changed)
         with contextlib.suppress(UserError):
             sae.load(str(folder))
+
+
+def test_odd_settings_of_a_top_k_from_before_version_6_are_refused(tmp_path):
+    folder = tmp_path / "old"
+    write_dictionary(random_dictionary("topk"), folder, "saelens")
+    for odd in ("k=5", [1], 7):
+        config = {"activation_fn": "topk", "activation_fn_kwargs": odd}
+        (folder / "cfg.json").write_text(json.dumps(config))
+        refused(folder, "activation_fn_kwargs=.*; give an object with k")
+
+
+@pytest.mark.parametrize("value", [7.0, float("nan"), 7j], ids=str)
+def test_a_k_that_is_no_whole_number_is_refused(value, tmp_path):
+    folder = tmp_path / "one"
+    write_dictionary(random_dictionary("topk"), folder, "dictionary_learning")
+    state = torch.load(folder / "ae.pt", weights_only=True)
+    torch.save({**state, "k": torch.tensor(value)}, folder / "ae.pt")
+    refused(folder, "k=.*; give a whole number")
+
+
+@pytest.mark.parametrize(
+    "value", [torch.ones(3), torch.tensor(3), torch.ones(0)], ids=["three", "whole", "none"]
+)
+def test_an_average_norm_that_is_no_number_is_refused(value, tmp_path):
+    folder = tmp_path / "one"
+    write_dictionary(random_dictionary("standard", hook_name=HOOK), folder, "openmoss")
+    config = json.loads((folder / "config.json").read_text())
+    config["norm_activation"] = "dataset-wise"
+    (folder / "config.json").write_text(json.dumps(config))
+    path = folder / "sae_weights.safetensors"
+    save({**load(path), f"dataset_average_activation_norm.{HOOK}": value}, path)
+    refused(folder, r"dataset_average_activation_norm\..* has shape .*; give one number")
+
+
+def test_json_that_is_nested_without_end_or_holds_endless_numbers_is_refused(there):
+    folder, _ = there
+    names = [n for n in ("cfg.json", "config.json") if (folder / n).exists()]
+    for content in ("[" * 100_000, '{"k": ' + "1" * 5000 + "}"):
+        for name in names:
+            (folder / name).write_text(content)
+            refused(folder, "not readable as JSON")
 
 
 def test_half_precision_is_read_as_the_same_numbers(tmp_path):
@@ -318,6 +364,26 @@ def test_a_header_that_claims_terabytes_takes_no_memory(tmp_path):
     refused(folder, r"W_enc\.npy claims shape \(1048576, 1048576\) of float32, but holds 4 byt")
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../w", "/w", 3, None, ["w"]], ids=str)
+def test_a_part_that_is_no_file_beside_its_index_is_refused(name, tmp_path):
+    folder = tmp_path / "one"
+    write_dictionary(random_dictionary("standard"), folder, "saelens")
+    (folder / "sae_weights.safetensors").unlink()
+    index = folder / "sae_weights.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"W_enc": name}}))
+    refused(folder, "is no file beside it; give the file as it was saved")
+
+
+def test_an_array_whose_header_alone_is_of_gigabytes_is_refused(tmp_path):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    # Packed, four gigabytes of spaces are small.
+    header = np.lib.format.magic(2, 0) + struct.pack("<I", (1 << 32) - 1) + b" " * (1 << 20)
+    with zipfile.ZipFile(folder / "params.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("W_enc.npy", header)
+    refused(folder, r"its arrays are of version \(2, 0\), not \(1, 0\)")
+
+
 def test_a_safetensors_header_that_claims_terabytes_takes_no_memory(tmp_path):
     folder = tmp_path / "one"
     write_dictionary(random_dictionary("standard"), folder, "saelens")
@@ -335,6 +401,29 @@ def test_a_pickled_tensor_that_repeats_one_number_into_terabytes_is_refused(tmp_
     state["encoder.weight"] = torch.zeros(1).expand(1 << 20, 1 << 20)
     torch.save(state, folder / "ae.pt")
     refused(folder, "encoder.weight claims 4398046511104 bytes, but the file has")
+
+
+class BeyondItsStorage:
+    """Pickled as a tensor that is larger than the numbers that it has."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __reduce__(self):
+        place = torch.storage.TypedStorage(
+            wrap_storage=self.tensor.untyped_storage(), dtype=torch.float32, _internal=True
+        )
+        size = (1 << 20, 1 << 20)
+        return torch._utils._rebuild_tensor_v2, (place, 0, size, (1 << 20, 1), False, {})
+
+
+def test_a_pickled_tensor_beyond_its_own_numbers_takes_no_memory(tmp_path):
+    folder = tmp_path / "one"
+    write_dictionary(random_dictionary("standard"), folder, "dictionary_learning")
+    state = torch.load(folder / "ae.pt", weights_only=True)
+    state["encoder.weight"] = BeyondItsStorage(torch.zeros(4))
+    torch.save(state, folder / "ae.pt")
+    refused(folder, "is damaged or of another kind: |claims 4398046511104 bytes")
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -17,13 +19,16 @@ from sae.base.errors import UserError
 from sae.exchange.formats import write_dictionary
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLD_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+REVISIONS = {"main": COMMIT, "v1": OLD_COMMIT, "refs/pr/1": COMMIT}
 ERRORS = {"org/gated": (403, "GatedRepo"), "org/private": (401, "RepoNotFound")}
 
 
 class Hub(BaseHTTPRequestHandler):
     """What `snapshot_download` asks of the Hub, of one repository `org/name`."""
 
-    files: dict[str, bytes]
+    states: dict[str, dict[str, bytes]]
+    """By commit, the files by name."""
     asked: list[str]
 
     def do_HEAD(self):
@@ -34,25 +39,34 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, body):
         path = unquote(urlsplit(self.path).path)
+        if "org/hangup" in path:
+            self.close_connection = True
+            return None
         for repository, (status, code) in ERRORS.items():
             if repository in path:
                 return self.send(status, {"X-Error-Code": code}, b"{}", body)
         if "org/name" not in path:
             return self.send(404, {"X-Error-Code": "RepoNotFound"}, b"{}", body)
+        asked = re.search(r"/(?:revision|tree|resolve)/(refs/pr/\d+|[^/]+)", path)
+        revision = asked[1] if asked else "main"
+        commit = REVISIONS.get(revision, revision)
+        if commit not in self.states:
+            return self.send(404, {"X-Error-Code": "RevisionNotFound"}, b"{}", body)
+        files = self.states[commit]
         if "/resolve/" in path:
-            name = path.split(f"/{COMMIT}/")[1]
-            content = self.files[name]
+            name = path.split(f"/{commit}/")[1]
+            content = files[name]
             self.asked.append(name)
-            about = {"X-Repo-Commit": COMMIT, "ETag": hashlib.sha1(content).hexdigest()}
+            about = {"X-Repo-Commit": commit, "ETag": hashlib.sha1(content).hexdigest()}
             return self.send(200, about, content, body)
         if "/tree/" in path:
             found = [
                 {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                for n, c in self.files.items()
+                for n, c in files.items()
             ]
         else:
-            siblings = [{"rfilename": name} for name in self.files]
-            found = {"id": "org/name", "sha": COMMIT, "siblings": siblings}
+            siblings = [{"rfilename": name} for name in files]
+            found = {"id": "org/name", "sha": commit, "siblings": siblings}
         return self.send(200, {}, json.dumps(found).encode(), body)
 
     def send(self, status, headers, content, body):
@@ -77,7 +91,11 @@ def hub(tmp_path):
     (tmp_path / "there/config.json").write_text('{"model": "org/lm"}')
     root = tmp_path / "there"
     files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    handler = type("Handler", (Hub,), {"files": files, "asked": []})
+    # An older state, where layer 1 was what layer 0 is now under another k.
+    write_dictionary(replace(random_dictionary("topk"), k=3), tmp_path / "old", "sparsify")
+    old = {f"layers.1/{p.name}": p.read_bytes() for p in (tmp_path / "old").iterdir()}
+    states = {COMMIT: files, OLD_COMMIT: old}
+    handler = type("Handler", (Hub,), {"states": states, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -92,7 +110,7 @@ import json, sys, sae
 for name in sys.argv[1:]:
     try:
         found = sae.load(name)
-        print(json.dumps([found.digest, found.metadata]))
+        print(json.dumps([found.digest, found.metadata, found.k]))
     except ValueError as error:
         print(json.dumps(str(error)))
 """
@@ -133,6 +151,39 @@ def test_a_dictionary_comes_from_the_hub_and_then_from_its_cache(hub, tmp_path):
     again, other = load_in_a_process(names, tmp_path / "c", **offline)
     assert again == found
     assert "could not be had from the Hub (offline). It said: " in other
+
+
+@pytest.mark.slow
+def test_a_revision_is_that_states_dictionary(hub, tmp_path):
+    address, _ = hub
+    names = ["org/name:layers.1@v1", "org/name:layers.1", f"org/name:layers.1@{OLD_COMMIT}"]
+    names += ["org/name:layers.1@refs/pr/1", "org/name:layers.0@v1", "org/name:layers.1@v2"]
+    online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+    *found, absent, missing = load_in_a_process(names, tmp_path / "c", **online)
+    assert [k for _, _, k in found] == [3, 7, 3, 7]
+    assert "org/name:layers.0@v1 holds no dictionary that is known" in absent
+    assert "nearest: layers.1" in absent
+    assert "org/name has no revision v2 on the Hub; give one of its branches, tags" in missing
+    offline = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "1"}
+    assert load_in_a_process(names[:2], tmp_path / "c", **offline) == found[:2]
+
+
+@pytest.mark.slow
+def test_a_hub_that_hangs_up_is_reported_in_a_sentence(hub, tmp_path):
+    online = {"HF_ENDPOINT": hub[0], "HF_HUB_OFFLINE": "0"}
+    (sentence,) = load_in_a_process(["org/hangup:layers.1"], tmp_path / "c", **online)
+    assert "org/hangup is no folder here" in sentence
+    assert "could not be had from the Hub. It said: " in sentence
+
+
+@pytest.mark.slow
+def test_a_folder_with_the_signs_of_a_pattern_fetches_nothing_else(hub, tmp_path):
+    address, asked = hub
+    online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+    names = ["org/name:layers.*", "org/name:layers.[01]"]
+    for sentence in load_in_a_process(names, tmp_path / "c", **online):
+        assert "holds no dictionary that is known" in sentence
+    assert set(asked) <= {"config.json"}
 
 
 @pytest.mark.parametrize("folder", ["../elsewhere", "layers.1/../../..", "/etc"])

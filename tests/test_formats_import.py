@@ -180,6 +180,8 @@ def test_an_export_of_what_we_trained_in_another_format_has_tables_and_a_card(
         "README.md",
         "features.parquet",
         "contexts.parquet",
+        "labels.csv",
+        "decoder.safetensors",
         "export.json",
         f"{HOOK}/ae.pt",
         f"{HOOK}/config.json",

@@ -21,10 +21,11 @@ HEAD = """\
 # Formats
 
 Dictionaries of other tools, read and written: `sae.load(path)`, `sae import FOLDER run=...`,
-`sae export format=...`. A format is told from the files in a folder, `format=...` overrides
-that. What is written computes the same, to the rounding of float32, or is refused with the
-reason. Beside the files of a format we write `sae_atlas.json` with all of our metadata, which
-other tools do not look at.
+`sae export format=...`. A path is a folder, or on the Hub `ORG/NAME:FOLDER`, with `@REVISION`
+behind it for another state than the newest. A format is told from the files in a folder,
+`format=...` overrides that. What is written computes the same, to the rounding of float32, or
+is refused with the reason. Beside the files of a format we write `sae_atlas.json` with all of
+our metadata, which other tools do not look at.
 
 This page is written by `python tests/test_formats_matrix.py`, which writes every kind of
 dictionary in every format and reads it again; a test asserts that it is up to date.
@@ -42,6 +43,7 @@ OTHERS = """
 | saelens | folders from before version 6: flat configuration, `activation_fn: topk`, \
 `log_threshold` | what version 6 makes of them |
 | saelens | `apply_b_dec_to_input`, `rescale_acts_by_decoder_norm` | folded into the weights |
+| saelens | `dtype: int8` with scales beside the weights, ours alone | float32 |
 | sparsify | runs and repositories with a folder for each hookpoint, and seeds in these | each \
 folder is one dictionary |
 | dictionary_learning | `AutoEncoder`, which subtracts its bias | standard, folded; latents \
@@ -52,8 +54,12 @@ threshold for all; the groups stay in the metadata |
 | openmoss | `sparsity_include_decoder_norm` with jumprelu | thresholds over the norms |
 | openmoss | `sparsity_include_decoder_norm` with topk | activations times the norms, rows of \
 the decoder over them |
+| openmoss | Llama Scope's first release, with `hyperparams.json` | what its own loader made \
+of it: unit rows of the decoder, and a threshold for all in that scale |
 | gemma_scope | transcoders | jumprelu; the hooks are to be given |
 | gemma_scope_2 | affine transcoders | jumprelu with a skip connection |
+| all with safetensors | weights in several parts, with `NAME.safetensors.index.json` | one \
+dictionary |
 
 ## What is refused, and why
 
@@ -68,8 +74,6 @@ the decoder over them |
 | openmoss | `batchtopk` | depends on the batch |
 | openmoss | GLU encoders, crosscoders, cross-layer transcoders, Lorsa, MOLT | more than one \
 product with x, or of several hooks |
-| openmoss | the layout of 2024 with `hyperparams.json` | its loaders disagree on the scale of \
-its threshold |
 | gemma_scope | autoencoders of the embedding | read it before it is scaled, where no hook is |
 | gemma_scope_2 | crosscoders, cross-layer transcoders | of several hooks |
 | all | NaN, infinity, missing, unknown or misshapen tensors, a configuration that contradicts \

@@ -105,7 +105,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Broken, in another encoding, nested without end, or with a number of endless digits.
         raise UserError(f"{path}: not readable as JSON ({error})") from error
 
 

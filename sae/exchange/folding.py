@@ -5,11 +5,28 @@ bias first, scale activations to a common norm, or weigh what decides by the nor
 decoder's rows. Each of these is exact in one direction or both.
 """
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from sae.base.errors import require
+from sae.dictionary import Dictionary
+
 Weights = dict[str, Tensor]
 """By the names of a `Dictionary`'s fields, with its shapes."""
+
+# A threshold that nothing passes, and that stays finite when it is scaled or its logarithm
+# is taken and undone.
+_NEVER = 1e30
+# The norm of a row that has none: too short to change a reconstruction in float32, and long
+# enough that products with it keep all their digits.
+_NO_NORM = 1e-15
+# How far from one norms of float32 rows are when they have been divided by them, and how far
+# from each other those of trained ones that are to be equal.
+_ROUNDING = 1e-6
+_ALIKE = 1e-5
 
 
 def without_b_dec(weights: Weights) -> Weights:
@@ -31,15 +48,56 @@ def _moved(weights: Weights, sign: int) -> Weights:
 
 
 def scaled_by_decoder_norm(weights: Weights) -> Weights:
-    """Weights of unit decoder rows, whose activations are those of before times the norms."""
+    """Weights of unit decoder rows, whose activations are those of before times the norms.
+
+    Which latents fire does not change, but for top-k: it sees activations times the norms.
+    """
     norms = weights["W_dec"].norm(dim=-1)
-    return {
-        **weights,
-        "W_enc": weights["W_enc"] * norms,
-        "b_enc": weights["b_enc"] * norms,
-        # A row of zeros stays one: its latent never fires.
-        "W_dec": torch.nn.functional.normalize(weights["W_dec"], dim=-1),
+    scaled: Weights = {
+        name: weights[name] * norms
+        for name in ("W_enc", "b_enc", "b_mag", "threshold")
+        if name in weights
     }
+    # A row of zeros stays one: its latent never fires.
+    rows = torch.nn.functional.normalize(weights["W_dec"], dim=-1, eps=1e-30)
+    return {**weights, **scaled, "W_dec": rows}
+
+
+def has_unit_rows(W_dec: Tensor) -> bool:
+    """Whether all rows of a decoder are of norm one, to the rounding of float32."""
+    norms = W_dec.detach().float().norm(dim=-1)
+    return bool(((norms - 1).abs() <= _ROUNDING).all())
+
+
+def with_directions(weights: Weights) -> Weights:
+    """Weights whose decoder has no row of zeros, which could not be made one of norm one.
+
+    What stands in their place is too short to change a reconstruction.
+    """
+    W_dec = weights["W_dec"].clone()
+    W_dec[W_dec.norm(dim=-1) < _NO_NORM, 0] = _NO_NORM
+    return {**weights, "W_dec": W_dec}
+
+
+def with_unit_rows(dictionary: Dictionary) -> Dictionary:
+    """The same dictionary with unit rows in its decoder; activations are times the norms.
+
+    Tools that call `fold_W_dec_norm` on a SAELens folder, as SAEDashboard does, want a topk one
+    to be saved like this.
+
+    Raises:
+        UserError: if it is a topk one whose rows differ in norm, which would choose others.
+    """
+    weights: Weights = {name: w.detach().float() for name, w in dictionary.tensors.items()}
+    norms = weights["W_dec"].norm(dim=-1)
+    low, high = float(norms.min()), float(norms.max())
+    require(
+        dictionary.architecture != "topk" or high - low <= _ALIKE * high,
+        f"the rows of W_dec have norms from {low:.3g} to {high:.3g}; with norms of one top-k "
+        "would choose other latents",
+    )
+    tensors: dict[str, Any] = {**scaled_by_decoder_norm(with_directions(weights))}
+    return replace(dictionary, **tensors)
 
 
 def for_raw_activations(weights: Weights, scale_in: float, scale_out: float) -> Weights:
@@ -65,5 +123,4 @@ def threshold_before_norm(threshold: Tensor, W_dec: Tensor) -> Tensor:
     A row of zeros passes no threshold above 0.
     """
     norms = W_dec.norm(dim=-1)
-    never = torch.finfo(threshold.dtype).max
-    return torch.where(norms > 0, threshold / norms, never).clamp(max=never)
+    return torch.where(norms > 0, threshold / norms, _NEVER).clamp(max=_NEVER)

@@ -1,5 +1,10 @@
-"""Dictionaries on the Hugging Face Hub: `ORG/NAME` or `ORG/NAME:FOLDER`."""
+"""Dictionaries on the Hugging Face Hub: `ORG/NAME` or `ORG/NAME:FOLDER`.
 
+`@REVISION` after either is a branch, a tag or a commit of the repository, where its newest
+state is not what is meant.
+"""
+
+import glob
 import os
 import re
 from collections.abc import Iterator
@@ -8,7 +13,9 @@ from pathlib import Path
 from sae.base.errors import UserError, nearest, require
 from sae.exchange.formats import FORMATS
 
-_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?::(?P<folder>.+))?")
+_ID = re.compile(
+    r"(?P<repository>[\w.-]+/[\w.-]+)(?::(?P<folder>[^@]+))?(?:@(?P<revision>[^@]+))?"
+)
 
 
 def local_path(path: str | Path) -> Path:
@@ -18,8 +25,8 @@ def local_path(path: str | Path) -> Path:
     them is used offline as well.
 
     Raises:
-        UserError: if there is nothing of that name in either place, or the Hub cannot be
-            reached or wants a login.
+        UserError: if there is nothing of that name in either place, no such revision, or the
+            Hub cannot be reached or wants a login.
     """
     found = _ID.fullmatch(str(path))
     if Path(path).exists() or found is None:
@@ -30,10 +37,10 @@ def local_path(path: str | Path) -> Path:
         ".." not in parts and not Path(folder).is_absolute(),
         f"{path}: {folder} leads out of the repository; give a folder in it",
     )
-    snapshot = _fetched(repository, list(_wanted(folder)))
+    snapshot = _fetched(repository, found["revision"], list(_wanted(folder)))
     place = snapshot.joinpath(*parts)
     if not any(format.recognises(place) for format in FORMATS.values()):
-        raise UserError(_nothing_there(repository, folder))
+        raise UserError(_nothing_there(repository, found["revision"], folder))
     return place
 
 
@@ -41,23 +48,35 @@ def _wanted(folder: str) -> Iterator[str]:
     """The files of a dictionary in `folder`, in any format that has names for them."""
     for format in FORMATS.values():
         for name in format.FILES:
-            if "*" not in name:
-                yield os.path.normpath(os.path.join(folder, name))
+            if "*" in name:
+                continue
+            # The Hub takes patterns, and a folder is none.
+            path = glob.escape(os.path.normpath(os.path.join(folder, name)))
+            yield path
+            stem, suffix = os.path.splitext(path)
+            if suffix == ".safetensors":
+                # Large ones are there in parts.
+                yield from (f"{path}.index.json", f"{stem}-*-of-*{suffix}")
 
 
-def _fetched(repository: str, files: list[str]) -> Path:
+def _fetched(repository: str, revision: str | None, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=files))
-    except (OSError, HFValidationError) as error:
-        raise UserError(_not_fetched(repository, error)) from error
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
+    except (
+        Exception
+    ) as error:  # Its HTTP library has its own, and not all of them are OSErrors.
+        raise UserError(_not_fetched(repository, revision, error)) from error
 
 
-def _not_fetched(repository: str, error: Exception) -> str:
+def _not_fetched(repository: str, revision: str | None, error: Exception) -> str:
     """Why, and what to do about it."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     login = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, GatedRepoError):
@@ -65,29 +84,35 @@ def _not_fetched(repository: str, error: Exception) -> str:
             f"{repository} is gated on the Hub; {login}, and accept its terms at "
             f"https://huggingface.co/{repository}"
         )
+    if isinstance(error, RevisionNotFoundError):
+        return (
+            f"{repository} has no revision {revision} on the Hub; give one of its branches, "
+            "tags or commits, or leave out the @"
+        )
     if isinstance(error, RepositoryNotFoundError):
         return (
             f"{repository} is no folder here ({Path(repository).absolute()}), and on the Hub "
             f"there is none that everybody may see; mend the name, or {login}"
         )
     offline = " (offline)" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
-    first = str(error).strip().split("\n")[0]
+    first = str(error).strip().split("\n")[0] or type(error).__name__
     return (
         f"{repository} is no folder here ({Path(repository).absolute()}), and could not be had "
         f"from the Hub{offline}. It said: {first}"
     )
 
 
-def _nothing_there(repository: str, folder: str) -> str:
+def _nothing_there(repository: str, revision: str | None, folder: str) -> str:
     """That there is no dictionary, and where in the repository there are some."""
     from huggingface_hub import list_repo_files
 
     names = {name for format in FORMATS.values() for name in format.FILES[-2:]}
     try:
-        files = [Path(name) for name in list_repo_files(repository)]
-    except OSError:
+        files = [Path(name) for name in list_repo_files(repository, revision=revision)]
+    except Exception:  # As above; the sentence does without.
         files = []
-    folders = sorted({str(file.parent) for file in files if file.name in names})
-    asked = f"{repository}:{folder}" if folder else repository
+    there = (file for file in files if file.name.removesuffix(".index.json") in names)
+    folders = sorted({str(file.parent) for file in there})
+    asked = repository + (f":{folder}" if folder else "") + (f"@{revision}" if revision else "")
     some = nearest(folder, folders) or (f"; it has {folders[0]}" if folders else "")
     return f"{asked} holds no dictionary that is known; give {repository}:FOLDER{some}"

@@ -11,6 +11,9 @@ and gated: those are ours alone.
 
 What SAELens wrote before its version 6 is read as version 6 reads it: all keys on one level,
 `activation_fn: topk` for the architecture, `b_dec` subtracted unless it says otherwise.
+
+The weights are float32, bfloat16 or float16, as `dtype` says. `dtype: int8` is ours alone, with
+scales beside the weights (`sae.exchange.shrink`).
 """
 
 import json
@@ -24,7 +27,13 @@ from torch import Tensor
 from sae.base.errors import require
 from sae.base.files import atomic_path, read_json
 from sae.dictionary import ARCHITECTURES, CODER, Dictionary
-from sae.exchange.folding import Weights, scaled_by_decoder_norm, without_b_dec
+from sae.exchange.folding import (
+    Weights,
+    has_unit_rows,
+    scaled_by_decoder_norm,
+    without_b_dec,
+)
+from sae.exchange.shrink import FULL, INT8, dequantized, packed
 from sae.exchange.tensors import Layout, TensorFile, check_sizes, open_safetensors
 
 CONFIG_FILE = "cfg.json"
@@ -102,32 +111,37 @@ def _kind_of(dictionary: Dictionary) -> _Kind:
     return _Kind(dictionary.architecture, transcoder, skip)
 
 
-def loads_in_saelens(dictionary: Dictionary) -> bool:
+def loads_in_saelens(dictionary: Dictionary, dtype: str = FULL) -> bool:
     """Whether SAELens has a class for what `save_dictionary` writes."""
-    return not _kind_of(dictionary).ours_alone
+    return dtype != INT8 and not _kind_of(dictionary).ours_alone
 
 
-def save_dictionary(dictionary: Dictionary, folder: Path) -> None:
-    """Write `folder`, appearing all at once."""
+def save_dictionary(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> None:
+    """Write `folder`, appearing all at once.
+
+    Args:
+        dtype: of the weights in the file, one of `sae.exchange.shrink.DTYPES`.
+
+    Raises:
+        UserError: if a weight is beyond what `dtype` can say.
+    """
     kind = _kind_of(dictionary)
+    stored = packed(dictionary.tensors, dtype)
     config: dict[str, Any] = {
         "architecture": kind.name,
         "d_in": dictionary.d_in,
         "d_sae": dictionary.d_sae,
         **({"d_out": dictionary.d_out} if kind.transcoder else {}),
         **({} if dictionary.k is None else {"k": dictionary.k}),
-        **({"rescale_acts_by_decoder_norm": False} if kind.rule == "topk" else {}),
-        "dtype": "float32",
+        **_topk_settings(kind, stored["W_dec"]),
+        "dtype": dtype,
         "device": "cpu",
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": "6.0.0", **dictionary.metadata},
     }
-    tensors = {
-        in_file: getattr(dictionary, name).detach().float().cpu().contiguous()
-        for name, in_file in kind.tensors.items()
-    }
+    tensors = {kind.tensors.get(name, name): tensor for name, tensor in stored.items()}
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         (temporary / CONFIG_FILE).write_text(
@@ -135,6 +149,13 @@ def save_dictionary(dictionary: Dictionary, folder: Path) -> None:
         )
         # As bytes, not by `save_file`, whose errors hide that the disk is full.
         (temporary / WEIGHTS_FILE).write_bytes(save(tensors))
+
+
+def _topk_settings(kind: _Kind, W_dec: Tensor) -> dict[str, bool]:
+    """Whether SAELens may fold the norms of the decoder's rows, which top-k does not see."""
+    if kind.rule != "topk":
+        return {}
+    return {"rescale_acts_by_decoder_norm": has_unit_rows(W_dec)}
 
 
 def save_sparsity(density: Tensor, folder: Path) -> None:
@@ -179,12 +200,13 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     metadata = config.get("metadata", {})
     require(isinstance(metadata, dict), f"{path}: metadata={metadata}; give an object")
     file = open_safetensors(folder / WEIGHTS_FILE)
-    weights = _read(file, kind)
+    weights = _read(dequantized(file) if config.get("dtype") == INT8 else file, kind)
     (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
     check_sizes(path, config, {"d_in": d_in, "d_sae": d_sae, "d_out": d_out})
     if subtracts:
         weights = without_b_dec(weights)
-    if kind.rule == "topk" and config.get("rescale_acts_by_decoder_norm"):
+    rescales = kind.rule == "topk" and bool(config.get("rescale_acts_by_decoder_norm"))
+    if rescales and not has_unit_rows(weights["W_dec"]):
         # SAELens multiplies what goes into top-k by the norms, and divides what comes out.
         weights = scaled_by_decoder_norm(weights)
     tensors: dict[str, Any] = {**weights}
@@ -205,6 +227,10 @@ def _as_version_6(config: dict[str, Any]) -> dict[str, Any]:
     )
     if activation == "topk":
         settings = old.get("activation_fn_kwargs") or {}
+        require(
+            isinstance(settings, dict),
+            f"activation_fn_kwargs={settings}; give an object with k",
+        )
         old |= {"architecture": "topk", "k": settings.get("k", old.get("k"))}
     # Before there was a choice of norms it said true or false.
     norms = old.get("normalize_activations") or "none"

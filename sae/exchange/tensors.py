@@ -3,7 +3,8 @@
 Three kinds of files hold weights. Of each the names, shapes and sizes are known before a weight
 is read, so that a file which is not what it should be costs nothing:
 
-- safetensors: its header; the weights are mapped into memory, not copied.
+- safetensors: its header; the weights are mapped into memory, not copied. One that is missing
+  may be there in parts, with an index beside them, as the Hub has large ones.
 - `.pt`, torch's zip: unpickled with `weights_only=True`, which makes tensors and plain values
   and calls nothing else; the weights are mapped as well.
 - `.npz`: a zip of arrays, each with a header; arrays of Python objects are refused. No member
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae.base.errors import UserError, require
+from sae.base.files import read_json
 
 Layout = Mapping[str, tuple[str, ...]]
 """Sizes of each tensor by the names of its dimensions, such as `("d_in", "d_sae")`."""
@@ -133,6 +135,12 @@ def open_safetensors(path: Path) -> TensorFile:
     Raises:
         UserError: if it is missing or damaged.
     """
+    index = index_of(path)
+    in_parts = index.is_file() and not path.is_file()
+    return _open_shards(index) if in_parts else _open_whole(path)
+
+
+def _open_whole(path: Path) -> TensorFile:
     require(path.is_file(), f"{path}: no such file")
     try:
         file: Any = safe_open(path, framework="pt")
@@ -144,6 +152,41 @@ def open_safetensors(path: Path) -> TensorFile:
     except SafetensorError as error:
         raise _damaged(path, error) from error
     return TensorFile(path, headers, file.get_tensor)
+
+
+def index_of(path: Path) -> Path:
+    """Where the index of the parts is that are there in place of the safetensors `path`."""
+    return path.with_name(f"{path.name}.index.json")
+
+
+def safetensors_there(path: Path) -> bool:
+    """Whether the safetensors file `path` is there, in one piece or in parts."""
+    return path.is_file() or index_of(path).is_file()
+
+
+def _open_shards(index: Path) -> TensorFile:
+    """The parts that an index of the Hub's names: `{"weight_map": {tensor: file, ...}}`.
+
+    https://huggingface.co/docs/safetensors/metadata_parsing has the layout.
+    """
+    found = read_json(index)
+    listed = found.get("weight_map") if isinstance(found, dict) else None
+    require(isinstance(listed, dict), f"{index} has no weight_map; {_WANTED}")
+    places: dict[str, Any] = dict(listed or {})
+    for name in places.values():
+        # A part elsewhere on this disk is none of this dictionary's.
+        require(
+            isinstance(name, str) and name not in ("", "..") and Path(name).name == name,
+            f"{index}: {name} is no file beside it; {_WANTED}",
+        )
+    parts = {name: _open_whole(index.with_name(name)) for name in set(places.values())}
+    for tensor, name in places.items():
+        require(
+            tensor in parts[name].headers,
+            f"{index}: {tensor} is not in {name}, where it should be; {_WANTED}",
+        )
+    headers = {tensor: parts[name].headers[tensor] for tensor, name in places.items()}
+    return TensorFile(index, headers, lambda tensor: parts[places[tensor]].get(tensor))
 
 
 def open_npz(path: Path) -> TensorFile:
@@ -175,12 +218,10 @@ def open_npz(path: Path) -> TensorFile:
 def _npy_header(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
     try:
         with archive.open(member) as file:
+            # The other versions are for records, with headers of up to 4 GB.
             version = np.lib.format.read_magic(file)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, _, dtype = read(file)
+            require(version == (1, 0), f"its arrays are of version {version}, not (1, 0)")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             length = member.file_size - file.tell()
     except Exception as error:  # numpy hands the header to Python's own parser.
         raise _damaged(path, error) from error

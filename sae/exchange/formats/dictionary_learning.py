@@ -188,9 +188,11 @@ def _checked_k(path: Path, saved: Any, config_path: Path, trainer: dict[str, Any
         require(
             saved.numel() == 1, f"{path}: k has shape {tuple(saved.shape)}; give one number"
         )
+        whole = not (saved.is_floating_point() or saved.is_complex())
+        require(whole, f"{path}: k={saved.item()}; give a whole number")
         check_sizes(config_path, trainer, {"k": int(saved)})
         return int(saved)
-    if not isinstance(asked, int):
+    if type(asked) is not int:
         raise UserError(f"{config_path}: k={asked}; give a whole number")
     return asked
 

@@ -25,7 +25,7 @@ from sae.exchange.formats.parts import (
     read_metadata,
     write_folder,
 )
-from sae.exchange.tensors import check_sizes, open_safetensors
+from sae.exchange.tensors import check_sizes, open_safetensors, safetensors_there
 
 NAME = "gemma_scope_2"
 CONFIG_FILE = "config.json"
@@ -51,7 +51,7 @@ _SKIP = "affine_skip_connection"
 
 def recognises(path: Path) -> bool:
     """Whether the weights are there."""
-    return (path / WEIGHTS_FILE).is_file()
+    return safetensors_there(path / WEIGHTS_FILE)
 
 
 def read(path: Path) -> Dictionary:

@@ -10,7 +10,8 @@ d_sae), `b_E`, `W_D` (d_sae, d_in), `b_D`, `activation_function.log_jumprelu_thr
 - `norm_activation: dataset-wise` means that x is first scaled to a mean norm of sqrt(d_model),
   and what is reconstructed scaled back; it is folded here. `inference` means that it has been.
 
-Its own folding leaves a jumprelu's threshold as it was. Such a file is read as it is.
+Its own folding leaves a jumprelu's threshold as it was. Such a file is read as it is. What
+OpenMOSS wrote in 2024 is read by `sae.exchange.formats.openmoss_2024`.
 """
 
 import math
@@ -28,6 +29,8 @@ from sae.exchange.folding import (
     scaled_by_decoder_norm,
     threshold_before_norm,
 )
+from sae.exchange.formats import openmoss_2024
+from sae.exchange.formats.openmoss_2024 import MODEL_FILE, model_and_hooks
 from sae.exchange.formats.parts import (
     as_json,
     plain,
@@ -40,21 +43,27 @@ from sae.exchange.tensors import (
     check_sizes,
     load_pickle,
     open_safetensors,
+    safetensors_there,
     tensors_of,
 )
 
 NAME = "openmoss"
 CONFIG_FILE = "config.json"
-MODEL_FILE = "lm_config.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 PICKLE_FILE = "sae_weights.pt"
-FILES: tuple[str, ...] = (CONFIG_FILE, MODEL_FILE, WEIGHTS_FILE, PICKLE_FILE)
+FILES: tuple[str, ...] = (
+    openmoss_2024.CONFIG_FILE,
+    *openmoss_2024.WEIGHTS_FILES,
+    CONFIG_FILE,
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    PICKLE_FILE,
+)
 LOAD = """\
 from llamascopium import SparseDictionary    # Language-Model-SAEs
 dictionary = SparseDictionary.from_pretrained("{folder}")"""
 LOST = "metadata, but for model and hooks; thresholds are rounded by their logarithm"
 
-_OLD_CONFIG_FILE = "hyperparams.json"
 _LAYOUT = {
     "W_E": ("d_in", "d_sae"),
     "b_E": ("d_sae",),
@@ -68,8 +77,12 @@ _ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
 
 def recognises(path: Path) -> bool:
     """Whether configuration and weights are there, or the configuration of 2024."""
-    weights = any((path / name).is_file() for name in (WEIGHTS_FILE, PICKLE_FILE))
-    return (weights and (path / CONFIG_FILE).is_file()) or (path / _OLD_CONFIG_FILE).is_file()
+    weights = safetensors_there(path / WEIGHTS_FILE) or (path / PICKLE_FILE).is_file()
+    return (weights and (path / CONFIG_FILE).is_file()) or _is_of_2024(path)
+
+
+def _is_of_2024(path: Path) -> bool:
+    return (path / openmoss_2024.CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file()
 
 
 def read(path: Path) -> Dictionary:
@@ -82,12 +95,9 @@ def read(path: Path) -> Dictionary:
         UserError: if a file is missing or broken, or its kind, activation or norm has no
             counterpart.
     """
+    if _is_of_2024(path):
+        return openmoss_2024.read(path)
     config_path = path / CONFIG_FILE
-    require(
-        config_path.is_file() or not (path / _OLD_CONFIG_FILE).is_file(),
-        f"{path / _OLD_CONFIG_FILE} is of the layout of 2024, whose loaders disagree on the "
-        "scale of its threshold; save it again with llamascopium",
-    )
     config = read_config(config_path)
     architecture = _architecture(config_path, config)
     file = _open(path)
@@ -124,7 +134,7 @@ def read(path: Path) -> Dictionary:
     require(
         architecture != "topk" or type(k) is int, f"{config_path}: top_k={k}; give a number"
     )
-    metadata = read_metadata(path, _native(path, config))
+    metadata = read_metadata(path, model_and_hooks(path, config))
     return Dictionary(**tensors, architecture=architecture, k=k, metadata=metadata)
 
 
@@ -154,7 +164,7 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
 
 
 def _open(path: Path) -> TensorFile:
-    if (path / WEIGHTS_FILE).is_file():
+    if safetensors_there(path / WEIGHTS_FILE):
         return open_safetensors(path / WEIGHTS_FILE)
     pickle = path / PICKLE_FILE
     saved = load_pickle(pickle)
@@ -175,24 +185,21 @@ def _gated_by_norm(weights: Weights, architecture: str) -> Weights:
 
 def _scale(file: TensorFile, config: dict[str, Any], key: str, d_in: int) -> float:
     """What brings activations of a hook to a mean norm of sqrt(d_in)."""
-    name = f"{_NORM}{config.get(key)}"
+    # Without an output it is the input.
+    name = f"{_NORM}{config.get(key) or config.get('hook_point_in')}"
+    header = file.headers.get(name)
     require(
-        name in file.headers,
+        header is not None,
         f"{file.path} misses {name}, which norm_activation=dataset-wise needs",
+    )
+    assert header is not None
+    require(
+        header.floating and math.prod(header.shape) == 1,
+        f"{file.path}: {name} has shape {header.shape}; give one number",
     )
     norm = float(file.get(name))
     require(0 < norm < math.inf, f"{file.path}: {name}={norm:g}; give a norm above 0")
     return math.sqrt(d_in) / norm
-
-
-def _native(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    model = path / MODEL_FILE
-    read_from, output = config.get("hook_point_in"), config.get("hook_point_out")
-    return {
-        "model_name": read_config(model).get("model_name") if model.is_file() else None,
-        "hook_name": read_from,
-        "hook_name_out": output if output != read_from else None,
-    }
 
 
 def cannot_hold(dictionary: Dictionary) -> str | None:

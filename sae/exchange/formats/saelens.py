@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sae.dictionary import Dictionary
 from sae.exchange.saelens import CONFIG_FILE, WEIGHTS_FILE, load_dictionary, save_dictionary
+from sae.exchange.tensors import safetensors_there
 
 NAME = "saelens"
 FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE)
@@ -14,8 +15,8 @@ LOST = "nothing; SAELens has no class for the transcoders of topk and gated"
 
 
 def recognises(path: Path) -> bool:
-    """Whether both files are there."""
-    return all((path / name).is_file() for name in FILES)
+    """Whether configuration and weights are there."""
+    return (path / CONFIG_FILE).is_file() and safetensors_there(path / WEIGHTS_FILE)
 
 
 def read(path: Path) -> Dictionary:

@@ -28,7 +28,7 @@ from sae.exchange.formats.parts import (
     read_metadata,
     write_folder,
 )
-from sae.exchange.tensors import check_sizes, open_safetensors
+from sae.exchange.tensors import check_sizes, open_safetensors, safetensors_there
 
 NAME = "sparsify"
 CONFIG_FILE = "cfg.json"
@@ -49,7 +49,7 @@ _LAYOUT = {
 
 def recognises(path: Path) -> bool:
     """Whether the weights are there."""
-    return (path / WEIGHTS_FILE).is_file()
+    return safetensors_there(path / WEIGHTS_FILE)
 
 
 def read(path: Path) -> Dictionary:
@@ -76,7 +76,9 @@ def read(path: Path) -> Dictionary:
     found = open_safetensors(path / WEIGHTS_FILE).read(layout)
     d_sae, d_in = found["encoder.weight"].shape
     # Zero latents mean: as the factor says.
-    latents = config.get("num_latents") or d_in * config.get("expansion_factor", 32)
+    factor = config.get("expansion_factor", 32)
+    require(type(factor) is int, f"{config_path}: expansion_factor={factor}; give a number")
+    latents = config.get("num_latents") or d_in * factor
     check_sizes(
         config_path, {**config, "num_latents": latents}, {"d_in": d_in, "num_latents": d_sae}
     )

@@ -1,0 +1,176 @@
+"""SAEBench and sae-probes on our dictionaries.
+
+SAEBench 0.6 takes autoencoders of its own loaders, or any object with the interface of its
+`custom_saes/base_sae.py`: `W_enc` (d_in, d_sae), `W_dec` (d_sae, d_in), `b_enc`, `b_dec`,
+`cfg`, `device`, `dtype`, `encode`, `decode`, `forward` and `to`. Several of its evaluations
+take the rows of `W_dec` for unit vectors without asking. `as_custom_sae` makes such an object:
+
+    from sae_bench.evals.core.main import multiple_evals
+    multiple_evals([("mine", as_custom_sae(sae.load(folder)))], ...)
+
+sae-probes 0.4 asks for no more than `encode`, so it takes a `Dictionary` as it is, a transcoder
+too: `sae_probes.run_sae_evals(sae=dictionary, hook_name=dictionary.hook_name, ...)`.
+
+Neither package is needed here.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae.base.errors import require
+from sae.dictionary import ARCHITECTURES, Dictionary
+from sae.exchange.folding import scaled_by_decoder_norm, with_directions
+from sae.exchange.formats.parts import is_transcoder, layer_of
+
+
+@dataclass
+class CustomSAEConfig:
+    """What SAEBench's evaluations read of `cfg`, by the names of its own class."""
+
+    model_name: str
+    """As TransformerLens knows it; to be changed where that is another name."""
+    d_in: int
+    d_sae: int
+    hook_layer: int
+    hook_name: str
+    context_size: int | None
+    prepend_bos: bool
+    architecture: str
+    """`gated` makes SAEBench read the magnitudes' bias, `b_mag`."""
+    training_tokens: int
+    dtype: str = "float32"
+    device: str = "cpu"
+    hook_head_index: int | None = None
+    apply_b_dec_to_input: bool = False
+    normalize_activations: str = "none"
+    model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
+    dataset_path: str = ""
+    dataset_trust_remote_code: bool = False
+    seqpos_slice: tuple[int | None, ...] = (None,)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What SAEBench writes beside its results."""
+        return asdict(self)
+
+
+class CustomSAE(nn.Module):
+    """A dictionary with unit rows in its decoder, as SAEBench wants one.
+
+    Activations are those of the dictionary times the norms of its decoder's rows, and
+    reconstructions are the same. A latent whose row is zero keeps firing, with an activation
+    too small to matter.
+    """
+
+    W_enc: nn.Parameter
+    b_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+    norms: Tensor
+    """(d_sae,): of the dictionary's rows, by which its top-k does not choose."""
+    # Asked for at a hook_z, whose heads SAEBench joins by itself.
+    hook_z_reshaping_mode = False
+
+    def __init__(self, dictionary: Dictionary, cfg: CustomSAEConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.rule, self.k = dictionary.architecture, dictionary.k
+        weights = with_directions(
+            {name: w.detach().float() for name, w in dictionary.tensors.items()}
+        )
+        self.register_buffer("norms", weights["W_dec"].norm(dim=-1))
+        for name, tensor in scaled_by_decoder_norm(weights).items():
+            copy = tensor.clone(memory_format=torch.contiguous_format)
+            self.register_parameter(name, nn.Parameter(copy, requires_grad=False))
+        self._note()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_enc.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.W_enc.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CustomSAE":
+        # What `to`, `cuda`, `bfloat16` and the others come down to.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._note()
+        return self
+
+    def _note(self) -> None:
+        """SAEBench asks the configuration for type and device as well."""
+        self.cfg.dtype = str(self.dtype).removeprefix("torch.")
+        self.cfg.device = str(self.device)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Activations (..., d_sae) of rows (..., d_in)."""
+        products = x.to(self.dtype) @ self.W_enc
+        if self.k is not None:
+            return self._largest(torch.relu(products + self.b_enc), self.k)
+        rule = ARCHITECTURES[self.rule]
+        return rule.encode(products, self.b_enc, *(getattr(self, n) for n in rule.fields))
+
+    def _largest(self, positive: Tensor, k: int) -> Tensor:
+        """The k that the dictionary would choose, which has other norms."""
+        norms = self.norms.clamp_min(torch.finfo(positive.dtype).tiny)
+        chosen = (positive / norms).topk(k, dim=-1, sorted=False).indices
+        return torch.zeros_like(positive).scatter(-1, chosen, positive.gather(-1, chosen))
+
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """What activations (..., d_sae) add up to, (..., d_in)."""
+        return feature_acts.to(self.dtype) @ self.W_dec + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction of `x`, of its shape."""
+        return self.decode(self.encode(x))
+
+    def turn_off_forward_pass_hook_z_reshaping(self) -> None:
+        """Nothing: it is never on."""
+
+
+def as_custom_sae(dictionary: Dictionary) -> CustomSAE:
+    """A dictionary for `selected_saes` of SAEBench's evaluations, with its own copy of weights.
+
+    Raises:
+        UserError: if it is a transcoder, which SAEBench would put where it reads, or does not
+            say its model or, in TransformerLens's words, its hook.
+    """
+    about = dictionary.metadata
+    require(
+        not is_transcoder(dictionary),
+        "SAEBench puts a reconstruction back where it was read, and a transcoder's belongs "
+        "elsewhere; give an autoencoder",
+    )
+    require(
+        bool(about.get("model_name")),
+        "the dictionary does not say which model it is of, and SAEBench loads it by name; give "
+        "it a model_name in its metadata",
+    )
+    hook_name, layer = str(about.get("hook_name")), layer_of(dictionary)
+    require(
+        layer is not None and hook_name.startswith("blocks."),
+        f"hook_name={hook_name} is no hook of TransformerLens's, where SAEBench looks for it; "
+        "give one such as blocks.6.hook_resid_post",
+    )
+    assert layer is not None
+    ours = about.get("sae_atlas")
+    tokens = ours.get("training_tokens") if isinstance(ours, dict) else None
+    config = CustomSAEConfig(
+        model_name=dictionary.model_name,
+        d_in=dictionary.d_in,
+        d_sae=dictionary.d_sae,
+        hook_layer=layer,
+        hook_name=hook_name,
+        context_size=about.get("context_size"),
+        prepend_bos=bool(about.get("prepend_bos", True)),
+        architecture=str(about.get("training_architecture") or dictionary.architecture),
+        # SAEBench's own word for unknown.
+        training_tokens=-100_000 if tokens is None else int(tokens),
+    )
+    return CustomSAE(dictionary, config)
