@@ -1,10 +1,12 @@
-"""The command line: `sae STAGE [group=choice ...] [key=value ...]`, and `sae cache VERB`."""
+"""The command line: `sae STAGE [group=choice ...] [key=value ...]`, `sae cache|atlas VERB`."""
 
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+# Commands of several verbs, which have a module of their own among the stages.
+_VERBS = ("cache", "atlas")
 # What may be named without its key.
 _FIRST_WORDS = {"import": "folder", "serve": "run"}
 
@@ -24,6 +26,7 @@ Stages
 
 Beside them
   cache     look at caches, check, merge, sample, export and import: sae cache --help
+  atlas     atlases for Neuronpedia and other tools, and from them: sae atlas --help
 
 Start with: sae demo
 """
@@ -65,12 +68,12 @@ def _main(words: list[str]) -> int:
     if words[0] == "--version":
         print(code_version())
         return 0
-    if words[0] == "cache":
-        return _cache(words[1:])
+    if words[0] in _VERBS:
+        return _verb(*words)
     from sae.schemas import STAGES, build, stage_help
 
     if words[0] not in STAGES:
-        near = nearest(words[0], [*STAGES, "cache"])
+        near = nearest(words[0], [*STAGES, *_VERBS])
         raise UserError(f"{words[0]} is no stage{near}; there are {', '.join(STAGES)}")
     stage = STAGES[words[0]]
     rest = _with_key(_FIRST_WORDS.get(stage.name), words[1:])
@@ -128,13 +131,14 @@ def _train(words: list[str]) -> None:
         run(configs)
 
 
-def _cache(words: list[str]) -> int:
+def _verb(command: str, *words: str) -> int:
+    import importlib
+
     from tqdm import tqdm
 
-    from sae.stages import cache
-
     # Lines are printed while a bar is drawn.
-    return cache.run(words, tqdm.write)
+    status: int = importlib.import_module(f"sae.stages.{command}").run(words, tqdm.write)
+    return status
 
 
 def _usage() -> str:

@@ -7,6 +7,8 @@ atlas.json         which dictionary, cache and settings
 index.html, data/  the page
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +83,29 @@ class Atlas:
         """`contexts.parquet`, or some of its columns, as an arrow table."""
         return self._table(CONTEXTS_FILE, columns)
 
+    def context_batches(self) -> Iterator[Any]:
+        """`contexts.parquet` as arrow record batches, so that little of it is in memory."""
+        import pyarrow.parquet
+
+        assert self.manifest
+        path = self.folder / CONTEXTS_FILE
+        with self._explained(CONTEXTS_FILE), pyarrow.parquet.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=8192)
+
     def _table(self, name: str, columns: list[str] | None) -> Any:
         import pyarrow.parquet
 
         assert self.manifest
-        try:
+        with self._explained(name):
             return pyarrow.parquet.read_table(self.folder / name, columns=columns)
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Turn what a damaged table fails with into a sentence."""
+        import pyarrow
+
+        try:
+            yield
         except (OSError, pyarrow.ArrowException) as error:
             raise UserError(
                 f"{self.folder / name} is missing or damaged ({error}); remove its folder and "

@@ -104,18 +104,20 @@ def _index(features: Any, manifest: dict[str, Any], keys: list[str]) -> dict[str
         return rounded(features[name].to_numpy(), digits)
 
     has_logits = "logit_agreement" in features.column_names
+    has_map = not features["map_x"].null_count
     return {
         "manifest": plain(manifest),
         "density": column("density"),
         "max": column("max_activation"),
         "mean": column("mean_activation"),
-        "x": _steps(features["map_x"].to_numpy()),
-        "y": _steps(features["map_y"].to_numpy()),
+        "x": _steps(features["map_x"].to_numpy()) if has_map else [],
+        "y": _steps(features["map_y"].to_numpy()) if has_map else [],
         "agreement": column("logit_agreement", 2) if has_logits else [],
         "documents": features["n_documents"].to_pylist(),
         "block": BLOCK,
         "search": keys,
         "has_logits": has_logits,
+        "has_map": has_map,
     }
 
 

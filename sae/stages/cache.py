@@ -3,14 +3,13 @@
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from json import dumps
 from typing import Any
 
 import numpy as np
 
-from sae.base.errors import UserError, nearest, require
+from sae.base.errors import UserError, require
 from sae.base.progress import duration, progress, say
 from sae.base.provenance import UNKNOWN, digest
 from sae.cache.layout import SINK_NORM_MULTIPLE, ActivationCache, open_cache
@@ -20,48 +19,7 @@ from sae.cache.verify import bytes_to_read, check_chunks
 from sae.models.load import load_tokenizer
 from sae.reporting.cache_table import printable, size, survey_lines
 from sae.stages.common import recorded_config
-
-Show = Callable[[str], None]
-"""Prints one line on standard output."""
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A `key=value` of a verb."""
-
-    name: str
-    parse: Callable[[str], Any]
-    """Raises ValueError for a word of another kind."""
-    kind: str
-    """What `parse` takes, for people."""
-    default: Any
-    meaning: str
-    required: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One of the words after `sae cache`."""
-
-    name: str
-    places: str
-    """Its plain words; `...` at the end says that more may follow."""
-    summary: str
-    example: str
-    run: Callable[..., int]
-    """Called with `show`, the plain words and the keys; gives the exit status."""
-    keys: tuple[Key, ...] = ()
-
-    @property
-    def usage(self) -> str:
-        """The command with its words and keys."""
-        keys = [f"{k.name}=..." if k.required else f"[{k.name}=...]" for k in self.keys]
-        return " ".join(["sae cache", self.name, self.places, *keys])
-
-    def takes(self, n_places: int) -> bool:
-        """Whether so many plain words are right."""
-        wanted = len(self.places.removesuffix(" ...").split())
-        return n_places >= wanted if self.places.endswith("...") else n_places == wanted
+from sae.stages.verbs import Key, Show, Verb, among, run_verb
 
 
 def run(words: Sequence[str], show: Show) -> int:
@@ -74,75 +32,8 @@ def run(words: Sequence[str], show: Show) -> int:
     Raises:
         UserError: for an unknown verb or key, a wrong value, and what the verbs refuse.
     """
-    if not words or words[0] in ("-h", "--help", "help"):
-        show("\n".join(_usage()))
-        return 0
-    verb = VERBS.get(words[0])
-    if verb is None:
-        near = nearest(words[0], VERBS)
-        raise UserError(f"{words[0]} is no verb{near}; there are {', '.join(VERBS)}")
-    if "-h" in words or "--help" in words:
-        show("\n".join(_help(verb)))
-        return 0
-    places, values = _parsed(verb, words[1:])
-    return verb.run(show, *places, **values)
-
-
-def _usage() -> Iterator[str]:
-    yield "sae cache VERB ...   activation caches: folders, or addresses as s3://bucket/x.zarr"
-    yield ""
-    for verb in VERBS.values():
-        yield f"  {verb.name:<8}{verb.summary}"
-        yield f"          {verb.example}"
-    yield ""
-    yield "sae cache VERB --help   every key of a verb"
-
-
-def _help(verb: Verb) -> Iterator[str]:
-    yield from (verb.usage, "", textwrap.fill(verb.summary, 92), "")
-    for key in verb.keys:
-        now = "null" if key.default is None else str(key.default)
-        yield f"  {key.name}={'...' if key.required else now.lower()}"
-        yield textwrap.indent(textwrap.fill(f"{key.meaning}; {key.kind}.", 84), "        ")
-    yield f"Example: {verb.example}"
-
-
-def _parsed(verb: Verb, words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Plain words, and a value for every key."""
-    known = {key.name: key for key in verb.keys}
-    places: list[str] = []
-    values = {key.name: key.default for key in verb.keys}
-    given: set[str] = set()
-    for word in words:
-        name, equals, value = word.partition("=")
-        require(not word.startswith("-"), f"{word} is no flag; write {verb.usage}")
-        # A path may hold an equals sign as well, but hardly behind a single plain word.
-        if not equals or not name.isidentifier():
-            places.append(word)
-            continue
-        if name not in known:
-            near = nearest(name, known)
-            raise UserError(f"{name} is no key of sae cache {verb.name}{near}; {verb.usage}")
-        try:
-            values[name] = known[name].parse(value)
-        except ValueError as error:
-            raise UserError(f"{word}; {name} is {known[name].kind}") from error
-        given.add(name)
-    needed = {key.name for key in verb.keys if key.required}
-    require(
-        verb.takes(len(places)) and needed <= given,
-        f"{verb.name}: write {verb.usage}, such as: {verb.example}",
-    )
-    return places, values
-
-
-def _among(choices: dict[str, Any]) -> Callable[[str], Any]:
-    def parse(word: str) -> Any:
-        if word.lower() not in choices:
-            raise ValueError(word)
-        return choices[word.lower()]
-
-    return parse
+    about = "activation caches: folders, or addresses as s3://bucket/x.zarr"
+    return run_verb(about, VERBS, words, show)
 
 
 def _names(word: str) -> list[str]:
@@ -311,9 +202,7 @@ def _import(show: Show, folder: str, out: str, *, model: str, **settings: Any) -
 
 
 _FLAGS = {"true": True, "false": False}
-_JSON = Key(
-    "json", _among(_FLAGS), "true or false", False, "print JSON, with all that is known"
-)
+_JSON = Key("json", among(_FLAGS), "true or false", False, "print JSON, with all that is known")
 _SAMPLE = (
     Key("n", int, "a whole number", None, "how many; null is 5 to print and 1000 to write"),
     Key("seed", int, "a whole number", 0, "another one draws other sequences"),
@@ -323,7 +212,7 @@ _EXPORT = (
     Key("hook_names", _names, "names with commas between", None, "columns; all if null"),
     Key(
         "held_out",
-        _among({**_FLAGS, "all": None}),
+        among({**_FLAGS, "all": None}),
         "true, false or all",
         False,
         "which side: held-out sequences, those for training, or both",
@@ -341,6 +230,7 @@ VERBS = {
     verb.name: verb
     for verb in (
         Verb(
+            "sae cache",
             "info",
             "PATH",
             "what is in a cache, where it is from, and its norms",
@@ -349,6 +239,7 @@ VERBS = {
             (_JSON,),
         ),
         Verb(
+            "sae cache",
             "verify",
             "PATH",
             "read every chunk; status 1 if one is damaged or missing",
@@ -356,6 +247,7 @@ VERBS = {
             _verify,
         ),
         Verb(
+            "sae cache",
             "merge",
             "OUT A B ...",
             "several caches of one model as one",
@@ -363,6 +255,7 @@ VERBS = {
             _merge,
         ),
         Verb(
+            "sae cache",
             "sample",
             "PATH",
             "random contexts as text, or as a smaller cache",
@@ -371,6 +264,7 @@ VERBS = {
             _SAMPLE,
         ),
         Verb(
+            "sae cache",
             "export",
             "PATH OUT",
             "a Hugging Face data set that SAELens trains from",
@@ -379,6 +273,7 @@ VERBS = {
             _EXPORT,
         ),
         Verb(
+            "sae cache",
             "import",
             "SRC OUT",
             "a cache from a data set that SAELens wrote",

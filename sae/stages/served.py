@@ -77,7 +77,8 @@ class LiveAtlas:
             "hook": str(manifest["hook_name"]),
             "features": f"{manifest['d_sae']:,}",
             "dead": f"{manifest['n_dead']:,}",
-            "tokens": f"{manifest['n_rows']:,}",
+            # An imported atlas may not say how much text was read.
+            "tokens": "–" if manifest["n_rows"] is None else f"{manifest['n_rows']:,}",
         }
 
     @property

@@ -87,6 +87,11 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
         f"run first: sae analyze run={folder} dictionary={name}",
     )
     check_measured_on(dictionary, atlas.manifest, f"analyze run={folder} dictionary={name}")
+    require(
+        "imported" not in atlas.manifest,
+        f"{atlas.folder} was imported, and dashboards do not hold the ids of promoted tokens; "
+        f"move it and run: sae analyze run={folder} dictionary={name}",
+    )
     settings = [v for k, v in plain(config).items() if k not in ("run", "device", "dictionary")]
     wanted = digest([atlas.manifest["digest"], settings])
     if path.exists() and read_json(path).get("digest") == wanted:

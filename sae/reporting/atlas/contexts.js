@@ -45,11 +45,13 @@ function drawContext([group, sequence, position, peak, numbers, acts], strings, 
       h("span", { class: "before" }, h("span", {}, spans.slice(0, peak))),
       h("span", { class: "after" }, spans.slice(peak)),
     ),
-    h(
-      "footer",
-      { title: `Sequence ${count(sequence)}, position ${count(position)} of the cache` },
-      `${count(sequence)} : ${count(position)}`,
-    ),
+    sequence < 0
+      ? h("footer", { title: `Position ${count(position)}` }, `${count(position)}`)
+      : h(
+          "footer",
+          { title: `Sequence ${count(sequence)}, position ${count(position)} of the cache` },
+          `${count(sequence)} : ${count(position)}`,
+        ),
   );
 }
 

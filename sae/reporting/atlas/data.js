@@ -36,7 +36,8 @@ const world = { n: 0, manifest: {}, density: [], max: [], mean: [], agreement: [
 
 function takeWorld(index, labels) {
   const n = index.density.length;
-  const whole = ["max", "mean", "x", "y", "documents"].every((column) => index[column].length === n);
+  const columns = ["max", "mean", "documents", ...(index.has_map ? ["x", "y"] : [])];
+  const whole = columns.every((column) => index[column].length === n);
   if (!whole || labels.label.length !== n || labels.explanation.length !== n)
     throw new Error("data/index.js and data/labels.js are not of the same dictionary; run sae analyze again.");
   Object.assign(world, index, {
@@ -46,6 +47,8 @@ function takeWorld(index, labels) {
     byHand: new Set(labels.by_hand),
     keys: new Set(index.search),
   });
+  // Without a map all are in one place, and nothing shows it.
+  if (!index.has_map) world.x = world.y = new Array(n).fill(SIDE / 2);
 }
 
 const dead = (feature) => !(world.density[feature] > 0);

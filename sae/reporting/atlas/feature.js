@@ -107,6 +107,8 @@ function drawEvidence(feature, data) {
 
 /* A map around the feature, its neighbours marked and most of them in sight. */
 function drawNearby(feature, neighbours) {
+  $("nearby").hidden = !world.has_map;
+  if (!world.has_map) return;
   const [x, y] = [world.x[feature], world.y[feature]];
   if (!nearby) {
     nearby = makeMap($("nearby"), { wheel: false, label: "Map around this feature" });
@@ -122,7 +124,8 @@ function drawNearby(feature, neighbours) {
 
 function labelHeading(feature) {
   const byHand = world.byHand.has(feature);
-  const who = byHand ? "written by hand" : "made from its tokens";
+  const made = world.manifest.imported ? "imported, or made from its tokens" : "made from its tokens";
+  const who = byHand ? "written by hand" : made;
   const title = h("h1", { id: "feature-title", tabindex: -1 }, labelOf(feature));
   const mark = h("span", { class: byHand ? "who hand" : "who" }, who);
   if (!LIVE) return h("div", { class: "naming" }, title, mark);

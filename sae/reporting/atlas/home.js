@@ -21,7 +21,7 @@ function drawHeading() {
   const gone = n - alive.length;
   const l0 = alive.reduce((sum, value) => sum + value, 0);
   $("figures").append(
-    fact("Features", count(n), n >= manifest.d_in ? `${short(n / manifest.d_in)} × ${count(manifest.d_in)}` : ""),
+    fact("Features", count(n), manifest.d_in && n >= manifest.d_in ? `${short(n / manifest.d_in)} × ${count(manifest.d_in)}` : ""),
     fact("Dead", percent(gone / n), gone ? count(gone) : ""),
     fact("Active on a token", alive.length ? fixed(1)(l0) : "–", "L0"),
     fact("A usual feature fires on", alive.length ? oneIn(alive[alive.length >> 1]) : "–", "tokens, median"),
@@ -37,6 +37,7 @@ function drawHeading() {
 function drawHome() {
   const { gone } = drawHeading();
   map = makeMap($("map"));
+  $("map").hidden = !world.has_map;
   if (!world.agreement.length) $("paint").querySelector("[value=clear]").remove();
   densities = densityFilter($("density"), (low, high) => {
     Object.assign(filter, { low, high });

@@ -46,6 +46,7 @@ function barChart(values, { title, height, ends, tip, scale = (value) => value }
 function activationPanel(feature, { histogram }) {
   const most = world.max[feature];
   const bins = histogram.length;
+  if (!histogram.some((times) => times)) return null;
   return panel(
     "How strongly it fires",
     "activations in equal steps, counts on a log scale",
@@ -60,6 +61,7 @@ function activationPanel(feature, { histogram }) {
 }
 
 function positionPanel({ positions }) {
+  if (!positions.length) return null;
   const size = world.manifest.context_size;
   const total = positions.reduce((a, b) => a + b, 0);
   const edge = (i) => Math.ceil((i * size) / positions.length);
@@ -119,7 +121,9 @@ const KIN = [
 ];
 
 function kinPanels(found) {
-  return KIN.map(([key, width, title, why, write]) => {
+  // Others' dashboards do not say of all relatives whether there are none.
+  const told = KIN.filter(([key]) => found[key].length || !world.manifest.imported);
+  return told.map(([key, width, title, why, write]) => {
     const rows = rowsOf(found[key], width);
     const most = Math.max(...rows.map((row) => row[1]), 1e-9);
     return panel(

@@ -1,0 +1,76 @@
+"""An atlas as the feature files of circuit-tracer's pages, one JSON a feature.
+
+The form is that of `circuit_tracer/frontend/feature_models.py`: examples in groups, promoted
+and suppressed tokens, lowest and highest activation, how often the feature fires. What
+`quantile_values` holds is written down nowhere; it stays empty. A file is named by the number
+that its graphs have for a feature of a layer, Cantor's pairing of the two.
+"""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sae.base.errors import require
+from sae.base.files import atomic_path
+from sae.base.progress import progress
+from sae.exchange.dashboard_rows import TOP, AtlasTables, Dashboard, dashboards, json_bytes
+from sae.exchange.neuronpedia import Place
+
+_BLOCK = 256
+
+
+def write_features(atlas: AtlasTables, place: Place, folder: Path) -> None:
+    """Write a file for each feature, dead ones too.
+
+    Raises:
+        UserError: if the folder exists.
+    """
+    require(not folder.exists(), f"{folder} is there already; choose another or remove it")
+    scan = f"{place.model_id}/{place.source}"
+    with (
+        atomic_path(folder) as temporary,
+        progress(len(atlas.features), "export", "feature") as bar,
+    ):
+        temporary.mkdir()
+        for block in dashboards(atlas, _BLOCK):
+            for one in block:
+                path = temporary / f"{paired(place.layer, one.feature)}.json"
+                path.write_bytes(json_bytes(_feature(scan, one)))
+            bar.update(len(block))
+
+
+def paired(layer: int, feature: int) -> int:
+    """One number for two: (l + f)(l + f + 1) / 2 + f."""
+    both = layer + feature
+    return both * (both + 1) // 2 + feature
+
+
+def _feature(scan: str, one: Dashboard) -> dict[str, Any]:
+    groups = groupby(one.contexts, lambda context: (context.bin_min, context.bin_max))
+    quantiles = [
+        {
+            "quantile_name": "Top activations" if low == TOP else f"{low:.4g} to {high:.4g}",
+            "examples": [
+                {
+                    "tokens": context.tokens,
+                    "tokens_acts_list": context.values,
+                    "train_token_ind": context.peak,
+                    "is_repeated_datapoint": False,
+                }
+                for context in contexts
+            ],
+        }
+        for (low, high), contexts in groups
+    ]
+    return {
+        "transcoder_id": scan,
+        "index": one.feature,
+        "examples_quantiles": quantiles,
+        "top_logits": one.fields["pos_str"],
+        "bottom_logits": one.fields["neg_str"],
+        "act_min": 0.0,
+        "act_max": one.highest,
+        "quantile_values": [],
+        "histogram": one.fields["freq_hist_data_bar_heights"],
+        "activation_frequency": one.fields["frac_nonzero"],
+    }

@@ -1,0 +1,205 @@
+"""SAEDashboard's JSON, written from an atlas and read: a folder of `batch-N.json`.
+
+A file is one object, `model_id`, `layer`, `sae_set`, `sae_id_suffix` and `features`, of 128
+features by default; beside them are `run_settings.json` and `skipped_indexes.json`
+(`sae_dashboard/neuronpedia/neuronpedia_runner.py`, version 0.8). Its contexts are whole prompts
+without their first token. The tokens that it was run on (`tokens_N.pt`) are not written: an
+atlas holds contexts, not texts.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sae.base.errors import UserError, require
+from sae.base.files import atomic_path, write_json
+from sae.base.progress import progress
+from sae.exchange.dashboard_files import numbered, parsed
+from sae.exchange.dashboard_rows import AtlasTables, Dashboard, Shown, dashboards, json_bytes
+from sae.exchange.dashboard_tables import Collected, Found, Scratch
+from sae.exchange.neuronpedia import Place
+
+BATCH = 128
+"""Features a file."""
+_SETTINGS, _SKIPPED = "run_settings.json", "skipped_indexes.json"
+_HOOK = re.compile(r"blocks\.\d+\.(?:\w+\.)?hook_[a-z_]*[a-z]")
+
+
+def write_dashboards(atlas: AtlasTables, place: Place, folder: Path) -> None:
+    """Write every feature of an atlas, dead ones too.
+
+    Raises:
+        UserError: if the folder exists.
+    """
+    require(not folder.exists(), f"{folder} is there already; choose another or remove it")
+    about = atlas.manifest
+    head = {
+        "model_id": place.model_id,
+        "layer": place.layer,
+        "sae_set": place.source_set,
+        "sae_id_suffix": None,
+    }
+    with (
+        atomic_path(folder) as temporary,
+        progress(len(atlas.features), "export", "feature") as bar,
+    ):
+        temporary.mkdir()
+        write_json(temporary / _SETTINGS, _settings(about, head))
+        skipped = {**head, "layer": str(place.layer), "log_sparsity": -6, "skipped_indexes": []}
+        del skipped["sae_id_suffix"]
+        write_json(temporary / _SKIPPED, skipped)
+        for number, block in enumerate(dashboards(atlas, BATCH)):
+            batch = {**head, "features": [_feature(about, one) for one in block]}
+            (temporary / f"batch-{number}.json").write_bytes(json_bytes(batch))
+            bar.update(len(block))
+
+
+def _settings(manifest: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
+    """What of its runner's settings holds for an atlas, and the manifest of that."""
+    return {
+        "sae_set": head["sae_set"],
+        "sae_path": manifest["hook_name"],
+        "np_sae_id_suffix": None,
+        "np_set_name": None,
+        "huggingface_dataset_path": manifest.get("data") or "",
+        "n_prompts_total": manifest.get("n_sequences"),
+        "n_tokens_in_prompt": manifest.get("context_size"),
+        "n_features_at_a_time": BATCH,
+        "n_quantiles": manifest["n_bands"],
+        "top_acts_group_size": manifest.get("n_contexts"),
+        "quantile_group_size": manifest.get("n_band_contexts"),
+        "model_id": head["model_id"],
+        "layer": head["layer"],
+        "sae_atlas_manifest": manifest,
+    }
+
+
+def _feature(manifest: dict[str, Any], one: Dashboard) -> dict[str, Any]:
+    return {
+        "feature_index": one.feature,
+        **one.fields,
+        "n_prompts_total": manifest.get("n_sequences"),
+        "n_tokens_in_prompt": manifest.get("context_size"),
+        "dataset": manifest.get("data") or "",
+        "decoder_weights_dist": [],
+        "activations": [_activation(context) for context in one.contexts],
+        "vector": [],
+    }
+
+
+def _activation(context: Shown) -> dict[str, Any]:
+    return {
+        "bin_min": context.bin_min,
+        "bin_max": context.bin_max,
+        "bin_contains": context.bin_contains,
+        "tokens": context.tokens,
+        "values": context.values,
+        "qualifying_token_index": context.peak,
+        # What it writes where nothing is attributed to other tokens.
+        "dfa_values": [],
+        "dfa_maxValue": 0,
+        "dfa_targetIndex": -1,
+    }
+
+
+def is_dashboards(folder: Path) -> bool:
+    """Whether there are SAEDashboard's files in a folder."""
+    return bool(numbered(folder, ("json",)))
+
+
+def read_dashboards(folder: Path, scratch: Path) -> Found:
+    """Read what SAEDashboard, or `write_dashboards`, wrote.
+
+    Args:
+        scratch: an empty folder for what does not fit in memory.
+
+    Raises:
+        UserError: for a file that is missing, damaged or of another form, in one sentence.
+    """
+    settings = _optional(folder / _SETTINGS)
+    ours = settings.get("sae_atlas_manifest")
+    collected = Collected(Scratch(scratch))
+    first: dict[str, Any] = {}
+    for path in numbered(folder, ("json",)):
+        batch = _batch(path)
+        # Files of another dictionary in one folder would be taken for one.
+        names = {name: batch.get(name) for name in ("model_id", "layer", "sae_set")}
+        first = first or names
+        require(
+            names == first,
+            f"{path} is of {names}, and another file here of {first}; keep each in a folder of "
+            "its own",
+        )
+        rows = batch["features"]
+        collected.add_features(rows, "feature_index", path)
+        collected.add_contexts(_contexts(rows, path), path)
+        for row in rows[:1]:
+            first_row = {
+                k: row.get(k) for k in ("n_prompts_total", "n_tokens_in_prompt", "dataset")
+            }
+            settings = {**first_row, **settings}
+    skipped = _optional(folder / _SKIPPED).get("skipped_indexes") or []
+    require(
+        isinstance(skipped, list),
+        f"{folder / _SKIPPED}: skipped_indexes is no list of features",
+    )
+    about = {
+        "model_name": str(first.get("model_id")),
+        "hook_name": _hook(folder, settings) or f"layer {first.get('layer')}",
+        "data": settings.get("huggingface_dataset_path") or settings.get("dataset"),
+        "n_sequences": settings.get("n_prompts_total"),
+        "context_size": settings.get("n_tokens_in_prompt"),
+    }
+    return Found(collected, about, ours if isinstance(ours, dict) else None, skipped)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found = parsed(path.read_bytes(), str(path))
+    require(isinstance(found, dict), f"{path} is no JSON object; fetch it again")
+    return dict(found)
+
+
+def _batch(path: Path) -> dict[str, Any]:
+    try:
+        found = parsed(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); fetch it again") from error
+    rows = found.get("features") if isinstance(found, dict) else None
+    require(
+        isinstance(rows, list) and all(isinstance(row, dict) for row in rows),
+        f"{path} has no list of features; give a folder that SAEDashboard wrote",
+    )
+    batch: dict[str, Any] = found
+    return batch
+
+
+def _contexts(rows: list[dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
+    """The contexts in Neuronpedia's words."""
+    for row in rows:
+        contexts = row.get("activations") or []
+        require(
+            isinstance(contexts, list) and all(isinstance(each, dict) for each in contexts),
+            f"{path}: activations of feature {row.get('feature_index')} are no list of objects",
+        )
+        for context in contexts:
+            yield {
+                "index": row.get("feature_index"),
+                "tokens": context.get("tokens"),
+                "values": context.get("values"),
+                "binMin": context.get("bin_min"),
+                "binMax": context.get("bin_max"),
+                "qualifyingTokenIndex": context.get("qualifying_token_index"),
+                "n_tokens_in_prompt": row.get("n_tokens_in_prompt"),
+            }
+
+
+def _hook(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The hook, which its runner writes into the folder's name and often into the path."""
+    for text in (settings.get("sae_path"), folder.resolve().name):
+        found = _HOOK.search(str(text))
+        if found:
+            return found[0]
+    return None

@@ -1,0 +1,96 @@
+"""Values in rows of dashboards from elsewhere, checked: numbers of features, and lists."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae.base.errors import UserError, require
+
+MOST_FEATURES = 1 << 22
+"""As many as the page of an atlas can order."""
+
+Row = dict[str, Any]
+
+
+def feature_number(value: Any, where: object) -> int:
+    """The number of a feature, given as a number or as digits.
+
+    Raises:
+        UserError: if it is none, or greater than an atlas can have.
+    """
+    text = str(value) if isinstance(value, int | str) else ""
+    good = text.isascii() and text.isdecimal() and len(text) <= 10
+    require(
+        good and int(text) < MOST_FEATURES,
+        f"{where}: {str(value)[:40]!r} is no number of a feature; they run from 0 to "
+        f"{MOST_FEATURES - 1:,} at most",
+    )
+    return int(text)
+
+
+def column(rows: list[Row], word: str, kind: Any, path: Path) -> Any:
+    """What rows have under a word, as an arrow array.
+
+    Raises:
+        UserError: if one has something of another kind there.
+    """
+    import pyarrow
+
+    values = [row.get(word) for row in rows]
+    try:
+        return pyarrow.array(values, kind)
+    except UnicodeEncodeError:
+        return pyarrow.array([_whole(texts) for texts in values], kind)
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path}: {word} is not {_SAID[str(kind)]} ({error})") from error
+
+
+_SAID = {
+    "double": "a number",
+    "int64": "a whole number",
+    "list<item: string>": "a list of texts",
+    "list<item: float>": "a list of numbers",
+    "list<item: double>": "a list of numbers",
+    "list<item: int64>": "a list of whole numbers",
+}
+
+
+def _whole(texts: Any) -> Any:
+    """Texts without halves of surrogate pairs, which no file of text can hold."""
+    if not isinstance(texts, list):
+        return texts
+    return [
+        t.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if isinstance(t, str)
+        else t
+        for t in texts
+    ]
+
+
+def lengths(table: Any, name: str) -> NDArray[np.int64]:
+    """How long the lists of a column are; 0 where there is none."""
+    import pyarrow.compute as pc
+
+    found = pc.fill_null(pc.list_value_length(table[name]), 0)
+    each: NDArray[np.int64] = found.to_numpy().astype(np.int64)
+    return each
+
+
+def check_lengths(table: Any, one: str, other: str, words: tuple[str, str], path: Path) -> None:
+    """Refuse lists that stand beside each other and are not equally long.
+
+    Args:
+        words: what the two columns are called in the file.
+
+    Raises:
+        UserError: which feature has them.
+    """
+    wrong = np.flatnonzero(lengths(table, one) != lengths(table, other))
+    if len(wrong):
+        feature = table["feature"][int(wrong[0])].as_py()
+        raise UserError(
+            f"{path}: feature {feature} has lists of different lengths, "
+            f"{words[0]} and {words[1]}"
+        )

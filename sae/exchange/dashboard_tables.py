@@ -1,0 +1,203 @@
+"""Dashboards of other tools as the tables of an atlas, contexts through files in between.
+
+Rows are in Neuronpedia's words, which for features are SAEDashboard's. What those formats do
+not hold is left empty: mean and spread of activations, positions, tokens by count, documents,
+co-activation, and contexts in which a feature is silent.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae.base.errors import UserError, require
+from sae.exchange.dashboard_columns import finished
+from sae.exchange.dashboard_contexts import context_rows, ordered
+from sae.exchange.dashboard_parts import Row, check_lengths, column, feature_number
+
+_CHUNK = 4096
+_BUCKET = 1024
+"""Features whose contexts lie in a file, and later in a row group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a folder of dashboards holds."""
+
+    collected: "Collected"
+    about: dict[str, Any]
+    """For the manifest: `model_name`, `hook_name`, `data`, `n_sequences`, `context_size`."""
+    manifest: dict[str, Any] | None
+    """Of the atlas that it was written from, if it was written here."""
+    skipped: list[Any] = field(default_factory=list)
+    """Features that were left out as dead."""
+    texts: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
+    """What is said of features, and of which kind that is."""
+
+
+class Scratch:
+    """Contexts in any order, kept in files of some features each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writers: dict[int, Any] = {}
+
+    def add(self, table: Any) -> None:
+        """Put rows where their features are."""
+        import pyarrow
+
+        buckets = table["feature"].to_numpy() // _BUCKET
+        for bucket in np.unique(buckets).tolist():
+            if bucket not in self._writers:
+                path = str(self._folder / f"{bucket}.arrow")
+                self._writers[bucket] = pyarrow.ipc.new_stream(path, table.schema)
+            rows = np.flatnonzero(buckets == bucket)
+            self._writers[bucket].write_table(table.take(pyarrow.array(rows)))
+
+    def tables(self) -> Iterator[Any]:
+        """All that was added, some features at a time, in the order of these."""
+        import pyarrow
+
+        for writer in self._writers.values():
+            writer.close()
+        for bucket in sorted(self._writers):
+            with pyarrow.memory_map(str(self._folder / f"{bucket}.arrow")) as file:
+                yield pyarrow.ipc.open_stream(file).read_all().combine_chunks()
+
+
+class Collected:
+    """Rows of features and of contexts, file by file."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
+        self._features: list[Any] = []
+        self._highest = np.full(0, -np.inf)
+        """Highest activation in the contexts of each feature; −inf for none."""
+
+    def add_features(self, rows: list[Row], key: str, path: Path) -> None:
+        """Take features in; `key` is where a row has its number.
+
+        Raises:
+            UserError: if a row is not of the form.
+        """
+        import pyarrow
+
+        if not rows:
+            return
+        numbers = [feature_number(row.get(key), path) for row in rows]
+        columns = {"feature": pyarrow.array(numbers, pyarrow.int32())}
+        for name, (word, kind) in _fields().items():
+            columns[name] = column(rows, word, kind, path)
+        table = pyarrow.table(columns)
+        words = {name: word for name, (word, _) in _fields().items()}
+        for one, other in _PAIRS:
+            check_lengths(table, one, other, (words[one], words[other]), path)
+        density = table["density"].to_numpy()
+        wrong = np.flatnonzero(~((density >= 0) & (density <= 1)) & ~np.isnan(density))
+        if len(wrong):
+            raise UserError(
+                f"{path}: feature {numbers[wrong[0]]} has frac_nonzero={density[wrong[0]]:g}; "
+                "a share of tokens is from 0 to 1"
+            )
+        self._features.append(table)
+
+    def add_contexts(self, rows: Iterable[Row], path: Path) -> None:
+        """Take contexts in.
+
+        Raises:
+            UserError: if a row is not of the form.
+        """
+        source = iter(rows)
+        while chunk := list(islice(source, _CHUNK)):
+            table = context_rows(chunk, path)
+            owners = table["feature"].to_numpy()
+            most = int(owners.max()) + 1
+            if most > len(self._highest):
+                grown = np.full(max(most, 2 * len(self._highest)), -np.inf)
+                grown[: len(self._highest)] = self._highest
+                self._highest = grown
+            np.maximum.at(self._highest, owners, table["highest"].to_numpy())
+            self._scratch.add(table.drop_columns(["highest"]))
+
+    @property
+    def n_features(self) -> int:
+        """One more than the greatest number of a feature."""
+        return max((int(t["feature"].to_numpy().max()) + 1 for t in self._features), default=0)
+
+    def features(self, n: int, n_rows: int | None) -> Any:
+        """The columns of `features.parquet` that there are, a row for each of `n` features.
+
+        Features that no file has are silent ones. Others that a list names and that are not
+        among the `n` are left out of it.
+
+        Args:
+            n_rows: tokens that were read, if that is known.
+
+        Raises:
+            UserError: for a feature that is there twice, or has contexts and no row.
+        """
+        import pyarrow
+
+        table = pyarrow.concat_tables(self._features).sort_by("feature")
+        numbers = table["feature"].to_numpy()
+        twice = np.flatnonzero(np.diff(numbers) == 0)
+        if len(twice):
+            raise UserError(
+                f"feature {numbers[twice[0]]} is there twice; keep each source in a folder of "
+                "its own"
+            )
+        require(
+            int(numbers[-1]) < n,
+            f"feature {numbers[-1]} is out of range: its dictionary has {n:,} features",
+        )
+        there = np.full(n, -1)
+        there[numbers] = np.arange(len(numbers))
+        known = np.full(n, -np.inf)
+        known[: len(self._highest)] = self._highest[:n]
+        stray = np.flatnonzero(np.isfinite(self._highest))
+        stray = stray[(stray >= n) | (there[np.minimum(stray, n - 1)] < 0)]
+        if len(stray):
+            raise UserError(f"feature {stray[0]} has contexts and no row among the features")
+        rows = table.take(pyarrow.array(there, mask=there < 0)).combine_chunks()
+        return finished(rows, known, n_rows)
+
+    def contexts(self) -> Iterator[Any]:
+        """The tables of `contexts.parquet`, some features at a time, to be read once."""
+        for table in self._scratch.tables():
+            yield ordered(table)
+
+
+def _fields() -> dict[str, tuple[str, Any]]:
+    """Columns, the words for them, and their types."""
+    import pyarrow as pa
+
+    text, real = pa.list_(pa.string()), pa.list_(pa.float32())
+    whole, wide = pa.list_(pa.int64()), pa.list_(pa.float64())
+    return {
+        "density": ("frac_nonzero", pa.float64()),
+        "highest": ("maxActApprox", pa.float64()),
+        "heights": ("freq_hist_data_bar_heights", wide),
+        "bars": ("freq_hist_data_bar_values", wide),
+        "top_logit_tokens": ("pos_str", text),
+        "top_logits": ("pos_values", real),
+        "bottom_logit_tokens": ("neg_str", text),
+        "bottom_logits": ("neg_values", real),
+        "correlated": ("correlated_features_indices", whole),
+        "correlations": ("correlated_features_pearson", real),
+        "neighbours": ("topkCosSimIndices", whole),
+        "neighbour_cosines": ("topkCosSimValues", real),
+        "map_x": ("umap_x", pa.float64()),
+        "map_y": ("umap_y", pa.float64()),
+    }
+
+
+_PAIRS = (
+    ("heights", "bars"),
+    ("top_logit_tokens", "top_logits"),
+    ("bottom_logit_tokens", "bottom_logits"),
+    ("correlated", "correlations"),
+    ("neighbours", "neighbour_cosines"),
+)

@@ -1,0 +1,100 @@
+"""The files of one row each that stand beside the tables of Neuronpedia's bulk layout."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae.exchange.neuronpedia import Place
+
+Row = dict[str, Any]
+
+
+def heads(manifest: Row, place: "Place") -> dict[str, Row]:
+    """The rows of `release`, `model`, `sourceset` and `source`.
+
+    Args:
+        manifest: of the atlas; all of it is kept in the source's `saelensConfig`.
+    """
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    what = f"{manifest['dictionary']} at {manifest['hook_name']} of {manifest['model_name']}"
+    whose = {"creatorId": place.creator_id, "createdAt": now, "visibility": "PUBLIC"}
+    return {
+        **_release_and_model(manifest, place, what, whose),
+        **_set_and_source(manifest, place, what, whose),
+    }
+
+
+def _release_and_model(manifest: Row, place: "Place", what: str, whose: Row) -> dict[str, Row]:
+    model = str(manifest["model_name"])
+    return {
+        "release": {
+            "name": place.source_set,
+            "description": what,
+            "descriptionShort": str(manifest["dictionary"]),
+            "urls": [],
+            "creatorName": place.creator,
+            "creatorNameShort": place.creator,
+            "isNewUi": False,
+            "featured": False,
+            "defaultUmapSourceIds": [],
+            **whose,
+        },
+        "model": {
+            "id": place.model_id,
+            "displayName": model.split("/")[-1],
+            "displayNameShort": model.split("/")[-1],
+            "instruct": "instruct" in model.lower() or model.endswith("-it"),
+            "inferenceEnabled": False,
+            "layers": 0,
+            "neuronsPerLayer": 0,
+            "owner": model.split("/")[0] if "/" in model else "",
+            "updatedAt": whose["createdAt"],
+            **whose,
+        },
+    }
+
+
+def _set_and_source(manifest: Row, place: "Place", what: str, whose: Row) -> dict[str, Row]:
+    config = {
+        "architecture": manifest.get("architecture"),
+        "d_in": manifest.get("d_in"),
+        "d_sae": manifest["d_sae"],
+        "metadata": {
+            **{key: manifest.get(key) for key in ("model_name", "hook_name", "hook_name_out")},
+            "sae_atlas_manifest": manifest,
+        },
+    }
+    return {
+        "sourceset": {
+            "modelId": place.model_id,
+            "name": place.source_set,
+            "hasDashboards": True,
+            "description": what,
+            "type": "",
+            "creatorName": place.creator,
+            "urls": [],
+            "releaseName": place.source_set,
+            "defaultRange": 1,
+            "defaultShowBreaks": True,
+            "showDfa": False,
+            "showCorrelated": True,
+            "showHeadAttribution": False,
+            "showUmap": False,
+            **whose,
+        },
+        "source": {
+            "id": place.source,
+            "modelId": place.model_id,
+            "setName": place.source_set,
+            "hasDashboards": True,
+            "inferenceEnabled": False,
+            "saelensConfig": config,
+            "hasUmap": False,
+            "hasUmapLogSparsity": False,
+            "hasUmapClusters": False,
+            "num_prompts": manifest.get("n_sequences"),
+            "num_tokens_in_prompt": manifest.get("context_size"),
+            "dataset": manifest.get("data"),
+            **whose,
+        },
+    }
