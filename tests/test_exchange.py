@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import sae
 from sae.dictionary import ARCHITECTURES
-from sae.exchange.card import model_card
+from sae.exchange.card import Export, model_card
 from sae.exchange.saelens import load_dictionary, loads_in_saelens, save_dictionary
 
 
@@ -222,6 +222,7 @@ def test_an_export_holds_the_dictionary_the_tables_and_a_card(exported):
         "features.parquet",
         "contexts.parquet",
         "labels.csv",
+        "decoder.safetensors",
         "export.json",
         f"{inner}/cfg.json",
         f"{inner}/sae_weights.safetensors",
@@ -260,7 +261,7 @@ FIGURES = {"n_rows": 5, "n_behaviour_tokens": 6, "n_density_rows": 7}
 
 def card_of(dictionary):
     dictionary.metadata.update(model_name="a/model", sae_atlas=OURS)
-    return model_card(dictionary, FIGURES, "folder", 48)
+    return model_card(dictionary, FIGURES, 48, Export(folder="folder"))
 
 
 def test_the_card_of_a_transcoder_names_both_hooks_and_the_rule():

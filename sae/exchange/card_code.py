@@ -1,0 +1,149 @@
+"""The code in a card: how to load what was exported, and how to query its tables.
+
+What is in a folder is named relative to it; what is on the Hub by its repository.
+"""
+
+import json
+
+from sae.dictionary import Dictionary
+from sae.exchange.formats import named_format, saelens
+from sae.exchange.saelens import WEIGHTS_FILE, loads_in_saelens
+from sae.exchange.shrink import DIRECTIONS_FILE, FULL, INT8
+
+_SAELENS_ON_THE_HUB = """\
+from sae_lens import SAE
+
+dictionary = SAE.from_pretrained({repository}, {folder}, dtype="{dtype}")"""
+_ACTIVATIONS = {
+    "standard": "acts = torch.relu(pre)",
+    "jumprelu": 'acts = torch.relu(pre) * (pre > w["threshold"])',
+    "topk": """\
+values, latents = torch.relu(pre).topk({k}, dim=-1)
+acts = torch.zeros_like(pre).scatter(-1, latents, values)""",
+    "gated": """\
+size = torch.relu(w["r_mag"].exp() * (x @ w["W_enc"]) + w["b_mag"])
+acts = size * (pre > 0)""",
+}
+"""What `Dictionary.encode` does, in the words of the file."""
+_SCALES = {"W_enc": "", "W_dec": "[:, None]", "W_skip": "[:, None]"}
+
+
+def loading(
+    dictionary: Dictionary, folder: str, format: str, dtype: str, repository: str | None
+) -> str:
+    """A section a tool: ours, the format's own, and none but torch and safetensors.
+
+    Args:
+        folder: where in the export the dictionary is.
+        repository: where on the Hub the export is, if it is there.
+    """
+    where = folder if repository is None else f"{repository}:{folder}"
+    sections = {"With sae-atlas": f"import sae\n\ndictionary = sae.load({_quoted(where)})"}
+    ours = format == saelens.NAME
+    if not ours:
+        sections[f"With {format}"] = _local(repository) + _of_format(folder, format)
+    elif loads_in_saelens(dictionary, dtype):
+        sections["With SAELens"] = _of_saelens(folder, dtype, repository)
+    if ours:
+        title = "With torch and safetensors alone"
+        sections[title] = _plain(dictionary, folder, dtype, repository)
+    sections["The decoder's directions alone"] = _directions(dtype, repository)
+    return "\n".join(
+        f"### {title}\n\n```python\n{code}\n```\n" for title, code in sections.items()
+    )
+
+
+def queries(repository: str | None) -> str:
+    """Each a line: the tables in datasets, pandas, polars and duckdb."""
+    # Of a folder it wants the name, which "." does not have.
+    data = "os.getcwd()" if repository is None else _quoted(repository)
+    importing = "import os\n\n" if repository is None else ""
+    place = "" if repository is None else f"hf://datasets/{repository}/"
+    features, labels = f"{place}features.parquet", f"{place}labels.csv"
+    return f"""\
+```python
+{importing}import datasets
+import duckdb
+import pandas
+import polars
+
+contexts = datasets.load_dataset({data}, "contexts", split="train")
+often = pandas.read_parquet({_quoted(features)}).nlargest(10, "density")
+alive = polars.scan_parquet({_quoted(features)}).filter(polars.col("n_active") > 0).collect()
+named = duckdb.sql("SELECT feature, l.label, density FROM '{features}' JOIN '{labels}' l USING \
+(feature) ORDER BY density DESC LIMIT 10").df()
+```
+"""
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _local(repository: str | None) -> str:
+    """Tools that know nothing of the Hub are given a folder, and run in it."""
+    if repository is None:
+        return ""
+    return f"""\
+import os
+
+from huggingface_hub import snapshot_download
+
+os.chdir(snapshot_download({_quoted(repository)}))
+"""
+
+
+def _of_format(folder: str, format: str) -> str:
+    return named_format(format).LOAD.format(folder=folder)
+
+
+def _of_saelens(folder: str, dtype: str, repository: str | None) -> str:
+    if repository is None:
+        return _of_format(folder, saelens.NAME)
+    return _SAELENS_ON_THE_HUB.format(
+        repository=_quoted(repository), folder=_quoted(folder), dtype=dtype
+    )
+
+
+def _file(name: str, repository: str | None) -> tuple[str, str]:
+    """A line that imports what finds a file, or none, and the path of the file."""
+    if repository is None:
+        return "", _quoted(name)
+    importing = "from huggingface_hub import hf_hub_download\n"
+    return importing, f"hf_hub_download({_quoted(repository)}, {_quoted(name)})"
+
+
+def _plain(dictionary: Dictionary, folder: str, dtype: str, repository: str | None) -> str:
+    """What encode and decode do, in the words of the file."""
+    importing, path = _file(f"{folder}/{WEIGHTS_FILE}", repository)
+    gate = "b_gate" if dictionary.architecture == "gated" else "b_enc"
+    lines = _ACTIVATIONS[dictionary.architecture].format(k=dictionary.k)
+    skip = "" if dictionary.W_skip is None else ' + x @ w["W_skip"].T'
+    return f"""\
+import torch
+{importing}from safetensors.torch import load_file
+
+{_weights("w", path, dtype, tuple(n for n in _SCALES if n in dictionary.tensors))}
+x = torch.randn(4, {dictionary.d_in})  # rows of activations at the hook
+pre = x @ w["W_enc"] + w["{gate}"]
+{lines}
+x_hat = acts @ w["W_dec"] + w["b_dec"]{skip}"""
+
+
+def _weights(name: str, path: str, dtype: str, scaled: tuple[str, ...]) -> str:
+    if dtype == FULL:
+        return f"{name} = load_file({path})"
+    lines = f"{name} = {{key: value.float() for key, value in load_file({path}).items()}}"
+    if dtype == INT8:
+        for key in scaled:
+            lines += f'\n{name}["{key}"] *= {name}["{key}_scale"]{_SCALES[key]}'
+    return lines
+
+
+def _directions(dtype: str, repository: str | None) -> str:
+    importing, path = _file(DIRECTIONS_FILE, repository)
+    return f"""\
+{importing}from safetensors.torch import load_file
+
+{_weights("decoder", path, dtype, ("W_dec",))}
+direction = decoder["W_dec"][0]  # what feature 0 adds, times its activation"""

@@ -1,0 +1,128 @@
+"""An exported folder on the Hugging Face Hub: a model, and its tables as a data set.
+
+Both have the same name, since the Hub keeps models and data sets apart: the model repository is
+the folder, the data set the tables and the card, so that `load_dataset("ORG/NAME", "features")`
+works. Each is made the folder's mirror in one commit.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sae.base.errors import UserError, require
+
+STAMP_FILE = "export.json"
+TABLES = ("README.md", "*.parquet", "*.csv", STAMP_FILE)
+"""What the data set has of the folder."""
+# What the Hub takes, as `huggingface_hub.utils.validate_repo_id` has it.
+_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]{,94}\w)?", re.ASCII)
+# A new repository has these before anybody has put something into it.
+_FROM_THE_HUB = {".gitattributes", "README.md"}
+_LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+def check_repository(name: str) -> None:
+    """Refuse what is no name of a repository.
+
+    Raises:
+        UserError: if it is none.
+    """
+    require(
+        _ID.fullmatch(name) is not None,
+        f"push={name} is no repository; give ORG/NAME, as in push=me/my-dictionary",
+    )
+
+
+def check_can_push(repository: str) -> None:
+    """Refuse, before any work, what could never arrive.
+
+    Raises:
+        UserError: if the Hub is switched off, or there is no token.
+    """
+    from huggingface_hub import constants, get_token
+
+    require(
+        not constants.HF_HUB_OFFLINE,
+        f"push={repository}, but the Hub is switched off here; unset HF_HUB_OFFLINE",
+    )
+    require(bool(get_token()), f"push={repository} needs a token of the Hub; {_LOGIN}")
+
+
+def push(folder: Path, repository: str, *, private: bool) -> None:
+    """Make model and data set `repository` mirrors of `folder`, creating them if needed.
+
+    Args:
+        private: of repositories that are created here; else the organisation's default.
+
+    Raises:
+        UserError: if a repository holds something else, may not be written to, or the Hub
+            cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    kinds: dict[str, list[str] | None] = {"model": None, "dataset": list(TABLES)}
+    with _in_a_sentence(repository, folder):
+        for kind in kinds:
+            wanted = True if private else None
+            api.create_repo(repository, repo_type=kind, private=wanted, exist_ok=True)
+            _check_ours(api, repository, kind)
+        for kind, patterns in kinds.items():
+            api.upload_folder(
+                repo_id=repository,
+                repo_type=kind,
+                folder_path=folder,
+                allow_patterns=patterns,
+                delete_patterns="*",
+                commit_message="Export of sae-atlas",
+            )
+
+
+def _check_ours(api: Any, repository: str, kind: str) -> None:
+    """Refuse a repository of something else, which would be deleted."""
+    there = set(api.list_repo_files(repository, repo_type=kind))
+    others = sorted(there - _FROM_THE_HUB)
+    require(
+        STAMP_FILE in there or not others,
+        f"push={repository}: the {kind} of that name holds something that is no export "
+        f"({', '.join(others[:3])}); choose another name",
+    )
+
+
+@contextmanager
+def _in_a_sentence(repository: str, folder: Path) -> Iterator[None]:
+    """What the Hub and the way to it refuse becomes one sentence."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Its base is that of the HTTP library, from which what becomes of the connection comes too.
+    http_error: Any = HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, http_error) as error:
+        raise UserError(
+            f"{_reason(repository, error)}; {folder} is there, and the same command goes on"
+        ) from error
+
+
+def _reason(repository: str, error: BaseException) -> str:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # What goes wrong while a file is on its way is a RuntimeError's cause.
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    said = " ".join(str(error).split())
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 401:
+        return f"the Hub does not accept your token for push={repository}; {_LOGIN}"
+    if status == 403:
+        return (
+            f"the Hub does not let you write to push={repository}; choose another name, or a "
+            "token that may write there"
+        )
+    if status is not None:
+        return f"the Hub refused push={repository}: {said}"
+    return f"push={repository} did not reach the Hub: {said}"
