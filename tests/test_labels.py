@@ -9,12 +9,12 @@ import pytest
 
 from sae.analysis.labels import (
     Labels,
-    automatic_labels,
     carry_labels,
     read_labels,
     set_label,
     write_labels,
 )
+from sae.analysis.naming import automatic_labels
 from sae.base.errors import UserError
 
 

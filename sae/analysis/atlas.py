@@ -31,6 +31,14 @@ class Atlas:
 
     folder: Path
 
+    def check(self) -> None:
+        """Refuse a folder that is unfinished, or of another version of this package.
+
+        Raises:
+            UserError: if it is.
+        """
+        _ = self.manifest
+
     @property
     def manifest(self) -> dict[str, Any]:
         """Which dictionary, cache and settings it was made from.
@@ -87,7 +95,7 @@ class Atlas:
         """`contexts.parquet` as arrow record batches, so that little of it is in memory."""
         import pyarrow.parquet
 
-        assert self.manifest
+        self.check()
         path = self.folder / CONTEXTS_FILE
         with self._explained(CONTEXTS_FILE), pyarrow.parquet.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=8192)
@@ -95,7 +103,7 @@ class Atlas:
     def _table(self, name: str, columns: list[str] | None) -> Any:
         import pyarrow.parquet
 
-        assert self.manifest
+        self.check()
         with self._explained(name):
             return pyarrow.parquet.read_table(self.folder / name, columns=columns)
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.analysis.naming import automatic_labels as automatic_labels
 from sae.base.errors import UserError, require
 from sae.base.files import read_json, write_text
 

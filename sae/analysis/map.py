@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+N_NEIGHBOURS = 15
+"""Nearest other directions of every feature that the layout is made from."""
 _FEWEST = 20
 """Features below which a neighbourhood graph says less than two principal components."""
 _EPOCHS = 200

@@ -46,6 +46,8 @@ def coactivate(  # noqa: PLR0913, PLR0917
                 sums[others[i]] += value * heights[i]
 
 
+# As in panel_kernels: numba keeps compiled code by the file of the caller, and would not see a
+# change there.
 @_inner
 def _insert(keys: Any, names: Any, key: float, name: int) -> None:
     at = len(keys) - 1

@@ -23,8 +23,9 @@ from sae.analysis.features import (
     feature_panels,
     partners,
 )
-from sae.analysis.labels import automatic_labels, carry_labels, read_labels
-from sae.analysis.map import feature_map
+from sae.analysis.labels import carry_labels, read_labels
+from sae.analysis.map import N_NEIGHBOURS, feature_map
+from sae.analysis.naming import automatic_labels
 from sae.analysis.shards import Shard, Text, encode_cache, read_text
 from sae.analysis.tables import (
     LogitEffects,
@@ -48,8 +49,6 @@ from sae.models.load import LanguageModel, resolve_device
 from sae.models.unembed import extreme_logits, token_strings, unembedding
 from sae.reporting.site import write_front_data, write_labels_data, write_site
 from sae.stages.common import check_same_origin, named_dictionary, recorded_model
-
-_MAP_NEIGHBOURS = 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,7 +274,7 @@ def _joined_panels(panels: list[tuple[slice, str]], work: Work) -> Arrays:
 
 
 def _neighbours(dictionary: Dictionary) -> Arrays:
-    indices, cosines = nearest_features(dictionary.W_dec.float(), _MAP_NEIGHBOURS)
+    indices, cosines = nearest_features(dictionary.W_dec.float(), N_NEIGHBOURS)
     return {"indices": numpy_of(indices), "cosines": numpy_of(cosines)}
 
 

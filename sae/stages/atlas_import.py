@@ -16,8 +16,9 @@ from sae.analysis.atlas import (
     nearest_features,
 )
 from sae.analysis.features import N_BANDS, N_PARTNERS
-from sae.analysis.labels import Labels, automatic_labels, write_labels
-from sae.analysis.map import feature_map
+from sae.analysis.labels import Labels, write_labels
+from sae.analysis.map import N_NEIGHBOURS, feature_map
+from sae.analysis.naming import automatic_labels
 from sae.analysis.tables import lists, numpy_of
 from sae.base.errors import UserError, require
 from sae.base.files import atomic_path, check_writable, write_json
@@ -36,7 +37,6 @@ from sae.exchange.dashboard_tables import Found
 from sae.exchange.saelens import CONFIG_FILE, load_dictionary
 from sae.reporting.site import write_site
 
-_MAP_NEIGHBOURS = 15
 _KEPT: dict[str, type] = {
     "architecture": str,
     "model_name": str,
@@ -214,7 +214,7 @@ def _with_directions(features: Any, dictionary: Dictionary) -> Any:
     import pyarrow
 
     w_dec = dictionary.W_dec.float()
-    indices, cosines = nearest_features(w_dec, _MAP_NEIGHBOURS)
+    indices, cosines = nearest_features(w_dec, N_NEIGHBOURS)
     places = numpy_of(feature_map(dictionary.W_dec, indices, cosines))
     near = numpy_of(indices[:, :N_PARTNERS]).astype(np.int32)
     columns = {

@@ -6,7 +6,7 @@ from typing import Any
 from sae.base.errors import UserError, nearest, require
 from sae.base.progress import say
 from sae.base.provenance import UNKNOWN
-from sae.cache.layout import ActivationCache
+from sae.cache.layout import SINK_NORM_MULTIPLE, ActivationCache
 from sae.dictionary import Dictionary
 from sae.exchange.saelens import CONFIG_FILE, load_dictionary
 from sae.models.load import LanguageModel, ModelConfig, load_model
@@ -73,6 +73,14 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
             found == held,
             f"{name} has {width}={found}, but {cache.location} holds rows of width {held}",
         )
+
+
+def norm_limit(dictionary: Dictionary) -> float | None:
+    """Multiple of the median norm above which rows were left out of training; None for none."""
+    found: float | None = dictionary.metadata.get("sae_atlas", {}).get(
+        "max_norm_multiple", SINK_NORM_MULTIPLE
+    )
+    return found
 
 
 def training_digest(metadata: dict[str, Any]) -> str | None:

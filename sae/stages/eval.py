@@ -23,6 +23,7 @@ from sae.stages.common import (
     check_same_origin,
     dictionary_names,
     named_dictionary,
+    norm_limit,
     recorded_config,
     recorded_model,
     training_digest,
@@ -206,9 +207,9 @@ def _reconstruction_figures(
 ) -> dict[str, Any]:
     hook_name = dictionary.hook_name
     settings = dictionary.metadata.get("sae_atlas", {})
-    norm_limit = settings.get("max_norm_multiple", 10.0)
-    held_out = select_rows(cache, hook_name, held_out=True, max_norm_multiple=norm_limit)
-    training = select_rows(cache, hook_name, held_out=False, max_norm_multiple=norm_limit)
+    limit = norm_limit(dictionary)
+    held_out = select_rows(cache, hook_name, held_out=True, max_norm_multiple=limit)
+    training = select_rows(cache, hook_name, held_out=False, max_norm_multiple=limit)
     statistics = reconstruction(dictionary, held_out)
     figures: dict[str, Any] = dict(statistics.metrics())
     # Rare latents need more rows than the held-out part has: whether a latent lives is

@@ -44,8 +44,6 @@ from sae.stages.shrink import Smaller, held_out_rows, shrink
 
 _LAYOUT = 2
 """Of the folder; an export of another one is made anew."""
-
-
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -93,8 +91,7 @@ class ExportConfig:
             "its weights are; leave out one of the two",
         )
         require(
-            self.license is None
-            or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license) is not None,
+            self.license is None or _LICENSE.fullmatch(self.license) is not None,
             f"license={self.license} is no licence as the Hub writes it; give apache-2.0, mit, "
             "cc-by-4.0 or another one of https://huggingface.co/docs/hub/repositories-licenses",
         )

@@ -106,7 +106,7 @@ def _check_whole(folder: Path, expected: Path) -> None:
         folder.resolve() == expected,
         f"{folder} is a link, and only what lies in the run is served; copy the atlas there",
     )
-    assert Atlas(folder).manifest
+    Atlas(folder).check()
     missing = [name for name in _PAGE_FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} has no {missing[0]}; make it again with: {again}")

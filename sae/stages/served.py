@@ -15,11 +15,10 @@ from sae.analysis.labels import LABELS_FILE, read_labels, set_label
 from sae.analysis.live import read_text
 from sae.base.errors import UserError, require
 from sae.base.progress import say
-from sae.base.provenance import UNKNOWN
 from sae.dictionary import Dictionary
 from sae.exchange.saelens import load_dictionary
 from sae.models.hooks import find_hook
-from sae.models.load import LanguageModel
+from sae.models.load import LanguageModel, record_without_weights
 from sae.reporting.site import DATA, write_labels_data
 from sae.serving.requests import LabelRequest, ReadRequest, SteerRequest
 from sae.stages.common import check_measured_on, recorded_model
@@ -104,8 +103,8 @@ class LiveAtlas:
         say(f"serve: {self.name} is shown without live features: {why}")
 
     def _loaded(self) -> tuple[LanguageModel, _Measured]:
-        cfg = self.shelf.run / "dictionaries" / self.name / "sae_weights.safetensors"
-        paths = [self.atlas.folder / "atlas.json", cfg]
+        weights = self.shelf.run / "dictionaries" / self.name / "sae_weights.safetensors"
+        paths = [self.atlas.folder / "atlas.json", weights]
         stamps = tuple(path.stat().st_mtime_ns for path in paths if path.exists())
         measured = self.shelf.measured(self.name, stamps)
         record = _model_record(measured.dictionary)
@@ -183,10 +182,5 @@ def _check_feature(feature: int, d_sae: int) -> None:
 
 def _model_record(dictionary: Dictionary) -> dict[str, Any]:
     """Which model a dictionary belongs to; of others' dictionaries the name is all we know."""
-    found: dict[str, Any] = dictionary.metadata.get("sae_atlas", {}).get("model") or {
-        "name": dictionary.model_name,
-        "revision": None,
-        "dtype": "float32",
-        "weight_digest": UNKNOWN,
-    }
-    return found
+    found: dict[str, Any] | None = dictionary.metadata.get("sae_atlas", {}).get("model")
+    return found or record_without_weights(dictionary.model_name)

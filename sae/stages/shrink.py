@@ -1,7 +1,6 @@
 """What an export makes smaller, and what that costs on rows that were never trained on."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from sae.cache.layout import open_cache
 from sae.cache.reader import RowSelection, select_rows
 from sae.dictionary import Dictionary
 from sae.exchange.shrink import FULL, Shrunk, as_loaded, only_latents
-from sae.stages.common import check_same_origin
+from sae.stages.common import check_same_origin, norm_limit
 
 _ROWS = 8_192
 """Held-out rows that are measured, at most; evenly spread, and the same before and after."""
@@ -43,12 +42,11 @@ def held_out_rows(name: str, dictionary: Dictionary, location: str) -> RowSelect
     """
     cache = open_cache(location)
     check_same_origin(name, dictionary, cache)
-    settings: dict[str, Any] = dictionary.metadata.get("sae_atlas", {})
     rows = select_rows(
         cache,
         dictionary.hook_name,
         held_out=True,
-        max_norm_multiple=settings.get("max_norm_multiple", 10.0),
+        max_norm_multiple=norm_limit(dictionary),
     )
     require(
         rows.n_rows > 0,
