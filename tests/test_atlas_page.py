@@ -218,6 +218,14 @@ def test_the_map_is_zoomed_and_moved_by_wheel_hand_and_keys(visit: Visit, site: 
     until(page, "map.view.zoom === 1")
 
 
+def test_a_wheel_just_after_the_page_opened_zooms_the_map(visit: Visit, site: Path) -> None:
+    page = visit(site)
+    page.evaluate("performance.now = () => 100")
+    page.mouse.move(*spot(page, lonely(page)))
+    page.mouse.wheel(0, -600)
+    until(page, "map.view.zoom > 2")
+
+
 def test_the_map_takes_other_colours(visit: Visit, site: Path) -> None:
     page = visit(site)
     picture = "document.querySelector('#map canvas').toDataURL()"

@@ -1,6 +1,6 @@
 /* ---------- The map under pointer, wheel, fingers and keys ---------- */
 
-let pageScrolled = 0;
+let pageScrolled = -Infinity;
 addEventListener("scroll", () => (pageScrolled = performance.now()), { passive: true });
 
 const openFeature = (feature) => (location.hash = `f=${feature}`);
