@@ -122,6 +122,20 @@ def test_a_sweep_is_refused_for_one_bad_value_among_good_ones():
     check_sweep(STAGES["train"], ["-m", "sae.d_sae=8,16", "hydra.verbose=true"])
 
 
+@pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("harvest.run=a", "run"),
+        ("train.sae.l1_coefficient=2.0", "l1_coefficients"),
+        ("train.sweep.max_l0=30.0", r"eval\.max_l0"),
+        ("steer.dictionary=a", r"eval\.max_l0"),
+    ],
+)
+def test_a_demo_refuses_the_keys_that_it_sets_itself(word, instead):
+    with pytest.raises(UserError, match=f"{word} has no effect in a demo; give {instead}="):
+        build(STAGES["demo"], [word])
+
+
 def test_a_sweep_over_models_may_list_names():
     from sae.schemas import named_choices
 

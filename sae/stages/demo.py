@@ -6,7 +6,8 @@ again costs seconds, and killing it costs little.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -44,6 +45,19 @@ def _train() -> TrainConfig:
     return TrainConfig(training_tokens=1_600_000, sae=StandardConfig(d_sae=2304))
 
 
+# Keys of stages that have no effect in a demo, and the key that has.
+_SET_BY_THE_DEMO = {
+    **{f"{stage}.run": "run" for stage in ("harvest", "train", "eval", "analyze", "steer")},
+    "train.sae.l1_coefficient": "l1_coefficients",
+    "train.sweep.evaluate": "eval.n_behaviour_tokens",
+    "train.sweep.n_behaviour_tokens": "eval.n_behaviour_tokens",
+    "train.sweep.max_l0": "eval.max_l0",
+    "eval.dictionary": "l1_coefficients",
+    "analyze.dictionary": "eval.max_l0",
+    "steer.dictionary": "eval.max_l0",
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoConfig:
     """Harvest, train a sweep over L1 coefficients, evaluate, analyze, steer, export, report."""
@@ -69,6 +83,15 @@ class DemoConfig:
             require(
                 value >= 0,
                 f"l1_coefficients={value} is negative; give 0 or more (2 to 10 are usual)",
+            )
+        for key, instead in _SET_BY_THE_DEMO.items():
+            part, name = key.rsplit(".", 1)
+            config = attrgetter(part)(self)
+            default = {known.name: known.default for known in fields(config)}
+            value = getattr(config, name, None)
+            require(
+                name not in default or value == default[name],
+                f"{key}={value} has no effect in a demo; give {instead}=...",
             )
 
 
