@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PEERS := dictionary-learning==0.1.0 eai-sparsify==1.3.3 schedulefree==1.4.1 natsort==8.4.0 einops \
   sae-dashboard==0.8.0 dataclasses-json==0.6.7 marshmallow==4.4.0 typing-inspect==0.9.0 mypy-extensions \
-  eindex-callum==0.1.2 decode-clt==0.0.1 rich
+  eindex-callum==0.1.2 decode-clt==0.0.1 rich sae-bench==0.6.0 tabulate==0.10.0
 
 .PHONY: help demo test check bench clean
 help:  ## show this list
