@@ -34,7 +34,7 @@ from dashboard_atlases import (  # noqa: F401
 
 import sae
 from sae.analysis.atlas import Atlas
-from sae.analysis.labels import read_labels, set_label
+from sae.analysis.labels import read_labels, set_label, write_labels
 from sae.base.errors import UserError
 from sae.base.files import read_json, write_json
 from sae.cache.layout import open_cache
@@ -305,11 +305,51 @@ def test_uploads_are_of_1_to_128_features_that_fire(atlas, tmp_path):
         assert [one["tokens"] for one in row["activations"]] == [one["tokens"] for one in own]
         assert row["activations"][0]["quantileMin"] == -1
         assert len(row["topLogits"]) == 7
-        assert set(row["topLogits"][0]) == {"token", "value"}
-        assert all(len(each["text"]) <= 512 for each in row["explanations"])
+        check_upload(row)
     texts = [each["text"] for row in found for each in row["explanations"]]
     assert LABEL in texts
     assert EXPLANATION in texts
+
+
+def check_upload(row):
+    """What the schema of Neuronpedia's route asks of a feature, number by number."""
+    assert 0 <= row["index"] <= 10_000_000
+    assert 0 <= row["density"] <= 1
+    for logits in (row["topLogits"], row["bottomLogits"]):
+        assert len(logits) <= 20
+        assert all(set(one) == {"token", "value"} and one["token"] for one in logits)
+    for one in row["explanations"]:
+        assert 1 <= len(one["text"].encode("utf-16-le")) // 2 <= 512
+        # Names that its database does not know refuse the whole body; none is always known.
+        assert set(one) == {"text"}
+    for one in row["activations"]:
+        assert 1 <= len(one["tokens"]) == len(one["values"]) <= 1024
+        assert all(one["tokens"])
+        assert max(one["quantileMin"], one["quantileMax"]) <= 99_999_999
+        assert one["quantileFraction"] is None or 0 <= one["quantileFraction"] <= 1
+
+
+def test_an_upload_has_no_empty_token_and_no_text_that_is_too_long(atlas, tmp_path):
+    odd = tmp_path / "odd"
+    shutil.copytree(atlas.folder, odd)
+    contexts = atlas.context_table()
+    tokens = contexts["tokens"].to_pylist()
+    tokens[0][0] = ""
+    place = contexts.column_names.index("tokens")
+    contexts = contexts.set_column(place, "tokens", pyarrow.array(tokens))
+    pyarrow.parquet.write_table(contexts, odd / "contexts.parquet")
+    feature = contexts["feature"][0].as_py()
+    # 513 of JavaScript's characters, whose last two are one of ours.
+    labels = read_labels(odd)
+    labels.label[feature] = "a" * 511 + "\U0001f600"
+    write_labels(odd, labels)
+    out = export_atlas(odd, tmp_path / "out", "upload", **PLACE)
+    bodies = [json.loads(path.read_text()) for path in out.iterdir()]
+    rows = {row["index"]: row for body in bodies for row in body["features"]}
+    for row in rows.values():
+        check_upload(row)
+    assert rows[feature]["explanations"][0]["text"] == "a" * 511
+    assert "\u200b" in [one["tokens"][0] for one in rows[feature]["activations"]]
 
 
 def test_a_context_that_is_too_long_to_upload_is_refused(atlas, tmp_path):

@@ -8,7 +8,10 @@ database (`apps/webapp/prisma/schema.prisma`: Neuron, Activation, Explanation, S
 SourceSet, SourceRelease, Model). What else is known of an atlas goes into the free field
 `saelensConfig` of its source.
 
-The upload call is `POST /api/feature/upload-batch` with 1 to 128 features a body.
+The upload call is `POST /api/feature/upload-batch` with 1 to 128 features a body. One value that
+the schema of its route refuses (`apps/webapp/app/api/feature/upload-batch/route.tsx`, read in
+November 2026) refuses the whole body: an empty token, a quantile's share below zero, and names
+of methods and models that its database does not know.
 """
 
 import gzip
@@ -22,7 +25,14 @@ from typing import Any
 from sae.base.errors import UserError, require
 from sae.base.files import atomic_path
 from sae.base.progress import progress
-from sae.exchange.dashboard_rows import AtlasTables, Dashboard, Shown, dashboards, json_bytes
+from sae.exchange.dashboard_rows import (
+    TOP,
+    AtlasTables,
+    Dashboard,
+    Shown,
+    dashboards,
+    json_bytes,
+)
 from sae.exchange.neuronpedia_heads import heads
 
 BATCH = 1024
@@ -290,24 +300,35 @@ def _upload(atlas: AtlasTables, one: Dashboard) -> dict[str, Any]:
     logits = {}
     for name, sign in (("topLogits", "pos"), ("bottomLogits", "neg")):
         pairs = zip(one.fields[f"{sign}_str"], one.fields[f"{sign}_values"], strict=True)
-        rows = [{"token": token, "value": value} for token, value in pairs]
+        rows = [{"token": _some(token), "value": value} for token, value in pairs]
         logits[name] = rows[:_MOST_LOGITS]
     return {
         "index": one.feature,
         "density": one.fields["frac_nonzero"],
         **logits,
         "explanations": [
-            {"text": text[:_LONGEST_TEXT], "methodName": kind, "modelName": "sae-atlas"}
-            for text, kind in _texts(atlas, one.feature)
+            {"text": _cut(text)} for text, _ in _texts(atlas, one.feature) if text
         ],
         "activations": [
             {
-                "tokens": context.tokens,
+                "tokens": [_some(token) for token in context.tokens],
                 "values": context.values,
                 "quantileMin": context.bin_min,
                 "quantileMax": context.bin_max,
-                "quantileFraction": context.bin_contains,
+                "quantileFraction": None
+                if context.bin_contains == TOP
+                else context.bin_contains,
             }
             for context in one.contexts
         ],
     }
+
+
+def _some(token: str) -> str:
+    """A token that is not empty: half a character, say, is one that cannot be seen."""
+    return token or "\u200b"
+
+
+def _cut(text: str) -> str:
+    """As much of a text as a call takes; it counts in UTF-16, and half a character is none."""
+    return text.encode("utf-16-le")[: 2 * _LONGEST_TEXT].decode("utf-16-le", "ignore")
