@@ -299,6 +299,53 @@ def test_an_openmoss_folder_without_an_output_reconstructs_what_it_reads(tmp_pat
     assert not dictionary.is_transcoder
 
 
+def test_the_factor_that_openmoss_folders_say_gives_all_latents(tmp_path):
+    # OpenMOSS takes the whole part of d_model times the factor, and 49 * (99 / 49) < 99.
+    for d_in, d_sae in ((49, 99), (22, 15), (32, 48)):
+        dictionary = random_dictionary("standard", d_in=d_in, d_sae=d_sae)
+        write_dictionary(dictionary, tmp_path / str(d_sae), "openmoss")
+        config = json.loads((tmp_path / str(d_sae) / "config.json").read_text())
+        assert int(config["d_model"] * config["expansion_factor"]) == d_sae
+
+
+def linear_moss_folder(folder, changes, log_threshold):
+    """A folder as OpenMOSS wrote them before June 2025; its tensors by the later names."""
+    tensors = openmoss_folder(folder, changes)
+    linear = {
+        "encoder.weight": tensors["W_E"].t(),
+        "encoder.bias": tensors["b_E"],
+        "decoder.weight": tensors["W_D"].t(),
+        "decoder.bias": tensors["b_D"],
+        log_threshold: tensors["activation_function.log_jumprelu_threshold"],
+    }
+    norms = {name: norm for name, norm in tensors.items() if "norm" in name}
+    weights = {name: weight.contiguous() for name, weight in linear.items()}
+    save_file(weights | norms, folder / "sae_weights.safetensors")
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "log_threshold",
+    ["log_jumprelu_threshold", "activation_function.log_jumprelu_threshold"],
+)
+@pytest.mark.parametrize("subtracts", [False, True])
+@pytest.mark.parametrize("include", [False, True])
+def test_openmoss_folders_of_linear_layers_mean_what_their_formula_says(
+    log_threshold, subtracts, include, tmp_path
+):
+    changes = {
+        "apply_decoder_bias_to_pre_encoder": subtracts,
+        "sparsity_include_decoder_norm": include,
+    }
+    tensors = linear_moss_folder(tmp_path / "L1R", changes, log_threshold)
+    if subtracts:
+        # Scaled first, then less the decoder's bias.
+        tensors = tensors | {"b_E": tensors["b_E"] - tensors["b_D"] @ tensors["W_E"]}
+    dictionary = sae.load(str(tmp_path / "L1R"))
+    assert_means(dictionary, *openmoss_means(tensors, changes, rows()))
+    assert dictionary.metadata == {"model_name": "gpt2", **ENDS}
+
+
 SCOPE = {
     "act_fn": "jumprelu",
     "jump_relu_threshold": 0.6,

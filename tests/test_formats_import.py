@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import HOOK, random_dictionary
+from safetensors.torch import save_file
 
 import sae
 from sae.base.errors import UserError
@@ -78,6 +79,25 @@ def test_without_a_cache_the_model_is_taken_by_its_name(foreign, tiny_model, tmp
     record = found.metadata["sae_atlas"]["model"]
     assert (record["hub_id"], record["weight_digest"]) == (str(tiny_model), "unknown")
     assert record["causal"]
+
+
+def test_a_folder_of_llama_scope_r1_distill_is_imported(run, tiny_model, tmp_path):
+    theirs, folder = random_dictionary("jumprelu", hook_name=HOOK), tmp_path / "L1R"
+    write_dictionary(theirs, folder, "openmoss")
+    (folder / "sae_atlas.json").unlink()
+    linear = {
+        "encoder.weight": theirs.W_enc.t().contiguous(),
+        "encoder.bias": theirs.b_enc,
+        "decoder.weight": theirs.W_dec.t().contiguous(),
+        "decoder.bias": theirs.b_dec,
+        "log_jumprelu_threshold": theirs.threshold.log(),
+    }
+    save_file(linear, folder / "sae_weights.safetensors")
+    assert main(["import", str(folder), f"run={run}"]) == 0
+    found = sae.load(str(run / "dictionaries/L1R"))
+    assert (found.hook_name, found.model_name) == (HOOK, str(tiny_model))
+    torch.testing.assert_close(found.threshold, theirs.threshold)
+    assert torch.equal(found.W_enc, theirs.W_enc)
 
 
 @pytest.mark.slow

@@ -36,6 +36,23 @@ dictionary in every format and reads it again; a test asserts that it is up to d
 are reasons, below the table.
 """
 OTHERS = """
+## What SAELens reads of these by its own loaders
+
+Our own folder is SAELens's. Of the others it has loaders for releases that it lists, which
+`SAE.from_pretrained` takes as `converter=`; `tests/test_formats_saelens_loaders.py` runs them.
+
+| format | loader of SAELens 6.54 | what it makes of our files |
+|---|---|---|
+| gemma_scope | `gemma_2`, `gemma_2_transcoder` | the same, in a repository named as Gemma \
+Scope's, from which it takes model, layer and widths |
+| gemma_scope_2 | `gemma_3` | the same, in folders named as Gemma Scope 2's |
+| dictionary_learning | `dictionary_learning_1` | the same of topk, gated and jumprelu; \
+`AutoEncoderNew`, which standard is written as, it does not know |
+| sparsify | `sparsify` | an error, as it turns the decoder around |
+| openmoss | `llama_scope`, `llama_scope_r1_distill` | nothing, they are for files of before \
+June 2025; of these they leave out that norms of the decoder decide |
+| openai | none | |
+
 ## What is read besides
 
 | format | what | becomes |
@@ -56,6 +73,9 @@ threshold for all; the groups stay in the metadata |
 the decoder over them |
 | openmoss | Llama Scope's first release, with `hyperparams.json` | what its own loader made \
 of it: unit rows of the decoder, and a threshold for all in that scale |
+| openmoss | tensors of linear layers, as until June 2025; Llama Scope R1-Distill has these | \
+by the same formula |
+| openmoss | `apply_decoder_bias_to_pre_encoder`, until then as well | folded into the weights |
 | gemma_scope | transcoders | jumprelu; the hooks are to be given |
 | gemma_scope_2 | affine transcoders | jumprelu with a skip connection |
 | all with safetensors | weights in several parts, with `NAME.safetensors.index.json` | one \

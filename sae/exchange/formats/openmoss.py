@@ -10,8 +10,13 @@ d_sae), `b_E`, `W_D` (d_sae, d_in), `b_D`, `activation_function.log_jumprelu_thr
 - `norm_activation: dataset-wise` means that x is first scaled to a mean norm of sqrt(d_model),
   and what is reconstructed scaled back; it is folded here. `inference` means that it has been.
 
-Its own folding leaves a jumprelu's threshold as it was. Such a file is read as it is. What
-OpenMOSS wrote in 2024 is read by `sae.exchange.formats.openmoss_2024`.
+Its own folding leaves a jumprelu's threshold as it was. Such a file is read as it is.
+
+Until June 2025 the tensors were those of linear layers: `encoder.weight` (d_sae, d_in),
+`encoder.bias`, `decoder.weight` (d_in, d_sae), `decoder.bias`, and until April that year
+`log_jumprelu_threshold` without the module before it. Llama Scope R1-Distill is of these.
+Until that June, too, `apply_decoder_bias_to_pre_encoder` took the decoder's bias from x once it
+was scaled. What OpenMOSS wrote in 2024 is read by `sae.exchange.formats.openmoss_2024`.
 """
 
 import math
@@ -28,6 +33,7 @@ from sae.exchange.folding import (
     for_raw_activations,
     scaled_by_decoder_norm,
     threshold_before_norm,
+    without_b_dec,
 )
 from sae.exchange.formats import openmoss_2024
 from sae.exchange.formats.openmoss_2024 import MODEL_FILE, model_and_hooks
@@ -39,6 +45,7 @@ from sae.exchange.formats.parts import (
     write_folder,
 )
 from sae.exchange.tensors import (
+    Layout,
     TensorFile,
     check_sizes,
     load_pickle,
@@ -64,13 +71,15 @@ from llamascopium import SparseDictionary    # Language-Model-SAEs
 dictionary = SparseDictionary.from_pretrained("{folder}")"""
 LOST = "metadata, but for model and hooks; thresholds are rounded by their logarithm"
 
-_LAYOUT = {
-    "W_E": ("d_in", "d_sae"),
-    "b_E": ("d_sae",),
-    "W_D": ("d_sae", "d_in"),
-    "b_D": ("d_in",),
+_LATENT, _WIDTH = ("d_sae",), ("d_in",)
+_DIRECT: Layout = {"W_E": ("d_in", "d_sae"), "b_E": _LATENT, "W_D": ("d_sae", "d_in")}
+_LINEAR: Layout = {
+    "encoder.weight": ("d_sae", "d_in"),
+    "encoder.bias": _LATENT,
+    "decoder.weight": ("d_in", "d_sae"),
 }
 _LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
+_LOG_THRESHOLDS = (_LOG_THRESHOLD, "log_jumprelu_threshold")
 _NORM = "dataset_average_activation_norm."
 _ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
 
@@ -101,15 +110,8 @@ def read(path: Path) -> Dictionary:
     config = read_config(config_path)
     architecture = _architecture(config_path, config)
     file = _open(path)
-    norms = tuple(name for name in file.headers if name.startswith(_NORM))
-    layout: dict[str, tuple[str, ...]] = dict(_LAYOUT)
-    if architecture == "jumprelu":
-        layout[_LOG_THRESHOLD] = ("d_sae",)
-    bias = config.get("use_decoder_bias", True)
-    if not bias:
-        del layout["b_D"]
-    found = file.read(layout, beside=norms)
-    d_in, d_sae = found["W_E"].shape
+    weights = _weights(file, config, architecture)
+    d_in, d_sae = weights["W_enc"].shape
     check_sizes(config_path, config, {"d_model": d_in})
     factor = config.get("expansion_factor")
     require(
@@ -118,10 +120,8 @@ def read(path: Path) -> Dictionary:
         f"{config_path}: expansion_factor={factor} of d_model={d_in}, but the weights have "
         f"{d_sae} latents",
     )
-    weights = {"W_enc": found["W_E"], "b_enc": found["b_E"], "W_dec": found["W_D"]}
-    weights["b_dec"] = found["b_D"] if bias else torch.zeros(d_in)
-    if architecture == "jumprelu":
-        weights["threshold"] = found[_LOG_THRESHOLD].exp()
+    if config.get("apply_decoder_bias_to_pre_encoder"):
+        weights = without_b_dec(weights)
     if config.get("sparsity_include_decoder_norm", True):
         weights = _gated_by_norm(weights, architecture)
     if config.get("norm_activation", "dataset-wise") == "dataset-wise":
@@ -170,6 +170,32 @@ def _open(path: Path) -> TensorFile:
     saved = load_pickle(pickle)
     require(isinstance(saved, dict) and "sae" in saved, f"{pickle} has no weights under sae")
     return tensors_of(pickle, saved["sae"])
+
+
+def _weights(file: TensorFile, config: dict[str, Any], architecture: str) -> Weights:
+    """What the file holds, of either layout, by our names and in our shapes."""
+    linear = "encoder.weight" in file.headers
+    layout = dict(_LINEAR if linear else _DIRECT)
+    b_dec = "decoder.bias" if linear else "b_D"
+    bias = config.get("use_decoder_bias", True)
+    if bias:
+        layout[b_dec] = _WIDTH
+    thresholds = [name for name in _LOG_THRESHOLDS if name in file.headers]
+    log_threshold = thresholds[0] if thresholds else _LOG_THRESHOLD
+    if architecture == "jumprelu":
+        layout[log_threshold] = _LATENT
+    norms = tuple(name for name in file.headers if name.startswith(_NORM))
+    found = file.read(layout, beside=norms)
+    weights = {
+        "W_enc": found["encoder.weight"].t() if linear else found["W_E"],
+        "b_enc": found["encoder.bias" if linear else "b_E"],
+        "W_dec": found["decoder.weight"].t() if linear else found["W_D"],
+    }
+    d_in = len(weights["W_enc"])
+    weights["b_dec"] = found[b_dec] if bias else torch.zeros(d_in)
+    if architecture == "jumprelu":
+        weights["threshold"] = found[log_threshold].exp()
+    return weights
 
 
 def _gated_by_norm(weights: Weights, architecture: str) -> Weights:
@@ -230,7 +256,7 @@ def write(dictionary: Dictionary, folder: Path) -> None:
     config = {
         "sae_type": "sae",
         "d_model": dictionary.d_in,
-        "expansion_factor": dictionary.d_sae / dictionary.d_in,
+        "expansion_factor": _factor(dictionary.d_in, dictionary.d_sae),
         "use_decoder_bias": True,
         "act_fn": activation[dictionary.architecture],
         "norm_activation": "inference",
@@ -249,3 +275,9 @@ def write(dictionary: Dictionary, folder: Path) -> None:
         WEIGHTS_FILE: save(tensors),
     }
     write_folder(folder, dictionary, files)
+
+
+def _factor(d_in: int, d_sae: int) -> float:
+    """What times d_in is d_sae, or hardly more: its own loader takes the whole part."""
+    factor = d_sae / d_in
+    return factor if int(factor * d_in) == d_sae else math.nextafter(factor, math.inf)
