@@ -39,9 +39,9 @@ from sae.base.errors import UserError
 from sae.base.files import read_json, write_json
 from sae.cache.layout import open_cache
 from sae.cli import main
-from sae.exchange.circuit_tracer import paired
-from sae.exchange.dashboard_rows import AtlasTables, dashboards, unit_norms
-from sae.exchange.neuronpedia import place_of
+from sae.exchange.dashboards.circuit_tracer import paired
+from sae.exchange.dashboards.place import place_of
+from sae.exchange.dashboards.rows import AtlasTables, dashboards, unit_norms
 from sae.stages.atlas import VERBS, export_atlas
 from sae.stages.atlas_import import import_atlas
 
@@ -669,7 +669,7 @@ def test_damaged_exports_are_refused_in_a_sentence_and_leave_nothing(name, copy,
 
 
 def test_a_row_longer_than_any_is_not_taken_into_memory(copy, tmp_path, monkeypatch):
-    monkeypatch.setattr("sae.exchange.dashboard_files._LONGEST_LINE", 1000)
+    monkeypatch.setattr("sae.exchange.dashboards.files._LONGEST_LINE", 1000)
     with pytest.raises(UserError, match="is longer than"):
         import_atlas(copy, tmp_path / "x")
 

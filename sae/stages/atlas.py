@@ -12,8 +12,14 @@ from sae.analysis.labels import read_labels
 from sae.base.errors import require
 from sae.base.files import check_writable
 from sae.base.progress import say
-from sae.exchange import circuit_tracer, dashboard_json, neuronpedia
-from sae.exchange.dashboard_rows import AtlasTables, alignment, unit_norms
+from sae.exchange.dashboards import (
+    circuit_tracer,
+    neuronpedia,
+    neuronpedia_upload,
+    saedashboard,
+)
+from sae.exchange.dashboards.place import place_of
+from sae.exchange.dashboards.rows import AtlasTables, alignment, unit_norms
 from sae.stages.atlas_import import dictionary_beside, import_atlas
 from sae.stages.verbs import Key, Show, Verb, among, run_verb
 
@@ -66,16 +72,16 @@ def export_atlas(
     """
     require(format in FORMATS, f"format={format}; choose one of {', '.join(FORMATS)}")
     atlas, folder = _atlas(Path(location)), Path(out)
-    place = neuronpedia.place_of(atlas.manifest, model_id, source, **who)
+    place = place_of(atlas.manifest, model_id, source, **who)
     check_writable(folder.parent)
     tables = _tables(atlas, fold=fold and format != "circuit_tracer")
     if format == "neuronpedia":
         return neuronpedia.write_bulk(tables, place, folder)
     if format == "upload":
-        written, left = neuronpedia.write_uploads(tables, place, folder)
+        written, left = neuronpedia_upload.write_uploads(tables, place, folder)
         say(f"atlas: {written:,} features to upload; {left:,} that never fire are left out")
     elif format == "dashboard":
-        dashboard_json.write_dashboards(tables, place, folder)
+        saedashboard.write_dashboards(tables, place, folder)
     else:
         circuit_tracer.write_features(tables, place, folder)
     return folder

@@ -24,16 +24,16 @@ from sae.base.errors import UserError, require
 from sae.base.files import atomic_path, check_writable, write_json
 from sae.base.provenance import UNKNOWN, code_version, digest_bytes
 from sae.dictionary import Dictionary
-from sae.exchange import dashboard_json, neuronpedia, neuronpedia_read
-from sae.exchange.dashboard_columns import (
+from sae.exchange.dashboards import neuronpedia, neuronpedia_read, saedashboard
+from sae.exchange.dashboards.columns import (
     agreement,
     contexts_with_own_scale,
     with_own_scale,
 )
-from sae.exchange.dashboard_contexts import contexts_schema
-from sae.exchange.dashboard_parts import feature_number
-from sae.exchange.dashboard_rows import unit_norms
-from sae.exchange.dashboard_tables import Found
+from sae.exchange.dashboards.contexts import contexts_schema
+from sae.exchange.dashboards.parts import feature_number
+from sae.exchange.dashboards.rows import unit_norms
+from sae.exchange.dashboards.tables import Found
 from sae.exchange.saelens import CONFIG_FILE, load_dictionary
 from sae.reporting.site import write_site
 
@@ -94,8 +94,8 @@ def import_atlas(location: str | Path, out: str | Path) -> Atlas:
 def _reader(location: Path) -> tuple[Path, Callable[[Path, Path], Found]]:
     """Where the files are, and what reads them."""
     require(location.is_dir(), f"{location} is no folder; give one of a Neuronpedia export")
-    if dashboard_json.is_dashboards(location):
-        return location, dashboard_json.read_dashboards
+    if saedashboard.is_dashboards(location):
+        return location, saedashboard.read_dashboards
     found = neuronpedia_read.sources(location)
     require(
         len(found) == 1,

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from sae.base.errors import UserError, require
-from sae.exchange.dashboard_columns import finished
-from sae.exchange.dashboard_contexts import context_rows, ordered
-from sae.exchange.dashboard_parts import Row, check_lengths, column, feature_number
+from sae.exchange.dashboards.columns import finished
+from sae.exchange.dashboards.contexts import context_rows, ordered
+from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number
 
 _CHUNK = 4096
 _BUCKET = 1024

@@ -15,10 +15,10 @@ from typing import Any
 from sae.base.errors import UserError, require
 from sae.base.files import atomic_path, write_json
 from sae.base.progress import progress
-from sae.exchange.dashboard_files import numbered, parsed
-from sae.exchange.dashboard_rows import AtlasTables, Dashboard, Shown, dashboards, json_bytes
-from sae.exchange.dashboard_tables import Collected, Found, Scratch
-from sae.exchange.neuronpedia import Place
+from sae.exchange.dashboards.files import numbered, parsed
+from sae.exchange.dashboards.place import Place
+from sae.exchange.dashboards.rows import AtlasTables, Dashboard, Shown, dashboards, json_bytes
+from sae.exchange.dashboards.tables import Collected, Found, Scratch
 
 BATCH = 128
 """Features a file."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.errors import UserError, require
-from sae.exchange.dashboard_files import json_lines, numbered
-from sae.exchange.dashboard_parts import feature_number
-from sae.exchange.dashboard_tables import Collected, Found, Scratch
+from sae.exchange.dashboards.files import json_lines, numbered
+from sae.exchange.dashboards.parts import feature_number
+from sae.exchange.dashboards.tables import Collected, Found, Scratch
 
 _ENDINGS = ("jsonl.gz", "jsonl")
 _ROWS = 4096

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae.base.errors import require
-from sae.exchange.dashboard_parts import lengths
+from sae.exchange.dashboards.parts import lengths
 
 _BINS = 50
 _ROUNDING = 1.01e-5
@@ -164,7 +164,7 @@ def with_own_scale(features: Any, norms: NDArray[np.float32]) -> Any:
 
     Args:
         features: a table of `finished`.
-        norms: (d_sae,), as `sae.exchange.dashboard_rows.unit_norms` gives them.
+        norms: (d_sae,), as `sae.exchange.dashboards.rows.unit_norms` gives them.
     """
     highest = features["max_activation"].to_numpy() / norms
     place = features.column_names.index("max_activation")

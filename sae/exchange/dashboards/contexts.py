@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae.base.errors import UserError
-from sae.exchange.dashboard_parts import Row, check_lengths, column, feature_number, lengths
+from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number, lengths
 
 _PLACE = re.compile(r"(\d{1,15}):(\d{1,9})")
 

@@ -1,15 +1,14 @@
 """The files of one row each that stand beside the tables of Neuronpedia's bulk layout."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sae.exchange.neuronpedia import Place
+from sae.exchange.dashboards.place import Place
 
 Row = dict[str, Any]
 
 
-def heads(manifest: Row, place: "Place") -> dict[str, Row]:
+def heads(manifest: Row, place: Place) -> dict[str, Row]:
     """The rows of `release`, `model`, `sourceset` and `source`.
 
     Args:
@@ -24,7 +23,7 @@ def heads(manifest: Row, place: "Place") -> dict[str, Row]:
     }
 
 
-def _release_and_model(manifest: Row, place: "Place", what: str, whose: Row) -> dict[str, Row]:
+def _release_and_model(manifest: Row, place: Place, what: str, whose: Row) -> dict[str, Row]:
     model = str(manifest["model_name"])
     return {
         "release": {
@@ -54,7 +53,7 @@ def _release_and_model(manifest: Row, place: "Place", what: str, whose: Row) -> 
     }
 
 
-def _set_and_source(manifest: Row, place: "Place", what: str, whose: Row) -> dict[str, Row]:
+def _set_and_source(manifest: Row, place: Place, what: str, whose: Row) -> dict[str, Row]:
     config = {
         "architecture": manifest.get("architecture"),
         "d_in": manifest.get("d_in"),

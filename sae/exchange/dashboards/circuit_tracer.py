@@ -13,8 +13,8 @@ from typing import Any
 from sae.base.errors import require
 from sae.base.files import atomic_path
 from sae.base.progress import progress
-from sae.exchange.dashboard_rows import TOP, AtlasTables, Dashboard, dashboards, json_bytes
-from sae.exchange.neuronpedia import Place
+from sae.exchange.dashboards.place import Place
+from sae.exchange.dashboards.rows import TOP, AtlasTables, Dashboard, dashboards, json_bytes
 
 _BLOCK = 256
 

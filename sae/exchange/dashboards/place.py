@@ -1,0 +1,81 @@
+"""Where on Neuronpedia features go: ids of a model and of a source, and whose they are."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from sae.base.errors import UserError, require
+
+DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
+"""Neuronpedia's own user, whom SAEDashboard names where nobody is named."""
+_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SOURCE = re.compile(r"\d{1,4}-[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
+_LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+_KINDS = (("resid", "res"), ("mlp", "mlp"), ("attn", "att"))
+_MODEL_IDS = {"gpt2": "gpt2-small"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where on Neuronpedia the features go, and whose they are."""
+
+    model_id: str
+    source: str
+    """`{layer}-{source set}`."""
+    creator: str = "sae-atlas"
+    creator_id: str = DEFAULT_CREATOR_ID
+
+    def __post_init__(self) -> None:
+        require(
+            _PART.fullmatch(self.model_id) is not None,
+            f"model_id={self.model_id}; Neuronpedia's ids have letters, digits, dots, dashes "
+            "and underscores, as gpt2-small",
+        )
+        require(
+            _SOURCE.fullmatch(self.source) is not None,
+            f"source={self.source}; Neuronpedia's are a layer, a dash and the name of a set, "
+            "as 8-res-jb",
+        )
+        require(
+            _PART.fullmatch(self.creator_id) is not None,
+            f"creator_id={self.creator_id}; give the id of a user, letters and digits",
+        )
+
+    @property
+    def layer(self) -> int:
+        """The number that the source begins with."""
+        return int(self.source.split("-", 1)[0])
+
+    @property
+    def source_set(self) -> str:
+        """The source without its layer."""
+        return self.source.split("-", 1)[1]
+
+
+def place_of(
+    manifest: dict[str, Any], model_id: str | None = None, source: str | None = None, **who: str
+) -> Place:
+    """Where an atlas goes; ids that are not given are made of its model, hook and name.
+
+    Args:
+        manifest: of the atlas.
+        who: `creator` and `creator_id`.
+
+    Raises:
+        UserError: for ids that Neuronpedia does not take, or a hook that names no layer.
+    """
+    name = str(manifest["model_name"]).rstrip("/").split("/")[-1].lower()
+    if source is None:
+        hook = str(manifest["hook_name"])
+        layer = _LAYER.search(hook)
+        if layer is None:
+            raise UserError(f"hook {hook} names no layer; give source=LAYER-SET, as 0-res-mine")
+        out = manifest.get("hook_name_out")
+        kind = next((short for word, short in _KINDS if word in hook), "sae")
+        kind = "transcoder" if out not in (None, hook) else kind
+        source = f"{layer[1]}-{kind}-{_slug(str(manifest['dictionary']).lower())}"
+    return Place(model_id or _slug(_MODEL_IDS.get(name, name)), source, **who)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:100] or "atlas"
