@@ -3,19 +3,33 @@
 import gzip
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 import pytest
+import torch
 
 import sae
 from sae.analysis.atlas import Atlas
 from sae.analysis.labels import read_labels, write_labels
+from sae.exchange.saelens import load_dictionary, save_dictionary
 
 LABEL, EXPLANATION = "my own words, = not a formula", "Fires where somebody wrote, twice."
 PLACE = {"model_id": "tiny-llama", "source": "1-res-mine"}
+
+
+def spread_norms(folder: Path) -> None:
+    """Give directions norms of their own, as dictionaries of other tools have them."""
+    one = load_dictionary(folder)
+    norms = torch.linspace(0.5, 3, one.d_sae)
+    spread = replace(
+        one, W_enc=one.W_enc / norms, b_enc=one.b_enc / norms, W_dec=one.W_dec * norms[:, None]
+    )
+    shutil.rmtree(folder)
+    save_dictionary(spread, folder)
 
 
 @pytest.fixture(name="atlas", scope="session")
@@ -24,6 +38,7 @@ def atlas_fixture(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> A
     run = tmp_path_factory.mktemp("dashboards") / "run"
     shutil.copytree(tiny_run, run)
     shutil.rmtree(run / "dictionaries" / "weak")
+    spread_norms(run / "dictionaries" / "strong")
     sae.analyze(
         run=str(run), n_contexts=5, n_band_contexts=2, n_silent=2, context_radius=6, n_logits=7
     )

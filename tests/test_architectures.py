@@ -219,6 +219,8 @@ def test_the_saved_dictionary_does_on_raw_rows_what_the_trained_one_does_on_scal
         **({"k": 4} if "topk" in name else {}),
         **({"target_l0": 5.0} if name == "jumprelu" else {}),
     )
+    if sae.unit_norm_decoder:
+        sae.W_dec.data = torch.nn.functional.normalize(sae.W_dec.data, dim=1)
     x = rows(50, seed=8)
     means = [10 * rows(1, seed=s, width=w)[0].float() for s, w in ((9, D_IN), (10, d_out))]
     scaling, output = InputScaling(means[0], 0.05), InputScaling(means[1], 7.0)
@@ -245,9 +247,10 @@ def test_the_saved_dictionary_does_on_raw_rows_what_the_trained_one_does_on_scal
         acts = z.relu()
     y_hat = acts @ sae.W_dec + sae.b_dec + (x @ sae.W_skip.t() if skip else 0)
     raw = (x / 0.05 + means[0]).float()
-    torch.testing.assert_close(
-        dictionary.encode(raw), acts.detach().float(), rtol=2e-4, atol=2e-4
-    )
+    # Each activation is the length that it adds.
+    torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(D_SAE))
+    lengths = (acts * sae.W_dec.norm(dim=1) / 7.0).detach().float()
+    torch.testing.assert_close(dictionary.encode(raw), lengths, rtol=2e-4, atol=2e-4)
     expected = (y_hat.detach() / 7.0 + means[1]).float()
     torch.testing.assert_close(dictionary(raw), expected, rtol=2e-4, atol=2e-4)
 

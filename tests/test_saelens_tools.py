@@ -8,8 +8,6 @@ import torch
 from conftest import random_dictionary, sentences
 
 from benchmarks import dashboard
-from sae.base.errors import UserError
-from sae.exchange.folding import with_unit_rows
 from sae.exchange.saelens import load_dictionary, loads_in_saelens, save_dictionary
 from sae.models.hooks import edited_from, find_hook
 from sae.models.load import ModelConfig, load_model
@@ -125,7 +123,7 @@ def test_saelens_folds_the_norms_of_our_folders_without_changing_what_they_do(
     dictionary = random_dictionary(architecture, model_name="a", hook_name=HOOK)
     if architecture == "topk":
         norms = dictionary.W_dec.norm(dim=1, keepdim=True)
-        dictionary = with_unit_rows(replace(dictionary, W_dec=3 * dictionary.W_dec / norms))
+        dictionary = replace(dictionary, W_dec=dictionary.W_dec / norms)
     save_dictionary(dictionary, tmp_path / "folder")
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "folder"))
     x = 3 * torch.randn(300, D_IN, generator=torch.Generator().manual_seed(1)) + 1
@@ -141,10 +139,6 @@ def test_saelens_folds_the_norms_of_our_folders_without_changing_what_they_do(
 def test_top_k_whose_rows_differ_in_norm_is_not_folded(tmp_path):
     sae_lens = pytest.importorskip("sae_lens")
     dictionary = random_dictionary("topk", model_name="a", hook_name=HOOK)
-    with pytest.raises(
-        UserError, match=r"rows of W_dec have norms from .* to .*; with norms of"
-    ):
-        with_unit_rows(dictionary)
     save_dictionary(dictionary, tmp_path / "folder")
     with pytest.raises(NotImplementedError, match="may change the topk activations"):
         sae_lens.SAE.load_from_disk(str(tmp_path / "folder")).fold_W_dec_norm()
@@ -168,7 +162,7 @@ def test_saedashboard_finds_in_our_folder_what_a_dense_computation_finds(
     dictionary = random_dictionary(architecture, model_name="a", hook_name=HOOK)
     if architecture == "topk":
         norms = dictionary.W_dec.norm(dim=1, keepdim=True)
-        dictionary = with_unit_rows(replace(dictionary, W_dec=dictionary.W_dec / norms))
+        dictionary = replace(dictionary, W_dec=dictionary.W_dec / norms)
     save_dictionary(dictionary, tmp_path / "folder")
     dashboard.cache_activations(rows, HOOK, tmp_path / "rows", 8)
     data = dashboard.dashboards(

@@ -213,12 +213,14 @@ class TrainableSAE(nn.Module, ABC):
     def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
         """Fields of a `Dictionary` that does on raw activations what this does on scaled.
 
-        Activations keep their values, so thresholds need no folding.
+        Rows of its decoder have norm one: each activation is the length that it adds, in the
+        unit of the model's activations.
         """
-        b_dec = self.b_dec.detach()
+        gains = self.gains(output)
+        encoder, decoder = self.encoder().detach().double(), self.W_dec.detach().double()
         skip = getattr(self, "W_skip", None)
-        w_enc, b_enc = scaling.fold_encoder(self.encoder().detach().t(), self.b_enc.detach())
-        w_dec, b_dec = output.fold_decoder(self.W_dec.detach(), b_dec)
+        w_enc, b_enc = scaling.fold_encoder(encoder.t() * gains, self.b_enc.detach() * gains)
+        w_dec, b_dec = output.fold_decoder(decoder / gains[:, None], self.b_dec.detach())
         fields = {"W_enc": w_enc.contiguous(), "b_enc": b_enc, "W_dec": w_dec, "b_dec": b_dec}
         if skip is not None:
             raw = skip.detach().double() * (scaling.scale / output.scale)
@@ -226,14 +228,22 @@ class TrainableSAE(nn.Module, ABC):
             fields["b_dec"] = (b_dec.double() - raw @ scaling.mean.double()).float()
         return fields
 
+    def gains(self, output: InputScaling) -> Float[Tensor, " d_sae"]:
+        """Length that each latent adds to raw activations where it is one here, in float64."""
+        if self.unit_norm_decoder:
+            return torch.full_like(self.b_enc, 1 / output.scale, dtype=torch.float64)
+        norms = self.W_dec.detach().double().norm(dim=1)
+        # What adds nothing keeps its row of zeros.
+        return torch.where(norms > 0, norms, 1) / output.scale
+
     @torch.no_grad()
     def begin_with(
         self, dictionary: Dictionary, scaling: InputScaling, output: InputScaling
     ) -> None:
         """Take over a dictionary, so that `weights` gives one that does the same.
 
-        Where decoder rows have norm one, their norms move into the encoder: latents fire and
-        add up as before, and each activation is as long as what it adds. A row of zeros adds
+        Norms of decoder rows move into the encoder: latents fire and add up as before, and
+        each activation is as long as what it adds. A row of zeros adds
         nothing, so its latent stops firing and keeps its first direction. Nothing else of the
         training's state changes, `k` and penalties are those of the configuration.
 
@@ -249,13 +259,11 @@ class TrainableSAE(nn.Module, ABC):
         if dictionary.W_skip is not None:
             b_dec = b_dec.double() + dictionary.W_skip.double() @ scaling.mean.double()
         w_dec, b_dec = output.unfold_decoder(dictionary.W_dec, b_dec)
-        encoder, decoder = w_enc.t().double(), w_dec.double()
-        gains = torch.ones_like(decoder[:, 0])
-        if self.unit_norm_decoder:
-            gains = decoder.norm(dim=1)
-            silent = (gains == 0)[:, None]
-            decoder = torch.where(silent, self.W_dec.double(), decoder / gains[:, None])
-        encoder = encoder * gains[:, None]
+        decoder = w_dec.double()
+        gains = decoder.norm(dim=1)
+        silent = (gains == 0)[:, None]
+        decoder = torch.where(silent, self.W_dec.double(), decoder / gains[:, None])
+        encoder = w_enc.t().double() * gains[:, None]
         if self.aligned:
             _check_aligned(encoder, decoder)
         self.take_rule(dictionary, gains, scaling)

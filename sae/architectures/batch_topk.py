@@ -46,7 +46,7 @@ class BatchTopKSAE(TopKSAE):
     def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
         fields = super().weights(scaling, output)
         del fields["k"]
-        return {**fields, "threshold": self.threshold.float().expand(self.d_sae).clone()}
+        return {**fields, "threshold": (self.threshold * self.gains(output)).float()}
 
     def take_rule(
         self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling

@@ -73,8 +73,9 @@ class GatedSAE(TrainableSAE):
     def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
         fields = super().weights(scaling, output)
         # The magnitude reads `W_enc x` without the gate's bias: it folds the mean by itself.
-        moved = fields["b_enc"] - self.b_enc.detach()
-        b_mag = self.b_mag.detach() + self.r_mag.detach().exp() * moved
+        gains = self.gains(output)
+        moved = fields["b_enc"] - self.b_enc.detach() * gains
+        b_mag = self.b_mag.detach() * gains + self.r_mag.detach().exp() * moved
         r_mag = self.r_mag.detach().float().clone()
         return {**fields, "b_mag": b_mag.float(), "r_mag": r_mag}
 

@@ -109,7 +109,7 @@ class JumpReLUSAE(TrainableSAE):
         self.threshold.data.clamp_(min=0)
 
     def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
-        threshold = self.threshold.detach().float().clone()
+        threshold = (self.threshold.detach() * self.gains(output)).float()
         return {**super().weights(scaling, output), "threshold": threshold}
 
     def take_rule(

@@ -5,14 +5,8 @@ bias first, scale activations to a common norm, or weigh what decides by the nor
 decoder's rows. Each of these is exact in one direction or both.
 """
 
-from dataclasses import replace
-from typing import Any
-
 import torch
 from torch import Tensor
-
-from sae.base.errors import require
-from sae.dictionary import Dictionary
 
 Weights = dict[str, Tensor]
 """By the names of a `Dictionary`'s fields, with its shapes."""
@@ -23,10 +17,8 @@ _NEVER = 1e30
 # The norm of a row that has none: too short to change a reconstruction in float32, and long
 # enough that products with it keep all their digits.
 _NO_NORM = 1e-15
-# How far from one norms of float32 rows are when they have been divided by them, and how far
-# from each other those of trained ones that are to be equal.
+# How far from one norms of float32 rows are when they have been divided by them.
 _ROUNDING = 1e-6
-_ALIKE = 1e-5
 
 
 def without_b_dec(weights: Weights) -> Weights:
@@ -77,27 +69,6 @@ def with_directions(weights: Weights) -> Weights:
     W_dec = weights["W_dec"].clone()
     W_dec[W_dec.norm(dim=-1) < _NO_NORM, 0] = _NO_NORM
     return {**weights, "W_dec": W_dec}
-
-
-def with_unit_rows(dictionary: Dictionary) -> Dictionary:
-    """The same dictionary with unit rows in its decoder; activations are times the norms.
-
-    Tools that call `fold_W_dec_norm` on a SAELens folder, as SAEDashboard does, want a topk one
-    to be saved like this.
-
-    Raises:
-        UserError: if it is a topk one whose rows differ in norm, which would choose others.
-    """
-    weights: Weights = {name: w.detach().float() for name, w in dictionary.tensors.items()}
-    norms = weights["W_dec"].norm(dim=-1)
-    low, high = float(norms.min()), float(norms.max())
-    require(
-        dictionary.architecture != "topk" or high - low <= _ALIKE * high,
-        f"the rows of W_dec have norms from {low:.3g} to {high:.3g}; with norms of one top-k "
-        "would choose other latents",
-    )
-    tensors: dict[str, Any] = {**scaled_by_decoder_norm(with_directions(weights))}
-    return replace(dictionary, **tensors)
 
 
 def for_raw_activations(weights: Weights, scale_in: float, scale_out: float) -> Weights:
