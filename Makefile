@@ -4,9 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
-PEERS := dictionary-learning==0.1.0 eai-sparsify==1.3.3 schedulefree==1.4.1 natsort==8.4.0 einops \
-  sae-dashboard==0.8.0 dataclasses-json==0.6.7 marshmallow==4.4.0 typing-inspect==0.9.0 mypy-extensions \
-  eindex-callum==0.1.2 decode-clt==0.0.1 rich sae-bench==0.6.0 tabulate==0.10.0
 
 .PHONY: help demo test check bench clean
 help:  ## show this list
@@ -19,10 +16,9 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e .
 	@touch $(READY)
 
-$(TOOLS): $(READY)
+$(TOOLS): $(READY) tests/peers.txt
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev,peers]'
-	# Without their dependencies, which ask for other versions than ours and are not needed here.
-	$(BIN)/python -m pip install --quiet --no-deps $(PEERS)
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/peers.txt
 	@touch $(TOOLS)
 
 demo: $(READY)  ## the whole path on a real model: about twenty minutes on two cores

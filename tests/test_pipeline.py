@@ -108,7 +108,7 @@ def test_a_demo_killed_at_several_instants_ends_with_the_same_dictionaries(
     command = [sys.executable, "-m", "sae.cli", "demo", *words(run, tiny_model, tiny_text)]
     for stage in ("cache.zarr", "training", "dictionaries"):
         child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (run / stage).exists() and child.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -88,10 +88,10 @@ class DemoConfig:
             part, name = key.rsplit(".", 1)
             config = attrgetter(part)(self)
             default = {known.name: known.default for known in fields(config)}
-            value = getattr(config, name, None)
+            given = getattr(config, name, None)
             require(
-                name not in default or value == default[name],
-                f"{key}={value} has no effect in a demo; give {instead}=...",
+                name not in default or given == default[name],
+                f"{key}={given} has no effect in a demo; give {instead}=...",
             )
 
 
