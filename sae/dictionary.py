@@ -110,6 +110,14 @@ class Dictionary:
             )
         require(self.k is None or 1 <= self.k <= d_sae, f"k={self.k}; give 1 to d_sae={d_sae}")
 
+    def __repr__(self) -> str:
+        """One line: the architecture, the sizes, and where it belongs as far as it says."""
+        k = "" if self.k is None else f", k={self.k}"
+        sizes = f"{self.d_in} to {self.d_sae} latents"
+        sizes += "" if self.d_out == self.d_in else f" to {self.d_out}"
+        hook, model = (self.metadata.get(name, "?") for name in ("hook_name", "model_name"))
+        return f"Dictionary({self.architecture}{k}, {sizes}, {hook} of {model})"
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The weights that it has, by name, in an order that never changes."""
@@ -152,6 +160,11 @@ class Dictionary:
     def hook_name_out(self) -> str:
         """The hook that it reconstructs; of an autoencoder the one that it reads."""
         return str(self.metadata.get("hook_name_out") or self.hook_name)
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """The hooks that it reads and reconstructs."""
+        return self.hook_name, self.hook_name_out
 
     @property
     def is_transcoder(self) -> bool:

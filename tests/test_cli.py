@@ -54,6 +54,22 @@ def test_every_way_to_ask_for_help_lists_the_stages(word, capsys):
     assert "sae STAGE --help" in capsys.readouterr().out
 
 
+def test_the_help_of_a_stage_without_groups_names_none(capsys):
+    assert main(["export", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("sae export [key=value ...]\n")
+    assert "Groups" not in shown
+    assert main(["train", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("sae train [group=choice ...] [key=value ...]\n")
+
+
+def test_a_word_without_a_key_is_refused_with_the_likely_one(capsys):
+    assert main(["export", "runs/mine"]) == 2
+    assert (
+        "runs/mine: not of the form key=value; write run=runs/mine" in capsys.readouterr().err
+    )
+
+
 def test_no_words_at_all_show_the_help(capsys):
     assert main([]) == 0
     assert "Start with: sae demo" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -326,6 +327,27 @@ def test_what_was_measured_on_other_weights_is_not_exported(exported, tmp_path):
         sae.export(run=str(run), dictionary="strong")
     with pytest.raises(ValueError, match="run again: sae analyze"):
         sae.steer(run=str(run), dictionary="strong")
+
+
+def test_what_was_measured_at_another_hook_is_not_exported(exported, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(exported[0], run)
+    strong = sae.load(str(run / "dictionaries/strong"))
+    moved = replace(
+        strong, metadata=strong.metadata | {"hook_name": "blocks.0.hook_resid_post"}
+    )
+    assert moved.digest == strong.digest
+    shutil.rmtree(run / "dictionaries/strong")
+    save_dictionary(moved, run / "dictionaries/strong")
+    with pytest.raises(ValueError, match="changed since it was measured; run again: sae eval"):
+        sae.export(run=str(run), dictionary="strong")
+
+
+def test_an_unknown_dictionary_is_refused_with_those_that_are_there(exported):
+    with pytest.raises(
+        ValueError, match=r"dictionary=other is not in .*; it holds strong, weak"
+    ):
+        sae.export(run=str(exported[0]), dictionary="other")
 
 
 def test_a_dictionary_that_was_not_finished_is_not_seen(exported, tmp_path):

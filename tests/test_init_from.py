@@ -253,7 +253,7 @@ REFUSED = {
     "thresholds of their own": (
         ("batchtopk", {"k": 4}),
         lambda: of("batchtopk", {"k": 4}, threshold=SPREAD),
-        "has thresholds from 0.05 to 0.1, but sae=batchtopk has one for all latents; give sae=jump",
+        "has thresholds from 0.05 to 0.1, but sae=batchtopk has one for all latents; give sae=",
     ),
     "norms of their own": (
         ("topk", {"k": 4}),

@@ -54,8 +54,9 @@ def _final(path: Path) -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A sibling path to write to (a file or a folder), moved to `path` when all went well.
 
-    A folder that stands at `path` already is replaced as a whole.
+    A folder that stands at `path` already is replaced as a whole; a link is followed.
     """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     with explained_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ _NAMED_GROUPS = ("model", "data")
 # Keys of a stage that stands in for another one; the help has them last.
 _BESIDE = {"train": "harvest.", "demo": "train.harvest."}
 
-_SWEEP_HELP = "Sweep: add -m and give several values, as in optim.lr=1e-3,3e-3"
+_SWEEP_HELP = "A run for each of several values: add -m, as in run=runs/a,runs/b"
 _GRID_HELP = """\
 Several dictionaries: give several values, as in sae.l1_coefficient=1,2,5 optim.lr=1e-3,3e-3.
 They train side by side in this process, from one pass over the rows; with sae=standard,topk a
@@ -231,14 +231,14 @@ def stage_help(stage: Stage) -> str:
     """What `sae STAGE --help` prints: groups with choices, keys with values and meanings."""
     config = stage.config_class()
     defaults = build(stage, [])
+    listed = groups(stage)
     lines = [
-        f"sae {stage.name} [group=choice ...] [key=value ...]",
+        f"sae {stage.name} {'[group=choice ...] ' if listed else ''}[key=value ...]",
         "",
         textwrap.fill(" ".join((inspect.getdoc(config) or "").split()), 92),
-        "",
-        "Groups",
+        *(["", "Groups"] if listed else []),
     ]
-    for group, choices in groups(stage).items():
+    for group, choices in listed.items():
         more = ", or any name or path" if group.split("@")[0] in _NAMED_GROUPS else ""
         lines.append(f"  {group}=...  {', '.join(choices)}{more}")
     found = dict(keys(config))
@@ -296,7 +296,10 @@ def _sentence(stage: Stage, words: Sequence[str], error: Exception) -> str:
         try:
             (override,) = OverridesParser.create().parse_overrides([word])
         except HydraException:
-            return f"{word}: not of the form key=value; quote values with special characters"
+            cure = (
+                "quote values with special characters" if "=" in word else f"write run={word}"
+            )
+            return f"{word}: not of the form key=value; {cure}"
         key = override.get_key_element().lstrip("+~")
         if not key:
             return f"{word}: not of the form key=value; the key is missing"

@@ -116,7 +116,8 @@ def run(config: AnalyzeConfig) -> Atlas:
         f"n_contexts={config.n_contexts}, of different sequences, but {cache.location} has "
         f"{cache.n_sequences}; give n_contexts={cache.n_sequences} or fewer",
     )
-    wanted = digest([FORMAT, cache.digest, dictionary.digest, config.rule, config.n_logits])
+    measured = [cache.digest, dictionary.digest, *dictionary.places]
+    wanted = digest([FORMAT, *measured, config.rule, config.n_logits])
     atlas = Atlas(parent / name)
     with only_process(parent / f".{name}.lock", lambda who: _in_use(atlas, who)):
         if atlas.digest == wanted:
@@ -126,6 +127,7 @@ def run(config: AnalyzeConfig) -> Atlas:
         work = Work(parent / f".{name}.work", wanted)
         _Analysis(config, cache, name, dictionary, work).write(atlas.folder, wanted)
         work.remove()
+    say(f"analyze: {atlas.folder} is written; look at it with: sae serve {config.run}")
     return atlas
 
 

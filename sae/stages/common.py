@@ -36,7 +36,8 @@ def named_dictionary(run: Path, name: str | None) -> tuple[str, Dictionary]:
         )
         name = names[0]
     if name not in names:
-        raise UserError(f"dictionary={name} is not in {run}{nearest(name, names)}")
+        near = nearest(name, names) or f"; it holds {', '.join(names[:5])}"
+        raise UserError(f"dictionary={name} is not in {run}{near}")
     return name, load_dictionary(run / "dictionaries" / name)
 
 
@@ -90,9 +91,12 @@ def training_digest(metadata: dict[str, Any]) -> str | None:
 
 
 def check_measured_on(dictionary: Dictionary, measured: dict[str, Any], again: str) -> None:
-    """Refuse what was measured on other weights than those that carry the name now."""
+    """Refuse what was measured on other weights than carry the name now, or at another hook."""
+    names = ("hook_name", "hook_name_out")
+    pairs = zip(names, dictionary.places, strict=True)
+    same_places = all(measured.get(name) in (None, place) for name, place in pairs)
     require(
-        measured.get("dictionary_digest") == dictionary.digest,
+        measured.get("dictionary_digest") == dictionary.digest and same_places,
         f"the dictionary has changed since it was measured; run again: sae {again}",
     )
 

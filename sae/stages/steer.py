@@ -106,6 +106,7 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
     rule = "Named on the command line." if config.features else RULE
     results = [{"rule": rule, **result} for result in results]
     write_json(path, {"digest": wanted, "seconds": seconds, "features": results})
+    say(f"steer: {path} is written, with {len(results)} features beside their baselines")
     return results
 
 

@@ -124,6 +124,7 @@ def train_together(tasks: Sequence[Task], source: RowSource) -> None:
             if session not in diverged:
                 metadata = _metadata(config, source, session.identity)
                 save_dictionary(session.dictionary(metadata), config.dictionary_path)
+                say(f"train: {config.dictionary_path} is written")
     if diverged:
         said = (f"{session.name}: {error}" for session, error in diverged.items())
         raise Diverged("; ".join(said))
