@@ -125,7 +125,7 @@ def load(path: str, format: str | None = None) -> Dictionary:
     """A trained dictionary, ours or of any format in `docs/formats.md`.
 
     Args:
-        path: the folder, of OpenAI's also the file, or `ORG/NAME:FOLDER` on the Hub.
+        path: the folder, of OpenAI's and Qwen's also the file, or `ORG/NAME:FOLDER` on the Hub.
         format: name of the format; by default told from what is in the folder.
 
     Raises:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import sae
 from sae.base.errors import UserError
 from sae.dictionary import ARCHITECTURES, Dictionary
-from sae.exchange.formats import FORMATS, read_dictionary, write_dictionary
+from sae.exchange.formats import FORMATS, WRITTEN, read_dictionary, write_dictionary
 from sae.exchange.formats.sparsify import hookpoint
 from sae.exchange.saelens import save_dictionary
 
@@ -59,13 +59,13 @@ def uniform(*shape, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture", "kind"), list(product(FORMATS, ARCHITECTURES, KINDS))
+    ("name", "architecture", "kind"), list(product(WRITTEN, ARCHITECTURES, KINDS))
 )
 def test_what_is_written_comes_back_or_is_refused_with_the_reason(
     name, architecture, kind, tmp_path
 ):
     dictionary = of_kind(architecture, kind)
-    reason = FORMATS[name].cannot_hold(dictionary)
+    reason = WRITTEN[name].cannot_hold(dictionary)
     folder = tmp_path / hookpoint(dictionary)
     if reason is not None:
         with pytest.raises(UserError, match=f"format={name} cannot hold a .*: {reason}"):
@@ -80,7 +80,7 @@ def test_what_is_written_comes_back_or_is_refused_with_the_reason(
     assert again.is_transcoder == dictionary.is_transcoder
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_the_format_of_a_folder_is_told_from_its_files(name, tmp_path):
     dictionary = of_kind("topk" if name == "sparsify" else "standard")
     write_dictionary(dictionary, tmp_path / "folder", name)
@@ -709,7 +709,7 @@ def test_an_interrupted_write_leaves_no_folder(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", broken)
-    for name in FORMATS:
+    for name in WRITTEN:
         dictionary = of_kind("topk" if name == "sparsify" else "standard")
         with pytest.raises(UserError, match="the disk is full"):
             write_dictionary(dictionary, tmp_path / name, name)

@@ -26,6 +26,7 @@ WEIGHTS = {
     "sparsify": "sae.safetensors",
     "dictionary_learning": "ae.pt",
     "openai": "1.pt",
+    "qwen_scope": "layer1.sae.pt",
     "openmoss": "sae_weights.safetensors",
     "gemma_scope": "params.npz",
     "gemma_scope_2": "params.safetensors",
@@ -40,13 +41,26 @@ CONFIGS = {
 HOOK = "blocks.1.hook_resid_post"
 
 
+def write_qwen_scope(folder):
+    """What we do not write: two matrices the other way around, and two biases."""
+    weights = random_dictionary("topk").tensors
+    folder.mkdir()
+    state = {name: weights[name].t().contiguous() for name in ("W_enc", "W_dec")}
+    state |= {name: weights[name] for name in ("b_enc", "b_dec")}
+    torch.save(state, folder / WEIGHTS["qwen_scope"])
+
+
 @pytest.fixture(params=FORMATS)
 def there(request, tmp_path):
     """A good folder of each format, and the path of its weights."""
     name = request.param
     architecture = "topk" if name == "sparsify" else "standard"
     folder = tmp_path / "layers.1"
-    write_dictionary(random_dictionary(architecture, hook_name=HOOK), folder, name)
+    if name == "qwen_scope":
+        folder = tmp_path / "SAE-L0_7"
+        write_qwen_scope(folder)
+    else:
+        write_dictionary(random_dictionary(architecture, hook_name=HOOK), folder, name)
     assert sae.load(str(folder)).d_sae == 48
     return folder, folder / WEIGHTS[name]
 
@@ -319,12 +333,16 @@ class Canary:
         return os.makedirs, (str(self.path), 0o777, True)
 
 
-@pytest.mark.parametrize("name", ["dictionary_learning", "openai", "openmoss"])
+@pytest.mark.parametrize("name", ["dictionary_learning", "openai", "openmoss", "qwen_scope"])
 @pytest.mark.parametrize("how", ["torch", "old torch", "plain pickle"])
 def test_a_pickle_with_code_in_it_is_refused_and_nothing_is_run(name, how, tmp_path):
-    canary, folder = tmp_path / "canary", tmp_path / "layers.1"
-    write_dictionary(random_dictionary("standard"), folder, name)
-    path = folder / {"openai": "0.pt", "openmoss": "sae_weights.pt"}.get(name, "ae.pt")
+    canary, folder = tmp_path / "canary", tmp_path / "SAE-L0_7"
+    if name == "qwen_scope":
+        write_qwen_scope(folder)
+    else:
+        write_dictionary(random_dictionary("standard"), folder, name)
+    others = {"openai": "0.pt", "openmoss": "sae_weights.pt", "qwen_scope": "layer1.sae.pt"}
+    path = folder / others.get(name, "ae.pt")
     (folder / "sae_weights.safetensors").unlink(missing_ok=True)
     state = {"sae": {"W_E": Canary(canary)}, "encoder.weight": Canary(canary)}
     if how == "plain pickle":

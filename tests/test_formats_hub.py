@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 from conftest import random_dictionary
 
 import sae
@@ -89,6 +90,11 @@ def hub(tmp_path):
         write_dictionary(random_dictionary("topk"), folder, "sparsify")
         (folder / "optimizer_0.pt").write_bytes(b"much")
     (tmp_path / "there/config.json").write_text('{"model": "org/lm"}')
+    weights = random_dictionary("topk").tensors
+    for layer in (0, 1):
+        # As Qwen has them: what the repository's name says is in no file.
+        state = {n: w.t() if w.ndim == 2 else w + layer for n, w in weights.items()}
+        torch.save(state, tmp_path / f"there/layer{layer}.sae.pt")
     root = tmp_path / "there"
     files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
     # An older state, where layer 1 was what layer 0 is now under another k.
@@ -166,6 +172,36 @@ def test_a_revision_is_that_states_dictionary(hub, tmp_path):
     assert "org/name has no revision v2 on the Hub; give one of its branches, tags" in missing
     offline = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "1"}
     assert load_in_a_process(names[:2], tmp_path / "c", **offline) == found[:2]
+
+
+@pytest.mark.slow
+def test_a_file_that_is_a_dictionary_is_fetched_alone_and_takes_k_from_its_repository(
+    hub, tmp_path
+):
+    address, asked = hub
+    online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+    names = ["layer1.sae.pt@main", "layer0.sae.pt", "layer7.sae.pt", "layer1.sae.pt@v1"]
+    names = [f"org/name-L0_{k}:{name}" for k, name in zip((3, 5, 5, 5), names, strict=True)]
+    # The whole repository is none, whatever of it was fetched before.
+    names += ["org/name-L0_5", "org/name:layer1.sae.pt"]
+    one, *rest = load_in_a_process(names[:1], tmp_path / "c", **online)
+    assert (one[2], one[1]) == (3, {"hook_name": "blocks.1.hook_resid_post"})
+    assert (set(asked), rest) == ({"layer1.sae.pt"}, [])
+    zero, absent, older, whole, nameless = load_in_a_process(
+        names[1:], tmp_path / "c", **online
+    )
+    assert zero[1:] == [{"hook_name": "blocks.0.hook_resid_post"}, 5]
+    assert zero[0] != one[0]
+    assert "org/name-L0_5:layer7.sae.pt holds no dictionary that is known; give" in absent
+    assert "nearest: layer" in absent
+    assert "layer1.sae.pt@v1 holds no dictionary that is known" in older
+    assert "org/name-L0_5 holds no dictionary that is known; give org/name-L0_5:F" in whole
+    assert "; it has layer0.sae.pt" in whole
+    assert "does not hold k, and the name of its folder, models--org--name, does" in nameless
+    offline = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "1"}
+    again, whole = load_in_a_process([names[0], names[4]], tmp_path / "c", **offline)
+    assert again == one
+    assert "org/name-L0_5 holds no dictionary that is known" in whole
 
 
 @pytest.mark.slow

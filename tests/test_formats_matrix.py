@@ -7,7 +7,13 @@ import torch
 from conftest import random_dictionary
 
 from sae.dictionary import ARCHITECTURES, Dictionary
-from sae.exchange.formats import FORMATS, Format, read_dictionary, write_dictionary
+from sae.exchange.formats import (
+    FORMATS,
+    WRITTEN,
+    Written,
+    read_dictionary,
+    write_dictionary,
+)
 
 PAGE = Path(__file__).parents[1] / "docs/formats.md"
 ENDS = {"hook_name": "blocks.1.hook_resid_mid", "hook_name_out": "blocks.1.hook_mlp_out"}
@@ -22,10 +28,11 @@ HEAD = """\
 
 Dictionaries of other tools, read and written: `sae.load(path)`, `sae import FOLDER run=...`,
 `sae export format=...`. A path is a folder, or on the Hub `ORG/NAME:FOLDER`, with `@REVISION`
-behind it for another state than the newest. A format is told from the files in a folder,
-`format=...` overrides that. What is written computes the same, to the rounding of float32, or
-is refused with the reason. Beside the files of a format we write `sae_atlas.json` with all of
-our metadata, which other tools do not look at.
+behind it for another state than the newest; of OpenAI's and Qwen's it is a file, on the Hub
+`Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50:layer5.sae.pt`. A format is told from the files in a
+folder, `format=...` overrides that. What is written computes the same, to the rounding of
+float32, or is refused with the reason. Beside the files of a format we write `sae_atlas.json`
+with all of our metadata, which other tools do not look at.
 
 This page is written by `python tests/test_formats_matrix.py`, which writes every kind of
 dictionary in every format and reads it again; a test asserts that it is up to date.
@@ -52,6 +59,7 @@ Scope's, from which it takes model, layer and widths |
 | openmoss | `llama_scope`, `llama_scope_r1_distill` | nothing, they are for files of before \
 June 2025; of these they leave out that norms of the decoder decide |
 | openai | none | |
+| qwen_scope | `qwen_scope` | we write none; of Qwen's files it makes the same as we do |
 
 ## What is read besides
 
@@ -78,6 +86,11 @@ by the same formula |
 | openmoss | `apply_decoder_bias_to_pre_encoder`, until then as well | folded into the weights |
 | gemma_scope | transcoders | jumprelu; the hooks are to be given |
 | gemma_scope_2 | affine transcoders | jumprelu with a skip connection |
+| qwen_scope | the 14 repositories `Qwen/SAE-Res-MODEL-W32K-L0_50`, one file a layer | topk; \
+model, width and k are in the name of the repository, or of a folder or link named like it, of \
+which `L0_50` at the end will do |
+| qwen_scope | rows with fewer than k latents above zero | these alone, as in SAELens; the \
+code in Qwen's cards adds the largest of those below |
 | all with safetensors | weights in several parts, with `NAME.safetensors.index.json` | one \
 dictionary |
 
@@ -96,6 +109,7 @@ dictionary |
 product with x, or of several hooks |
 | gemma_scope | autoencoders of the embedding | read it before it is scaled, where no hook is |
 | gemma_scope_2 | crosscoders, cross-layer transcoders | of several hooks |
+| qwen_scope | a folder whose name does not end in k, or says another width | k is in no file |
 | all | NaN, infinity, missing, unknown or misshapen tensors, a configuration that contradicts \
 the weights, code in a pickle, sizes that a file does not hold | are no dictionary |
 
@@ -111,7 +125,7 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool(torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.max())))
 
 
-def cell(format: Format, dictionary: Dictionary, folder: Path, reasons: list[str]) -> str:
+def cell(format: Written, dictionary: Dictionary, folder: Path, reasons: list[str]) -> str:
     """What a format makes of a dictionary; a reason why not joins `reasons`."""
     reason = format.cannot_hold(dictionary)
     if reason is not None:
@@ -134,7 +148,7 @@ def page() -> str:
     lines.append("|" + "---|" * (2 + len(KINDS)))
     reasons: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, format in FORMATS.items():
+        for name, format in WRITTEN.items():
             for architecture in ARCHITECTURES:
                 cells = []
                 for kind, settings in KINDS.items():
@@ -142,9 +156,11 @@ def page() -> str:
                     folder = Path(scratch) / f"{name}-{architecture}-{kind}"
                     cells.append(cell(format, dictionary, folder, reasons))
                 lines.append(f"| {name} | {architecture} | {' | '.join(cells)} |")
+    only_read = [name for name in FORMATS if name not in WRITTEN]
+    lines += [f"| {name} | all |{' only read |' * len(KINDS)}" for name in only_read]
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]
     lines += ["", "## What does not reach the other tool", "", "| format | lost |", "|---|---|"]
-    lines += [f"| {name} | {format.LOST} |" for name, format in FORMATS.items()]
+    lines += [f"| {name} | {format.LOST} |" for name, format in WRITTEN.items()]
     return "\n".join(lines) + "\n" + OTHERS
 
 

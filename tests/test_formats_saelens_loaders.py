@@ -427,6 +427,57 @@ def test_a_trainers_folder_means_here_what_it_does_in_saelens(name, hub):
     assert ours.metadata["context_size"] == theirs.cfg.metadata.context_size
 
 
+# -- Qwen Scope -------------------------------------------------------------------------------
+
+QWEN_SCOPE = "Qwen/SAE-Res-Qwen3-1.7B-Base-W2K-L0_7"
+
+
+def test_qwen_scopes_files_mean_here_what_they_do_in_saelens(hub):
+    d_sae, name = 2048, "layer1.sae.pt"
+    state = {
+        "W_enc": uniform(d_sae, D_IN) / 6,
+        "W_dec": uniform(D_IN, d_sae) / 6,
+        "b_enc": uniform(d_sae),
+        "b_dec": uniform(D_IN),
+    }
+    (hub / QWEN_SCOPE).mkdir(parents=True)
+    torch.save(state, hub / QWEN_SCOPE / name)
+    # The width is that of the model of this name.
+    theirs = loaded("qwen_scope", QWEN_SCOPE, name, d_in=D_IN)
+    ours = sae.load(str(hub / QWEN_SCOPE / name))
+    assert_same(ours, theirs)
+    assert (ours.d_sae, ours.k) == (theirs.cfg.d_sae, theirs.activation_fn.k)
+    assert ours.hook_name == theirs.cfg.metadata.hook_name == HOOK
+    assert ours.model_name == theirs.cfg.metadata.model_name
+    # Nor does either keep latents below zero, where a row has fewer than k above.
+    low = state | {"b_enc": torch.full((d_sae,), -9.0)}
+    torch.save(low, hub / QWEN_SCOPE / "layer2.sae.pt")
+    theirs = loaded("qwen_scope", QWEN_SCOPE, "layer2.sae.pt", d_in=D_IN)
+    ours = sae.load(str(hub / QWEN_SCOPE / "layer2.sae.pt"))
+    assert_same(ours, theirs)
+    assert int((ours.encode(rows()) > 0).sum(-1).min()) < ours.k
+
+
+def test_every_release_of_qwen_scope_that_saelens_lists_is_read_by_its_name(tmp_path):
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    listed = get_pretrained_saes_directory().values()
+    releases = {r.repo_id for r in listed if r.conversion_func == "qwen_scope"}
+    assert len(releases) == 14
+    for repository in releases:
+        config = loaders.get_qwen_scope_config_from_hf(repository, "layer1.sae.pt", "cpu")
+        d_sae = config["d_sae"]
+        state = {"W_enc": torch.ones(d_sae, 1), "W_dec": torch.ones(1, d_sae)}
+        state |= {"b_enc": torch.ones(d_sae), "b_dec": torch.ones(1)}
+        path = tmp_path / repository / "layer1.sae.pt"
+        path.parent.mkdir(parents=True)
+        torch.save(state, path)
+        found = sae.load(str(path))
+        assert found.k == config["activation_fn_kwargs"]["k"]
+        assert found.model_name == config["model_name"]
+        assert found.hook_name == config["hook_name"]
+
+
 # -- sparsify ---------------------------------------------------------------------------------
 
 

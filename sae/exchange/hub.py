@@ -1,5 +1,6 @@
 """Dictionaries on the Hugging Face Hub: `ORG/NAME` or `ORG/NAME:FOLDER`.
 
+Where files are a dictionary each, as Qwen's are, one of them is in the place of the folder.
 `@REVISION` after either is a branch, a tag or a commit of the repository, where its newest
 state is not what is meant.
 """
@@ -8,6 +9,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sae.base.errors import UserError, nearest, require
@@ -39,13 +41,18 @@ def local_path(path: str | Path) -> Path:
     )
     snapshot = _fetched(repository, found["revision"], list(_wanted(folder)))
     place = snapshot.joinpath(*parts)
-    if not any(format.recognises(place) for format in FORMATS.values()):
+    # A folder of such files has those that were asked for before, which says nothing.
+    fitting = (f for f in FORMATS.values() if place.is_file() or "*" not in f.FILES[-1])
+    if not any(format.recognises(place) for format in fitting):
         raise UserError(_nothing_there(repository, found["revision"], folder))
     return place
 
 
 def _wanted(folder: str) -> Iterator[str]:
     """The files of a dictionary in `folder`, in any format that has names for them."""
+    if _is_file(folder):
+        yield glob.escape(os.path.normpath(folder))
+        return
     for format in FORMATS.values():
         for name in format.FILES:
             if "*" in name:
@@ -57,6 +64,13 @@ def _wanted(folder: str) -> Iterator[str]:
             if suffix == ".safetensors":
                 # Large ones are there in parts.
                 yield from (f"{path}.index.json", f"{stem}-*-of-*{suffix}")
+
+
+def _is_file(path: str) -> bool:
+    """Whether it is named as a file that is a dictionary of its own."""
+    names = (name for format in FORMATS.values() for name in format.FILES)
+    # `*.pt` would be anybody's.
+    return any("*" in name[1:] and fnmatchcase(Path(path).name, name) for name in names)
 
 
 def _fetched(repository: str, revision: str | None, files: list[str]) -> Path:
@@ -112,7 +126,8 @@ def _nothing_there(repository: str, revision: str | None, folder: str) -> str:
     except Exception:  # As above; the sentence does without.
         files = []
     there = (file for file in files if file.name.removesuffix(".index.json") in names)
-    folders = sorted({str(file.parent) for file in there})
+    alone = sorted(str(file) for file in files if _is_file(str(file)))
+    folders = alone + sorted({str(file.parent) for file in there})
     asked = repository + (f":{folder}" if folder else "") + (f"@{revision}" if revision else "")
     some = nearest(folder, folders) or (f"; it has {folders[0]}" if folders else "")
     return f"{asked} holds no dictionary that is known; give {repository}:FOLDER{some}"

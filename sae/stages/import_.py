@@ -13,7 +13,7 @@ from sae.base.progress import say
 from sae.cache.layout import RUN_CACHE, cache_location, open_cache
 from sae.cache.store import is_url
 from sae.dictionary import Dictionary
-from sae.exchange.formats import named_format, read_dictionary
+from sae.exchange.formats import read_dictionary, readable_format
 from sae.exchange.hub import local_path
 from sae.exchange.saelens import CONFIG_FILE, load_dictionary, save_dictionary
 from sae.models.embedded import EMBEDDED
@@ -30,15 +30,15 @@ class ImportConfig:
     """
 
     folder: str | None = None
-    """Where it is: a folder, a file of OpenAI's, or `ORG/NAME:FOLDER` on the Hub; the word
-    without a key."""
+    """Where it is: a folder, a file of OpenAI's or Qwen's, or `ORG/NAME:FOLDER` on the Hub; the
+    word without a key."""
     run: str = "runs/default"
     """Folder of the pipeline; the dictionary is written to `{run}/dictionaries/{name}`."""
     name: str | None = None
     """Name in the run; by default that of the folder."""
     format: str | None = None
     """Format of the folder, if its files do not tell: saelens, sparsify, dictionary_learning,
-    openai, openmoss, gemma_scope or gemma_scope_2."""
+    openai, openmoss, gemma_scope, gemma_scope_2 or qwen_scope."""
     cache: str = RUN_CACHE
     """Cache whose model it is of, if it is there; else the model is taken by its name alone."""
     model_name: str | None = None
@@ -55,7 +55,7 @@ class ImportConfig:
             f"name={self.name} is no name of one folder; leave out the slashes",
         )
         if self.format is not None:
-            named_format(self.format)
+            readable_format(self.format)
 
     @property
     def id(self) -> str:

@@ -1,9 +1,11 @@
 """The formats of other tools: one file each, told apart by what is in a folder.
 
-A format is a module with the names of `Format`. What is written holds the dictionary exactly,
-or is refused with the reason; `docs/formats.md` has the table.
+A format is a module with the names of `Format`, and of `Written` unless it is only read. What
+is written holds the dictionary exactly, or is refused with the reason; `docs/formats.md` has
+the table.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +17,7 @@ from sae.exchange.formats import (
     gemma_scope_2,
     openai,
     openmoss,
+    qwen_scope,
     saelens,
     sparsify,
 )
@@ -30,17 +33,22 @@ class Format(Protocol):
 
     NAME: str
     FILES: tuple[str, ...]
-    """What a dictionary consists of, from its folder."""
-    LOAD: str
-    """How its own tool loads one from `{folder}`."""
-    LOST: str
-    """What does not reach its own tool."""
+    """What a dictionary consists of, from its folder; with a star, files that are one each."""
 
     def recognises(self, path: Path) -> bool:
         """Whether `path` is of this format, by the names of files alone."""
 
     def read(self, path: Path) -> Dictionary:
         """The dictionary, or a `UserError`."""
+
+
+class Written(Format, Protocol):
+    """What the module of a format has that is written as well."""
+
+    LOAD: str
+    """How its own tool loads one from `{folder}`."""
+    LOST: str
+    """What does not reach its own tool."""
 
     def cannot_hold(self, dictionary: Dictionary) -> str | None:
         """Why the format has no place for `dictionary`, or None."""
@@ -49,7 +57,7 @@ class Format(Protocol):
         """Write one that it can hold."""
 
 
-_MODULES: tuple[Format, ...] = (
+_WRITTEN: tuple[Written, ...] = (
     saelens,
     sparsify,
     dictionary_learning,
@@ -58,28 +66,46 @@ _MODULES: tuple[Format, ...] = (
     gemma_scope,
     gemma_scope_2,
 )
-FORMATS = {module.NAME: module for module in _MODULES}
+_ONLY_READ: tuple[Format, ...] = (qwen_scope,)
+WRITTEN = {module.NAME: module for module in _WRITTEN}
+FORMATS: dict[str, Format] = {m.NAME: m for m in (*_WRITTEN, *_ONLY_READ)}
 
 
-def named_format(name: str) -> Format:
-    """The format called `name`.
+def named_format(name: str) -> Written:
+    """The format called `name`, to write.
+
+    Raises:
+        UserError: if there is none, or it is only read.
+    """
+    if name not in WRITTEN:
+        reason = "is only read" if name in FORMATS else "is unknown"
+        raise _not_among(name, WRITTEN, reason)
+    return WRITTEN[name]
+
+
+def readable_format(name: str) -> Format:
+    """The format called `name`, to read.
 
     Raises:
         UserError: if there is none.
     """
     if name not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise UserError(
-            f"format={name} is unknown; choose one of {known}{nearest(name, FORMATS)}"
-        )
+        raise _not_among(name, FORMATS, "is unknown")
     return FORMATS[name]
+
+
+def _not_among(name: str, formats: Iterable[str], reason: str) -> UserError:
+    known = list(formats)
+    return UserError(
+        f"format={name} {reason}; choose one of {', '.join(known)}{nearest(name, known)}"
+    )
 
 
 def read_dictionary(path: str | Path, format: str | None = None) -> Dictionary:
     """A dictionary in any of the formats.
 
     Args:
-        path: its folder; of OpenAI's also the file.
+        path: its folder; of OpenAI's and Qwen's also the file.
         format: name of the format; by default told from what is in the folder.
 
     Raises:
@@ -87,7 +113,7 @@ def read_dictionary(path: str | Path, format: str | None = None) -> Dictionary:
     """
     path = Path(path)
     require(path.exists(), f"{path} is no folder; give one with a dictionary in it")
-    module = _detected(path) if format is None else named_format(format)
+    module = _detected(path) if format is None else readable_format(format)
     try:
         return module.read(path)
     except UserError as error:
@@ -113,7 +139,7 @@ def _detected(path: Path) -> Format:
         raise UserError(f"{path} holds {len(inside)} dictionaries; give one of {some}{more}")
     raise UserError(
         f"{path} holds no dictionary that is known; it would hold "
-        f"{', or '.join(_files_of(module) for module in _MODULES)}"
+        f"{', or '.join(_files_of(module) for module in FORMATS.values())}"
     )
 
 
@@ -126,7 +152,7 @@ def _files_of(module: Format) -> str:
     return f"{module.FILES[-1]} ({module.NAME})"
 
 
-def check_holds(module: Format, dictionary: Dictionary) -> None:
+def check_holds(module: Written, dictionary: Dictionary) -> None:
     """Refuse what a format has no place for, with the reason.
 
     Raises:

@@ -18,6 +18,7 @@ import torch
 from sae.base.errors import require
 from sae.dictionary import Dictionary
 from sae.exchange.folding import with_b_dec, without_b_dec
+from sae.exchange.formats import qwen_scope
 from sae.exchange.formats.parts import (
     as_pickle,
     is_transcoder,
@@ -56,7 +57,8 @@ _PLACES = {
 
 def recognises(path: Path) -> bool:
     """Whether it is a `.pt` file, or a folder with some that are named after layers."""
-    return (path.is_file() and path.suffix == ".pt") or bool(_files(path))
+    theirs = path.suffix == ".pt" and not path.name.endswith(qwen_scope.SUFFIX)
+    return (path.is_file() and theirs) or bool(_files(path))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,0 +1,90 @@
+"""Qwen Scope: one file `layer{n}.sae.pt` for each layer, side by side in a repository.
+
+The name of the repository, `Qwen/SAE-Res-{model}-W{width}K-L0_{k}`, says what no file in it
+does: the model, the width in units of 1,024 latents, and k. A file is a dict of `W_enc` (d_sae,
+d_in), `W_dec` (d_in, d_sae), `b_enc` and `b_dec`. By the card of each repository the latents
+are the k largest of `W_enc x + b_enc`, where x is the residual stream behind layer n; nothing
+is subtracted. Of these k the ones below zero are left out here, as by SAELens: the code in the
+card keeps them, which differs where a row has fewer than k of its 32,768 or more above zero.
+
+It is only read, as what is written has no place for k.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from sae.base.errors import UserError, require
+from sae.dictionary import Dictionary
+from sae.exchange.tensors import load_pickle, tensors_of
+
+NAME = "qwen_scope"
+SUFFIX = ".sae.pt"
+FILES: tuple[str, ...] = (f"layer*{SUFFIX}",)
+
+_LAYOUT = {
+    "W_enc": ("d_sae", "d_in"),
+    "W_dec": ("d_in", "d_sae"),
+    "b_enc": ("d_sae",),
+    "b_dec": ("d_in",),
+}
+_LAYER = re.compile(r"layer(\d+)\.sae\.pt")
+_REPOSITORY = re.compile(r"(?:SAE-Res-(?P<model>.+)-W(?P<width>\d+)K-)?L0_(?P<k>\d+)$")
+
+
+def recognises(path: Path) -> bool:
+    """Whether it is a `.sae.pt` file, or a folder with some that are named after layers."""
+    return (path.is_file() and path.name.endswith(SUFFIX)) or bool(_files(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(FILES[0]) if _LAYER.fullmatch(path.name))
+
+
+def read(path: Path) -> Dictionary:
+    """The dictionary of a file, or of the folder with this one file.
+
+    Raises:
+        UserError: if the file is missing or broken, or its folder's name does not say k or
+            contradicts the weights.
+    """
+    found = [path] if path.is_file() else _files(path)
+    if len(found) != 1:
+        some = f", such as {found[0]}" if found else f", layer0{SUFFIX} say"
+        raise UserError(f"{path} holds {len(found)} layers as {FILES[0]}; give one{some}")
+    (file,) = found
+    name = _repository(file)
+    said = _REPOSITORY.search(name)
+    if said is None:
+        raise UserError(
+            f"{file} does not hold k, and the name of its folder, {name}, does not end in it "
+            "as Qwen's do; give it by a folder, or a link to one, that ends in L0_50 if k is 50"
+        )
+    weights = tensors_of(file, load_pickle(file)).read(_LAYOUT)
+    d_sae, asked = len(weights["b_enc"]), said["width"]
+    require(
+        asked is None or int(asked) * 1024 == d_sae,
+        f"{file}: {name} says W{asked}K, {int(asked or 0) * 1024} latents, but the file has "
+        f"{d_sae}; put it into a folder named as its repository",
+    )
+    layer = _LAYER.fullmatch(file.name)
+    metadata = {
+        "model_name": said["model"] and f"Qwen/{said['model']}",
+        "hook_name": layer and f"blocks.{layer[1]}.hook_resid_post",
+    }
+    return Dictionary(
+        W_enc=weights["W_enc"].t(),
+        b_enc=weights["b_enc"],
+        W_dec=weights["W_dec"].t(),
+        b_dec=weights["b_dec"],
+        architecture="topk",
+        k=int(said["k"]),
+        metadata={key: value for key, value in metadata.items() if value},
+    )
+
+
+def _repository(file: Path) -> str:
+    """The name of its folder; in the Hub's cache, of the repository that it is a state of."""
+    # What the path says, not where a link in it leads: in that cache, to a blob.
+    folder = Path(os.path.abspath(file)).parent
+    return folder.parents[1].name if folder.parent.name == "snapshots" else folder.name
