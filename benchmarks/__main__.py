@@ -13,6 +13,7 @@ from benchmarks import (
     quality,
     reading,
     scaling,
+    shrink,
     shuffle,
     step,
     storage,
@@ -34,6 +35,7 @@ if __name__ == "__main__":
     tracking.main()
     atlas.main()
     atlas_page.main()
+    shrink.main()
     scaling.main()
     quality.main()
     dead.main()

@@ -1,9 +1,7 @@
-"""Smaller dictionaries: fewer bits a weight, no dead features, and files in several parts."""
+"""Smaller dictionaries: fewer bits a weight, no dead features, and what that costs."""
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,9 +17,10 @@ from sae.analysis.reconstruction import reconstruction
 from sae.base.errors import UserError
 from sae.cache.reader import select_rows
 from sae.dictionary import ARCHITECTURES
-from sae.exchange.formats import write_dictionary
+from sae.exchange.card import Export, model_card
 from sae.exchange.saelens import load_dictionary, save_dictionary
-from sae.exchange.shrink import as_loaded, named_dtype, only_latents
+from sae.exchange.shrink import as_loaded, named_dtype, nested_widths, only_latents
+from sae.stages.shrink import held_out_rows, shrink
 
 HOOK = "blocks.1.hook_resid_post"
 DEAD = [0, 3, 17, 63]
@@ -79,6 +78,72 @@ def test_a_smaller_type_costs_what_the_card_says(dtype, run):
     assert [variance[0], l0[0], variance[1], l0[1]] == expected
     assert variance[0] != variance[1] or dtype != "int8"
     assert abs(float(variance[0]) - float(variance[1])) < 0.01
+
+
+def cost_of(folder):
+    return json.loads((folder / "export.json").read_text())["shrunk"]
+
+
+def test_what_it_costs_the_model_is_what_evaluation_finds_for_it(run, tmp_path):
+    folder = sae.export(run=str(run), dictionary="some", dtype="int8", drop_dead=True)
+    cost = cost_of(folder)
+    found = {}
+    for side, source in (("before", run / "dictionaries/some"), ("after", folder / HOOK)):
+        save_dictionary(sae.load(str(source)), tmp_path / "dictionaries" / side)
+        (found[side],) = sae.eval(
+            run=str(tmp_path),
+            cache=str(run / "cache.zarr"),
+            dictionary=side,
+            n_behaviour_tokens=2_048,
+        )
+        assert cost["n_behaviour_tokens"] == found[side]["n_behaviour_tokens"] > 0
+        for name in ("ce_loss_with_sae", "ce_loss_score", "kl_div_score"):
+            assert cost[side][name] == pytest.approx(found[side][name], rel=1e-5)
+    assert cost["before"]["kl_div_score"] != cost["after"]["kl_div_score"]
+    card = (folder / "README.md").read_text()
+    assert f"for CE and KL {cost['n_behaviour_tokens']:,} tokens" in card
+    table = rows_of(card, "Made smaller")
+    for meaning, name in (("CE score, ", "ce_loss_score"), ("KL score, ", "kl_div_score")):
+        (shown,) = (cells for title, cells in table.items() if title.startswith(meaning))
+        assert shown == [f"{cost[side][name]:.6g}" for side in ("before", "after")]
+    (added,) = (cells for title, cells in table.items() if title.startswith("CE added"))
+    of = found["after"]
+    expected = of["ce_loss_with_sae"] - of["ce_loss_without_sae"]
+    assert float(added[1]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_without_the_model_the_rest_is_measured_and_the_card_says_so(
+    run, tiny_model, tmp_path, capsys
+):
+    words = {"run": str(run), "dtype": "int8", "out": str(tmp_path / "out")}
+    tiny_model.rename(tmp_path / "elsewhere")
+    try:
+        folder = sae.export(**words)
+    finally:
+        (tmp_path / "elsewhere").rename(tiny_model)
+    said = capsys.readouterr().err
+    assert "export: what this does to the model's CE is not measured: model.name=" in said
+    card = (folder / "README.md").read_text()
+    assert "the model's CE was not measured: the model was not to be had." in card
+    assert not any("CE" in title for title in rows_of(card, "Made smaller"))
+    assert cost_of(folder)["n_behaviour_tokens"] == 0
+    # Once it is there again, the same words measure it.
+    sae.export(**words)
+    assert cost_of(folder)["n_behaviour_tokens"] > 0
+    assert "was not measured" not in (folder / "README.md").read_text()
+    sae.export(**words)
+    assert "is there already, reused" in capsys.readouterr().err
+
+
+def test_a_model_that_predicts_no_next_token_is_not_asked(run):
+    dictionary = sae.load(str(run / "dictionaries/some"))
+    rows = held_out_rows("some", dictionary, str(run / "cache.zarr"))
+    found = shrink(dictionary, rows, "int8", None, causal=False)
+    assert found.cost.n_behaviour_tokens == 0
+    assert "ce_loss_score" not in found.cost.after
+    figures = {"n_rows": 5, "n_behaviour_tokens": 0, "n_density_rows": 7}
+    about = Export(folder=HOOK, dtype="int8", shrunk=found.cost)
+    assert "not measured:" not in model_card(found.dictionary, figures, 64, about)
 
 
 def test_int8_is_a_scale_a_latent_and_within_half_a_step_of_the_weights(tmp_path):
@@ -213,6 +278,52 @@ def test_where_no_feature_is_dead_the_folder_is_the_same(tiny_run, tmp_path):
             assert (whole / name).read_bytes() == (alive / name).read_bytes()
 
 
+def test_the_card_of_a_nested_dictionary_has_the_widths_that_are_left(run, tmp_path):
+    nested = tmp_path / "run"
+    settings = {"run": str(nested), "cache": str(run / "cache.zarr")}
+    found = sae.train(
+        **settings,
+        name="nested",
+        sae=sae.MatryoshkaConfig(d_sae=64, k=8, matryoshka_widths=[4, 16, 32]),
+        training_tokens=20_000,
+        train_batch_size_tokens=256,
+    )
+    b_enc = found.b_enc.clone()
+    b_enc[[1, 2, 20, *range(40, 50)]] = -1e4
+    shutil.rmtree(nested / "dictionaries/nested")
+    save_dictionary(replace(found, b_enc=b_enc), nested / "dictionaries/nested")
+    sae.eval(**settings, n_behaviour_tokens=64)
+    atlas = sae.analyze(**settings)
+    kept = [f["feature"] for f in atlas.features() if f["n_active"]]
+    assert not {1, 2, 20, 40} & set(kept)
+    says = "Latents are nested (Matryoshka): the first {} alone"
+    whole = (sae.export(**settings) / "README.md").read_text()
+    assert says.format("4, 16 or 32") in whole
+    folder = sae.export(**settings, drop_dead=True)
+    widths = [sum(f < width for f in kept) for width in (4, 16, 32)]
+    card = (folder / "README.md").read_text()
+    assert says.format("{}, {} or {}".format(*widths)) in card
+    # The first of them are the same latents in the same order.
+    before, small = found.W_dec[kept], sae.load(str(folder / HOOK)).W_dec
+    assert torch.equal(small, before)
+
+
+def test_levels_without_a_latent_left_are_none_and_others_are_not_nested():
+    dictionary = random_dictionary("jumprelu", hook_name=HOOK)
+    trained = {"d_sae": 48, "k": 4, "matryoshka_widths": [4, 8, 16, 32]}
+    dictionary.metadata["sae_atlas"] = {
+        "architecture": "matryoshka_batchtopk",
+        "sae": trained,
+    }
+    assert nested_widths(dictionary, np.arange(48)) == (4, 8, 16, 32)
+    assert nested_widths(dictionary, np.array([5, 20, 21])) == (1,)
+    # Taken over again after latents were left out, it has no longer the levels of its training.
+    trained["d_sae"] = 64
+    assert nested_widths(dictionary, np.arange(48)) == ()
+    dictionary.metadata["sae_atlas"] = {"architecture": "batchtopk", "sae": {"d_sae": 48}}
+    assert nested_widths(dictionary, np.arange(48)) == ()
+
+
 def test_a_topk_keeps_no_more_than_its_latents(tmp_path):
     dictionary = random_dictionary("topk", hook_name=HOOK)
     assert dictionary.k == 7
@@ -282,99 +393,3 @@ def test_a_damaged_int8_folder_is_refused(change, sentence, tmp_path):
     save_file({name: tensor for name, tensor in found.items() if tensor is not None}, path)
     with pytest.raises(UserError, match=sentence):
         sae.load(str(tmp_path / "small"))
-
-
-def in_parts(path):
-    """Put a safetensors file into a part for each tensor, as the Hub has large ones."""
-    tensors, names = load_file(path), {}
-    for i, (name, tensor) in enumerate(tensors.items(), 1):
-        names[name] = f"{path.stem}-{i:05}-of-{len(tensors):05}.safetensors"
-        save_file({name: tensor}, path.with_name(names[name]))
-    index = path.with_name(f"{path.name}.index.json")
-    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": names}))
-    path.unlink()
-    return index
-
-
-@pytest.mark.parametrize("format", ["saelens", "sparsify", "openmoss", "gemma_scope_2"])
-def test_a_dictionary_in_several_parts_loads_as_one(format, tmp_path):
-    architecture = "jumprelu" if format == "gemma_scope_2" else "topk"
-    about = {"hook_name": HOOK, "model_name": "a/model"}
-    dictionary = random_dictionary(architecture, **about)
-    write_dictionary(dictionary, tmp_path / "layers.1", format)
-    whole = sae.load(str(tmp_path / "layers.1"))
-    (weights,) = (tmp_path / "layers.1").glob("*.safetensors")
-    in_parts(weights)
-    again = sae.load(str(tmp_path / "layers.1"))
-    for name, tensor in whole.tensors.items():
-        # Where a bias is folded, sums depend on where in memory the file begins.
-        torch.testing.assert_close(again.tensors[name], tensor, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"W_enc": "../stolen.safetensors"}, r"\.\./stolen\.safetensors is no file beside it"),
-        ({"W_enc": "/etc/passwd"}, "/etc/passwd is no file beside it"),
-        ({"W_enc": 3}, "3 is no file beside it"),
-        ({"W_enc": "other.safetensors"}, r"other\.safetensors: no such file"),
-        ({"W_enc": "sae_weights.safetensors"}, r"sae_weights\.safetensors: no such file"),
-        ({"threshold": None}, "holds threshold beside"),
-        ({"W_dec": "W_enc"}, "W_dec is not in sae_weights-0000"),
-    ],
-    ids=str,
-)
-def test_a_bad_index_of_parts_is_refused(change, sentence, tmp_path):
-    save_dictionary(random_dictionary("standard", hook_name=HOOK), tmp_path / "large")
-    index = in_parts(tmp_path / "large/sae_weights.safetensors")
-    found = json.loads(index.read_text())
-    names = found["weight_map"]
-    for tensor, place in change.items():
-        if place is None:
-            names[tensor] = "extra.safetensors"
-            save_file({tensor: torch.ones(48)}, tmp_path / "large/extra.safetensors")
-        else:
-            names[tensor] = names.get(place, place)
-    index.write_text(json.dumps(found))
-    with pytest.raises(UserError, match=sentence):
-        sae.load(str(tmp_path / "large"))
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}'])
-def test_an_index_that_is_none_is_refused(content, tmp_path):
-    save_dictionary(random_dictionary("standard", hook_name=HOOK), tmp_path / "large")
-    in_parts(tmp_path / "large/sae_weights.safetensors").write_text(content)
-    with pytest.raises(UserError, match=r"index\.json"):
-        sae.load(str(tmp_path / "large"))
-
-
-PRIVATE = """
-import sys, psutil, sae
-def private():
-    found = psutil.Process().memory_full_info()
-    return found.uss
-sae.load(sys.argv[1])
-before = private()
-found = sae.load(sys.argv[2])
-print(private() - before, sum(w.numel() * 4 for w in found.tensors.values()))
-"""
-
-
-@pytest.mark.slow
-def test_parts_are_mapped_and_not_copied(tmp_path):
-    save_dictionary(random_dictionary("standard", hook_name=HOOK), tmp_path / "first")
-    large = random_dictionary("standard", d_in=512, d_sae=32_768, hook_name=HOOK)
-    save_dictionary(large, tmp_path / "large")
-    in_parts(tmp_path / "large/sae_weights.safetensors")
-    # Somebody else maps them too, so that pages of the file are nobody's own.
-    held = sae.load(str(tmp_path / "large"))
-    done = subprocess.run(
-        [sys.executable, "-c", PRIVATE, str(tmp_path / "first"), str(tmp_path / "large")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    own, size = map(int, done.stdout.split())
-    assert held.d_sae == 32_768
-    assert size > 1.3e8
-    assert own < 0.1 * size

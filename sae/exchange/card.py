@@ -29,6 +29,7 @@ _METRICS = {
 # `datasets` reads all tables of a repository in one format, so that labels.csv is none of them.
 _TABLES = ("features", "contexts")
 _SHRUNK_METRICS = ("explained_variance", "l0", "mse", "cossim")
+_SHRUNK_BEHAVIOUR = ("ce_loss_score", "kl_div_score")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 
@@ -53,6 +54,8 @@ class Export:
     """Of the weights in the files."""
     shrunk: Shrunk | None = None
     """What was made smaller, if anything was."""
+    nested: tuple[int, ...] = ()
+    """Of a Matryoshka dictionary: latents of each inner level that are left."""
     license: str | None = None
     """As the Hub writes it, such as `apache-2.0`."""
     repository: str | None = None
@@ -79,7 +82,7 @@ def model_card(
 # {_title(dictionary)}
 
 {dictionary.d_sae:,} latents {_widths(dictionary)}, {_origin(dictionary)}. {_rule(dictionary)}
-
+{_nested(export)}
 {_files(dictionary, n_features, export)}
 ## Load it
 
@@ -96,7 +99,7 @@ On held-out text, special tokens left out: {figures["n_rows"]:,} rows, and for C
 | metric | value |
 |---|---|
 {rows}
-{_smaller(export)}{_training(dictionary)}
+{_smaller(figures, export)}{_training(dictionary)}
 ## Licence
 
 {_licence(export)}
@@ -140,7 +143,7 @@ def _files(dictionary: Dictionary, n_features: int, export: Export) -> str:
     return "| file | what it holds |\n|---|---|\n" + "\n".join(lines) + "\n"
 
 
-def _smaller(export: Export) -> str:
+def _smaller(figures: dict[str, Any], export: Export) -> str:
     """What was made smaller and what that cost; nothing where nothing was."""
     shrunk = export.shrunk
     if shrunk is None:
@@ -161,22 +164,34 @@ def _smaller(export: Export) -> str:
             f"{shrunk.n_dropped:,} of {shrunk.d_sae:,} latents are left out: they fired in "
             "none of the rows that the tables count. On other text some of them might have."
         )
-    if not said:
-        return ""
-    rows = "\n".join(
-        f"| {_METRICS[name]} | {shrunk.before[name]:.6g} | {shrunk.after[name]:.6g} |"
-        for name in _SHRUNK_METRICS
-    )
+    tokens, note = "", ""
+    if shrunk.n_behaviour_tokens:
+        tokens = f", and for CE and KL {shrunk.n_behaviour_tokens:,} tokens"
+        note = "\nOn so few tokens a small change of CE may be chance, up or down.\n"
+    elif "ce_loss_score" in figures:
+        note = "\nWhat it costs the model's CE was not measured: the model was not to be had.\n"
     return f"""
 ## Made smaller
 
 {" ".join(said)} The figures above are of the dictionary before that. Measured on
-{shrunk.n_rows:,} held-out rows, sums in float32:
+{shrunk.n_rows:,} held-out rows{tokens}, sums in float32:
 
 | metric | before | as it is here |
 |---|---|---|
-{rows}
-"""
+{_shrunk_rows(shrunk)}
+{note}"""
+
+
+def _shrunk_rows(shrunk: Shrunk) -> str:
+    sides = shrunk.before, shrunk.after
+    rows = [(_METRICS[name], [side[name] for side in sides]) for name in _SHRUNK_METRICS]
+    if shrunk.n_behaviour_tokens:
+        added = [side["ce_loss_with_sae"] - side["ce_loss_without_sae"] for side in sides]
+        rows.append(("CE added, nats a token, `CE_sae − CE_clean`", added))
+        rows += [(_METRICS[name], [side[name] for side in sides]) for name in _SHRUNK_BEHAVIOUR]
+    return "\n".join(
+        f"| {meaning} | {before:.6g} | {after:.6g} |" for meaning, (before, after) in rows
+    )
 
 
 def _licence(export: Export) -> str:
@@ -258,6 +273,17 @@ def _rule(dictionary: Dictionary) -> str:
         f"It is a `{dictionary.architecture}` one: activations are `{formula}`, with "
         f"`pre = x @ W_enc + b_enc`{k}; the reconstruction is "
         f"`activations @ W_dec + b_dec{skip}`."
+    )
+
+
+def _nested(export: Export) -> str:
+    if not export.nested:
+        return ""
+    widths = [f"{width:,}" for width in export.nested]
+    said = " or ".join(filter(None, (", ".join(widths[:-1]), widths[-1])))
+    return (
+        f"Latents are nested (Matryoshka): the first {said} alone, with all else the same, are "
+        "a dictionary too.\n"
     )
 
 

@@ -16,10 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
+from sae.architectures import MatryoshkaConfig
 from sae.base.errors import UserError, nearest, require
 from sae.base.files import atomic_path
 from sae.dictionary import Dictionary
@@ -45,6 +48,8 @@ class Shrunk:
     """Latents before."""
     n_rows: int
     """Held-out rows on which both sides of the figures were measured."""
+    n_behaviour_tokens: int
+    """Held-out tokens for CE and KL; 0 where these were not measured."""
     before: Mapping[str, float]
     after: Mapping[str, float]
 
@@ -170,6 +175,25 @@ def only_latents(dictionary: Dictionary, kept: Tensor) -> Dictionary:
     weights["W_enc"] = dictionary.W_enc[:, kept]
     k = None if dictionary.k is None else min(dictionary.k, len(kept))
     return replace(dictionary, **weights, k=k)
+
+
+def nested_widths(dictionary: Dictionary, kept: NDArray[np.int64]) -> tuple[int, ...]:
+    """How many of the latents `kept` lie in each inner level of a Matryoshka dictionary.
+
+    Empty for one that is none, or is no longer as wide as it was trained.
+
+    Args:
+        kept: their numbers in `dictionary`, rising.
+    """
+    ours = dictionary.metadata["sae_atlas"]
+    trained = ours.get("sae", {})
+    nested = ours.get("architecture") == MatryoshkaConfig.architecture
+    if not nested or trained["d_sae"] != dictionary.d_sae:
+        return ()
+    names = ("d_sae", "k", "matryoshka_widths")
+    widths = MatryoshkaConfig(**{name: trained[name] for name in names}).level_widths
+    found = set(np.searchsorted(kept, widths).tolist()) - {0, len(kept)}
+    return tuple(sorted(found))
 
 
 def save_directions(dictionary: Dictionary, folder: Path, dtype: str) -> None:

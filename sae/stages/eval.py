@@ -18,7 +18,7 @@ from sae.cache.reader import select_rows
 from sae.core.metrics import density_histogram
 from sae.dictionary import Dictionary
 from sae.models.hooks import find_hook
-from sae.models.load import is_causal, resolve_device
+from sae.models.load import LanguageModel, is_causal, resolve_device
 from sae.stages.common import (
     check_same_origin,
     dictionary_names,
@@ -96,7 +96,8 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[st
         _check_held_out(name, dictionary, cache)
     settings = [cache.digest, config.density_rows]
     wanted = {
-        name: digest([settings, dictionary.digest]) for name, dictionary in dictionaries.items()
+        name: digest([settings, *found.places, found.digest])
+        for name, found in dictionaries.items()
     }
     n_tokens = config.n_behaviour_tokens
     results = {name: _known(folder, name, wanted[name], n_tokens) for name in dictionaries}
@@ -169,7 +170,10 @@ def _evaluate_hooks(
             bar.update(1)
     record = cache.attributes["model"]
     if is_causal(recorded_config(record, config.device)):
-        n_tokens, scores = _behaviour_scores(config, cache, hooks, on_device)
+        model = recorded_model(record, config.device)
+        n_tokens, scores = behaviour_scores(
+            model, cache, hooks, on_device, config.n_behaviour_tokens, config.batch_size
+        )
     else:
         say(f"eval: {record['name']} predicts no next token, so CE and KL are left out")
         n_tokens, scores = 0, {name: {} for name in group}
@@ -178,18 +182,24 @@ def _evaluate_hooks(
     return {name: {**figures[name], **scores[name], **counted} for name in group}
 
 
-def _behaviour_scores(
-    config: EvalConfig,
+def behaviour_scores(
+    model: LanguageModel,
     cache: ActivationCache,
     hooks: tuple[str, str],
     dictionaries: dict[str, Dictionary],
+    n_tokens: int,
+    batch_size: int,
 ) -> tuple[int, dict[str, dict[str, float]]]:
-    """How many held-out tokens went through the model, and each dictionary's scores."""
+    """How many held-out tokens went through the model, and each dictionary's scores.
+
+    Args:
+        model: the one that the cache was made with.
+        hooks: what the dictionaries read, and what they reconstruct.
+        n_tokens: about how many are wanted; whole sequences are taken, at least one.
+    """
     hook_name, hook_name_out = hooks
-    model = recorded_model(cache.attributes["model"], config.device)
     held_out = torch.from_numpy(cache.tokens[cache.held_out]).long()
-    n_sequences = max(1, config.n_behaviour_tokens // cache.context_size)
-    tokens = held_out[:n_sequences]
+    tokens = held_out[: max(1, n_tokens // cache.context_size)]
     scores = behaviour(
         model,
         find_hook(model.module, hook_name_out),
@@ -197,7 +207,7 @@ def _behaviour_scores(
         dictionaries,
         torch.from_numpy(cache.statistics(hook_name_out)["mean"]),
         source=find_hook(model.module, hook_name),
-        batch_size=config.batch_size,
+        batch_size=batch_size,
     )
     return tokens.numel(), scores
 

@@ -4,7 +4,7 @@ import re
 import shutil
 import tempfile
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,11 @@ from sae.exchange.formats import (
 )
 from sae.exchange.push import STAMP_FILE, TABLES, check_can_push, check_repository, push
 from sae.exchange.saelens import save_dictionary, save_sparsity
-from sae.exchange.shrink import FULL, named_dtype, save_directions
+from sae.exchange.shrink import FULL, named_dtype, nested_widths, save_directions
 from sae.stages.common import check_measured_on, named_dictionary
 from sae.stages.shrink import Smaller, held_out_rows, shrink
 
-_LAYOUT = 2
+_LAYOUT = 3
 """Of the folder; an export of another one is made anew."""
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -71,7 +71,7 @@ class ExportConfig:
     """Leave out the features that fired nowhere in the atlas. The others are numbered anew;
     `feature_map.csv` and the column `original_feature` have the numbers of before."""
     cache: str = RUN_CACHE
-    """Cache on whose held-out rows `dtype` and `drop_dead` are measured."""
+    """Cache on whose held-out text `dtype` and `drop_dead` are measured."""
     license: str | None = None
     """Licence to put into the card, as the Hub writes it: apache-2.0, mit, cc-by-4.0, ..."""
     push: str | None = None
@@ -205,7 +205,17 @@ def _planned(config: ExportConfig) -> _Plan:
 
 def _is_there(plan: _Plan) -> bool:
     stamp = plan.target / STAMP_FILE
-    return stamp.is_file() and read_json(stamp)["digest"] == plan.digest
+    found = read_json(stamp) if stamp.is_file() else {}
+    if found.get("digest") != plan.digest:
+        return False
+    # Where the model was not to be had, it may be now.
+    cost = found["shrunk"]
+    return cost is None or cost["n_behaviour_tokens"] > 0 or not _has_ce(plan)
+
+
+def _has_ce(plan: _Plan) -> bool:
+    """Whether the model predicts a next token, so that a dictionary costs it something."""
+    return "ce_loss_score" in plan.figures
 
 
 def _only_export(target: Path) -> AbstractContextManager[None]:
@@ -243,13 +253,15 @@ def _write(plan: _Plan, folder: Path) -> None:
         format=config.format,
         dtype=plan.dtype,
         shrunk=smaller.cost,
+        nested=nested_widths(plan.dictionary, smaller.kept),
         license=config.license,
         repository=config.push,
     )
     card = model_card(smaller.dictionary, plan.figures, len(smaller.kept), about)
     write_text(folder / "README.md", card)
+    cost = None if smaller.cost is None else asdict(smaller.cost)
     stamp = {"digest": plan.digest, "dictionary": plan.name, "figures": plan.figures}
-    write_json(folder / STAMP_FILE, stamp)
+    write_json(folder / STAMP_FILE, stamp | {"shrunk": cost})
 
 
 def _smaller(plan: _Plan) -> Smaller:
@@ -260,7 +272,13 @@ def _smaller(plan: _Plan) -> Smaller:
     location = cache_location(config.run, config.cache)
     rows = held_out_rows(plan.name, plan.dictionary, location)
     n_active = plan.atlas.feature_table(["n_active"])["n_active"].to_numpy()
-    return shrink(plan.dictionary, rows, plan.dtype, n_active if config.drop_dead else None)
+    return shrink(
+        plan.dictionary,
+        rows,
+        plan.dtype,
+        n_active if config.drop_dead else None,
+        causal=_has_ce(plan),
+    )
 
 
 def _show(plan: _Plan, folder: Path) -> None:

@@ -1,21 +1,30 @@
-"""What an export makes smaller, and what that costs on rows that were never trained on."""
+"""What an export makes smaller, and what that costs on text that was never trained on."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sae.analysis.reconstruction import reconstruction
-from sae.base.errors import require
-from sae.cache.layout import open_cache
+from sae.base.errors import UserError, require
+from sae.base.progress import say
+from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.reader import RowSelection, select_rows
 from sae.dictionary import Dictionary
 from sae.exchange.shrink import FULL, Shrunk, as_loaded, only_latents
-from sae.stages.common import check_same_origin, norm_limit
+from sae.models.load import LanguageModel, resolve_device
+from sae.stages.common import check_same_origin, norm_limit, recorded_model
+from sae.stages.eval import behaviour_scores
 
 _ROWS = 8_192
 """Held-out rows that are measured, at most; evenly spread, and the same before and after."""
+_TOKENS = 2_048
+"""Held-out tokens that go through the whole model, before and after."""
+_SEQUENCES = 8
+"""Of them a forward pass."""
+_DEVICE = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +70,14 @@ def shrink(
     rows: RowSelection,
     dtype: str,
     n_active: NDArray[np.int64] | None,
+    *,
+    causal: bool,
 ) -> Smaller:
     """The dictionary in a smaller type, or without features that never fired, and the cost.
 
     Args:
         n_active: rows in which each feature fired, (d_sae,); with None all features stay.
+        causal: whether the model has a CE, which is measured then if the model can be had.
 
     Raises:
         UserError: if no feature ever fired, or a weight is beyond the type.
@@ -78,12 +90,33 @@ def shrink(
     small = only_latents(dictionary, torch.from_numpy(kept))
     if dtype != FULL:
         small = as_loaded(small, dtype)
-    before, after = (reconstruction(d, rows, limit=_ROWS) for d in (dictionary, small))
-    cost = Shrunk(
-        dictionary.d_sae - len(kept),
-        dictionary.d_sae,
-        after.n_rows,
-        before.metrics(),
-        after.metrics(),
-    )
-    return Smaller(small, kept, cost)
+    if small is dictionary:
+        return Smaller.not_at_all(dictionary)
+    n_dropped = dictionary.d_sae - len(kept)
+    return Smaller(small, kept, _cost(dictionary, small, n_dropped, rows, causal))
+
+
+def _cost(
+    dictionary: Dictionary, small: Dictionary, n_dropped: int, rows: RowSelection, causal: bool
+) -> Shrunk:
+    device = resolve_device(_DEVICE)
+    both = {"before": dictionary.to(device), "after": small.to(device)}
+    statistics = {name: reconstruction(d, rows, limit=_ROWS) for name, d in both.items()}
+    figures: dict[str, dict[str, Any]] = {n: dict(s.metrics()) for n, s in statistics.items()}
+    n_tokens = 0
+    model = _model(rows.cache) if causal else None
+    if model is not None:
+        hooks = dictionary.hook_name, dictionary.hook_name_out
+        n_tokens, scores = behaviour_scores(model, rows.cache, hooks, both, _TOKENS, _SEQUENCES)
+        for name, found in scores.items():
+            figures[name] |= found
+    n_rows = statistics["after"].n_rows
+    return Shrunk(n_dropped, dictionary.d_sae, n_rows, n_tokens, **figures)
+
+
+def _model(cache: ActivationCache) -> LanguageModel | None:
+    try:
+        return recorded_model(cache.attributes["model"], _DEVICE)
+    except UserError as error:
+        say(f"export: what this does to the model's CE is not measured: {error}")
+        return None
