@@ -6,6 +6,7 @@ configuration or its fields, and returns what the stage made.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from sae.base.errors import UserError, require
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
-from sae.exchange.formats import read_dictionary
+from sae.exchange.formats import read_dictionary, write_dictionary
 from sae.exchange.hub import local_path
 from sae.exchange.saelens import load_dictionary
 from sae.schemas import STAGES
@@ -132,3 +133,22 @@ def load(path: str, format: str | None = None) -> Dictionary:
         UserError: if there is no dictionary, several formats fit, or it is not what it claims.
     """
     return read_dictionary(local_path(path), format)
+
+
+def save(dictionary: Dictionary, path: str, format: str = "saelens") -> None:
+    """Write a dictionary as a folder that other tools load, all at once.
+
+    With `load` this turns one format into another. `export` writes a folder for the Hub, with
+    the tables and figures of a run.
+
+    Args:
+        path: the folder; one that holds something is not touched.
+        format: `docs/formats.md` lists those that are written.
+
+    Raises:
+        UserError: if the folder holds something, or the format has no place for the dictionary.
+    """
+    folder = Path(path)
+    free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    require(free, f"{path} is there already; give a new folder")
+    write_dictionary(dictionary, folder, format)
