@@ -24,7 +24,7 @@ THEIRS = f"tiny-llama_res-mine_{HOOK}_64"
 @pytest.fixture(scope="module")
 def exported(atlas, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / THEIRS
-    return export_atlas(atlas.folder, folder, "dashboard", fold=False, **PLACE)
+    return export_atlas(atlas.folder, folder, "saedashboard", fold=False, **PLACE)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def converted(atlas, tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")  # of other packages
 @pytest.mark.slow
 def test_our_json_says_field_by_field_what_their_converter_says(converted, atlas, tmp_path):
-    exported = export_atlas(atlas.folder, tmp_path / "ours", "dashboard", **PLACE)
+    exported = export_atlas(atlas.folder, tmp_path / "ours", "saedashboard", **PLACE)
     ours, theirs = batch(exported), batch(converted)
     names = ("model_id", "layer", "sae_set", "sae_id_suffix")
     assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}

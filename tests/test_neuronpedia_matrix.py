@@ -15,7 +15,7 @@ from sae.stages.atlas_import import import_atlas
 
 PAGE = Path(__file__).parents[1] / "docs/dashboards.md"
 _WRITE = "WRITE_PAGE_OF_DASHBOARDS"
-FORMATS = ("neuronpedia", "dashboard")
+FORMATS = ("neuronpedia", "saedashboard")
 HEAD = """\
 # Dashboards of other tools
 
@@ -29,8 +29,8 @@ HEAD = """\
 have the same form | yes |
 | upload | bodies of its call `POST /api/feature/upload-batch`, up to 128 features each; those \
 that never fire are left out | no |
-| dashboard | SAEDashboard's `batch-N.json`, `run_settings.json` and `skipped_indexes.json` | \
-yes |
+| saedashboard | SAEDashboard's `batch-N.json`, `run_settings.json` and \
+`skipped_indexes.json` | yes |
 | circuit_tracer | a JSON file a feature, as circuit-tracer's pages read them | no |
 
 What those tools round is not rounded here, densities are counts over tokens and not read back
@@ -64,6 +64,8 @@ agree |
 is |
 | contexts of intervals in which every activation is zero | contexts in which it is silent |
 | whole prompts without their first token | contexts that begin at position 1 |
+| logits and correlations that are null or NaN | left out, with what stands beside them |
+| halves of characters in a text | marked as such |
 | explanations | the first is the label, the others the explanation |
 | `vector`, direct feature attribution, logit histograms, correlated neurons | left out |
 """

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae.analysis.atlas import MANIFEST_FILE, Atlas
+from sae.analysis.atlas import FEATURES_FILE, MANIFEST_FILE, Atlas
 from sae.analysis.labels import read_labels
-from sae.base.errors import require
-from sae.base.files import check_writable
+from sae.base.errors import nearest, require
 from sae.base.progress import say
 from sae.exchange.dashboards import (
     circuit_tracer,
@@ -18,12 +17,12 @@ from sae.exchange.dashboards import (
     neuronpedia_upload,
     saedashboard,
 )
-from sae.exchange.dashboards.place import place_of
+from sae.exchange.dashboards.place import DEFAULT_CREATOR, DEFAULT_CREATOR_ID, place_of
 from sae.exchange.dashboards.rows import AtlasTables, alignment, unit_norms
 from sae.stages.atlas_import import dictionary_beside, import_atlas
 from sae.stages.verbs import Key, Show, Verb, among, run_verb
 
-FORMATS = ("neuronpedia", "upload", "dashboard", "circuit_tracer")
+FORMATS = ("neuronpedia", "upload", "saedashboard", "circuit_tracer")
 
 
 def run(words: Sequence[str], show: Show) -> int:
@@ -70,17 +69,20 @@ def export_atlas(
         UserError: for an unfinished or damaged atlas, a folder that is there already, or ids
             that Neuronpedia does not take.
     """
-    require(format in FORMATS, f"format={format}; choose one of {', '.join(FORMATS)}")
+    require(
+        format in FORMATS,
+        f"format={format} is unknown{nearest(format, FORMATS, 1)}; choose one of "
+        f"{', '.join(FORMATS)}",
+    )
     atlas, folder = _atlas(Path(location)), Path(out)
     place = place_of(atlas.manifest, model_id, source, **who)
-    check_writable(folder.parent)
     tables = _tables(atlas, fold=fold and format != "circuit_tracer")
     if format == "neuronpedia":
-        return neuronpedia.write_bulk(tables, place, folder)
+        return neuronpedia.write_bulk(tables, place, folder, _model_sizes(atlas.manifest))
     if format == "upload":
         written, left = neuronpedia_upload.write_uploads(tables, place, folder)
         say(f"atlas: {written:,} features to upload; {left:,} that never fire are left out")
-    elif format == "dashboard":
+    elif format == "saedashboard":
         saedashboard.write_dashboards(tables, place, folder)
     else:
         circuit_tracer.write_features(tables, place, folder)
@@ -114,13 +116,35 @@ def _tables(atlas: Atlas, *, fold: bool) -> AtlasTables:
     )
 
 
+def _model_sizes(manifest: dict[str, Any]) -> tuple[int, int]:
+    """Layers of the model, and neurons of each; zeros if its config is not on this machine."""
+    from transformers import AutoConfig
+
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(str(manifest["model_name"]), **here)
+    except (OSError, ValueError):
+        return 0, 0
+    config = config.get_text_config()
+    names = [name for name in ("intermediate_size", "n_inner") if hasattr(config, name)]
+    # Configs of GPT-2's kind leave it open where it is four times the width.
+    neurons = (getattr(config, names[0]) or 4 * config.hidden_size) if names else 0
+    return int(getattr(config, "num_hidden_layers", 0)), int(neurons)
+
+
 def _atlas(location: Path) -> Atlas:
     """The atlas in a folder, or the only one of a run."""
+    require(location.is_dir(), f"{location} is no folder; give an atlas, or a run that has one")
     if not (location / MANIFEST_FILE).exists():
         inside = sorted(path.parent for path in location.glob(f"atlas/[!.]*/{MANIFEST_FILE}"))
         require(
             len(inside) <= 1,
             f"{location} has {len(inside)} atlases; give one: {', '.join(map(str, inside))}",
+        )
+        require(
+            bool(inside) or (location / FEATURES_FILE).exists(),
+            f"{location} holds no atlas; give the folder of one, or a run for which sae "
+            "analyze has made one",
         )
         location = inside[0] if inside else location
     return Atlas(location)
@@ -145,14 +169,27 @@ _FLAGS = {"true": True, "false": False}
 _EXPORT = (
     Key(
         "format",
-        among({name: name for name in FORMATS}),
+        str.lower,
         ", ".join(FORMATS),
         "neuronpedia",
         "whose form: the folder that Neuronpedia imports, bodies for its upload call, "
         "SAEDashboard's JSON, or circuit-tracer's feature files",
     ),
-    Key("model_id", str, "a name", None, "Neuronpedia's id of the model, as gpt2-small"),
-    Key("source", str, "LAYER-SET", None, "Neuronpedia's id of the source, as 8-res-jb"),
+    Key(
+        "model_id",
+        str,
+        "a name",
+        None,
+        "Neuronpedia's id of the model, as gpt2-small; if null, made of the model's name",
+    ),
+    Key(
+        "source",
+        str,
+        "LAYER-SET",
+        None,
+        "Neuronpedia's id of the source, as 8-res-jb; if null, made of the hook and the "
+        "dictionary's name",
+    ),
     Key(
         "fold",
         among(_FLAGS),
@@ -161,8 +198,14 @@ _EXPORT = (
         "activations of unit decoder directions, as tools show them that load SAELens's "
         "folders",
     ),
-    Key("creator", str, "a name", None, "who it is shown as made by"),
-    Key("creator_id", str, "an id", None, "the id of that user of Neuronpedia"),
+    Key("creator", str, "a name", DEFAULT_CREATOR, "who it is shown as made by"),
+    Key(
+        "creator_id",
+        str,
+        "an id",
+        DEFAULT_CREATOR_ID,
+        "the id of a user of Neuronpedia; by default the one whom SAEDashboard names",
+    ),
 )
 VERBS = {
     verb.name: verb
@@ -172,7 +215,8 @@ VERBS = {
             "export",
             "PATH OUT",
             "an atlas, or the one of a run, for Neuronpedia and other tools",
-            "sae atlas export runs/default neuronpedia model_id=gpt2-small source=8-res-mine",
+            "sae atlas export runs/default upload-here format=neuronpedia model_id=gpt2-small "
+            "source=8-res-mine",
             _export,
             _EXPORT,
         ),

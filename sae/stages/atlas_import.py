@@ -21,7 +21,7 @@ from sae.analysis.map import N_NEIGHBOURS, feature_map
 from sae.analysis.naming import automatic_labels
 from sae.analysis.tables import lists, numpy_of
 from sae.base.errors import UserError, require
-from sae.base.files import atomic_path, check_writable, write_json
+from sae.base.files import write_json
 from sae.base.provenance import UNKNOWN, code_version, digest_bytes
 from sae.dictionary import Dictionary
 from sae.exchange.dashboards import neuronpedia, neuronpedia_read, saedashboard
@@ -31,6 +31,7 @@ from sae.exchange.dashboards.columns import (
     with_own_scale,
 )
 from sae.exchange.dashboards.contexts import contexts_schema
+from sae.exchange.dashboards.new_folder import check_new, new_folder
 from sae.exchange.dashboards.parts import feature_number
 from sae.exchange.dashboards.rows import unit_norms
 from sae.exchange.dashboards.tables import Found
@@ -53,6 +54,11 @@ _KEPT: dict[str, type] = {
     "context_radius": int,
 }
 """What is taken over from the manifest of an atlas that was exported here."""
+_MOST_COUNTED = 1 << 53
+_MOST_SILENT = 7
+"""For each feature of the files, so many that they do not tell of may lie below the last."""
+_FEW_FEATURES = 1 << 17
+"""Of so many, files may tell of any."""
 
 
 def dictionary_beside(atlas: Path) -> Dictionary | None:
@@ -74,16 +80,16 @@ def import_atlas(location: str | Path, out: str | Path) -> Atlas:
         out: a new folder.
 
     Raises:
-        UserError: if there is nothing to read, `out` exists, or a file is missing, damaged or
-            of another form.
+        UserError: if there is nothing to read, `out` exists or another process writes it, or a
+            file is missing, damaged or of another form.
     """
     target = Path(out)
-    require(not target.exists(), f"{target} is there already; choose another or remove it")
-    check_writable(target.parent)
+    check_new(target)
     source, read = _reader(Path(location))
     dictionary = dictionary_beside(target)
-    with atomic_path(target) as temporary:
-        temporary.mkdir()
+    # As `sae analyze` has it, which may be writing the same atlas.
+    beside = target.parent / f".{target.name}.lock"
+    with new_folder(target, beside if target.parent.name == "atlas" else None) as temporary:
         scratch = temporary / "scratch"
         scratch.mkdir()
         _write(temporary, read(source, scratch), dictionary, source, target.name)
@@ -166,7 +172,8 @@ def _manifest(found: Found, dictionary: Dictionary | None, name: str) -> dict[st
         for key, kind in _KEPT.items()
     }
     if about["n_rows"] is None and about["n_sequences"] and about["context_size"]:
-        about["n_rows"] = about["n_sequences"] * about["context_size"]
+        n_rows = about["n_sequences"] * about["context_size"]
+        about["n_rows"] = n_rows if _is(n_rows, int) else None
     there = [feature_number(value, "skipped_indexes.json") for value in found.skipped]
     n = max([found.collected.n_features, *(value + 1 for value in there)])
     require(n > 0, "there is not one feature in these files")
@@ -187,6 +194,13 @@ def _manifest(found: Found, dictionary: Dictionary | None, name: str) -> dict[st
             "hook_name_out": dictionary.hook_name_out,
             "d_in": dictionary.d_in,
         }
+    else:
+        told_of = found.collected.n_told_of + len(set(there))
+        require(
+            n <= max(_FEW_FEATURES, (1 + _MOST_SILENT) * told_of),
+            f"feature {n - 1:,} is far beyond the {told_of:,} that these files tell of; if "
+            "there is such a one, give OUT as RUN/atlas/NAME of a run that has its dictionary",
+        )
     return {
         "digest": None,
         "format": FORMAT,
@@ -206,7 +220,9 @@ def _manifest(found: Found, dictionary: Dictionary | None, name: str) -> dict[st
 
 def _is(value: Any, kind: type) -> bool:
     """Whether a value from elsewhere is a text, or a number that counts something."""
-    return isinstance(value, kind) and (not isinstance(value, int) or value >= 0)
+    if kind is str:
+        return isinstance(value, str)
+    return type(value) is int and 0 <= value < _MOST_COUNTED
 
 
 def _with_directions(features: Any, dictionary: Dictionary) -> Any:

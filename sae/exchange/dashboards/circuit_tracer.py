@@ -10,9 +10,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sae.base.errors import require
-from sae.base.files import atomic_path
 from sae.base.progress import progress
+from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place
 from sae.exchange.dashboards.rows import TOP, AtlasTables, Dashboard, dashboards, json_bytes
 
@@ -23,15 +22,13 @@ def write_features(atlas: AtlasTables, place: Place, folder: Path) -> None:
     """Write a file for each feature, dead ones too.
 
     Raises:
-        UserError: if the folder exists.
+        UserError: if the folder exists, or another process writes it.
     """
-    require(not folder.exists(), f"{folder} is there already; choose another or remove it")
     scan = f"{place.model_id}/{place.source}"
     with (
-        atomic_path(folder) as temporary,
+        new_folder(folder) as temporary,
         progress(len(atlas.features), "export", "feature") as bar,
     ):
-        temporary.mkdir()
         for block in dashboards(atlas, _BLOCK):
             for one in block:
                 path = temporary / f"{paired(place.layer, one.feature)}.json"

@@ -10,6 +10,7 @@ from sae.base.errors import require
 from sae.exchange.dashboards.parts import lengths
 
 _BINS = 50
+_HIGHEST, _MOST_TOKENS = 1e38, 1 << 53
 _ROUNDING = 1.01e-5
 """SAEDashboard reads densities back from titles, to five digits behind the point."""
 
@@ -56,9 +57,9 @@ def finished(rows: Any, in_contexts: NDArray[np.float64], n_rows: int | None) ->
             )
         },
     }
-    names = ("top_logit_tokens", "top_logits", "bottom_logit_tokens", "bottom_logits")
     if len(rows["top_logit_tokens"].combine_chunks().flatten()):
-        columns |= {name: _filled(rows[name]) for name in names}
+        columns |= _logits(rows, "top_logit_tokens", "top_logits")
+        columns |= _logits(rows, "bottom_logit_tokens", "bottom_logits")
     return pa.table(columns | _map(rows, density))
 
 
@@ -85,11 +86,27 @@ def _empty(n: int, kind: Any) -> Any:
     return pa.array([[]] * n, pa.list_(kind))
 
 
-def _filled(lists: Any) -> Any:
-    """Lists, empty ones where there were none."""
+def _known(rows: Any, names: str, values: str) -> list[list[tuple[Any, float]]]:
+    """What two lists of each row say side by side, without what is null or no finite number."""
+    return [
+        [
+            (name, value)
+            for name, value in zip(named or [], beside or [], strict=True)
+            if name is not None and value is not None and isfinite(value)
+        ]
+        for named, beside in zip(rows[names].to_pylist(), rows[values].to_pylist(), strict=True)
+    ]
+
+
+def _logits(rows: Any, tokens: str, values: str) -> dict[str, Any]:
+    """Tokens and their logits, none where there were none."""
     import pyarrow as pa
 
-    return pa.array([found or [] for found in lists.to_pylist()], lists.type)
+    pairs = _known(rows, tokens, values)
+    return {
+        tokens: pa.array([[text for text, _ in each] for each in pairs], rows[tokens].type),
+        values: pa.array([[value for _, value in each] for each in pairs], rows[values].type),
+    }
 
 
 def _histograms(
@@ -108,8 +125,11 @@ def _histograms(
         histogram = np.zeros(most, np.int64)
         if counts:
             middle, height = np.array(middles, np.float64), np.array(counts, np.float64)
-            good = np.isfinite(middle).all() and np.isfinite(height).all() and height.min() >= 0
-            require(bool(good), f"feature {i} has a histogram with a bar that is no number")
+            good = (abs(middle) < _HIGHEST).all() and height.min() >= 0
+            require(
+                bool(good and height.sum() < _MOST_TOKENS),
+                f"feature {i} has a histogram with a bar that counts nothing, or is nowhere",
+            )
             width = middle[1] - middle[0] if len(middle) > 1 else 0.0
             if highest[i] <= 0:
                 highest[i] = middle[-1] + width / 2
@@ -126,13 +146,8 @@ def _others(rows: Any, names: str, values: str) -> dict[str, Any]:
     import pyarrow as pa
 
     n, kept_names, kept_values = len(rows), [], []
-    pairs = zip(rows[names].to_pylist(), rows[values].to_pylist(), strict=True)
-    for i, (others, beside) in enumerate(pairs):
-        known = [
-            (other, value)
-            for other, value in zip(others or [], beside or [], strict=True)
-            if other is not None and value is not None and isfinite(value) and other < n
-        ]
+    for i, each in enumerate(_known(rows, names, values)):
+        known = [(other, value) for other, value in each if other < n]
         low = min((other for other, _ in known), default=0)
         require(low >= 0, f"feature {i} names feature {low}, and there is none below 0")
         kept_names.append([other for other, _ in known])
@@ -148,7 +163,7 @@ def _map(rows: Any, density: NDArray[np.float64]) -> dict[str, Any]:
     import pyarrow as pa
 
     x, y = (rows[name].to_numpy().astype(np.float64) for name in ("map_x", "map_y"))
-    there = np.isfinite(x) & np.isfinite(y)
+    there = (abs(x) < _HIGHEST) & (abs(y) < _HIGHEST)
     if not there.any() or not there[density > 0].all():
         return {name: pa.nulls(len(rows), pa.float32()) for name in ("map_x", "map_y")}
     places = {}

@@ -73,7 +73,7 @@ def context_rows(rows: list[Row], path: Path) -> Any:
 def _peak(row: Row, values: NDArray[np.float32]) -> int:
     """The place that a context was chosen for; SAEDashboard's own may lie before the first."""
     peak = row.get("qualifyingTokenIndex")
-    if isinstance(peak, int) and 0 <= peak < len(values):
+    if type(peak) is int and 0 <= peak < len(values):
         return peak
     return int(values.argmax())
 

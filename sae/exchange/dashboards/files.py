@@ -14,6 +14,8 @@ from sae.base.errors import UserError, require
 _LONGEST_LINE = 1 << 26
 """Bytes of a row; the longest that were seen have some hundred thousand."""
 
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+
 
 def numbered(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     """The files `batch-N.ENDING` of a folder in the order of N.
@@ -33,7 +35,7 @@ def numbered(folder: Path, endings: tuple[str, ...]) -> list[Path]:
 
 
 def parsed(content: bytes, where: str) -> Any:
-    """JSON as it comes: NaN, and halves of a pair of surrogates, are taken too.
+    """JSON as it comes: NaN is taken too, and halves of a pair of surrogates are replaced.
 
     Raises:
         UserError: if it is none.
@@ -45,9 +47,21 @@ def parsed(content: bytes, where: str) -> Any:
     except ValueError:
         pass
     try:
-        return json.loads(content)
+        found = json.loads(content)
+        return _whole(found) if _HALF.search(content) else found
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is cut off or no JSON ({error}); fetch it again") from error
+
+
+def _whole(value: Any) -> Any:
+    """The same without halves of surrogate pairs, which no file of text can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    if isinstance(value, dict):
+        return {_whole(key): _whole(each) for key, each in value.items()}
+    return value
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:

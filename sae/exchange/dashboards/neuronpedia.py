@@ -15,10 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sae.base.errors import require
-from sae.base.files import atomic_path
 from sae.base.progress import progress
 from sae.exchange.dashboards.neuronpedia_heads import heads
+from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place
 from sae.exchange.dashboards.rows import AtlasTables, Dashboard, Shown, dashboards, json_bytes
 
@@ -28,7 +27,9 @@ BY_HAND, AUTOMATIC, EXPLANATION = "label by hand", "automatic label", "explanati
 """What an explanation's notes say it is."""
 
 
-def write_bulk(atlas: AtlasTables, place: Place, folder: Path) -> Path:
+def write_bulk(
+    atlas: AtlasTables, place: Place, folder: Path, sizes: tuple[int, int] = (0, 0)
+) -> Path:
     """Write the layout that Neuronpedia imports; returns `{folder}/{model}/{source}`.
 
     A feature has one row, a context that is not silent has one, and so has a label or an
@@ -36,18 +37,17 @@ def write_bulk(atlas: AtlasTables, place: Place, folder: Path) -> Path:
 
     Args:
         folder: where the model's folder goes.
+        sizes: layers of the model, and neurons of each; zeros if they are not known.
 
     Raises:
-        UserError: if the source's folder exists.
+        UserError: if the source's folder exists, or another process writes it.
     """
     target = folder / place.model_id / place.source
-    require(not target.exists(), f"{target} is there already; choose another or remove it")
     with (
-        atomic_path(target) as temporary,
+        new_folder(target) as temporary,
         progress(len(atlas.features), "export", "feature") as bar,
     ):
-        temporary.mkdir()
-        for name, row in heads(atlas.manifest, place).items():
+        for name, row in heads(atlas.manifest, place, sizes).items():
             (temporary / f"{name}.jsonl").write_bytes(json_bytes(row) + b"\n")
         for number, block in enumerate(dashboards(atlas, BATCH)):
             kinds = {

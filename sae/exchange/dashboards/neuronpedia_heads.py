@@ -8,22 +8,25 @@ from sae.exchange.dashboards.place import Place
 Row = dict[str, Any]
 
 
-def heads(manifest: Row, place: Place) -> dict[str, Row]:
+def heads(manifest: Row, place: Place, sizes: tuple[int, int]) -> dict[str, Row]:
     """The rows of `release`, `model`, `sourceset` and `source`.
 
     Args:
         manifest: of the atlas; all of it is kept in the source's `saelensConfig`.
+        sizes: layers of the model, and neurons of each; zeros if they are not known.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
     what = f"{manifest['dictionary']} at {manifest['hook_name']} of {manifest['model_name']}"
     whose = {"creatorId": place.creator_id, "createdAt": now, "visibility": "PUBLIC"}
     return {
-        **_release_and_model(manifest, place, what, whose),
+        **_release_and_model(manifest, place, what, whose, sizes),
         **_set_and_source(manifest, place, what, whose),
     }
 
 
-def _release_and_model(manifest: Row, place: Place, what: str, whose: Row) -> dict[str, Row]:
+def _release_and_model(
+    manifest: Row, place: Place, what: str, whose: Row, sizes: tuple[int, int]
+) -> dict[str, Row]:
     model = str(manifest["model_name"])
     return {
         "release": {
@@ -44,8 +47,8 @@ def _release_and_model(manifest: Row, place: Place, what: str, whose: Row) -> di
             "displayNameShort": model.split("/")[-1],
             "instruct": "instruct" in model.lower() or model.endswith("-it"),
             "inferenceEnabled": False,
-            "layers": 0,
-            "neuronsPerLayer": 0,
+            "layers": sizes[0],
+            "neuronsPerLayer": sizes[1],
             "owner": model.split("/")[0] if "/" in model else "",
             "updatedAt": whose["createdAt"],
             **whose,

@@ -18,7 +18,7 @@ _ROWS = 4096
 
 def sources(folder: Path) -> list[Path]:
     """The folders of sources in `folder`, itself or up to two below: `{model}/{source}`."""
-    found = [folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*"))]
+    found = [folder, *sorted(folder.glob("[!.]*")), *sorted(folder.glob("[!.]*/[!.]*"))]
     return [path for path in found if numbered(path / "features", _ENDINGS)]
 
 
@@ -91,7 +91,7 @@ def _texts(folder: Path) -> dict[int, list[tuple[str, str]]]:
             text = row.get("description")
             if not isinstance(text, str):
                 raise UserError(f"{path} has an explanation without a description: {text!r}")
-            words = " ".join(re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", " ", text).split())
+            words = " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
             feature = feature_number(row.get("index"), path)
             found.setdefault(feature, []).append((words, str(row.get("notes"))))
     return found

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.errors import require
-from sae.base.files import atomic_path
 from sae.base.progress import progress
 from sae.exchange.dashboards.neuronpedia import texts_of
+from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place
 from sae.exchange.dashboards.rows import TOP, AtlasTables, Dashboard, dashboards, json_bytes
 
@@ -30,15 +30,14 @@ def write_uploads(atlas: AtlasTables, place: Place, folder: Path) -> tuple[int, 
         Features written, and features left out.
 
     Raises:
-        UserError: if the folder exists, or a context is longer than the call takes.
+        UserError: if the folder exists, another process writes it, or a context is longer
+            than the call takes.
     """
-    require(not folder.exists(), f"{folder} is there already; choose another or remove it")
     written, left, bodies = 0, 0, 0
     with (
-        atomic_path(folder) as temporary,
+        new_folder(folder) as temporary,
         progress(len(atlas.features), "export", "feature") as bar,
     ):
-        temporary.mkdir()
         for block in dashboards(atlas, UPLOAD):
             rows = [_upload(atlas, one) for one in block if one.contexts]
             if rows:

@@ -36,15 +36,28 @@ def column(rows: list[Row], word: str, kind: Any, path: Path) -> Any:
     Raises:
         UserError: if one has something of another kind there.
     """
+    found = _array([row.get(word) for row in rows], kind)
+    if found is not None:
+        return found
+    row = next(row for row in rows if _array([row.get(word)], kind) is None)
+    number = str(row.get("index", row.get("feature_index")))
+    raise UserError(
+        f"{path}, feature {number[:40]}: {word} is not {_SAID[str(kind)]} but "
+        f"{ascii(row.get(word))[:80]}"
+    )
+
+
+def _array(values: list[Any], kind: Any) -> Any:
+    """As an arrow array; None if one is of another kind."""
     import pyarrow
 
-    values = [row.get(word) for row in rows]
+    # Arrow would take a text for the list of its characters.
+    if any(isinstance(value, str) for value in values):
+        return None
     try:
         return pyarrow.array(values, kind)
-    except UnicodeEncodeError:
-        return pyarrow.array([_whole(texts) for texts in values], kind)
-    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path}: {word} is not {_SAID[str(kind)]} ({error})") from error
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
+        return None
 
 
 _SAID = {
@@ -55,18 +68,6 @@ _SAID = {
     "list<item: double>": "a list of numbers",
     "list<item: int64>": "a list of whole numbers",
 }
-
-
-def _whole(texts: Any) -> Any:
-    """Texts without halves of surrogate pairs, which no file of text can hold."""
-    if not isinstance(texts, list):
-        return texts
-    return [
-        t.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if isinstance(t, str)
-        else t
-        for t in texts
-    ]
 
 
 def lengths(table: Any, name: str) -> NDArray[np.int64]:

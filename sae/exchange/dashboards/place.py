@@ -8,6 +8,7 @@ from sae.base.errors import UserError, require
 
 DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
 """Neuronpedia's own user, whom SAEDashboard names where nobody is named."""
+DEFAULT_CREATOR = "sae-atlas"
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SOURCE = re.compile(r"\d{1,4}-[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
@@ -22,7 +23,7 @@ class Place:
     model_id: str
     source: str
     """`{layer}-{source set}`."""
-    creator: str = "sae-atlas"
+    creator: str = DEFAULT_CREATOR
     creator_id: str = DEFAULT_CREATOR_ID
 
     def __post_init__(self) -> None:
@@ -39,6 +40,10 @@ class Place:
         require(
             _PART.fullmatch(self.creator_id) is not None,
             f"creator_id={self.creator_id}; give the id of a user, letters and digits",
+        )
+        require(
+            self.creator.isprintable() and self.creator != "",
+            f"creator={self.creator!a}; give a name that can be shown",
         )
 
     @property

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.errors import UserError, require
-from sae.base.files import atomic_path, write_json
+from sae.base.files import write_json
 from sae.base.progress import progress
 from sae.exchange.dashboards.files import numbered, parsed
+from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place
 from sae.exchange.dashboards.rows import AtlasTables, Dashboard, Shown, dashboards, json_bytes
 from sae.exchange.dashboards.tables import Collected, Found, Scratch
@@ -30,9 +31,8 @@ def write_dashboards(atlas: AtlasTables, place: Place, folder: Path) -> None:
     """Write every feature of an atlas, dead ones too.
 
     Raises:
-        UserError: if the folder exists.
+        UserError: if the folder exists, or another process writes it.
     """
-    require(not folder.exists(), f"{folder} is there already; choose another or remove it")
     about = atlas.manifest
     head = {
         "model_id": place.model_id,
@@ -41,10 +41,9 @@ def write_dashboards(atlas: AtlasTables, place: Place, folder: Path) -> None:
         "sae_id_suffix": None,
     }
     with (
-        atomic_path(folder) as temporary,
+        new_folder(folder) as temporary,
         progress(len(atlas.features), "export", "feature") as bar,
     ):
-        temporary.mkdir()
         write_json(temporary / _SETTINGS, _settings(about, head))
         skipped = {**head, "layer": str(place.layer), "log_sparsity": -6, "skipped_indexes": []}
         del skipped["sae_id_suffix"]
@@ -167,6 +166,11 @@ def _batch(path: Path) -> dict[str, Any]:
         found = parsed(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); fetch it again") from error
+    require(
+        not (isinstance(found, dict) and {"modelId", "source", "features"} <= set(found)),
+        f"{path} is a body for Neuronpedia's upload call, and these are not read; give what "
+        "format=neuronpedia or format=saedashboard wrote",
+    )
     rows = found.get("features") if isinstance(found, dict) else None
     require(
         isinstance(rows, list) and all(isinstance(row, dict) for row in rows),

@@ -16,11 +16,13 @@ import numpy as np
 from sae.base.errors import UserError, require
 from sae.exchange.dashboards.columns import finished
 from sae.exchange.dashboards.contexts import context_rows, ordered
-from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number
+from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number, lengths
 
 _CHUNK = 4096
 _BUCKET = 1024
-"""Features whose contexts lie in a file, and later in a row group."""
+"""Features whose contexts are read at once, and later lie in a row group."""
+_MOST_BARS = 200
+"""Of a histogram; every feature gets as many as the one that has most, and all have 50."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +41,44 @@ class Found:
 
 
 class Scratch:
-    """Contexts in any order, kept in files of some features each."""
+    """Contexts in any order, kept in a file of which those of some features can be read."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writers: dict[int, Any] = {}
+        self._path = str(folder / "contexts.arrow")
+        self._writer: Any = None
+        self._batches: dict[int, list[int]] = {}
+        """Where in the file the contexts of a bucket are."""
+        self._written = 0
 
     def add(self, table: Any) -> None:
         """Put rows where their features are."""
         import pyarrow
 
+        if self._writer is None:
+            self._writer = pyarrow.ipc.new_file(self._path, table.schema)
         buckets = table["feature"].to_numpy() // _BUCKET
-        for bucket in np.unique(buckets).tolist():
-            if bucket not in self._writers:
-                path = str(self._folder / f"{bucket}.arrow")
-                self._writers[bucket] = pyarrow.ipc.new_stream(path, table.schema)
-            rows = np.flatnonzero(buckets == bucket)
-            self._writers[bucket].write_table(table.take(pyarrow.array(rows)))
+        order = np.argsort(buckets, kind="stable")
+        table = table.take(pyarrow.array(order)).combine_chunks()
+        found, starts = np.unique(buckets[order], return_index=True)
+        ends = [*starts[1:].tolist(), len(table)]
+        for bucket, start, end in zip(found.tolist(), starts.tolist(), ends, strict=True):
+            for batch in table.slice(start, end - start).to_batches():
+                self._writer.write_batch(batch)
+                self._batches.setdefault(bucket, []).append(self._written)
+                self._written += 1
 
     def tables(self) -> Iterator[Any]:
         """All that was added, some features at a time, in the order of these."""
         import pyarrow
 
-        for writer in self._writers.values():
-            writer.close()
-        for bucket in sorted(self._writers):
-            with pyarrow.memory_map(str(self._folder / f"{bucket}.arrow")) as file:
-                yield pyarrow.ipc.open_stream(file).read_all().combine_chunks()
+        if self._writer is None:
+            return
+        self._writer.close()
+        with pyarrow.memory_map(self._path) as file:
+            reader = pyarrow.ipc.open_file(file)
+            for bucket in sorted(self._batches):
+                batches = [reader.get_batch(number) for number in self._batches[bucket]]
+                yield pyarrow.Table.from_batches(batches).combine_chunks()
 
 
 class Collected:
@@ -102,6 +115,19 @@ class Collected:
                 f"{path}: feature {numbers[wrong[0]]} has frac_nonzero={density[wrong[0]]:g}; "
                 "a share of tokens is from 0 to 1"
             )
+        highest = table["highest"].to_numpy()
+        wrong = np.flatnonzero(abs(highest) > np.finfo(np.float32).max)
+        if len(wrong):
+            raise UserError(
+                f"{path}: feature {numbers[wrong[0]]} has maxActApprox={highest[wrong[0]]:g}; "
+                "no activation is that high"
+            )
+        bars = lengths(table, "heights")
+        if bars.max() > _MOST_BARS:
+            raise UserError(
+                f"{path}: feature {numbers[int(bars.argmax())]} has a histogram of "
+                f"{bars.max():,} bars; {_MOST_BARS} are the most that are read"
+            )
         self._features.append(table)
 
     def add_contexts(self, rows: Iterable[Row], path: Path) -> None:
@@ -121,6 +147,11 @@ class Collected:
                 self._highest = grown
             np.maximum.at(self._highest, owners, table["highest"].to_numpy())
             self._scratch.add(table.drop_columns(["highest"]))
+
+    @property
+    def n_told_of(self) -> int:
+        """How many rows of features there are."""
+        return sum(map(len, self._features))
 
     @property
     def n_features(self) -> int:

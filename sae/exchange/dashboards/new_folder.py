@@ -1,0 +1,50 @@
+"""Folders that appear whole or not at all, and never in the place of another one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sae.base.assets import cache_folder
+from sae.base.errors import UserError, require
+from sae.base.files import atomic_path, check_writable, only_process, remove_unfinished
+from sae.base.provenance import digest
+
+
+def check_new(target: Path) -> None:
+    """Refuse, before any work, what is there already or could not be written.
+
+    Raises:
+        UserError: if it is so.
+    """
+    require(not target.exists(), f"{target} is there already; choose another or remove it")
+    check_writable(target.parent)
+
+
+@contextmanager
+def new_folder(target: Path, lock: Path | None = None) -> Iterator[Path]:
+    """A folder to write to, moved to `target` when all went well.
+
+    What a killed process left of it is removed first.
+
+    Args:
+        lock: what else writes `target` holds too; by default one that is not beside it, for
+            `target` may be anywhere.
+
+    Raises:
+        UserError: if it is there, or another process writes it.
+    """
+    check_new(target)
+    lock = lock or cache_folder() / "locks" / f"atlas-{digest(str(target.resolve()))}"
+    with only_process(lock, lambda who: _in_use(target, who)):
+        remove_unfinished(target.parent, target.name)
+        with atomic_path(target) as temporary:
+            temporary.mkdir()
+            yield temporary
+            # Whoever does not know of the lock may have made one meanwhile.
+            check_new(target)
+
+
+def _in_use(target: Path, who: str) -> UserError:
+    return UserError(
+        f"{target} is being written by another process ({who}); wait until it is done"
+    )
