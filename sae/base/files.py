@@ -31,15 +31,15 @@ def explained_failures(path: Path) -> Iterator[None]:
         if error.errno == errno.EFBIG:
             raise UserError(
                 f"{path}: the system allows no file of this size here; raise its limit "
-                "(ulimit -f) or choose another disk with run=..."
+                "(ulimit -f) or choose another disk"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(
-                f"{path}: no permission to write here; choose another folder with run=..."
+                f"{path}: no permission to write here; choose another folder"
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise UserError(
-                f"{path}: a file is in the way of this folder; move it or choose another run="
+                f"{path}: a file is in the way of this folder; move it or choose another folder"
             ) from error
         raise
 
@@ -148,9 +148,7 @@ def check_writable(folder: Path) -> None:
     if not ancestor.is_dir():
         raise UserError(f"{ancestor}: a file is in the way of the folder {folder}")
     if not os.access(ancestor, os.W_OK):
-        raise UserError(
-            f"{ancestor}: no permission to write here; choose another folder with run=..."
-        )
+        raise UserError(f"{ancestor}: no permission to write here; choose another folder")
 
 
 def free_space(folder: Path) -> int:
@@ -167,5 +165,5 @@ def check_free_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise UserError(
             f"{folder}: {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
-            "ask for fewer tokens or choose another disk with run=..."
+            "ask for fewer tokens or choose another disk"
         )

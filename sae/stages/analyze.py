@@ -39,7 +39,14 @@ from sae.analysis.tables import (
 )
 from sae.analysis.work import Arrays, Work
 from sae.base.errors import UserError, require
-from sae.base.files import atomic_path, check_writable, only_process, read_json, write_json
+from sae.base.files import (
+    atomic_path,
+    check_writable,
+    only_process,
+    read_json,
+    remove_unfinished,
+    write_json,
+)
 from sae.base.progress import say
 from sae.base.provenance import code_version, digest
 from sae.cache.layout import RUN_CACHE, ActivationCache, cache_location, open_cache
@@ -124,6 +131,7 @@ def run(config: AnalyzeConfig) -> Atlas:
             _refresh(atlas, config)
             say(f"analyze: {atlas.folder} is there already, reused")
             return atlas
+        remove_unfinished(parent, name)
         work = Work(parent / f".{name}.work", wanted)
         _Analysis(config, cache, name, dictionary, work).write(atlas.folder, wanted)
         work.remove()
@@ -133,7 +141,7 @@ def run(config: AnalyzeConfig) -> Atlas:
 
 def _in_use(atlas: Atlas, who: str) -> UserError:
     return UserError(
-        f"{atlas.folder} is being made by another sae analyze ({who}); wait until it is done"
+        f"{atlas.folder} is being made by another process ({who}); wait until it is done"
     )
 
 
