@@ -75,7 +75,8 @@ class Dictionary:
     architecture: str = "standard"
     """A key of `ARCHITECTURES`."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """`model_name`, `hook_name`, `hook_name_out`, `context_size`, provenance, ..."""
+    """`model_name`, `hook_name`, `hook_name_out`, `context_size`, provenance, ...; `transcoder`
+    of one whose file says that it is one, and not to which hook."""
     threshold: Tensor | None = None
     """(d_sae,), of a jumprelu one."""
     k: int | None = None
@@ -115,7 +116,7 @@ class Dictionary:
         k = "" if self.k is None else f", k={self.k}"
         sizes = f"{self.d_in} to {self.d_sae} latents"
         sizes += "" if self.d_out == self.d_in else f" to {self.d_out}"
-        hook, model = (self.metadata.get(name, "?") for name in ("hook_name", "model_name"))
+        hook, model = (self.metadata.get(name) or "?" for name in ("hook_name", "model_name"))
         return f"Dictionary({self.architecture}{k}, {sizes}, {hook} of {model})"
 
     @property
@@ -168,9 +169,16 @@ class Dictionary:
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether it reads one hook and reconstructs another."""
+        """Whether it reconstructs something else than it reads.
+
+        By its weights, by its hooks, or because its file says so and not to which hook.
+        """
+        if self.W_skip is not None or self.d_in != self.d_out:
+            return True
         out = self.metadata.get("hook_name_out")
-        return bool(out) and out != self.metadata.get("hook_name")
+        if out:
+            return bool(out != self.metadata.get("hook_name"))
+        return self.metadata.get("transcoder") is True
 
     @property
     def model_name(self) -> str:

@@ -446,7 +446,12 @@ def test_a_pickled_tensor_beyond_its_own_numbers_takes_no_memory(tmp_path):
 
 @pytest.mark.parametrize(
     "value",
-    [torch.eye(3).to_sparse(), torch.empty(3, device="meta"), "text", [1.0]],
+    [
+        torch.eye(3).to_sparse(),
+        torch.empty(3, device="meta"),
+        "text",
+        [1.0],
+    ],
     ids=["sparse", "meta", "text", "list"],
 )
 def test_what_is_no_plain_tensor_in_a_pickle_is_named(value, tmp_path):
@@ -514,3 +519,128 @@ def test_float32_weights_are_mapped_and_not_copied(tmp_path):
     assert torch.equal(found.W_enc, dictionary.W_enc)
     found.W_dec.zero_()
     assert torch.equal(load_file(path)["W_dec"], dictionary.W_dec)
+
+
+FLAGS = {
+    "saelens": ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"),
+    "sparsify": ("signed", "skip_connection", "transcode"),
+    "gemma_scope_2": ("affine_connection",),
+    "openmoss": (
+        "apply_decoder_bias_to_pre_encoder",
+        "sparsity_include_decoder_norm",
+        "use_decoder_bias",
+        "use_glu_encoder",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(n, key) for n, keys in FLAGS.items() for key in keys]
+)
+def test_text_in_the_place_of_true_or_false_is_refused(name, key, tmp_path):
+    folder = tmp_path / "layers.1"
+    dictionary = random_dictionary("jumprelu" if name == "gemma_scope_2" else "topk")
+    write_dictionary(dictionary, folder, name)
+    path = folder / CONFIGS[name]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "false"}))
+    refused(folder, f"{key}='false'; give true or false")
+
+
+def test_a_logarithm_beyond_float32_is_a_threshold_that_nothing_passes(tmp_path):
+    folder, most = tmp_path / "one", torch.finfo(torch.float32).max
+    dictionary = random_dictionary("jumprelu", hook_name=HOOK)
+    write_dictionary(dictionary, folder, "saelens")
+    tensors = load(folder / "sae_weights.safetensors")
+    tensors["log_threshold"] = torch.full_like(tensors.pop("threshold"), 100.0)
+    save(tensors, folder / "sae_weights.safetensors")
+    assert set(sae.load(str(folder)).threshold.tolist()) == {most}
+    dictionary.threshold[3] = most
+    write_dictionary(dictionary, tmp_path / "two", "openmoss")
+    found = sae.load(str(tmp_path / "two"))
+    assert found.threshold[3] > 0.99 * most
+    assert bool(found.threshold.isfinite().all())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_is_no_dictionary_of_its_own_is_refused(name, tmp_path):
+    path = tmp_path / "some.bin"
+    path.write_bytes(b"1234")
+    with pytest.raises(UserError, match=r"some\.bin "):
+        sae.load(str(path), name)
+    refused(path, "is no file of a dictionary; give a folder, or a file of openai")
+
+
+def test_a_file_out_of_a_folder_is_refused_with_whose_folder_to_give(tmp_path):
+    folder = tmp_path / "one"
+    write_dictionary(random_dictionary("standard"), folder, "dictionary_learning")
+    refused(folder / "ae.pt", f"is a part of what dictionary_learning saves; give .* {folder}")
+    with pytest.raises(
+        UserError, match=r"one holds no dictionary of sparsify; it would hold sae"
+    ):
+        sae.load(str(folder), "sparsify")
+    with pytest.raises(UserError, match="is a part of what dictionary_learning saves"):
+        sae.load(str(folder / "ae.pt"), "openai")
+
+
+def test_a_folder_in_the_place_of_a_configuration_is_refused(tmp_path):
+    for name, config in CONFIGS.items():
+        folder = tmp_path / name
+        write_dictionary(
+            random_dictionary("topk" if name == "sparsify" else "standard"), folder, name
+        )
+        (folder / config).unlink()
+        (folder / config).mkdir()
+        refused(folder, "could not be read: Is a directory|holds no dictionary that is known")
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^xxxxxxxxxxxxxxxxxxxx\.\.\. has 300 bytes, and no"):
+        sae.load("x" * 300)
+    folder = tmp_path / "one"
+    write_dictionary(random_dictionary("standard"), folder, "saelens")
+    (folder / "sae_weights.safetensors").unlink()
+    index = folder / "sae_weights.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"W_enc": "x" * 300}}))
+    refused(folder, "could not be read: File name too long")
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_a_checkpoint_of_a_training_says_how_to_save_the_dictionary(architecture, tmp_path):
+    folder = tmp_path / "one"
+    write_dictionary(random_dictionary("standard"), folder, "saelens")
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | {"architecture": architecture}))
+    refused(
+        folder, f"is a training checkpoint of {architecture}; save .* with save_inference_m"
+    )
+
+
+def test_gemma_scopes_layer_is_the_one_below_its_release(tmp_path):
+    for above in ("layer_7_runs", "embedding"):
+        folder = tmp_path / above / "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
+        write_dictionary(random_dictionary("jumprelu"), folder, "gemma_scope")
+        (folder / "sae_atlas.json").unlink()
+        found = sae.load(str(folder)).metadata
+        assert found == {
+            "model_name": "google/gemma-2-2b",
+            "hook_name": "blocks.12.hook_resid_post",
+        }
+
+
+def test_a_folder_with_one_dictionary_below_is_that_one(tmp_path):
+    dictionary = random_dictionary("standard", hook_name=HOOK)
+    write_dictionary(dictionary, tmp_path / HOOK, "saelens")
+    assert sae.load(str(tmp_path)).digest == dictionary.digest
+    assert sae.load(str(tmp_path), "saelens").digest == dictionary.digest
+    write_dictionary(dictionary, tmp_path / "two", "saelens")
+    refused(tmp_path, "holds 2 dictionaries; give one of ")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_tensor_of_several_lengths_in_a_pickle_is_named(tmp_path):
+    folder = tmp_path / "one"
+    write_dictionary(random_dictionary("standard"), folder, "dictionary_learning")
+    state = torch.load(folder / "ae.pt", weights_only=True)
+    nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    torch.save({**state, "bias2": nested}, folder / "ae.pt")
+    refused(folder, "bias2 is no plain tensor; give the file as it was saved")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -84,7 +85,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tmp_path):
-    """The server's address, its files and what was asked for."""
+    """The server's address, what was asked for and its files by commit."""
     for layer in (0, 1):
         folder = tmp_path / f"there/layers.{layer}"
         write_dictionary(random_dictionary("topk"), folder, "sparsify")
@@ -105,7 +106,7 @@ def hub(tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", handler.asked
+    yield f"http://127.0.0.1:{server.server_port}", handler.asked, states
     server.shutdown()
     server.server_close()
     thread.join()
@@ -138,7 +139,7 @@ def load_in_a_process(names, cache, **environment):
 
 @pytest.mark.slow
 def test_a_dictionary_comes_from_the_hub_and_then_from_its_cache(hub, tmp_path):
-    address, asked = hub
+    address, asked, _ = hub
     names = ["org/name:layers.1", "org/name:layers.7", "org/gated:x", "org/private", "org/no"]
     online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
     found, absent, gated, private, missing = load_in_a_process(names, tmp_path / "c", **online)
@@ -161,7 +162,7 @@ def test_a_dictionary_comes_from_the_hub_and_then_from_its_cache(hub, tmp_path):
 
 @pytest.mark.slow
 def test_a_revision_is_that_states_dictionary(hub, tmp_path):
-    address, _ = hub
+    address, *_ = hub
     names = ["org/name:layers.1@v1", "org/name:layers.1", f"org/name:layers.1@{OLD_COMMIT}"]
     names += ["org/name:layers.1@refs/pr/1", "org/name:layers.0@v1", "org/name:layers.1@v2"]
     online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
@@ -178,7 +179,7 @@ def test_a_revision_is_that_states_dictionary(hub, tmp_path):
 def test_a_file_that_is_a_dictionary_is_fetched_alone_and_takes_k_from_its_repository(
     hub, tmp_path
 ):
-    address, asked = hub
+    address, asked, _ = hub
     online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
     names = ["layer1.sae.pt@main", "layer0.sae.pt", "layer7.sae.pt", "layer1.sae.pt@v1"]
     names = [f"org/name-L0_{k}:{name}" for k, name in zip((3, 5, 5, 5), names, strict=True)]
@@ -214,7 +215,7 @@ def test_a_hub_that_hangs_up_is_reported_in_a_sentence(hub, tmp_path):
 
 @pytest.mark.slow
 def test_a_folder_with_the_signs_of_a_pattern_fetches_nothing_else(hub, tmp_path):
-    address, asked = hub
+    address, asked, _ = hub
     online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
     names = ["org/name:layers.*", "org/name:layers.[01]"]
     for sentence in load_in_a_process(names, tmp_path / "c", **online):
@@ -232,3 +233,43 @@ def test_a_folder_that_is_there_is_never_looked_for_on_the_hub(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     write_dictionary(random_dictionary("standard"), tmp_path / "org/name", "saelens")
     assert sae.load("org/name").d_sae == 48
+
+
+@pytest.mark.slow
+def test_a_repository_with_one_dictionary_is_that_one_and_a_revision_goes_anywhere(
+    hub, tmp_path
+):
+    online = {"HF_ENDPOINT": hub[0], "HF_HUB_OFFLINE": "0"}
+    names = ["org/name@v1", "org/name@v1:layers.1", "org/name:layers.1@v1", "org/name"]
+    *found, several = load_in_a_process(names, tmp_path / "c", **online)
+    assert [k for _, _, k in found] == [3, 3, 3]
+    assert "org/name holds no dictionary that is known; give org/name:FOLDER; it has" in several
+
+
+@pytest.mark.slow
+def test_an_export_is_found_in_its_repository_and_offline_in_the_cache(hub, tiny_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    sae.eval(run=str(run), dictionary="strong", n_behaviour_tokens=64)
+    sae.analyze(run=str(run), dictionary="strong")
+    folder = sae.export(run=str(run), dictionary="strong")
+    files = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    hub[2][COMMIT] = {name: path.read_bytes() for name, path in files.items()}
+    for offline in ("0", "1"):
+        online = {"HF_ENDPOINT": hub[0], "HF_HUB_OFFLINE": offline}
+        (found,) = load_in_a_process(["org/name"], tmp_path / "c", **online)
+        assert found[0] == sae.load(str(folder)).digest
+    assert not [name for name in hub[1] if name.endswith(".parquet")]
+
+
+def test_two_revisions_are_refused():
+    with pytest.raises(UserError, match="gives two revisions; give one as ORG/NAME:FOLDER@REV"):
+        sae.load("org/name@v1:layers.1@v2")
+
+
+@pytest.mark.parametrize("path", ["https://huggingface.co/me/x", "hf://me/x:y"])
+def test_an_address_is_refused_with_what_to_write(path):
+    with pytest.raises(
+        UserError, match=f"^{path} is an address; of what is on the Hub give ORG"
+    ):
+        sae.load(path)

@@ -27,12 +27,14 @@ HEAD = """\
 # Formats
 
 Dictionaries of other tools, read and written: `sae.load(path)`, `sae import FOLDER run=...`,
-`sae export format=...`. A path is a folder, or on the Hub `ORG/NAME:FOLDER`, with `@REVISION`
-behind it for another state than the newest; of OpenAI's and Qwen's it is a file, on the Hub
-`Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50:layer5.sae.pt`. A format is told from the files in a
-folder, `format=...` overrides that. What is written computes the same, to the rounding of
-float32, or is refused with the reason. Beside the files of a format we write `sae_atlas.json`
-with all of our metadata, which other tools do not look at.
+`sae export format=...`. A path is a folder, or on the Hub `ORG/NAME:FOLDER@REVISION`; the
+revision, which may also come before the folder, is for another state than the newest. The
+folder may be left out where a repository holds one dictionary, as an export of ours does, and
+a folder with one dictionary somewhere below is that one as well. Of OpenAI's and Qwen's it is
+a file, on the Hub `Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50:layer5.sae.pt`. A format is told from
+the files in a folder, `format=...` overrides that. What is written computes the same, to the
+rounding of float32, or is refused with the reason. Beside the files of a format we write
+`sae_atlas.json` with all of our metadata, which other tools do not look at.
 
 This page is written by `python tests/test_formats_matrix.py`, which writes every kind of
 dictionary in every format and reads it again; a test asserts that it is up to date.
@@ -85,6 +87,8 @@ of it: unit rows of the decoder, and a threshold for all in that scale |
 by the same formula |
 | openmoss | `apply_decoder_bias_to_pre_encoder`, until then as well | folded into the weights |
 | gemma_scope | transcoders | jumprelu; the hooks are to be given |
+| saelens, sparsify, gemma_scope, gemma_scope_2 | transcoders that do not say to which hook | \
+transcoders; `sae import` asks for `hook_name_out` |
 | gemma_scope_2 | affine transcoders | jumprelu with a skip connection |
 | qwen_scope | the 14 repositories `Qwen/SAE-Res-MODEL-W32K-L0_50`, one file a layer | topk; \
 model, width and k are in the name of the repository, or of a folder or link named like it, of \
@@ -99,6 +103,8 @@ dictionary |
 | format | what | reason |
 |---|---|---|
 | saelens | `normalize_activations` other than none | not folded into the weights |
+| saelens | `batchtopk` and `matryoshka_batchtopk`: checkpoints of a training | the threshold \
+is found by `save_inference_model` |
 | sparsify | `groupmax`, `signed` | other activations than a dictionary has |
 | dictionary_learning | `CrossCoder` | reads several hooks at once |
 | dictionary_learning | a batch's top-k whose threshold was never set | depends on the batch |
@@ -112,6 +118,9 @@ product with x, or of several hooks |
 | qwen_scope | a folder whose name does not end in k, or says another width | k is in no file |
 | all | NaN, infinity, missing, unknown or misshapen tensors, a configuration that contradicts \
 the weights, code in a pickle, sizes that a file does not hold | are no dictionary |
+| all | weights that overflow float32 once biases and scales are folded | could not be \
+computed with |
+| all | `sae_atlas` in the metadata that is not as we write it | would be taken at its word |
 
 Pickles are read with `weights_only=True`, and sizes come from headers before memory is taken.
 """

@@ -1,8 +1,9 @@
 """Dictionaries on the Hugging Face Hub: `ORG/NAME` or `ORG/NAME:FOLDER`.
 
 Where files are a dictionary each, as Qwen's are, one of them is in the place of the folder.
-`@REVISION` after either is a branch, a tag or a commit of the repository, where its newest
-state is not what is meant.
+`@REVISION` at the end, or before the folder, is a branch, a tag or a commit of the repository,
+where its newest state is not what is meant. If a repository or folder holds one dictionary
+further down, it is that one.
 """
 
 import glob
@@ -14,10 +15,14 @@ from pathlib import Path
 
 from sae.base.errors import UserError, nearest, require
 from sae.exchange.formats import FORMATS
+from sae.exchange.stamp import STAMP_FILE, read_stamp
 
 _ID = re.compile(
-    r"(?P<repository>[\w.-]+/[\w.-]+)(?::(?P<folder>[^@]+))?(?:@(?P<revision>[^@]+))?"
+    r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<before>[^@:]+))?(?::(?P<folder>[^@]+))?"
+    r"(?:@(?P<revision>[^@:]+))?"
 )
+_LONGEST = 255
+"""Bytes that a system allows in the name of a file or folder."""
 
 
 def local_path(path: str | Path) -> Path:
@@ -30,22 +35,58 @@ def local_path(path: str | Path) -> Path:
         UserError: if there is nothing of that name in either place, no such revision, or the
             Hub cannot be reached or wants a login.
     """
+    check_names(path)
+    if Path(path).exists():
+        return Path(path)
+    require(
+        "://" not in str(path),
+        f"{path} is an address; of what is on the Hub give ORG/NAME or ORG/NAME:FOLDER",
+    )
     found = _ID.fullmatch(str(path))
-    if Path(path).exists() or found is None:
+    if found is None:
         return Path(path)
     repository, folder = found["repository"], found["folder"] or ""
+    require(
+        found["before"] is None or found["revision"] is None,
+        f"{path} gives two revisions; give one as ORG/NAME:FOLDER@REVISION",
+    )
+    revision = found["before"] or found["revision"]
     parts = Path(folder).parts
     require(
         ".." not in parts and not Path(folder).is_absolute(),
         f"{path}: {folder} leads out of the repository; give a folder in it",
     )
-    snapshot = _fetched(repository, found["revision"], list(_wanted(folder)))
-    place = snapshot.joinpath(*parts)
+    place = _fetched(repository, revision, folder)
+    if _holds_one(place):
+        return place
+    there = _dictionaries(repository, revision, place / STAMP_FILE)
+    below = [name for name in there if Path(name).is_relative_to(folder)]
+    if len(below) == 1:
+        place = _fetched(repository, revision, below[0])
+        if _holds_one(place):
+            return place
+    raise UserError(_nothing_there(repository, revision, folder, there))
+
+
+def check_names(path: str | Path) -> None:
+    """Refuse, before it is looked for, a path that no system has room for.
+
+    Raises:
+        UserError: if a name in it is too long.
+    """
+    for name in Path(path).parts:
+        length = len(name.encode("utf-8", "replace"))
+        require(
+            length <= _LONGEST,
+            f"{name[:20]}... has {length} bytes, and no file or folder has a name of more than "
+            f"{_LONGEST}; give a shorter one",
+        )
+
+
+def _holds_one(place: Path) -> bool:
     # A folder of such files has those that were asked for before, which says nothing.
     fitting = (f for f in FORMATS.values() if place.is_file() or "*" not in f.FILES[-1])
-    if not any(format.recognises(place) for format in fitting):
-        raise UserError(_nothing_there(repository, found["revision"], folder))
-    return place
+    return any(format.recognises(place) for format in fitting)
 
 
 def _wanted(folder: str) -> Iterator[str]:
@@ -53,6 +94,8 @@ def _wanted(folder: str) -> Iterator[str]:
     if _is_file(folder):
         yield glob.escape(os.path.normpath(folder))
         return
+    if not folder:
+        yield STAMP_FILE
     for format in FORMATS.values():
         for name in format.FILES:
             if "*" in name:
@@ -73,11 +116,14 @@ def _is_file(path: str) -> bool:
     return any("*" in name[1:] and fnmatchcase(Path(path).name, name) for name in names)
 
 
-def _fetched(repository: str, revision: str | None, files: list[str]) -> Path:
+def _fetched(repository: str, revision: str | None, folder: str) -> Path:
+    """Where `folder` is on this disk, with the files of a dictionary that it has."""
     from huggingface_hub import snapshot_download
 
+    files = list(_wanted(folder))
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
+        snapshot = snapshot_download(repository, revision=revision, allow_patterns=files)
+        return Path(snapshot, folder)
     except (
         Exception
     ) as error:  # Its HTTP library has its own, and not all of them are OSErrors.
@@ -116,18 +162,28 @@ def _not_fetched(repository: str, revision: str | None, error: Exception) -> str
     )
 
 
-def _nothing_there(repository: str, revision: str | None, folder: str) -> str:
-    """That there is no dictionary, and where in the repository there are some."""
+def _dictionaries(repository: str, revision: str | None, stamp: Path) -> list[str]:
+    """The folders and files of a repository that look like a dictionary each.
+
+    Offline they are only known of an export of ours, by its `stamp`.
+    """
     from huggingface_hub import list_repo_files
 
-    names = {name for format in FORMATS.values() for name in format.FILES[-2:]}
     try:
-        files = [Path(name) for name in list_repo_files(repository, revision=revision)]
-    except Exception:  # As above; the sentence does without.
-        files = []
-    there = (file for file in files if file.name.removesuffix(".index.json") in names)
-    alone = sorted(str(file) for file in files if _is_file(str(file)))
-    folders = alone + sorted({str(file.parent) for file in there})
+        names = list_repo_files(repository, revision=revision)
+    except Exception:  # As above; what needs them does without.
+        export = read_stamp(stamp)
+        names = [] if export is None else [str(name) for name in export.files]
+    files = [path for name in names if ".." not in (path := Path(name)).parts]
+    last = (Path(name) for format in FORMATS.values() for name in format.FILES[-2:])
+    weights = {path.name for path in last if path.suffix != ".json"}
+    there = (file for file in files if file.name.removesuffix(".index.json") in weights)
+    alone = {str(file) for file in files if _is_file(str(file))}
+    return sorted({str(file.parent) for file in there} | alone)
+
+
+def _nothing_there(repository: str, revision: str | None, folder: str, there: list[str]) -> str:
+    """That there is no dictionary, and where in the repository there are some."""
     asked = repository + (f":{folder}" if folder else "") + (f"@{revision}" if revision else "")
-    some = nearest(folder, folders) or (f"; it has {folders[0]}" if folders else "")
+    some = nearest(folder, there) or (f"; it has {there[0]}" if there else "")
     return f"{asked} holds no dictionary that is known; give {repository}:FOLDER{some}"

@@ -33,13 +33,23 @@ from sae.exchange.folding import (
     scaled_by_decoder_norm,
     without_b_dec,
 )
+from sae.exchange.metadata import checked_metadata, said_to_be_transcoder
 from sae.exchange.shrink import FULL, INT8, dequantized, packed
-from sae.exchange.tensors import Layout, TensorFile, check_sizes, open_safetensors
+from sae.exchange.tensors import (
+    Layout,
+    TensorFile,
+    check_sizes,
+    flag,
+    from_logarithm,
+    open_safetensors,
+)
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 SPARSITY_FILE = "sparsity.safetensors"
 _TRANSCODERS_OF_SAELENS = ("standard", "jumprelu")
+# A dictionary of these is a jumprelu one.
+_ONLY_IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 _NAMES_IN_FILE = {"gated": {"b_enc": "b_gate"}}
 _METADATA_BEFORE_6 = (
     "model_name",
@@ -107,8 +117,7 @@ _KINDS = {
 
 def _kind_of(dictionary: Dictionary) -> _Kind:
     skip = dictionary.W_skip is not None
-    transcoder = dictionary.is_transcoder or skip or dictionary.d_out != dictionary.d_in
-    return _Kind(dictionary.architecture, transcoder, skip)
+    return _Kind(dictionary.architecture, dictionary.is_transcoder, skip)
 
 
 def loads_in_saelens(dictionary: Dictionary, dtype: str = FULL) -> bool:
@@ -178,6 +187,11 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     config = _as_version_6(config)
     architecture = str(config.get("architecture"))
     require(
+        architecture not in _ONLY_IN_TRAINING,
+        f"{folder} is a training checkpoint of {architecture}; save the dictionary in SAELens "
+        "with save_inference_model",
+    )
+    require(
         architecture in _KINDS,
         f"{folder}: architecture {architecture} is not known; known: {', '.join(_KINDS)}",
     )
@@ -187,7 +201,7 @@ def load_dictionary(folder: str | Path) -> Dictionary:
         f"{folder}: normalize_activations={config.get('normalize_activations')} is not folded; "
         "fold it in SAELens before saving",
     )
-    subtracts = bool(config.get("apply_b_dec_to_input"))
+    subtracts = flag(path, config, "apply_b_dec_to_input")
     require(
         not (subtracts and kind.transcoder),
         f"{folder}: apply_b_dec_to_input=true, but a transcoder's b_dec is not of its input",
@@ -199,18 +213,20 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     )
     metadata = config.get("metadata", {})
     require(isinstance(metadata, dict), f"{path}: metadata={metadata}; give an object")
+    metadata = checked_metadata(path, metadata)
     file = open_safetensors(folder / WEIGHTS_FILE)
     weights = _read(dequantized(file) if config.get("dtype") == INT8 else file, kind)
     (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
     check_sizes(path, config, {"d_in": d_in, "d_sae": d_sae, "d_out": d_out})
     if subtracts:
         weights = without_b_dec(weights)
-    rescales = kind.rule == "topk" and bool(config.get("rescale_acts_by_decoder_norm"))
+    rescales = flag(path, config, "rescale_acts_by_decoder_norm") and kind.rule == "topk"
     if rescales and not has_unit_rows(weights["W_dec"]):
         # SAELens multiplies what goes into top-k by the norms, and divides what comes out.
         weights = scaled_by_decoder_norm(weights)
     tensors: dict[str, Any] = {**weights}
-    return Dictionary(**tensors, architecture=kind.rule, k=k, metadata=dict(metadata))
+    found = Dictionary(**tensors, architecture=kind.rule, k=k, metadata=metadata)
+    return said_to_be_transcoder(found) if kind.transcoder else found
 
 
 def _as_version_6(config: dict[str, Any]) -> dict[str, Any]:
@@ -255,5 +271,5 @@ def _read(file: TensorFile, kind: _Kind) -> Weights:
     )
     weights = {name: found[in_file] for name, in_file in names.items()}
     if old_threshold:
-        weights["threshold"] = weights["threshold"].exp()
+        weights["threshold"] = from_logarithm(weights["threshold"])
     return weights

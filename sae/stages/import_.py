@@ -1,6 +1,7 @@
 """`sae import`: a dictionary of another tool becomes one of a run, for every other stage."""
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,15 @@ from typing import Any
 from torch import nn
 
 from sae.base.errors import UserError, require
-from sae.base.files import check_writable
+from sae.base.files import check_writable, only_process, remove_unfinished
 from sae.base.progress import say
+from sae.base.provenance import UNKNOWN
 from sae.cache.layout import RUN_CACHE, cache_location, open_cache
 from sae.cache.store import is_url
 from sae.dictionary import Dictionary
-from sae.exchange.formats import read_dictionary, readable_format
-from sae.exchange.hub import local_path
-from sae.exchange.saelens import CONFIG_FILE, load_dictionary, save_dictionary
+from sae.exchange.formats import read_dictionary, readable_format, saelens
+from sae.exchange.hub import check_names, local_path
+from sae.exchange.saelens import load_dictionary, save_dictionary
 from sae.models.embedded import EMBEDDED
 from sae.models.hooks import HookPoint, find_hook, hook_widths
 from sae.models.load import ModelConfig, load_skeleton, record_without_weights
@@ -30,12 +32,12 @@ class ImportConfig:
     """
 
     folder: str | None = None
-    """Where it is: a folder, a file of OpenAI's or Qwen's, or `ORG/NAME:FOLDER` on the Hub; the
-    word without a key."""
+    """Where it is: a folder, a file of OpenAI's or Qwen's, or `ORG/NAME:FOLDER@REVISION` on the
+    Hub, with or without the folder and the revision; the word without a key."""
     run: str = "runs/default"
     """Folder of the pipeline; the dictionary is written to `{run}/dictionaries/{name}`."""
     name: str | None = None
-    """Name in the run; by default that of the folder."""
+    """Name in the run; by default that of the folder, with the one above it for `trainer_0`."""
     format: str | None = None
     """Format of the folder, if its files do not tell: saelens, sparsify, dictionary_learning,
     openai, openmoss, gemma_scope, gemma_scope_2 or qwen_scope."""
@@ -54,57 +56,110 @@ class ImportConfig:
             not self.name or Path(self.name).name == self.name != "..",
             f"name={self.name} is no name of one folder; leave out the slashes",
         )
+        # Longer by as much while it is written.
+        check_names(f"{self.id}.0123456789.unfinished")
         if self.format is not None:
             readable_format(self.format)
 
     @property
     def id(self) -> str:
         """The name in the run."""
-        found = self.name or re.sub(r"[^\w.=-]+", "-", Path(str(self.folder)).name)
+        place = Path(str(self.folder))
+        found = place.name
+        if re.fullmatch(r"trainer_\d+", found):
+            # dictionary_learning numbers them anew in each of its runs.
+            found = f"{place.absolute().parent.name}-{found}"
+        found = self.name or re.sub(r"[^\w.=-]+", "-", found)
         return found.strip(".") or "imported"
+
+    @property
+    def target(self) -> Path:
+        """The folder to write."""
+        return Path(self.run) / "dictionaries" / self.id
+
+    @property
+    def origin(self) -> str:
+        """Where it is from, for others to read: on this disk only the folder's name."""
+        path = Path(str(self.folder))
+        return path.absolute().name if path.exists() else str(self.folder)
 
 
 def run(config: ImportConfig) -> Dictionary:
     """Read, look up model and hooks, and write; what is there already as it is, is reused."""
     if config.folder is None:
         raise UserError("there is no folder to import; say: sae import FOLDER")
-    target = Path(config.run) / "dictionaries" / config.id
+    target = config.target
     check_writable(target.parent)
-    found = read_dictionary(local_path(config.folder), config.format)
+    source = local_path(config.folder)
+    require(
+        source.resolve() != target.resolve(),
+        f"{target} is where the import of {config.folder} would go; move it elsewhere first, "
+        "or give another name=...",
+    )
+    found = read_dictionary(source, config.format)
     dictionary = replace(found, metadata=_metadata(config, found))
-    if (target / CONFIG_FILE).exists():
-        there = load_dictionary(target)
-        require(
-            (there.digest, there.metadata | dictionary.metadata)
-            == (dictionary.digest, there.metadata),
-            f"{target} is another dictionary; give this one another name=...",
-        )
-        say(f"import: {target} is there already, reused")
-        return there
-    save_dictionary(dictionary, target)
-    say(f"import: {config.folder} is {target} now")
+    with _only_writer(config):
+        remove_unfinished(target.parent, target.name)
+        if _is_there(target, dictionary):
+            say(f"import: {target} is there already, reused")
+        else:
+            save_dictionary(dictionary, target)
+            say(f"import: {config.folder} is {target} now")
     return load_dictionary(target)
+
+
+def _only_writer(config: ImportConfig) -> AbstractContextManager[None]:
+    """What another process left unfinished may be removed only while none is at it.
+
+    The lock is that of a training of this name, which writes the same folder.
+    """
+    lock = Path(config.run) / "training" / config.id / ".lock"
+    return only_process(
+        lock,
+        lambda who: UserError(
+            f"{config.target} is being written by another process ({who}); wait until it is "
+            "done, or give another name=..."
+        ),
+    )
+
+
+def _is_there(target: Path, dictionary: Dictionary) -> bool:
+    """Whether it has been imported before; anything else is left as it is.
+
+    Raises:
+        UserError: if something else is there.
+    """
+    if not saelens.recognises(target):
+        require(
+            not target.exists() or (target.is_dir() and not any(target.iterdir())),
+            f"{target} holds something that is no dictionary; give this one another name=...",
+        )
+        return False
+    there = load_dictionary(target)
+    same = there.digest == dictionary.digest
+    require(
+        same and there.metadata | dictionary.metadata == there.metadata,
+        f"{target} is another dictionary; give this one another name=...",
+    )
+    return True
 
 
 def _metadata(config: ImportConfig, dictionary: Dictionary) -> dict[str, Any]:
     """What the stages ask of a dictionary: model and hooks by the names that are used here."""
     about = dictionary.metadata
-    said = about.get("model_name")
-    model = _model(config, None if said is None else str(said))
+    ends = [("", config.hook_name, dictionary.d_in)]
+    if config.hook_name_out or about.get("hook_name_out") or dictionary.is_transcoder:
+        ends.append(("_out", config.hook_name_out, dictionary.d_out))
+    _check_said(config, about, [f"hook_name{end}" for end, _, _ in ends])
+    model = _model(config, _text(about, "model_name"))
     skeleton = load_skeleton(ModelConfig(name=model["name"], revision=model["revision"]))
     widths = hook_widths(skeleton)
     hooks: dict[str, str] = {}
-    ends = [("", config.hook_name, dictionary.d_in)]
-    if config.hook_name_out or about.get("hook_name_out") or _is_transcoder(dictionary):
-        ends.append(("_out", config.hook_name_out, dictionary.d_out))
     for end, asked, width in ends:
-        name = asked or about.get(f"hook_name{end}")
-        if name is None:
-            raise UserError(
-                f"{config.folder} does not say which hook it "
-                f"{'reconstructs' if end else 'reads'}; give hook_name{end}=..."
-            )
-        point = _hook(skeleton, str(name))
+        said = _text(about, f"hook_name{end}")
+        point = _hook(skeleton, str(asked or said))
+        if asked and said:
+            _check_same_hook(config, skeleton, f"hook_name{end}", said, asked)
         held = widths.get(point.hook_name, width)
         require(
             held == width,
@@ -112,31 +167,88 @@ def _metadata(config: ImportConfig, dictionary: Dictionary) -> dict[str, Any]:
             f"has {held}",
         )
         hooks |= {f"hook_name{end}": point.hook_name, f"hf_hook_name{end}": point.module}
-    ours: dict[str, Any] = about.get("sae_atlas", {})
-    recorded = ours.get("model", model)
-    # Weights of the same digest go by the name that they have here.
-    same = recorded["weight_digest"] == model["weight_digest"]
-    origin = {"from": config.folder, "format": config.format}
-    ours = {**ours, "model": model if same else recorded, "imported": origin}
+    ours = _record(config, about.get("sae_atlas", {}), model)
     return {**about, "model_name": model["hub_id"], **hooks, "sae_atlas": ours}
 
 
-def _is_transcoder(dictionary: Dictionary) -> bool:
-    return dictionary.d_in != dictionary.d_out or dictionary.W_skip is not None
+def _record(
+    config: ImportConfig, theirs: dict[str, Any], model: dict[str, Any]
+) -> dict[str, Any]:
+    """Our record of it: what was known of its model and text, and nothing of a training.
+
+    Whatever else is in the file was not seen here, and stays beside where it is from.
+    """
+    known = theirs.get("model", model)
+    if known.get("hub_id") == model["hub_id"] and known["weight_digest"] != UNKNOWN:
+        # Weights go by the name that they have here.
+        model = {**known, "name": model["name"]}
+    kept = {key: value for key, value in theirs.items() if key in _KEPT}
+    origin: dict[str, Any] = {"from": config.origin, "format": config.format}
+    if theirs:
+        origin["record"] = theirs
+    return {**kept, "model": model, "imported": origin}
+
+
+def _text(about: dict[str, Any], key: str) -> str | None:
+    value = about.get(key)
+    return None if value in (None, "") else str(value)
+
+
+_KEPT = ("data", "max_norm_multiple")
+_MISSING = {
+    "model_name": "which model it is of",
+    "hook_name": "which hook it reads",
+    "hook_name_out": "which hook it reconstructs",
+}
+
+
+def _check_said(config: ImportConfig, about: dict[str, Any], hooks: list[str]) -> None:
+    """Refuse at once all that neither the dictionary nor the command says."""
+    location = _cache(config)
+    needed = hooks if location else ["model_name", *hooks]
+    missing = [key for key in needed if not getattr(config, key) and not _text(about, key)]
+    if not missing:
+        return
+    there = ""
+    if location and not {*missing}.isdisjoint(hooks):
+        there = f"; {location} has {', '.join(open_cache(location).hook_names)}"
+    raise UserError(
+        f"{config.folder} does not say {' and '.join(_MISSING[key] for key in missing)}; give "
+        f"{' '.join(f'{key}=...' for key in missing)}{there}"
+    )
+
+
+def _check_same_hook(
+    config: ImportConfig, skeleton: nn.Module, key: str, said: str, asked: str
+) -> None:
+    """Refuse another place than the dictionary says, unless that is none of this model's."""
+    try:
+        theirs = _hook(skeleton, said)
+    except UserError:
+        return
+    require(
+        _behind_block(theirs) == _behind_block(_hook(skeleton, asked)),
+        f"{config.folder} is of {theirs.hook_name}, but {key}={asked}; leave out {key}=...",
+    )
+
+
+def _behind_block(point: HookPoint) -> str:
+    """Its name; of what a block reads, that of what the block before writes."""
+    before = re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", point.hook_name)
+    return f"blocks.{int(before[1]) - 1}.hook_resid_post" if before else point.hook_name
+
+
+def _cache(config: ImportConfig) -> str | None:
+    """The cache of the run, if it is there."""
+    location = cache_location(config.run, config.cache)
+    return location if is_url(location) or Path(location).exists() else None
 
 
 def _model(config: ImportConfig, said: str | None) -> dict[str, Any]:
     """The record of the model: the cache's if it is the same, else one by name alone."""
-    location = cache_location(config.run, config.cache)
-    there = is_url(location) or Path(location).exists()
-    if not there:
-        name = config.model_name or said
-        require(
-            name is not None,
-            f"{config.folder} does not say which model it is of; give model_name=...",
-        )
-        embedded = (key for key, model in EMBEDDED.items() if model.hub_id == name)
-        return record_without_weights(next(embedded, str(name)))
+    location = _cache(config)
+    if location is None:
+        return _model_by_name(config, str(config.model_name or said))
     record: dict[str, Any] = open_cache(location).attributes["model"]
     name = config.model_name or said or record["name"]
     hub_id = EMBEDDED[name].hub_id if name in EMBEDDED else name
@@ -148,6 +260,22 @@ def _model(config: ImportConfig, said: str | None) -> dict[str, Any]:
         f"one model, say model_name={record['name']}",
     )
     return record
+
+
+def _model_by_name(config: ImportConfig, name: str) -> dict[str, Any]:
+    embedded = (key for key, model in EMBEDDED.items() if model.hub_id == name)
+    try:
+        check_names(name)
+        return record_without_weights(next(embedded, name))
+    except UserError as error:
+        if config.model_name:
+            # Here it is given by another key.
+            raise UserError(str(error).replace("model.name=", "model_name=", 1)) from error
+        said = str(error).replace("model.name=", "", 1)
+        raise UserError(
+            f"{config.folder} says that it is of {name}, and {said}; if that is the name of a "
+            "model that you have, give model_name=..."
+        ) from error
 
 
 def _hook(skeleton: nn.Module, name: str) -> HookPoint:

@@ -5,7 +5,7 @@ is written holds the dictionary exactly, or is refused with the reason; `docs/fo
 the table.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from sae.exchange.formats import (
     sparsify,
 )
 from sae.exchange.formats.parts import kind_of
+from sae.exchange.tensors import is_finite
 
 _N_LISTED = 5
 # How far below a folder its dictionaries are looked for; all of a disk would take long.
@@ -112,39 +113,91 @@ def read_dictionary(path: str | Path, format: str | None = None) -> Dictionary:
         UserError: if there is nothing, several formats fit, or the one that does refuses it.
     """
     path = Path(path)
-    require(path.exists(), f"{path} is no folder; give one with a dictionary in it")
-    module = _detected(path) if format is None else readable_format(format)
     try:
-        return module.read(path)
+        require(path.exists(), f"{path} is no folder; give one with a dictionary in it")
+        module, place = _detected(path, FORMATS if format is None else [format])
+        found = module.read(place)
     except UserError as error:
         # What a dictionary itself refuses, a k of 0 say, has no place in it.
         if str(path) in str(error):
             raise
         raise UserError(f"{path}: {error}") from error
+    except OSError as error:
+        # A folder in the place of a file, a name that is too long, what nobody may read.
+        raise UserError(f"{path} could not be read: {error.strerror or error}") from error
+    odd = [name for name, weight in found.tensors.items() if not is_finite(weight)]
+    require(
+        not odd,
+        f"{path}: {', '.join(odd)} would hold NaN or infinity once biases and scales are "
+        "folded, which float32 has no room for",
+    )
+    return found
 
 
-def _detected(path: Path) -> Format:
-    found = _fitting(path)
+def _detected(path: Path, names: Iterable[str]) -> tuple[Format, Path]:
+    """Which of the formats `path` is of, and where in it the dictionary is if that is alone."""
+    modules = [readable_format(name) for name in names]
+    if path.is_file():
+        return _reader_of_file(path, modules), path
+    found = _fitting(path, modules)
     if len(found) == 1:
-        return FORMATS[found[0]]
+        return found[0], path
     if found:
         raise UserError(
-            f"{path} could be of {' or '.join(found)}; say which with format={found[0]}"
+            f"{path} could be of {' or '.join(module.NAME for module in found)}; say which "
+            f"with format={found[0].NAME}"
         )
-    below = (f for depth in _DEPTHS for f in path.glob(depth) if f.is_dir())
-    inside = sorted(f for f in below if _fitting(f))
+    inside = sorted(folder for folder in _below(path) if _fitting(folder, modules))
+    if len(inside) == 1:
+        return _detected(inside[0], [module.NAME for module in modules])
     if inside:
         some = ", ".join(str(folder) for folder in inside[:_N_LISTED])
         more = ", ..." if len(inside) > _N_LISTED else ""
         raise UserError(f"{path} holds {len(inside)} dictionaries; give one of {some}{more}")
+    known = "that is known" if len(modules) > 1 else f"of {modules[0].NAME}"
     raise UserError(
-        f"{path} holds no dictionary that is known; it would hold "
-        f"{', or '.join(_files_of(module) for module in FORMATS.values())}"
+        f"{path} holds no dictionary {known}; it would hold "
+        f"{', or '.join(_files_of(module) for module in modules)}"
     )
 
 
-def _fitting(path: Path) -> list[str]:
-    return [name for name, module in FORMATS.items() if module.recognises(path)]
+def _below(folder: Path) -> Iterator[Path]:
+    """The folders in it, but those that are hidden, such as what is not yet written."""
+    for depth in _DEPTHS:
+        for found in folder.glob(depth):
+            hidden = any(part.startswith(".") for part in found.relative_to(folder).parts)
+            if found.is_dir() and not hidden:
+                yield found
+
+
+def _reader_of_file(path: Path, modules: list[Format]) -> Format:
+    """Which of the formats reads a file alone."""
+    owners = [module.NAME for module in FORMATS.values() if path.name in _names(module)]
+    require(
+        not owners,
+        f"{path} is a part of what {' or '.join(owners)} saves; give the folder {path.parent}",
+    )
+    found = _fitting(path, modules)
+    alone = [module for module in modules if "*" in module.FILES[-1]]
+    if len(modules) == 1 and not alone:
+        raise UserError(
+            f"{path} is a file, and format={modules[0].NAME} is a folder; give the folder "
+            f"that holds {_files_of(modules[0])}"
+        )
+    if len(modules) > 1 and len(found) != 1:
+        raise UserError(
+            f"{path} is no file of a dictionary; give a folder, or a file of "
+            f"{' or '.join(f'{module.NAME} ({module.FILES[-1]})' for module in alone)}"
+        )
+    return found[0] if found else alone[0]
+
+
+def _names(module: Format) -> list[str]:
+    return [Path(name).name for name in module.FILES]
+
+
+def _fitting(path: Path, modules: Iterable[Format]) -> list[Format]:
+    return [module for module in modules if module.recognises(path)]
 
 
 def _files_of(module: Format) -> str:

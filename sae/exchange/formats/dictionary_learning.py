@@ -27,7 +27,6 @@ from sae.exchange.folding import Weights, with_b_dec, without_b_dec
 from sae.exchange.formats.parts import (
     as_json,
     as_pickle,
-    is_transcoder,
     layer_of,
     plain,
     read_config,
@@ -215,7 +214,7 @@ def _native(trainer: dict[str, Any], buffer: Any) -> dict[str, Any]:
 
 def cannot_hold(dictionary: Dictionary) -> str | None:
     """Why none of its classes has a place for it."""
-    if is_transcoder(dictionary):
+    if dictionary.is_transcoder:
         return "its classes reconstruct what they read"
     return None
 

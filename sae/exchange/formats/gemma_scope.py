@@ -16,6 +16,7 @@ import numpy as np
 from sae.base.errors import require
 from sae.dictionary import Dictionary
 from sae.exchange.formats.parts import plain, read_metadata, write_folder
+from sae.exchange.metadata import said_to_be_transcoder
 from sae.exchange.tensors import open_npz
 
 NAME = "gemma_scope"
@@ -33,6 +34,9 @@ _LAYOUT = {
     "b_dec": ("d_out",),
     "threshold": ("d_sae",),
 }
+_RELEASE = re.compile(
+    r"gemma-scope-(?P<size>\d+b)-(?P<tuned>pt|it)-(?P<kind>\w+)(?P<below>.*)", re.DOTALL
+)
 _PLACES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 
 
@@ -47,26 +51,26 @@ def read(path: Path) -> Dictionary:
     Raises:
         UserError: if the file is missing or broken, or is of the embedding.
     """
-    place = str(path.absolute())
+    release = _RELEASE.search(str(path.absolute()))
+    below = "" if release is None else release["below"]
     require(
-        "gemma-scope" not in place or "embedding" not in path.absolute().parts,
+        "embedding" not in Path(below).parts,
         f"{path} reads the embedding before it is multiplied by sqrt(d_in), where no hook is",
     )
     weights: dict[str, Any] = {**open_npz(path / WEIGHTS_FILE).read(_LAYOUT)}
-    metadata = read_metadata(path, _native(place))
-    return Dictionary(**weights, architecture="jumprelu", metadata=metadata)
+    metadata = read_metadata(path, {} if release is None else _native(release))
+    found = Dictionary(**weights, architecture="jumprelu", metadata=metadata)
+    transcodes = release is not None and release["kind"] == "transcoders"
+    return said_to_be_transcoder(found) if transcodes else found
 
 
-def _native(place: str) -> dict[str, Any]:
+def _native(release: re.Match[str]) -> dict[str, Any]:
     """Model and hook by the repository's name; of a transcoder the model alone."""
-    release = re.search(r"gemma-scope-(\d+b)-(pt|it)-(\w+)", place)
-    layer = re.search(r"layer_(\d+)", place)
-    if not release:
-        return {}
-    size, tuned, kind = release.groups()
-    found = {"model_name": f"google/gemma-2-{size}{'-it' if tuned == 'it' else ''}"}
-    if layer and kind in _PLACES:
-        found["hook_name"] = f"blocks.{layer[1]}.{_PLACES[kind]}"
+    tuned = "-it" if release["tuned"] == "it" else ""
+    found = {"model_name": f"google/gemma-2-{release['size']}{tuned}"}
+    layer = re.search(r"layer_(\d+)", release["below"])
+    if layer and release["kind"] in _PLACES:
+        found["hook_name"] = f"blocks.{layer[1]}.{_PLACES[release['kind']]}"
     return found
 
 

@@ -19,13 +19,13 @@ from sae.dictionary import Dictionary
 from sae.exchange.formats.parts import (
     as_json,
     hook_of_module,
-    is_transcoder,
     plain,
     read_config,
     read_metadata,
     write_folder,
 )
-from sae.exchange.tensors import check_sizes, open_safetensors, safetensors_there
+from sae.exchange.metadata import said_to_be_transcoder
+from sae.exchange.tensors import check_sizes, flag, open_safetensors, safetensors_there
 
 NAME = "gemma_scope_2"
 CONFIG_FILE = "config.json"
@@ -73,7 +73,7 @@ def read(path: Path) -> Dictionary:
         f"{config_path}: type={kind}; only sae and transcoder are known here, of one hook each "
         "way",
     )
-    affine = bool(config.get("affine_connection"))
+    affine = flag(config_path, config, "affine_connection")
     layout = _LAYOUT | ({_SKIP: ("d_in", "d_out")} if affine else {})
     found = open_safetensors(path / WEIGHTS_FILE).read(layout)
     d_sae = len(found["b_enc"])
@@ -87,7 +87,8 @@ def read(path: Path) -> Dictionary:
         "W_skip": found[_SKIP].t() if affine else None,
     }
     metadata = read_metadata(path, _native(config, kind))
-    return Dictionary(**weights, architecture="jumprelu", metadata=metadata)
+    dictionary = Dictionary(**weights, architecture="jumprelu", metadata=metadata)
+    return said_to_be_transcoder(dictionary) if kind == "transcoder" else dictionary
 
 
 def _native(config: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -137,10 +138,10 @@ def write(dictionary: Dictionary, folder: Path) -> None:
     output = _end(metadata.get("hook_name_out"), metadata.get("hf_hook_name_out"))
     config = {
         "architecture": "jump_relu",
-        "type": "transcoder" if is_transcoder(dictionary) else "sae",
+        "type": "transcoder" if dictionary.is_transcoder else "sae",
         "model_name": metadata.get("model_name", ""),
         "hf_hook_point_in": read_from,
-        "hf_hook_point_out": output if is_transcoder(dictionary) else read_from,
+        "hf_hook_point_out": output if dictionary.is_transcoder else read_from,
         "width": dictionary.d_sae,
         "affine_connection": dictionary.W_skip is not None,
     }

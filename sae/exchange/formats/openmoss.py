@@ -48,6 +48,8 @@ from sae.exchange.tensors import (
     Layout,
     TensorFile,
     check_sizes,
+    flag,
+    from_logarithm,
     load_pickle,
     open_safetensors,
     safetensors_there,
@@ -110,7 +112,8 @@ def read(path: Path) -> Dictionary:
     config = read_config(config_path)
     architecture = _architecture(config_path, config)
     file = _open(path)
-    weights = _weights(file, config, architecture)
+    bias = flag(config_path, config, "use_decoder_bias", default=True)
+    weights = _weights(file, architecture, bias=bias)
     d_in, d_sae = weights["W_enc"].shape
     check_sizes(config_path, config, {"d_model": d_in})
     factor = config.get("expansion_factor")
@@ -120,9 +123,9 @@ def read(path: Path) -> Dictionary:
         f"{config_path}: expansion_factor={factor} of d_model={d_in}, but the weights have "
         f"{d_sae} latents",
     )
-    if config.get("apply_decoder_bias_to_pre_encoder"):
+    if flag(config_path, config, "apply_decoder_bias_to_pre_encoder"):
         weights = without_b_dec(weights)
-    if config.get("sparsity_include_decoder_norm", True):
+    if flag(config_path, config, "sparsity_include_decoder_norm", default=True):
         weights = _gated_by_norm(weights, architecture)
     if config.get("norm_activation", "dataset-wise") == "dataset-wise":
         scales = [
@@ -145,7 +148,7 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
         kind == "sae", f"{path}: sae_type={kind}; only sae is known here, of one hook each way"
     )
     require(
-        not config.get("use_glu_encoder"),
+        not flag(path, config, "use_glu_encoder"),
         f"{path}: use_glu_encoder=true, but an encoder here is one product with x",
     )
     norm = config.get("norm_activation", "dataset-wise")
@@ -172,12 +175,11 @@ def _open(path: Path) -> TensorFile:
     return tensors_of(pickle, saved["sae"])
 
 
-def _weights(file: TensorFile, config: dict[str, Any], architecture: str) -> Weights:
+def _weights(file: TensorFile, architecture: str, *, bias: bool) -> Weights:
     """What the file holds, of either layout, by our names and in our shapes."""
     linear = "encoder.weight" in file.headers
     layout = dict(_LINEAR if linear else _DIRECT)
     b_dec = "decoder.bias" if linear else "b_D"
-    bias = config.get("use_decoder_bias", True)
     if bias:
         layout[b_dec] = _WIDTH
     thresholds = [name for name in _LOG_THRESHOLDS if name in file.headers]
@@ -194,7 +196,7 @@ def _weights(file: TensorFile, config: dict[str, Any], architecture: str) -> Wei
     d_in = len(weights["W_enc"])
     weights["b_dec"] = found[b_dec] if bias else torch.zeros(d_in)
     if architecture == "jumprelu":
-        weights["threshold"] = found[log_threshold].exp()
+        weights["threshold"] = from_logarithm(found[log_threshold])
     return weights
 
 

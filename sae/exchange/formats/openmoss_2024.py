@@ -29,7 +29,7 @@ from sae.exchange.folding import (
     without_b_dec,
 )
 from sae.exchange.formats.parts import read_config, read_metadata
-from sae.exchange.tensors import check_sizes, open_safetensors
+from sae.exchange.tensors import check_sizes, flag, open_safetensors
 
 CONFIG_FILE = "hyperparams.json"
 MODEL_FILE = "lm_config.json"
@@ -54,7 +54,7 @@ def read(path: Path) -> Dictionary:
     architecture, threshold = _architecture(config_path, config)
     there = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
     layout: dict[str, tuple[str, ...]] = dict(_LAYOUT)
-    bias = config.get("use_decoder_bias", True)
+    bias = flag(config_path, config, "use_decoder_bias", default=True)
     if not bias:
         del layout["decoder.bias"]
     found = open_safetensors(there[0] if there else path / WEIGHTS_FILES[-1]).read(layout)
@@ -80,7 +80,7 @@ def read(path: Path) -> Dictionary:
 def _architecture(path: Path, config: dict[str, Any]) -> tuple[str, float]:
     """Our name of its activation, and the threshold."""
     require(
-        not config.get("use_glu_encoder"),
+        not flag(path, config, "use_glu_encoder"),
         f"{path}: use_glu_encoder=true, but an encoder here is one product with x",
     )
     threshold = config.get("jump_relu_threshold", 0.0)
@@ -111,9 +111,9 @@ def _as_loaded(path: Path, config: dict[str, Any], weights: Weights) -> Weights:
         )
         scales = [_scale(path, norms, end, len(weights["b_dec"])) for end in ("in", "out")]
         weights = for_raw_activations(weights, *scales)
-    if config.get("apply_decoder_bias_to_pre_encoder", True):
+    if flag(path, config, "apply_decoder_bias_to_pre_encoder", default=True):
         weights = without_b_dec(weights)
-    if config.get("sparsity_include_decoder_norm", True):
+    if flag(path, config, "sparsity_include_decoder_norm", default=True):
         weights = scaled_by_decoder_norm(weights)
     return weights
 

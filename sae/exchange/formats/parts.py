@@ -17,6 +17,7 @@ from torch import Tensor
 from sae.base.errors import require
 from sae.base.files import atomic_path, read_json
 from sae.dictionary import Dictionary
+from sae.exchange.metadata import checked_metadata
 
 METADATA_FILE = "sae_atlas.json"
 _BLOCK = r"(?:.*\.)?(?:layers|layer|h)\.(\d+)"
@@ -39,7 +40,8 @@ def read_metadata(folder: Path, native: Mapping[str, Any]) -> dict[str, Any]:
     """A dictionary's metadata: what we wrote beside, and what the format itself says."""
     path = folder / METADATA_FILE
     ours = read_config(path) if path.is_file() else {}
-    return {key: value for key, value in native.items() if value is not None} | ours
+    said = {key: value for key, value in native.items() if value is not None}
+    return checked_metadata(path if ours else folder, said | ours)
 
 
 def write_folder(
@@ -78,12 +80,8 @@ def kind_of(dictionary: Dictionary) -> str:
 
 
 def is_transcoder(dictionary: Dictionary) -> bool:
-    """Whether it reconstructs something else than it reads, by its hooks or its weights."""
-    return (
-        dictionary.is_transcoder
-        or dictionary.W_skip is not None
-        or dictionary.d_in != dictionary.d_out
-    )
+    """Whether it reconstructs something else than it reads."""
+    return dictionary.is_transcoder
 
 
 def hook_of_module(path: str, side: str = "output") -> str:

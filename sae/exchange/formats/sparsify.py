@@ -22,18 +22,18 @@ from sae.exchange.folding import with_b_dec, without_b_dec
 from sae.exchange.formats.parts import (
     as_json,
     hook_of_module,
-    is_transcoder,
     plain,
     read_config,
     read_metadata,
     write_folder,
 )
-from sae.exchange.tensors import check_sizes, open_safetensors, safetensors_there
+from sae.exchange.metadata import said_to_be_transcoder
+from sae.exchange.tensors import check_sizes, flag, open_safetensors, safetensors_there
 
 NAME = "sparsify"
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae.safetensors"
-FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE, "../config.json")
+FILES: tuple[str, ...] = (CONFIG_FILE, "../config.json", WEIGHTS_FILE)
 LOAD = """\
 from sparsify import Sae                     # sparsify
 dictionary = Sae.load_from_disk("{folder}")"""
@@ -67,10 +67,10 @@ def read(path: Path) -> Dictionary:
         "of all latents are active",
     )
     require(
-        not config.get("signed"),
+        not flag(config_path, config, "signed"),
         f"{config_path}: signed=true, but activations below zero are not known here",
     )
-    k, skip = config.get("k"), bool(config.get("skip_connection"))
+    k, skip = config.get("k"), flag(config_path, config, "skip_connection")
     require(type(k) is int, f"{config_path}: k={k}; give a whole number")
     layout = _LAYOUT | ({"W_skip": ("d_in", "d_in")} if skip else {})
     found = open_safetensors(path / WEIGHTS_FILE).read(layout)
@@ -88,12 +88,13 @@ def read(path: Path) -> Dictionary:
         "W_dec": found["W_dec"],
         "b_dec": found["b_dec"],
     }
-    transcodes = bool(config.get("transcode"))
+    transcodes = flag(config_path, config, "transcode")
     if not transcodes:
         weights = without_b_dec(weights)
     tensors: dict[str, Any] = {**weights, **({"W_skip": found["W_skip"]} if skip else {})}
     metadata = read_metadata(path, _native(path, transcodes))
-    return Dictionary(**tensors, architecture="topk", k=k, metadata=metadata)
+    dictionary = Dictionary(**tensors, architecture="topk", k=k, metadata=metadata)
+    return said_to_be_transcoder(dictionary) if transcodes else dictionary
 
 
 def _native(path: Path, transcodes: bool) -> dict[str, Any]:
@@ -121,14 +122,12 @@ def cannot_hold(dictionary: Dictionary) -> str | None:
         return "its latents are chosen by top-k alone"
     if dictionary.d_in != dictionary.d_out:
         return "it reads and writes activations of one width"
-    if dictionary.W_skip is not None and not is_transcoder(dictionary):
-        return "only transcoders have a skip connection"
     return None
 
 
 def write(dictionary: Dictionary, folder: Path) -> None:
     """Write `folder`, appearing all at once; named as the hookpoint others find the module."""
-    transcodes = is_transcoder(dictionary)
+    transcodes = dictionary.is_transcoder
     skip = dictionary.W_skip
     weights = dictionary.tensors if transcodes else with_b_dec(dictionary.tensors)
     tensors = {
