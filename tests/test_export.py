@@ -22,8 +22,14 @@ from sae.base.errors import UserError
 from sae.cli import main
 from sae.dictionary import ARCHITECTURES
 from sae.exchange.card import Export, model_card
+from sae.exchange.card_code import TITLES
+from sae.exchange.card_input import hook_side
+from sae.exchange.card_text import example_table, public
+from sae.exchange.formats import WRITTEN
 from sae.exchange.saelens import save_dictionary
-from sae.exchange.shrink import DTYPES, save_directions
+from sae.exchange.shrink import DTYPES, Shrunk, save_directions
+from sae.models.hooks import find_hook, list_hooks, read_activations
+from sae.models.load import ModelConfig, load_model
 
 HOOK = "blocks.1.hook_resid_post"
 OURS = {
@@ -37,7 +43,7 @@ OURS = {
     "max_norm_multiple": 10.0,
     "seed": 0,
 }
-FIGURES = {"n_rows": 5, "n_behaviour_tokens": 6, "n_density_rows": 7}
+FIGURES = {"n_rows": 5, "n_behaviour_tokens": 6, "n_density_rows": 7, "data": "factbook"}
 
 
 @pytest.fixture(scope="module")
@@ -178,42 +184,348 @@ def test_the_front_matter_names_model_text_and_licence_as_the_hub_knows_them():
     assert found["tags"] == ["sparse-autoencoder", "interpretability", "sae-atlas"]
 
 
+def test_the_front_matter_has_the_features_as_what_a_bare_load_gives():
+    found = front_matter(card_of({"sae_atlas": OURS}))
+    assert found["configs"] == [
+        {"config_name": "features", "data_files": "features.parquet", "default": True},
+        {"config_name": "contexts", "data_files": "contexts.parquet"},
+    ]
+
+
+def test_a_bare_load_of_the_export_gives_the_features(exported, tmp_path):
+    from datasets import load_dataset
+
+    found = load_dataset(str(exported), split="train", cache_dir=str(tmp_path))
+    assert "logit_sharpness" in found.column_names
+
+
+def card_of(about, figures=None, **export):
+    """The card of a dictionary with this metadata."""
+    dictionary = random_dictionary("standard", hook_name=HOOK, model_name="org/lm")
+    dictionary.metadata.update(about)
+    return model_card(dictionary, FIGURES | (figures or {}), 48, Export(folder=HOOK, **export))
+
+
+def section(card, title):
+    return card.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def shown(card):
+    """The card as a browser gets it."""
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("commonmark").enable("table").render(card.split("---\n", 2)[2])
+
+
 def test_folders_and_patterns_are_no_names_of_the_hub(tmp_path):
     dictionary = random_dictionary("standard", hook_name=HOOK, model_name=str(tmp_path))
     dictionary.metadata["sae_atlas"] = OURS | {"data": {"name": "./texts/*.jsonl"}}
     card = model_card(dictionary, FIGURES, 48, Export(folder=HOOK))
     assert not {"base_model", "datasets", "license"} & set(front_matter(card))
-    assert "Its maker chose none" in card
+    assert "None is stated here. Ask whoever made it before you pass it on." in card
+
+
+BAD = "a`|b ``c`` <script>x</script>\n\n# hm\n---\n| z | \ud800"
+SHOWN = "a`|b ``c`` &lt;script&gt;x&lt;/script&gt; # hm --- | z | ?"
 
 
 def test_what_others_wrote_shows_in_the_card_and_does_nothing():
-    from markdown_it import MarkdownIt
-
-    bad = "a`|b ``c`` <script>x</script>\n\n# hm\n---\n| z | \ud800"
+    bad = BAD.replace("/", "\u2215")
+    odd = SHOWN.replace("/script&gt; #", "\u2215script&gt; #")
     dictionary = random_dictionary(
-        "standard", hook_name=HOOK, model_name=f"[m](http://x) {bad}"
+        "standard", hook_name=f"{HOOK} {bad}", hook_name_out=bad, model_name=f"[m](x) {bad}"
     )
-    ours = OURS | {"data": {"name": bad}, "sae": {"k": bad}}
+    ours = OURS | {"data": {"name": bad}, "sae": {"k": bad}, "versions": {"sae-atlas": bad}}
     dictionary.metadata["sae_atlas"] = ours
-    card = model_card(dictionary, FIGURES, 48, Export(folder=HOOK))
+    card = model_card(dictionary, FIGURES | {"data": bad}, 48, Export(folder=HOOK))
     card.encode()
-    html = MarkdownIt("commonmark").enable("table").render(card.split("---\n", 2)[2])
+    html = shown(card)
     assert "<script>" not in html
     assert "<a href" not in html
-    shown = "a`|b ``c`` &lt;script&gt;x&lt;/script&gt; # hm --- | z | ?"
-    assert html.count(f"<code>{shown}</code>") == 2
+    # Text, setting, version, text of the figures, and the second hook twice.
+    assert html.count(f"<code>{odd}</code>") == 6
+    assert html.count(f"<code>{HOOK} {odd}</code>") == 3
     assert "<h1>hm" not in html
-    assert f"A sparse autoencoder of [m](http://x) {shown} at <code>{HOOK}</code></h1>" in html
+    assert f"A transcoder of [m](x) {odd} from <code>" in html
 
 
-def test_the_card_says_what_is_lost_and_quotes_the_figures(exported, run):
-    card = (exported / "README.md").read_text()
+def test_a_foreign_record_of_a_training_is_not_taken_for_ours():
+    card = card_of({"sae_atlas": OURS | {"imported": {"from": "them/theirs:layer_3@main"}}})
+    assert "trained with sae-atlas" not in card
+    assert "It came from `them/theirs:layer_3@main`. Where it was trained is not known" in card
+    assert "## Training" not in card
+
+
+@pytest.mark.parametrize("record", [None, "text", {}, {"training_tokens": "many", "data": 3}])
+def test_a_dictionary_without_our_record_has_a_card_that_does_not_know(record):
+    about = {} if record is None else {"sae_atlas": record}
+    card = card_of(about)
+    assert "Where it was trained is not known here." in card
+    assert "## Training" not in card
+    assert "sae-atlas `" not in card
+
+
+def test_a_record_of_odd_kinds_breaks_no_card():
+    odd = {"name": 3, "held_out_fraction": "a tenth", "documents": []}
+    record = {"training_tokens": 5, "sae": "x", "data": odd, "model": 1, "bos_token_id": "<s>"}
+    card = card_of(
+        {"sae_atlas": record, "hf_hook_name": 7, "context_size": "1"}, atlas={"data": 1}
+    )
+    assert "It was trained with sae-atlas on 5 rows of `3`.\n" in card
+    assert "It reads what stands at" in card
+
+
+def test_what_the_files_of_another_tool_say_of_a_training_is_quoted():
+    card = card_of({"sae_lens_training_version": "6.5|`x`", "dataset_path": "/home/me/`y`"})
+    said = "Its files say that it was trained with SAELens `` 6.5|`x` `` on the text `` `y` ``."
+    assert said in card
+    assert "/home" not in card
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("org/lm", "org/lm"),
+        ("org/name:folder/inside@v1", "org/name:folder/inside@v1"),
+        ("/home/me/secret/layers.9", "layers.9"),
+        ("../mine/layers.9/", "layers.9"),
+        ("C:\\Users\\me\\mine", "mine"),
+        ("~/texts/*.jsonl", "*.jsonl"),
+        ("https://me:word@host/x/y.txt", "y.txt"),
+    ],
+)
+def test_a_card_names_what_is_on_the_hub_and_of_a_path_its_last_part(name, expected):
+    assert public(name) == expected
+    card = card_of({"sae_atlas": {"imported": {"from": name}}})
+    assert f"It came from `{expected}`." in card
+
+
+CACHED = OURS | {
+    "training_tokens": 99_328,
+    "cache_digest": "abc",
+    "data": {"name": "factbook", "held_out_fraction": 0.1, "documents": {"used": 3}},
+}
+ATLAS = {"cache_digest": "abc", "n_rows": 20_319}
+
+
+def test_the_card_counts_rows_once_and_says_how_often_they_were_seen():
+    card = card_of({"sae_atlas": CACHED}, atlas=ATLAS)
+    assert (
+        "on about 18,287 rows of `factbook` (3 documents, 10% of the text held out), each seen "
+        "5.4 times." in card
+    )
+    assert "On held-out text of `factbook`, special" in section(card, "Figures")
+
+
+@pytest.mark.parametrize("other", [{"cache_digest": "other"}, {"n_rows": 200_000}])
+def test_rows_that_were_not_all_seen_or_not_counted_are_no_repeats(other):
+    card = card_of({"sae_atlas": CACHED}, atlas=ATLAS | other)
+    assert "on 99,328 rows of `factbook` (3 documents, 10% of the text held out).\n" in card
+
+
+def test_the_figures_of_an_import_say_of_which_text_they_are():
+    card = card_of({"sae_atlas": {"imported": {"from": "a/b"}}}, {"data": "/me/my.jsonl"})
+    assert "On held-out text of `my.jsonl`, special tokens left out" in card
+
+
+LOSSES = {"ce_loss_without_sae": 2.79, "ce_loss_with_ablation": 10.8}
+
+
+def test_the_card_says_what_is_lost_in_shares_and_nats():
+    figures = {"explained_variance": 0.735, **LOSSES, "ce_loss_with_sae": 4.19}
+    card = card_of({"sae_atlas": OURS}, figures)
+    limits = section(card, "What it is not good for")
+    assert "- 26.5% of the variance is not in any feature.\n" in limits
+    assert "loss rises from 2.79 to 4.19 nats a token.\n" in limits
+    for row in (
+        "| CE_clean, of the model as it is, nats a token | 2.79 |",
+        "| 4.19 |",
+        "| 10.8 |",
+    ):
+        assert row in section(card, "Figures")
+
+
+def test_the_card_of_a_bad_dictionary_says_that_it_is_bad():
+    figures = {"explained_variance": -1.53, **LOSSES, "ce_loss_with_sae": 14.4}
+    limits = section(card_of({"sae_atlas": OURS}, figures), "What it is not good for")
+    assert (
+        "reconstructs worse than the mean activation would (explained variance -1.53)" in limits
+    )
+    assert "from 2.79 to 14.40 nats a token, no better than with zeros there (10.80)." in limits
+    assert "%" not in limits
+
+
+def test_an_encoder_has_no_word_on_ce():
+    figures = section(card_of({"sae_atlas": OURS}, {"n_behaviour_tokens": 0}), "Figures")
+    assert "CE" not in figures
+    assert "KL" not in figures
+
+
+def test_latents_that_were_left_out_count_as_dead_before_and_not_after():
+    sides = {"explained_variance": 0.5, "l0": 3.0, "mse": 1.0, "cossim": 0.9}
+    cost = Shrunk(12, 60, 100, 0, sides, sides)
+    card = card_of({"sae_atlas": OURS}, {"dead_fraction": 0.25}, shrunk=cost)
+    assert "Dead" not in section(card, "Figures")
+    dead = "| Dead latents, share active in no row of the tables | 0.2 | 0 |"
+    assert dead in section(card, "Made smaller")
+    assert "| 0.25 |" in section(
+        card_of({"sae_atlas": OURS}, {"dead_fraction": 0.25}), "Figures"
+    )
+
+
+def test_settings_that_are_switched_off_have_no_row():
+    sae_settings = {"k": 7, "k_aux": None, "aligned": False, "warm_up": 0}
+    card = card_of({"sae_atlas": OURS | {"sae": sae_settings}})
+    rows = section(card, "Training")
+    assert "`sae.k`" in rows
+    assert "| `sae.warm_up` | `0` |" in rows
+    assert "k_aux" not in rows
+    assert "aligned" not in rows
+
+
+@pytest.mark.parametrize("format", WRITTEN)
+def test_tools_are_called_what_they_call_themselves(format):
+    card = card_of({"sae_atlas": OURS}, format=format)
+    titles = re.findall("### With (.*)", card)
+    assert titles[1] == TITLES[format]
+    assert f"encoder and decoder for {TITLES[format]}, float32" in card
+    # The heading says it: no comment repeats it.
+    assert not re.search(r"^from .*  #", card, re.M)
+
+
+def test_where_nothing_is_on_the_hub_paths_start_in_the_folder():
+    assert "Paths start in the folder of this file." in card_of({"sae_atlas": OURS})
+    assert "Paths start" not in card_of({"sae_atlas": OURS}, repository="me/mine")
+
+
+def test_the_examples_are_the_clearest_features_by_their_new_numbers(run, tmp_path):
+    folder = sae.export(run=str(run), out=str(tmp_path / "out"), drop_dead=True)
+    rows = re.findall(
+        r"^\| (\d+) \| (.*) \| ([\d.e-]+)% \| (.*<b>.*) \|$", card_in(folder), re.M
+    )
+    table = pyarrow.parquet.read_table(folder / "features.parquet").to_pylist()
+    order = [(f["logit_agreement"], f["max_activation"]) for f in table]
+    best = sorted(range(len(table)), key=order.__getitem__, reverse=True)[:10]
+    assert [int(row[0]) for row in rows] == best
+    for feature, _, density, _ in rows:
+        assert float(density) == pytest.approx(100 * table[int(feature)]["density"], rel=0.1)
+
+
+def card_in(folder):
+    return (folder / "README.md").read_text()
+
+
+def example(label, tokens, peak):
+    return {
+        "index": 3,
+        "label": label,
+        "density": 0.00123,
+        "contexts": [{"tokens": tokens, "peak": peak}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("promoted", "rule"),
+    [(["a"], "The 1 clearest of 48"), ([], "of 48 that fire the strongest")],
+)
+def test_the_card_says_by_what_rule_its_examples_were_chosen(promoted, rule):
+    chosen = example("x", ["a", "b"], 0) | {"top_tokens": promoted}
+    found = section(card_of({"sae_atlas": OURS}, examples=[chosen]), "What it found")
+    assert rule in found
+    assert "| 3 | x | 0.12% | <b>a</b>b |" in found
+
+
+@pytest.mark.parametrize(
+    ("tokens", "peak", "text"),
+    [
+        (["On", " August", " 3", "1", ",", " it"], 3, "On August 3<b>1</b>, it"),
+        (["a", "\n", "b"], 1, "a <b>↵</b> b"),
+        (["a", "  ", "b"], 1, "a <b>␣</b> b"),
+        (["x|y", " *z*", "<b>"], 1, "x|y <b>*z*</b>&lt;b&gt;"),
+        (["<script>", "a`", "`"], 1, "&lt;script&gt;<b>a`</b>`"),
+        (["\\", "\\(x", "$y$"], 1, "\\<b>\\(x</b>$y$"),
+        (["a", "\u202eb", "\x1b"], 1, "a<b>�b</b>�"),
+        (["so "] * 40 + ["here", *[" and"] * 40], 40, None),
+        (
+            ["see ", "http", "://bad.example/x|y"],
+            1,
+            "see <b>http</b><code>://bad.example/x|y</code>",
+        ),
+        (["", "me@x.example"], 1, "<b><code>me@x.example</code></b>"),
+    ],
+)
+def test_the_text_of_an_example_is_shown_as_it_is_with_its_peak_bold(tokens, peak, text):
+    from markdown_it import MarkdownIt
+
+    for kind in ("commonmark", "gfm-like"):
+        reader = MarkdownIt(kind, {"linkify": False}).enable("table")
+        html = reader.render(example_table([example("|[l](x) <i>", tokens, peak)]))
+        cells = re.findall("<td>(.*?)</td>", html, re.DOTALL)
+        assert cells[:3] == ["3", "|[l](x) &lt;i&gt;", "0.12%"]
+        assert len(cells) == 4
+        assert "<a " not in html
+        if text is None:
+            text = f"…{'so ' * 15}<b>here</b>{' and' * 7}…"
+        assert cells[3] == text
+
+
+def test_the_card_quotes_the_figures_and_the_licence(exported, run):
+    card = card_in(exported)
     figures = json.loads((run / "evals/strong.json").read_text())
-    assert f"It loses {1 - figures['explained_variance']:.1%} of the variance" in card
-    n_rows = sae.load(str(exported / HOOK)).metadata["sae_atlas"]["training_tokens"]
-    assert f"It was trained on {n_rows:,} rows of one place" in card
+    assert f"{1 - figures['explained_variance']:.1%} of the variance" in card or (
+        f"(explained variance {figures['explained_variance']:.2f})" in card
+    )
     assert "## Made smaller" not in card
     assert "`apache-2.0`." in card
+
+
+FAMILIES = {
+    "llama": {"num_key_value_heads": 2},
+    "gpt2": {},
+    "gpt_neox": {},
+    "bert": {},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_hook_is_at_the_side_of_its_module_that_the_card_says(family):
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = AutoConfig.for_model(family, **sizes, **FAMILIES[family])
+    with torch.device("meta"):
+        points = list_hooks(AutoModel.from_config(config))
+    assert points
+    for point in points:
+        assert hook_side(point.hook_name, point.module) == (point.module, point.side)
+    assert hook_side("x", "model.layers.3.input") == ("model.layers.3", "input")
+
+
+@pytest.mark.parametrize("hook", ["hook_resid_post", "hook_resid_mid", "mlp.hook_post"])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_code_for_activations_gets_what_a_harvest_does(hook, known, tiny_model):
+    model = load_model(ModelConfig(name=str(tiny_model), device="cpu"))
+    point = find_hook(model.module, f"blocks.1.{hook}")
+    ours = {"model": {"causal": True, "dtype": "float32", "revision": None}}
+    if known:
+        ours["bos_token_id"] = 0
+    dictionary = random_dictionary(
+        "standard",
+        hook_name=point.hook_name,
+        hf_hook_name=point.module,
+        model_name=str(tiny_model),
+    )
+    dictionary.metadata.update(sae_atlas=ours, context_size=32)
+    card = model_card(dictionary, FIGURES, 48, Export(folder=HOOK))
+    assert str(tiny_model.parent) not in card
+    assert "contexts were 32 tokens long" in card
+    code = re.search("## Get activations.*?```python\n(.*?)\n```", card, re.DOTALL)[1]
+    found = executed(code, tiny_model.parent)
+    expected = read_activations(model.module, [point], found["tokens"])[point.hook_name][0]
+    torch.testing.assert_close(found["x"], expected[1:] if known else expected)
+    assert found["tokens"][0, 0] == 0 or not known
+    assert not found["place"]._forward_hooks
+    assert not found["place"]._forward_pre_hooks
 
 
 def test_a_dry_run_shows_every_file_with_its_size_and_writes_nothing(run, tmp_path, capsys):
@@ -287,9 +599,12 @@ def test_what_cannot_be_is_refused_in_a_sentence(words, sentence, run, tmp_path,
 def test_a_hook_that_leads_out_of_the_folder_is_refused(run, tmp_path):
     odd = tmp_path / "run"
     shutil.copytree(run, odd)
-    path = odd / "dictionaries/strong/cfg.json"
-    config = json.loads(path.read_text())
-    config["metadata"]["hook_name"] = "../../elsewhere"
-    path.write_text(json.dumps(config))
+    for name in (
+        "dictionaries/strong/cfg.json",
+        "evals/strong.json",
+        "atlas/strong/atlas.json",
+    ):
+        text = (odd / name).read_text()
+        (odd / name).write_text(text.replace(f'"{HOOK}"', '"../../elsewhere"'))
     with pytest.raises(UserError, match=r"is of the hook \.\./\.\./elsewhere, which is no"):
         sae.export(run=str(odd))

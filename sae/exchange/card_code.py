@@ -4,9 +4,19 @@ What is in a folder is named relative to it; what is on the Hub by its repositor
 """
 
 import json
+import re
 
 from sae.dictionary import Dictionary
-from sae.exchange.formats import named_format, saelens
+from sae.exchange.formats import (
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    named_format,
+    openai,
+    openmoss,
+    saelens,
+    sparsify,
+)
 from sae.exchange.saelens import WEIGHTS_FILE, loads_in_saelens
 from sae.exchange.shrink import DIRECTIONS_FILE, FULL, INT8
 
@@ -25,6 +35,25 @@ size = torch.relu(w["r_mag"].exp() * (x @ w["W_enc"]) + w["b_mag"])
 acts = size * (pre > 0)""",
 }
 """What `Dictionary.encode` does, in the words of the file."""
+TITLES = {
+    saelens.NAME: "SAELens",
+    sparsify.NAME: "sparsify",
+    dictionary_learning.NAME: "dictionary_learning",
+    openai.NAME: "OpenAI's sparse_autoencoder",
+    openmoss.NAME: "OpenMOSS's Language-Model-SAEs",
+    gemma_scope.NAME: "Gemma Scope's code",
+    gemma_scope_2.NAME: "Gemma Scope 2's code",
+}
+"""What the tool of each format calls itself."""
+_NOTHING_OF_OURS = (
+    "`sae` is sae-atlas, installed with `pip install .` in a clone of its repository; only the "
+    "first way needs it.\n\n"
+)
+_ABOUT = {
+    False: _NOTHING_OF_OURS,
+    True: f"Paths start in the folder of this file. {_NOTHING_OF_OURS}",
+}
+_ROWS = "rows of activations; how to get real ones is below"
 _SCALES = {"W_enc": "", "W_dec": "[:, None]", "W_skip": "[:, None]"}
 
 
@@ -38,42 +67,55 @@ def loading(
         repository: where on the Hub the export is, if it is there.
     """
     where = folder if repository is None else f"{repository}:{folder}"
-    sections = {"With sae-atlas": f"import sae\n\ndictionary = sae.load({_quoted(where)})"}
+    sections = {"With sae-atlas": _ours(dictionary, where)}
     ours = format == saelens.NAME
     if not ours:
-        sections[f"With {format}"] = _local(repository) + _of_format(folder, format)
+        sections[f"With {TITLES[format]}"] = _local(repository) + _of_format(folder, format)
     elif loads_in_saelens(dictionary, dtype):
         sections["With SAELens"] = _of_saelens(folder, dtype, repository)
     if ours:
         title = "With torch and safetensors alone"
         sections[title] = _plain(dictionary, folder, dtype, repository)
     sections["The decoder's directions alone"] = _directions(dtype, repository)
-    return "\n".join(
+    return _ABOUT[repository is None] + "\n".join(
         f"### {title}\n\n```python\n{code}\n```\n" for title, code in sections.items()
     )
 
 
+def _ours(dictionary: Dictionary, where: str) -> str:
+    return f"""\
+import sae
+import torch
+
+dictionary = sae.load({_quoted(where)})
+x = torch.randn(4, {dictionary.d_in})  # {_ROWS}
+acts = dictionary.encode(x)  # (4, {dictionary.d_sae})"""
+
+
 def queries(repository: str | None) -> str:
     """Each a line: the tables in datasets, pandas, polars and duckdb."""
-    # Of a folder it wants the name, which "." does not have.
-    data = "os.getcwd()" if repository is None else _quoted(repository)
-    importing = "import os\n\n" if repository is None else ""
+    data = '"parquet", data_files="contexts.parquet"'
+    if repository is not None:
+        data = f'{_quoted(repository)}, "contexts"'
     place = "" if repository is None else f"hf://datasets/{repository}/"
     features, labels = f"{place}features.parquet", f"{place}labels.csv"
-    return f"""\
+    return f'''\
 ```python
-{importing}import datasets
+import datasets
 import duckdb
 import pandas
 import polars
 
-contexts = datasets.load_dataset({data}, "contexts", split="train")
+contexts = datasets.load_dataset({data}, split="train")
+text = "".join(contexts[0]["tokens"])  # what a context says
 often = pandas.read_parquet({_quoted(features)}).nlargest(10, "density")
 alive = polars.scan_parquet({_quoted(features)}).filter(polars.col("n_active") > 0).collect()
-named = duckdb.sql("SELECT feature, l.label, density FROM '{features}' JOIN '{labels}' l USING \
-(feature) ORDER BY density DESC LIMIT 10").df()
+named = duckdb.sql("""
+    SELECT feature, l.label, density FROM '{features}' JOIN '{labels}' l USING (feature)
+    ORDER BY density DESC LIMIT 10
+""").df()
 ```
-"""
+'''
 
 
 def _quoted(text: str) -> str:
@@ -94,7 +136,9 @@ os.chdir(snapshot_download({_quoted(repository)}))
 
 
 def _of_format(folder: str, format: str) -> str:
-    return named_format(format).LOAD.format(folder=folder)
+    code = named_format(format).LOAD.format(folder=_quoted(folder)[1:-1])
+    # The heading above it names the tool.
+    return re.sub(r"(?m)  +# .*$", "", code)
 
 
 def _of_saelens(folder: str, dtype: str, repository: str | None) -> str:
@@ -124,7 +168,7 @@ import torch
 {importing}from safetensors.torch import load_file
 
 {_weights("w", path, dtype, tuple(n for n in _SCALES if n in dictionary.tensors))}
-x = torch.randn(4, {dictionary.d_in})  # rows of activations at the hook
+x = torch.randn(4, {dictionary.d_in})  # {_ROWS}
 pre = x @ w["W_enc"] + w["{gate}"]
 {lines}
 x_hat = acts @ w["W_dec"] + w["b_dec"]{skip}"""

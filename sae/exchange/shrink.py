@@ -185,10 +185,10 @@ def nested_widths(dictionary: Dictionary, kept: NDArray[np.int64]) -> tuple[int,
     Args:
         kept: their numbers in `dictionary`, rising.
     """
-    ours = dictionary.metadata["sae_atlas"]
+    ours = dictionary.metadata.get("sae_atlas", {})
     trained = ours.get("sae", {})
     nested = ours.get("architecture") == MatryoshkaConfig.architecture
-    if not nested or trained["d_sae"] != dictionary.d_sae:
+    if not nested or trained.get("d_sae") != dictionary.d_sae:
         return ()
     names = ("d_sae", "k", "matryoshka_widths")
     widths = MatryoshkaConfig(**{name: trained[name] for name in names}).level_widths

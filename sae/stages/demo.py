@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sae.analysis.atlas import Atlas
-from sae.analysis.labels import read_labels
+from sae.analysis.examples import feature_cards
 from sae.architectures import StandardConfig
 from sae.base.errors import UserError, require
 from sae.base.files import check_writable, read_json, write_json, write_text
@@ -236,46 +236,3 @@ def write_report(folder: Path, report: dict[str, Any], atlas: Atlas, names: list
     curves = training_curves(folder, names, report["chosen"]["id"])
     page = render_page(report, feature_cards(atlas), curves)
     write_text(folder / "report.html", page)
-
-
-def feature_cards(
-    atlas: Atlas, n_features: int = 12, n_contexts: int = 2
-) -> list[dict[str, Any]]:
-    """The clearest features as the report shows them, with the first of their contexts.
-
-    Clearest: the promoted tokens speak of most of its contexts, and it fires strongly.
-    """
-    from pyarrow import compute
-
-    table = atlas.feature_table()
-    order = [("logit_agreement", "descending"), ("max_activation", "descending")]
-    known = [key for key in order if key[0] in table.column_names]
-    best = table.filter(compute.field("n_active") > 0).sort_by(known).slice(0, n_features)
-    field = compute.field
-    few = field("feature").isin(best["feature"].to_pylist()) & (field("rank") < n_contexts)
-    rows = atlas.context_table().filter(few & (field("group") == "top"))
-    labels = read_labels(atlas.folder).label
-    contexts: dict[int, list[dict[str, Any]]] = {}
-    for row in rows.to_pylist():
-        contexts.setdefault(row["feature"], []).append(_card_context(row))
-    return [
-        {
-            "index": row["feature"],
-            "label": labels[row["feature"]],
-            "density": row["density"],
-            "max": row["max_activation"],
-            "top_tokens": row.get("top_logit_tokens", [])[:5],
-            "contexts": contexts.get(row["feature"], []),
-        }
-        for row in best.to_pylist()
-    ]
-
-
-def _card_context(row: dict[str, Any]) -> dict[str, Any]:
-    """A context without what does not fire: `acts` is place and activation in turn."""
-    firing = [(place, act) for place, act in enumerate(row["activations"]) if act > 0]
-    return {
-        "tokens": row["tokens"],
-        "peak": row["position"] - row["start"],
-        "acts": [value for pair in firing for value in pair],
-    }

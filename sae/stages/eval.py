@@ -111,6 +111,7 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[st
             "dictionary_digest": dictionaries[name].digest,
             "training_digest": training_digest(dictionaries[name].metadata),
             "asked_behaviour_tokens": n_tokens,
+            "data": cache.attributes["data"]["name"],
             **figures,
         }
         write_json(folder / "evals" / f"{name}.json", results[name])

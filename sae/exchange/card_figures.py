@@ -1,0 +1,161 @@
+"""What a card says of how good a dictionary is: figures, and what they do not show."""
+
+from typing import Any
+
+from sae.dictionary import Dictionary
+from sae.exchange.card_text import code
+from sae.exchange.shrink import FULL, INT8, Shrunk
+
+_EXPLAINED = "explained_variance"
+_DEAD = "dead_fraction"
+_CE = "ce_loss_without_sae"
+_CE_SAE = "ce_loss_with_sae"
+_CE_ZERO = "ce_loss_with_ablation"
+_METRICS = {
+    _EXPLAINED: "Explained variance, `1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²`",
+    "l0": "L0, mean number of active latents",
+    _DEAD: "Dead latents, share active in no counted row",
+    _CE: "CE_clean, of the model as it is, nats a token",
+    _CE_SAE: "CE_sae, with the reconstruction in place",
+    _CE_ZERO: "CE_zero, with zeros in place",
+    "ce_loss_score": "CE score, `(CE_zero − CE_sae) / (CE_zero − CE_clean)`",
+    "ce_loss_score_mean_ablation": "CE score against mean ablation",
+    "kl_div_score": "KL score, `(KL_zero − KL_sae) / KL_zero`",
+    "mse": "Mean of ‖x−x̂‖², summed over the width",
+    "cossim": "Mean cosine of x and x̂",
+    "l2_ratio": "Mean of ‖x̂‖ / ‖x‖",
+}
+_SHRUNK_METRICS = ("explained_variance", "l0", "mse", "cossim")
+_SHRUNK_BEHAVIOUR = ("ce_loss_score", "kl_div_score")
+
+_LIMITS = (
+    "A feature's contexts and promoted tokens suggest what it stands for; they do not prove "
+    "it.",
+    "Probes on plain activations and plain prompts are strong baselines for detection and for "
+    "steering.",
+    "Figures are of text like that in the tables; other languages, domains and positions "
+    "beyond the context were not measured.",
+)
+
+
+def figures_section(
+    dictionary: Dictionary, figures: dict[str, Any], shrunk: Shrunk | None, text: str | None
+) -> str:
+    """Where figures were measured, and a table of them.
+
+    Args:
+        text: name of the text that they were measured on, if that is known.
+    """
+    dropped = shrunk is not None and shrunk.n_dropped > 0
+    rows = "\n".join(
+        f"| {meaning} | {figures[name]:.4g} |"
+        for name, meaning in _METRICS.items()
+        # What was dropped is in no file: that is said where it is told.
+        if name in figures and not (dropped and name == _DEAD)
+    )
+    of_text = "" if text is None else f" of {code(text)}"
+    behaviour = ""
+    if figures["n_behaviour_tokens"]:
+        behaviour = f", and for CE and KL {figures['n_behaviour_tokens']:,} tokens"
+    density = ""
+    if _DEAD in figures and not dropped:
+        density = (
+            f" Whether a latent lives is counted over {figures['n_density_rows']:,} rows, "
+            "training rows among them."
+        )
+    return f"""\
+On held-out text{of_text}, special tokens left out: {figures["n_rows"]:,} rows{behaviour}.\
+{density}{_target(dictionary)}
+
+| metric | value |
+|---|---|
+{rows}
+"""
+
+
+def _target(dictionary: Dictionary) -> str:
+    if not dictionary.is_transcoder:
+        return ""
+    return (
+        f"\nHere x is the activation at {code(dictionary.hook_name_out)} and x̂ what is made "
+        f"for it of the one at {code(dictionary.hook_name)}."
+    )
+
+
+def smaller_section(figures: dict[str, Any], shrunk: Shrunk | None, dtype: str) -> str:
+    """What was made smaller and what that cost; nothing where nothing was."""
+    if shrunk is None:
+        return ""
+    said = []
+    if dtype == INT8:
+        said.append(
+            "Weights are stored as `int8`, with a scale for each column of `W_enc` and row of "
+            "`W_dec`."
+        )
+    elif dtype != FULL:
+        said.append(
+            f"Weights are stored as `{dtype}`; tools that compute in it too lose more "
+            "than what is measured here."
+        )
+    if shrunk.n_dropped:
+        said.append(
+            f"{shrunk.n_dropped:,} of {shrunk.d_sae:,} latents are left out: they fired in "
+            "none of the rows that the tables count. On other text some of them might have."
+        )
+    tokens, note = "", ""
+    if shrunk.n_behaviour_tokens:
+        tokens = f", and for CE and KL {shrunk.n_behaviour_tokens:,} tokens"
+        note = "\nOn so few tokens a small change of CE may be chance, up or down.\n"
+    elif "ce_loss_score" in figures:
+        note = "\nWhat it costs the model's CE was not measured: the model was not to be had.\n"
+    return f"""
+## Made smaller
+
+{" ".join(said)} The figures above are of the dictionary before that. Measured on
+{shrunk.n_rows:,} held-out rows{tokens}, sums in float32:
+
+| metric | before | as it is here |
+|---|---|---|
+{_shrunk_rows(shrunk)}
+{note}"""
+
+
+def _shrunk_rows(shrunk: Shrunk) -> str:
+    sides = shrunk.before, shrunk.after
+    rows = [(_METRICS[name], [side[name] for side in sides]) for name in _SHRUNK_METRICS]
+    if shrunk.n_dropped:
+        share = shrunk.n_dropped / shrunk.d_sae
+        rows.insert(2, ("Dead latents, share active in no row of the tables", [share, 0.0]))
+    if shrunk.n_behaviour_tokens:
+        added = [side[_CE_SAE] - side[_CE] for side in sides]
+        rows.append(("CE added, nats a token, `CE_sae − CE_clean`", added))
+        rows += [(_METRICS[name], [side[name] for side in sides]) for name in _SHRUNK_BEHAVIOUR]
+    return "\n".join(
+        f"| {meaning} | {before:.6g} | {after:.6g} |" for meaning, (before, after) in rows
+    )
+
+
+def limits(figures: dict[str, Any], *, one_seed: bool) -> str:
+    """What the dictionary does not show, in words."""
+    said = []
+    explained = figures.get(_EXPLAINED)
+    if explained is not None and explained < 0:
+        said.append(
+            "It reconstructs worse than the mean activation would (explained variance "
+            f"{explained:.2f})."
+        )
+    elif explained is not None:
+        said.append(f"{1 - explained:.1%} of the variance is not in any feature.")
+    if _CE in figures and _CE_SAE in figures:
+        clean, replaced = figures[_CE], figures[_CE_SAE]
+        verb = "rises" if replaced > clean else "goes"
+        zeros = figures.get(_CE_ZERO)
+        worse = zeros is not None and replaced >= zeros
+        than = f", no better than with zeros there ({zeros:.2f})" if worse else ""
+        said.append(
+            f"With the reconstruction in place the model's loss {verb} from {clean:.2f} to "
+            f"{replaced:.2f} nats a token{than}."
+        )
+    if one_seed:
+        said.append("All of it is of one place in one model, trained at one seed.")
+    return "".join(f"- {sentence}\n" for sentence in (*said, *_LIMITS))

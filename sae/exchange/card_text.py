@@ -1,0 +1,112 @@
+"""What others wrote, in a card: names, labels and texts show as they are and do nothing."""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_INSIDE = re.compile(r"[:@].*", re.DOTALL)
+_MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
+# Renderers of the Hub and of GitHub make links of these, marked or not.
+_LINKS = re.compile(r"://|www\.|@", re.IGNORECASE)
+_BEFORE, _AFTER = 48, 32
+"""Characters of a context around the token where it fires most, about: words stay whole."""
+
+
+def code(value: Any) -> str:
+    """`value` as inline code, whatever is in it; Markdown shows all of it and acts on none."""
+    text = _clean(value) or " "
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if "`" in (text[0], text[-1]) else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def cell(value: Any) -> str:
+    """The same inside a table, where a bar would end it even in code."""
+    return code(value).replace("|", r"\|")
+
+
+def plain(value: Any) -> str:
+    """`value` as plain text, without the meaning that Markdown and HTML give to characters.
+
+    As code if some of it would become a link.
+    """
+    return _plain(value, code)
+
+
+def _plain(value: Any, or_code: Callable[[Any], str]) -> str:
+    text = _clean(value)
+    if _LINKS.search(text):
+        return or_code(text)
+    # On the Hub two backslashes and a bracket begin a formula.
+    return _MARKS.sub(r"\\\1", text).replace("\\\\", "&#92;")
+
+
+def _clean(value: Any) -> str:
+    """On one line, and without characters that nobody sees or that turn the others around."""
+    text = " ".join(str(value).encode("utf-8", "replace").decode().split())
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def on_the_hub(name: str) -> bool:
+    """Whether `name` reads as one of the Hub's and is no folder here."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+
+
+def public(name: str) -> str:
+    """`name` if it is the Hub's, such as `ORG/NAME:FOLDER`; of a path its last part alone."""
+    head = _INSIDE.sub("", name)
+    if on_the_hub(name) or ("/" in head and on_the_hub(head)):
+        return name
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def part(found: Any, *keys: str) -> Any:
+    """What lies in metadata under some keys; None where it is not there or of another kind."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def example_table(examples: list[dict[str, Any]]) -> str:
+    """A row a feature, with the text where it fires most.
+
+    Args:
+        examples: with `index`, `label`, `density`, and `contexts` of `tokens` and `peak`.
+    """
+    lines = (
+        f"| {one['index']} | {_plain(one['label'], cell)} | {100 * one['density']:.2g}% | "
+        f"{_context(one['contexts'][0]) if one['contexts'] else ''} |"
+        for one in examples
+    )
+    return "| feature | label | share of rows | where it fires most |\n|---|---|---|---|\n" + (
+        "\n".join(lines)
+    )
+
+
+def _context(context: dict[str, Any]) -> str:
+    """The token of the peak is bold, and the text beside it cut."""
+    tokens, peak = context["tokens"], context["peak"]
+    before, after = "".join(tokens[:peak]), "".join(tokens[peak + 1 :])
+    if len(before) > _BEFORE:
+        cut = before[-_BEFORE:]
+        before = f"…{cut.partition(' ')[2] or cut}"
+    if len(after) > _AFTER:
+        cut = after[:_AFTER]
+        after = f"{cut.rpartition(' ')[0] or cut}…"
+    found = f"<b>{_seen(tokens[peak]) or ' '}</b>"
+    # Words stay apart, and what is one word together.
+    if before.strip():
+        apart = " " * (before[-1:].isspace() or tokens[peak][:1].isspace())
+        found = f"{_seen(before)}{apart}{found}"
+    if after.strip():
+        apart = " " * (after[:1].isspace() or tokens[peak][-1:].isspace())
+        found = f"{found}{apart}{_seen(after)}"
+    return found
+
+
+def _seen(text: str) -> str:
+    """Line breaks as a sign; a token of spaces alone as one as well."""
+    text = text.replace("\r\n", "\n").replace("\n", "↵")
+    return _plain("␣" if text and not text.strip() else text, cell)
