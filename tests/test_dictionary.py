@@ -105,7 +105,8 @@ def test_weights_that_do_not_belong_together_are_refused(architecture, change, s
 def test_a_dictionary_is_shown_in_one_line():
     places = {"hook_name": "blocks.3.hook_resid_post", "model_name": "org/lm"}
     found = random_dictionary("topk", d_in=8, d_sae=20, d_out=6, **places)
-    shown = f"Dictionary(topk, k={found.k}, 8 to 20 latents to 6, blocks.3.hook_resid_post of org/lm)"
+    sizes = f"k={found.k}, 8 to 20 latents to 6"
+    shown = f"Dictionary(topk, {sizes}, blocks.3.hook_resid_post of org/lm)"
     assert repr(found) == shown
     assert repr(replace(found, metadata={})).endswith(" to 6, ? of ?)")
 

@@ -22,9 +22,9 @@ from sae.base.errors import UserError
 from sae.cli import main
 from sae.dictionary import ARCHITECTURES
 from sae.exchange.card import Export, model_card
-from sae.exchange.card_code import TITLES
-from sae.exchange.card_input import hook_side
-from sae.exchange.card_text import example_table, public
+from sae.exchange.card.activations import hook_side
+from sae.exchange.card.loading import TITLES
+from sae.exchange.card.text import example_table, public
 from sae.exchange.formats import WRITTEN
 from sae.exchange.saelens import save_dictionary
 from sae.exchange.shrink import DTYPES, Shrunk, save_directions

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sae.base.errors import require
 from sae.dictionary import ARCHITECTURES, Dictionary
 from sae.exchange.folding import scaled_by_decoder_norm, with_directions
-from sae.exchange.formats.parts import is_transcoder, layer_of
+from sae.exchange.formats.parts import layer_of
 
 
 @dataclass
@@ -143,7 +143,7 @@ def as_custom_sae(dictionary: Dictionary) -> CustomSAE:
     """
     about = dictionary.metadata
     require(
-        not is_transcoder(dictionary),
+        not dictionary.is_transcoder,
         "SAEBench puts a reconstruction back where it was read, and a transcoder's belongs "
         "elsewhere; give an autoencoder",
     )

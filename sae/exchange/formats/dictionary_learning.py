@@ -40,7 +40,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "ae.pt"
 FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE)
 LOAD = """\
-from dictionary_learning.utils import load_dictionary   # dictionary_learning
+from dictionary_learning.utils import load_dictionary
 dictionary, config = load_dictionary("{folder}", "cpu")"""
 LOST = "metadata, but for model, layer and hook"
 

@@ -23,7 +23,7 @@ NAME = "gemma_scope"
 WEIGHTS_FILE = "params.npz"
 FILES: tuple[str, ...] = (WEIGHTS_FILE,)
 LOAD = """\
-import numpy                                 # as Gemma Scope's tutorial does
+import numpy
 weights = numpy.load("{folder}/params.npz")"""
 LOST = "metadata; standard becomes jumprelu with thresholds of 0, which is the same"
 

@@ -32,7 +32,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "params.safetensors"
 FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE)
 LOAD = """\
-from safetensors.torch import load_file      # as Gemma Scope 2's tutorial does
+from safetensors.torch import load_file
 weights = load_file("{folder}/params.safetensors")"""
 LOST = (
     "metadata, but for model and modules; standard becomes jumprelu with thresholds of 0, "

@@ -21,7 +21,6 @@ from sae.exchange.folding import with_b_dec, without_b_dec
 from sae.exchange.formats import qwen_scope
 from sae.exchange.formats.parts import (
     as_pickle,
-    is_transcoder,
     layer_of,
     plain,
     read_metadata,
@@ -33,7 +32,7 @@ NAME = "openai"
 FILES: tuple[str, ...] = ("*.pt",)
 LOAD = """\
 import glob, torch
-from sparse_autoencoder import Autoencoder   # openai/sparse_autoencoder
+from sparse_autoencoder import Autoencoder
 (path,) = glob.glob("{folder}/*.pt")
 dictionary = Autoencoder.from_state_dict(torch.load(path))"""
 LOST = "metadata, but for the layer in the file's name"
@@ -112,7 +111,7 @@ def _native(file: Path) -> dict[str, Any]:
 
 def cannot_hold(dictionary: Dictionary) -> str | None:
     """Why these files have no place for it."""
-    if is_transcoder(dictionary):
+    if dictionary.is_transcoder:
         return "it reconstructs what it reads"
     if dictionary.architecture != "standard":
         return "of its activations ReLU alone reads raw rows"

@@ -69,7 +69,7 @@ FILES: tuple[str, ...] = (
     PICKLE_FILE,
 )
 LOAD = """\
-from llamascopium import SparseDictionary    # Language-Model-SAEs
+from llamascopium import SparseDictionary
 dictionary = SparseDictionary.from_pretrained("{folder}")"""
 LOST = "metadata, but for model and hooks; thresholds are rounded by their logarithm"
 

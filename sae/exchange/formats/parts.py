@@ -73,15 +73,10 @@ def plain(tensor: Tensor) -> Tensor:
 
 def kind_of(dictionary: Dictionary) -> str:
     """Architecture and kind in words, such as `gated transcoder`."""
-    if not is_transcoder(dictionary):
+    if not dictionary.is_transcoder:
         return f"{dictionary.architecture} autoencoder"
     skip = "" if dictionary.W_skip is None else "skip "
     return f"{dictionary.architecture} {skip}transcoder"
-
-
-def is_transcoder(dictionary: Dictionary) -> bool:
-    """Whether it reconstructs something else than it reads."""
-    return dictionary.is_transcoder
 
 
 def hook_of_module(path: str, side: str = "output") -> str:

@@ -9,7 +9,7 @@ from sae.exchange.tensors import safetensors_there
 NAME = "saelens"
 FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE)
 LOAD = """\
-from sae_lens import SAE                     # SAELens
+from sae_lens import SAE
 dictionary = SAE.load_from_disk("{folder}")"""
 LOST = "nothing; SAELens has no class for the transcoders of topk and gated"
 

@@ -35,7 +35,7 @@ CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae.safetensors"
 FILES: tuple[str, ...] = (CONFIG_FILE, "../config.json", WEIGHTS_FILE)
 LOAD = """\
-from sparsify import Sae                     # sparsify
+from sparsify import Sae
 dictionary = Sae.load_from_disk("{folder}")"""
 LOST = "metadata, but for the hookpoint in the folder's name"
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sae.dictionary import Dictionary
-from sae.exchange.card_text import code
+from sae.exchange.card.text import code
 from sae.exchange.shrink import FULL, INT8, Shrunk
 
 _EXPLAINED = "explained_variance"

@@ -4,7 +4,6 @@ What is in a folder is named relative to it; what is on the Hub by its repositor
 """
 
 import json
-import re
 
 from sae.dictionary import Dictionary
 from sae.exchange.formats import (
@@ -136,9 +135,7 @@ os.chdir(snapshot_download({_quoted(repository)}))
 
 
 def _of_format(folder: str, format: str) -> str:
-    code = named_format(format).LOAD.format(folder=_quoted(folder)[1:-1])
-    # The heading above it names the tool.
-    return re.sub(r"(?m)  +# .*$", "", code)
+    return named_format(format).LOAD.format(folder=_quoted(folder)[1:-1])
 
 
 def _of_saelens(folder: str, dtype: str, repository: str | None) -> str:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from sae.dictionary import Dictionary
-from sae.exchange.card_text import code, part, public
+from sae.exchange.card.text import code, part, public
 
 _AT_INPUT = ("hook_resid_pre", "hook_resid_mid", "attn.hook_z", "mlp.hook_post")
 _BEFORE_NORM = ("hook_resid_post", "output.LayerNorm")

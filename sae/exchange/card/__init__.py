@@ -10,10 +10,10 @@ from typing import Any
 
 from sae.base.provenance import UNKNOWN
 from sae.dictionary import ARCHITECTURES, Dictionary
-from sae.exchange.card_code import TITLES, loading, queries
-from sae.exchange.card_figures import figures_section, limits, smaller_section
-from sae.exchange.card_input import input_section
-from sae.exchange.card_text import (
+from sae.exchange.card.activations import input_section
+from sae.exchange.card.figures import figures_section, limits, smaller_section
+from sae.exchange.card.loading import TITLES, loading, queries
+from sae.exchange.card.text import (
     cell,
     code,
     example_table,
