@@ -7,37 +7,29 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import torch
 from conftest import random_dictionary
+from hub_server import COMMIT, HubHandler, serving
 
 import sae
 from sae.base.errors import UserError
 from sae.exchange.formats import write_dictionary
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OLD_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 REVISIONS = {"main": COMMIT, "v1": OLD_COMMIT, "refs/pr/1": COMMIT}
 ERRORS = {"org/gated": (403, "GatedRepo"), "org/private": (401, "RepoNotFound")}
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """What `snapshot_download` asks of the Hub, of one repository `org/name`."""
 
     states: dict[str, dict[str, bytes]]
     """By commit, the files by name."""
     asked: list[str]
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
 
     def answer(self, body):
         path = unquote(urlsplit(self.path).path)
@@ -71,17 +63,6 @@ class Hub(BaseHTTPRequestHandler):
             found = {"id": "org/name", "sha": commit, "siblings": siblings}
         return self.send(200, {}, json.dumps(found).encode(), body)
 
-    def send(self, status, headers, content, body):
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def hub(tmp_path):
@@ -103,13 +84,8 @@ def hub(tmp_path):
     old = {f"layers.1/{p.name}": p.read_bytes() for p in (tmp_path / "old").iterdir()}
     states = {COMMIT: files, OLD_COMMIT: old}
     handler = type("Handler", (Hub,), {"states": states, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", handler.asked, states
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(handler) as address:
+        yield address, handler.asked, states
 
 
 SCRIPT = """

@@ -7,8 +7,6 @@ and all. Where SAELens differs from the tool whose files these are, a test says 
 import hashlib
 import json
 import math
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_dictionary
+from hub_server import COMMIT, HubHandler, serving
 from safetensors.torch import load_file, save_file
 
 import sae
@@ -33,21 +32,14 @@ OF_6_54 = pytest.mark.skipif(
 
 D_IN, D_SAE = 32, 48
 HOOK = "blocks.1.hook_resid_post"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 # The widths that SAELens takes from the name of a model.
 SIZES = {"d_in": D_IN, "d_sae": D_SAE}
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """What `hf_hub_download` asks of the Hub, and the ranges that the loaders ask for."""
 
     root: Path
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
 
     def answer(self, body):
         repository, _, rest = unquote(urlsplit(self.path).path).partition("/resolve/")
@@ -63,40 +55,22 @@ class Hub(BaseHTTPRequestHandler):
         about["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         return self.send(206, about, content[first : last + 1], body)
 
-    def send(self, status, headers, content, body):
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """The folder with the server's repositories."""
     root = tmp_path / "hub"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Hub,), {"root": root}))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    settings = {
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "ENDPOINT": address,
-        "HUGGINGFACE_CO_URL_TEMPLATE": template,
-    }
-    for name, value in settings.items():
-        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-    yield root
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(type("Handler", (Hub,), {"root": root})) as address:
+        settings = {
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "ENDPOINT": address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        yield root
 
 
 def loaded(loader, repository, folder, **overrides):
