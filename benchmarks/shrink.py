@@ -46,7 +46,7 @@ def _rows(name: str) -> list[dict[str, object]]:
     cache = sae.open_cache(RUN / "cache.zarr")
     whole = sae.load(str(RUN / "dictionaries" / name))
     variants = _variants(name, whole)
-    model = recorded_model(cache.attributes["model"], "auto")
+    model = recorded_model(cache.attributes["model"], "cpu")
     numbered = {str(i): variant.dictionary for i, variant in enumerate(variants)}
     _, scores = behaviour_scores(model, cache, (HOOK, HOOK), numbered, N_TOKENS, SEQUENCES)
     held_out = select_rows(cache, HOOK, held_out=True, max_norm_multiple=norm_limit(whole))

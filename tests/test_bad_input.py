@@ -441,7 +441,7 @@ def test_a_folder_without_permission_is_refused(stage, places, refused, monkeypa
     # Root may write everywhere, so the system's answer is made up.
     monkeypatch.setattr(os, "access", lambda *_, **__: False)
     command = HARVEST if stage == "harvest" else TRAIN
-    refused(words_of(command, places), str(places["tmp"]), "no permission", "run=")
+    refused(words_of(command, places), str(places["tmp"]), "no permission", "another folder")
 
 
 def failing(code: int):
@@ -454,7 +454,7 @@ def failing(code: int):
 def test_a_disk_that_turns_read_only_is_explained(tmp_path, tiny_run, refused, monkeypatch):
     monkeypatch.setattr("sae.training.checkpoint.torch.save", failing(errno.EROFS))
     words = ["train", f"run={tmp_path / 'new'}", f"cache={tiny_run / 'cache.zarr'}", *SMALL]
-    refused(words, "step_", "no permission", "run=", late=True)
+    refused(words, "step_", "no permission", "another folder", late=True)
 
 
 # A full disk

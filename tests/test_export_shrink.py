@@ -264,13 +264,18 @@ def test_the_card_of_a_dictionary_without_its_dead_features_says_so(run):
     assert float(list(found.values())[2][1]) > 0
 
 
-def test_where_no_feature_is_dead_the_folder_is_the_same(tiny_run, tmp_path):
+def test_where_no_feature_is_dead_the_folder_is_the_same_and_it_is_said(
+    tiny_run, tmp_path, capsys
+):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     sae.eval(run=str(run), dictionary="weak", n_behaviour_tokens=64)
     assert sae.analyze(run=str(run), dictionary="weak").manifest["n_dead"] == 0
     whole = sae.export(run=str(run), dictionary="weak")
+    said = "export: drop_dead=true leaves nothing out, for every feature fired"
+    assert said not in capsys.readouterr().err
     alive = sae.export(run=str(run), dictionary="weak", drop_dead=True)
+    assert said in capsys.readouterr().err
     names = {str(p.relative_to(whole)) for p in whole.rglob("*")} - {"export.json"}
     assert {str(p.relative_to(alive)) for p in alive.rglob("*")} - {"export.json"} == names
     for name in names:

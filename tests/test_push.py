@@ -7,23 +7,23 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from hub_server import COMMIT, HubHandler, serving
 
 import sae
 from sae.base.errors import UserError
 from sae.exchange.push import check_repository
+from sae.exchange.stamp import write_stamp
 
 HOOK = "blocks.1.hook_resid_post"
 TOKEN = "hf_of_a_test"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+JSON = {"Content-Type": "application/json"}
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(HubHandler):
     """What `HfApi.create_repo` and `upload_folder` ask of the Hub, and what downloads do.
 
     Repositories of `closed` may not be written to; all else is there once it was created.
@@ -36,25 +36,21 @@ class Hub(BaseHTTPRequestHandler):
     cut: set[str]
     address: str
 
-    def do_GET(self):
-        self.read(body=True)
-
-    def do_HEAD(self):
-        self.read(body=False)
-
-    def read(self, body):
+    def answer(self, body):
         path = unquote(urlsplit(self.path).path)
         repository, _, rest = path.partition("/resolve/")
         if rest:
-            content = self.repositories[f"model:{repository[1:]}"].get(rest.split("/", 1)[1])
+            data = repository.startswith("/datasets/")
+            where = f"{'dataset' if data else 'model'}:{'/'.join(repository.split('/')[-2:])}"
+            content = self.repositories[where].get(rest.split("/", 1)[1])
             if content is None:
-                return self.send(404, b"{}", body, {"X-Error-Code": "EntryNotFound"})
+                return self.send(404, {"X-Error-Code": "EntryNotFound"}, b"{}", body)
             about = {"X-Repo-Commit": COMMIT, "ETag": hashlib.sha1(content).hexdigest()}
-            return self.send(200, content, body, about)
+            return self.send(200, about, content, body)
         _, _, kind, org, name, *more = path.split("/")
         files = self.repositories.get(f"{kind[:-1]}:{org}/{name}")
         if files is None:
-            return self.send(404, b"{}", body, {"X-Error-Code": "RepoNotFound"})
+            return self.send(404, {"X-Error-Code": "RepoNotFound"}, b"{}", body)
         if more[:1] == ["tree"]:
             found = [
                 {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
@@ -63,7 +59,7 @@ class Hub(BaseHTTPRequestHandler):
         else:
             siblings = [{"rfilename": n} for n in files]
             found = {"id": f"{org}/{name}", "sha": COMMIT, "siblings": siblings}
-        return self.send(200, json.dumps(found).encode(), body)
+        return self.send(200, JSON, json.dumps(found).encode(), body)
 
     def do_PUT(self):
         content, oid = self.content(), self.path.rsplit("/", 1)[1]
@@ -71,15 +67,15 @@ class Hub(BaseHTTPRequestHandler):
         assert "Authorization" not in self.headers
         assert hashlib.sha256(content).hexdigest() == oid
         self.stored[oid] = content
-        self.answer({})
+        self.tell({})
 
     def do_POST(self):
         content, path = self.content(), unquote(urlsplit(self.path).path)
         if self.headers["Authorization"] != f"Bearer {TOKEN}":
-            return self.answer({"error": "Invalid username or password."}, 401)
+            return self.tell({"error": "Invalid username or password."}, 401)
         if path == "/api/validate-yaml":
             assert json.loads(content)["content"].startswith("---\nlibrary_name: sae")
-            return self.answer({"errors": [], "warnings": []})
+            return self.tell({"errors": [], "warnings": []})
         if path == "/api/repos/create":
             return self.create(json.loads(content))
         if path.endswith(".git/info/lfs/objects/batch"):
@@ -87,7 +83,7 @@ class Hub(BaseHTTPRequestHandler):
         if path.endswith("/verify"):
             about = json.loads(content)
             assert len(self.stored[about["oid"]]) == about["size"]
-            return self.answer({})
+            return self.tell({})
         _, _, kind, org, name, verb, revision = path.split("/")
         assert revision == "main"
         where = f"{kind[:-1]}:{org}/{name}"
@@ -103,13 +99,13 @@ class Hub(BaseHTTPRequestHandler):
         where = f"{kind}:{organization}/{name}"
         url = f"{self.address}/{'datasets/' * (kind == 'dataset')}{organization}/{name}"
         if organization == "closed":
-            return self.answer({"error": "You have no rights"}, 403)
+            return self.tell({"error": "You have no rights"}, 403)
         if where in self.repositories:
-            return self.answer({"error": "You already created it", "url": url}, 409)
+            return self.tell({"error": "You already created it", "url": url}, 409)
         self.repositories[where] = {".gitattributes": b"*.parquet filter=lfs"}
         private = wanted.get("visibility") == "private" or wanted.get("private")
         self.private[where] = "private" if private else None
-        return self.answer({"url": url})
+        return self.tell({"url": url})
 
     def preupload(self, where, wanted):
         samples = {f["path"]: (f["sample"], f["size"]) for f in wanted["files"]}
@@ -123,13 +119,13 @@ class Hub(BaseHTTPRequestHandler):
             }
             for path in samples
         ]
-        return self.answer({"files": answers})
+        return self.tell({"files": answers})
 
     def batch(self, wanted):
         assert wanted["operation"] == "upload"
         assert wanted["hash_algo"] == "sha256"
         if any(name in self.path for name in self.cut):
-            return self.answer({"error": "Storage is being moved"}, 501)
+            return self.tell({"error": "Storage is being moved"}, 501)
         objects = [
             {
                 **about,
@@ -140,7 +136,7 @@ class Hub(BaseHTTPRequestHandler):
             }
             for about in wanted["objects"]
         ]
-        return self.answer({"transfer": "basic", "objects": objects})
+        return self.tell({"transfer": "basic", "objects": objects})
 
     def commit(self, where, lines):
         (header, *operations) = lines
@@ -162,7 +158,7 @@ class Hub(BaseHTTPRequestHandler):
             files[about["path"]] = content
         self.repositories[where] = files
         url = f"{self.address}/{where.split(':')[1]}/commit/{COMMIT}"
-        return self.answer({"commitUrl": url, "commitOid": COMMIT, "success": True})
+        return self.tell({"commitUrl": url, "commitOid": COMMIT, "success": True})
 
     def content(self):
         if self.headers["Transfer-Encoding"] != "chunked":
@@ -173,20 +169,8 @@ class Hub(BaseHTTPRequestHandler):
             self.rfile.readline()
         return content
 
-    def answer(self, value, status=200):
-        self.send(status, json.dumps(value).encode(), True)
-
-    def send(self, status, content, body, headers=None):
-        self.send_response(status)
-        about = {"Content-Length": str(len(content)), "Content-Type": "application/json"}
-        for key, value in {**about, **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
+    def tell(self, value, status=200):
+        self.send(status, JSON, json.dumps(value).encode(), True)
 
 
 @pytest.fixture
@@ -194,14 +178,8 @@ def hub():
     """The server's class, with what it has been given."""
     empty = {"repositories": {}, "private": {}, "stored": {}, "samples": {}, "cut": set()}
     handler = type("Handler", (Hub,), empty)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    handler.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(handler) as handler.address:
+        yield handler
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +231,14 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in there}
 
 
+def write_stamp_of(folder, found):
+    """The bytes of a stamp that says this."""
+    folder.mkdir()
+    found = {name: value for name, value in found.items() if name != "files"}
+    write_stamp(folder, **found)
+    return (folder / "export.json").read_bytes()
+
+
 def without_the_hubs(found):
     return {name: content for name, content in found.items() if name != ".gitattributes"}
 
@@ -285,6 +271,32 @@ def test_a_second_push_replaces_the_first_and_leaves_nothing_of_it(hub, run, tmp
         assert without_the_hubs(hub.repositories["model:org/name"]) == files(folder)
     assert "feature_map.csv" not in hub.repositories["dataset:org/name"]
     assert set(hub.private.values()) == {"private"}
+
+
+@pytest.mark.slow
+def test_only_an_export_of_the_same_dictionary_is_replaced_on_the_hub(hub, run, tmp_path):
+    wanted = {"run": str(run), "push": "org/name", "out": str(tmp_path / "out")}
+    in_a_process(hub, tmp_path / "c", wanted)
+    ours = {where: dict(found) for where, found in hub.repositories.items()}
+    foreign = {"export.json": b'{"digest": "a"}', "thesis.csv": b"1"}
+    stamp = json.loads(ours["model:org/name"]["export.json"])
+    stamp["of"]["dictionary"] = "another"
+    del stamp["seal"]
+    other = write_stamp_of(tmp_path / "other", stamp)
+    cases = [
+        ("model", foreign, "something that is no export (export.json, thesis.csv); choose"),
+        ("dataset", foreign, "something that is no export (export.json, thesis.csv); choose"),
+        ("model", {"export.json": other}, "the export of another dictionary, another ("),
+        ("dataset", {"figure.png": b"1"}, "figure.png beside the export; remove that there"),
+    ]
+    for kind, change, sentence in cases:
+        hub.repositories = {where: dict(found) for where, found in ours.items()}
+        there = {} if change is foreign else ours[f"{kind}:org/name"]
+        hub.repositories[f"{kind}:org/name"] = there | change
+        before = {where: dict(found) for where, found in hub.repositories.items()}
+        (said,) = in_a_process(hub, tmp_path / "c", wanted)
+        assert f"push=org/name: the {kind} of that name holds {sentence}" in said
+        assert hub.repositories == before
 
 
 @pytest.mark.slow

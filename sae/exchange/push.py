@@ -6,20 +6,21 @@ works. Each is made the folder's mirror in one commit.
 """
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sae.base.errors import UserError, require
+from sae.exchange.stamp import CARD_FILE, STAMP_FILE, Stamp, read_stamp, spoken
 
-STAMP_FILE = "export.json"
-TABLES = ("README.md", "*.parquet", "*.csv", STAMP_FILE)
+TABLES = (CARD_FILE, "*.parquet", "*.csv", STAMP_FILE)
 """What the data set has of the folder."""
 # What the Hub takes, as `huggingface_hub.utils.validate_repo_id` has it.
 _ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]*\w)?/\w([\w.-]{,94}\w)?", re.ASCII)
 # A new repository has these before anybody has put something into it.
-_FROM_THE_HUB = {".gitattributes", "README.md"}
+_FROM_THE_HUB = {".gitattributes", CARD_FILE}
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -53,7 +54,10 @@ def check_can_push(repository: str) -> None:
 def push(folder: Path, repository: str, *, private: bool) -> None:
     """Make model and data set `repository` mirrors of `folder`, creating them if needed.
 
+    What they hold is replaced if it is an export of the same dictionary.
+
     Args:
+        folder: an export.
         private: of repositories that are created here; else the organisation's default.
 
     Raises:
@@ -68,7 +72,7 @@ def push(folder: Path, repository: str, *, private: bool) -> None:
         for kind in kinds:
             wanted = True if private else None
             api.create_repo(repository, repo_type=kind, private=wanted, exist_ok=True)
-            _check_ours(api, repository, kind)
+            _check_ours(api, repository, kind, read_stamp(folder / STAMP_FILE))
         for kind, patterns in kinds.items():
             api.upload_folder(
                 repo_id=repository,
@@ -80,15 +84,32 @@ def push(folder: Path, repository: str, *, private: bool) -> None:
             )
 
 
-def _check_ours(api: Any, repository: str, kind: str) -> None:
+def _check_ours(api: Any, repository: str, kind: str, wanted: Stamp | None) -> None:
     """Refuse a repository of something else, which would be deleted."""
-    there = set(api.list_repo_files(repository, repo_type=kind))
-    others = sorted(there - _FROM_THE_HUB)
+    there = set(api.list_repo_files(repository, repo_type=kind)) - _FROM_THE_HUB
+    if not there:
+        return
+    what = f"push={repository}: the {kind} of that name holds"
+    stamp = _stamp(api, repository, kind) if STAMP_FILE in there else None
+    if stamp is None:
+        some = ", ".join(sorted(there)[:3])
+        raise UserError(f"{what} something that is no export ({some}); choose another name")
     require(
-        STAMP_FILE in there or not others,
-        f"push={repository}: the {kind} of that name holds something that is no export "
-        f"({', '.join(others[:3])}); choose another name",
+        wanted is not None and stamp.of == wanted.of,
+        f"{what} the export of another dictionary, {spoken(stamp.of)}; choose another name",
     )
+    others = sorted(there - set(stamp.files) - {STAMP_FILE})
+    require(
+        not others,
+        f"{what} {', '.join(others[:3])} beside the export; remove that there, or choose "
+        "another name",
+    )
+
+
+def _stamp(api: Any, repository: str, kind: str) -> Stamp | None:
+    with tempfile.TemporaryDirectory() as scratch:
+        path = api.hf_hub_download(repository, STAMP_FILE, repo_type=kind, local_dir=scratch)
+        return read_stamp(Path(path))
 
 
 @contextmanager
