@@ -21,7 +21,7 @@ $(TOOLS): $(READY) tests/peers.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/peers.txt
 	@touch $(TOOLS)
 
-demo: $(READY)  ## the whole path on a real model: about twenty minutes on two cores
+demo: $(READY)  ## the whole path on a real model: about a quarter of an hour on two cores
 	$(BIN)/sae demo
 
 test: $(TOOLS)  ## run the tests
