@@ -1,10 +1,14 @@
 """The worked example of CONTRIBUTING.md, run as it stands there."""
 
+import json
 import re
 import shutil
 import sys
 import types
 from pathlib import Path
+
+import pytest
+from conftest import HOOK
 
 import sae
 from sae import schemas
@@ -35,8 +39,18 @@ def test_the_new_architecture_of_the_example_trains_from_the_command_line(
     words += [f"run={tmp_path}", f"cache={tiny_run}/cache.zarr", "training_tokens=12800"]
     trained = sae.train(build(STAGES["train"], [*words, "train_batch_size_tokens=128"]))
     assert trained.architecture == "jumprelu"
-    assert (trained.threshold == 0.5).all()
+    assert (trained.threshold == trained.threshold[0]).all()
     assert (tmp_path / "dictionaries/fixed_threshold-48-0.5").is_dir()
+    # The dictionary is what was trained: as many latents pass its threshold on raw rows.
+    lines = (
+        (tmp_path / "training/fixed_threshold-48-0.5/metrics.jsonl").read_text().splitlines()
+    )
+    seen = [
+        figures["metrics/l0"] for line in lines if "metrics/l0" in (figures := json.loads(line))
+    ]
+    rows = sae.open_cache(f"{tiny_run}/cache.zarr").read(HOOK, slice(0, 60))[:, 1:]
+    l0 = float((trained.encode(rows) > 0).sum(-1).float().mean())
+    assert l0 == pytest.approx(seen[-1], rel=0.15)
 
 
 def test_the_test_of_the_example_passes():

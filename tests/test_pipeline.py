@@ -5,9 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from atlas_browser import needs_browser
 from conftest import HOOK
 
 import sae
@@ -99,6 +101,18 @@ def test_a_second_demo_reuses_every_stage_and_keeps_the_timings(
         )
     assert said.count("train:") == 3
     assert json.loads((run / "report.json").read_text()) == before
+
+
+@needs_browser
+def test_the_pictures_of_the_readme_are_made_from_a_demo(finished, tmp_path):
+    run, _ = finished
+    script = Path(__file__).parent.parent / "scripts" / "pictures.py"
+    command = [sys.executable, str(script), str(run), "--feature", "3", "--out", str(tmp_path)]
+    subprocess.run(command, check=True)
+    sizes = {p.name: p.stat().st_size for p in tmp_path.iterdir()}
+    assert sorted(sizes) == ["atlas.png", "feature.png", "front.png"]
+    assert min(sizes.values()) > 20_000
+    assert (tmp_path / "atlas.png").read_bytes() != (tmp_path / "feature.png").read_bytes()
 
 
 def test_a_demo_killed_at_several_instants_ends_with_the_same_dictionaries(
