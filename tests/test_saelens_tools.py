@@ -81,6 +81,26 @@ def test_a_model_with_our_folder_spliced_in_says_what_it_says_with_our_own_hook(
     close(dictionary.encode(cache[f"{hook_name}.hook_sae_input"]), acts)
 
 
+def test_saelenss_bridge_splices_our_folder_into_a_model_of_transformers(
+    both, lens_folder, tmp_path
+):
+    """For models that TransformerLens has no list of, as SmolLM2 is one."""
+    from sae_lens import SAE
+    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+
+    _, ours, ids = both
+    dictionary = random_dictionary("topk", model_name="a", hook_name=HOOK)
+    save_dictionary(dictionary, tmp_path / "folder")
+    sae = SAE.load_from_disk(str(tmp_path / "folder"))
+    bridge = SAETransformerBridge.boot_transformers(
+        str(lens_folder), device="cpu", dtype=torch.float32
+    )
+    with torch.inference_mode():
+        close(bridge(ids), ours.module(ids, use_cache=False).logits, 1e-4)
+        spliced = bridge.run_with_saes(ids, saes=[sae])
+    close(spliced, logits_with(ours, dictionary, ids), 1e-4)
+
+
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
 def test_a_model_with_our_transcoder_spliced_in_says_what_it_says_with_our_own_hook(
