@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 import sae
 from sae.dictionary import ARCHITECTURES
-from sae.exchange.card import Export, model_card
 from sae.exchange.saelens import load_dictionary, loads_in_saelens, save_dictionary
 
 
@@ -244,51 +243,6 @@ def test_the_cards_metadata_and_figures_are_those_of_the_run(exported):
     figures = json.loads((run / "evals/strong.json").read_text())
     assert f"{figures['explained_variance']:.4g}" in card.text
     assert f"{figures['ce_loss_score']:.4g}" in card.text
-
-
-OURS = {
-    "versions": {"sae-atlas": "1"},
-    "training_tokens": 1000,
-    "data": {"name": "text"},
-    "architecture": "topk",
-    "sae": {"k": 7},
-    "optim": {"lr": 1e-3},
-    "train_batch_size_tokens": 10,
-    "max_norm_multiple": 10.0,
-    "seed": 0,
-}
-FIGURES = {"n_rows": 5, "n_behaviour_tokens": 6, "n_density_rows": 7}
-
-
-def card_of(dictionary):
-    dictionary.metadata.update(model_name="a/model", sae_atlas=OURS)
-    return model_card(dictionary, FIGURES, 48, Export(folder="folder"))
-
-
-def test_the_card_of_a_transcoder_names_both_hooks_and_the_rule():
-    text = card_of(random_dictionary("topk", d_out=20, skip=True, **HOOKS))
-    assert (
-        "# A transcoder of a/model from `blocks.1.hook_resid_mid` to `blocks.1.hook_mlp_out`"
-        in text
-    )
-    assert "activations are `the k largest of relu(pre)`" in text
-    assert "`k = 7`" in text
-    assert "+ x @ W_skip.T" in text
-    assert "width 32 and write activations of width 20" in text
-    # SAELens has no such class, so nobody is told to load it there.
-    assert "sae_lens" not in text
-    assert "library_name: sae-atlas" in text
-
-
-def test_the_card_of_an_autoencoder_names_its_hook_and_rule_and_both_ways_to_load_it():
-    text = card_of(random_dictionary("gated", hook_name="blocks.1.hook_resid_mid"))
-    assert "# A sparse autoencoder of a/model at `blocks.1.hook_resid_mid`\n" in text
-    assert "a `gated` one" in text
-    assert "exp(r_mag)" in text
-    assert 'SAE.load_from_disk("folder")' in text
-    assert "library_name: saelens" in text
-    assert "transcoder" not in text
-    assert "W_skip" not in text
 
 
 def test_the_tables_load_as_a_data_set(exported, tmp_path):

@@ -23,7 +23,6 @@ from sae.cli import main
 from sae.dictionary import ARCHITECTURES
 from sae.exchange.card import Export, model_card
 from sae.exchange.card.activations import hook_side
-from sae.exchange.card.loading import TITLES
 from sae.exchange.card.text import example_table, public
 from sae.exchange.formats import WRITTEN
 from sae.exchange.saelens import save_dictionary
@@ -204,6 +203,46 @@ def card_of(about, figures=None, **export):
     dictionary = random_dictionary("standard", hook_name=HOOK, model_name="org/lm")
     dictionary.metadata.update(about)
     return model_card(dictionary, FIGURES | (figures or {}), 48, Export(folder=HOOK, **export))
+
+
+def shown_card(dictionary):
+    """The card of this very dictionary."""
+    dictionary.metadata.update(model_name="a/model", sae_atlas=OURS)
+    return model_card(dictionary, FIGURES, 48, Export(folder="folder"))
+
+
+def test_the_card_of_a_transcoder_names_both_hooks_and_the_rule():
+    text = shown_card(
+        random_dictionary(
+            "topk",
+            d_out=20,
+            skip=True,
+            hook_name="blocks.1.hook_resid_mid",
+            hook_name_out="blocks.1.hook_mlp_out",
+        )
+    )
+    assert (
+        "# A transcoder of a/model from `blocks.1.hook_resid_mid` to `blocks.1.hook_mlp_out`"
+        in text
+    )
+    assert "activations are `the k largest of relu(pre)`" in text
+    assert "`k = 7`" in text
+    assert "+ x @ W_skip.T" in text
+    assert "width 32 and write activations of width 20" in text
+    # SAELens has no such class, so nobody is told to load it there.
+    assert "sae_lens" not in text
+    assert "library_name: sae-atlas" in text
+
+
+def test_the_card_of_an_autoencoder_names_its_hook_and_rule_and_both_ways_to_load_it():
+    text = shown_card(random_dictionary("gated", hook_name="blocks.1.hook_resid_mid"))
+    assert "# A sparse autoencoder of a/model at `blocks.1.hook_resid_mid`\n" in text
+    assert "a `gated` one" in text
+    assert "exp(r_mag)" in text
+    assert 'SAE.load_from_disk("folder")' in text
+    assert "library_name: saelens" in text
+    assert "transcoder" not in text
+    assert "W_skip" not in text
 
 
 def section(card, title):
@@ -387,8 +426,8 @@ def test_settings_that_are_switched_off_have_no_row():
 def test_tools_are_called_what_they_call_themselves(format):
     card = card_of({"sae_atlas": OURS}, format=format)
     titles = re.findall("### With (.*)", card)
-    assert titles[1] == TITLES[format]
-    assert f"encoder and decoder for {TITLES[format]}, float32" in card
+    assert titles[1] == WRITTEN[format].TITLE
+    assert f"encoder and decoder for {WRITTEN[format].TITLE}, float32" in card
     # The heading says it: no comment repeats it.
     assert not re.search(r"^from .*  #", card, re.M)
 

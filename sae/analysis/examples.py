@@ -23,6 +23,7 @@ def feature_cards(
         kept: numbers, rising, of the features that are left; the cards count these alone. Those
             that fire are among them.
     """
+    import pyarrow
     from pyarrow import compute
 
     table = atlas.feature_table()
@@ -31,11 +32,13 @@ def feature_cards(
     best = table.filter(compute.field("n_active") > 0).sort_by(known).slice(0, n_features)
     field = compute.field
     few = field("feature").isin(best["feature"].to_pylist()) & (field("rank") < n_contexts)
-    rows = atlas.context_table().filter(few & (field("group") == "top"))
+    few = few & (field("group") == "top")
     labels = read_labels(atlas.folder).label
     contexts: dict[int, list[dict[str, Any]]] = {}
-    for row in rows.to_pylist():
-        contexts.setdefault(row["feature"], []).append(_card_context(row))
+    # A few rows of a table that is far larger than all else here.
+    for batch in atlas.context_batches():
+        for row in pyarrow.Table.from_batches([batch]).filter(few).to_pylist():
+            contexts.setdefault(row["feature"], []).append(_card_context(row))
     return [
         {
             "index": row["feature"] if kept is None else int(kept.searchsorted(row["feature"])),

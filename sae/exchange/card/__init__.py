@@ -12,7 +12,7 @@ from sae.base.provenance import UNKNOWN
 from sae.dictionary import ARCHITECTURES, Dictionary
 from sae.exchange.card.activations import input_section
 from sae.exchange.card.figures import figures_section, limits, smaller_section
-from sae.exchange.card.loading import TITLES, loading, queries
+from sae.exchange.card.loading import loading, queries
 from sae.exchange.card.text import (
     cell,
     code,
@@ -22,7 +22,7 @@ from sae.exchange.card.text import (
     plain,
     public,
 )
-from sae.exchange.formats import saelens
+from sae.exchange.formats import named_format, saelens
 from sae.exchange.saelens import loads_in_saelens
 from sae.exchange.shrink import DIRECTIONS_FILE, FULL, Shrunk
 
@@ -119,8 +119,9 @@ unless somebody wrote another one.
 
 
 def _files(dictionary: Dictionary, n_features: int, export: Export) -> str:
+    title = named_format(export.format).TITLE
     rows = {
-        f"{export.folder}/": f"encoder and decoder for {TITLES[export.format]}, {export.dtype}",
+        f"{export.folder}/": f"encoder and decoder for {title}, {export.dtype}",
         DIRECTIONS_FILE: f"`W_dec` ({dictionary.d_sae}, {dictionary.d_out}): what each feature "
         "adds to the activations; `b_dec`",
         "features.parquet": f"all {n_features:,} features: density, activations, promoted and "

@@ -1,10 +1,7 @@
 """What a dictionary reads, for its card: the place, the text, and code that gets such rows."""
 
-import json
-from typing import Any
-
 from sae.dictionary import Dictionary
-from sae.exchange.card.text import code, part, public
+from sae.exchange.card.text import code, part, public, quoted
 
 _AT_INPUT = ("hook_resid_pre", "hook_resid_mid", "attn.hook_z", "mlp.hook_post")
 _BEFORE_NORM = ("hook_resid_post", "output.LayerNorm")
@@ -103,16 +100,16 @@ def _code(dictionary: Dictionary, module: str, side: str) -> str:
         )
         rows = "x = seen[0][0, 1:].float()  # a row a token"
     revision = part(model, "revision")
-    at = "" if not isinstance(revision, str) else f", revision={_quoted(revision)}"
+    at = "" if not isinstance(revision, str) else f", revision={quoted(revision)}"
     return f"""\
 import torch
 from transformers import {classes}
 
-name = {_quoted(public(dictionary.model_name))}
+name = {quoted(public(dictionary.model_name))}
 tokenizer = AutoTokenizer.from_pretrained(name{at})
 model = {kind}.from_pretrained(name{at}, dtype=torch.{dtype})
 {tokens}
-place = model.get_submodule({_quoted(module)})
+place = model.get_submodule({quoted(module)})
 seen = []
 
 
@@ -121,7 +118,3 @@ with torch.no_grad():
     model(tokens)
 hook.remove()
 {rows}"""
-
-
-def _quoted(text: Any) -> str:
-    return json.dumps(text, ensure_ascii=False)

@@ -3,19 +3,9 @@
 What is in a folder is named relative to it; what is on the Hub by its repository.
 """
 
-import json
-
 from sae.dictionary import Dictionary
-from sae.exchange.formats import (
-    dictionary_learning,
-    gemma_scope,
-    gemma_scope_2,
-    named_format,
-    openai,
-    openmoss,
-    saelens,
-    sparsify,
-)
+from sae.exchange.card.text import quoted
+from sae.exchange.formats import named_format, saelens
 from sae.exchange.saelens import WEIGHTS_FILE, loads_in_saelens
 from sae.exchange.shrink import DIRECTIONS_FILE, FULL, INT8
 
@@ -34,16 +24,6 @@ size = torch.relu(w["r_mag"].exp() * (x @ w["W_enc"]) + w["b_mag"])
 acts = size * (pre > 0)""",
 }
 """What `Dictionary.encode` does, in the words of the file."""
-TITLES = {
-    saelens.NAME: "SAELens",
-    sparsify.NAME: "sparsify",
-    dictionary_learning.NAME: "dictionary_learning",
-    openai.NAME: "OpenAI's sparse_autoencoder",
-    openmoss.NAME: "OpenMOSS's Language-Model-SAEs",
-    gemma_scope.NAME: "Gemma Scope's code",
-    gemma_scope_2.NAME: "Gemma Scope 2's code",
-}
-"""What the tool of each format calls itself."""
 _NOTHING_OF_OURS = (
     "`sae` is sae-atlas, installed with `pip install .` in a clone of its repository; only the "
     "first way needs it.\n\n"
@@ -69,7 +49,9 @@ def loading(
     sections = {"With sae-atlas": _ours(dictionary, where)}
     ours = format == saelens.NAME
     if not ours:
-        sections[f"With {TITLES[format]}"] = _local(repository) + _of_format(folder, format)
+        sections[f"With {named_format(format).TITLE}"] = _local(repository) + _of_format(
+            folder, format
+        )
     elif loads_in_saelens(dictionary, dtype):
         sections["With SAELens"] = _of_saelens(folder, dtype, repository)
     if ours:
@@ -86,7 +68,7 @@ def _ours(dictionary: Dictionary, where: str) -> str:
 import sae
 import torch
 
-dictionary = sae.load({_quoted(where)})
+dictionary = sae.load({quoted(where)})
 x = torch.randn(4, {dictionary.d_in})  # {_ROWS}
 acts = dictionary.encode(x)  # (4, {dictionary.d_sae})"""
 
@@ -95,7 +77,7 @@ def queries(repository: str | None) -> str:
     """Each a line: the tables in datasets, pandas, polars and duckdb."""
     data = '"parquet", data_files="contexts.parquet"'
     if repository is not None:
-        data = f'{_quoted(repository)}, "contexts"'
+        data = f'{quoted(repository)}, "contexts"'
     place = "" if repository is None else f"hf://datasets/{repository}/"
     features, labels = f"{place}features.parquet", f"{place}labels.csv"
     return f'''\
@@ -107,18 +89,14 @@ import polars
 
 contexts = datasets.load_dataset({data}, split="train")
 text = "".join(contexts[0]["tokens"])  # what a context says
-often = pandas.read_parquet({_quoted(features)}).nlargest(10, "density")
-alive = polars.scan_parquet({_quoted(features)}).filter(polars.col("n_active") > 0).collect()
+often = pandas.read_parquet({quoted(features)}).nlargest(10, "density")
+alive = polars.scan_parquet({quoted(features)}).filter(polars.col("n_active") > 0).collect()
 named = duckdb.sql("""
     SELECT feature, l.label, density FROM '{features}' JOIN '{labels}' l USING (feature)
     ORDER BY density DESC LIMIT 10
 """).df()
 ```
 '''
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _local(repository: str | None) -> str:
@@ -130,28 +108,28 @@ import os
 
 from huggingface_hub import snapshot_download
 
-os.chdir(snapshot_download({_quoted(repository)}))
+os.chdir(snapshot_download({quoted(repository)}))
 """
 
 
 def _of_format(folder: str, format: str) -> str:
-    return named_format(format).LOAD.format(folder=_quoted(folder)[1:-1])
+    return named_format(format).LOAD.format(folder=quoted(folder)[1:-1])
 
 
 def _of_saelens(folder: str, dtype: str, repository: str | None) -> str:
     if repository is None:
         return _of_format(folder, saelens.NAME)
     return _SAELENS_ON_THE_HUB.format(
-        repository=_quoted(repository), folder=_quoted(folder), dtype=dtype
+        repository=quoted(repository), folder=quoted(folder), dtype=dtype
     )
 
 
 def _file(name: str, repository: str | None) -> tuple[str, str]:
     """A line that imports what finds a file, or none, and the path of the file."""
     if repository is None:
-        return "", _quoted(name)
+        return "", quoted(name)
     importing = "from huggingface_hub import hf_hub_download\n"
-    return importing, f"hf_hub_download({_quoted(repository)}, {_quoted(name)})"
+    return importing, f"hf_hub_download({quoted(repository)}, {quoted(name)})"
 
 
 def _plain(dictionary: Dictionary, folder: str, dtype: str, repository: str | None) -> str:

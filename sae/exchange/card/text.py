@@ -1,5 +1,6 @@
 """What others wrote, in a card: names, labels and texts show as they are and do nothing."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,6 +61,11 @@ def public(name: str) -> str:
     if on_the_hub(name) or ("/" in head and on_the_hub(head)):
         return name
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def quoted(text: str) -> str:
+    """A text as Python has it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def part(found: Any, *keys: str) -> Any:

@@ -46,6 +46,8 @@ class Format(Protocol):
 class Written(Format, Protocol):
     """What the module of a format has that is written as well."""
 
+    TITLE: str
+    """What its own tool calls itself."""
     LOAD: str
     """How its own tool loads one from `{folder}`."""
     LOST: str

@@ -39,6 +39,7 @@ NAME = "dictionary_learning"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "ae.pt"
 FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE)
+TITLE = "dictionary_learning"
 LOAD = """\
 from dictionary_learning.utils import load_dictionary
 dictionary, config = load_dictionary("{folder}", "cpu")"""

@@ -22,6 +22,7 @@ from sae.exchange.tensors import open_npz
 NAME = "gemma_scope"
 WEIGHTS_FILE = "params.npz"
 FILES: tuple[str, ...] = (WEIGHTS_FILE,)
+TITLE = "Gemma Scope's code"
 LOAD = """\
 import numpy
 weights = numpy.load("{folder}/params.npz")"""

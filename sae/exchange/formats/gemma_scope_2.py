@@ -31,6 +31,7 @@ NAME = "gemma_scope_2"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "params.safetensors"
 FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE)
+TITLE = "Gemma Scope 2's code"
 LOAD = """\
 from safetensors.torch import load_file
 weights = load_file("{folder}/params.safetensors")"""

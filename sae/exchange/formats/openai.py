@@ -30,6 +30,7 @@ from sae.exchange.tensors import load_pickle, tensors_of
 
 NAME = "openai"
 FILES: tuple[str, ...] = ("*.pt",)
+TITLE = "OpenAI's sparse_autoencoder"
 LOAD = """\
 import glob, torch
 from sparse_autoencoder import Autoencoder

@@ -68,6 +68,7 @@ FILES: tuple[str, ...] = (
     WEIGHTS_FILE,
     PICKLE_FILE,
 )
+TITLE = "OpenMOSS's Language-Model-SAEs"
 LOAD = """\
 from llamascopium import SparseDictionary
 dictionary = SparseDictionary.from_pretrained("{folder}")"""

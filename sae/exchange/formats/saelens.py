@@ -8,6 +8,7 @@ from sae.exchange.tensors import safetensors_there
 
 NAME = "saelens"
 FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE)
+TITLE = "SAELens"
 LOAD = """\
 from sae_lens import SAE
 dictionary = SAE.load_from_disk("{folder}")"""

@@ -34,6 +34,7 @@ NAME = "sparsify"
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae.safetensors"
 FILES: tuple[str, ...] = (CONFIG_FILE, "../config.json", WEIGHTS_FILE)
+TITLE = "sparsify"
 LOAD = """\
 from sparsify import Sae
 dictionary = Sae.load_from_disk("{folder}")"""
