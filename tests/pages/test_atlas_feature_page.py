@@ -1,0 +1,246 @@
+"""The page of a feature in a real browser; what a bad data set holds, looks and speed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support.atlas_samples import sample_front, write_sample
+from support.browser import (
+    Visit,
+    at,
+    needs_browser,
+    rows,
+    type_search,
+    until,
+)
+
+pytestmark = needs_browser
+
+
+# --- a feature
+
+
+def test_a_feature_shows_its_evidence(visit: Visit, site: Path) -> None:
+    page = visit(site, "#f=12")
+    groups = page.locator(".group").all_inner_texts()
+    assert groups[0] == "Strongest"
+    assert [re.match(r"[\d%–]+", text)[0] for text in groups[1:]] == [  # type: ignore[index]
+        "80%–100%",
+        "60%–80%",
+        "40%–60%",
+        "20%–40%",
+        "0%–20%",
+    ]
+    assert page.locator(".contexts > .context").count() == 10 + 15
+    assert page.locator(".silent .context").count() == 4
+    assert page.locator("aside .bar").count() == 50 + 10
+    assert (
+        page.locator(".kin a").count() == 3 * page.locator(".kins .panel:first-child a").count()
+    )
+    peak = page.locator(".act.peak").first
+    peak.hover()
+    assert page.inner_text("#tip").splitlines()[1] == (
+        f"activation {page.locator('.level').first.inner_text()}"
+    )
+    peak.focus()
+    page.keyboard.press("ArrowRight")
+    third = page.evaluate("short(Number(document.activeElement.dataset.tip))")
+    assert f"activation {third}" in page.inner_text("#tip")
+    assert page.url.endswith("#f=12")
+    title = page.locator(".context footer").first.get_attribute("title")
+    assert re.fullmatch(r"Sequence [\d,]+, position \d+ of the cache", title)
+
+
+def test_contexts_are_lines_or_whole_texts(visit: Visit, site: Path) -> None:
+    page = visit(site, "#f=12")
+    context = page.locator(".context").nth(2)
+    low = context.bounding_box()["height"]
+    context.locator("p").click(position={"x": 20, "y": 10})
+    assert context.bounding_box()["height"] > low
+    page.get_by_role("button", name="Whole text").click()
+    page.keyboard.press("j")
+    until(page, "!location.href.endsWith('#f=12')")
+    page.wait_for_selector(".contexts.full")
+
+
+def test_relatives_are_previewed_and_followed(visit: Visit, site: Path) -> None:
+    page = visit(site, "#f=12")
+    link = page.locator(".kin a").first
+    other = int(link.get_attribute("data-f"))
+    page.locator("#live").evaluate("(live) => live.scrollIntoView({ behavior: 'instant' })")
+    page.wait_for_timeout(100)
+    link.hover()
+    until(page, "document.querySelector('#tip').innerText.includes('⟨')")
+    assert page.evaluate(f"labelOf({other})") in page.inner_text("#tip")
+    link.click()
+    at(page, f"#f={other}")
+    assert page.inner_text("h1#feature-title") == page.evaluate(f"labelOf({other})")
+    page.go_back()
+    at(page, "#f=12")
+    assert page.inner_text("#feature-head .eyebrow") == "Feature 12"
+
+
+def test_a_label_by_hand_and_its_explanation_are_marked(visit: Visit, site: Path) -> None:
+    page = visit(site, "#f=7")
+    assert page.inner_text("h1#feature-title") == "my own words for it"
+    assert page.inner_text(".who") == "written by hand"
+    assert page.inner_text("#feature-head .lede") == "Fires where somebody wrote about it."
+    assert page.get_by_role("button", name="Rename").count() == 0
+
+
+def test_a_dead_feature_says_so(visit: Visit, site: Path) -> None:
+    page = visit(site, "#f=5")
+    page.wait_for_selector(".empty")
+    assert "a dead feature" in page.inner_text(".empty")
+    assert page.locator(".silent[open] .context").count() == 4
+
+
+@pytest.mark.parametrize("number", ["200", "-1", "x%zz", "", "1e2"])
+def test_a_number_out_of_range_is_told_the_range(visit: Visit, site: Path, number: str) -> None:
+    page = visit(site, f"#f={number}")
+    page.wait_for_selector("#wrong")
+    assert page.inner_text("#wrong-why").endswith("numbered 0 to 199.")
+    page.keyboard.press("Escape")
+    until(page, "document.body.dataset.view === 'front'")
+    assert page.locator("#home").is_visible()
+
+
+def test_a_dictionary_without_a_live_feature_says_so(visit: Visit, tmp_path: Path) -> None:
+    page = visit(write_sample(tmp_path, 40, alive=False, logits=False))
+    assert "None of the 40 features fired" in page.inner_text("#nothing")
+    page.goto(page.url + "#f=3")
+    page.wait_for_selector(".empty")
+
+
+# --- bad data
+
+
+def test_hostile_text_stays_text(visit: Visit, tmp_path: Path) -> None:
+    address = write_sample(tmp_path, 40, hostile=True, front=sample_front())
+    page = visit(address)
+    type_search(page, "script")
+    until(page, "!found.pending")
+    assert len(rows(page)) > 10
+    for mark in ("#f=3", "#f=4", "#q=%3Cimg%20src=x%20onerror=alert(1)%3E"):
+        page.evaluate(f"location.hash = {json.dumps(mark)}")
+        page.wait_for_timeout(150)
+    page.goto(address.as_uri() + "#f=3")
+    page.wait_for_selector(".context")
+    assert "<img src=x onerror=alert(1)>" in page.inner_text("h1#feature-title")
+    assert "caf\ufffd" in page.inner_text("aside")
+    assert page.locator("img, script[src*='x']").count() == 0
+    assert "broken" not in page.title().split("=")[0]
+    page.locator(".kin a").first.hover()
+    page.wait_for_timeout(100)
+
+
+@pytest.mark.parametrize("name", ["index", "labels", "features/00000"])
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_missing_or_damaged_file_is_a_sentence(
+    visit: Visit, tmp_path: Path, name: str, damage: str
+) -> None:
+    address = write_sample(tmp_path, 40)
+    path = tmp_path / "data" / f"{name}.js"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text("// half of a file\n")
+    page = visit(address, "#f=3", loud=False)
+    page.wait_for_selector(".trouble:visible")
+    assert f"data/{name}.js is {damage}" in page.inner_text(".trouble:visible")
+
+
+def test_a_missing_search_file_leaves_the_labels_searchable(
+    visit: Visit, tmp_path: Path
+) -> None:
+    address = write_sample(tmp_path, 200)
+    (tmp_path / "data" / "search" / "76-69.js").unlink()
+    page = visit(address, "#q=violin", loud=False)
+    page.wait_for_selector("#trouble:visible")
+    assert "data/search/76-69.js is missing" in page.inner_text("#trouble")
+    assert "violin" in rows(page)[0]
+
+
+# --- looks
+
+
+@pytest.mark.parametrize("mark", ["", "#q=violin", "#f=12", "#f=999"])
+def test_a_phone_never_scrolls_sideways(visit: Visit, site: Path, mark: str) -> None:
+    phone = {"viewport": {"width": 375, "height": 700}, "has_touch": True, "is_mobile": True}
+    page = visit(site, mark, **phone)
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert page.evaluate("visualViewport.scale") == 1
+
+
+CONTRAST = """(selectors) => {
+  const shade = (text) => {
+    const pen = document.createElement("canvas").getContext("2d");
+    pen.fillStyle = text;
+    pen.fillRect(0, 0, 1, 1);
+    return [...pen.getImageData(0, 0, 1, 1).data];
+  };
+  const over = (top, under) =>
+    top.map((v, i) => (v * top[3] + under[i] * (255 - top[3])) / 255);
+  const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (e) => {
+    if (!e) return shade("white");
+    const own = shade(getComputedStyle(e).backgroundColor);
+    return own[3] === 255 ? own : over(own, ground(e.parentElement));
+  };
+  return selectors.flatMap((selector) => [...document.querySelectorAll(selector)]
+    .filter((e) => e.checkVisibility() && e.innerText?.trim()).slice(0, 12).map((e) => {
+      const under = ground(e);
+      const [a, b] = [light(over(shade(getComputedStyle(e).color), under)), light(under)];
+      return [selector, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+    }));
+}"""
+TEXTS = (
+    "h1, h2, h3, p, a, dt, dd, small, code, button, figcaption, summary, .row .name, "
+    ".row .number, .row .rate, .act, .level, .context footer, .figure, .who, .eyebrow, mark"
+)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("mark", ["#q=violin", "#f=12"])
+def test_text_stands_out_from_its_ground(
+    visit: Visit, site: Path, scheme: str, mark: str
+) -> None:
+    page = visit(site, mark, color_scheme=scheme)
+    page.wait_for_timeout(200)
+    found = page.evaluate(CONTRAST, TEXTS.split(", "))
+    assert len(found) > 20
+    assert [(name, round(ratio, 2)) for name, ratio in found if ratio < 4.5] == []
+    grounds = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (grounds == "rgb(17, 23, 22)") == (scheme == "dark")
+
+
+def test_the_scheme_can_be_turned(visit: Visit, site: Path) -> None:
+    page = visit(site, color_scheme="light")
+    page.click("#scheme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 23, 22)"
+
+
+# --- speed
+
+
+@pytest.mark.slow
+def test_sixteen_thousand_features_are_there_at_once(visit: Visit, tmp_path: Path) -> None:
+    page = visit(write_sample(tmp_path, 16_384, described=0))
+    until(page, "performance.getEntriesByName('ready').length")
+    page.wait_for_timeout(300)
+    painted = page.evaluate(
+        "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    )
+    ready = page.evaluate("performance.getEntriesByName('ready')[0].startTime")
+    assert painted < 1000
+    assert ready < 1000
+    type_search(page, "violin concert")
+    until(page, "!found.pending")
+    searches = page.evaluate("performance.getEntriesByName('search').map((e) => e.duration)")
+    assert len(searches) > 10
+    assert max(searches) < 100
+    assert page.locator(".row").count() < 60

@@ -1,0 +1,203 @@
+"""The atlas's page when somebody serves it: reading, steering, renaming."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from support.browser import (
+    Visit,
+    at,
+    needs_browser,
+    rows,
+    type_search,
+    until,
+)
+from support.server import serving
+
+import sae
+
+pytestmark = needs_browser
+
+
+# --- live
+
+
+class FakeServer(SimpleHTTPRequestHandler):
+    """The site's files, and answers in the form of the real server's."""
+
+    asked: list[tuple[str, dict[str, Any]]]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/api/status"):
+            return self.answer({"model": "ready", "why": ""})
+        if self.path == "/index.html":
+            page = Path(self.directory, "index.html").read_text("utf-8")
+            page = page.replace('<html lang="en">', '<html lang="en" data-live>')
+            return self.answer(page.encode(), kind="text/html")
+        return super().do_GET()
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = self.path.rpartition("/")[2]
+        self.asked.append((name, body))
+        if len(body.get("text", "")) > 200:
+            return self.answer({"error": "The text has 300 tokens, the model reads 128."}, 400)
+        text = body.get("text", "")
+        tokens = re.findall(r"\s*\S+", text)
+        arm = {"text": f"{text} and so <b>on</b>", "perplexity": 9.5}
+        return self.answer(
+            {
+                "read": {
+                    "tokens": tokens,
+                    "features": [[[12, 3.0 + i], [20, 1.0]] for i in range(len(tokens))],
+                },
+                "steer": {
+                    "prompt": text,
+                    "plain": arm,
+                    "steered": arm | {"perplexity": 20.25},
+                    "random": arm,
+                    "norm": 12.5,
+                },
+                "label": {"label": body.get("label") or "automatic again"},
+            }[name]
+        )
+
+    def answer(
+        self, body: dict[str, Any] | bytes, status: int = 200, kind: str = "application/json"
+    ) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+class PatientServer(ThreadingHTTPServer):
+    request_queue_size = 64
+
+
+@pytest.fixture
+def served(site: Path) -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
+    FakeServer.asked = []
+    handler = partial(FakeServer, directory=str(site.parent))
+    with PatientServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/index.html", FakeServer.asked
+        server.shutdown()
+
+
+def test_a_text_is_read_token_by_token(served: Any, visit: Visit) -> None:
+    address, asked = served
+    page = visit(address)
+    page.fill("#text", "a cat sat")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#read-tokens button")
+    assert asked == [("read", {"text": "a cat sat"})]
+    assert page.locator("#read-tokens button").all_text_contents() == ["a", " cat", " sat"]
+    page.locator("#read-tokens button").nth(1).click()
+    links = page.locator("#token-features a")
+    assert [link.get_attribute("href") for link in links.all()] == ["#f=12", "#f=20"]
+    assert page.locator("#steer-form").is_hidden()
+    links.first.click()
+    at(page, "#f=12")
+    # Text and reading stay; it is now shaded by the feature of the page.
+    assert page.input_value("#text") == "a cat sat"
+    assert page.inner_text("#shaded-by").endswith("(feature 12).")
+    assert page.locator("#read-tokens button").nth(2).get_attribute("data-tip") == "5"
+
+
+def test_the_dial_steers(served: Any, visit: Visit) -> None:
+    address, asked = served
+    page = visit(address, "#f=12")
+    page.fill("#text", "a cat")
+    page.locator("#dial").focus()
+    page.keyboard.press("Home")
+    assert page.inner_text("#dial-value") == "−4 × its strongest activation"
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    assert page.url.endswith("#f=12")
+    page.click("#steer-button")
+    page.wait_for_selector("#written article")
+    settings = {"max_new_tokens": 32, "temperature": 0.7, "seed": 0}
+    assert asked == [("steer", {"text": "a cat", "feature": 12, "strength": -3, **settings})]
+    arms = page.locator("#written article").all_inner_texts()
+    assert len(arms) == 3
+    assert "and so <b>on</b>" in arms[1]
+    assert "perplexity 20.3" in arms[1]
+    assert "length 12.5" in arms[1]
+
+
+def test_what_the_server_refuses_is_read_as_it_says_it(served: Any, visit: Visit) -> None:
+    page = visit(served[0], loud=False)
+    page.fill("#text", "word " * 60)
+    page.click("#read-button")
+    page.wait_for_selector("#read-status.trouble")
+    said = page.inner_text("#read-status")
+    assert said == "The text has 300 tokens, the model reads 128."
+    assert page.locator("#read-button").is_enabled()
+
+
+def test_a_label_is_edited_in_place(served: Any, visit: Visit) -> None:
+    address, asked = served
+    page = visit(address, "#f=12")
+    page.get_by_role("button", name="Rename").click()
+    page.keyboard.type("words about <b>cats</b>")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".who.hand")
+    assert asked == [("label", {"feature": 12, "label": "words about <b>cats</b>"})]
+    assert page.inner_text("h1#feature-title") == "words about <b>cats</b>"
+    page.keyboard.press("Escape")
+    type_search(page, "about <b>")
+    assert rows(page) == ["words about <b>cats</b>"]
+    page.keyboard.press("Enter")
+    at(page, "#f=12")
+    page.get_by_role("button", name="Rename").click()
+    page.fill(".renaming input", "")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".who:not(.hand)")
+    assert page.inner_text("h1#feature-title") == "automatic again"
+
+
+@pytest.mark.slow
+def test_a_real_atlas_is_read_and_steered_by_the_real_server(
+    visit: Visit, tiny_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.rmtree(run / "dictionaries" / "weak")
+    sae.analyze(run=str(run))
+    with serving(run) as server:
+        page = visit(f"http://127.0.0.1:{server.port}/")
+        at(page, "/atlas/strong/")
+        until(page, "live.ready")
+        page.fill("#text", "the river ran past the old mill")
+        page.click("#read-button")
+        page.wait_for_selector("#read-tokens button")
+        page.locator("#read-tokens button").nth(2).click()
+        page.locator("#token-features a").first.click()
+        page.wait_for_selector(".context")
+        page.locator("#steer-form summary").click()
+        page.fill("#length", "4")
+        page.click("#steer-button")
+        page.wait_for_selector("#written article")
+        assert page.locator("#written .text").count() == 3
+        page.get_by_role("button", name="Rename").click()
+        page.keyboard.type("what the river does")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".who.hand")
+        page.reload()
+        page.wait_for_selector(".who.hand")
+        assert page.inner_text("h1#feature-title") == "what the river does"
+        page.context.close()
+    assert "what the river does" in (run / "atlas/strong/labels.csv").read_text()

@@ -1,0 +1,353 @@
+"""The report page and the picture of the front."""
+
+import json
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from support.atlas_samples import context_rows, feature_columns, sample_manifest, sample_tables
+
+from sae.analysis.atlas import Atlas
+from sae.analysis.labels import Labels, write_labels
+from sae.base.files import write_json
+from sae.reporting.front import draw_front
+from sae.reporting.page import render_page
+from sae.stages.demo import feature_cards
+
+HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028"
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+def dictionary(coefficient: float, l0: float | None, **others: Any) -> dict[str, Any]:
+    return {
+        "id": f"standard-12-l1-{coefficient:g}",
+        "d_sae": 12,
+        "l1_coefficient": coefficient,
+        "l0": l0,
+        "explained_variance": 0.5 + (l0 or 0) / 100,
+        "ce_loss_score": 0.9,
+        "dead_fraction": 1 / 12,
+        "density_histogram": {"log10_edges": [-4, -2, 0], "counts": [3, 8]},
+        **others,
+    }
+
+
+def card(index: int, word: str) -> dict[str, Any]:
+    return {
+        "index": index,
+        "label": f"{word} {HOSTILE}",
+        "density": 0.01 * index,
+        "max": 20.0 + index,
+        "top_tokens": [f" {word}", HOSTILE],
+        "contexts": [
+            {
+                "tokens": ["A", f" {word}", HOSTILE, " sat"],
+                "acts": [1, 20.0 + index, 3, 3.0],
+                "peak": 1,
+            }
+        ],
+    }
+
+
+def sample_cards() -> list[dict[str, Any]]:
+    words = ["cat", "theorem", "river", "copper", "violin", "harbour"]
+    return [card(index, word) for index, word in enumerate(words, start=1)]
+
+
+def sample_report() -> dict[str, Any]:
+    shifts = [("feature", -2.0), ("feature", 0.0), ("feature", 2.0), ("random", 2.0)]
+    arms: list[tuple[str, float | None]] = [*shifts, ("prompt", None)]
+    return {
+        "run": "runs/demo",
+        "model_name": f"maker/model{HOSTILE}",
+        "hook_name": "blocks.9.hook_resid_post",
+        "d_in": 8,
+        "cache": {"n_tokens": 4096, "tokens_per_second": None, "data": HOSTILE},
+        "dictionaries": [dictionary(2.0, 11.0), dictionary(5.0, 4.0), dictionary(9.0, None)],
+        "chosen": {"id": "standard-12-l1-2", "rule": HOSTILE},
+        "atlas": "atlas/standard-12-l1-2/index.html",
+        "steering": [
+            {
+                "feature": 1,
+                "rule": "the first",
+                "top_tokens": [" cat"],
+                "max_activation": 21.0,
+                "prompts": ["I saw"],
+                "measurements": [
+                    {"direction": d, "strength": s, "logprob_shift": 0.4, "perplexity": 9.0}
+                    for d, s in arms
+                ],
+                "samples": [
+                    {
+                        "prompt": "I saw",
+                        "direction": d,
+                        "strength": s,
+                        "text": f"a cat {HOSTILE}",
+                    }
+                    for d, s in arms
+                ],
+            }
+        ],
+        "timings": {"harvest": 60.0, "train": 120.0},
+        "export": {
+            "folder": "runs/demo/export",
+            "files": [{"name": "cfg.json", "bytes": 1200}],
+            "load": ["import sae"],
+        },
+        "versions": {"sae-atlas": "0.1.0"},
+    }
+
+
+def sample_curves() -> dict[str, list[dict[str, float]]]:
+    return {
+        "standard-12-l1-2": [
+            {"step": step, "losses/mse_loss": 9.0 / step, "metrics/l0": float("nan")}
+            for step in (1, 2, 3)
+        ]
+    }
+
+
+def sample_page() -> str:
+    return render_page(sample_report(), sample_cards(), sample_curves())
+
+
+def embedded(page: str, name: str) -> Any:
+    found = re.search(rf'<script type="application/json" id="data-{name}">(.*?)</script>', page)
+    assert found
+    return json.loads(found[1])
+
+
+def opened(page: str, folder: Path, address: str = "", driver: str = "") -> str:
+    """The document after its script ran (and `driver` after it); fails on console errors."""
+    assert CHROMIUM
+    path = folder / "report.html"
+    path.write_text(page.replace("</body>", f"<script>{driver}</script></body>"), "utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
+    command = [CHROMIUM, *flags.split(), "--virtual-time-budget=2000"]
+    command += [f"--user-data-dir={folder / 'profile'}", f"{path.as_uri()}{address}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return done.stdout
+
+
+def section(document: str, name: str) -> str:
+    found = re.search(rf'<section id="{name}".*?</section>', document, re.DOTALL)
+    assert found
+    return found[0]
+
+
+def test_hostile_text_cannot_break_out_of_the_page() -> None:
+    page = sample_page()
+    assert "<img" not in page
+    assert page.count("<script") == page.count("</script>") == 4
+    assert embedded(page, "report")["chosen"]["rule"] == HOSTILE
+    assert HOSTILE in embedded(page, "features")[0]["top_tokens"]
+
+
+def test_a_slot_name_in_the_data_is_only_text() -> None:
+    report = sample_report() | {"chosen": {"id": "x", "rule": "{{script}} {{nothing}}"}}
+    page = render_page(report, [], {})
+    assert embedded(page, "report")["chosen"]["rule"] == "{{script}} {{nothing}}"
+
+
+def test_the_page_refers_to_no_other_host_and_forbids_itself_to() -> None:
+    page = sample_page()
+    addresses = re.findall(r"""(?:src|href|action)\s*=\s*["']?([^"'\s>]+)""", page)
+    assert addresses
+    assert not [address for address in addresses if re.match(r"(\w+:)?//", address)]
+    assert not re.search(r"@import|url\(", page)
+    assert "default-src 'none'" in page
+
+
+def test_what_json_cannot_say_becomes_null() -> None:
+    assert embedded(sample_page(), "curves")["standard-12-l1-2"][0]["metrics/l0"] is None
+
+
+@needs_browser
+def test_cards_show_a_few_features_and_lead_to_the_atlas(tmp_path: Path) -> None:
+    document = opened(sample_page(), tmp_path)
+    shown = section(document, "features")
+    atlas = "atlas/standard-12-l1-2/index.html"
+    assert f'<a class="door primary" id="atlas" href="{atlas}">' in shown
+    assert re.findall(r'<h3><a href="([^"]*)">(\w+)', shown)[2] == (f"{atlas}#f=3", "river")
+    assert shown.count('class="card"') == 6
+    assert "1 token in 33, at most 23" in shown
+    assert re.findall(r'<span class="act[^>]*--a: ([\d.]+)[^>]*>([^<]*)', shown)[4:6] == [
+        ("1.000", " river"),
+        ("0.130", " sat"),
+    ]
+    assert 'aria-label="Histogram of firing frequency"' in shown
+    assert "<title>broken" not in document
+    assert "<img" not in document
+
+
+@needs_browser
+def test_a_steered_feature_leads_to_its_page_in_the_atlas(tmp_path: Path) -> None:
+    link = '<a href="atlas/standard-12-l1-2/index.html#f=1">Feature 1</a>'
+    assert link in section(opened(sample_page(), tmp_path), "steering")
+
+
+@needs_browser
+def test_without_an_atlas_nothing_leads_to_one(tmp_path: Path) -> None:
+    report = {key: value for key, value in sample_report().items() if key != "atlas"}
+    document = opened(render_page(report, [], {}), tmp_path)
+    assert "Features" not in sections(document)
+    assert "<h3>Feature 1</h3>" in section(document, "steering")
+
+
+def test_the_cards_are_the_clearest_features_with_their_best_contexts(tmp_path: Path) -> None:
+    features = feature_columns(
+        random.Random(0), [0] * 40, [f == 5 for f in range(40)], hostile=False, logits=True
+    )
+    features["logit_agreement"] = [1.0 if f in (5, 11, 30) else 0.1 for f in range(40)]
+    most = features["max_activation"]
+    rows = [row for f in range(40) for row in context_rows(f, ["cat"], [], most[f])]
+    table, contexts = sample_tables(features, rows)
+    pyarrow.parquet.write_table(table, tmp_path / "features.parquet")
+    pyarrow.parquet.write_table(contexts, tmp_path / "contexts.parquet")
+    write_json(tmp_path / "atlas.json", sample_manifest(40, 1))
+    write_labels(tmp_path, Labels(features["label"], ["mine"] * 40, [""] * 40))
+    cards = feature_cards(Atlas(tmp_path))
+    assert len(cards) == 12
+    assert {one["index"] for one in cards[:2]} == {11, 30}
+    assert most[cards[0]["index"]] >= most[cards[1]["index"]]
+    for one in cards:
+        assert one["label"] == "mine"
+        assert one["top_tokens"] == [" cat", " kitten", " purr", " whisker", " paw"]
+        strongest = [max(context["acts"][1::2]) for context in one["contexts"]]
+        assert strongest == pytest.approx([one["max"], 0.985 * one["max"]])
+        for context in one["contexts"]:
+            assert context["tokens"][context["peak"]] == " cat"
+
+
+@needs_browser
+def test_an_almost_empty_run_hides_what_it_lacks(tmp_path: Path) -> None:
+    report = {"model_name": "m", "hook_name": "h", "d_in": 8, "steering": []}
+    document = opened(render_page(report, [], {}), tmp_path)
+    assert sections(document) == ["Overview"]
+
+
+def sweep() -> list[dict[str, Any]]:
+    """Figures of three architectures, crowded as good ones are."""
+    standard = [
+        dictionary(coefficient, l0, training_architecture="standard")
+        for coefficient, l0 in ((1.0, 90.0), (2.0, 50.0), (4.0, 30.0))
+    ]
+    top_k = [
+        dictionary(9.0, k * 0.98) | {"id": f"batchtopk-{k}", "l1_coefficient": None, "k": k}
+        for k in (30, 50, 90)
+    ]
+    return [*standard, *(row | {"training_architecture": "batchtopk"} for row in top_k)]
+
+
+def sweep_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "model_name": "maker/model",
+        "hook_name": "blocks.9.hook_resid_post",
+        "d_in": 8,
+        "dictionaries": rows,
+        "chosen": {"id": rows[1]["id"], "rule": f"the best of them {HOSTILE}"},
+        "max_l0": 60.0,
+        "versions": {"sae-atlas": "0.1.0"},
+    }
+
+
+def sections(document: str) -> list[str]:
+    navigation = re.search(r'<nav id="nav".*?</nav>', document, re.DOTALL)
+    assert navigation
+    return re.findall(r">(\w+)</a>", navigation[0])
+
+
+@needs_browser
+def test_a_sweep_without_features_is_a_page_of_its_own(tmp_path: Path) -> None:
+    histogram = {"log10_edges": [-4, -2, 0], "counts": [3, 8]}
+    held_out = {"sparsity/l0": 40.0, "plots/feature_density_line_chart": histogram}
+    usual = {"losses/mse_loss": 3.0, "metrics/l0": 41.0}
+    lines = [{"step": step, **(held_out if step % 2 else usual)} for step in range(1, 7)]
+    page = render_page(sweep_report(sweep()), [], {row["id"]: lines for row in sweep()})
+    document = opened(page, tmp_path)
+    assert sections(document) == ["Overview", "Front", "Training", "Density", "Run"]
+    curves = re.search(r'id="multiples">.*?</section>', document, re.DOTALL)
+    assert curves
+    assert re.findall(r"<figcaption>([^<]*)<", curves[0]) == [
+        "Squared error",
+        "L0",
+        "L0, held out",
+    ]
+    assert document.count('class="cell"') == 6
+    assert "The best of them" in document
+    assert "<title>broken" not in document
+    tiles = re.search(r'<dl class="tiles".*?</dl>', document, re.DOTALL)
+    assert tiles
+    assert ">–<" not in tiles[0]
+    assert '<a class="skip" href="#features" hidden="">' in document
+
+
+@needs_browser
+def test_figures_that_no_dictionary_has_are_left_out_of_the_page(tmp_path: Path) -> None:
+    rows = [row | {"ce_loss_score": None} for row in sweep()]
+    document = opened(render_page(sweep_report(rows), [], {}), tmp_path)
+    panels = re.search(r'id="front-panels".*?</svg></div></figure></div>', document, re.DOTALL)
+    assert panels
+    assert re.findall(r"<figcaption>([^<]*)<", panels[0]) == [
+        "Explained variance",
+        "Dead features",
+    ]
+    table = re.search(r'<table id="dictionaries".*?</table>', document, re.DOTALL)
+    assert table
+    assert "CE score" not in table[0]
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1100])
+def test_labels_of_a_crowded_front_lie_apart(tmp_path: Path, width: int) -> None:
+    driver = f"""
+      document.body.style.width = "{width}px";
+      setTimeout(() => {{
+        const apart = (a, b) =>
+          a.left >= b.right || a.right <= b.left ||
+          a.top + 3 >= b.bottom || a.bottom - 3 <= b.top;
+        const laps = [...document.querySelectorAll("#front-panels svg")].map((svg) => {{
+          const labels = [...svg.querySelectorAll(".label")];
+          const boxes = labels.map((label) => label.getBoundingClientRect());
+          return boxes.filter((a, i) => boxes.slice(i + 1).some((b) => !apart(a, b))).length;
+        }});
+        const shown = document.querySelectorAll("#front-panels .label").length;
+        document.body.dataset.log = `${{laps.join()}} ${{shown >= 12}}`;
+      }}, 500);
+    """
+    document = opened(render_page(sweep_report(sweep()), [], {}), tmp_path, driver=driver)
+    assert 'data-log="0,0,0 true"' in document
+
+
+@needs_browser
+def test_a_single_dictionary_is_a_table_without_a_front(tmp_path: Path) -> None:
+    row = sweep()[1]
+    report = {**sweep_report(sweep()), "dictionaries": [row]}
+    document = opened(render_page(report, [], {}), tmp_path)
+    assert row["id"] in document
+    assert "front-panels" in document
+    assert 'aria-label="Explained variance over L0"' not in document
+    assert 'class="badge"' not in document
+
+
+@pytest.mark.parametrize("n_points", [0, 1, 3])
+def test_the_front_is_drawn_as_png_and_nothing_else_is_left(
+    tmp_path: Path, n_points: int
+) -> None:
+    entries = [dictionary(2.0, 11.0), dictionary(5.0, 4.0), dictionary(0.5, 90.0)][:n_points]
+    path = tmp_path / "front.png"
+    draw_front([*entries, dictionary(7.0, None)], path)
+    picture = path.read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    panels = 3 if n_points else 1
+    assert int.from_bytes(picture[16:20]) == 96 + 752 * panels
+    assert list(tmp_path.iterdir()) == [path]

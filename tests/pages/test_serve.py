@@ -1,0 +1,750 @@
+"""`sae serve`: a real server on a free port, asked as a browser or an attacker would."""
+
+import asyncio
+import gzip
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from support.server import Server, serving
+from support.world import HOOK
+
+import sae
+from sae.base.errors import UserError
+from sae.cli import main
+from sae.models.hooks import find_hook
+from sae.models.load import ModelConfig, load_model
+from sae.serving.guard import name_check
+from sae.serving.server import address_of, listen
+from sae.serving.worker import Dropped, Worker
+from sae.stages.harvest import activations
+from sae.stages.serve import ServeConfig, pages_of
+from sae.steering.edits import random_direction
+from sae.steering.generate import Sampling
+from sae.steering.live import _SharedChance, with_baseline, write_beside
+
+DEAD = 63
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TEXT = "the river ran past the old mill where she kept seven grey cats"
+
+
+def write_small_atlas(run: Path, name: str, **changes) -> Path:
+    """What the server needs of an atlas, with a page that shows nothing."""
+    dictionary = sae.load(str(run / "dictionaries" / name))
+    folder, n = run / "atlas" / name, dictionary.d_sae
+    (folder / "data" / "features").mkdir(parents=True)
+    columns = {
+        "feature": pyarrow.array(range(n), pyarrow.int32()),
+        "label": [f"automatic {i}" for i in range(n)],
+        "max_activation": pyarrow.array([3.0] * (n - 1) + [0.0], pyarrow.float32()),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "features.parquet")
+    manifest = {
+        "format": 2,
+        "dictionary": name,
+        "dictionary_digest": dictionary.digest,
+        "model_name": dictionary.model_name,
+        "hook_name": dictionary.hook_name,
+        "hook_name_out": dictionary.hook_name_out,
+        "d_sae": n,
+        "n_rows": 8192,
+        "n_dead": 1,
+    }
+    (folder / "atlas.json").write_text(json.dumps(manifest | changes))
+    page = '<!doctype html>\n<html lang="en"><head><script>"own"</script></head></html>'
+    (folder / "index.html").write_text(page)
+    (folder / "data/index.js").write_text(f'atlas.take("index",{list(range(3000))});\n')
+    (folder / "data/features/00000.js").write_text('atlas.take("features/00000",{});\n')
+    (folder / "data/labels.js").write_text('atlas.take("labels",{});\n')
+    lines = [f"{i},automatic {i}," for i in range(n)]
+    (folder / "labels.csv").write_text("\n".join(["feature,label,explanation", *lines, ""]))
+    stamp = (folder / "labels.csv").stat().st_mtime_ns
+    os.utime(folder / "data/labels.js", ns=(stamp, stamp))
+    return folder
+
+
+def copy_of(tiny_run: Path, target: Path, *dictionaries: str) -> Path:
+    """The run, with an atlas of each of these dictionaries."""
+    shutil.copytree(tiny_run, target)
+    for name in dictionaries:
+        write_small_atlas(target, name)
+    return target
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_run) -> Path:
+    run = copy_of(tiny_run, tmp_path_factory.mktemp("served") / "my run", "strong")
+    (run / "report.html").write_text("<!doctype html><p>report")
+    (run / "front.png").write_bytes(b"\x89PNG" + bytes(9000))
+    (run / "secret.js").write_text("secret")
+    (run / "secret.html").write_text("secret")
+    data = run / "atlas/strong/data"
+    (data / ".hidden.js").write_text("secret")
+    (data / "table.csv").write_text("secret")
+    (data / "link.js").symlink_to(run / "secret.js")
+    (data / "out").symlink_to(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(run) -> Iterator[Server]:
+    with serving(run) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return load_model(ModelConfig(name=str(tiny_model), device="cpu"))
+
+
+def ready(server: Server, name: str = "strong") -> dict:
+    for _ in range(600):
+        found = server.json(f"/atlas/{name}/api/status")
+        if found["model"] != "loading":
+            return found
+        time.sleep(0.05)
+    raise AssertionError("the model is still loading")
+
+
+# Files
+
+
+def test_the_only_atlas_is_where_the_front_leads_and_its_page_knows_that_it_is_served(server):
+    status, headers, _ = server.ask("/")
+    assert (status, headers["Location"]) == (302, "/atlas/strong/")
+    assert server.ask("/atlas/strong")[1]["Location"] == "/atlas/strong/"
+    status, headers, page = server.ask("/atlas/strong/")
+    assert status == 200
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert page.startswith(b'<!doctype html>\n<html lang="en" data-live>')
+
+
+def test_a_page_may_run_its_own_scripts_and_no_others(server):
+    _, headers, _ = server.ask("/atlas/strong/")
+    policy = headers["Content-Security-Policy"]
+    (scripts,) = (p for p in policy.split("; ") if p.startswith("script-src"))
+    # The digest of `"own"`, of which the page consists.
+    assert scripts == "script-src 'self' 'sha256-wKfy+z7c5rM0UDvLJcpWDMQOy1iw7zrvLgmSHU0HzAc='"
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    for name, value in (
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cross-Origin-Resource-Policy", "same-origin"),
+    ):
+        assert headers[name] == value
+        assert server.ask("/nowhere")[1][name] == value
+
+
+def test_data_is_sent_compressed_and_again_only_if_it_has_changed(server, run):
+    path, file = "/atlas/strong/data/index.js", run / "atlas/strong/data/index.js"
+    status, headers, plain = server.ask(path)
+    assert (status, plain) == (200, file.read_bytes())
+    assert headers["Content-Type"] == "text/javascript; charset=utf-8"
+    status, headers, packed = server.ask(path, Accept_Encoding="gzip, deflate")
+    assert headers["Content-Encoding"] == "gzip"
+    assert len(packed) < len(plain) / 2
+    assert gzip.decompress(packed) == plain
+    same = {"Accept_Encoding": "gzip", "If_None_Match": headers["ETag"]}
+    assert server.ask(path, **same)[0::2] == (304, b"")
+    assert server.ask(path, If_Modified_Since=headers["Last-Modified"])[0] == 304
+    os.utime(file, ns=(1, 1))
+    assert server.ask(path, **same)[0] == 200
+
+
+def test_the_report_and_its_picture_are_served_and_a_head_has_no_body(server, run):
+    assert server.ask("/report.html")[2] == b"<!doctype html><p>report"
+    assert server.ask("/front.png")[1]["Content-Type"] == "image/png"
+    status, headers, body = server.ask("/front.png", method="HEAD")
+    assert (status, headers["Content-Length"], body) == (200, "9004", b"")
+    assert server.ask("/favicon.ico")[0] == 204
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/secret.html",
+        "/atlas/",
+        "/atlas/strong/atlas.json",
+        "/atlas/strong/features.parquet",
+        "/atlas/strong/labels.csv",
+        "/atlas/strong/index.html",
+        "/atlas/strong/data/",
+        "/atlas/strong/data/features",
+        "/atlas/strong/data/table.csv",
+        "/atlas/strong/data/.hidden.js",
+        "/atlas/strong/data/%2ehidden.js",
+        "/atlas/strong/data/link.js",
+        "/atlas/strong/data/out/secret.js",
+        "/atlas/strong/data/features/../index.js",
+        "/atlas/strong/data/../../../secret.js",
+        "/atlas/strong/data/..%2f..%2f..%2fsecret.js",
+        "/atlas/strong/data/%2e%2e/%2e%2e/%2e%2e/secret.js",
+        "/atlas/strong/data/%2e%2e%5c%2e%2e%5csecret.js",
+        "/atlas/strong/data//etc/passwd",
+        "/atlas/strong/data/%2fetc%2fpasswd",
+        "/atlas/strong/data/index.js%00.png",
+        "/atlas/..%2f/data/secret.js",
+        "/atlas/%2e%2e/data/secret.js",
+        "/atlas/weak/",
+        "/cache.zarr/zarr.json",
+        "/training/strong/metrics.jsonl",
+        "/dictionaries/strong/cfg.json",
+        "/../secret.html",
+        "//etc/passwd",
+        "/%2e%2e/secret.html",
+    ],
+)
+def test_nothing_else_of_the_run_can_be_reached(server, path):
+    status, _, body = server.ask(path)
+    # Some ways lead, after what every HTTP library does to `..`, to a file that is served.
+    allowed = status == 200 and body.startswith(b'atlas.take("index"')
+    assert status == 404 or allowed, (status, body)
+    assert b"secret" not in body.replace(b"secret.js", b"")
+    assert list(json.loads(body)) == ["error"] or allowed
+
+
+def test_several_atlases_are_listed_beside_those_that_cannot_be_shown(tmp_path, tiny_run):
+    run = copy_of(tiny_run, tmp_path / "<b>run", "strong", "weak")
+    (run / "atlas" / "half").mkdir()
+    (run / "report.html").write_text("")
+    with serving(run) as server:
+        status, _, body = server.ask("/")
+        page = body.decode()
+        assert status == 200
+        assert '<a href="/atlas/strong/">strong</a>' in page
+        assert '<a href="/atlas/weak/">weak</a>' in page
+        assert "<dt>features</dt><dd>64</dd>" in page
+        assert "atlas/half" in page
+        assert '<a href="/report.html">' in page
+        assert "<title>&lt;b&gt;run</title>" in page
+        assert server.ask("/atlas/half/")[0] == 404
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.example", "evil.example:80", "", "127.0.0.1.evil.example"]
+)
+def test_a_foreign_name_that_points_here_is_refused(server, name):
+    assert "does not go by the name" in server.refused("/atlas/strong/", None, 403, Host=name)
+
+
+@pytest.mark.parametrize("name", ["localhost", "LOCALHOST", "127.0.0.1", "[::1]"])
+def test_the_server_goes_by_its_own_names_and_through_a_tunnel_with_another_port(server, name):
+    for host in (f"{name}:{server.port}", f"{name}:9999"):
+        origin = f"http://{host}"
+        assert server.ask("/atlas/strong/", Host=host)[0] == 200
+        found = server.ask("/atlas/strong/api/read", {"text": "cats"}, Host=host, Origin=origin)
+        assert found[0] == 200
+
+
+def test_beyond_loopback_the_server_goes_by_addresses_and_its_own_names_alone():
+    own = name_check("0.0.0.0")
+    assert own("192.168.1.7")
+    assert own("fe80::1")
+    assert own(socket.gethostname().lower())
+    assert not own("evil.example")
+    assert not name_check("127.0.0.1")("192.168.1.7")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://localhost:3000"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}, 403),
+        ({"Content_Type": "text/plain"}, 415),
+        ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
+    ],
+)
+def test_a_page_of_another_site_can_change_nothing(server, run, headers, status):
+    before = (run / "atlas/strong/labels.csv").read_bytes()
+    body = {"feature": 1, "label": "owned"}
+    assert server.refused("/atlas/strong/api/label", body, status, **headers)
+    assert (run / "atlas/strong/labels.csv").read_bytes() == before
+
+
+def test_a_page_of_another_site_cannot_load_data_but_may_link_here(server):
+    path = "/atlas/strong/data/index.js"
+    for site in ("cross-site", "same-site"):
+        assert server.refused(path, None, 403, Sec_Fetch_Site=site, Sec_Fetch_Mode="no-cors")
+    link = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    assert server.ask("/atlas/strong/", **link)[0] == 200
+
+
+def test_other_methods_and_large_requests_are_refused(server):
+    assert server.ask("/atlas/strong/", method="DELETE")[0] == 405
+    assert server.ask("/atlas/strong/api/read")[0] == 405
+    large = {"text": "x" * (1 << 20)}
+    assert "too large" in server.refused("/atlas/strong/api/read", large, 413)
+
+
+# Reading
+
+
+def read(server: Server, text: str, **more) -> dict:
+    return server.json("/atlas/strong/api/read", {"text": text, **more})
+
+
+def test_the_model_is_ready_soon(server):
+    assert ready(server) == {"model": "ready", "why": ""}
+
+
+def test_what_is_read_equals_the_activations_of_the_cache(server, run, model):
+    cache = sae.open_cache(run / "cache.zarr")
+    dictionary = sae.load(str(run / "dictionaries/strong"))
+    for row in range(len(cache.tokens)):
+        tokens = cache.tokens[row]
+        special = np.flatnonzero(np.isin(tokens, model.special_token_ids))
+        end = special[1] if len(special) > 1 else len(tokens)
+        text = model.tokenizer.decode(tokens[1:end])
+        again = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if special[0] == 0 and end > 16 and again == tokens[1:end].tolist():
+            break
+    expected = dictionary.encode(cache.read(HOOK, slice(row, row + 1))[0, 1:end].float())
+    point = find_hook(model.module, HOOK)
+    ids = tokens[None, :end]
+    (exact,) = activations(ids, ids >= 0, model=model, points=[point], batch_size=1)
+    exact = dictionary.encode(exact[HOOK][0, 1:])
+    feature = int(expected.sum(0).argmax())
+    found = read(server, text, feature=feature)
+    assert "".join(found["tokens"]) == text
+    assert len(found["features"]) == len(found["acts"]) == end - 1
+    # The cache holds half precision.
+    torch.testing.assert_close(
+        torch.tensor(found["acts"]), expected[:, feature], rtol=5e-3, atol=5e-3
+    )
+    torch.testing.assert_close(torch.tensor(found["acts"]), exact[:, feature])
+    for strongest, row_acts in zip(found["features"], exact, strict=True):
+        features, values = zip(*strongest, strict=True)
+        best = row_acts.topk(12)
+        n = int((best.values > 0).sum())
+        assert len(strongest) == n
+        torch.testing.assert_close(torch.tensor(values), best.values[:n])
+        torch.testing.assert_close(row_acts[list(features)], torch.tensor(values))
+
+
+def test_special_tokens_in_a_text_have_no_features(server):
+    found = read(server, "cats</s> dog", feature=0)
+    at = found["tokens"].index("</s>")
+    assert found["features"][at] == []
+    assert found["acts"][at] == 0
+    assert all(found["features"][:at])
+    assert all(found["features"][at + 1 :])
+
+
+def test_half_a_character_and_markup_are_text_like_any_other(server):
+    found = read(server, "\ud800<script>")
+    assert "".join(found["tokens"]).endswith("<script>")
+    assert len(found["features"]) == len(found["tokens"])
+
+
+def test_a_text_as_long_as_the_model_can_read_is_read_and_one_token_more_is_not(server, model):
+    # Its 128 positions hold the beginning token as well.
+    word = " cats"
+    assert len(model.tokenizer(word * 127, add_special_tokens=False)["input_ids"]) == 127
+    assert len(read(server, word * 127)["tokens"]) == 127
+    sentence = server.refused("/atlas/strong/api/read", {"text": word * 128})
+    assert sentence.startswith("the text has 129 tokens and the model reads 128 at once")
+
+
+# Steering
+
+
+def steer(server: Server, **more) -> dict:
+    body = {"text": TEXT, "feature": 3, "strength": 2, "max_new_tokens": 12}
+    return server.json("/atlas/strong/api/steer", body | more)
+
+
+def test_strength_zero_writes_the_plain_text_three_times(server):
+    found = steer(server, strength=0)
+    assert found["plain"] == found["steered"] == found["random"]
+    assert found["prompt"] == TEXT
+    assert found["norm"] == 0
+    assert found["plain"]["perplexity"] > 1
+
+
+def test_a_turned_feature_changes_the_text_and_the_seed_decides_it(server):
+    found = steer(server, strength=8)
+    assert found["steered"]["text"] != found["plain"]["text"]
+    assert found["random"]["text"] != found["plain"]["text"]
+    assert steer(server, strength=8) == found
+    other = steer(server, strength=8, seed=1)
+    assert other["plain"]["text"] != found["plain"]["text"]
+    # The dial does not move the text beside it.
+    assert steer(server, strength=-3)["plain"] == found["plain"]
+    cold = [steer(server, temperature=0, seed=s)["plain"]["text"] for s in (0, 1)]
+    assert cold[0] == cold[1] != found["plain"]["text"]
+
+
+def test_the_baseline_is_a_random_direction_of_equal_norm(server, run):
+    row = sae.load(str(run / "dictionaries/strong")).W_dec[3]
+    assert steer(server)["norm"] == pytest.approx(2 * 3.0 * float(row.norm()), rel=1e-5)
+    steered, random = with_baseline(3.0 * row, -2.0, 5)
+    assert float(random.norm()) == pytest.approx(float(steered.norm()), rel=1e-5)
+    torch.testing.assert_close(random, -2.0 * random_direction(3.0 * row, 5))
+
+
+def test_shared_chance_draws_from_the_softmax():
+    scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    sampling = Sampling(max_new_tokens=1, temperature=0.5, seed=0)
+    chance, n = _SharedChance(sampling, lambda: None), 4000
+    drawn = torch.stack([chance(scores, scores).argmax() for _ in range(n)])
+    expected = (scores[0] / 0.5).softmax(0)
+    found = torch.bincount(drawn, minlength=4) / n
+    assert ((found - expected).abs() < 4 * (expected * (1 - expected) / n).sqrt()).all()
+
+
+@pytest.mark.parametrize("hook", ["blocks.1.mlp.hook_post", "blocks.1.hook_mlp_out"])
+def test_a_direction_outside_the_stream_can_be_turned_too(model, hook):
+    width = 64 if hook.endswith("hook_post") else 32
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    point = find_hook(model.module, hook)
+    sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=0)
+    for strength, equal in ((0.0, True), (50.0, False)):
+        vectors = with_baseline(direction, strength, 0)
+        plain, steered, _ = write_beside(model, point, TEXT, vectors, sampling)
+        assert (plain == steered) == equal
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("what", "body", "sentence"),
+    [
+        ("read", b"{", "the request is not readable as JSON"),
+        ("read", b"\xff", "the request is not readable as JSON"),
+        ("read", b"[" * 100_000, "the request is not readable as JSON"),
+        ("read", ["text"], "the request is no JSON object"),
+        ("read", {}, "text is missing; give a string"),
+        ("read", {"text": 5}, "text is 5; give a string"),
+        ("read", {"text": ""}, "the text is empty"),
+        ("read", {"text": "a", "featur": 1}, "'featur' is no key of this request; nearest"),
+        ("read", {"text": "a", "feature": 64}, "feature 64 is out of range; this dictionary"),
+        ("read", {"text": "a", "feature": -1}, "feature is -1; give a whole number from 0"),
+        ("read", {"text": "a", "feature": True}, "feature is true; give a whole number"),
+        ("steer", {"feature": 64}, "feature 64 is out of range"),
+        ("steer", {"feature": 1.5}, "feature is 1.5; give a whole number"),
+        ("steer", {"feature": None}, "feature is missing"),
+        ("steer", {"feature": DEAD}, "feature 63 is dead"),
+        ("steer", {"text": ""}, "the prompt is empty"),
+        ("steer", {"text": "cats" * 999}, "are to be written, but the model reads 128 at once"),
+        ("steer", {"strength": "1"}, 'strength is "1"; give a number from -100 to 100'),
+        ("steer", {"strength": True}, "strength is true; give a number from -100 to 100"),
+        ("steer", {"strength": 101}, "strength is 101; give a number"),
+        ("steer", {"strength": float("nan")}, "strength is nan; give a number"),
+        ("steer", {"strength": float("inf")}, "strength is inf; give a number"),
+        ("steer", {"strength": 10**400}, "give a number from -100 to 100"),
+        ("steer", {"max_new_tokens": 0}, "max_new_tokens is 0; give a whole number from 1"),
+        ("steer", {"max_new_tokens": 257}, "max_new_tokens is 257; give a whole number"),
+        ("steer", {"max_new_tokens": 120}, "120 are to be written, but the model reads 128"),
+        ("steer", {"temperature": -0.1}, "temperature is -0.1; give a number from 0 to 5"),
+        ("steer", {"seed": -1}, "seed is -1; give a whole number from 0"),
+        ("label", {"feature": 1}, "label is missing; give a string"),
+        ("label", {"feature": 64, "label": "x"}, "feature 64 is out of range"),
+        ("label", {"feature": 1, "label": "x" * 201}, "the label has 201 characters; give 200"),
+        ("label", {"feature": 1, "label": "a\nb"}, "a control character, U+000A"),
+        ("label", {"feature": 1, "label": "a\x1b[2J"}, "a control character, U+001B"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused_in_a_sentence(server, what, body, sentence):
+    if what == "steer":
+        body = {"text": TEXT, "feature": 3, "strength": 1} | body
+    assert sentence in server.refused(f"/atlas/strong/api/{what}", body)
+
+
+def test_an_unknown_atlas_has_no_calls(server):
+    assert "no atlas 'weak'" in server.refused("/atlas/weak/api/read", {"text": "a"}, 404)
+
+
+# Labels
+
+
+def labels_of(server: Server) -> dict:
+    _, _, body = server.ask("/atlas/strong/data/labels.js")
+    return json.loads(body[body.index(b"{") : body.rindex(b"}") + 1])
+
+
+def set_label(server: Server, feature: int, label: str) -> str:
+    found = server.json("/atlas/strong/api/label", {"feature": feature, "label": label})
+    return found["label"]
+
+
+def test_a_label_is_kept_in_the_file_and_shown_by_the_page_until_it_is_emptied(server, run):
+    label = 'seven "grey" cats, <b>'
+    assert set_label(server, 5, f"  {label} ") == label
+    assert labels_of(server)["label"][5] == label
+    assert labels_of(server)["by_hand"] == [5]
+    assert '5,"seven ""grey"" cats, <b>"' in (run / "atlas/strong/labels.csv").read_text()
+    assert set_label(server, 5, "") == "automatic 5"
+    assert labels_of(server)["by_hand"] == []
+
+
+def test_labels_that_are_given_at_once_are_all_kept(server):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: set_label(server, i, f"mine {i}"), range(10, 26)))
+    shown = labels_of(server)
+    assert shown["by_hand"] == list(range(10, 26))
+    assert shown["label"][10:26] == [f"mine {i}" for i in range(10, 26)]
+    for i in range(10, 26):
+        set_label(server, i, "")
+
+
+def test_a_file_of_labels_that_is_edited_by_hand_is_shown_and_a_broken_edit_is_not(
+    server, run, capsys
+):
+    path = run / "atlas/strong/labels.csv"
+    before = path.read_text()
+    path.write_text(before.replace("automatic 7", "by hand"))
+    assert labels_of(server)["label"][7] == "by hand"
+    path.write_text(before.replace("7,automatic 7", "x,automatic 7"))
+    assert labels_of(server)["label"][7] == "by hand"
+    assert "labels.csv" in capsys.readouterr().err
+    assert "labels.csv" in server.refused(
+        "/atlas/strong/api/label", {"feature": 1, "label": "x"}
+    )
+    path.write_text(before)
+    assert labels_of(server)["label"][7] == "automatic 7"
+
+
+# Together
+
+
+def test_eight_requests_at_once_are_answered_like_one_after_the_other(server):
+    texts = [f"{TEXT} {i}" for i in range(6)]
+    expected = [read(server, text) for text in texts]
+    steered = steer(server, strength=8)
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(steer, server, strength=8) for _ in range(2)]
+        assert list(pool.map(lambda text: read(server, text), texts)) == expected
+        assert [w.result() for w in waiting] == [steered, steered]
+
+
+def test_pages_are_served_while_the_model_writes(server):
+    ready(server)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(steer, server, max_new_tokens=90)
+        assert server.ask("/atlas/strong/data/index.js")[0] == 200
+        assert not writing.done()
+        writing.result()
+
+
+def test_work_that_nobody_waits_for_is_not_begun_and_what_has_begun_is_stopped():
+    worker, begun = Worker(), threading.Event()
+    log = []
+
+    def writes(check) -> None:
+        begun.set()
+        try:
+            while True:
+                time.sleep(0.01)
+                check()
+        except Dropped:
+            log.append("stopped")
+            raise
+
+    async def story() -> None:
+        first = asyncio.create_task(worker.do(writes))
+        second = asyncio.create_task(worker.do(lambda _: log.append("second")))
+        await asyncio.to_thread(begun.wait, 5)
+        second.cancel()
+        await asyncio.sleep(0)
+        first.cancel()
+        for task in (first, second):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await worker.do(lambda _: log.append("third"))
+        await worker.close(5)
+
+    asyncio.run(story())
+    assert log == ["stopped", "third"]
+
+
+def test_a_client_that_goes_away_frees_the_model(server):
+    ready(server)
+    began = time.perf_counter()
+    body = json.dumps({"text": "cats", "feature": 3, "strength": 1, "max_new_tokens": 120})
+    plain = steer(server)
+    for _ in range(30):
+        with socket.create_connection(("127.0.0.1", server.port)) as caller:
+            caller.sendall(
+                f"POST /atlas/strong/api/steer HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+                .encode()
+            )  # fmt: skip
+    assert steer(server) == plain
+    assert time.perf_counter() - began < 15
+
+
+# Which runs, which models
+
+
+def test_a_dictionary_whose_model_has_changed_is_shown_without_live_features(
+    tmp_path, tiny_run, capsys
+):
+    run = copy_of(tiny_run, tmp_path / "run", "strong")
+    path = run / "dictionaries/strong/cfg.json"
+    path.write_text(path.read_text().replace('"weight_digest": "', '"weight_digest": "f'))
+    with serving(run) as server:
+        found = ready(server)
+        assert found["model"] == "absent"
+        assert "has other weights now" in found["why"]
+        assert server.ask("/atlas/strong/")[0] == 200
+        assert server.refused("/atlas/strong/api/read", {"text": "a"}) == found["why"]
+    assert "is shown without live features" in capsys.readouterr().err
+
+
+def test_a_model_that_is_gone_is_said_so(tmp_path, tiny_run, tiny_model):
+    run = copy_of(tiny_run, tmp_path / "run", "strong")
+    path = run / "dictionaries/strong/cfg.json"
+    path.write_text(path.read_text().replace(str(tiny_model), "/gone/model"))
+    with serving(run) as server:
+        assert "/gone/model" in ready(server)["why"]
+
+
+def test_a_dictionary_that_was_trained_further_since_its_atlas_says_so(tmp_path, tiny_run):
+    run = copy_of(tiny_run, tmp_path / "run")
+    write_small_atlas(run, "strong", dictionary_digest="of another")
+    with serving(run) as server:
+        found = ready(server)
+        assert found["model"] == "absent"
+        assert "sae analyze run=" in found["why"]
+
+
+def test_features_of_an_encoder_are_read_and_it_has_nothing_to_steer(
+    tmp_path, encoder_run
+):  # fmt: skip
+    run = copy_of(encoder_run, tmp_path / "run", "small")
+    with serving(run) as server:
+        assert ready(server, "small")["model"] == "ready"
+        found = server.json("/atlas/small/api/read", {"text": "seven grey cats"})
+        # Without the class token and the separator that the model reads with it.
+        assert found["tokens"] == ["seven", "grey", "cats"]
+        assert any(found["features"])
+        body = {"text": "cats", "feature": 1, "strength": 1}
+        sentence = server.refused("/atlas/small/api/steer", body)
+        assert "predicts no next token" in sentence
+
+
+def test_a_run_without_an_atlas_says_how_to_make_one(tmp_path, tiny_run, capsys):
+    run = copy_of(tiny_run, tmp_path / "run")
+    assert main(["serve", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"sae serve: {run} has no atlas; make one with: sae analyze run={run}\n"
+    (run / "atlas/.strong.work").mkdir(parents=True)
+    assert main(["serve", str(run)]) == 2
+    assert "not finished; go on with: sae analyze" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["no such run", "it's, {odd}", "a\\b"])
+def test_a_run_that_is_not_there_is_named(tmp_path, capsys, name):
+    assert main(["serve", str(tmp_path / name)]) == 2
+    assert f"run={tmp_path / name}: no such folder" in capsys.readouterr().err
+
+
+def test_an_atlas_that_is_half_there_or_of_another_version_is_refused(tmp_path, tiny_run):
+    run = copy_of(tiny_run, tmp_path / "run", "strong")
+    config = ServeConfig(run=str(run))
+    (run / "atlas/strong/data/index.js").unlink()
+    with pytest.raises(UserError, match=r"data/index\.js; make it again with: sae analyze"):
+        pages_of(config)
+    shutil.rmtree(run / "atlas/strong")
+    write_small_atlas(run, "strong", format=1)
+    with pytest.raises(UserError, match=r"atlas/strong .*sae analyze"):
+        pages_of(config)
+    (run / "atlas/strong/atlas.json").write_text("{")
+    with pytest.raises(UserError, match=r"atlas\.json: not readable"):
+        pages_of(config)
+    shutil.move(run / "atlas/strong", tmp_path / "elsewhere")
+    (run / "atlas/strong").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link"):
+        pages_of(config)
+
+
+def test_a_port_that_is_taken_is_refused_with_one_that_is_free(run, capsys):
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(run), f"port={port}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"sae serve: port={port} is taken; port=")
+    free = int(said.rpartition("port=")[2].split()[0])
+    listen("127.0.0.1", free).close()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["port=65536"], "port=65536; give a number from 1 to 65535"),
+        (["port=-1"], "port=-1; give a number"),
+        (["port=x"], "port=x: Value 'x' of type 'str' could not be converted to Integer"),
+        (["host=''"], "host is empty"),
+        (["host=no.such.host.invalid"], "host=no.such.host.invalid is not known here"),
+        (["host=192.0.2.1"], "host=192.0.2.1 cannot be listened on here"),
+        (["prt=1"], "prt is no key of sae serve; nearest: port"),
+    ],
+)
+def test_bad_words_are_refused_in_a_sentence(run, words, sentence, capsys):
+    assert main(["serve", str(run), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
+
+
+def test_the_address_is_said_with_a_warning_where_others_can_reach_it(run, monkeypatch, capsys):
+    opened = threading.Event()
+    monkeypatch.setattr(
+        "sae.stages.serve.serve_until_stopped", lambda _, __, started: started(lambda: None)
+    )
+    monkeypatch.setattr("webbrowser.open", lambda _: opened.set())
+    sae.serve(run=str(run), port=0)
+    said = capsys.readouterr().err
+    assert "http://127.0.0.1:" in said
+    assert "WARNING" not in said
+    assert not opened.is_set()
+    sae.serve(run=str(run), port=0, host="0.0.0.0", open=True)
+    assert "WARNING: with host=0.0.0.0 everybody" in capsys.readouterr().err
+    assert opened.wait(5)
+
+
+def test_an_address_is_one_that_a_browser_can_open():
+    with listen("0.0.0.0", 0) as listening:
+        assert address_of(listening) == f"http://127.0.0.1:{listening.getsockname()[1]}/"
+
+
+def test_a_notebook_is_told_that_it_would_wait(run):
+    async def cell() -> None:
+        sae.serve(run=str(run), port=0)
+
+    with pytest.raises(UserError, match="runs until it is stopped"):
+        asyncio.run(cell())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_told_to_stop_and_ends_well(run, number):
+    words = [sys.executable, "-m", "sae.cli", "serve", str(run), "port=0", "device=cpu"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stderr.readline()
+        port = int(line.partition("http://127.0.0.1:")[2].partition("/")[0])
+        assert Server(port).ask("/atlas/strong/")[0] == 200
+        process.send_signal(number)
+        _, rest = process.communicate(timeout=20)
+        assert (process.returncode, rest) == (0, "serve: stopped\n")

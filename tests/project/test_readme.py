@@ -1,0 +1,60 @@
+"""Every command and code block of the README, run as a reader would run them."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def run(command, folder):
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+    return done
+
+
+def test_the_readme_has_blocks_of_bash_and_python_only():
+    assert {language for language, _ in BLOCKS} == {"bash", "python"}
+    assert len(BLOCKS) >= 5
+
+
+def test_its_make_targets_exist_and_do_what_the_readme_says():
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert targets == ["demo", "test"]
+    for target, command in (("demo", "sae demo"), ("test", "-m pytest")):
+        dry = run(["make", "-n", "-C", str(ROOT), target], ROOT).stdout
+        assert command in dry
+    run(["make", "-C", str(ROOT), "help"], ROOT)
+
+
+@pytest.mark.slow
+def test_every_other_block_runs_in_order(tmp_path):
+    for language, block in BLOCKS:
+        if language == "python":
+            if "sae_lens" in block:
+                pytest.importorskip("sae_lens")
+            run([sys.executable, "-c", block], tmp_path)
+            continue
+        for line in block.splitlines():
+            if not line.startswith("make "):
+                run(line.split("#")[0].split(), tmp_path)
+    assert (tmp_path / "runs/mine/export").is_dir()
+    assert len(list((tmp_path / "runs/mine/dictionaries").iterdir())) == 10
+
+
+def test_every_file_that_the_readme_names_is_there():
+    for path in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path

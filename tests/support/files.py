@@ -1,0 +1,23 @@
+"""Files of caches: looked at, and damaged."""
+
+from pathlib import Path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def chunk_files(cache: Path, array: str) -> list[Path]:
+    return sorted((cache / array).glob("c.*"), key=lambda p: int(p.name.split(".")[1]))
+
+
+def flip(file: Path, at: int = 5) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[at % len(raw)] ^= 0x10
+    file.write_bytes(raw)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
