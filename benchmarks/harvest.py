@@ -15,7 +15,7 @@ import sae
 from benchmarks.common import HOOK, medians, write_results
 from benchmarks.saelens_cache import ROWS_A_BATCH, saelens_harvest
 from sae.cache.writer import CacheWriter
-from sae.models.hooks import find_hook, read_activations
+from sae.models.hooks import find_site, read_activations
 from sae.models.load import ModelConfig, load_model
 from sae.stages import harvest
 from sae.text.source import DataConfig, documents
@@ -37,7 +37,7 @@ def main() -> None:
     texts = [text for text in documents(DATA) if isinstance(text, str)]
 
     def bare(names: list[str], rows_a_batch: int) -> float:
-        points = [find_hook(model.module, name) for name in names]
+        points = [find_site(model.module, name) for name in names]
         began = time.perf_counter()
         for batch in torch.split(tokens, rows_a_batch):
             read_activations(model.module, points, batch)

@@ -28,8 +28,8 @@ from sae.cache.create import create_cache
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.reader import RowSelection, select_rows, shuffled_batches
 from sae.cache.text_writer import write_text
-from sae.cache.writer import HookShape
 from sae.exchange.activations import export_to_hf
+from sae.models.site import Site
 from sae.text.packing import RowBlock, TextPlan
 from sae.training.mixing import MixingBuffer
 from sae.training.rows import Rows
@@ -96,7 +96,7 @@ def _places(real: ActivationCache) -> ActivationCache:
     plan = TextPlan(int((~held_out).sum()), int(held_out.sum()), context)
     shared = ("model", "data", "tokenizer_digest", "special_token_ids", "bos_token_id")
     about = {key: real.attributes[key] for key in shared} | {"digest": "places"}
-    shape = HookShape(HOOK, HOOK, 2)
+    shape = Site(HOOK, HOOK, "output", 2)
     writer = create_cache(path, [shape], plan, dtype="float32", attributes=about)
     tokens, documents = real.tokens, real.documents
     blocks = [

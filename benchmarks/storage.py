@@ -14,9 +14,9 @@ from sae.cache.layout import ActivationCache, chunk_slices, open_cache
 from sae.cache.reader import rows_in_order, select_rows
 from sae.cache.store import stored_bytes
 from sae.cache.text_writer import write_text
-from sae.cache.writer import HookShape
 from sae.core.metrics import ReconstructionStatistics
 from sae.dictionary import Dictionary
+from sae.models.site import Site
 from sae.text.packing import RowBlock, TextPlan
 
 N_TOKENS = 204_800
@@ -80,7 +80,7 @@ def _copied(
             "code_version",
         ]
     }
-    hook = HookShape(HOOK, "model.layers.9", exact.d_in(HOOK))
+    hook = Site(HOOK, "model.layers.9", "output", exact.d_in(HOOK))
     writer = create_cache(
         path, [hook], plan, dtype=dtype, compression=compression, attributes=about
     )

@@ -14,9 +14,9 @@ from torch import Tensor
 from sae.base.errors import UserError, require
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
+from sae.dictionary.files import load_dictionary
 from sae.exchange.formats import read_dictionary, write_dictionary
 from sae.exchange.hub import local_path
-from sae.exchange.saelens import load_dictionary
 from sae.schemas import STAGES
 from sae.schemas.grids import refuse_twins
 

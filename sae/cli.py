@@ -151,18 +151,18 @@ def _usage() -> str:
 def _hook_table(config: Any) -> str:
     """A row for each hook of the model, from its configuration alone."""
     from sae.base.errors import require
-    from sae.models.hooks import hook_widths, list_hooks
+    from sae.models.hooks import list_sites, measured
     from sae.models.load import load_skeleton
 
     skeleton = load_skeleton(config)
-    points, widths = list_hooks(skeleton), hook_widths(skeleton)
+    sites = measured(skeleton, list_sites(skeleton))
     require(
-        bool(points),
+        bool(sites),
         f"model.name={config.name} ({type(skeleton).__name__}) is built of blocks that have no "
         "TransformerLens names here; give module paths in hook_names instead",
     )
     rows = [("hook_name", "module", "side", "width")]
-    rows += [(p.hook_name, p.module, p.side, str(widths.get(p.hook_name, ""))) for p in points]
+    rows += [(s.hook_name, s.module, s.side, str(s.width or "")) for s in sites]
     wide = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = (
         f"{name:<{wide[0]}}  {module:<{wide[1]}}  {side:<{wide[2]}}  {width:>5}".rstrip()

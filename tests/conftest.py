@@ -27,7 +27,8 @@ os.environ.setdefault("WANDB_SILENT", "true")
 # of kernels are left out: what compiles them cannot read decorated functions.
 _CORE = ("losses", "metrics", "scaling", "select", "sparse")
 install_import_hook(
-    [*(f"sae.core.{name}" for name in _CORE), "sae.dictionary"], "beartype.beartype"
+    [*(f"sae.core.{name}" for name in _CORE), "sae.dictionary.activations"],
+    "beartype.beartype",
 )
 
 

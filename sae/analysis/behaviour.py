@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from sae.base.progress import progress
-from sae.models.hooks import HookPoint, edited_from
+from sae.models.hooks import edited_from
 from sae.models.load import LanguageModel
+from sae.models.site import Site
 
 Reconstruction = Callable[[Tensor], Tensor]
 """A dictionary: activations (row, d_out) from those that it reads, (row, d_in)."""
@@ -51,12 +52,12 @@ def reconstruction_by(dictionary: Reconstruction) -> Replacement:
 
 def behaviour(
     model: LanguageModel,
-    point: HookPoint,
+    point: Site,
     tokens: Tensor,
     dictionaries: Mapping[str, Reconstruction],
     mean: Tensor,
     *,
-    source: HookPoint | None = None,
+    source: Site | None = None,
     batch_size: int = 8,
 ) -> dict[str, dict[str, float]]:
     """Scores of several dictionaries at one hook, sharing the untouched run.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae.base.errors import require
 from sae.dictionary import Dictionary
-from sae.models.hooks import find_hook, read_activations
+from sae.models.hooks import locate, read_activations
 from sae.models.load import LanguageModel
 from sae.models.unembed import token_strings
 from sae.text.packing import Marks, marked
@@ -50,7 +50,7 @@ def read_text(
         UserError: for a text without tokens, or one longer than the model can read.
     """
     ids, own = _ids(model, text)
-    point = find_hook(model.module, dictionary.hook_name)
+    point = locate(model.module, dictionary.reads[0].place)
     (x,) = read_activations(model.module, [point], ids[None]).values()
     special = torch.isin(ids, torch.tensor(model.special_token_ids, device=ids.device))[own]
     strongest: list[list[tuple[int, float]]] = []

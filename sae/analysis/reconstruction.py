@@ -36,7 +36,7 @@ def _read(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Rows at the hook that the dictionary reads, and at the other if it has one."""
     if dictionary.is_transcoder:
-        return rows_in_order(rows, limit, output_hook_name=dictionary.hook_name_out)
+        return rows_in_order(rows, limit, hook_name_out=dictionary.hook_name_out)
     return ((x,) for x in rows_in_order(rows, limit))
 
 

@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from sae.base.errors import require
 from sae.core.scaling import InputScaling
-from sae.core.select import Active, Rule, select
-from sae.dictionary import ARCHITECTURES as RULES
-from sae.dictionary import Dictionary
+from sae.core.select import Active, Selection, select
+from sae.dictionary import Activation, Dictionary, ReLU
 
 # The encoder's bias learns faster than the directions: raising the bar is the short way to
 # fewer active latents. It brings a penalised L0 down in half the steps at the same error, and
@@ -45,8 +44,8 @@ class ArchitectureConfig(ABC):
 
     architecture: ClassVar[str]
     """Its name in the registry and in `conf/sae/`."""
-    saved_as: ClassVar[str]
-    """The rule of the trained dictionary, in SAELens's words."""
+    saved_as: ClassVar[type[Activation]]
+    """The activation of the trained dictionary."""
     autoencoder: ClassVar["type[TrainableSAE]"]
     """What is trained; made by `build`."""
     default_lr: ClassVar[float] = 3e-3
@@ -193,10 +192,10 @@ class TrainableSAE(nn.Module, ABC):
         self,
         x: Float[Tensor, "batch d_in"],
         encoder: Float[Tensor, "d_sae d_in"],
-        *rules: Rule,
+        *selections: Selection,
     ) -> list[Active]:
-        """What each rule keeps of the pre-activations of `x`."""
-        return select(x, encoder, self.b_enc, *rules, dtype=self.matmul_dtype)
+        """Return what each selection keeps of the pre-activations of `x`."""
+        return select(x, encoder, self.b_enc, *selections, dtype=self.matmul_dtype)
 
     def target(
         self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]
@@ -210,8 +209,8 @@ class TrainableSAE(nn.Module, ABC):
         """Called after each step of the optimiser, for constraints on parameters."""
         return
 
-    def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
-        """Fields of a `Dictionary` that does on raw activations what this does on scaled.
+    def dictionary(self, scaling: InputScaling, output: InputScaling) -> Dictionary:
+        """Return a dictionary that does on raw activations what this does on scaled ones.
 
         Rows of its decoder have norm one: each activation is the length that it adds, in the
         unit of the model's activations.
@@ -221,12 +220,24 @@ class TrainableSAE(nn.Module, ABC):
         skip = getattr(self, "W_skip", None)
         w_enc, b_enc = scaling.fold_encoder(encoder.t() * gains, self.b_enc.detach() * gains)
         w_dec, b_dec = output.fold_decoder(decoder / gains[:, None], self.b_dec.detach())
-        fields = {"W_enc": w_enc.contiguous(), "b_enc": b_enc, "W_dec": w_dec, "b_dec": b_dec}
+        raw = None
         if skip is not None:
             raw = skip.detach().double() * (scaling.scale / output.scale)
-            fields["W_skip"] = raw.float()
-            fields["b_dec"] = (b_dec.double() - raw @ scaling.mean.double()).float()
-        return fields
+            b_dec = (b_dec.double() - raw @ scaling.mean.double()).float()
+        activation = self.trained_activation(gains, b_enc)
+        found = Dictionary.from_weights(w_enc.contiguous(), b_enc, w_dec, b_dec, activation)
+        return found if raw is None else replace(found, W_skip=raw.float())
+
+    def trained_activation(
+        self, gains: Float[Tensor, " d_sae"], b_enc: Float[Tensor, " d_sae"]
+    ) -> Activation:
+        """Return the activation of the dictionary that `dictionary` returns.
+
+        Args:
+            gains: length that each latent adds to raw activations where it is one here.
+            b_enc: the encoder's bias on raw activations.
+        """
+        return ReLU()
 
     def gains(self, output: InputScaling) -> Float[Tensor, " d_sae"]:
         """Length that each latent adds to raw activations where it is one here, in float64."""
@@ -240,7 +251,7 @@ class TrainableSAE(nn.Module, ABC):
     def begin_with(
         self, dictionary: Dictionary, scaling: InputScaling, output: InputScaling
     ) -> None:
-        """Take over a dictionary, so that `weights` gives one that does the same.
+        """Take over a dictionary, so that `dictionary` gives one that does the same.
 
         Norms of decoder rows move into the encoder: latents fire and add up as before, and
         each activation is as long as what it adds. A row of zeros adds
@@ -266,7 +277,7 @@ class TrainableSAE(nn.Module, ABC):
         encoder = w_enc.t().double() * gains[:, None]
         if self.aligned:
             _check_aligned(encoder, decoder)
-        self.take_rule(dictionary, gains, scaling)
+        self.take_activation(dictionary, gains, scaling)
         self.W_enc_t.copy_(encoder)
         self.b_enc.copy_(b_enc * gains)
         self.W_dec.copy_(decoder)
@@ -274,7 +285,7 @@ class TrainableSAE(nn.Module, ABC):
         if dictionary.W_skip is not None:
             self.W_skip.copy_(dictionary.W_skip.double() * (output.scale / scaling.scale))
 
-    def take_rule(
+    def take_activation(
         self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
     ) -> None:
         """Take over what tells active latents, besides encoder and decoder.
@@ -285,7 +296,7 @@ class TrainableSAE(nn.Module, ABC):
             gains: what the activations of each latent are multiplied by; 0 for latents whose
                 decoder row is zero.
         """
-        fields = RULES[dictionary.architecture].fields
+        fields = [*dictionary.activation.tensors, *dictionary.activation.numbers]
         require(
             not fields,
             f"the dictionary of init_from has a {' and a '.join(fields)} that "
@@ -293,12 +304,12 @@ class TrainableSAE(nn.Module, ABC):
         )
 
     def _check_fit(self, dictionary: Dictionary) -> None:
-        """Refuse a dictionary of another rule or shape."""
+        """Refuse a dictionary of another activation or shape."""
         has, config = "the dictionary of init_from has", self.config
         require(
-            dictionary.architecture == config.saved_as,
+            isinstance(dictionary.activation, config.saved_as),
             f"{has} architecture {dictionary.architecture}, but sae={config.architecture} "
-            f"makes a {config.saved_as} one; give sae={dictionary.architecture}",
+            f"makes a {config.saved_as.name} one; give sae={dictionary.architecture}",
         )
         require(
             dictionary.d_sae == self.d_sae,
@@ -308,7 +319,7 @@ class TrainableSAE(nn.Module, ABC):
         require(bool(dictionary.W_dec.any()), f"{has} nothing but zeros in W_dec; damaged?")
         widths = {
             "hook_name": (dictionary.d_in, self.W_enc_t.shape[1], "reads"),
-            "output_hook_name": (dictionary.d_out, self.W_dec.shape[1], "reconstructs"),
+            "hook_name_out": (dictionary.d_out, self.W_dec.shape[1], "reconstructs"),
         }
         for key, (found, wanted, does) in widths.items():
             require(

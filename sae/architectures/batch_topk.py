@@ -6,7 +6,7 @@ value; the auxiliary loss is TopK's.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,8 +15,8 @@ from sae.architectures.base import TrainableSAE, same
 from sae.architectures.topk import TopKConfig, TopKSAE
 from sae.base.errors import require
 from sae.core.scaling import InputScaling
-from sae.core.select import Active, BatchTopK, Rule
-from sae.dictionary import Dictionary
+from sae.core.select import Active, BatchTopK, Selection
+from sae.dictionary import Activation, Dictionary, JumpReLU
 
 # Short enough to follow the last tenth of a run of a few thousand steps (dictionary_learning
 # takes 0.999, SAELens 0.99).
@@ -32,7 +32,7 @@ class BatchTopKSAE(TopKSAE):
         self.register_buffer("threshold", sample.new_zeros(()))
         self.register_buffer("n_batches", sample.new_zeros(()))
 
-    def rule(self) -> Rule:
+    def selection(self) -> Selection:
         return BatchTopK(self.config.k)
 
     def observe(self, active: Active) -> None:
@@ -43,16 +43,16 @@ class BatchTopKSAE(TopKSAE):
         weight = (1 / self.n_batches).clamp_min(1 - THRESHOLD_DECAY)
         self.threshold.lerp_(active.values.amin(), weight)
 
-    def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
-        fields = super().weights(scaling, output)
-        del fields["k"]
-        return {**fields, "threshold": (self.threshold * self.gains(output)).float()}
+    def trained_activation(
+        self, gains: Float[Tensor, " d_sae"], b_enc: Float[Tensor, " d_sae"]
+    ) -> Activation:
+        return JumpReLU((self.threshold * gains).float())
 
-    def take_rule(
+    def take_activation(
         self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
     ) -> None:
-        assert dictionary.threshold is not None
-        thresholds = (dictionary.threshold.clamp_min(0) * gains)[gains > 0]
+        assert isinstance(dictionary.activation, JumpReLU)
+        thresholds = (dictionary.activation.threshold.clamp_min(0) * gains)[gains > 0]
         require(
             same(thresholds),
             f"the dictionary of init_from has thresholds from {thresholds.min():.3g} to "
@@ -69,5 +69,5 @@ class BatchTopKConfig(TopKConfig):
     """BatchTopK autoencoder, saved as a JumpReLU (SAELens's `batchtopk`)."""
 
     architecture: ClassVar[str] = "batchtopk"
-    saved_as: ClassVar[str] = "jumprelu"
+    saved_as: ClassVar[type[Activation]] = JumpReLU
     autoencoder: ClassVar[type[TrainableSAE]] = BatchTopKSAE

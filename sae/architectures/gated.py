@@ -8,7 +8,7 @@ that is dense.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,7 +19,7 @@ from sae.architectures.standard import INITIAL_L0, PenalisedConfig, start_sparse
 from sae.core.scaling import InputScaling
 from sae.core.select import Above
 from sae.core.sparse import encode_on, reconstruct_on
-from sae.dictionary import Dictionary
+from sae.dictionary import Activation, Dictionary, Gated
 
 
 class GatedSAE(TrainableSAE):
@@ -70,24 +70,23 @@ class GatedSAE(TrainableSAE):
         }
         return TrainingStep(main.loss + l1 + frozen.loss, main.mse[-1], losses, fired)
 
-    def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
-        fields = super().weights(scaling, output)
+    def trained_activation(
+        self, gains: Float[Tensor, " d_sae"], b_enc: Float[Tensor, " d_sae"]
+    ) -> Activation:
         # The magnitude reads `W_enc x` without the gate's bias: it folds the mean by itself.
-        gains = self.gains(output)
-        moved = fields["b_enc"] - self.b_enc.detach() * gains
+        moved = b_enc - self.b_enc.detach() * gains
         b_mag = self.b_mag.detach() * gains + self.r_mag.detach().exp() * moved
-        r_mag = self.r_mag.detach().float().clone()
-        return {**fields, "b_mag": b_mag.float(), "r_mag": r_mag}
+        return Gated(b_mag.float(), self.r_mag.detach().float().clone())
 
-    def take_rule(
+    def take_activation(
         self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
     ) -> None:
-        assert dictionary.b_mag is not None
-        assert dictionary.r_mag is not None
+        gated = dictionary.activation
+        assert isinstance(gated, Gated)
         # The norms scale the gate's path too, whose own loss decodes by the same rows.
-        _, moved = scaling.unfold_encoder(dictionary.W_enc, torch.zeros_like(dictionary.b_mag))
-        self.b_mag.copy_((dictionary.b_mag + dictionary.r_mag.exp() * moved) * gains)
-        self.r_mag.copy_(dictionary.r_mag)
+        _, moved = scaling.unfold_encoder(dictionary.W_enc, torch.zeros_like(gated.b_mag))
+        self.b_mag.copy_((gated.b_mag + gated.r_mag.exp() * moved) * gains)
+        self.r_mag.copy_(gated.r_mag)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,5 +94,5 @@ class GatedConfig(PenalisedConfig):
     """Gated autoencoder with an L1 penalty on its gates (SAELens's `gated`)."""
 
     architecture: ClassVar[str] = "gated"
-    saved_as: ClassVar[str] = "gated"
+    saved_as: ClassVar[type[Activation]] = Gated
     autoencoder: ClassVar[type[TrainableSAE]] = GatedSAE

@@ -30,7 +30,7 @@ from sae.base.errors import require
 from sae.core.scaling import InputScaling
 from sae.core.select import Above
 from sae.core.sparse import encode_on, reconstruct_on
-from sae.dictionary import Dictionary
+from sae.dictionary import Activation, Dictionary, JumpReLU
 
 PENALTIES = ("step", "tanh", "quadratic")
 
@@ -108,16 +108,17 @@ class JumpReLUSAE(TrainableSAE):
     def after_update(self) -> None:
         self.threshold.data.clamp_(min=0)
 
-    def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
-        threshold = (self.threshold.detach() * self.gains(output)).float()
-        return {**super().weights(scaling, output), "threshold": threshold}
+    def trained_activation(
+        self, gains: Float[Tensor, " d_sae"], b_enc: Float[Tensor, " d_sae"]
+    ) -> Activation:
+        return JumpReLU((self.threshold.detach() * gains).float())
 
-    def take_rule(
+    def take_activation(
         self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
     ) -> None:
-        assert dictionary.threshold is not None
+        assert isinstance(dictionary.activation, JumpReLU)
         # Below zero a threshold does what zero does.
-        self.threshold.copy_(dictionary.threshold.clamp_min(0) * gains)
+        self.threshold.copy_(dictionary.activation.threshold.clamp_min(0) * gains)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ class JumpReLUConfig(ArchitectureConfig):
     """JumpReLU autoencoder with a penalty on L0 (SAELens's `jumprelu`)."""
 
     architecture: ClassVar[str] = "jumprelu"
-    saved_as: ClassVar[str] = "jumprelu"
+    saved_as: ClassVar[type[Activation]] = JumpReLU
     autoencoder: ClassVar[type[TrainableSAE]] = JumpReLUSAE
 
     penalty: str = "quadratic"

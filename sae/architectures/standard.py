@@ -18,6 +18,7 @@ from sae.base.errors import require
 from sae.core.losses import squared_error, weighted_l1, weighted_l1_on
 from sae.core.select import Above
 from sae.core.sparse import Support, encode_on, reconstruct_on
+from sae.dictionary import Activation, ReLU
 
 # Above this share of active latents the dense products are the faster ones (two cores,
 # d_in 576: the sparse step wins at every width from 2,304 up once L0 is below d_sae / 8).
@@ -134,7 +135,7 @@ class StandardConfig(PenalisedConfig):
     """ReLU autoencoder with an L1 penalty (SAELens's `standard`)."""
 
     architecture: ClassVar[str] = "standard"
-    saved_as: ClassVar[str] = "standard"
+    saved_as: ClassVar[type[Activation]] = ReLU
     autoencoder: ClassVar[type[TrainableSAE]] = StandardSAE
 
     decoder_norm: str = "free"

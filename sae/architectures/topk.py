@@ -7,7 +7,7 @@ mean of `‖x‖²` after scaling, so α weighs both terms as OpenAI's normalise
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep, same
 from sae.base.errors import require
+from sae.core import select
 from sae.core.scaling import InputScaling
-from sae.core.select import Active, Rule, TopK, TopKAmong
+from sae.core.select import Active, Selection, TopKAmong
 from sae.core.sparse import Reconstruction, encode_on, reconstruct_on
-from sae.dictionary import Dictionary
+from sae.dictionary import Activation, Dictionary, TopK
 
 
 class TopKSAE(TrainableSAE):
@@ -33,9 +34,9 @@ class TopKSAE(TrainableSAE):
         top = pre_acts.topk(self.config.k, sorted=False)
         return torch.zeros_like(pre_acts).scatter_(1, top.indices, top.values.relu())
 
-    def rule(self) -> Rule:
-        """Which entries are active."""
-        return TopK(self.config.k)
+    def selection(self) -> Selection:
+        """Return what chooses the active entries of a batch."""
+        return select.TopK(self.config.k)
 
     def observe(self, active: Active) -> None:
         """Called with what each batch activated."""
@@ -53,11 +54,11 @@ class TopKSAE(TrainableSAE):
         dead: Bool[Tensor, " d_sae"],
     ) -> TrainingStep:
         encoder = self.encoder()
-        rules = [self.rule()]
+        selections = [self.selection()]
         among = torch.where(dead)[0] if self.config.aux_loss_coefficient else dead[:0]
         if len(among):
-            rules.append(TopKAmong(among, self.config.k_aux or max(1, x.shape[1] // 2)))
-        active, *auxiliary = self.select(x, encoder, *rules)
+            selections.append(TopKAmong(among, self.config.k_aux or max(1, x.shape[1] // 2)))
+        active, *auxiliary = self.select(x, encoder, *selections)
         self.observe(active)
         values = encode_on(active.support, active.values, x, encoder, self.b_enc)
         main = self.reconstruct(active, values, self.target(x, y))
@@ -77,10 +78,12 @@ class TopKSAE(TrainableSAE):
         share: Tensor = left.loss / main.mse[-1].clamp_min(1e-12)
         return share * main.error.shape[1]
 
-    def weights(self, scaling: InputScaling, output: InputScaling) -> dict[str, Any]:
-        return {**super().weights(scaling, output), "k": self.config.k}
+    def trained_activation(
+        self, gains: Float[Tensor, " d_sae"], b_enc: Float[Tensor, " d_sae"]
+    ) -> Activation:
+        return TopK(self.config.k)
 
-    def take_rule(
+    def take_activation(
         self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
     ) -> None:
         """Refuse decoder rows that differ in norm; with one norm the start is exact.
@@ -103,7 +106,7 @@ class TopKConfig(ArchitectureConfig):
     """TopK autoencoder with an auxiliary loss for dead latents (SAELens's `topk`)."""
 
     architecture: ClassVar[str] = "topk"
-    saved_as: ClassVar[str] = "topk"
+    saved_as: ClassVar[type[Activation]] = TopK
     autoencoder: ClassVar[type[TrainableSAE]] = TopKSAE
 
     k: int = 32

@@ -1,6 +1,7 @@
 """Laying out a new cache, or finding the one that was begun."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from sae.base.errors import UserError
 from sae.base.files import atomic_path
-from sae.cache.layout import FORMAT, FORMAT_VERSION, chunk_slices
+from sae.cache.layout import FORMAT, FORMAT_VERSION, chunk_slices, site_record
 from sae.cache.store import (
     emptied_group,
     explained_store_failures,
@@ -18,7 +19,8 @@ from sae.cache.store import (
     local_folder,
 )
 from sae.cache.stored import STORED_DTYPES
-from sae.cache.writer import NOT_WRITTEN, CacheWriter, HookShape, flat_keys
+from sae.cache.writer import NOT_WRITTEN, CacheWriter, flat_keys
+from sae.models.site import Site
 from sae.text.packing import TextPlan
 
 COMPRESSIONS = ("none", "zstd")
@@ -30,7 +32,7 @@ _ROWS_A_TEXT_CHUNK = 256
 
 def create_cache(
     location: str | Path,
-    hooks: list[HookShape],
+    sites: Sequence[Site],
     plan: TextPlan,
     *,
     dtype: str,
@@ -54,34 +56,32 @@ def create_cache(
         "compression": compression,
         "planned_rows": rows,
         "rows": rows,
-        "hooks": {
-            h.hook_name: {"module": h.module, "side": h.side, "d_in": h.d_in} for h in hooks
-        },
+        "hooks": {site.hook_name: site_record(site) for site in sites},
         **attributes,
     }
     folder = local_folder(location)
     if folder is not None:
         with atomic_path(folder) as temporary:
             group = zarr.create_group(str(temporary))
-            _lay_out(group, hooks, plan, dtype, compression)
+            _lay_out(group, sites, plan, dtype, compression)
             group.attrs.update(about)
     else:
         with explained_store_failures(location):
             begun = {"format": FORMAT, "format_version": FORMAT_VERSION}
             group = emptied_group(str(location), begun)
-            _lay_out(group, hooks, plan, dtype, compression)
+            _lay_out(group, sites, plan, dtype, compression)
             # Without the rest of its attributes it is no cache: they make it one, last.
             group.attrs.update(about)
     return CacheWriter(location)
 
 
 def _lay_out(
-    group: zarr.Group, hooks: list[HookShape], plan: TextPlan, dtype: str, compression: str
+    group: zarr.Group, sites: Sequence[Site], plan: TextPlan, dtype: str, compression: str
 ) -> None:
     stored, fill = STORED_DTYPES[dtype]
     n, context = plan.n_sequences, plan.context_size
     width = np.dtype(stored).itemsize
-    size = sequences_a_chunk(context * max(h.d_in for h in hooks) * width)
+    size = sequences_a_chunk(context * max(site.width for site in sites) * width)
     codecs: list[Any] = [Crc32cCodec()]
     if compression == "zstd":
         # Exponents beside exponents: a seventh smaller, where shuffled bits gain nothing and
@@ -90,18 +90,18 @@ def _lay_out(
         codecs.insert(0, shuffled)
     for name, empty in NOT_WRITTEN.items():
         _array(group, name, (n, context), (_ROWS_A_TEXT_CHUNK, context), "int32", empty)
-    for h in hooks:
+    for site in sites:
         about = {"dtype": dtype}
-        chunks = (size, context, h.d_in)
-        name = f"activations/{h.hook_name}"
-        array = _array(group, name, (n, context, h.d_in), chunks, stored, fill, codecs)
+        chunks = (size, context, site.width)
+        name = f"activations/{site.hook_name}"
+        array = _array(group, name, (n, context, site.width), chunks, stored, fill, codecs)
         array.attrs.update(about)
         kinds = ["norms", "scales"] if dtype == "int8" else ["norms"]
         for kind in kinds:
-            chunks_2d = (size, context)
-            _array(group, f"{kind}/{h.hook_name}", (n, context), chunks_2d, "float32", np.nan)
-        shape = (len(chunk_slices(n, size)), 1 + 2 * h.d_in)
-        _array(group, f"moments/{h.hook_name}", shape, (1, shape[1]), "float64", np.nan)
+            name = f"{kind}/{site.hook_name}"
+            _array(group, name, (n, context), (size, context), "float32", np.nan)
+        shape = (len(chunk_slices(n, size)), 1 + 2 * site.width)
+        _array(group, f"moments/{site.hook_name}", shape, (1, shape[1]), "float64", np.nan)
 
 
 def _array(

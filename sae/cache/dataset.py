@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from sae.base.errors import require
-from sae.cache.layout import SINK_NORM_MULTIPLE, ActivationCache, open_cache
+from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.reader import Pair, RowSelection, batches_of_epochs, select_rows
+from sae.core.scaling import SINK_NORM_MULTIPLE
 
 
 @dataclass(eq=False)
@@ -38,7 +39,7 @@ class ActivationDataset(IterableDataset[Any]):
     """May be left out if there is only one."""
     batch_size: int = field(kw_only=True)
     """Rows a batch."""
-    output_hook_name: str | None = field(default=None, kw_only=True)
+    hook_name_out: str | None = field(default=None, kw_only=True)
     """A second hook; the same rows at both are given then."""
     held_out: bool = field(default=False, kw_only=True)
     """Whether the held-out rows are read, and not those for training."""
@@ -69,8 +70,8 @@ class ActivationDataset(IterableDataset[Any]):
             cache = open_cache(cache)
         self.location = cache.location
         self.hook_name = cache.hook(self.hook_name)
-        if self.output_hook_name is not None:
-            self.output_hook_name = cache.hook(self.output_hook_name)
+        if self.hook_name_out is not None:
+            self.hook_name_out = cache.hook(self.hook_name_out)
         selection = select_rows(
             cache,
             self.hook_name,
@@ -106,11 +107,11 @@ class ActivationDataset(IterableDataset[Any]):
             seed=self.seed,
             skip=len(range(own, self.skip, n)),
             pool_bytes=self.pool_bytes // n,
-            output_hook_name=self.output_hook_name,
+            hook_name_out=self.hook_name_out,
         )
         for batch in found:
             rows = tuple(x.float() for x in batch)
-            yield rows[0] if self.output_hook_name is None else (rows[0], rows[1])
+            yield rows[0] if self.hook_name_out is None else (rows[0], rows[1])
 
     def _sizes(self, epoch: int, own: int, n: int) -> list[int]:
         """Rows of those of an epoch's batches that are the `own`-th of `n` workers'."""

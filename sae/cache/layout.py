@@ -18,7 +18,7 @@ zarr reader. The group says `complete: false` until its statistics are in place,
 `text_complete: false` until all tokens are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae.base.errors import UserError, nearest, require
+from sae.base.json_object import JsonObject
 from sae.base.provenance import digest
 from sae.cache.store import explained_store_failures, is_url, local_folder, open_group
 from sae.cache.stored import Stored, from_stored, mapped_chunk
+from sae.models.record import ModelRecord
+from sae.models.site import Site, named_in_stream
+from sae.text.record import TextRecord
 
 FORMAT = "sae-atlas activation cache"
 FORMAT_VERSION = 2
-SINK_NORM_MULTIPLE = 10.0
-"""Rows of a norm above this multiple of the training rows' median count as attention sinks."""
 TEXT = ("tokens", "documents", "held_out", "document_digests")
 STATISTICS = ("mean", "variance", "norm_quantiles")
 
@@ -61,6 +63,22 @@ class ActivationCache:
         return digest(
             [about["digest"], weights, about["data_digest"], about["tokenizer_digest"]]
         )
+
+    @property
+    def model(self) -> ModelRecord:
+        """Which model the activations are of."""
+        return ModelRecord.from_json(self._part("model"))
+
+    @property
+    def text(self) -> TextRecord:
+        """Which text the tokens are of."""
+        return TextRecord.from_json(self._part("data"))
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that every sequence begins with, if the model has one."""
+        found: int | None = self.attributes["bos_token_id"]
+        return found
 
     @property
     def hook_names(self) -> list[str]:
@@ -102,25 +120,37 @@ class ActivationCache:
         """The first eight bytes of the SHA-256 of each document's text, (document,)."""
         return self._whole("document_digests")
 
-    def hook(self, hook_name: str | None) -> str:
-        """`hook_name` if the cache has it, by any of its two names; with None the only one."""
-        hooks = self.attributes["hooks"]
+    @property
+    def sites(self) -> list[Site]:
+        """Where in the model the activations at each hook were read."""
+        return [_site(self._part("hooks").part(name)) for name in self.hook_names]
+
+    def site(self, hook_name: str | None) -> Site:
+        """Return the site of a hook, by its name or its module's path; with None the only one.
+
+        Raises:
+            UserError: if the cache does not hold it, or holds several to choose from.
+        """
+        sites = self.sites
+        hooks = [site.hook_name for site in sites]
         if hook_name is None:
-            if len(hooks) == 1:
-                return str(next(iter(hooks)))
+            if len(sites) == 1:
+                return sites[0]
             raise UserError(
                 f"{self.location} holds {len(hooks)} hooks; choose one with "
-                f"hook_name={next(iter(hooks))}"
+                f"hook_name={hooks[0]}"
             )
-        if hook_name in hooks:
-            return hook_name
-        for name, about in hooks.items():
-            if about.get("side") == "output" and about["module"] == hook_name:
-                return str(name)
+        for site in sites:
+            if hook_name in (site.hook_name, site.path):
+                return site
         raise UserError(
             f"hook_name={hook_name} is not in {self.location}"
             f"{nearest(hook_name, hooks)}; it holds {', '.join(hooks)}"
         )
+
+    def hook(self, hook_name: str | None) -> str:
+        """Return the name of a hook, as `site` finds it."""
+        return self.site(hook_name).hook_name
 
     def d_in(self, hook_name: str) -> int:
         """Width of the activations at a hook."""
@@ -203,6 +233,11 @@ class ActivationCache:
                 return read_whole(array)
             except ValueError as error:
                 raise self._lost(name, error) from error
+
+    def _part(self, name: str) -> JsonObject:
+        """An object in the cache's description of itself."""
+        cure = "harvest again"
+        return JsonObject.of(self.location, name, self.attributes.get(name), cure)
 
     def _lost(self, name: str, error: Exception) -> UserError:
         return UserError(
@@ -348,6 +383,29 @@ def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
             f"{location} has cache format version {attributes.get('format_version')}, this is "
             f"version {FORMAT_VERSION}; harvest again"
         )
+
+
+def _site(found: JsonObject) -> Site:
+    """The site of a hook, from what the cache says of it under the hook's name.
+
+    Caches from before sites were recorded have the width as `d_in`; whether such a hook is in
+    the residual stream follows from its name.
+    """
+    hook_name = found.name.removeprefix("hooks.")
+    upgraded = {
+        "hook_name": hook_name,
+        "width": found.values.get("d_in"),
+        "side": "output",
+        "in_stream": named_in_stream(hook_name),
+    }
+    return Site.from_json(replace(found, values={**upgraded, **found.values}))
+
+
+def site_record(site: Site) -> dict[str, object]:
+    """Return what a cache says of the site of a hook, under the hook's name."""
+    record = site.to_json()
+    del record["hook_name"]
+    return record
 
 
 RUN_CACHE = "{run}/cache.zarr"

@@ -22,7 +22,7 @@ from sae.cache.layout import ActivationCache, chunk_slices, open_cache
 from sae.cache.store import local_folder, only_writer, sweep
 from sae.cache.stored import Stored, joined_stored
 from sae.cache.text_writer import write_text
-from sae.cache.writer import NOT_WRITTEN, CacheWriter, HookShape, bytes_needed
+from sae.cache.writer import NOT_WRITTEN, CacheWriter, bytes_needed
 from sae.text.packing import ROWS_A_BLOCK, RowBlock, TextPlan
 
 Indices = NDArray[np.int64]
@@ -273,17 +273,15 @@ class _Text:
 def _create(
     out: str | Path, parts: Sequence[Part], plan: TextPlan, about: dict[str, Any]
 ) -> CacheWriter:
-    first = parts[0][0].attributes
-    hooks = [
-        HookShape(name, h["module"], h["d_in"], h["side"]) for name, h in first["hooks"].items()
-    ]
+    first, sites = parts[0][0].attributes, parts[0][0].sites
     folder = local_folder(out)
     if folder is not None:
         n_tokens = plan.n_sequences * plan.context_size
-        check_free_space(folder, bytes_needed(n_tokens, hooks, first["dtype"]))
+        widths = [site.width for site in sites]
+        check_free_space(folder, bytes_needed(n_tokens, widths, first["dtype"]))
     return create_cache(
         out,
-        hooks,
+        sites,
         plan,
         dtype=first["dtype"],
         compression=first["compression"],

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae.base.errors import require
-from sae.cache.layout import SINK_NORM_MULTIPLE, ActivationCache
+from sae.cache.layout import ActivationCache
 from sae.cache.stored import ROW_DTYPES
+from sae.core.scaling import SINK_NORM_MULTIPLE
 
 # Threads wait for a disk or an object store, and for copies, which one core does fast enough.
 _READING_THREADS = 4
@@ -68,23 +69,23 @@ Pair = tuple[Tensor, Tensor]
 def rows_in_order(selection: RowSelection, limit: int | None = None) -> Iterator[Tensor]: ...
 @overload
 def rows_in_order(
-    selection: RowSelection, limit: int | None = None, *, output_hook_name: str
+    selection: RowSelection, limit: int | None = None, *, hook_name_out: str
 ) -> Iterator[Pair]: ...
 @overload
 def rows_in_order(
-    selection: RowSelection, limit: int | None = None, *, output_hook_name: str | None
+    selection: RowSelection, limit: int | None = None, *, hook_name_out: str | None
 ) -> Iterator[Tensor] | Iterator[Pair]: ...
 def rows_in_order(
-    selection: RowSelection, limit: int | None = None, *, output_hook_name: str | None = None
+    selection: RowSelection, limit: int | None = None, *, hook_name_out: str | None = None
 ) -> Iterator[Tensor] | Iterator[Pair]:
     """The rows chunk by chunk, (row, d_in), as stored; at most `limit`, evenly spread.
 
     Args:
-        output_hook_name: a second hook; pairs of the same rows at both are given then. Which
+        hook_name_out: a second hook; pairs of the same rows at both are given then. Which
             rows these are is for the selection's own hook to say.
     """
-    found = _in_order(selection, _hooks(selection, output_hook_name), limit)
-    return _one(found) if output_hook_name is None else _two(found)
+    found = _in_order(selection, _hooks(selection, hook_name_out), limit)
+    return _one(found) if hook_name_out is None else _two(found)
 
 
 def _in_order(
@@ -125,7 +126,7 @@ def shuffled_batches(
     seed: int,
     skip: int = 0,
     pool_bytes: int = 2 << 30,
-    output_hook_name: str,
+    hook_name_out: str,
 ) -> Iterator[Pair]: ...
 @overload
 def shuffled_batches(
@@ -135,7 +136,7 @@ def shuffled_batches(
     seed: int,
     skip: int = 0,
     pool_bytes: int = 2 << 30,
-    output_hook_name: str | None,
+    hook_name_out: str | None,
 ) -> Iterator[Tensor] | Iterator[Pair]: ...
 def shuffled_batches(
     selection: RowSelection,
@@ -144,7 +145,7 @@ def shuffled_batches(
     seed: int,
     skip: int = 0,
     pool_bytes: int = 2 << 30,
-    output_hook_name: str | None = None,
+    hook_name_out: str | None = None,
 ) -> Iterator[Tensor] | Iterator[Pair]:
     """Endless batches (batch_size, d_in) as stored.
 
@@ -156,18 +157,18 @@ def shuffled_batches(
             has seen already.
         pool_bytes: memory for rows, of both hooks if two are read: all of it if all rows
             fit; else half for those that are permuted together, half for those that come next.
-        output_hook_name: a second hook; pairs of the same rows at both are given then.
+        hook_name_out: a second hook; pairs of the same rows at both are given then.
     """
     require(
         batch_size <= selection.n_rows,
         f"train_batch_size_tokens={batch_size} is larger than the cache, which has "
         f"{selection.n_rows} rows to train on",
     )
-    hook_names = _hooks(selection, output_hook_name)
+    hook_names = _hooks(selection, hook_name_out)
     # Checked here and not at the first batch, which may be asked for much later.
     pools = _pools(repeat(selection), hook_names, seed, pool_bytes)
     found = _batches(hook_names, repeat(batch_size), pools, skip * batch_size)
-    return _one(found) if output_hook_name is None else _two(found)
+    return _one(found) if hook_name_out is None else _two(found)
 
 
 def batches_of_epochs(
@@ -177,7 +178,7 @@ def batches_of_epochs(
     seed: int,
     skip: int = 0,
     pool_bytes: int = 2 << 30,
-    output_hook_name: str | None = None,
+    hook_name_out: str | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Batches of given sizes: the rows of one selection, then those of the next.
 
@@ -189,13 +190,13 @@ def batches_of_epochs(
         skip: batches to leave out at the start, without reading them.
 
     Returns:
-        For each batch its rows at the selections' hook, and at `output_hook_name` if given.
+        For each batch its rows at the selections' hook, and at `hook_name_out` if given.
     """
     some = (s for s in selections if s.n_rows)
     first = next(some, None)
     if first is None:
         return iter(())
-    hook_names, left = _hooks(first, output_hook_name), iter(sizes)
+    hook_names, left = _hooks(first, hook_name_out), iter(sizes)
     rows_to_skip = sum(islice(left, skip))
     pools = _pools(chain([first], some), hook_names, seed, pool_bytes)
     return _batches(hook_names, left, pools, rows_to_skip)
@@ -212,10 +213,10 @@ class _Pool:
     """Indices of rows, (row,); fewer than `n_rows` where some are skipped."""
 
 
-def _hooks(selection: RowSelection, output_hook_name: str | None) -> tuple[str, ...]:
-    if output_hook_name is None:
+def _hooks(selection: RowSelection, hook_name_out: str | None) -> tuple[str, ...]:
+    if hook_name_out is None:
         return (selection.hook_name,)
-    return selection.hook_name, selection.cache.hook(output_hook_name)
+    return selection.hook_name, selection.cache.hook(hook_name_out)
 
 
 def _one(found: Iterator[tuple[Tensor, ...]]) -> Iterator[Tensor]:

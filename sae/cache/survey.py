@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae.base.progress import progress
-from sae.cache.layout import SINK_NORM_MULTIPLE, ActivationCache, chunk_key, chunk_slices
+from sae.cache.layout import ActivationCache, chunk_key, chunk_slices
 from sae.cache.quantiles import QuantileSketch
 from sae.cache.store import stored_bytes, stored_keys
+from sae.core.scaling import SINK_NORM_MULTIPLE
 from sae.text.packing import ROWS_A_BLOCK
 
 _BINS = 16
@@ -81,12 +82,14 @@ class _Rows:
 
 
 def _surveyed(cache: ActivationCache, hook: str, rows: _Rows) -> dict[str, Any]:
-    about = cache.attributes["hooks"][hook]
+    site = cache.site(hook)
     array = cache.array(f"activations/{hook}")
     keys, chunks = stored_keys(cache.location, f"activations/{hook}"), cache.chunks(hook)
     stored = [c for i, c in enumerate(chunks) if chunk_key(array, i) in keys]
     found = {
-        **{key: about[key] for key in ("module", "side", "d_in")},
+        "module": site.module,
+        "side": site.side,
+        "d_in": site.width,
         "chunks": len(chunks),
         "chunks_there": len(stored),
         "sequences": sum(c.stop - c.start for c in stored),

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
 from sae.base.errors import UserError
+from sae.base.json_object import JsonObject
 from sae.cache.layout import (
-    SINK_NORM_MULTIPLE,
     STATISTICS,
     TEXT,
     check_format,
@@ -35,22 +34,14 @@ from sae.cache.quantiles import QuantileSketch
 from sae.cache.store import explained_store_failures, open_group, stored_keys
 from sae.cache.stored import STORED_DTYPES, Stored, from_stored, to_stored
 from sae.core.row_statistics import merged_moments, norms_and_moments, split_moments
+from sae.core.scaling import SINK_NORM_MULTIPLE
+from sae.models.record import ModelRecord
 from sae.text.packing import TextPlan
 
 _QUANTILES = 101
 _BLOCK_VALUES = 1 << 18
 # What no token and no document is; padding belongs to document -1.
 NOT_WRITTEN = {"tokens": -1, "documents": -2}
-
-
-@dataclass(frozen=True, slots=True)
-class HookShape:
-    """A hook to be harvested: its module path, which side of it, and its width."""
-
-    hook_name: str
-    module: str
-    d_in: int
-    side: str = "output"
 
 
 class CacheWriter:
@@ -86,6 +77,14 @@ class CacheWriter:
     def digest(self) -> str:
         """Identifies what this cache is to hold."""
         return str(self.attributes.get("digest"))
+
+    @property
+    def model(self) -> ModelRecord:
+        """Which model its activations are of."""
+        found = self.attributes["model"]
+        return ModelRecord.from_json(
+            JsonObject.of(str(self.location), "model", found, "harvest again")
+        )
 
     @property
     def dtype(self) -> str:
@@ -279,8 +278,8 @@ class CacheWriter:
 
     def _bytes_left(self) -> int:
         left = sum(c.stop - c.start for c in self.missing(verify=False))
-        shapes = [HookShape(h, "", self.array(f"activations/{h}").shape[2]) for h in self.hooks]
-        return bytes_needed(left * self.plan.context_size, shapes, self.dtype)
+        widths = [self.array(f"activations/{hook}").shape[2] for hook in self.hooks]
+        return bytes_needed(left * self.plan.context_size, widths, self.dtype)
 
     # The end
 
@@ -373,8 +372,14 @@ def flat_keys() -> Any:
     return {"name": "default", "separator": "."}
 
 
-def bytes_needed(n_tokens: int, hooks: list[HookShape], dtype: str) -> int:
-    """Size on disk of an uncompressed cache: activations, scales, norms, tokens, documents."""
-    width = np.dtype(STORED_DTYPES[dtype][0]).itemsize
+def bytes_needed(n_tokens: int, widths: Iterable[int], dtype: str) -> int:
+    """Return the size on disk of an uncompressed cache.
+
+    It holds activations, scales, norms, tokens and documents.
+
+    Args:
+        widths: of the activations at each hook.
+    """
+    size = np.dtype(STORED_DTYPES[dtype][0]).itemsize
     beside = 8 if dtype == "int8" else 4
-    return n_tokens * (sum(h.d_in * width + beside for h in hooks) + 8)
+    return n_tokens * (sum(width * size + beside for width in widths) + 8)

@@ -6,6 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+SINK_NORM_MULTIPLE = 10.0
+"""Activations of a norm above this multiple of the median count as attention sinks."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputScaling:

@@ -2,7 +2,7 @@
 
 The pre-activations of a whole batch (batch, d_sae) are the largest tensor of a dense step. Here
 the product is computed for a block of rows at a time, into memory that is used again, and
-only the entries that a rule keeps outlive their block.
+only the entries that a selection keeps outlive their block.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +23,7 @@ MIN_BLOCK_ROWS = 512
 
 
 class Active(NamedTuple):
-    """The entries that a rule kept, and their pre-activations (in row order)."""
+    """The entries that a selection kept, and their pre-activations (in row order)."""
 
     support: Support
     values: Float[Tensor, " nnz"]
@@ -35,7 +35,7 @@ class _Entries(NamedTuple):
     values: Float[Tensor, " nnz"]
 
 
-class Rule(ABC):
+class Selection(ABC):
     """Collects the entries that it keeps of each block of rows."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Rule(ABC):
         return Active(support_of(found.counts, found.columns, d_sae), found.values)
 
 
-class Above(Rule):
+class Above(Selection):
     """Entries above the bound of their latent."""
 
     def __init__(self, bound: Float[Tensor, " d_sae"]) -> None:
@@ -69,7 +69,7 @@ class Above(Rule):
         return _above(products, bias, self.bound)
 
 
-class TopK(Rule):
+class TopK(Selection):
     """The `k` largest positive entries of each row, fewer where fewer are positive."""
 
     def __init__(self, k: int) -> None:
@@ -80,7 +80,7 @@ class TopK(Rule):
         return _top_k(products, bias, self.k)
 
 
-class TopKAmong(Rule):
+class TopKAmong(Selection):
     """The `k` largest entries of each row among some latents, whatever their sign."""
 
     def __init__(self, latents: Int[Tensor, " some"], k: int) -> None:
@@ -97,7 +97,7 @@ class TopKAmong(Rule):
         return _Entries(counts, columns, values.gather(1, order).flatten())
 
 
-class BatchTopK(Rule):
+class BatchTopK(Selection):
     """The `k · rows` largest positive entries of all rows together.
 
     A sample of the first block gives a guess at the least of them. What exceeds the guess is
@@ -210,25 +210,25 @@ def select(
     x: Float[Tensor, "batch d_in"],
     weight: Float[Tensor, "d_sae d_in"],
     bias: Float[Tensor, " d_sae"],
-    *rules: Rule,
+    *selections: Selection,
     dtype: torch.dtype | None = None,
 ) -> list[Active]:
-    """What each rule keeps of the pre-activations `x @ weight.T + bias`.
+    """Return what each selection keeps of the pre-activations `x @ weight.T + bias`.
 
     Args:
         dtype: narrower inputs for the product, such as bfloat16. They only decide what is
             active; the values are computed once more where it is, in the type of `x`.
     """
     x, weight, bias = x.detach(), weight.detach(), bias.detach()
-    waiting = list(rules)
-    found: dict[Rule, Active] = {}
+    waiting = list(selections)
+    found: dict[Selection, Active] = {}
     while waiting:
         for block in product_blocks(x, weight, dtype):
-            for rule in waiting:
-                rule.add(block, bias)
-        for rule in tuple(waiting):
-            active = rule.finish(len(weight))
+            for selection in waiting:
+                selection.add(block, bias)
+        for selection in tuple(waiting):
+            active = selection.finish(len(weight))
             if active is not None:
-                found[rule] = active if dtype is None else _exact(active, x, weight, bias)
-                waiting.remove(rule)
-    return [found[rule] for rule in rules]
+                found[selection] = active if dtype is None else _exact(active, x, weight, bias)
+                waiting.remove(selection)
+    return [found[one] for one in selections]

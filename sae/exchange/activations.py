@@ -9,6 +9,7 @@ side, so the two sides of a cache make two data sets.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.store import only_writer, sweep
 from sae.cache.stored import STORED_DTYPES
 from sae.cache.text_writer import write_text
-from sae.cache.writer import CacheWriter, HookShape
-from sae.models.hooks import find_hook
+from sae.cache.writer import CacheWriter
+from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_skeleton, record_without_weights
+from sae.models.site import Site
 from sae.text.packing import ROWS_A_BLOCK, RowBlock, TextCounts, TextPlan, is_held_out
 
 TOKENS = "token_ids"
@@ -198,7 +200,7 @@ def _attributes(
 ) -> dict[str, Any]:
     return {
         "source": "saelens",
-        "model": record_without_weights(model_name),
+        "model": record_without_weights(model_name).to_json(),
         "tokenizer_digest": UNKNOWN,
         "data": {"name": name, "held_out_fraction": held_out_fraction},
         "bos_token_id": None,
@@ -206,7 +208,7 @@ def _attributes(
     }
 
 
-def _open_dataset(folder: Path, model_name: str) -> tuple[Any, dict[str, HookShape]]:
+def _open_dataset(folder: Path, model_name: str) -> tuple[Any, dict[str, Site]]:
     """The data set, and the hook of each column of activations."""
     from datasets import Array2D, Dataset, load_from_disk
 
@@ -229,8 +231,7 @@ def _open_dataset(folder: Path, model_name: str) -> tuple[Any, dict[str, HookSha
     skeleton = load_skeleton(ModelConfig(name=model_name))
     hooks = {}
     for name, shape in shapes.items():
-        point = find_hook(skeleton, name)
-        hooks[name] = HookShape(point.hook_name, point.module, shape[1], point.side)
+        hooks[name] = replace(find_site(skeleton, name), width=shape[1])
     return dataset, hooks
 
 
@@ -264,9 +265,7 @@ def _blocks(dataset: Any, order: Rows, n_training: int) -> Iterator[RowBlock]:
             yield RowBlock(held_out, tokens, np.broadcast_to(numbers, tokens.shape))
 
 
-def _copy_rows(
-    dataset: Any, hooks: dict[str, HookShape], order: Rows, writer: CacheWriter
-) -> None:
+def _copy_rows(dataset: Any, hooks: dict[str, Site], order: Rows, writer: CacheWriter) -> None:
     missing = writer.missing(verify=True)
     done = len(order) - sum(chunk.stop - chunk.start for chunk in missing)
     with progress(len(order), "import", "seq", done) as bar:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from sae.base.errors import require
-from sae.dictionary import ARCHITECTURES, Dictionary
-from sae.exchange.folding import scaled_by_decoder_norm, with_directions
+from sae.dictionary import Dictionary, TopK
+from sae.dictionary.folding import scaled_by_decoder_norm, with_directions
 from sae.exchange.formats.parts import layer_of
 
 
@@ -77,12 +77,12 @@ class CustomSAE(nn.Module):
     def __init__(self, dictionary: Dictionary, cfg: CustomSAEConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.rule, self.k = dictionary.architecture, dictionary.k
-        weights = with_directions(
-            {name: w.detach().float() for name, w in dictionary.tensors.items()}
-        )
-        self.register_buffer("norms", weights["W_dec"].norm(dim=-1))
-        for name, tensor in scaled_by_decoder_norm(weights).items():
+        plain = {name: w.detach().float() for name, w in dictionary.tensors.items()}
+        directed = with_directions(dictionary.with_weights(plain))
+        self.register_buffer("norms", directed.W_dec.norm(dim=-1))
+        scaled = scaled_by_decoder_norm(directed)
+        self.activation = scaled.activation
+        for name, tensor in scaled.tensors.items():
             copy = tensor.clone(memory_format=torch.contiguous_format)
             self.register_parameter(name, nn.Parameter(copy, requires_grad=False))
         self._note()
@@ -111,10 +111,12 @@ class CustomSAE(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Activations (..., d_sae) of rows (..., d_in)."""
         products = x.to(self.dtype) @ self.W_enc
-        if self.k is not None:
-            return self._largest(torch.relu(products + self.b_enc), self.k)
-        rule = ARCHITECTURES[self.rule]
-        return rule.encode(products, self.b_enc, *(getattr(self, n) for n in rule.fields))
+        activation = self.activation
+        if isinstance(activation, TopK):
+            return self._largest(torch.relu(products + self.b_enc), activation.k)
+        # The parameters, which may have moved to another device or type.
+        own = {name: getattr(self, name) for name in activation.tensors}
+        return activation.with_tensors(own).encode(products, self.b_enc)
 
     def _largest(self, positive: Tensor, k: int) -> Tensor:
         """The k that the dictionary would choose, which has other norms."""
@@ -141,36 +143,36 @@ def as_custom_sae(dictionary: Dictionary) -> CustomSAE:
         UserError: if it is a transcoder, which SAEBench would put where it reads, or does not
             say its model or, in TransformerLens's words, its hook.
     """
-    about = dictionary.metadata
+    record = dictionary.record
     require(
         not dictionary.is_transcoder,
         "SAEBench puts a reconstruction back where it was read, and a transcoder's belongs "
         "elsewhere; give an autoencoder",
     )
     require(
-        bool(about.get("model_name")),
+        record.model_name is not None,
         "the dictionary does not say which model it is of, and SAEBench loads it by name; give "
         "it a model_name in its metadata",
     )
-    hook_name, layer = str(about.get("hook_name")), layer_of(dictionary)
+    hook_name, layer = dictionary.hook_name, layer_of(dictionary)
     require(
         layer is not None and hook_name.startswith("blocks."),
         f"hook_name={hook_name} is no hook of TransformerLens's, where SAEBench looks for it; "
         "give one such as blocks.6.hook_resid_post",
     )
     assert layer is not None
-    ours = about.get("sae_atlas")
-    tokens = ours.get("training_tokens") if isinstance(ours, dict) else None
+    training = record.training
+    trained = record.others.get("training_architecture") or dictionary.architecture
     config = CustomSAEConfig(
         model_name=dictionary.model_name,
         d_in=dictionary.d_in,
         d_sae=dictionary.d_sae,
         hook_layer=layer,
         hook_name=hook_name,
-        context_size=about.get("context_size"),
-        prepend_bos=bool(about.get("prepend_bos", True)),
-        architecture=str(about.get("training_architecture") or dictionary.architecture),
+        context_size=record.context_size,
+        prepend_bos=record.prepend_bos is not False,
+        architecture=str(trained) if training is None else training.architecture,
         # SAEBench's own word for unknown.
-        training_tokens=-100_000 if tokens is None else int(tokens),
+        training_tokens=-100_000 if training is None else training.training_tokens,
     )
     return CustomSAE(dictionary, config)

@@ -7,12 +7,14 @@ from collections.abc import Container, Mapping
 
 from torch import nn
 
-Places = Mapping[str, tuple[str, str]]
+from sae.models.site import Side
+
+Places = Mapping[str, tuple[str, Side]]
 """From the name of a hook inside a block to (module path inside the block, side)."""
 
 # Llama, Gemma, Qwen, Mistral and most others. What stands in the middle of the residual stream
 # is the input of the norm before the MLP, where a family has one.
-_PRE_NORM = {
+_PRE_NORM: Places = {
     "hook_resid_pre": ("", "input"),
     "hook_resid_post": ("", "output"),
     "hook_attn_out": ("self_attn", "output"),
@@ -23,11 +25,11 @@ _PRE_NORM = {
 }
 # Families that norm what attention and MLP add (Gemma 2, OLMo 2): what is added is the
 # norm's output, and `post_attention_layernorm` is that norm, not the one before the MLP.
-_NORMED_ADDENDS = {
+_NORMED_ADDENDS: Places = {
     "hook_attn_out": ("post_attention_layernorm", "output"),
     "hook_mlp_out": ("post_feedforward_layernorm", "output"),
 }
-_GPT2 = {
+_GPT2: Places = {
     "hook_resid_pre": ("", "input"),
     "hook_resid_post": ("", "output"),
     "hook_attn_out": ("attn", "output"),
@@ -36,7 +38,7 @@ _GPT2 = {
     "mlp.hook_post": ("mlp.c_proj", "input"),
     "hook_resid_mid": ("ln_2", "input"),
 }
-_GPT_NEOX = {
+_GPT_NEOX: Places = {
     "hook_resid_pre": ("", "input"),
     "hook_resid_post": ("", "output"),
     "hook_attn_out": ("attention", "output"),
@@ -47,7 +49,7 @@ _GPT_NEOX = {
 # The stream itself goes through a norm after each addition, so a block's output is normed, and
 # `hook_resid_post` stands before that norm.
 _POST_NORM_MID = "attention.output.LayerNorm"
-_BERT = {
+_BERT: Places = {
     "hook_resid_pre": ("", "input"),
     "hook_resid_post": ("output.LayerNorm", "input"),
     "hook_normalized_resid_post": ("", "output"),

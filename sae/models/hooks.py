@@ -7,7 +7,7 @@ and weights are never folded or centred: what is read is what the model computes
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,23 +16,17 @@ from torch import Tensor, nn
 
 from sae.base.errors import UserError, nearest
 from sae.models.families import block_list, block_places, copied_at_mid
+from sae.models.site import Site, named_in_stream
 
 Edit = Callable[[Tensor], Tensor]
 """Takes and returns activations of shape (batch, position, width)."""
 
 
-@dataclass(frozen=True, slots=True)
-class HookPoint:
-    """One place: `hook_name`, TransformerLens's where it has one, and the module's side."""
+def list_sites(module: nn.Module) -> list[Site]:
+    """Return every site of a model that has a TransformerLens name, block by block.
 
-    hook_name: str
-    module: str
-    side: str
-    """`"output"` or `"input"` of the module."""
-
-
-def list_hooks(module: nn.Module) -> list[HookPoint]:
-    """Every hook of `module` that has a TransformerLens name, block by block."""
+    Their widths are not measured; `measured` does that.
+    """
     modules = dict(module.named_modules())
     blocks = block_list(module, modules)
     if blocks is None:
@@ -43,26 +37,29 @@ def list_hooks(module: nn.Module) -> list[HookPoint]:
         for name, (inside, side) in block_places(block, modules).items():
             path = f"{block}.{inside}".rstrip(".")
             if path in modules:
-                found.append(HookPoint(f"blocks.{i}.{name}", path, side))
+                hook_name = f"blocks.{i}.{name}"
+                in_stream = named_in_stream(hook_name)
+                found.append(Site(hook_name, path, side, in_stream=in_stream))
     return found
 
 
-def find_hook(module: nn.Module, hook_name: str) -> HookPoint:
-    """The hook called `hook_name`: a TransformerLens name, or a module path (its output).
+def find_site(module: nn.Module, hook_name: str) -> Site:
+    """Return the site of that TransformerLens name, or the output of the module at that path.
 
-    A path whose output has a TransformerLens name goes by that name, any other by itself.
+    A path whose output has a TransformerLens name goes by that name, any other by itself. The
+    width is not measured; `measured` does that.
 
     Raises:
         UserError: if the model has no such place; names what is nearest.
     """
-    listed = list_hooks(module)
+    listed = list_sites(module)
     for point in listed:
         by_path = point.side == "output" and point.module == hook_name
         if by_path or point.hook_name == hook_name:
             return point
     modules = [name for name, _ in module.named_modules() if name]
     if hook_name in modules:
-        return HookPoint(hook_name, hook_name, "output")
+        return Site(hook_name, hook_name, "output")
     names = [point.hook_name for point in listed]
     layers = {int(name.split(".")[1]) for name in names}
     asked = re.match(r"(?:\w+\.)*(?:blocks|layers?|h)\.(\d+)", hook_name)
@@ -75,6 +72,15 @@ def find_hook(module: nn.Module, hook_name: str) -> HookPoint:
         f"hook_name={hook_name} is no place in this model"
         f"{nearest(hook_name, [*names, *modules])}"
     )
+
+
+def locate(module: nn.Module, place: Site | str) -> Site:
+    """Return the site of a place: itself, or the one of that name where only a name is known.
+
+    Raises:
+        UserError: if the model has no such place.
+    """
+    return find_site(module, place) if isinstance(place, str) else place
 
 
 class _Stop(Exception):
@@ -91,9 +97,7 @@ def _replaced(value: Any, tensor: Tensor) -> Any:
     return (tensor, *value[1:]) if isinstance(value, tuple) else tensor
 
 
-def _register(
-    module: nn.Module, point: HookPoint, see: Callable[[Tensor], Tensor | None]
-) -> Any:
+def _register(module: nn.Module, point: Site, see: Callable[[Tensor], Tensor | None]) -> Any:
     """Call `see` with the activations at `point`; a tensor that it returns takes their place.
 
     A family that hands a block its input by keyword is served as well.
@@ -119,7 +123,7 @@ def _register(
 
 def read_activations(
     module: nn.Module,
-    points: Sequence[HookPoint],
+    points: Sequence[Site],
     tokens: Tensor,
     attention_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -171,21 +175,37 @@ def read_activations(
     return seen
 
 
-def hook_widths(module: nn.Module) -> dict[str, int]:
-    """Widths at the hooks of a model without weights, by a forward of two tokens.
+def measured(module: nn.Module, sites: Sequence[Site]) -> list[Site]:
+    """Return the sites with their widths, from a forward pass over two tokens.
 
-    Not every model can run on the meta device; hooks that it does not reach are left out.
+    Not every model without weights can run on the meta device: there, sites that the pass does
+    not reach keep a width of 0.
+
+    Raises:
+        UserError: if a model with weights never calls a site's module, or it gives something
+            else than one vector a token.
     """
+    device = next(iter(module.parameters())).device
+    tokens = torch.zeros((1, 2), dtype=torch.int64, device=device)
+    if device.type == "meta":
+        widths = _widths_without_weights(module, sites, tokens)
+    else:
+        seen = read_activations(module, sites, tokens)
+        widths = {name: x.shape[-1] for name, x in seen.items()}
+    return [replace(site, width=widths.get(site.hook_name, 0)) for site in sites]
+
+
+def _widths_without_weights(
+    module: nn.Module, sites: Sequence[Site], tokens: Tensor
+) -> dict[str, int]:
     widths: dict[str, int] = {}
 
     def note(name: str, x: Tensor) -> None:
         widths[name] = x.shape[-1]
 
-    # A mask of full rank is taken as it is; to make one, values would be looked at.
-    mask = torch.ones((1, 1, 2, 2), dtype=torch.bool, device="meta")
-    tokens = torch.zeros((1, 2), dtype=torch.int64, device="meta")
-    points = list_hooks(module)
-    handles = [_register(module, point, partial(note, point.hook_name)) for point in points]
+    # To make a mask, a model would look at values; a mask of full rank is taken as it is.
+    mask = torch.ones((1, 1, 2, 2), dtype=torch.bool, device=tokens.device)
+    handles = [_register(module, site, partial(note, site.hook_name)) for site in sites]
     try:
         # A model's own code may fail in any way on tensors that hold nothing.
         with torch.inference_mode(), suppress(Exception):
@@ -197,7 +217,7 @@ def hook_widths(module: nn.Module) -> dict[str, int]:
 
 
 @contextmanager
-def edited(module: nn.Module, point: HookPoint, edit: Edit) -> Iterator[None]:
+def edited(module: nn.Module, point: Site, edit: Edit) -> Iterator[None]:
     """Inside this context every forward of `module` has `edit` applied at `point`."""
     if copied_at_mid(point.hook_name, point.module):
         handles = _register_mid(module, point, edit)
@@ -213,8 +233,8 @@ def edited(module: nn.Module, point: HookPoint, edit: Edit) -> Iterator[None]:
 @contextmanager
 def edited_from(
     module: nn.Module,
-    source: HookPoint,
-    point: HookPoint,
+    source: Site,
+    point: Site,
     edit: Callable[[Tensor, Tensor], Tensor],
 ) -> Iterator[None]:
     """Like `edited`, by an `edit` that also gets what stands at `source` in the same forward.
@@ -246,7 +266,7 @@ def edited_from(
         handle.remove()
 
 
-def _register_mid(module: nn.Module, point: HookPoint, edit: Edit) -> list[Any]:
+def _register_mid(module: nn.Module, point: Site, edit: Edit) -> list[Any]:
     """Edit the middle of a block's residual stream.
 
     The norm before the MLP sees it, but the block has put a copy aside to add the MLP's output
@@ -259,31 +279,8 @@ def _register_mid(module: nn.Module, point: HookPoint, edit: Edit) -> list[Any]:
         changes.append(new - x)
         return new
 
-    block = HookPoint(point.hook_name, point.module.rpartition(".")[0], "output")
+    block = Site(point.hook_name, point.module.rpartition(".")[0], "output")
     return [
         _register(module, point, before_norm),
         _register(module, block, lambda output: output + changes.pop()),
     ]
-
-
-_INTO_THE_STREAM = (
-    "hook_resid_pre",
-    "hook_resid_mid",
-    "hook_resid_post",
-    "hook_normalized_resid_post",
-    "hook_attn_out",
-    "hook_mlp_out",
-)
-
-
-def writes_to_stream(module: nn.Module, point: HookPoint) -> bool:
-    """Whether what stands at `point` is added to, or is, the residual stream.
-
-    Width alone does not tell: the heads' outputs are often as wide as the stream.
-    """
-    names = [
-        known.hook_name
-        for known in list_hooks(module)
-        if (known.module, known.side) == (point.module, point.side)
-    ]
-    return any(name.endswith(_INTO_THE_STREAM) for name in names)

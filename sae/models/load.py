@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sae.base.errors import UserError, nearest, require
+from sae.base.progress import say
 from sae.base.provenance import UNKNOWN, digest_bytes
 from sae.models.embedded import EMBEDDED, embedded_folder
+from sae.models.record import ModelRecord
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -56,6 +58,22 @@ class LanguageModel:
     pad_token_id: int
     """Fills up rows; what stands there is masked, so any token will do where none is named."""
     digest: str
+
+    def record(self, config: "ModelConfig") -> ModelRecord:
+        """Return what is kept of this model with what was computed by it.
+
+        Args:
+            config: what it was loaded by.
+        """
+        return ModelRecord(
+            name=config.name,
+            hub_id=self.hub_id,
+            weight_digest=self.digest,
+            causal=self.causal,
+            revision=config.revision,
+            dtype=config.dtype,
+            bos_token=config.bos_token,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -180,21 +198,43 @@ def _kind(settings: Any) -> Any:
     return AutoModelForCausalLM if _causal(settings) else AutoModel
 
 
-def record_without_weights(name: str) -> dict[str, Any]:
-    """What is kept of the model `name` with what others computed by it, its weights unknown.
+def record_without_weights(name: str) -> ModelRecord:
+    """Return the record of a model by which others computed something: its weights are unknown.
 
     Raises:
         UserError: if there is no such model.
     """
-    return {
-        "name": name,
-        "hub_id": EMBEDDED[name].hub_id if name in EMBEDDED else name,
-        "revision": None,
-        "causal": is_causal(ModelConfig(name=name)),
-        "dtype": "float32",
-        "bos_token": None,
-        "weight_digest": UNKNOWN,
-    }
+    hub_id = EMBEDDED[name].hub_id if name in EMBEDDED else name
+    return ModelRecord(name, hub_id, causal=is_causal(ModelConfig(name=name)))
+
+
+def recorded_config(record: ModelRecord, device: str) -> ModelConfig:
+    """Return the configuration that loads the model of a record."""
+    return ModelConfig(
+        name=record.name,
+        revision=record.revision,
+        dtype=record.dtype,
+        bos_token=record.bos_token,
+        device=device,
+    )
+
+
+def recorded_model(record: ModelRecord, device: str) -> LanguageModel:
+    """Load the model that a cache or a dictionary was made with.
+
+    Raises:
+        UserError: if the model found under that name has other weights now.
+    """
+    model = load_model(recorded_config(record, device))
+    if record.weight_digest == UNKNOWN:
+        say(f"nothing tells whether {record.name} is the very model of these activations")
+        return model
+    require(
+        model.digest == record.weight_digest,
+        f"model {record.name} has other weights now (digest {model.digest}) than those that "
+        f"were harvested ({record.weight_digest})",
+    )
+    return model
 
 
 def load_skeleton(config: ModelConfig) -> nn.Module:

@@ -51,11 +51,10 @@ from sae.base.progress import say
 from sae.base.provenance import code_version, digest
 from sae.cache.layout import RUN_CACHE, ActivationCache, cache_location, open_cache
 from sae.dictionary import Dictionary
-from sae.models.hooks import find_hook, writes_to_stream
-from sae.models.load import LanguageModel, resolve_device
+from sae.models.load import LanguageModel, recorded_model, resolve_device
 from sae.models.unembed import extreme_logits, token_strings, unembedding
 from sae.reporting.site import write_front_data, write_labels_data, write_site
-from sae.stages.common import check_same_origin, named_dictionary, recorded_model
+from sae.stages.common import check_same_origin, named_dictionary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +122,7 @@ def run(config: AnalyzeConfig) -> Atlas:
         f"n_contexts={config.n_contexts}, of different sequences, but {cache.location} has "
         f"{cache.n_sequences}; give n_contexts={cache.n_sequences} or fewer",
     )
-    measured = [cache.digest, dictionary.digest, *dictionary.places]
+    measured = [cache.digest, dictionary.digest, *dictionary.hook_names]
     wanted = digest([FORMAT, *measured, config.rule, config.n_logits])
     atlas = Atlas(parent / name)
     with only_process(parent / f".{name}.lock", lambda who: _in_use(atlas, who)):
@@ -179,7 +178,7 @@ class _Analysis:
 
         text = read_text(self.cache, self.work)
         require(text.n_rows > 0, f"{self.cache.location} has no text rows, only special tokens")
-        model = recorded_model(self.cache.attributes["model"], self.config.device)
+        model = recorded_model(self.cache.model, self.config.device)
         dictionary = self.dictionary.to(resolve_device(self.config.device))
         shards = encode_cache(dictionary, self.cache, text, self.work)
         panels = feature_panels(self.config.rule, shards, text, self.work)
@@ -235,8 +234,8 @@ class _Analysis:
     def _logits(self, dictionary: Dictionary, model: LanguageModel) -> LogitEffects | None:
         """None where the decoder does not write into the stream that is unembedded."""
         matrix = unembedding(model.module)
-        point = find_hook(model.module, dictionary.hook_name_out)
-        if matrix is None or not writes_to_stream(model.module, point):
+        site = self.cache.site(dictionary.hook_name_out)
+        if matrix is None or not site.in_stream:
             return None
 
         def compute() -> Mapping[str, NDArray[Any]]:
@@ -258,7 +257,7 @@ class _Analysis:
             "hook_name": dictionary.hook_name,
             "hook_name_out": dictionary.hook_name_out,
             "cache_digest": self.cache.digest,
-            "data": self.cache.attributes["data"]["name"],
+            "data": self.cache.text.name,
             "d_in": dictionary.d_in,
             "d_sae": dictionary.d_sae,
             "n_rows": text.n_rows,

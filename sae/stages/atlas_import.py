@@ -24,6 +24,7 @@ from sae.base.errors import UserError, require
 from sae.base.files import write_json
 from sae.base.provenance import UNKNOWN, code_version, digest_bytes
 from sae.dictionary import Dictionary
+from sae.dictionary.files import CONFIG_FILE, load_dictionary
 from sae.exchange.dashboards import neuronpedia, neuronpedia_read, saedashboard
 from sae.exchange.dashboards.columns import (
     agreement,
@@ -35,7 +36,6 @@ from sae.exchange.dashboards.new_folder import check_new, new_folder
 from sae.exchange.dashboards.parts import feature_number
 from sae.exchange.dashboards.rows import unit_norms
 from sae.exchange.dashboards.tables import Found
-from sae.exchange.saelens import CONFIG_FILE, load_dictionary
 from sae.reporting.site import write_site
 
 _KEPT: dict[str, type] = {

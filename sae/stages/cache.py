@@ -12,13 +12,13 @@ import numpy as np
 from sae.base.errors import UserError, require
 from sae.base.progress import duration, progress, say
 from sae.base.provenance import UNKNOWN, digest
-from sae.cache.layout import SINK_NORM_MULTIPLE, ActivationCache, open_cache
+from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.merge import copy_sequences, merge_caches, random_sequences
 from sae.cache.survey import survey
 from sae.cache.verify import bytes_to_read, check_chunks
-from sae.models.load import load_tokenizer
+from sae.core.scaling import SINK_NORM_MULTIPLE
+from sae.models.load import load_tokenizer, recorded_config
 from sae.reporting.cache_table import printable, size, survey_lines
-from sae.stages.common import recorded_config
 from sae.stages.verbs import Key, Show, Verb, among, run_verb
 
 
@@ -135,7 +135,7 @@ def _sample(show: Show, location: str, *, n: int | None, seed: int, out: str | N
 
 def _tokenizer(cache: ActivationCache) -> Any:
     """The tokenizer that made the cache's tokens; None if it cannot be had."""
-    record = cache.attributes["model"]
+    record = cache.model
     try:
         tokenizer = load_tokenizer(recorded_config(record, "cpu"))
     except UserError as error:
@@ -143,7 +143,7 @@ def _tokenizer(cache: ActivationCache) -> Any:
         return None
     known = cache.attributes["tokenizer_digest"]
     if known not in (UNKNOWN, digest(tokenizer.get_vocab())):
-        say(f"sample: token ids are shown, because {record['name']} has another tokenizer now")
+        say(f"sample: token ids are shown, because {record.name} has another tokenizer now")
         return None
     return tokenizer
 

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from sae.base.errors import UserError, nearest, require
-from sae.base.progress import say
 from sae.base.provenance import UNKNOWN
-from sae.cache.layout import SINK_NORM_MULTIPLE, ActivationCache
+from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
-from sae.exchange.saelens import CONFIG_FILE, load_dictionary
-from sae.models.load import LanguageModel, ModelConfig, load_model
+from sae.dictionary.files import CONFIG_FILE, load_dictionary
 
 
 def dictionary_names(run: Path) -> list[str]:
@@ -46,18 +44,17 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
 
     A transcoder needs both of its hooks in the cache.
     """
-    model = cache.attributes["model"]
+    model = cache.model
     require(
-        dictionary.model_name == model["hub_id"],
+        dictionary.model_name == model.hub_id,
         f"{name} was trained on {dictionary.model_name}, but {cache.location} is of "
-        f"{model['hub_id']}",
+        f"{model.hub_id}",
     )
-    trained_on = dictionary.metadata.get("sae_atlas", {}).get("model", model)
+    trained_on = dictionary.record.model or model
     require(
-        trained_on["weight_digest"] in (UNKNOWN, model["weight_digest"]),
+        trained_on.weight_digest in (UNKNOWN, model.weight_digest),
         f"{name} was trained on other weights of {dictionary.model_name} (digest "
-        f"{trained_on['weight_digest']}) than {cache.location} is of "
-        f"({model['weight_digest']})",
+        f"{trained_on.weight_digest}) than {cache.location} is of ({model.weight_digest})",
     )
     hook_name, out = cache.hook(dictionary.hook_name), dictionary.hook_name_out
     require(
@@ -76,55 +73,12 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
         )
 
 
-def norm_limit(dictionary: Dictionary) -> float | None:
-    """Multiple of the median norm above which rows were left out of training; None for none."""
-    found: float | None = dictionary.metadata.get("sae_atlas", {}).get(
-        "max_norm_multiple", SINK_NORM_MULTIPLE
-    )
-    return found
-
-
-def training_digest(metadata: dict[str, Any]) -> str | None:
-    """What identifies the training of a dictionary, if we trained it."""
-    found: str | None = metadata.get("sae_atlas", {}).get("digest")
-    return found
-
-
 def check_measured_on(dictionary: Dictionary, measured: dict[str, Any], again: str) -> None:
     """Refuse what was measured on other weights than carry the name now, or at another hook."""
     names = ("hook_name", "hook_name_out")
-    pairs = zip(names, dictionary.places, strict=True)
+    pairs = zip(names, dictionary.hook_names, strict=True)
     same_places = all(measured.get(name) in (None, place) for name, place in pairs)
     require(
         measured.get("dictionary_digest") == dictionary.digest and same_places,
         f"the dictionary has changed since it was measured; run again: sae {again}",
     )
-
-
-def recorded_config(record: dict[str, Any], device: str) -> ModelConfig:
-    """Which model a cache or a dictionary was made with."""
-    return ModelConfig(
-        name=record["name"],
-        revision=record["revision"],
-        dtype=record["dtype"],
-        bos_token=record.get("bos_token"),
-        device=device,
-    )
-
-
-def recorded_model(record: dict[str, Any], device: str) -> LanguageModel:
-    """The model that a cache or a dictionary was made with.
-
-    Raises:
-        UserError: if the model found under that name has other weights now.
-    """
-    model = load_model(recorded_config(record, device))
-    if record["weight_digest"] == UNKNOWN:
-        say(f"nothing tells whether {record['name']} is the very model of these activations")
-        return model
-    require(
-        model.digest == record["weight_digest"],
-        f"model {record['name']} has other weights now (digest {model.digest}) than those that "
-        f"were harvested ({record['weight_digest']})",
-    )
-    return model

@@ -17,16 +17,18 @@ from sae.cache.layout import RUN_CACHE, ActivationCache, cache_location, open_ca
 from sae.cache.reader import select_rows
 from sae.core.metrics import density_histogram
 from sae.dictionary import Dictionary
-from sae.models.hooks import find_hook
-from sae.models.load import LanguageModel, is_causal, resolve_device
+from sae.dictionary.record import Record, TrainingRecord
+from sae.models.load import (
+    LanguageModel,
+    is_causal,
+    recorded_config,
+    recorded_model,
+    resolve_device,
+)
 from sae.stages.common import (
     check_same_origin,
     dictionary_names,
     named_dictionary,
-    norm_limit,
-    recorded_config,
-    recorded_model,
-    training_digest,
 )
 from sae.stages.front import say_front, write_front
 
@@ -96,7 +98,7 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[st
         _check_held_out(name, dictionary, cache)
     settings = [cache.digest, config.density_rows]
     wanted = {
-        name: digest([settings, *found.places, found.digest])
+        name: digest([settings, *found.hook_names, found.digest])
         for name, found in dictionaries.items()
     }
     n_tokens = config.n_behaviour_tokens
@@ -109,9 +111,9 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[st
             "id": name,
             "digest": wanted[name],
             "dictionary_digest": dictionaries[name].digest,
-            "training_digest": training_digest(dictionaries[name].metadata),
+            "training_digest": _training_digest(dictionaries[name].record),
             "asked_behaviour_tokens": n_tokens,
-            "data": cache.attributes["data"]["name"],
+            "data": cache.text.name,
             **figures,
         }
         write_json(folder / "evals" / f"{name}.json", results[name])
@@ -120,9 +122,10 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[st
 
 def _check_held_out(name: str, dictionary: Dictionary, cache: ActivationCache) -> None:
     """Documents are held out by digest: a cache that holds out more holds trained ones too."""
-    fraction = cache.attributes["data"]["held_out_fraction"]
-    data = dictionary.metadata.get("sae_atlas", {}).get("data", {})
-    trained = data.get("held_out_fraction", fraction)
+    fraction, text = cache.text.held_out_fraction, dictionary.record.text
+    trained = None if text is None else text.held_out_fraction
+    if fraction is None or trained is None:
+        return
     require(
         fraction <= trained,
         f"{cache.location} holds out {fraction:g} of the documents, but {name} was trained "
@@ -169,14 +172,14 @@ def _evaluate_hooks(
         for name, dictionary in on_device.items():
             figures[name] = _reconstruction_figures(config, cache, dictionary)
             bar.update(1)
-    record = cache.attributes["model"]
+    record = cache.model
     if is_causal(recorded_config(record, config.device)):
         model = recorded_model(record, config.device)
         n_tokens, scores = behaviour_scores(
             model, cache, hooks, on_device, config.n_behaviour_tokens, config.batch_size
         )
     else:
-        say(f"eval: {record['name']} predicts no next token, so CE and KL are left out")
+        say(f"eval: {record.name} predicts no next token, so CE and KL are left out")
         n_tokens, scores = 0, {name: {} for name in group}
     seconds = (time.perf_counter() - began) / len(group)
     counted = {"n_behaviour_tokens": n_tokens, "seconds": seconds}
@@ -203,11 +206,11 @@ def behaviour_scores(
     tokens = held_out[: max(1, n_tokens // cache.context_size)]
     scores = behaviour(
         model,
-        find_hook(model.module, hook_name_out),
+        cache.site(hook_name_out),
         tokens,
         dictionaries,
         torch.from_numpy(cache.statistics(hook_name_out)["mean"]),
-        source=find_hook(model.module, hook_name),
+        source=cache.site(hook_name),
         batch_size=batch_size,
     )
     return tokens.numel(), scores
@@ -217,8 +220,7 @@ def _reconstruction_figures(
     config: EvalConfig, cache: ActivationCache, dictionary: Dictionary
 ) -> dict[str, Any]:
     hook_name = dictionary.hook_name
-    settings = dictionary.metadata.get("sae_atlas", {})
-    limit = norm_limit(dictionary)
+    limit, trained = dictionary.record.max_norm_multiple, dictionary.record.training
     held_out = select_rows(cache, hook_name, held_out=True, max_norm_multiple=limit)
     training = select_rows(cache, hook_name, held_out=False, max_norm_multiple=limit)
     statistics = reconstruction(dictionary, held_out)
@@ -232,25 +234,30 @@ def _reconstruction_figures(
     return figures | {
         "architecture": dictionary.architecture,
         "d_sae": dictionary.d_sae,
-        **_asked(settings),
+        **_asked(trained),
         "hook_name": hook_name,
         "hook_name_out": dictionary.hook_name_out,
-        "training_tokens": settings.get("training_tokens"),
+        "training_tokens": trained and trained.training_tokens,
         "n_rows": statistics.n_rows,
         "n_density_rows": n_density_rows,
         "density_histogram": density_histogram(fired.double() / n_density_rows),
     }
 
 
-def _asked(settings: dict[str, Any]) -> dict[str, Any]:
+def _training_digest(record: Record) -> str | None:
+    """Identifies the training of a dictionary, if that was here."""
+    return None if record.training is None else record.training.digest
+
+
+def _asked(training: TrainingRecord | None) -> dict[str, Any]:
     """What was asked of the training, to tell the points of a front apart."""
-    sae = settings.get("sae", {})
+    sae = {} if training is None else training.sae
     asked = {name: sae[name] for name in ("k", "target_l0") if sae.get(name) is not None}
     if "l0_coefficient" in sae and "target_l0" not in asked:
         asked["l0_coefficient"] = sae["l0_coefficient"]
     return {
-        "training_architecture": settings.get("architecture"),
+        "training_architecture": training and training.architecture,
         "l1_coefficient": sae.get("l1_coefficient"),
-        "lr": settings.get("optim", {}).get("lr"),
-        "seed": settings.get("seed"),
+        "lr": training and training.optim.get("lr"),
+        "seed": training and training.seed,
     } | asked

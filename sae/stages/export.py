@@ -29,6 +29,8 @@ from sae.base.progress import say
 from sae.base.provenance import digest
 from sae.cache.layout import RUN_CACHE, cache_location
 from sae.dictionary import Dictionary
+from sae.dictionary.files import save_dictionary, save_sparsity
+from sae.dictionary.storage import FULL, named_dtype
 from sae.exchange.card import Export, model_card
 from sae.exchange.formats import (
     check_holds,
@@ -38,8 +40,7 @@ from sae.exchange.formats import (
     write_dictionary,
 )
 from sae.exchange.push import TABLES, check_can_push, check_repository, push
-from sae.exchange.saelens import save_dictionary, save_sparsity
-from sae.exchange.shrink import FULL, named_dtype, nested_widths, save_directions
+from sae.exchange.shrink import nested_widths, save_directions
 from sae.exchange.stamp import (
     CARD_FILE,
     LAYOUT,

@@ -8,7 +8,7 @@ from sae.base.errors import require
 from sae.base.files import read_json, write_json, write_text
 from sae.base.progress import say
 from sae.base.provenance import versions
-from sae.exchange.saelens import CONFIG_FILE
+from sae.dictionary.files import load_dictionary, read_record
 from sae.reporting.front import draw_front
 from sae.reporting.front_table import (
     as_csv,
@@ -18,7 +18,7 @@ from sae.reporting.front_table import (
     trained_architecture,
 )
 from sae.reporting.page import render_page
-from sae.stages.common import dictionary_names, training_digest
+from sae.stages.common import dictionary_names
 from sae.training.loggers import read_metrics
 
 _CURVE_POINTS = 200
@@ -53,12 +53,12 @@ def write_front(
     require(bool(rows), f"{run} has no evaluated dictionaries; run: sae eval run={run}")
     rows.sort(key=lambda row: (trained_architecture(row), row["hook_name"], -row["l0"]))
     chosen = recommended(rows, max_l0)
-    config = read_json(run / "dictionaries" / chosen / CONFIG_FILE)
+    dictionary = load_dictionary(run / "dictionaries" / chosen)
     front = {
         "run": str(run),
-        "model_name": config.get("metadata", {}).get("model_name", "a model"),
+        "model_name": dictionary.record.model_name or "a model",
         "hook_name": next(row["hook_name"] for row in rows if row["id"] == chosen),
-        "d_in": config["d_in"],
+        "d_in": dictionary.d_in,
         "max_l0": max_l0,
         "recommended": chosen,
         "rule": rule(rows, max_l0),
@@ -80,8 +80,8 @@ def _row(run: Path, name: str) -> dict[str, Any] | None:
     None if it was trained further since it was measured.
     """
     figures: dict[str, Any] = read_json(run / "evals" / f"{name}.json")
-    metadata = read_json(run / "dictionaries" / name / CONFIG_FILE).get("metadata", {})
-    now = training_digest(metadata)
+    training = read_record(run / "dictionaries" / name).training
+    now = training and training.digest
     if figures.get("training_digest", now) != now:
         say(f"front: {name} has changed since it was measured; run: sae eval run={run}")
         return None

@@ -1,11 +1,10 @@
 """`sae harvest`: text through the model, activations of some hooks into a cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,10 @@ from sae.cache.create import COMPRESSIONS, create_cache, find_cache
 from sae.cache.layout import RUN_CACHE, ActivationCache, cache_location, open_cache
 from sae.cache.store import local_folder, only_writer, sweep
 from sae.cache.stored import STORED_DTYPES
-from sae.cache.writer import CacheWriter, HookShape, bytes_needed
-from sae.models.hooks import HookPoint, find_hook, read_activations
+from sae.cache.writer import CacheWriter, bytes_needed
+from sae.models.hooks import find_site, measured, read_activations
 from sae.models.load import LanguageModel, ModelConfig, load_model, load_skeleton
+from sae.models.site import Site
 from sae.stages.fill import fill
 from sae.stages.text_stream import TextStream
 from sae.text.packing import Marks, TextPlan
@@ -199,7 +199,7 @@ def _on_own_device(config: ModelConfig, processes: Processes) -> ModelConfig:
 def check_hooks(config: HarvestConfig) -> None:
     """Refuse unknown places and too long rows before weights are loaded."""
     skeleton = load_skeleton(config.model)
-    names = [find_hook(skeleton, name).hook_name for name in config.hook_names]
+    names = [find_site(skeleton, name).hook_name for name in config.hook_names]
     twice = {name for name in names if names.count(name) > 1}
     require(not twice, f"hook_names names {', '.join(sorted(twice))} twice; name each once")
     longest = getattr(skeleton.config, "max_position_embeddings", None)
@@ -212,7 +212,7 @@ def check_hooks(config: HarvestConfig) -> None:
 def _check_same_model(config: HarvestConfig, writer: CacheWriter, model: LanguageModel) -> None:
     """Refuse to mix activations of two models in one cache."""
     for what, begun, now in (
-        ("weights", writer.attributes["model"]["weight_digest"], model.digest),
+        ("weights", writer.model.weight_digest, model.digest),
         ("tokenizer", writer.attributes["tokenizer_digest"], tokenizer_digest(model)),
     ):
         require(
@@ -227,46 +227,35 @@ def tokenizer_digest(model: LanguageModel) -> str:
     return digest(model.tokenizer.get_vocab())
 
 
-def model_record(config: ModelConfig, model: LanguageModel) -> dict[str, Any]:
-    """What is kept of a model with what was computed by it."""
-    return {
-        "name": config.name,
-        "hub_id": model.hub_id,
-        "revision": config.revision,
-        "causal": model.causal,
-        "dtype": config.dtype,
-        "bos_token": config.bos_token,
-        "weight_digest": model.digest,
-    }
-
-
 def marks_of(model: LanguageModel) -> Marks:
     """The tokens that this model has around documents."""
     return Marks(model.bos_token_id, model.end_token_id, model.pad_token_id)
 
 
 def _create(config: HarvestConfig, model: LanguageModel) -> CacheWriter:
-    hooks = _shapes(model, _points(config, model))
+    sites = measured(model.module, _sites(config, model))
     plan = TextPlan.of(config.n_tokens, config.context_size, config.data.held_out_fraction)
-    needed = bytes_needed(plan.n_sequences * plan.context_size, hooks, config.dtype)
+    needed = bytes_needed(
+        plan.n_sequences * plan.context_size, [site.width for site in sites], config.dtype
+    )
     folder = local_folder(config.cache_location)
     free = "" if folder is None else f", {free_space(folder) / 1e9:.0f} GB are free"
     say(
         f"harvest: {config.n_tokens:,} tokens of {config.data.name} through "
-        f"{config.model.name} at {', '.join(h.hook_name for h in hooks)}; "
+        f"{config.model.name} at {', '.join(site.hook_name for site in sites)}; "
         f"{needed / 1e9:.2f} GB on disk{free}"
     )
     if folder is not None:
         check_free_space(folder, needed)
     return create_cache(
         config.cache_location,
-        hooks,
+        sites,
         plan,
         dtype=config.dtype,
         compression=config.compression,
         attributes={
             "digest": config.digest,
-            "model": model_record(config.model, model),
+            "model": model.record(config.model).to_json(),
             "tokenizer_digest": tokenizer_digest(model),
             "data": plain(config.data),
             "one_document_a_row": config.one_document_a_row,
@@ -275,15 +264,6 @@ def _create(config: HarvestConfig, model: LanguageModel) -> CacheWriter:
             "code_version": code_version(),
         },
     )
-
-
-def _shapes(model: LanguageModel, points: list[HookPoint]) -> list[HookShape]:
-    """Widths at the hooks, from a forward pass over two tokens."""
-    probe = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
-    seen = read_activations(model.module, points, probe)
-    return [
-        HookShape(p.hook_name, p.module, seen[p.hook_name].shape[-1], p.side) for p in points
-    ]
 
 
 @contextmanager
@@ -320,14 +300,14 @@ def _fill(
     compute = partial(
         activations,
         model=model,
-        points=_points(config, model),
+        sites=_sites(config, model),
         batch_size=config.rows_a_batch(model.device),
     )
     fill(writer, compute, text, processes, verify=config.verify, timing_path=config.timing_path)
 
 
-def _points(config: HarvestConfig, model: LanguageModel) -> list[HookPoint]:
-    return [find_hook(model.module, name) for name in config.hook_names]
+def _sites(config: HarvestConfig, model: LanguageModel) -> list[Site]:
+    return [find_site(model.module, name) for name in config.hook_names]
 
 
 def activations(
@@ -335,7 +315,7 @@ def activations(
     text: NDArray[np.bool_],
     *,
     model: LanguageModel,
-    points: list[HookPoint],
+    sites: Sequence[Site],
     batch_size: int,
 ) -> list[dict[str, Tensor]]:
     """Activations of some rows at every hook, batch by batch (sequence, position, d_in)."""
@@ -345,7 +325,7 @@ def activations(
         there = torch.from_numpy(text[at : at + batch_size])
         # Padding is masked. Without any the model makes the mask that it was trained with.
         mask = None if bool(there.all()) else there.long().to(model.device)
-        seen.append(read_activations(model.module, points, ids, mask))
+        seen.append(read_activations(model.module, sites, ids, mask))
     return seen
 
 

@@ -1,17 +1,17 @@
 """Which training a dictionary or a checkpoint is of, and whether one may go on with it."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from sae.base.errors import UserError
-from sae.base.files import read_json
 from sae.base.provenance import plain
-from sae.exchange.saelens import CONFIG_FILE, load_dictionary
+from sae.dictionary.files import load_dictionary, read_record
+from sae.dictionary.record import upgraded_identity
 from sae.stages.train_config import TrainConfig
 from sae.training.checkpoint import Checkpoint, differences, flat
 from sae.training.rows import RowSource
 
-Identity = dict[str, Any]
+Identity = Mapping[str, object]
 """What decides the weights, by dotted key."""
 
 _EXTENDED = "extended_at"
@@ -60,8 +60,8 @@ def finished(task: Task) -> bool:
     path = config.dictionary_path
     if not path.exists():
         return False
-    metadata = read_json(path / CONFIG_FILE).get("metadata", {})
-    begun = metadata.get("sae_atlas", {}).get("identity", {})
+    training = read_record(path).training
+    begun: Identity = {} if training is None else training.identity
     different = differences(begun, wanted)
     if not different or (config.extend and set(different) == {_EXTENDED}):
         return True
@@ -75,32 +75,43 @@ def finished(task: Task) -> bool:
 
 
 def _extends(
-    config: TrainConfig, begun: Identity, different: dict[str, tuple[Any, Any]]
+    config: TrainConfig, begun: Identity, different: dict[str, tuple[object, object]]
 ) -> bool:
     """Whether what was begun is the same training, only shorter, and may be extended."""
-    shorter = begun.get("training_tokens", 0) < config.training_tokens
+    shorter = _tokens(begun) < config.training_tokens
     return config.extend and shorter and set(different) <= {"training_tokens", _EXTENDED}
 
 
+def _tokens(begun: Identity) -> int:
+    tokens = begun.get("training_tokens")
+    return tokens if isinstance(tokens, int) else 0
+
+
+def _parts(begun: Identity) -> list[object]:
+    """The steps at which a training was extended."""
+    found = begun.get(_EXTENDED)
+    return found if isinstance(found, list) else []
+
+
 def _explain_extension(
-    config: TrainConfig, begun: Identity, different: dict[str, tuple[Any, Any]]
+    config: TrainConfig, begun: Identity, different: dict[str, tuple[object, object]]
 ) -> None:
     """Say so if all that differs is how long a training is."""
     if not set(different) <= {"training_tokens", _EXTENDED}:
         return
-    path, tokens = config.dictionary_path, begun["training_tokens"]
+    path, tokens = config.dictionary_path, _tokens(begun)
     if tokens > config.training_tokens:
         raise UserError(
             f"{path} has training_tokens={tokens} already, more than {config.training_tokens}; "
             "give this one another name=..."
         )
     raise UserError(
-        f"{path} was trained with training_tokens={tokens}, in {len(begun[_EXTENDED]) + 1} "
+        f"{path} was trained with training_tokens={tokens}, in {len(_parts(begun)) + 1} "
         "parts; add extend=true to go on with it, or give this one another name=..."
     )
 
 
-def _said(different: dict[str, tuple[Any, Any]], most: int = 3) -> str:
+def _said(different: dict[str, tuple[object, object]], most: int = 3) -> str:
     """The keys that differ, for a sentence."""
     said = [f"{key} is {there} there, {here} here" for key, (there, here) in different.items()]
     more = [f"{len(said) - most} more keys differ"] if len(said) > most else []
@@ -114,11 +125,12 @@ def continued(task: Task, found: Checkpoint) -> Identity:
         UserError: if it cannot, which keys differ.
     """
     config, wanted = task
-    different = differences(found.identity, wanted)
-    before = found.identity.get(_EXTENDED, [])
+    begun = upgraded_identity(found.identity)
+    different = differences(begun, wanted)
+    before = _parts(begun)
     if not different or (config.extend and set(different) == {_EXTENDED}):
         return {**wanted, _EXTENDED: before}
-    if _extends(config, found.identity, different):
+    if _extends(config, begun, different):
         return {**wanted, _EXTENDED: [*before, found.state["trainer"]["step"]]}
     raise UserError(
         f"{found.path} is a checkpoint of another configuration or cache: {_said(different)}; "

@@ -1,10 +1,10 @@
 """`sae import`: a dictionary of another tool becomes one of a run, for every other stage."""
 
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,13 +14,17 @@ from sae.base.progress import say
 from sae.base.provenance import UNKNOWN
 from sae.cache.layout import RUN_CACHE, cache_location, open_cache
 from sae.cache.store import is_url
-from sae.dictionary import Dictionary
+from sae.dictionary import Dictionary, Record
+from sae.dictionary.files import load_dictionary, save_dictionary
+from sae.dictionary.metadata import metadata_of
+from sae.dictionary.record import OURS, Origin
 from sae.exchange.formats import read_dictionary, readable_format, saelens
 from sae.exchange.hub import check_names, local_path
-from sae.exchange.saelens import load_dictionary, save_dictionary
 from sae.models.embedded import EMBEDDED
-from sae.models.hooks import HookPoint, find_hook, hook_widths
+from sae.models.hooks import find_site, measured
 from sae.models.load import ModelConfig, load_skeleton, record_without_weights
+from sae.models.record import ModelRecord
+from sae.models.site import Site
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +101,7 @@ def run(config: ImportConfig) -> Dictionary:
         "or give another name=...",
     )
     found = read_dictionary(source, config.format)
-    dictionary = replace(found, metadata=_metadata(config, found))
+    dictionary = _belonging(config, found)
     with _only_writer(config):
         remove_unfinished(target.parent, target.name)
         if _is_there(target, dictionary):
@@ -138,63 +142,58 @@ def _is_there(target: Path, dictionary: Dictionary) -> bool:
     there = load_dictionary(target)
     same = there.digest == dictionary.digest
     require(
-        same and there.metadata | dictionary.metadata == there.metadata,
+        same and metadata_of(there) == metadata_of(dictionary),
         f"{target} is another dictionary; give this one another name=...",
     )
     return True
 
 
-def _metadata(config: ImportConfig, dictionary: Dictionary) -> dict[str, Any]:
-    """What the stages ask of a dictionary: model and hooks by the names that are used here."""
-    about = dictionary.metadata
-    ends = [("", config.hook_name, dictionary.d_in)]
-    if config.hook_name_out or about.get("hook_name_out") or dictionary.is_transcoder:
-        ends.append(("_out", config.hook_name_out, dictionary.d_out))
-    _check_said(config, about, [f"hook_name{end}" for end, _, _ in ends])
-    model = _model(config, _text(about, "model_name"))
-    skeleton = load_skeleton(ModelConfig(name=model["name"], revision=model["revision"]))
-    widths = hook_widths(skeleton)
-    hooks: dict[str, str] = {}
-    for end, asked, width in ends:
-        said = _text(about, f"hook_name{end}")
-        point = _hook(skeleton, str(asked or said))
-        if asked and said:
-            _check_same_hook(config, skeleton, f"hook_name{end}", said, asked)
-        held = widths.get(point.hook_name, width)
+def _belonging(config: ImportConfig, found: Dictionary) -> Dictionary:
+    """The dictionary with its model and sites, which are looked up in the model."""
+    ends = [("hook_name", config.hook_name, found.reads[0])]
+    if config.hook_name_out or found.is_transcoder:
+        ends.append(("hook_name_out", config.hook_name_out, found.writes[0]))
+    said = {key: port.hook_name for key, _, port in ends if port.hook_name != UNKNOWN}
+    _check_said(config, found, said, [key for key, _, _ in ends])
+    model = _model(config, found.record.model_name)
+    skeleton = load_skeleton(ModelConfig(name=model.name, revision=model.revision))
+    sites = []
+    for key, asked, port in ends:
+        site = _site(skeleton, asked or port.hook_name)
+        if asked and key in said:
+            _check_same_hook(config, skeleton, key, said[key], asked)
+        (site,) = measured(skeleton, [site])
+        width = port.W.shape[1]
         require(
-            held == width,
-            f"{config.folder} has width {width} at {point.hook_name}, where {model['name']} "
-            f"has {held}",
+            site.width in (0, width),
+            f"{config.folder} has width {width} at {site.hook_name}, where {model.name} "
+            f"has {site.width}",
         )
-        hooks |= {f"hook_name{end}": point.hook_name, f"hf_hook_name{end}": point.module}
-    ours = _record(config, about.get("sae_atlas", {}), model)
-    return {**about, "model_name": model["hub_id"], **hooks, "sae_atlas": ours}
+        sites.append(replace(site, width=width))
+    return replace(found.placed(*sites), record=_record(config, found.record, model))
 
 
-def _record(
-    config: ImportConfig, theirs: dict[str, Any], model: dict[str, Any]
-) -> dict[str, Any]:
+def _record(config: ImportConfig, theirs: Record, model: ModelRecord) -> Record:
     """Our record of it: what was known of its model and text, and nothing of a training.
 
     Whatever else is in the file was not seen here, and stays beside where it is from.
     """
-    known = theirs.get("model", model)
-    if known.get("hub_id") == model["hub_id"] and known["weight_digest"] != UNKNOWN:
+    known = theirs.model or model
+    if known.hub_id == model.hub_id and known.weight_digest != UNKNOWN:
         # Weights go by the name that they have here.
-        model = {**known, "name": model["name"]}
-    kept = {key: value for key, value in theirs.items() if key in _KEPT}
-    origin: dict[str, Any] = {"from": config.origin, "format": config.format}
-    if theirs:
-        origin["record"] = theirs
-    return {**kept, "model": model, "imported": origin}
+        model = replace(known, name=model.name)
+    ours = theirs.to_json().get(OURS)
+    return replace(
+        theirs,
+        model_name=model.hub_id,
+        model=model,
+        bos_token_id=None,
+        cache_digest=None,
+        training=None,
+        imported=Origin(config.origin, config.format, ours if isinstance(ours, dict) else {}),
+    )
 
 
-def _text(about: dict[str, Any], key: str) -> str | None:
-    value = about.get(key)
-    return None if value in (None, "") else str(value)
-
-
-_KEPT = ("data", "max_norm_multiple")
 _MISSING = {
     "model_name": "which model it is of",
     "hook_name": "which hook it reads",
@@ -202,11 +201,15 @@ _MISSING = {
 }
 
 
-def _check_said(config: ImportConfig, about: dict[str, Any], hooks: list[str]) -> None:
+def _check_said(
+    config: ImportConfig, found: Dictionary, said: Mapping[str, str], hooks: list[str]
+) -> None:
     """Refuse at once all that neither the dictionary nor the command says."""
-    location = _cache(config)
+    location, known = _cache(config), {*said}
+    if found.record.model_name:
+        known.add("model_name")
     needed = hooks if location else ["model_name", *hooks]
-    missing = [key for key in needed if not getattr(config, key) and not _text(about, key)]
+    missing = [key for key in needed if not getattr(config, key) and key not in known]
     if not missing:
         return
     there = ""
@@ -223,16 +226,16 @@ def _check_same_hook(
 ) -> None:
     """Refuse another place than the dictionary says, unless that is none of this model's."""
     try:
-        theirs = _hook(skeleton, said)
+        theirs = _site(skeleton, said)
     except UserError:
         return
     require(
-        _behind_block(theirs) == _behind_block(_hook(skeleton, asked)),
+        _behind_block(theirs) == _behind_block(_site(skeleton, asked)),
         f"{config.folder} is of {theirs.hook_name}, but {key}={asked}; leave out {key}=...",
     )
 
 
-def _behind_block(point: HookPoint) -> str:
+def _behind_block(point: Site) -> str:
     """Its name; of what a block reads, that of what the block before writes."""
     before = re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", point.hook_name)
     return f"blocks.{int(before[1]) - 1}.hook_resid_post" if before else point.hook_name
@@ -244,25 +247,25 @@ def _cache(config: ImportConfig) -> str | None:
     return location if is_url(location) or Path(location).exists() else None
 
 
-def _model(config: ImportConfig, said: str | None) -> dict[str, Any]:
+def _model(config: ImportConfig, said: str | None) -> ModelRecord:
     """The record of the model: the cache's if it is the same, else one by name alone."""
     location = _cache(config)
     if location is None:
         return _model_by_name(config, str(config.model_name or said))
-    record: dict[str, Any] = open_cache(location).attributes["model"]
-    name = config.model_name or said or record["name"]
+    record = open_cache(location).model
+    name = config.model_name or said or record.name
     hub_id = EMBEDDED[name].hub_id if name in EMBEDDED else name
     # Without the owner, as TransformerLens names many models.
-    known = {record["hub_id"], record["name"], record["hub_id"].split("/")[-1]}
+    known = {record.hub_id, record.name, record.hub_id.split("/")[-1]}
     require(
         hub_id in known,
-        f"{config.folder} is of {name}, but {location} is of {record['hub_id']}; if these are "
-        f"one model, say model_name={record['name']}",
+        f"{config.folder} is of {name}, but {location} is of {record.hub_id}; if these are "
+        f"one model, say model_name={record.name}",
     )
     return record
 
 
-def _model_by_name(config: ImportConfig, name: str) -> dict[str, Any]:
+def _model_by_name(config: ImportConfig, name: str) -> ModelRecord:
     embedded = (key for key, model in EMBEDDED.items() if model.hub_id == name)
     try:
         check_names(name)
@@ -278,7 +281,7 @@ def _model_by_name(config: ImportConfig, name: str) -> dict[str, Any]:
         ) from error
 
 
-def _hook(skeleton: nn.Module, name: str) -> HookPoint:
+def _site(skeleton: nn.Module, name: str) -> Site:
     """The hook of that name, or of that path below the base model."""
     below = f"{getattr(skeleton, 'base_model_prefix', '')}.{name}"
-    return find_hook(skeleton, below if below in dict(skeleton.named_modules()) else name)
+    return find_site(skeleton, below if below in dict(skeleton.named_modules()) else name)

@@ -18,20 +18,20 @@ from sae.base.files import only_process, remove_unfinished
 from sae.base.progress import say
 from sae.base.provenance import digest, plain
 from sae.cache.stored import from_stored, to_stored
-from sae.models.hooks import find_hook
+from sae.dictionary import Place, Record
+from sae.models.hooks import find_site, measured
 from sae.models.load import load_model
 from sae.stages.harvest import (
     HarvestConfig,
     activations,
     check_hooks,
-    model_record,
     tokenizer_digest,
 )
 from sae.stages.live_text import LiveText, Position, check_enough, check_text
 from sae.text.packing import RowBlock
 from sae.training.checkpoint import save_state, steps_saved
 from sae.training.mixing import MixingBuffer
-from sae.training.rows import SAMPLE_ROWS, Rows
+from sae.training.rows import SAMPLE_ROWS, Rows, record_of_rows
 
 _BLOCKS_AHEAD = 2
 
@@ -46,7 +46,7 @@ class LiveRows:
         config: its model, data, context_size, one_document_a_row, dtype, batch_size and
             text_workers count.
         hook_name: where rows are read; if None, the one hook of the configuration.
-        output_hook_name: where a transcoder's rows to predict are read.
+        hook_name_out: where a transcoder's rows to predict are read.
         batch_size: rows a batch.
         mix_rows: rows in memory that each batch is drawn from.
         max_norm_multiple: rows above this multiple of the median norm of the first rows are
@@ -64,7 +64,7 @@ class LiveRows:
         self,
         config: HarvestConfig,
         hook_name: str | None,
-        output_hook_name: str | None,
+        hook_name_out: str | None,
         *,
         batch_size: int,
         mix_rows: int,
@@ -77,14 +77,15 @@ class LiveRows:
             f"mix_rows={mix_rows} is less than one batch of "
             f"train_batch_size_tokens={batch_size}; give that many or more",
         )
-        names = _hook_names(config, hook_name, output_hook_name)
+        names = _hook_names(config, hook_name, hook_name_out)
         self._config = replace(config, hook_names=names)
         check_hooks(self._config)
         check_text(config, batch_size)
         self._batch_size, self._mix_rows, self._seed = batch_size, mix_rows, seed
         self._max_norm_multiple = max_norm_multiple
         self._model = load_model(config.model)
-        self._points = [find_hook(self._model.module, name) for name in names]
+        found = [find_site(self._model.module, name) for name in names]
+        self._sites = measured(self._model.module, found)
         self._text = LiveText(config, self._model)
         self._state_path = state_folder / f".stream-{digest(self.identity)}"
         self._buffer = MixingBuffer(mix_rows, seed)
@@ -92,8 +93,8 @@ class LiveRows:
         self._n_given = 0
 
     @property
-    def identity(self) -> dict[str, Any]:
-        config, names = self._config, [point.hook_name for point in self._points]
+    def identity(self) -> dict[str, object]:
+        config, names = self._config, [site.hook_name for site in self._sites]
         return {
             "weights": self._model.digest,
             "tokenizer": tokenizer_digest(self._model),
@@ -105,7 +106,7 @@ class LiveRows:
                 "dtype": config.dtype,
             },
             "hook_name": names[0],
-            "output_hook_name": names[1] if names[1:] else None,
+            "hook_name_out": names[1] if names[1:] else None,
             "max_norm_multiple": self._max_norm_multiple,
             "train_batch_size_tokens": self._batch_size,
             "mix_rows": self._mix_rows,
@@ -113,27 +114,19 @@ class LiveRows:
         }
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def places(self) -> tuple[Place, ...]:
+        return tuple(self._sites)
+
+    @property
+    def record(self) -> Record:
         model, config = self._model, self._config
-        keys = (("hook_name", "hf_hook_name"), ("hook_name_out", "hf_hook_name_out"))
-        hooks: dict[str, str] = {}
-        for (name, module), point in zip(keys, self._points, strict=False):
-            hooks |= {name: point.hook_name, module: point.module}
-        return {
-            "model_name": model.hub_id,
-            "model_class_name": "AutoModelForCausalLM" if model.causal else "AutoModel",
-            **hooks,
-            "context_size": config.context_size,
-            "prepend_bos": model.bos_token_id is not None,
-            "exclude_special_tokens": True,
-            "dataset_path": config.data.name,
-            "sae_atlas": {
-                "cache_digest": None,
-                "model": model_record(config.model, model),
-                "data": plain(config.data),
-                "bos_token_id": model.bos_token_id,
-            },
-        }
+        return record_of_rows(
+            model.record(config.model),
+            config.data.record,
+            config.context_size,
+            model.bos_token_id,
+            cache_digest=None,
+        )
 
     def sample(self) -> Rows:
         """The first training rows of the text."""
@@ -247,11 +240,11 @@ class LiveRows:
             block.tokens,
             there,
             model=model,
-            points=self._points,
+            sites=self._sites,
             batch_size=len(block.tokens),
         )
         keep = torch.from_numpy(there & ~np.isin(block.tokens, model.special_token_ids))
-        return tuple(self._stored(seen[point.hook_name])[keep] for point in self._points)
+        return tuple(self._stored(seen[site.hook_name])[keep] for site in self._sites)
 
     def _stored(self, x: Tensor) -> Tensor:
         return from_stored(*to_stored(x, self._config.dtype))
@@ -264,10 +257,10 @@ class LiveRows:
 
 
 def _hook_names(
-    config: HarvestConfig, hook_name: str | None, output_hook_name: str | None
+    config: HarvestConfig, hook_name: str | None, hook_name_out: str | None
 ) -> list[str]:
     """The hook to read, and for a transcoder the one to predict."""
-    if output_hook_name is None:
+    if hook_name_out is None:
         require(
             hook_name is not None or len(config.hook_names) == 1,
             f"hook_name is not given, and harvest.hook_names={config.hook_names} names "
@@ -276,14 +269,14 @@ def _hook_names(
         return [hook_name or config.hook_names[0]]
     require(
         hook_name is not None,
-        f"output_hook_name={output_hook_name} needs hook_name=..., the hook to read",
+        f"hook_name_out={hook_name_out} needs hook_name=..., the hook to read",
     )
     require(
-        hook_name != output_hook_name,
-        f"output_hook_name={output_hook_name} is hook_name itself; leave it out to train an "
+        hook_name != hook_name_out,
+        f"hook_name_out={hook_name_out} is hook_name itself; leave it out to train an "
         "autoencoder",
     )
-    return [str(hook_name), output_hook_name]
+    return [str(hook_name), hook_name_out]
 
 
 @dataclass(frozen=True, slots=True)

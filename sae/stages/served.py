@@ -1,6 +1,5 @@
 """One atlas as a server offers it: its dictionary and model, loaded when they are wanted."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,12 +15,13 @@ from sae.analysis.live import read_text
 from sae.base.errors import UserError, require
 from sae.base.progress import say
 from sae.dictionary import Dictionary
-from sae.exchange.saelens import load_dictionary
-from sae.models.hooks import find_hook
-from sae.models.load import LanguageModel, record_without_weights
+from sae.dictionary.files import load_dictionary
+from sae.models.hooks import locate
+from sae.models.load import LanguageModel, record_without_weights, recorded_model
+from sae.models.record import ModelRecord
 from sae.reporting.site import DATA, write_labels_data
 from sae.serving.requests import LabelRequest, ReadRequest, SteerRequest
-from sae.stages.common import check_measured_on, recorded_model
+from sae.stages.common import check_measured_on
 from sae.steering.generate import Sampling
 from sae.steering.live import with_baseline, write_beside
 
@@ -41,13 +41,15 @@ class Shelf:
 
     def __init__(self, run: Path, device: str) -> None:
         self.run, self.device = run, device
-        self.model: Callable[[str], LanguageModel] = lru_cache(maxsize=None)(self._model)
+        self.model: Callable[[ModelRecord], LanguageModel] = lru_cache(maxsize=None)(
+            self._model
+        )
         self.measured: Callable[[str, tuple[int, ...]], _Measured] = lru_cache(_HELD)(
             self._measured
         )
 
-    def _model(self, record: str) -> LanguageModel:
-        return recorded_model(json.loads(record), self.device)
+    def _model(self, record: ModelRecord) -> LanguageModel:
+        return recorded_model(record, self.device)
 
     def _measured(self, name: str, _: tuple[int, ...]) -> _Measured:
         atlas = Atlas(self.run / "atlas" / name)
@@ -107,8 +109,10 @@ class LiveAtlas:
         paths = [self.atlas.folder / "atlas.json", weights]
         stamps = tuple(path.stat().st_mtime_ns for path in paths if path.exists())
         measured = self.shelf.measured(self.name, stamps)
-        record = _model_record(measured.dictionary)
-        return self.shelf.model(json.dumps(record)), measured
+        dictionary = measured.dictionary
+        # Of dictionaries of other tools the model's name is all that is known.
+        record = dictionary.record.model or record_without_weights(dictionary.model_name)
+        return self.shelf.model(record), measured
 
     def _ready(self, feature: int | None) -> tuple[LanguageModel, _Measured]:
         self.prepare()
@@ -142,7 +146,7 @@ class LiveAtlas:
             temperature=request.temperature,
             seed=request.seed,
         )
-        point = find_hook(model.module, dictionary.hook_name_out)
+        point = locate(model.module, dictionary.writes[0].place)
         texts = write_beside(model, point, request.text, directions, sampling, check)
         shown = ({"text": w.text, "perplexity": w.perplexity} for w in texts)
         return {
@@ -178,9 +182,3 @@ def _check_feature(feature: int, d_sae: int) -> None:
         feature < d_sae,
         f"feature {feature} is out of range; this dictionary has 0 to {d_sae - 1}",
     )
-
-
-def _model_record(dictionary: Dictionary) -> dict[str, Any]:
-    """Which model a dictionary belongs to; of others' dictionaries the name is all we know."""
-    found: dict[str, Any] | None = dictionary.metadata.get("sae_atlas", {}).get("model")
-    return found or record_without_weights(dictionary.model_name)

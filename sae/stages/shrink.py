@@ -13,9 +13,10 @@ from sae.base.progress import say
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.reader import RowSelection, select_rows
 from sae.dictionary import Dictionary
-from sae.exchange.shrink import FULL, Shrunk, as_loaded, only_latents
-from sae.models.load import LanguageModel, resolve_device
-from sae.stages.common import check_same_origin, norm_limit, recorded_model
+from sae.dictionary.storage import FULL, as_loaded
+from sae.exchange.shrink import Shrunk
+from sae.models.load import LanguageModel, recorded_model, resolve_device
+from sae.stages.common import check_same_origin
 from sae.stages.eval import behaviour_scores
 
 _ROWS = 8_192
@@ -55,7 +56,7 @@ def held_out_rows(name: str, dictionary: Dictionary, location: str) -> RowSelect
         cache,
         dictionary.hook_name,
         held_out=True,
-        max_norm_multiple=norm_limit(dictionary),
+        max_norm_multiple=dictionary.record.max_norm_multiple,
     )
     require(
         rows.n_rows > 0,
@@ -87,7 +88,7 @@ def shrink(
         len(kept) > 0,
         "drop_dead=true would leave nothing, since no feature fired; export without it",
     )
-    small = only_latents(dictionary, torch.from_numpy(kept))
+    small = dictionary.of_latents(torch.from_numpy(kept))
     if dtype != FULL:
         small = as_loaded(small, dtype)
     if small is dictionary:
@@ -106,7 +107,7 @@ def _cost(
     n_tokens = 0
     model = _model(rows.cache) if causal else None
     if model is not None:
-        hooks = dictionary.hook_name, dictionary.hook_name_out
+        hooks = dictionary.hook_names
         n_tokens, scores = behaviour_scores(model, rows.cache, hooks, both, _TOKENS, _SEQUENCES)
         for name, found in scores.items():
             figures[name] |= found
@@ -116,7 +117,7 @@ def _cost(
 
 def _model(cache: ActivationCache) -> LanguageModel | None:
     try:
-        return recorded_model(cache.attributes["model"], _DEVICE)
+        return recorded_model(cache.model, _DEVICE)
     except UserError as error:
         say(f"export: what this does to the model's CE is not measured: {error}")
         return None

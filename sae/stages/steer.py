@@ -13,14 +13,14 @@ from sae.base.files import check_writable, read_json, write_json
 from sae.base.progress import progress, say
 from sae.base.provenance import digest, plain
 from sae.dictionary import Dictionary
-from sae.models.hooks import find_hook
-from sae.models.load import is_causal
-from sae.stages.common import (
-    check_measured_on,
-    named_dictionary,
+from sae.models.hooks import locate
+from sae.models.load import (
+    is_causal,
+    record_without_weights,
     recorded_config,
     recorded_model,
 )
+from sae.stages.common import check_measured_on, named_dictionary
 from sae.steering.choose import RULE, choose_features
 from sae.steering.generate import Sampling
 from sae.steering.measure import SteeredFeature, SteeringTask, dose_response
@@ -111,10 +111,10 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
 
 
 def _check_causal(name: str, dictionary: Dictionary, device: str) -> None:
-    record = dictionary.metadata.get("sae_atlas", {}).get("model")
+    record = dictionary.record.model
     if record is not None and not is_causal(recorded_config(record, device)):
         raise UserError(
-            f"{name} is a dictionary of {record['name']}, which predicts no next token, so it "
+            f"{name} is a dictionary of {record.name}, which predicts no next token, so it "
             "writes nothing to steer; take one of a causal model"
         )
 
@@ -138,8 +138,9 @@ def _steer(
     config: SteerConfig, dictionary: Dictionary, rows: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], float]:
     began = time.perf_counter()
-    model = recorded_model(dictionary.metadata["sae_atlas"]["model"], config.device)
-    point = find_hook(model.module, dictionary.hook_name_out)
+    record = dictionary.record.model or record_without_weights(dictionary.model_name)
+    model = recorded_model(record, config.device)
+    point = locate(model.module, dictionary.writes[0].place)
     task = SteeringTask(
         prompts=config.prompts,
         strengths=config.strengths,

@@ -86,7 +86,7 @@ def _stream(config: TrainConfig) -> str:
     """The same for all that read the same batches."""
     key = {
         "cache": config.cache_location,
-        "hooks": [config.hook_name, config.output_hook_name],
+        "hooks": [config.hook_name, config.hook_name_out],
         "batch": config.train_batch_size_tokens,
         "order": config.shuffle_seed,
         "max_norm_multiple": config.max_norm_multiple,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -15,8 +15,9 @@ from sae.base.progress import say
 from sae.base.provenance import digest, plain, versions
 from sae.cache.layout import open_cache
 from sae.core.scaling import InputScaling, moments
-from sae.dictionary import Dictionary
-from sae.exchange.saelens import load_dictionary, save_dictionary
+from sae.dictionary import Dictionary, Record
+from sae.dictionary.files import load_dictionary, save_dictionary
+from sae.dictionary.record import TrainingRecord
 from sae.models.load import resolve_device
 from sae.stages.identity import Identity, Task, continued, finished, tasks_of
 from sae.stages.live_rows import LiveRows
@@ -52,14 +53,14 @@ def open_source(config: TrainConfig, rows: Iterable[Any] | None = None) -> RowSo
         return OwnRows(
             rows,
             hook_name=config.hook_name,
-            output_hook_name=config.output_hook_name,
+            hook_name_out=config.hook_name_out,
             batch_size=config.train_batch_size_tokens,
         )
     if config.cache_location is None:
         return LiveRows(
             config.harvest,
             config.hook_name,
-            config.output_hook_name,
+            config.hook_name_out,
             batch_size=config.train_batch_size_tokens,
             mix_rows=config.mix_rows,
             max_norm_multiple=config.max_norm_multiple,
@@ -69,7 +70,7 @@ def open_source(config: TrainConfig, rows: Iterable[Any] | None = None) -> RowSo
     return CachedRows(
         open_cache(config.cache_location),
         config.hook_name,
-        config.output_hook_name,
+        config.hook_name_out,
         batch_size=config.train_batch_size_tokens,
         max_norm_multiple=config.max_norm_multiple,
         seed=config.shuffle_seed,
@@ -122,8 +123,9 @@ def train_together(tasks: Sequence[Task], source: RowSource) -> None:
         )
         for config, session in zip(configs, sessions, strict=True):
             if session not in diverged:
-                metadata = _metadata(config, source, session.identity)
-                save_dictionary(session.dictionary(metadata), config.dictionary_path)
+                trained = session.dictionary().placed(*source.places)
+                record = _record(config, source, session.identity)
+                save_dictionary(replace(trained, record=record), config.dictionary_path)
                 say(f"train: {config.dictionary_path} is written")
     if diverged:
         said = (f"{session.name}: {error}" for session, error in diverged.items())
@@ -172,7 +174,6 @@ def _session(task: Task, start: Start) -> Session:
     session = Session(
         config.id,
         make_trainer(config, start),
-        config.sae.saved_as,
         config.state_path,
         as_begun,
         checkpoints=checkpoints,
@@ -198,7 +199,7 @@ def make_trainer(config: TrainConfig, start: Start) -> Trainer:
     require(
         not config.sae.aligned or scaled[0].shape[1] == scaled[-1].shape[1],
         f"sae.aligned=True needs hooks of one width; {config.hook_name} has "
-        f"{scaled[0].shape[1]}, {config.output_hook_name} {scaled[-1].shape[1]}",
+        f"{scaled[0].shape[1]}, {config.hook_name_out} {scaled[-1].shape[1]}",
     )
     generator = torch.Generator().manual_seed(config.seed)
     sae = config.sae.build(scaled[0], generator, *scaled[1:])
@@ -220,12 +221,12 @@ def make_trainer(config: TrainConfig, start: Start) -> Trainer:
 def _beginning(config: TrainConfig) -> Dictionary:
     """The dictionary whose weights to begin with."""
     found = load_dictionary(str(config.init_from))
-    wanted = "an autoencoder" if config.output_hook_name is None else "a transcoder"
+    wanted = "an autoencoder" if config.hook_name_out is None else "a transcoder"
     kind = "a transcoder" if found.is_transcoder else "an autoencoder"
     require(
         kind == wanted,
         f"init_from={config.init_from} is {kind}, and {wanted} is to be trained; "
-        "output_hook_name=... makes a transcoder",
+        "hook_name_out=... makes a transcoder",
     )
     return found
 
@@ -262,23 +263,18 @@ def _open_loggers(configs: Sequence[TrainConfig], sessions: Sequence[Session]) -
         )
 
 
-def _metadata(config: TrainConfig, source: RowSource, identity: Identity) -> dict[str, Any]:
-    """What travels with the weights: SAELens's keys, and ours under `sae_atlas`."""
-    about = source.metadata
-    return {
-        **about,
-        "training_architecture": config.sae.architecture,
-        "sae_atlas": {
-            **about["sae_atlas"],
-            "digest": digest(identity),
-            "identity": identity,
-            "architecture": config.sae.architecture,
-            "sae": plain(config.sae),
-            "optim": {**plain(config.optim), "lr": config.lr},
-            "training_tokens": config.n_steps * config.train_batch_size_tokens,
-            "train_batch_size_tokens": config.train_batch_size_tokens,
-            "max_norm_multiple": config.max_norm_multiple,
-            "seed": config.seed,
-            "versions": versions(),
-        },
-    }
+def _record(config: TrainConfig, source: RowSource, identity: Identity) -> Record:
+    """What travels with the weights: where the rows come from, and how it was trained."""
+    training = TrainingRecord(
+        digest=digest(identity),
+        identity=identity,
+        architecture=config.sae.architecture,
+        sae=plain(config.sae),
+        optim={**plain(config.optim), "lr": config.lr},
+        training_tokens=config.n_steps * config.train_batch_size_tokens,
+        train_batch_size_tokens=config.train_batch_size_tokens,
+        seed=config.seed,
+        versions=versions(),
+    )
+    limit = config.max_norm_multiple
+    return replace(source.record, training=training, max_norm_multiple=limit)

@@ -36,7 +36,7 @@ class TrainConfig:
     """With `cache=null`, rows in memory that each batch is drawn from at random."""
     hook_name: str | None = None
     """Which hook of the cache; may be left out if there is one."""
-    output_hook_name: str | None = None
+    hook_name_out: str | None = None
     """Hook of the cache to predict from the other one, which makes a transcoder."""
     name: str | None = None
     """Name of the dictionary; by default made of architecture, width, penalty, lr and seed."""
@@ -121,8 +121,8 @@ class TrainConfig:
             f"matmul_dtype={self.matmul_dtype} is unknown; choose auto, float32 or bfloat16",
         )
         require(
-            self.output_hook_name is not None or not self.sae.skip_connection,
-            "sae.skip_connection=True is a transcoder's and needs output_hook_name=..., the "
+            self.hook_name_out is not None or not self.sae.skip_connection,
+            "sae.skip_connection=True is a transcoder's and needs hook_name_out=..., the "
             "hook to predict",
         )
 
@@ -154,7 +154,7 @@ class TrainConfig:
         """The dictionary's name: as given, or what people sweep."""
         if self.name:
             return self.name
-        to = f"-to-{self.output_hook_name}" if self.output_hook_name else ""
+        to = f"-to-{self.hook_name_out}" if self.hook_name_out else ""
         lr = "" if self.optim.lr is None else f"-lr-{self.optim.lr:g}"
         seed = "" if self.seed == _SEED else f"-seed-{self.seed}"
         order = "" if self.shuffle_seed == _SEED else f"-order-{self.shuffle_seed}"

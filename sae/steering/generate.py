@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.models.hooks import HookPoint, edited
+from sae.models.hooks import edited
 from sae.models.load import LanguageModel
+from sae.models.site import Site
 from sae.steering.edits import add_vectors
 
 
@@ -29,9 +30,7 @@ def prompt_ids(model: LanguageModel, prompt: str) -> Tensor:
     return torch.tensor(begin + ids, device=model.device)
 
 
-def next_log_probs(
-    model: LanguageModel, point: HookPoint, ids: Tensor, vectors: Tensor
-) -> Tensor:
+def next_log_probs(model: LanguageModel, point: Site, ids: Tensor, vectors: Tensor) -> Tensor:
     """Log-probabilities after a prompt under each steering vector.
 
     Args:
@@ -49,7 +48,7 @@ def next_log_probs(
 
 def write(
     model: LanguageModel,
-    point: HookPoint,
+    point: Site,
     ids: Tensor,
     vectors: Tensor,
     sampling: Sampling,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import require
-from sae.models.hooks import HookPoint
 from sae.models.load import LanguageModel
+from sae.models.site import Site
 from sae.steering.edits import random_direction
 from sae.steering.generate import Sampling, perplexity, prompt_ids, write
 
@@ -25,7 +25,7 @@ class Written:
 
 def write_beside(
     model: LanguageModel,
-    point: HookPoint,
+    point: Site,
     prompt: str,
     directions: tuple[Tensor, Tensor],
     sampling: Sampling,

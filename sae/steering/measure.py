@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.models.hooks import HookPoint
 from sae.models.load import LanguageModel
+from sae.models.site import Site
 from sae.steering.edits import random_direction
 from sae.steering.generate import Sampling, next_log_probs, perplexity, prompt_ids, write
 
@@ -41,7 +41,7 @@ class _Condition:
 
 
 def dose_response(
-    model: LanguageModel, point: HookPoint, feature: SteeredFeature, task: SteeringTask
+    model: LanguageModel, point: Site, feature: SteeredFeature, task: SteeringTask
 ) -> dict[str, Any]:
     """Texts and figures at every strength, for the feature and both baselines.
 
@@ -106,7 +106,7 @@ def _labels(conditions: list[_Condition]) -> list[tuple[str, float | None]]:
 
 def _top_log_prob(
     model: LanguageModel,
-    point: HookPoint,
+    point: Site,
     ids: Tensor,
     vectors: Tensor,
     feature: SteeredFeature,

@@ -8,7 +8,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sae.base.errors import UserError, nearest, require
+from sae.base.provenance import plain
 from sae.text.embedded import EMBEDDED_TEXTS
+from sae.text.record import TextRecord
 
 # What `datasets` calls the readers of local files, by suffix (before any .gz or .zst).
 _READERS = {
@@ -40,6 +42,11 @@ class DataConfig:
     """Split of a Hub data set."""
     held_out_fraction: float = 0.1
     """Share of documents kept out of training, chosen by the digest of their text."""
+
+    @property
+    def record(self) -> TextRecord:
+        """What is kept of the text with what was computed from it."""
+        return TextRecord(self.name, self.held_out_fraction, settings=plain(self))
 
     def __post_init__(self) -> None:
         require(

@@ -2,14 +2,14 @@
 
 from collections.abc import Generator
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from sae.base.errors import require
 from sae.cache.layout import ActivationCache
 from sae.cache.reader import rows_in_order, select_rows, shuffled_batches
-from sae.training.rows import SAMPLE_ROWS, Rows
+from sae.dictionary import Place, Record
+from sae.training.rows import SAMPLE_ROWS, Rows, record_of_rows
 
 
 class CachedRows:
@@ -27,14 +27,14 @@ class CachedRows:
         self,
         cache: ActivationCache,
         hook_name: str | None,
-        output_hook_name: str | None,
+        hook_name_out: str | None,
         *,
         batch_size: int,
         max_norm_multiple: float | None,
         seed: int,
     ) -> None:
         self.cache = cache
-        self.hook_name, self.output_hook_name = _hooks(cache, hook_name, output_hook_name)
+        self.hook_name, self.hook_name_out = _hooks(cache, hook_name, hook_name_out)
         self._batch_size = batch_size
         self._max_norm_multiple = max_norm_multiple
         self._seed = seed
@@ -48,44 +48,24 @@ class CachedRows:
         )
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         return {
             "cache": f"digest {self.cache.digest}",
             "hook_name": self.hook_name,
-            "output_hook_name": self.output_hook_name,
+            "hook_name_out": self.hook_name_out,
             "max_norm_multiple": self._max_norm_multiple,
             "train_batch_size_tokens": self._batch_size,
             "shuffle_seed": self._seed,
         }
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        attributes = self.cache.attributes
-        model = attributes["model"]
-        hooks = {"hook_name": self.hook_name, "hook_name_out": self.output_hook_name}
-        modules = {
-            f"hf_{key}": attributes["hooks"][name]["module"]
-            for key, name in hooks.items()
-            if name
-        }
-        return {
-            "model_name": model["hub_id"],
-            "model_class_name": "AutoModelForCausalLM"
-            if model.get("causal", True)
-            else "AutoModel",
-            **{key: name for key, name in hooks.items() if name},
-            **modules,
-            "context_size": self.cache.context_size,
-            "prepend_bos": attributes["bos_token_id"] is not None,
-            "exclude_special_tokens": True,
-            "dataset_path": attributes["data"]["name"],
-            "sae_atlas": {
-                "cache_digest": self.cache.digest,
-                "model": model,
-                "data": attributes["data"],
-                "bos_token_id": attributes["bos_token_id"],
-            },
-        }
+    def places(self) -> tuple[Place, ...]:
+        return tuple(map(self.cache.site, filter(None, (self.hook_name, self.hook_name_out))))
+
+    @property
+    def record(self) -> Record:
+        cache, bos = self.cache, self.cache.bos_token_id
+        return record_of_rows(cache.model, cache.text, cache.context_size, bos, cache.digest)
 
     def sample(self) -> Rows:
         return self._sample
@@ -104,7 +84,7 @@ class CachedRows:
             self._batch_size,
             seed=self._seed,
             skip=first,
-            output_hook_name=self.output_hook_name,
+            hook_name_out=self.hook_name_out,
         )
         for rows in found:
             yield rows if isinstance(rows, tuple) else (rows,)
@@ -122,24 +102,24 @@ class CachedRows:
             held_out=held_out,
             max_norm_multiple=self._max_norm_multiple,
         )
-        found = rows_in_order(rows, limit=limit, output_hook_name=self.output_hook_name)
+        found = rows_in_order(rows, limit=limit, hook_name_out=self.hook_name_out)
         parts = [part if isinstance(part, tuple) else (part,) for part in found]
         return tuple(torch.cat(sides) for sides in zip(*parts, strict=True))
 
 
 def _hooks(
-    cache: ActivationCache, hook_name: str | None, output_hook_name: str | None
+    cache: ActivationCache, hook_name: str | None, hook_name_out: str | None
 ) -> tuple[str, str | None]:
     """The hook to read, and for a transcoder the one to predict."""
-    if output_hook_name is None:
+    if hook_name_out is None:
         return cache.hook(hook_name), None
     require(
         hook_name is not None,
-        f"output_hook_name={output_hook_name} needs hook_name=..., the hook to read",
+        f"hook_name_out={hook_name_out} needs hook_name=..., the hook to read",
     )
-    found, output = cache.hook(hook_name), cache.hook(output_hook_name)
+    found, output = cache.hook(hook_name), cache.hook(hook_name_out)
     require(
         found != output,
-        f"output_hook_name={output} is hook_name itself; leave it out to train an autoencoder",
+        f"hook_name_out={output} is hook_name itself; leave it out to train an autoencoder",
     )
     return found, output

@@ -1,6 +1,7 @@
 """Checkpoints of one training: written whole, a few kept, and refused where they do not fit."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,13 +59,13 @@ class Checkpoints:
         every = self._config.keep_every_steps
         return every is not None and step % every == 0
 
-    def save(self, step: int, identity: dict[str, Any], state: dict[str, Any]) -> None:
+    def save(self, step: int, identity: Mapping[str, object], state: dict[str, Any]) -> None:
         """Write one; older ones go when it is there.
 
         Raises:
             UserError: if the disk is full; the ones before are as they were.
         """
-        save_state(self._path(step), {"identity": identity, "state": state})
+        save_state(self._path(step), {"identity": dict(identity), "state": state})
         kept = [s for s in self.steps() if not self.due(s)]
         for old in kept[: -self._config.keep_last]:
             self._path(old).unlink(missing_ok=True)
@@ -136,16 +137,18 @@ class _Writer:
         self._file.flush()
 
 
-def differences(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys of two identities that are not the same, with both values."""
+def differences(
+    found: Mapping[str, object], wanted: Mapping[str, object]
+) -> dict[str, tuple[object, object]]:
+    """Return the keys of two identities that are not the same, with both values."""
     keys = [*wanted, *(key for key in found if key not in wanted)]
     pairs = {key: (found.get(key, _MISSING), wanted.get(key, _MISSING)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones, as on the command line."""
-    found: dict[str, Any] = {}
+def flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested keys as dotted ones, as on the command line."""
+    found: dict[str, object] = {}
     for key, entry in value.items():
         if isinstance(entry, dict):
             found |= flat(entry, f"{prefix}{key}.")

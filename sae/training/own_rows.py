@@ -10,6 +10,7 @@ from torch import Tensor
 from sae.base.errors import UserError, require
 from sae.base.progress import say
 from sae.base.provenance import UNKNOWN, digest_bytes
+from sae.dictionary import Place, Record
 from sae.training.rows import SAMPLE_ROWS, Rows
 
 _WANTED = (
@@ -29,7 +30,7 @@ class OwnRows:
     Args:
         rows: the first `SAMPLE_ROWS` of them are read at once, and stay in memory.
         hook_name: where in a model rows come from, if that is known.
-        output_hook_name: likewise for the second tensors of pairs.
+        hook_name_out: likewise for the second tensors of pairs.
         batch_size: rows a batch.
 
     Raises:
@@ -41,10 +42,10 @@ class OwnRows:
         rows: Iterable[Any],
         *,
         hook_name: str | None = None,
-        output_hook_name: str | None = None,
+        hook_name_out: str | None = None,
         batch_size: int,
     ) -> None:
-        self._hook_name, self._output_hook_name = hook_name, output_hook_name
+        self._hook_name, self._hook_name_out = hook_name, hook_name_out
         self._batch_size = batch_size
         self._rows, self._once = rows, iter(rows)
         self._comes_again = self._once is not rows
@@ -68,27 +69,25 @@ class OwnRows:
         self._begun = False
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What is known of the rows: the first of them."""
         return {
             "rows": f"digest {digest_bytes(map(_bytes, self.sample()))}",
             "widths": list(self._widths),
             "hook_name": self._hook_name,
-            "output_hook_name": self._output_hook_name,
+            "hook_name_out": self._hook_name_out,
             "train_batch_size_tokens": self._batch_size,
         }
 
     @property
-    def metadata(self) -> dict[str, Any]:
-        hooks = {"hook_name": self._hook_name or UNKNOWN}
-        if len(self._widths) == 2:
-            hooks["hook_name_out"] = self._output_hook_name or UNKNOWN
-        return {
-            "model_name": UNKNOWN,
-            **hooks,
-            "dataset_path": UNKNOWN,
-            "sae_atlas": {"cache_digest": None},
-        }
+    def places(self) -> tuple[Place, ...]:
+        names = (self._hook_name, self._hook_name_out)
+        return tuple(name or UNKNOWN for name in names[: len(self._widths)])
+
+    @property
+    def record(self) -> Record:
+        """Nothing is known of them, but that they are for a transcoder where there are two."""
+        return Record(transcoder=len(self._widths) == 2)
 
     def sample(self) -> Rows:
         """The first rows; they are trained on as well."""
@@ -169,8 +168,8 @@ class OwnRows:
             f"rows hold {said}; {_WANTED}",
         )
         require(
-            self._output_hook_name is None or len(rows) == 2,
-            f"rows hold {said}, and output_hook_name={self._output_hook_name} asks for a "
+            self._hook_name_out is None or len(rows) == 2,
+            f"rows hold {said}, and hook_name_out={self._hook_name_out} asks for a "
             f"transcoder; {_WANTED}",
         )
         widths = tuple(x.shape[1] for x in rows)

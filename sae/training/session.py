@@ -1,6 +1,7 @@
 """One dictionary in training with its files: checkpoints, figures, time spent."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ class Session:
     """A trainer, and what is kept of its work.
 
     Args:
-        saved_as: rule of the trained dictionary, by which held-out rows are encoded.
         identity: what decides the weights; a checkpoint of another one is none of ours.
     """
 
@@ -44,9 +44,8 @@ class Session:
         self,
         name: str,
         trainer: Trainer,
-        saved_as: str,
         folder: Path,
-        identity: dict[str, Any],
+        identity: Mapping[str, object],
         *,
         checkpoints: Checkpoints,
         watch: Watch,
@@ -56,7 +55,6 @@ class Session:
         self.identity = identity
         self.loggers: list[Logger] = []
         self.latest: Metrics = {}
-        self._saved_as = saved_as
         self._timing = folder / TIMING_FILE
         self._checkpoints = checkpoints
         self._watch = watch
@@ -132,14 +130,10 @@ class Session:
             logger.close()
         self.loggers = []
 
-    def dictionary(self, metadata: dict[str, Any]) -> Dictionary:
-        """The dictionary as it is now, for raw activations."""
+    def dictionary(self) -> Dictionary:
+        """Return the dictionary as it is now, for raw activations."""
         trainer = self.trainer
-        return Dictionary(
-            **trainer.sae.weights(trainer.scaling, trainer.output_scaling),
-            architecture=self._saved_as,
-            metadata=metadata,
-        )
+        return trainer.sae.dictionary(trainer.scaling, trainer.output_scaling)
 
     def _due(self, report: StepReport) -> Metrics:
         found: Metrics = {}
@@ -167,7 +161,7 @@ class Session:
         """Explained variance and L0 of the dictionary as it would be saved now."""
         if self._watch.held_out is None:
             return {}
-        dictionary = self.dictionary({})
+        dictionary = self.dictionary()
         statistics = ReconstructionStatistics(dictionary.d_out, dictionary.d_sae)
         sides = (torch.split(side, _ROWS_AT_ONCE) for side in self._watch.held_out)
         for rows in zip(*sides, strict=True):

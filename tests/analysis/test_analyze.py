@@ -20,7 +20,8 @@ from sae.analysis.shards import encode_cache, feature_blocks, read_text
 from sae.analysis.work import Work
 from sae.base.errors import UserError
 from sae.base.files import only_process, read_json, write_json
-from sae.dictionary import ARCHITECTURES, Dictionary
+from sae.dictionary import ACTIVATIONS, Dictionary
+from sae.dictionary.metadata import metadata_of
 
 TABLES = ("features.parquet", "contexts.parquet", "labels.csv")
 
@@ -41,7 +42,7 @@ def table_bytes(folder):
 # Sparse encoding
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_sparse_encoding_equals_the_dense_one(architecture, dtype):
     dictionary = random_dictionary(architecture)
@@ -114,7 +115,7 @@ def sparse_dictionary():
     return Dictionary(
         **dictionary.tensors | {"threshold": dictionary.threshold + 1},
         architecture="jumprelu",
-        metadata=dictionary.metadata,
+        metadata=metadata_of(dictionary),
     )
 
 
@@ -404,7 +405,7 @@ def test_more_contexts_than_sequences_are_refused_before_the_model_is_loaded(run
 
 
 def test_a_dictionary_without_a_live_feature_has_an_atlas_that_says_so(run, capsys):
-    from sae.exchange.saelens import load_dictionary, save_dictionary
+    from sae.dictionary.files import load_dictionary, save_dictionary
 
     folder = run / "dictionaries" / "strong"
     dictionary = load_dictionary(folder)

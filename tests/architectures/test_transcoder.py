@@ -23,7 +23,7 @@ def settings(run, name, **changes):
     return {
         "run": str(run),
         "hook_name": READ,
-        "output_hook_name": WRITE,
+        "hook_name_out": WRITE,
         "sae": ARCHITECTURES[name](d_sae=64, **{**sparsity, **changes}),
         "training_tokens": 60_000,
         "train_batch_size_tokens": 256,
@@ -62,5 +62,5 @@ def test_an_output_hook_is_part_of_the_name_so_both_can_live_in_one_run(run):
     from sae.stages.train import TrainConfig
 
     transcoder = TrainConfig(**settings(run, "topk"))
-    autoencoder = TrainConfig(**{**settings(run, "topk"), "output_hook_name": None})
+    autoencoder = TrainConfig(**{**settings(run, "topk"), "hook_name_out": None})
     assert transcoder.id != autoencoder.id

@@ -173,7 +173,7 @@ def test_the_held_out_side_and_loud_rows_can_be_asked_for(numbered):
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_a_second_hook_gives_pairs_of_the_same_rows(numbered, n_workers):
-    pairs = loaded(dataset(numbered, output_hook_name="out"), n_workers)
+    pairs = loaded(dataset(numbered, hook_name_out="out"), n_workers)
     x, y = map(list, zip(*pairs, strict=True))
     assert torch.cat(y).shape == (len(wanted()), 1)
     assert numbers(x) == (-torch.cat(y)[:, 0]).long().tolist()
@@ -253,7 +253,7 @@ def test_a_small_model_learns_from_it(tiny_run: Path):
         ({"skip": -1}, "skip=-1; give 0 or more"),
         ({"seed": -1}, "seed=-1; give 0 or more"),
         ({"max_norm_multiple": 0.0}, "has no rows at h with held_out=False"),
-        ({"output_hook_name": "oot"}, "hook_name=oot is not in .*; nearest: out"),
+        ({"hook_name_out": "oot"}, "hook_name=oot is not in .*; nearest: out"),
     ],
 )
 def test_an_impossible_value_is_refused_at_once(numbered, settings, sentence):

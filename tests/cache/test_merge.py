@@ -17,7 +17,8 @@ from sae.cache.merge import copy_sequences, merge_caches, random_sequences
 from sae.cache.reader import select_rows
 from sae.cache.store import only_writer
 from sae.cache.text_writer import write_text
-from sae.cache.writer import CacheWriter, HookShape
+from sae.cache.writer import CacheWriter
+from sae.models.site import Site
 from sae.text.packing import RowBlock, TextPlan
 
 CONTEXT = 8
@@ -68,7 +69,7 @@ def little(
     }
     writer = create_cache(
         path,
-        [HookShape(name, name, width) for name, width in hooks.items()],
+        [Site(name, name, "output", width) for name, width in hooks.items()],
         plan,
         dtype=dtype,
         compression=compression,

@@ -183,7 +183,7 @@ def test_a_limit_gives_evenly_spread_rows_and_no_more_than_that(numbered, limit)
 @pytest.mark.parametrize("limit", [None, 1, 99, 700])
 def test_pairs_in_order_are_todays_rows_beside_the_same_rows_of_the_other_hook(numbered, limit):
     selection = training(numbered)
-    pairs = list(rows_in_order(selection, limit, output_hook_name="out"))
+    pairs = list(rows_in_order(selection, limit, hook_name_out="out"))
     x, y = (torch.cat(side) for side in zip(*pairs, strict=True))
     assert torch.equal(x, torch.cat(list(rows_in_order(selection, limit))))
     assert y.shape == (len(x), 2)
@@ -196,7 +196,7 @@ def test_shuffled_pairs_are_the_same_rows_of_both_hooks(numbered, pool_bytes, sk
     selection = training(numbered)
     n = 3 * selection.n_rows // 37
     pairs = shuffled_batches(
-        selection, 37, seed=5, skip=skip, pool_bytes=pool_bytes, output_hook_name="out"
+        selection, 37, seed=5, skip=skip, pool_bytes=pool_bytes, hook_name_out="out"
     )
     found = list(islice(pairs, n))
     assert {(x.shape, y.shape) for x, y in found} == {((37, 3), (37, 2))}
@@ -207,15 +207,15 @@ def test_shuffled_pairs_are_the_same_rows_of_both_hooks(numbered, pool_bytes, sk
 
 def test_pairs_come_in_the_order_in_which_one_hook_is_read(numbered):
     selection = training(numbered)
-    pairs = shuffled_batches(selection, 64, seed=2, skip=3, output_hook_name="out")
+    pairs = shuffled_batches(selection, 64, seed=2, skip=3, hook_name_out="out")
     alone = shuffled_batches(selection, 64, seed=2, skip=3)
     for (x, _), expected in islice(zip(pairs, alone, strict=True), 30):
         assert torch.equal(x, expected)
 
 
-@pytest.mark.parametrize(("output_hook_name", "chunks"), [(None, 4), ("out", 2)])
+@pytest.mark.parametrize(("hook_name_out", "chunks"), [(None, 4), ("out", 2)])
 def test_a_pool_counts_the_bytes_of_every_hook_that_it_holds(
-    numbered, monkeypatch, output_hook_name, chunks
+    numbered, monkeypatch, hook_name_out, chunks
 ):
     reads: list[str] = []
     original = ActivationCache.read
@@ -230,21 +230,21 @@ def test_a_pool_counts_the_bytes_of_every_hook_that_it_holds(
             1,
             seed=seed,
             pool_bytes=4 * largest * 3 * 4,
-            output_hook_name=output_hook_name,
+            hook_name_out=hook_name_out,
         )
         next(batches)
         # One pool is there, and threads read the next.
         time.sleep(0.05)
-        assert reads.count("out") == (reads.count("h") if output_hook_name else 0)
+        assert reads.count("out") == (reads.count("h") if hook_name_out else 0)
         most = max(most, reads.count("h"))
     assert most == chunks
 
 
 def test_an_output_hook_that_the_cache_does_not_hold_is_refused_at_once(numbered):
     with pytest.raises(UserError, match=r"hook_name=oot is not in .*; nearest: out"):
-        shuffled_batches(training(numbered), 8, seed=0, output_hook_name="oot")
+        shuffled_batches(training(numbered), 8, seed=0, hook_name_out="oot")
     with pytest.raises(UserError, match="hook_name=oot is not in"):
-        rows_in_order(training(numbered), output_hook_name="oot")
+        rows_in_order(training(numbered), hook_name_out="oot")
 
 
 def test_a_lost_chunk_of_norms_is_refused_and_not_taken_for_sinks(numbered, tmp_path):

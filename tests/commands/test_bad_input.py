@@ -18,7 +18,7 @@ import sae
 from sae.base.errors import UserError
 from sae.cli import main
 from sae.dictionary import Dictionary
-from sae.exchange.saelens import save_dictionary
+from sae.dictionary.files import save_dictionary
 
 HEAVY = (
     "sae.stages.harvest.load_model",
@@ -193,18 +193,18 @@ TABLE = {
     ),
     "a skip connection of an autoencoder": (
         TRAIN + " sae.skip_connection=true",
-        ["sae.skip_connection=True", "transcoder", "needs output_hook_name"],
+        ["sae.skip_connection=True", "transcoder", "needs hook_name_out"],
     ),
     "a transcoder that does not say what it reads": (
-        TRAIN + " output_hook_name=blocks.1.hook_resid_post",
-        ["output_hook_name=blocks.1.hook_resid_post", "needs hook_name"],
+        TRAIN + " hook_name_out=blocks.1.hook_resid_post",
+        ["hook_name_out=blocks.1.hook_resid_post", "needs hook_name"],
     ),
     "a transcoder to the hook that it reads": (
-        TRAIN + " hook_name=blocks.1.hook_resid_post output_hook_name=blocks.1.hook_resid_post",
-        ["output_hook_name=blocks.1.hook_resid_post is hook_name itself"],
+        TRAIN + " hook_name=blocks.1.hook_resid_post hook_name_out=blocks.1.hook_resid_post",
+        ["hook_name_out=blocks.1.hook_resid_post is hook_name itself"],
     ),
     "an output hook that the cache lacks": (
-        TRAIN + " hook_name=blocks.1.hook_resid_post output_hook_name=blocks.1.hook_mlp_out",
+        TRAIN + " hook_name=blocks.1.hook_resid_post hook_name_out=blocks.1.hook_mlp_out",
         ["blocks.1.hook_mlp_out", "it holds blocks.1.hook_resid_post"],
     ),
     "an unknown type of the product": (

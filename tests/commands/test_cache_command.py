@@ -18,8 +18,9 @@ import sae
 from sae.cache.create import create_cache
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.text_writer import write_text
-from sae.cache.writer import CacheWriter, HookShape
+from sae.cache.writer import CacheWriter
 from sae.cli import main
+from sae.models.site import Site
 from sae.reporting.cache_table import size
 from sae.stages.cache import VERBS
 from sae.text.packing import RowBlock, TextPlan
@@ -47,7 +48,7 @@ def unfinished(path: Path, n_chunks: int, *, text: bool = True) -> CacheWriter:
     whole = made(path.with_name("whole.zarr"))
     writer = create_cache(
         path,
-        [HookShape(name, name, width) for name, width in HOOKS.items()],
+        [Site(name, name, "output", width) for name, width in HOOKS.items()],
         TextPlan(80, 20, CONTEXT),
         dtype="float32",
         attributes={

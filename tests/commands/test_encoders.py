@@ -10,7 +10,7 @@ from support.world import random_dictionary
 
 import sae
 from sae.base.errors import UserError
-from sae.exchange.saelens import save_dictionary
+from sae.dictionary.files import save_dictionary
 from sae.models.load import ModelConfig, is_causal, load_model, load_skeleton
 from sae.models.unembed import unembedding
 

@@ -14,8 +14,9 @@ from support.world import HOOK, random_dictionary
 import sae
 from sae.base.errors import UserError
 from sae.cli import main
+from sae.dictionary.files import save_dictionary
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import write_dictionary
-from sae.exchange.saelens import save_dictionary
 
 MLP_IN, MLP_OUT = "blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"
 
@@ -138,6 +139,7 @@ HOLDS = """
 import sys, time
 from pathlib import Path
 from sae.base.files import only_process
+from sae.dictionary.metadata import metadata_of
 with only_process(Path(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(60)
@@ -203,7 +205,7 @@ def test_half_a_character_and_no_number_in_metadata_do_no_harm(run, tmp_path):
     odd = {"note": "a\ud800b", "other": float("nan")}
     edited(folder, lambda config: config["metadata"].update(odd))
     found = sae.import_(folder=str(folder), run=str(run))
-    assert (found.metadata["note"], found.metadata["other"]) == ("a?b", None)
+    assert (metadata_of(found)["note"], metadata_of(found)["other"]) == ("a?b", None)
     assert sae.import_(folder=str(folder), run=str(run)).digest == found.digest
 
 
@@ -264,7 +266,7 @@ def test_a_numbered_folder_goes_by_the_name_of_the_one_above(run, tiny_model, tm
 
 def test_where_an_import_is_from_names_no_folder_of_this_disk(run, tmp_path):
     found = sae.import_(folder=str(named(tmp_path / "one")), run=str(run), name="from")
-    assert found.metadata["sae_atlas"]["imported"]["from"] == "one"
+    assert metadata_of(found)["sae_atlas"]["imported"]["from"] == "one"
     assert str(tmp_path) not in (run / "dictionaries/from/cfg.json").read_text()
 
 

@@ -8,7 +8,8 @@ from support.world import random_dictionary
 
 from sae.base.errors import UserError
 from sae.base.provenance import digest_bytes
-from sae.dictionary import ARCHITECTURES, Dictionary
+from sae.dictionary import ACTIVATIONS, Dictionary, ReLU, TopK
+from sae.dictionary.metadata import metadata_of
 
 X = torch.randn(64, 32, generator=torch.Generator().manual_seed(5))
 
@@ -20,20 +21,22 @@ def by_hand(d: Dictionary, x: torch.Tensor) -> list[float]:
         product = float(x.double() @ d.W_enc[:, j].double())
         pre = product + float(d.b_enc[j])
         if d.architecture == "jumprelu":
-            found.append(max(pre, 0) if pre > d.threshold[j] else 0)
+            found.append(max(pre, 0) if pre > d.activation.threshold[j] else 0)
         elif d.architecture == "gated":
-            magnitude = float(d.r_mag[j].double().exp()) * product + float(d.b_mag[j])
+            magnitude = float(d.activation.r_mag[j].double().exp()) * product + float(
+                d.activation.b_mag[j]
+            )
             found.append(max(magnitude, 0) if pre > 0 else 0)
         else:
             found.append(max(pre, 0))
     if d.architecture == "topk":
-        edge = sorted(found)[-d.k]
+        edge = sorted(found)[-d.activation.k]
         found = [value if value >= edge else 0 for value in found]
     return found
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_activations_are_those_of_the_rule_latent_by_latent(architecture):
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
+def test_activations_are_those_of_the_formula_latent_by_latent(architecture):
     dictionary = random_dictionary(architecture)
     feature_acts = dictionary.encode(X)
     for x, found in zip(X, feature_acts, strict=True):
@@ -47,8 +50,8 @@ def test_activations_are_those_of_the_rule_latent_by_latent(architecture):
 
 def test_topk_keeps_no_more_than_k_of_equals_and_fewer_when_fewer_are_positive():
     zeros = torch.zeros(6, 3)
-    dictionary = Dictionary(
-        torch.eye(6), torch.zeros(6), zeros, torch.zeros(3), architecture="topk", k=2
+    dictionary = Dictionary.from_weights(
+        torch.eye(6), torch.zeros(6), zeros, torch.zeros(3), TopK(2)
     )
     x = torch.tensor([[1.0] * 6, [5, -1, -1, -1, -1, -1], [-1.0] * 6, [3, 2, 2, 2, 0, 0]])
     feature_acts = dictionary.encode(x)
@@ -56,7 +59,7 @@ def test_topk_keeps_no_more_than_k_of_equals_and_fewer_when_fewer_are_positive()
     assert feature_acts.sum(1).tolist() == [2, 5, 0, 5]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_call_is_decode_of_encode_plus_the_skip(architecture, skip):
     dictionary = random_dictionary(architecture, d_out=20, skip=skip)
@@ -81,14 +84,6 @@ def test_the_hooks_are_those_of_the_metadata():
 @pytest.mark.parametrize(
     ("architecture", "change", "sentence"),
     [
-        ("standard", {"architecture": "jumprelu"}, "a jumprelu dictionary needs threshold"),
-        ("standard", {"architecture": "pca"}, "architecture pca is not known; known: standard"),
-        ("standard", {"threshold": torch.zeros(48)}, "standard dictionary has no threshold"),
-        ("standard", {"k": 3}, "a standard dictionary has no k"),
-        ("topk", {"k": None}, "a topk dictionary needs k"),
-        ("topk", {"k": 0}, "k=0; give 1 to d_sae=48"),
-        ("topk", {"k": 49}, "k=49; give 1 to d_sae=48"),
-        ("gated", {"r_mag": None}, "a gated dictionary needs r_mag"),
         ("gated", {"b_mag": torch.zeros(47)}, r"b_mag has shape \(47,\) where \(48,\)"),
         ("jumprelu", {"threshold": torch.zeros(())}, r"threshold has shape \(\) where"),
         ("standard", {"b_enc": torch.zeros(32)}, r"b_enc has shape \(32,\) where \(48,\)"),
@@ -99,16 +94,29 @@ def test_the_hooks_are_those_of_the_metadata():
 )
 def test_weights_that_do_not_belong_together_are_refused(architecture, change, sentence):
     with pytest.raises(UserError, match=sentence):
-        replace(random_dictionary(architecture), **change)
+        random_dictionary(architecture, skip=True).with_weights(change)
+
+
+@pytest.mark.parametrize("k", [0, 49])
+def test_a_k_that_its_latents_cannot_have_is_refused(k):
+    with pytest.raises(UserError, match=f"k={k}; give 1 to d_sae=48"):
+        replace(random_dictionary("topk"), activation=TopK(k))
+
+
+def test_several_places_are_refused_in_a_sentence():
+    one = random_dictionary()
+    with pytest.raises(UserError, match="reads one place and writes one, not 2 and 1"):
+        replace(one, reads=one.reads * 2)
 
 
 def test_a_dictionary_is_shown_in_one_line():
     places = {"hook_name": "blocks.3.hook_resid_post", "model_name": "org/lm"}
     found = random_dictionary("topk", d_in=8, d_sae=20, d_out=6, **places)
-    sizes = f"k={found.k}, 8 to 20 latents to 6"
+    sizes = f"k={found.activation.k}, 8 to 20 latents to 6"
     shown = f"Dictionary(topk, {sizes}, blocks.3.hook_resid_post of org/lm)"
     assert repr(found) == shown
-    assert repr(replace(found, metadata={})).endswith(" to 6, ? of ?)")
+    unknown = random_dictionary("topk", d_in=8, d_sae=20, d_out=6)
+    assert repr(unknown).endswith(" to 6, ? of ?)")
 
 
 def test_the_digest_of_a_standard_dictionary_is_that_of_its_four_tensors():
@@ -119,23 +127,24 @@ def test_the_digest_of_a_standard_dictionary_is_that_of_its_four_tensors():
 
 def test_the_digest_covers_the_architecture_and_every_weight():
     digests = []
-    for architecture in ARCHITECTURES:
+    for architecture in ACTIVATIONS:
         d = random_dictionary(architecture, skip=True)
         digests.append(d.digest)
-        digests += [replace(d, **{name: w + 1}).digest for name, w in d.tensors.items()]
+        digests += [d.with_weights({name: w + 1}).digest for name, w in d.tensors.items()]
         digests.append(replace(d, W_skip=None).digest)
     topk = random_dictionary("topk")
     digests += [
-        replace(topk, k=8).digest,
-        replace(topk, architecture="standard", k=None).digest,
+        replace(topk, activation=TopK(8)).digest,
+        replace(topk, activation=ReLU()).digest,
     ]
     assert len(set(digests)) == len(digests)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
 def test_every_tensor_moves_and_nothing_else_changes(architecture):
     dictionary = random_dictionary(architecture, skip=True, hook_name="a")
     moved = dictionary.to("meta")
     assert {w.device.type for w in moved.tensors.values()} == {"meta"}
     assert list(moved.tensors) == list(dictionary.tensors)
-    assert (moved.k, moved.metadata) == (dictionary.k, dictionary.metadata)
+    assert moved.activation.numbers == dictionary.activation.numbers
+    assert metadata_of(moved) == metadata_of(dictionary)

@@ -10,8 +10,9 @@ import sae
 from sae.analysis.behaviour import behaviour
 from sae.base.errors import UserError
 from sae.dictionary import Dictionary
-from sae.exchange.saelens import save_dictionary
-from sae.models.hooks import find_hook
+from sae.dictionary.files import save_dictionary
+from sae.dictionary.metadata import metadata_of
+from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 
 HOOK = "blocks.1.hook_resid_post"
@@ -42,7 +43,7 @@ def nothing():
 
 
 def scores(model, tokens, dictionary, mean=None):
-    point = find_hook(model.module, HOOK)
+    point = find_site(model.module, HOOK)
     mean = torch.zeros(D) if mean is None else mean
     return behaviour(model, point, tokens, {"x": dictionary}, mean, batch_size=5)["x"]
 
@@ -127,11 +128,11 @@ MID, POST, MLP = (f"blocks.1.{h}" for h in ("hook_resid_mid", "mlp.hook_post", "
 def transcoder_scores(model, tokens, reconstruct, source=MID, point=MLP, mean=None):
     return behaviour(
         model,
-        find_hook(model.module, point),
+        find_site(model.module, point),
         tokens,
         {"x": reconstruct},
         torch.zeros(D) if mean is None else mean,
-        source=find_hook(model.module, source),
+        source=find_site(model.module, source),
         batch_size=5,
     )["x"]
 
@@ -183,7 +184,7 @@ def test_ablations_act_where_a_transcoder_writes(model, tokens):
 
 
 def scores_at(model, tokens, hook_name):
-    point = find_hook(model.module, hook_name)
+    point = find_site(model.module, hook_name)
     return behaviour(model, point, tokens, {"x": nothing()}, torch.zeros(D), batch_size=5)["x"]
 
 
@@ -322,7 +323,7 @@ def test_a_transcoder_needs_both_of_its_hooks_in_the_cache(
 
 def test_a_dictionary_of_another_output_width_is_refused(transcoder_run, tmp_path):
     random = sae.load(str(transcoder_run / "dictionaries/random"))
-    narrow = random_dictionary("topk", d_in=64, d_out=D - 1, **random.metadata)
+    narrow = random_dictionary("topk", d_in=64, d_out=D - 1, **metadata_of(random))
     save_dictionary(narrow, tmp_path / "dictionaries/narrow")
     with pytest.raises(UserError, match=r"d_out=31, but .* rows of width 32"):
         sae.eval(run=str(tmp_path), cache=str(transcoder_run / "cache.zarr"))

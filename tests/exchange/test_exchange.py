@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from support.world import random_dictionary
 
 import sae
-from sae.dictionary import ARCHITECTURES
-from sae.exchange.saelens import load_dictionary, loads_in_saelens, save_dictionary
+from sae.dictionary import ACTIVATIONS
+from sae.dictionary.files import load_dictionary, loads_in_saelens, save_dictionary
+from sae.dictionary.metadata import metadata_of
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_a_saved_dictionary_loads_bit_equal(tiny_run, tmp_path):
     again = load_dictionary(tmp_path / "copy")
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(dictionary, name), getattr(again, name))
-    assert again.metadata == dictionary.metadata
+    assert again.metadata == metadata_of(dictionary)
 
 
 HOOKS = {
@@ -44,7 +45,7 @@ HOOKS = {
 }
 KINDS = [
     (architecture, d_out, skip)
-    for architecture in ARCHITECTURES
+    for architecture in ACTIVATIONS
     for d_out, skip in ((None, False), (20, False), (20, True))
 ]
 
@@ -100,7 +101,7 @@ def test_saelens_computes_the_same_with_every_kind_that_it_knows(kind, tmp_path)
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "saved"))
     assert theirs.cfg.architecture() == name
     assert_same(dictionary, theirs, random_rows(), rtol=1e-5, atol=1e-5)
-    for key, value in dictionary.metadata.items():
+    for key, value in metadata_of(dictionary).items():
         assert theirs.cfg.metadata[key] == value
 
 
@@ -190,7 +191,7 @@ def test_saelens_loads_an_export_and_computes_the_same(exported, tiny_run):
     torch.testing.assert_close(decoded, ours.decode(ours.encode(x)), rtol=1e-5, atol=1e-5)
     assert theirs.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
     assert theirs.cfg.metadata.model_name == ours.model_name
-    assert theirs.cfg.metadata.sae_atlas["digest"] == ours.metadata["sae_atlas"]["digest"]
+    assert theirs.cfg.metadata.sae_atlas["digest"] == metadata_of(ours)["sae_atlas"]["digest"]
 
 
 @pytest.mark.slow
@@ -288,7 +289,7 @@ def test_what_was_measured_at_another_hook_is_not_exported(exported, tmp_path):
     shutil.copytree(exported[0], run)
     strong = sae.load(str(run / "dictionaries/strong"))
     moved = replace(
-        strong, metadata=strong.metadata | {"hook_name": "blocks.0.hook_resid_post"}
+        strong, metadata=metadata_of(strong) | {"hook_name": "blocks.0.hook_resid_post"}
     )
     assert moved.digest == strong.digest
     shutil.rmtree(run / "dictionaries/strong")

@@ -11,13 +11,17 @@ from sae.base.errors import UserError
 from sae.cache.create import create_cache
 from sae.cache.layout import open_cache
 from sae.cache.text_writer import write_text
-from sae.cache.writer import HookShape
+from sae.dictionary.metadata import metadata_of
 from sae.exchange import activations
 from sae.exchange.activations import export_to_hf, import_from_saelens
+from sae.models.site import Site
 from sae.text.packing import RowBlock, TextPlan
 
 RESID, MLP = "blocks.1.hook_resid_post", "blocks.1.mlp.hook_post"
-HOOKS = [HookShape(RESID, "model.layers.1", 32), HookShape(MLP, "model.layers.1.mlp", 64)]
+HOOKS = [
+    Site(RESID, "model.layers.1", "output", 32),
+    Site(MLP, "model.layers.1.mlp", "output", 64),
+]
 CONTEXT = 16
 ATTRIBUTES = {
     "digest": "0123",
@@ -327,7 +331,7 @@ def test_a_dictionary_is_trained_on_an_import(cache, tiny_model, tmp_path):
         train_batch_size_tokens=200,
     )
     dictionary = sae.load(str(tmp_path / "run/dictionaries/one"))
-    assert dictionary.metadata["hf_hook_name"] == "model.layers.1"
+    assert metadata_of(dictionary)["hf_hook_name"] == "model.layers.1"
     assert dictionary.model_name == str(tiny_model)
     assert trained is not None
 

@@ -13,10 +13,11 @@ from support.world import random_dictionary
 
 import sae
 from sae.base.errors import UserError
-from sae.dictionary import ARCHITECTURES, Dictionary
+from sae.dictionary import ACTIVATIONS, Dictionary
+from sae.dictionary.files import save_dictionary
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import FORMATS, WRITTEN, read_dictionary, write_dictionary
 from sae.exchange.formats.sparsify import hookpoint
-from sae.exchange.saelens import save_dictionary
 
 HOOK = "blocks.1.hook_resid_post"
 ENDS = {"hook_name": "blocks.1.hook_resid_mid", "hook_name_out": "blocks.1.hook_mlp_out"}
@@ -59,7 +60,7 @@ def uniform(*shape, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("name", "architecture", "kind"), list(product(WRITTEN, ARCHITECTURES, KINDS))
+    ("name", "architecture", "kind"), list(product(WRITTEN, ACTIVATIONS, KINDS))
 )
 def test_what_is_written_comes_back_or_is_refused_with_the_reason(
     name, architecture, kind, tmp_path
@@ -76,7 +77,7 @@ def test_what_is_written_comes_back_or_is_refused_with_the_reason(
     again = read_dictionary(folder)
     x = rows()
     assert_means(again, dictionary.encode(x), dictionary(x))
-    assert dictionary.metadata.items() <= again.metadata.items()
+    assert metadata_of(dictionary).items() <= metadata_of(again).items()
     assert again.is_transcoder == dictionary.is_transcoder
 
 
@@ -583,7 +584,7 @@ def test_what_gemma_scope_2_folders_cannot_mean_here_is_refused(changes, sentenc
 )
 def test_gemma_scope_2s_modules_become_hooks_where_the_name_is_sure(hook, expected, tmp_path):
     gemma_2_folder(tmp_path / "one", GEMMA_2 | {"hf_hook_point_in": hook})
-    assert sae.load(str(tmp_path / "one")).metadata.get("hook_name") == expected
+    assert metadata_of(sae.load(str(tmp_path / "one"))).get("hook_name") == expected
 
 
 @pytest.mark.parametrize(
@@ -611,7 +612,7 @@ def test_a_hookpoints_folder_says_model_and_hooks(place, changes, expected, tmp_
     (tmp_path / "run/config.json").write_text(json.dumps({"model": "org/lm"}))
     config = json.loads((folder / "cfg.json").read_text()) | changes
     (folder / "cfg.json").write_text(json.dumps(config))
-    found = sae.load(str(folder)).metadata
+    found = metadata_of(sae.load(str(folder)))
     hooks = {key: found[key] for key in ("hook_name", "hook_name_out") if key in found}
     assert (found["model_name"], hooks) == ("org/lm", expected)
 
@@ -640,7 +641,7 @@ def test_a_trainers_names_become_a_hook_where_they_are_sure(
     kept = {k: config["trainer"][k] for k in ("dict_class", "activation_dim", "dict_size")}
     config = {"trainer": {**kept, **trainer, "lm_name": "org/lm"}, "buffer": buffer}
     (folder / "config.json").write_text(json.dumps(config))
-    found = sae.load(str(folder)).metadata
+    found = metadata_of(sae.load(str(folder)))
     assert found["model_name"] == "org/lm"
     assert found.get("hook_name") == (expected and f"blocks.{expected}")
     assert found.get("context_size") == buffer.get("ctx_len")
@@ -672,7 +673,7 @@ def test_a_saelens_folder_from_before_version_6_subtracts_b_dec_and_keeps_its_ho
     dictionary = sae.load(str(tmp_path / "old"))
     assert_means(dictionary, acts, acts @ w["W_dec"] + w["b_dec"])
     assert (dictionary.hook_name, dictionary.model_name) == (HOOK, "gpt2-small")
-    assert dictionary.metadata["context_size"] == 128
+    assert metadata_of(dictionary)["context_size"] == 128
 
 
 def test_an_old_top_k_of_saelens_is_one_of_top_k(tmp_path):

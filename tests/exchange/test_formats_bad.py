@@ -18,8 +18,9 @@ from support.world import random_dictionary
 
 import sae
 from sae.base.errors import UserError
+from sae.dictionary.metadata import metadata_of
+from sae.dictionary.tensors import open_safetensors
 from sae.exchange.formats import FORMATS, write_dictionary
-from sae.exchange.tensors import open_safetensors
 
 WEIGHTS = {
     "saelens": "sae_weights.safetensors",
@@ -620,7 +621,7 @@ def test_gemma_scopes_layer_is_the_one_below_its_release(tmp_path):
         folder = tmp_path / above / "gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
         write_dictionary(random_dictionary("jumprelu"), folder, "gemma_scope")
         (folder / "sae_atlas.json").unlink()
-        found = sae.load(str(folder)).metadata
+        found = metadata_of(sae.load(str(folder)))
         assert found == {
             "model_name": "google/gemma-2-2b",
             "hook_name": "blocks.12.hook_resid_post",

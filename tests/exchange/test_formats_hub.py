@@ -93,7 +93,7 @@ import json, sys, sae
 for name in sys.argv[1:]:
     try:
         found = sae.load(name)
-        print(json.dumps([found.digest, found.metadata, found.k]))
+        print(json.dumps([found.digest, metadata_of(found), found.k]))
     except ValueError as error:
         print(json.dumps(str(error)))
 """

@@ -11,8 +11,9 @@ from support.world import HOOK, random_dictionary
 import sae
 from sae.base.errors import UserError
 from sae.cli import main
+from sae.dictionary.files import save_dictionary
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import read_dictionary, write_dictionary
-from sae.exchange.saelens import save_dictionary
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +33,14 @@ def foreign(tmp_path_factory):
     return folder
 
 
-def metadata_of(folder):
+def said_in(folder):
     return json.loads((folder / "cfg.json").read_text())["metadata"]
 
 
 @pytest.mark.slow
 def test_a_foreign_dictionary_goes_through_every_stage(run, foreign, tiny_model):
     assert main(["import", str(foreign), f"run={run}", "name=theirs"]) == 0
-    about = metadata_of(run / "dictionaries/theirs")
+    about = said_in(run / "dictionaries/theirs")
     assert about["model_name"] == str(tiny_model)
     assert about["hook_name"] == HOOK
     assert about["hf_hook_name"] == "model.layers.1"
@@ -77,7 +78,7 @@ def test_without_a_cache_the_model_is_taken_by_its_name(foreign, tiny_model, tmp
     with pytest.raises(UserError, match=r"does not say which model it is of; give model_name="):
         sae.import_(folder=str(foreign), run=str(tmp_path))
     found = sae.import_(folder=str(foreign), run=str(tmp_path), model_name=str(tiny_model))
-    record = found.metadata["sae_atlas"]["model"]
+    record = metadata_of(found)["sae_atlas"]["model"]
     assert (record["hub_id"], record["weight_digest"]) == (str(tiny_model), "unknown")
     assert record["causal"]
 
@@ -106,7 +107,7 @@ def test_the_embedded_model_is_found_by_its_name_on_the_hub(tmp_path):
     about = {"model_name": "HuggingFaceTB/SmolLM2-135M-Instruct", "hook_name": HOOK}
     save_dictionary(random_dictionary("standard", d_in=576, **about), tmp_path / "one")
     found = sae.import_(folder=str(tmp_path / "one"), run=str(tmp_path))
-    assert found.metadata["sae_atlas"]["model"]["name"] == "smollm2"
+    assert metadata_of(found)["sae_atlas"]["model"]["name"] == "smollm2"
     assert found.model_name == about["model_name"]
 
 
@@ -155,8 +156,8 @@ def test_what_we_trained_keeps_its_record_on_the_way_through_another_format(
     ours = sae.load(str(tiny_run / "dictionaries/strong"))
     write_dictionary(ours, tmp_path / "gemma", "gemma_scope")
     found = sae.import_(folder=str(tmp_path / "gemma"), run=str(run), name="back")
-    kept = found.metadata["sae_atlas"]
-    record = ours.metadata["sae_atlas"]
+    kept = metadata_of(found)["sae_atlas"]
+    record = metadata_of(ours)["sae_atlas"]
     for key in ("model", "data", "max_norm_multiple"):
         assert kept[key] == record[key]
     # Not where it would say that this run trained it.

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from support.world import random_dictionary
 
-from sae.dictionary import ARCHITECTURES, Dictionary
+from sae.dictionary import ACTIVATIONS, Dictionary
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import (
     FORMATS,
     WRITTEN,
@@ -146,7 +147,7 @@ def cell(format: Written, dictionary: Dictionary, folder: Path, reasons: list[st
     again, x = read_dictionary(folder), rows()
     assert same(again.encode(x), dictionary.encode(x))
     assert same(again(x), dictionary(x))
-    assert dictionary.metadata.items() <= again.metadata.items()
+    assert metadata_of(dictionary).items() <= metadata_of(again).items()
     if again.architecture != dictionary.architecture:
         return f"yes, as {again.architecture}"
     return "yes"
@@ -159,7 +160,7 @@ def page() -> str:
     reasons: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         for name, format in WRITTEN.items():
-            for architecture in ARCHITECTURES:
+            for architecture in ACTIVATIONS:
                 cells = []
                 for kind, settings in KINDS.items():
                     dictionary = random_dictionary(architecture, **settings)

@@ -11,6 +11,7 @@ import torch
 from support.world import random_dictionary
 
 import sae
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import write_dictionary
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -176,10 +177,10 @@ def test_what_dictionary_learning_saves_computes_the_same_here(name, utils, x, t
     save_as_they_do(ae, name, tmp_path / "trainer_0")
     ours = sae.load(str(tmp_path / "trainer_0"))
     assert_same(ours, *computed_by(ae, x), x)
-    assert ours.metadata["context_size"] == 128
+    assert metadata_of(ours)["context_size"] == 128
     assert (ours.model_name, ours.hook_name) == ("org/lm", HOOK)
     if name == "MatryoshkaBatchTopKSAE":
-        assert ours.metadata["group_sizes"] == [16, 32]
+        assert metadata_of(ours)["group_sizes"] == [16, 32]
 
 
 @pytest.mark.parametrize("architecture", WRITTEN)

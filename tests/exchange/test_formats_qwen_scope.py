@@ -9,6 +9,7 @@ from support.world import random_dictionary
 import sae
 from sae.base.errors import UserError
 from sae.cli import main
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import FORMATS, write_dictionary
 
 D_IN, D_SAE, K = 32, 2048, 7
@@ -119,7 +120,7 @@ def test_a_folder_without_k_in_its_name_is_read_once_a_name_says_it(tmp_path, mo
     (tmp_path / "mine-L0_9").symlink_to("mine")
     found = sae.load(str(tmp_path / "mine-L0_9/layer5.sae.pt"))
     assert (found.k, found.hook_name) == (9, "blocks.5.hook_resid_post")
-    assert "model_name" not in found.metadata
+    assert "model_name" not in metadata_of(found)
 
 
 def test_a_folder_with_several_layers_asks_which(tmp_path):
@@ -135,7 +136,7 @@ def test_a_file_of_another_name_is_read_where_the_format_is_given(tmp_path):
     path = save(state_of(), tmp_path / NAME / "mine.pt")
     found = sae.load(path, format="qwen_scope")
     assert found.k == K
-    assert "hook_name" not in found.metadata
+    assert "hook_name" not in metadata_of(found)
     (tmp_path / NAME / "mine.pt").unlink()
     refused(tmp_path / NAME, "holds no dictionary of qwen_scope", format="qwen_scope")
 

@@ -19,6 +19,7 @@ from support.hub import COMMIT, HubHandler, serving
 from support.world import random_dictionary
 
 import sae
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import write_dictionary
 
 sae_lens = pytest.importorskip("sae_lens")
@@ -398,7 +399,7 @@ def test_a_trainers_folder_means_here_what_it_does_in_saelens(name, hub):
     ours, theirs = sae.load(str(folder)), loaded("dictionary_learning_1", *TRAINER)
     assert_same(ours, theirs)
     assert ours.hook_name == theirs.cfg.metadata.hook_name == HOOK
-    assert ours.metadata["context_size"] == theirs.cfg.metadata.context_size
+    assert metadata_of(ours)["context_size"] == theirs.cfg.metadata.context_size
 
 
 # -- Qwen Scope -------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from support.world import random_dictionary, sentences
 
 from sae.base.assets import package_folder
 from sae.base.errors import UserError
-from sae.dictionary import ARCHITECTURES
+from sae.dictionary import ACTIVATIONS
+from sae.dictionary.files import save_dictionary
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.saebench import as_custom_sae
-from sae.exchange.saelens import save_dictionary
 from sae.text.embedded import SAE_PROBES
 
 HOOK = "blocks.1.hook_resid_post"
@@ -42,7 +43,7 @@ def close(found, expected):
 
 
 @pytest.mark.parametrize("shape", [(500,), (20, 25)], ids=["rows", "sequences"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
 def test_activations_are_times_the_norms_and_the_reconstruction_is_the_same(
     architecture, shape
 ):
@@ -60,7 +61,7 @@ def test_activations_are_times_the_norms_and_the_reconstruction_is_the_same(
     assert custom(x).shape == x.shape
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
 def test_a_latent_whose_row_is_zero_fires_and_adds_nothing(architecture):
     dictionary = of(architecture)
     dictionary.W_dec[5] = 0
@@ -81,7 +82,7 @@ def test_the_dictionary_and_its_adapter_share_no_weights():
     assert float(dictionary.b_dec.abs().max()) > 0
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
 def test_moving_it_takes_all_weights_and_is_noted_in_its_configuration(architecture):
     custom = as_custom_sae(of(architecture))
     assert (custom.dtype, custom.cfg.dtype) == (torch.float32, "float32")
@@ -104,7 +105,7 @@ def test_its_configuration_says_where_the_dictionary_belongs():
     about = {"context_size": 64, "prepend_bos": False, "training_architecture": "batchtopk"}
     about |= {"sae_atlas": {"training_tokens": 5000}}
     dictionary = of("jumprelu")
-    cfg = as_custom_sae(replace(dictionary, metadata=dictionary.metadata | about)).cfg
+    cfg = as_custom_sae(replace(dictionary, metadata=metadata_of(dictionary) | about)).cfg
     assert (cfg.model_name, cfg.hook_name, cfg.hook_layer) == ("org/lm", HOOK, 1)
     assert (cfg.d_in, cfg.d_sae, cfg.context_size) == (D_IN, D_SAE, 64)
     assert (cfg.architecture, cfg.prepend_bos) == ("batchtopk", False)
@@ -157,7 +158,7 @@ def placed(architecture, lens_folder, **changes):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
 def test_saebenchs_own_checks_pass(architecture, bench, lens_folder, capsys):
     base, _ = bench
     custom = as_custom_sae(placed(architecture, lens_folder))
@@ -192,7 +193,7 @@ def flat(metrics):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
 def test_saebenchs_core_evaluation_finds_the_same_as_on_saelenss_own_class(
     architecture, bench, lens_folder, tiny_text, tmp_path
 ):
@@ -225,7 +226,7 @@ def test_saebenchs_core_evaluation_runs_on_the_heads_outputs(
     bench, lens_folder, tiny_text, tmp_path
 ):
     dictionary = placed("standard", lens_folder)
-    about = dictionary.metadata | {"hook_name": "blocks.1.attn.hook_z"}
+    about = metadata_of(dictionary) | {"hook_name": "blocks.1.attn.hook_z"}
     custom = as_custom_sae(replace(dictionary, metadata=about))
     found, _ = core_figures(bench[1], custom, tiny_text, tmp_path / "a")
     assert 1 < flat(found["metrics"])["sparsity/l0"] < D_SAE
@@ -289,7 +290,7 @@ def test_sae_probes_reads_our_hook_of_a_model_itself(probes, lens_folder, tmp_pa
     generate = importlib.import_module("sae_probes.generate_model_activations")
     from transformer_lens import HookedTransformer
 
-    from sae.models.hooks import find_hook, read_activations
+    from sae.models.hooks import find_site, read_activations
     from sae.models.load import ModelConfig, load_model
 
     lens = HookedTransformer.from_pretrained_no_processing(str(lens_folder), device="cpu")
@@ -299,5 +300,5 @@ def test_sae_probes_reads_our_hook_of_a_model_itself(probes, lens_folder, tmp_pa
     dictionary = of("topk")
     for text, row in zip(texts, theirs, strict=True):
         ids = torch.tensor([lens.tokenizer(text)["input_ids"]])
-        ours = read_activations(model.module, [find_hook(model.module, HOOK)], ids)[HOOK]
+        ours = read_activations(model.module, [find_site(model.module, HOOK)], ids)[HOOK]
         close(dictionary.encode(row), dictionary.encode(ours[0, -1]))

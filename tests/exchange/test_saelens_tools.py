@@ -8,8 +8,8 @@ import torch
 from support.world import random_dictionary, sentences
 
 from benchmarks import dashboard
-from sae.exchange.saelens import load_dictionary, loads_in_saelens, save_dictionary
-from sae.models.hooks import edited_from, find_hook
+from sae.dictionary.files import load_dictionary, loads_in_saelens, save_dictionary
+from sae.models.hooks import edited_from, find_site
 from sae.models.load import ModelConfig, load_model
 from sae.models.unembed import unembedding
 
@@ -50,8 +50,8 @@ SPLICED = [
 
 def logits_with(ours, dictionary, ids):
     """The model's logits where a dictionary's reconstruction stands at its hook."""
-    source = find_hook(ours.module, dictionary.hook_name)
-    point = find_hook(ours.module, dictionary.hook_name_out)
+    source = find_site(ours.module, dictionary.hook_name)
+    point = find_site(ours.module, dictionary.hook_name_out)
     with (
         torch.inference_mode(),
         edited_from(ours.module, source, point, lambda x, _: dictionary(x)),

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from sae.base.assets import package_folder
 from sae.base.errors import UserError
 from sae.models.hooks import (
-    HookPoint,
+    Site,
     edited,
     edited_from,
-    find_hook,
+    find_site,
     hook_widths,
-    list_hooks,
+    list_sites,
     read_activations,
     writes_to_stream,
 )
@@ -173,7 +173,7 @@ def plainly(
 
 
 def read(model: nn.Module, *names: str) -> dict[str, Tensor]:
-    return read_activations(model, [find_hook(model, name) for name in names], TOKENS)
+    return read_activations(model, [find_site(model, name) for name in names], TOKENS)
 
 
 @pytest.mark.parametrize(("family", "hook"), CASES)
@@ -188,7 +188,7 @@ def test_a_hook_reads_the_very_bits_of_a_plain_torch_hook(models, family, hook):
 @pytest.mark.parametrize("family", PLACES)
 def test_the_hooks_that_are_listed_are_those_that_exist(models, family):
     expected = {f"blocks.{i}.{hook}" for i in range(3) for hook in PLACES[family]}
-    assert {point.hook_name for point in list_hooks(models[family])} == expected
+    assert {point.hook_name for point in list_sites(models[family])} == expected
 
 
 @pytest.mark.parametrize("family", PLACES)
@@ -206,7 +206,7 @@ def test_the_residual_stream_is_what_transformers_calls_hidden_states(models, fa
 def test_all_hooks_of_one_truncated_forward_equal_plain_hooks_on_whole_ones(models, family):
     model = models[family]
     points = {
-        p.hook_name: p for p in list_hooks(model) if not p.hook_name.startswith("blocks.2")
+        p.hook_name: p for p in list_sites(model) if not p.hook_name.startswith("blocks.2")
     }
     together = read(model, *reversed(points))
     assert set(together) == set(points)
@@ -240,7 +240,7 @@ def read_block(model: nn.Module, i: int) -> dict[str, Tensor]:
 
 
 def names_of_block(model: nn.Module, i: int) -> list[str]:
-    names = [point.hook_name for point in list_hooks(model)]
+    names = [point.hook_name for point in list_sites(model)]
     return [name for name in names if name.startswith(f"blocks.{i}.")]
 
 
@@ -277,7 +277,7 @@ def test_blocks_are_found_with_any_head_and_without_one(architecture):
     sizes, blocks, family = ELSEWHERE[architecture]
     model = random_model(architecture, sizes)
     names = [f"blocks.{i}.{hook}" for i in range(3) for hook in PLACES[family]]
-    assert {point.hook_name for point in list_hooks(model)} == set(names)
+    assert {point.hook_name for point in list_sites(model)} == set(names)
     for name, x in read(model, *names).items():
         _, i, hook = name.split(".", 2)
         path, side = PLACES[family][hook]
@@ -289,7 +289,7 @@ def test_blocks_are_found_with_any_head_and_without_one(architecture):
 def test_the_widths_are_known_without_weights(models, family):
     with torch.device("meta"):
         skeleton = type(models[family])(models[family].config)
-    names = [point.hook_name for point in list_hooks(models[family])]
+    names = [point.hook_name for point in list_sites(models[family])]
     read_widths = {name: x.shape[-1] for name, x in read(models[family], *names).items()}
     assert hook_widths(skeleton) == read_widths
     assert hook_count(skeleton) == 0
@@ -312,7 +312,7 @@ def test_widths_that_a_model_without_weights_does_not_reach_are_left_out(models)
 def test_a_mask_reaches_the_model_and_is_only_handed_on_if_given(models):
     mask = torch.ones_like(TOKENS)
     mask[1, 6:] = 0
-    point = find_hook(models["bert"], "blocks.1.hook_resid_post")
+    point = find_site(models["bert"], "blocks.1.hook_resid_post")
     masked = read_activations(models["bert"], [point], TOKENS, mask)[point.hook_name]
     expected = plainly(models["bert"], point.module, point.side, attention_mask=mask)
     assert torch.equal(masked, expected)
@@ -366,15 +366,15 @@ def test_no_hook_is_left_behind_when_reading_ends_or_fails(models):
     before = hook_count(model)
     read(model, "blocks.1.hook_mlp_out")
     with pytest.raises(IndexError):
-        read_activations(model, [find_hook(model, "blocks.1.hook_resid_post")], TOKENS + 10_000)
+        read_activations(model, [find_site(model, "blocks.1.hook_resid_post")], TOKENS + 10_000)
     assert hook_count(model) == before
 
 
 @pytest.mark.parametrize("family", PLACES)
 def test_a_module_path_and_its_transformerlens_name_are_one_hook(models, family):
     path, name = f"{BLOCKS[family]}.1", f"blocks.1.{OUTPUT[family]}"
-    point = find_hook(models[family], path)
-    assert point == find_hook(models[family], name) == HookPoint(name, path, "output")
+    point = find_site(models[family], path)
+    assert point == find_site(models[family], name) == Site(name, path, "output")
     finished: list[Any] = []
     handle = models[family].register_forward_hook(lambda *_: finished.append(1))
     assert list(read(models[family], path, name)) == [name]
@@ -385,20 +385,20 @@ def test_a_module_path_and_its_transformerlens_name_are_one_hook(models, family)
 def test_a_module_path_without_another_name_keeps_its_own(models):
     # Known as the input of this module, but not as its output.
     for path in ("model.layers.1.self_attn.o_proj", "model.embed_tokens"):
-        assert find_hook(models["llama"], path) == HookPoint(path, path, "output")
+        assert find_site(models["llama"], path) == Site(path, path, "output")
         expected = plainly(models["llama"], path, "output")
         assert torch.equal(read(models["llama"], path)[path], expected)
 
 
 def test_unknown_places_are_refused_with_what_is_near(models):
     with pytest.raises(UserError, match=r"layer 7 is out of range.*layers 0 to 2"):
-        find_hook(models["llama"], "blocks.7.hook_resid_post")
+        find_site(models["llama"], "blocks.7.hook_resid_post")
     with pytest.raises(UserError, match=r"layer 12 is out of range.*layers 0 to 2"):
-        find_hook(models["bert"], "encoder.layer.12")
+        find_site(models["bert"], "encoder.layer.12")
     with pytest.raises(UserError, match=r"nearest: .*blocks\.1\.hook_resid_post"):
-        find_hook(models["llama"], "blocks.1.hook_residpost")
+        find_site(models["llama"], "blocks.1.hook_residpost")
     with pytest.raises(UserError, match="no place in this model"):
-        find_hook(models["llama"], "")
+        find_site(models["llama"], "")
 
 
 def test_places_without_one_vector_a_token_are_refused(models):
@@ -422,7 +422,7 @@ def test_an_identity_edit_leaves_the_logits_bit_equal(models, family, hook):
     calls = []
     with edited(
         models[family],
-        find_hook(models[family], f"blocks.1.{hook}"),
+        find_site(models[family], f"blocks.1.{hook}"),
         lambda x: calls.append(x.shape) or x.clone(),
     ):
         inside = logits(models[family])
@@ -434,7 +434,7 @@ def test_an_identity_edit_leaves_the_logits_bit_equal(models, family, hook):
 def test_an_edit_reaches_the_logits_and_ends_with_its_context(models, family, hook):
     model = models[family]
     before = logits(model)
-    with edited(model, find_hook(model, f"blocks.1.{hook}"), torch.zeros_like):
+    with edited(model, find_site(model, f"blocks.1.{hook}"), torch.zeros_like):
         assert not torch.allclose(logits(model), before)
     assert torch.equal(logits(model), before)
 
@@ -444,7 +444,7 @@ def test_what_an_edit_returns_takes_the_place_of_the_activations(models, family)
     model = models[family]
     name, following = f"blocks.0.{OUTPUT[family]}", "blocks.1.hook_resid_pre"
     original = read(model, name)[name]
-    with edited(model, find_hook(model, name), lambda x: 2 * x):
+    with edited(model, find_site(model, name), lambda x: 2 * x):
         assert torch.equal(read(model, following)[following], 2 * original)
 
 
@@ -452,7 +452,7 @@ def test_what_an_edit_returns_takes_the_place_of_the_activations(models, family)
 def test_an_edit_is_removed_when_its_context_or_itself_raises(models, hook):
     model = models["gpt2"]
     before = logits(model)
-    point = find_hook(model, f"blocks.2.{hook}")
+    point = find_site(model, f"blocks.2.{hook}")
 
     def fails(x: Tensor) -> Tensor:
         raise RuntimeError("inside the edit")
@@ -478,14 +478,14 @@ def test_a_block_that_gets_its_input_by_keyword_is_read_and_edited_too():
         def forward(self, tokens: Tensor, use_cache: bool = False) -> Tensor:
             return self.block(hidden_states=tokens[..., None].float().expand(-1, -1, 4))
 
-    model, point = Model(), HookPoint("x", "block", "input")
+    model, point = Model(), Site("x", "block", "input")
     assert read_activations(model, [point], TOKENS)["x"].shape == (*TOKENS.shape, 4)
     with edited(model, point, torch.zeros_like):
         assert torch.equal(model(TOKENS), torch.ones(*TOKENS.shape, 4))
 
 
 def read_after_zeroing_the_middle(module: nn.Module) -> tuple[Tensor, Tensor]:
-    mid = find_hook(module, "blocks.1.hook_resid_mid")
+    mid = find_site(module, "blocks.1.hook_resid_mid")
     with edited(module, mid, torch.zeros_like):
         seen = read(module, "blocks.1.hook_mlp_out", "blocks.1.hook_resid_post")
     return seen["blocks.1.hook_mlp_out"], seen["blocks.1.hook_resid_post"]
@@ -522,7 +522,7 @@ def test_an_edit_sees_what_another_hook_holds_in_the_same_forward(
     models, family, source, target
 ):
     module = models[family]
-    points = [find_hook(module, name) for name in (source, target)]
+    points = [find_site(module, name) for name in (source, target)]
     pairs: list[tuple[Tensor, Tensor]] = []
     batches = [TOKENS, TOKENS.flip(1)[:, :5]]
 
@@ -544,7 +544,7 @@ def test_an_edit_sees_what_another_hook_holds_in_the_same_forward(
 
 def test_an_edit_from_a_later_place_is_refused_and_leaves_no_hook(models):
     module = models["llama"]
-    early, late = (find_hook(module, f"blocks.{i}.hook_resid_post") for i in (0, 2))
+    early, late = (find_site(module, f"blocks.{i}.hook_resid_post") for i in (0, 2))
     before = hook_count(module)
     with (
         pytest.raises(UserError, match=r"resid_post comes before hook_name=blocks\.2"),
@@ -557,14 +557,14 @@ def test_an_edit_from_a_later_place_is_refused_and_leaves_no_hook(models):
 @pytest.mark.parametrize("family", PLACES)
 def test_what_goes_into_the_stream_is_told_from_what_is_only_as_wide(models, family):
     model = models[family]
-    for point in list_hooks(model):
+    for point in list_sites(model):
         within = point.hook_name.endswith(("hook_z", "hook_post"))
         assert writes_to_stream(model, point) == (not within), point
-    assert writes_to_stream(model, find_hook(model, f"{BLOCKS[family]}.1"))
+    assert writes_to_stream(model, find_site(model, f"{BLOCKS[family]}.1"))
 
 
 def test_a_module_without_a_name_does_not_write_into_the_stream(models):
-    point = find_hook(models["llama"], "model.layers.1.self_attn.q_proj")
+    point = find_site(models["llama"], "model.layers.1.self_attn.q_proj")
     assert not writes_to_stream(models["llama"], point)
 
 
@@ -585,7 +585,7 @@ def test_hooks_of_a_real_model_read_the_very_bits_of_plain_hooks(name, causal):
     assert model.causal == causal
     text = "The capital of France is Paris, and the river that runs through it is the Seine."
     tokens = torch.tensor([model.tokenizer(text)["input_ids"]])
-    points = [find_hook(model.module, hook) for hook in REAL_HOOKS]
+    points = [find_site(model.module, hook) for hook in REAL_HOOKS]
     seen = read_activations(model.module, points, tokens)
     for point in points:
         expected = plainly(model.module, point.module, point.side, tokens)

@@ -12,7 +12,7 @@ from support.world import save_tiny_model
 from sae.base.errors import UserError
 from sae.models import embedded, load
 from sae.models.embedded import EMBEDDED
-from sae.models.hooks import list_hooks
+from sae.models.hooks import list_sites
 from sae.models.load import (
     ModelConfig,
     load_model,
@@ -83,7 +83,7 @@ def test_the_skeleton_has_the_hooks_of_the_model_and_no_weights(tiny_model):
     config = ModelConfig(name=str(tiny_model))
     skeleton = load_skeleton(config)
     assert all(parameter.is_meta for parameter in skeleton.parameters())
-    assert list_hooks(skeleton) == list_hooks(load_model(config).module)
+    assert list_sites(skeleton) == list_sites(load_model(config).module)
 
 
 def test_the_beginning_token_of_id_zero_counts_as_one(tiny_model):

@@ -26,7 +26,7 @@ from support.world import HOOK
 import sae
 from sae.base.errors import UserError
 from sae.cli import main
-from sae.models.hooks import find_hook
+from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 from sae.serving.guard import name_check
 from sae.serving.server import address_of, listen
@@ -321,7 +321,7 @@ def test_what_is_read_equals_the_activations_of_the_cache(server, run, model):
         if special[0] == 0 and end > 16 and again == tokens[1:end].tolist():
             break
     expected = dictionary.encode(cache.read(HOOK, slice(row, row + 1))[0, 1:end].float())
-    point = find_hook(model.module, HOOK)
+    point = find_site(model.module, HOOK)
     ids = tokens[None, :end]
     (exact,) = activations(ids, ids >= 0, model=model, points=[point], batch_size=1)
     exact = dictionary.encode(exact[HOOK][0, 1:])
@@ -418,7 +418,7 @@ def test_shared_chance_draws_from_the_softmax():
 def test_a_direction_outside_the_stream_can_be_turned_too(model, hook):
     width = 64 if hook.endswith("hook_post") else 32
     direction = torch.randn(width, generator=torch.Generator().manual_seed(0))
-    point = find_hook(model.module, hook)
+    point = find_site(model.module, hook)
     sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=0)
     for strength, equal in ((0.0, True), (50.0, False)):
         vectors = with_baseline(direction, strength, 0)

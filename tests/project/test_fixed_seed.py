@@ -89,7 +89,7 @@ def found(tmp_path_factory, tiny_model, tiny_text):
     digests["cache int8"] = of_cache(run / "int8.zarr")
     for name, recipe in RECIPES.items():
         digests[name], sums[name] = trained(run, name, sae=recipe, hook_name=HOOK)
-    ends = {"hook_name": MID, "output_hook_name": OUT}
+    ends = {"hook_name": MID, "hook_name_out": OUT}
     skip = sae.TopKConfig(d_sae=64, k=6, skip_connection=True)
     digests["transcoder"], sums["transcoder"] = trained(run, "transcoder", sae=skip, **ends)
     begun = {"sae": RECIPES["gated"], "init_from": str(run / "dictionaries/gated")}

@@ -20,14 +20,15 @@ import sae
 import sae.stages.export
 from sae.base.errors import UserError
 from sae.cli import main
-from sae.dictionary import ARCHITECTURES
+from sae.dictionary import ACTIVATIONS
+from sae.dictionary.files import save_dictionary
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.card import Export, model_card
 from sae.exchange.card.activations import hook_side
 from sae.exchange.card.text import example_table, public
 from sae.exchange.formats import WRITTEN
-from sae.exchange.saelens import save_dictionary
 from sae.exchange.shrink import DTYPES, Shrunk, save_directions
-from sae.models.hooks import find_hook, list_hooks, read_activations
+from sae.models.hooks import find_site, list_sites, read_activations
 from sae.models.load import ModelConfig, load_model
 
 HOOK = "blocks.1.hook_resid_post"
@@ -119,7 +120,7 @@ print(json.dumps([contexts.num_rows, often.density.tolist(), len(alive), named.s
 
 KINDS = [
     (architecture, d_out, skip)
-    for architecture in ARCHITECTURES
+    for architecture in ACTIVATIONS
     for d_out, skip in ((None, False), (20, True))
 ]
 
@@ -132,7 +133,7 @@ def test_the_code_without_any_tool_computes_what_the_dictionary_does(kind, dtype
     if d_out is not None:
         ends["hook_name_out"] = "blocks.1.hook_mlp_out"
     dictionary = random_dictionary(architecture, d_out=d_out, skip=skip, **ends)
-    dictionary.metadata["sae_atlas"] = OURS
+    metadata_of(dictionary)["sae_atlas"] = OURS
     save_dictionary(dictionary, tmp_path / HOOK, dtype)
     save_directions(dictionary, tmp_path, dtype)
     found = blocks(model_card(dictionary, FIGURES, 48, Export(folder=HOOK, dtype=dtype)))
@@ -163,7 +164,7 @@ def test_the_directions_are_the_decoders_and_say_where_they_belong(exported):
     assert set(found) == {"W_dec", "b_dec"}
     assert torch.equal(found["W_dec"], ours.W_dec)
     with safe_open(exported / "decoder.safetensors", framework="pt") as file:
-        assert json.loads(file.metadata()["sae_atlas"])["hook_name"] == HOOK
+        assert json.loads(metadata_of(file)()["sae_atlas"])["hook_name"] == HOOK
 
 
 def front_matter(card):
@@ -173,7 +174,7 @@ def front_matter(card):
 def test_the_front_matter_names_model_text_and_licence_as_the_hub_knows_them():
     dictionary = random_dictionary("standard", hook_name=HOOK, model_name="org/lm")
     ours = OURS | {"data": {"name": "org/text"}}
-    dictionary.metadata["sae_atlas"] = ours
+    metadata_of(dictionary)["sae_atlas"] = ours
     about = Export(folder=HOOK, license="cc-by-4.0")
     found = front_matter(model_card(dictionary, FIGURES, 48, about))
     assert found["library_name"] == "saelens"
@@ -201,13 +202,13 @@ def test_a_bare_load_of_the_export_gives_the_features(exported, tmp_path):
 def card_of(about, figures=None, **export):
     """The card of a dictionary with this metadata."""
     dictionary = random_dictionary("standard", hook_name=HOOK, model_name="org/lm")
-    dictionary.metadata.update(about)
+    metadata_of(dictionary).update(about)
     return model_card(dictionary, FIGURES | (figures or {}), 48, Export(folder=HOOK, **export))
 
 
 def shown_card(dictionary):
     """The card of this very dictionary."""
-    dictionary.metadata.update(model_name="a/model", sae_atlas=OURS)
+    metadata_of(dictionary).update(model_name="a/model", sae_atlas=OURS)
     return model_card(dictionary, FIGURES, 48, Export(folder="folder"))
 
 
@@ -258,7 +259,7 @@ def shown(card):
 
 def test_folders_and_patterns_are_no_names_of_the_hub(tmp_path):
     dictionary = random_dictionary("standard", hook_name=HOOK, model_name=str(tmp_path))
-    dictionary.metadata["sae_atlas"] = OURS | {"data": {"name": "./texts/*.jsonl"}}
+    metadata_of(dictionary)["sae_atlas"] = OURS | {"data": {"name": "./texts/*.jsonl"}}
     card = model_card(dictionary, FIGURES, 48, Export(folder=HOOK))
     assert not {"base_model", "datasets", "license"} & set(front_matter(card))
     assert "None is stated here. Ask whoever made it before you pass it on." in card
@@ -275,7 +276,7 @@ def test_what_others_wrote_shows_in_the_card_and_does_nothing():
         "standard", hook_name=f"{HOOK} {bad}", hook_name_out=bad, model_name=f"[m](x) {bad}"
     )
     ours = OURS | {"data": {"name": bad}, "sae": {"k": bad}, "versions": {"sae-atlas": bad}}
-    dictionary.metadata["sae_atlas"] = ours
+    metadata_of(dictionary)["sae_atlas"] = ours
     card = model_card(dictionary, FIGURES | {"data": bad}, 48, Export(folder=HOOK))
     card.encode()
     html = shown(card)
@@ -533,7 +534,7 @@ def test_every_hook_is_at_the_side_of_its_module_that_the_card_says(family):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = AutoConfig.for_model(family, **sizes, **FAMILIES[family])
     with torch.device("meta"):
-        points = list_hooks(AutoModel.from_config(config))
+        points = list_sites(AutoModel.from_config(config))
     assert points
     for point in points:
         assert hook_side(point.hook_name, point.module) == (point.module, point.side)
@@ -544,7 +545,7 @@ def test_every_hook_is_at_the_side_of_its_module_that_the_card_says(family):
 @pytest.mark.parametrize("known", [True, False])
 def test_the_code_for_activations_gets_what_a_harvest_does(hook, known, tiny_model):
     model = load_model(ModelConfig(name=str(tiny_model), device="cpu"))
-    point = find_hook(model.module, f"blocks.1.{hook}")
+    point = find_site(model.module, f"blocks.1.{hook}")
     ours = {"model": {"causal": True, "dtype": "float32", "revision": None}}
     if known:
         ours["bos_token_id"] = 0
@@ -554,7 +555,7 @@ def test_the_code_for_activations_gets_what_a_harvest_does(hook, known, tiny_mod
         hf_hook_name=point.module,
         model_name=str(tiny_model),
     )
-    dictionary.metadata.update(sae_atlas=ours, context_size=32)
+    metadata_of(dictionary).update(sae_atlas=ours, context_size=32)
     card = model_card(dictionary, FIGURES, 48, Export(folder=HOOK))
     assert str(tiny_model.parent) not in card
     assert "contexts were 32 tokens long" in card

@@ -12,8 +12,8 @@ from support.world import HOOK, random_dictionary
 
 import sae
 from sae.base.errors import UserError
+from sae.dictionary.files import save_dictionary
 from sae.exchange.formats import write_dictionary
-from sae.exchange.saelens import save_dictionary
 
 
 def in_parts(path):

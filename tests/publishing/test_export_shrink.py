@@ -16,9 +16,10 @@ from sae.analysis.labels import read_labels, set_label
 from sae.analysis.reconstruction import reconstruction
 from sae.base.errors import UserError
 from sae.cache.reader import select_rows
-from sae.dictionary import ARCHITECTURES
+from sae.dictionary import ACTIVATIONS
+from sae.dictionary.files import load_dictionary, save_dictionary
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.card import Export, model_card
-from sae.exchange.saelens import load_dictionary, save_dictionary
 from sae.exchange.shrink import as_loaded, named_dtype, nested_widths, only_latents
 from sae.stages.shrink import held_out_rows, shrink
 
@@ -165,7 +166,7 @@ def test_int8_is_a_scale_a_latent_and_within_half_a_step_of_the_weights(tmp_path
 
 
 @pytest.mark.parametrize("dtype", BITS)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
 def test_what_is_loaded_is_what_was_measured(architecture, dtype, tmp_path):
     dictionary = random_dictionary(architecture, hook_name=HOOK)
     save_dictionary(dictionary, tmp_path / "small", dtype)
@@ -179,7 +180,7 @@ def test_what_is_loaded_is_what_was_measured(architecture, dtype, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ACTIVATIONS)
 def test_saelens_loads_half_precision_and_has_the_same_weights(architecture, dtype, tmp_path):
     sae_lens = pytest.importorskip("sae_lens")
     dictionary = random_dictionary(architecture, hook_name=HOOK, model_name="a/model")
@@ -316,7 +317,7 @@ def test_the_card_of_a_nested_dictionary_has_the_widths_that_are_left(run, tmp_p
 def test_levels_without_a_latent_left_are_none_and_others_are_not_nested():
     dictionary = random_dictionary("jumprelu", hook_name=HOOK)
     trained = {"d_sae": 48, "k": 4, "matryoshka_widths": [4, 8, 16, 32]}
-    dictionary.metadata["sae_atlas"] = {
+    metadata_of(dictionary)["sae_atlas"] = {
         "architecture": "matryoshka_batchtopk",
         "sae": trained,
     }
@@ -325,7 +326,7 @@ def test_levels_without_a_latent_left_are_none_and_others_are_not_nested():
     # Taken over again after latents were left out, it has no longer the levels of its training.
     trained["d_sae"] = 64
     assert nested_widths(dictionary, np.arange(48)) == ()
-    dictionary.metadata["sae_atlas"] = {"architecture": "batchtopk", "sae": {"d_sae": 48}}
+    metadata_of(dictionary)["sae_atlas"] = {"architecture": "batchtopk", "sae": {"d_sae": 48}}
     assert nested_widths(dictionary, np.arange(48)) == ()
 
 

@@ -16,6 +16,7 @@ from support.world import HOOK, harvest_settings, sentences
 import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
+from sae.dictionary.metadata import metadata_of
 from sae.stages import live_rows as stage
 from sae.stages.harvest import HarvestConfig
 from sae.stages.live_rows import LiveRows
@@ -127,14 +128,14 @@ def test_an_encoder_gives_the_rows_of_its_cache(
     rows = live(asked, tmp_path, batch_size=len(expected), mix_rows=len(expected))
     (found,) = taken(rows, 1)
     assert in_order(found) == in_order((expected,))
-    assert rows.metadata["model_class_name"] == "AutoModel"
+    assert metadata_of(rows)["model_class_name"] == "AutoModel"
 
 
 def test_metadata_is_that_of_a_cache_without_its_digest(tmp_path, tiny_model, tiny_text):
     asked = of_text(tiny_model, tiny_text, hook_names=[HOOK, OTHER])
     for output in (None, OTHER):
-        expected = cached(asked, tmp_path, output).metadata
-        found = live(asked, tmp_path, output).metadata
+        expected = metadata_of(cached(asked, tmp_path, output))
+        found = metadata_of(live(asked, tmp_path, output))
         ours, theirs = found.pop("sae_atlas"), expected.pop("sae_atlas")
         assert found == expected
         del theirs["data"]["documents"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sae.base.errors import UserError
+from sae.dictionary.metadata import metadata_of
 from sae.training.own_rows import OwnRows
 from sae.training.rows import SAMPLE_ROWS, Rows
 
@@ -123,12 +124,12 @@ def test_what_is_empty_when_it_is_gone_through_again_ends_as_an_iterator_does():
 
 def test_pairs_are_rows_of_a_transcoder():
     given = [(x, torch.cat([x, 2 * x], 1).double()) for x in blocks(100)]
-    rows = own(given, hook_name="a", output_hook_name="b")
+    rows = own(given, hook_name="a", hook_name_out="b")
     assert [x.shape for x in rows.sample()] == [(100, 3), (100, 6)]
     for x, y in taken(rows, 20):
         assert torch.equal(torch.cat([x, 2 * x], 1).double(), y)
-    assert rows.metadata["hook_name"] == "a"
-    assert rows.metadata["hook_name_out"] == "b"
+    assert metadata_of(rows)["hook_name"] == "a"
+    assert metadata_of(rows)["hook_name_out"] == "b"
     assert rows.identity["widths"] == [3, 6]
 
 
@@ -185,5 +186,5 @@ def test_rows_of_a_wrong_kind_behind_the_sample_are_refused_too():
 
 
 def test_a_transcoder_needs_pairs():
-    with pytest.raises(UserError, match="output_hook_name=b asks for a transcoder; give"):
-        own(blocks(100), hook_name="a", output_hook_name="b")
+    with pytest.raises(UserError, match="hook_name_out=b asks for a transcoder; give"):
+        own(blocks(100), hook_name="a", hook_name_out="b")

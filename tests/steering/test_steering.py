@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sae
-from sae.models.hooks import edited, find_hook
+from sae.models.hooks import edited, find_site
 from sae.models.load import ModelConfig, load_model
 from sae.steering.choose import choose_features
 from sae.steering.edits import add_vectors, random_direction
@@ -22,7 +22,7 @@ def model(tiny_model):
 
 @pytest.fixture(scope="module")
 def point(model):
-    return find_hook(model.module, HOOK)
+    return find_site(model.module, HOOK)
 
 
 @pytest.fixture(scope="module")

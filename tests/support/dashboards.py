@@ -15,7 +15,7 @@ import torch
 import sae
 from sae.analysis.atlas import Atlas
 from sae.analysis.labels import read_labels, write_labels
-from sae.exchange.saelens import load_dictionary, save_dictionary
+from sae.dictionary.files import load_dictionary, save_dictionary
 
 LABEL, EXPLANATION = "my own words, = not a formula", "Fires where somebody wrote, twice."
 PLACE = {"model_id": "tiny-llama", "source": "1-res-mine"}

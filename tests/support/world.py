@@ -67,31 +67,45 @@ def random_dictionary(
     d_sae: int = 48,
     d_out: int | None = None,
     skip: bool = False,
-    **metadata: str,
+    **metadata: object,
 ):
-    """Random weights, all fields of the architecture; with `d_out` a transcoder."""
+    """Random weights, all tensors of the activation; with `d_out` a transcoder.
+
+    Args:
+        metadata: what a file would say of it, such as `hook_name` and `model_name`.
+    """
     import torch
 
-    from sae.dictionary import ARCHITECTURES, Dictionary
+    from sae.dictionary import Gated, JumpReLU, ReLU, TopK
+    from sae.dictionary.metadata import dictionary_of
 
     draw = torch.Generator().manual_seed(len(architecture))
     width = d_in if d_out is None else d_out
-    fields = {
-        "threshold": lambda: torch.rand(d_sae, generator=draw),
-        "k": lambda: 7,
-        "b_mag": lambda: torch.randn(d_sae, generator=draw),
-        "r_mag": lambda: 0.3 * torch.randn(d_sae, generator=draw),
+    activations = {
+        "standard": ReLU,
+        "jumprelu": lambda: JumpReLU(torch.rand(d_sae, generator=draw)),
+        "topk": lambda: TopK(7),
+        "gated": lambda: Gated(
+            torch.randn(d_sae, generator=draw), 0.3 * torch.randn(d_sae, generator=draw)
+        ),
     }
-    return Dictionary(
-        torch.randn(d_in, d_sae, generator=draw) / d_in**0.5,
-        torch.randn(d_sae, generator=draw),
-        torch.randn(d_sae, width, generator=draw) / d_sae**0.5,
-        torch.randn(width, generator=draw),
-        architecture,
-        metadata,
-        **{name: fields[name]() for name in ARCHITECTURES[architecture].fields},
-        W_skip=torch.randn(width, d_in, generator=draw) / d_in**0.5 if skip else None,
-    )
+    weights = {
+        "W_enc": torch.randn(d_in, d_sae, generator=draw) / d_in**0.5,
+        "b_enc": torch.randn(d_sae, generator=draw),
+        "W_dec": torch.randn(d_sae, width, generator=draw) / d_sae**0.5,
+        "b_dec": torch.randn(width, generator=draw),
+    }
+    activation = activations[architecture]()
+    if skip:
+        weights["W_skip"] = torch.randn(width, d_in, generator=draw) / d_in**0.5
+    return dictionary_of(weights, activation, Path("random"), metadata)
+
+
+def with_metadata(dictionary, metadata: dict[str, object]):
+    """The dictionary as a file with this metadata would have it."""
+    from sae.dictionary.metadata import dictionary_of
+
+    return dictionary_of(dictionary.tensors, dictionary.activation, Path("made"), metadata)
 
 
 def cache_of(path: Path, tokens, held_out, activations, *, special=(0,), **settings):
@@ -101,14 +115,15 @@ def cache_of(path: Path, tokens, held_out, activations, *, special=(0,), **setti
     from sae.cache.create import create_cache
     from sae.cache.layout import open_cache
     from sae.cache.text_writer import write_text
-    from sae.cache.writer import HookShape
+    from sae.models.site import Site
     from sae.text.packing import RowBlock, TextPlan
 
     n_training = int((~held_out).sum())
     plan = TextPlan(n_training, len(tokens) - n_training, tokens.shape[1])
     about = {"digest": path.name, "special_token_ids": list(special), "data": {"name": "made"}}
-    about |= {"model": {"weight_digest": "made"}, "tokenizer_digest": "made"}
-    shapes = [HookShape(name, name, x.shape[2]) for name, x in activations.items()]
+    model = {"name": "made", "weight_digest": "made", "dtype": "float32"}
+    about |= {"model": model, "tokenizer_digest": "made"}
+    shapes = [Site(name, name, "output", x.shape[2]) for name, x in activations.items()]
     settings = {"dtype": "float32"} | settings
     writer = create_cache(path, shapes, plan, attributes=about, **settings)
     documents = np.zeros_like(tokens)

@@ -30,9 +30,10 @@ from sae.base.errors import UserError
 from sae.cache import create, text_writer
 from sae.cache.layout import open_cache
 from sae.cache.reader import select_rows
-from sae.cache.writer import CacheWriter, HookShape
-from sae.models.hooks import find_hook
+from sae.cache.writer import CacheWriter
+from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
+from sae.models.site import Site
 from sae.text.packing import Marks, TextCounts, TextPlan, document_digest, is_held_out, pack
 from sae.text.source import DataConfig, check_source, documents
 from sae.text.tokens import tokenized
@@ -487,7 +488,7 @@ def test_with_one_document_a_row_all_documents_can_be_read_back(tokenizer):
 def run_alone(model: Any, tokens: np.ndarray) -> torch.Tensor:
     """What a plain hook sees of one row in a whole forward pass without a mask."""
     seen: list[torch.Tensor] = []
-    point = find_hook(model.module, HOOK)
+    point = find_site(model.module, HOOK)
     place = model.module.get_submodule(point.module)
     handle = place.register_forward_hook(
         lambda _, given, made: seen.append(given[0] if point.side == "input" else made)
@@ -545,7 +546,7 @@ class Killed(BaseException):
 def empty_cache(path: Path, plan: TextPlan) -> CacheWriter:
     about = {"digest": "x", "special_token_ids": [0], "data": {"name": "made"}}
     about |= {"model": {"weight_digest": "made"}, "tokenizer_digest": "made"}
-    shapes = [HookShape("h", "h", 4)]
+    shapes = [Site("h", "h", "output", 4)]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(create, "_MOST_SEQUENCES_A_CHUNK", 500)
         return create.create_cache(path, shapes, plan, dtype="float32", attributes=about)

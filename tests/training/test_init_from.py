@@ -11,7 +11,7 @@ from sae.architectures.jumprelu import JumpReLUSAE
 from sae.base.errors import UserError
 from sae.core.scaling import InputScaling
 from sae.dictionary import Dictionary
-from sae.exchange.saelens import load_dictionary, save_dictionary
+from sae.dictionary.files import load_dictionary, save_dictionary
 
 D_IN, D_OUT, D_SAE = 12, 9, 40
 DEAD = torch.zeros(D_SAE, dtype=torch.bool)
@@ -233,7 +233,7 @@ REFUSED = {
     "output": (
         ("standard", {}),
         lambda: of("standard", d_out=D_OUT),
-        "has width 9 where it reconstructs, but output_hook_name's activations have 12; ",
+        "has width 9 where it reconstructs, but hook_name_out's activations have 12; ",
     ),
     "a skip connection": (
         ("standard", {}),

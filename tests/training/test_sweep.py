@@ -17,6 +17,7 @@ from support.world import HOOK
 
 import sae
 from sae.base.errors import UserError
+from sae.dictionary.metadata import metadata_of
 from sae.stages import sweep
 from sae.stages.train_config import TrainConfig
 from sae.training.checkpoint import CheckpointConfig, Checkpoints
@@ -243,7 +244,7 @@ def test_a_longer_training_extends_a_shorter_one(tiny_run, tmp_path):
         sae.train(longer)
     second = sae.train(replace(longer, extend=True))
     assert not equal(first, second)
-    assert second.metadata["sae_atlas"]["identity"]["extended_at"] == [100]
+    assert metadata_of(second)["sae_atlas"]["identity"]["extended_at"] == [100]
     assert [line["step"] for line in figures(short)] == list(range(10, 201, 10))
     assert figures(short)[-1]["losses/overall_loss"] < figures(short)[9]["losses/overall_loss"]
     stamp = (longer.dictionary_path / "cfg.json").stat().st_mtime_ns
@@ -505,7 +506,7 @@ def test_without_a_cache_a_training_can_be_extended(tiny_model, tiny_text, tmp_p
     short = live(tiny_model, tiny_text, tmp_path, name="x")
     sae.train(short)
     found = sae.train(replace(short, training_tokens=25_600, extend=True))
-    assert found.metadata["sae_atlas"]["identity"]["extended_at"] == [100]
+    assert metadata_of(found)["sae_atlas"]["identity"]["extended_at"] == [100]
 
 
 def test_other_rows_of_ones_own_are_another_training(tmp_path):

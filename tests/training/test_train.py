@@ -16,6 +16,7 @@ from support.world import HOOK
 import sae
 from sae.architectures import StandardConfig
 from sae.base.errors import UserError
+from sae.dictionary.metadata import metadata_of
 from sae.stages.train_config import TrainConfig
 from sae.training.checkpoint import CheckpointConfig
 from sae.training.loggers import read_metrics
@@ -230,7 +231,7 @@ def _wandb_history(path):
 
 
 def test_the_dictionary_says_where_it_comes_from(tiny_run):
-    metadata = sae.load(str(tiny_run / "dictionaries/weak")).metadata
+    metadata = metadata_of(sae.load(str(tiny_run / "dictionaries/weak")))
     assert metadata["hook_name"] == HOOK
     assert metadata["hf_hook_name"] == "model.layers.1"
     ours = metadata["sae_atlas"]

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae.base.provenance import UNKNOWN
-from sae.dictionary import ARCHITECTURES, Dictionary
+from sae.dictionary import Dictionary, Record
+from sae.dictionary.files import loads_in_saelens
+from sae.dictionary.record import TrainingRecord
+from sae.dictionary.storage import FULL
 from sae.exchange.card.activations import input_section
 from sae.exchange.card.figures import figures_section, limits, smaller_section
 from sae.exchange.card.loading import loading, queries
@@ -23,8 +26,8 @@ from sae.exchange.card.text import (
     public,
 )
 from sae.exchange.formats import named_format, saelens
-from sae.exchange.saelens import loads_in_saelens
-from sae.exchange.shrink import DIRECTIONS_FILE, FULL, Shrunk
+from sae.exchange.shrink import DIRECTIONS_FILE, Shrunk
+from sae.text.record import TextRecord
 
 # `datasets` reads all tables of a repository in one format, so that labels.csv is none of them.
 _TABLES = ("features", "contexts")
@@ -69,7 +72,7 @@ def model_card(
 # {_title(dictionary)}
 
 {dictionary.d_sae:,} latents {_widths(dictionary)}. {_origin(dictionary, export.atlas)}
-{_rule(dictionary)}
+{_formula(dictionary)}
 {_nested(export)}
 {_found(n_features, export)}\
 ## Files
@@ -93,7 +96,7 @@ def model_card(
 {_licence(export)}
 ## What it is not good for
 
-{limits(figures, one_seed=_trained_here(dictionary))}"""
+{limits(figures, one_seed=_trained_here(dictionary) is not None)}"""
 
 
 def _found(n_features: int, export: Export) -> str:
@@ -146,75 +149,68 @@ def _licence(export: Export) -> str:
     )
 
 
-def _ours(dictionary: Dictionary, *keys: str) -> Any:
-    """Of what sae-atlas noted of it; None where nothing is."""
-    return part(dictionary.metadata, "sae_atlas", *keys)
-
-
-def _trained_here(dictionary: Dictionary) -> bool:
-    """Whether its record is of a training; one that came from elsewhere was not seen."""
-    if _ours(dictionary, "imported") is not None:
-        return False
-    return type(_ours(dictionary, "training_tokens")) is int
+def _trained_here(dictionary: Dictionary) -> TrainingRecord | None:
+    """Its training; None of one that came from elsewhere, whose training was not seen."""
+    record = dictionary.record
+    return None if record.imported is not None else record.training
 
 
 def _origin(dictionary: Dictionary, atlas: Mapping[str, Any]) -> str:
     """A sentence or two on where it is from."""
-    if _trained_here(dictionary):
-        version = _ours(dictionary, "versions", "sae-atlas")
+    record, training = dictionary.record, _trained_here(dictionary)
+    if training is not None:
+        version = training.versions.get("sae-atlas")
         of = "" if version is None else f" {code(version)}"
-        return f"It was trained with sae-atlas{of} on {_rows_seen(dictionary, atlas)}."
-    source = _ours(dictionary, "imported", "from")
-    came = "" if source is None else f"It came from {code(public(str(source)))}. "
-    about = dictionary.metadata
+        return f"It was trained with sae-atlas{of} on {_rows_seen(record, training, atlas)}."
+    origin = record.imported
+    came = "" if origin is None else f"It came from {code(public(origin.source))}. "
     said = []
-    if about.get("sae_lens_training_version"):
-        said.append(f"with SAELens {code(about['sae_lens_training_version'])}")
-    if about.get("dataset_path") not in (None, "", UNKNOWN):
-        said.append(f"on the text {code(public(str(about['dataset_path'])))}")
+    if record.others.get("sae_lens_training_version"):
+        said.append(f"with SAELens {code(record.others['sae_lens_training_version'])}")
+    if record.dataset_path not in (None, "", UNKNOWN):
+        said.append(f"on the text {code(public(str(record.dataset_path)))}")
     if said:
         return f"{came}Its files say that it was trained {' '.join(said)}."
     return f"{came}Where it was trained is not known here."
 
 
-def _rows_seen(dictionary: Dictionary, atlas: Mapping[str, Any]) -> str:
+def _rows_seen(record: Record, training: TrainingRecord, atlas: Mapping[str, Any]) -> str:
     """How many rows it was trained on, of what text, and how often each was seen."""
-    trained = _ours(dictionary, "training_tokens")
-    data = _ours(dictionary, "data")
-    held_out, n_rows = part(data, "held_out_fraction"), part(atlas, "n_rows")
-    held_out = held_out if type(held_out) in (int, float) else None
+    trained, text = training.training_tokens, record.text or TextRecord()
+    held_out, n_rows = text.held_out_fraction, part(atlas, "n_rows")
     rows, seen = f"{trained:,} rows", ""
-    cache = _ours(dictionary, "cache_digest")
-    if cache is not None and cache == part(atlas, "cache_digest") and held_out is not None:
+    same_cache = record.cache_digest == part(atlas, "cache_digest")
+    if record.cache_digest is not None and same_cache and held_out is not None:
         # The atlas read the very rows that were trained on, and those that were held out.
         n_training = round(n_rows * (1 - held_out))
         if trained > n_training:
             rows = f"about {n_training:,} rows"
             seen = f", each seen {trained / n_training:.1f} times"
-    name, documents = part(data, "name"), part(data, "documents", "used")
-    text = "" if name is None else f" of {code(public(str(name)))}"
-    if type(documents) is int:
-        rows_of = f"{documents:,} document{'s' if documents != 1 else ''}"
-        text += (
+    of_text = "" if text.name is None else f" of {code(public(text.name))}"
+    if text.n_documents is not None:
+        rows_of = f"{text.n_documents:,} document{'s' if text.n_documents != 1 else ''}"
+        of_text += (
             f" ({rows_of}, {held_out:.0%} of the text held out)"
             if held_out
             else f" ({rows_of})"
         )
-    return f"{rows}{text}{seen}"
+    return f"{rows}{of_text}{seen}"
 
 
 def _training(dictionary: Dictionary) -> str:
     """The settings that were given; what is switched off is left out."""
-    if not _trained_here(dictionary):
+    record, training = dictionary.record, _trained_here(dictionary)
+    if training is None:
         return ""
-    ours = _ours(dictionary)
-    flat = [("architecture", ours.get("architecture"))]
-    for group in ("sae", "optim"):
-        found = ours.get(group)
-        settings = found if isinstance(found, Mapping) else {}
+    flat: list[tuple[str, object]] = [("architecture", training.architecture)]
+    for group, settings in (("sae", training.sae), ("optim", training.optim)):
         flat += [(f"{group}.{key}", value) for key, value in settings.items()]
-    names = ("training_tokens", "train_batch_size_tokens", "max_norm_multiple", "seed")
-    flat += [(name, ours.get(name)) for name in names]
+    flat += [
+        ("training_tokens", training.training_tokens),
+        ("train_batch_size_tokens", training.train_batch_size_tokens),
+        ("max_norm_multiple", record.max_norm_multiple),
+        ("seed", training.seed),
+    ]
     rows = "\n".join(
         f"| {cell(key)} | {cell(value)} |"
         for key, value in flat
@@ -242,14 +238,14 @@ def _widths(dictionary: Dictionary) -> str:
     return f"on activations of width {dictionary.d_in}"
 
 
-def _rule(dictionary: Dictionary) -> str:
+def _formula(dictionary: Dictionary) -> str:
     """How activations and reconstruction are computed, from the weights' names."""
-    formula = ARCHITECTURES[dictionary.architecture].formula
-    k = "" if dictionary.k is None else f" and `k = {dictionary.k}`"
+    activation = dictionary.activation
+    numbers = "".join(f" and `{name} = {n}`" for name, n in activation.numbers.items())
     skip = "" if dictionary.W_skip is None else " + x @ W_skip.T"
     return (
-        f"It is a `{dictionary.architecture}` one: activations are `{formula}`, with "
-        f"`pre = x @ W_enc + b_enc`{k}; the reconstruction is "
+        f"It is a `{activation.name}` one: activations are `{activation.formula}`, with "
+        f"`pre = x @ W_enc + b_enc`{numbers}; the reconstruction is "
         f"`activations @ W_dec + b_dec{skip}`."
     )
 
@@ -268,7 +264,8 @@ def _nested(export: Export) -> str:
 def _front_matter(dictionary: Dictionary, export: Export) -> str:
     """What the Hub reads of a card: the base model, the licence, and which tables to show."""
     in_saelens = export.format == saelens.NAME and loads_in_saelens(dictionary, export.dtype)
-    data = str(_ours(dictionary, "data", "name") or "")
+    text = dictionary.record.text
+    data = "" if text is None else text.name or ""
     lines = [f"library_name: {'saelens' if in_saelens else 'sae-atlas'}"]
     if on_the_hub(dictionary.model_name):
         lines.append(f'base_model: "{dictionary.model_name}"')

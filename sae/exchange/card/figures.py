@@ -3,8 +3,9 @@
 from typing import Any
 
 from sae.dictionary import Dictionary
+from sae.dictionary.storage import FULL, INT8
 from sae.exchange.card.text import code
-from sae.exchange.shrink import FULL, INT8, Shrunk
+from sae.exchange.shrink import Shrunk
 
 _EXPLAINED = "explained_variance"
 _DEAD = "dead_fraction"

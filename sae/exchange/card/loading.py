@@ -4,26 +4,16 @@ What is in a folder is named relative to it; what is on the Hub by its repositor
 """
 
 from sae.dictionary import Dictionary
+from sae.dictionary.files import WEIGHTS_FILE, loads_in_saelens
+from sae.dictionary.storage import FULL, INT8
 from sae.exchange.card.text import quoted
 from sae.exchange.formats import named_format, saelens
-from sae.exchange.saelens import WEIGHTS_FILE, loads_in_saelens
-from sae.exchange.shrink import DIRECTIONS_FILE, FULL, INT8
+from sae.exchange.shrink import DIRECTIONS_FILE
 
 _SAELENS_ON_THE_HUB = """\
 from sae_lens import SAE
 
 dictionary = SAE.from_pretrained({repository}, {folder}, dtype="{dtype}")"""
-_ACTIVATIONS = {
-    "standard": "acts = torch.relu(pre)",
-    "jumprelu": 'acts = torch.relu(pre) * (pre > w["threshold"])',
-    "topk": """\
-values, latents = torch.relu(pre).topk({k}, dim=-1)
-acts = torch.zeros_like(pre).scatter(-1, latents, values)""",
-    "gated": """\
-size = torch.relu(w["r_mag"].exp() * (x @ w["W_enc"]) + w["b_mag"])
-acts = size * (pre > 0)""",
-}
-"""What `Dictionary.encode` does, in the words of the file."""
 _NOTHING_OF_OURS = (
     "`sae` is sae-atlas, installed with `pip install .` in a clone of its repository; only the "
     "first way needs it.\n\n"
@@ -135,8 +125,11 @@ def _file(name: str, repository: str | None) -> tuple[str, str]:
 def _plain(dictionary: Dictionary, folder: str, dtype: str, repository: str | None) -> str:
     """What encode and decode do, in the words of the file."""
     importing, path = _file(f"{folder}/{WEIGHTS_FILE}", repository)
-    gate = "b_gate" if dictionary.architecture == "gated" else "b_enc"
-    lines = _ACTIVATIONS[dictionary.architecture].format(k=dictionary.k)
+    activation = dictionary.activation
+    gate = activation.names_in_file.get("b_enc", "b_enc")
+    lines = activation.code
+    for name, number in activation.numbers.items():
+        lines = lines.replace(f"{{{name}}}", str(number))
     skip = "" if dictionary.W_skip is None else ' + x @ w["W_skip"].T'
     return f"""\
 import torch

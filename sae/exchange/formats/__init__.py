@@ -11,6 +11,7 @@ from typing import Protocol
 
 from sae.base.errors import UserError, nearest, require
 from sae.dictionary import Dictionary
+from sae.dictionary.tensors import is_finite
 from sae.exchange.formats import (
     dictionary_learning,
     gemma_scope,
@@ -22,7 +23,6 @@ from sae.exchange.formats import (
     sparsify,
 )
 from sae.exchange.formats.parts import kind_of
-from sae.exchange.tensors import is_finite
 
 _N_LISTED = 5
 # How far below a folder its dictionaries are looked for; all of a disk would take long.

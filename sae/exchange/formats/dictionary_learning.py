@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from sae.base.errors import UserError, require
-from sae.dictionary import Dictionary
-from sae.exchange.folding import Weights, with_b_dec, without_b_dec
+from sae.dictionary import Activation, Dictionary, Gated, JumpReLU, ReLU, TopK
+from sae.dictionary.folding import with_b_dec, without_b_dec
+from sae.dictionary.metadata import dictionary_of
+from sae.dictionary.tensors import Layout, check_sizes, load_pickle, tensors_of
 from sae.exchange.formats.parts import (
     as_json,
     as_pickle,
@@ -33,7 +35,6 @@ from sae.exchange.formats.parts import (
     read_metadata,
     write_folder,
 )
-from sae.exchange.tensors import Layout, check_sizes, load_pickle, tensors_of
 
 NAME = "dictionary_learning"
 CONFIG_FILE = "config.json"
@@ -49,7 +50,7 @@ LOST = "metadata, but for model, layer and hook"
 class _Class(NamedTuple):
     """What a class of theirs means by its tensors."""
 
-    architecture: str
+    activation: type[Activation]
     layout: Layout
     b_enc: str
     b_dec: str
@@ -69,27 +70,25 @@ _BIASED = _DIRECT | {"b_enc": _LATENT, "b_dec": _WIDTH}
 _ONE: Layout = {"threshold": ()}
 _CLASSES = {
     "AutoEncoder": _Class(
-        "standard", _RELU | {"bias": _WIDTH}, "encoder.bias", "bias", subtracts=True
+        ReLU, _RELU | {"bias": _WIDTH}, "encoder.bias", "bias", subtracts=True
     ),
     "AutoEncoderNew": _Class(
-        "standard",
+        ReLU,
         _RELU | {"decoder.bias": _WIDTH},
         "encoder.bias",
         "decoder.bias",
         subtracts=False,
     ),
     "GatedAutoEncoder": _Class(
-        "gated", _GATED | {"decoder_bias": _WIDTH}, "gate_bias", "decoder_bias", subtracts=True
+        Gated, _GATED | {"decoder_bias": _WIDTH}, "gate_bias", "decoder_bias", subtracts=True
     ),
-    "AutoEncoderTopK": _Class("topk", _TOPK, "encoder.bias", "b_dec", True, ("k", "threshold")),
-    "BatchTopKSAE": _Class(
-        "jumprelu", {**_TOPK, **_ONE}, "encoder.bias", "b_dec", True, ("k",)
-    ),
+    "AutoEncoderTopK": _Class(TopK, _TOPK, "encoder.bias", "b_dec", True, ("k", "threshold")),
+    "BatchTopKSAE": _Class(JumpReLU, {**_TOPK, **_ONE}, "encoder.bias", "b_dec", True, ("k",)),
     "MatryoshkaBatchTopKSAE": _Class(
-        "jumprelu", {**_BIASED, **_ONE}, "b_enc", "b_dec", True, ("k", "group_sizes")
+        JumpReLU, {**_BIASED, **_ONE}, "b_enc", "b_dec", True, ("k", "group_sizes")
     ),
     "JumpReluAutoEncoder": _Class(
-        "jumprelu", _BIASED | {"threshold": _LATENT}, "b_enc", "b_dec", subtracts=False
+        JumpReLU, _BIASED | {"threshold": _LATENT}, "b_enc", "b_dec", subtracts=False
     ),
 }
 _PLACES = {
@@ -98,11 +97,11 @@ _PLACES = {
     "mlp_out": "hook_mlp_out",
 }
 # Which class writes each architecture of ours.
-_WRITTEN = {
-    "standard": "AutoEncoderNew",
-    "gated": "GatedAutoEncoder",
-    "topk": "AutoEncoderTopK",
-    "jumprelu": "JumpReluAutoEncoder",
+_WRITTEN: dict[type[Activation], str] = {
+    ReLU: "AutoEncoderNew",
+    Gated: "GatedAutoEncoder",
+    TopK: "AutoEncoderTopK",
+    JumpReLU: "JumpReluAutoEncoder",
 }
 
 
@@ -130,7 +129,7 @@ def read(path: Path) -> Dictionary:
     d_in, d_sae = weights["W_enc"].shape
     check_sizes(config_path, trainer, {"activation_dim": d_in, "dict_size": d_sae})
     native = _native(trainer, config.get("buffer"))
-    k = None
+    k = 0
     if "k" in kind.beside:
         k = _checked_k(file.path, state.get("k"), config_path, trainer)
     if kind.layout.get("threshold") == ():
@@ -140,18 +139,14 @@ def read(path: Path) -> Dictionary:
             f"{file.path}: threshold={threshold:g} was never set, and what the top-k of a "
             "batch chooses depends on the batch; train past threshold_start_step",
         )
-        weights["threshold"] = found["threshold"].expand(d_sae).clone()
+        found["threshold"] = found["threshold"].expand(d_sae).clone()
         native["training_architecture"] = "batchtopk"
     if "group_sizes" in state:
         native["training_architecture"] = "matryoshka_batchtopk"
         native["group_sizes"] = state["group_sizes"].tolist()
-    tensors: dict[str, Any] = {**weights}
-    return Dictionary(
-        **tensors,
-        architecture=kind.architecture,
-        k=k if kind.architecture == "topk" else None,
-        metadata=read_metadata(path, native),
-    )
+    activation = _activation(kind, found, k)
+    dictionary = dictionary_of(weights, activation, path, read_metadata(path, native))
+    return without_b_dec(dictionary) if kind.subtracts else dictionary
 
 
 def _class_of(path: Path, trainer: dict[str, Any]) -> _Class:
@@ -166,19 +161,22 @@ def _class_of(path: Path, trainer: dict[str, Any]) -> _Class:
     return _CLASSES[name]
 
 
-def _weights(kind: _Class, found: Weights) -> Weights:
+def _weights(kind: _Class, found: dict[str, Tensor]) -> dict[str, Tensor]:
     linear = "encoder.weight" in found
-    weights = {
+    return {
         "W_enc": found["encoder.weight"].t() if linear else found["W_enc"],
         "b_enc": found[kind.b_enc],
         "W_dec": found["decoder.weight"].t() if linear else found["W_dec"],
         "b_dec": found[kind.b_dec],
     }
-    if kind.architecture == "gated":
-        weights |= {"b_mag": found["mag_bias"], "r_mag": found["r_mag"]}
-    if kind.architecture == "jumprelu":
-        weights["threshold"] = found["threshold"]
-    return without_b_dec(weights) if kind.subtracts else weights
+
+
+def _activation(kind: _Class, found: dict[str, Tensor], k: int) -> Activation:
+    if kind.activation is Gated:
+        return Gated(found["mag_bias"], found["r_mag"])
+    if kind.activation is JumpReLU:
+        return JumpReLU(found["threshold"])
+    return TopK(k) if kind.activation is TopK else ReLU()
 
 
 def _checked_k(path: Path, saved: Any, config_path: Path, trainer: dict[str, Any]) -> int:
@@ -217,14 +215,17 @@ def cannot_hold(dictionary: Dictionary) -> str | None:
     """Why none of its classes has a place for it."""
     if dictionary.is_transcoder:
         return "its classes reconstruct what they read"
+    if type(dictionary.activation) not in _WRITTEN:
+        return "none of its classes has such an activation"
     return None
 
 
 def write(dictionary: Dictionary, folder: Path) -> None:
     """Write `folder`, appearing all at once."""
-    name = _WRITTEN[dictionary.architecture]
+    activation = dictionary.activation
+    name = _WRITTEN[type(activation)]
     kind = _CLASSES[name]
-    weights = with_b_dec(dictionary.tensors) if kind.subtracts else dictionary.tensors
+    weights = (with_b_dec(dictionary) if kind.subtracts else dictionary).tensors
     state: dict[str, Any] = {kind.b_enc: weights["b_enc"], kind.b_dec: weights["b_dec"]}
     if "encoder.weight" in kind.layout:
         state["encoder.weight"] = weights["W_enc"].t()
@@ -236,8 +237,8 @@ def write(dictionary: Dictionary, folder: Path) -> None:
     if name == "JumpReluAutoEncoder":
         state["threshold"] = weights["threshold"]
     state = {key: plain(value) for key, value in state.items()}
-    if dictionary.k is not None:
-        state["k"] = torch.tensor(dictionary.k, dtype=torch.int)
+    if isinstance(activation, TopK):
+        state["k"] = torch.tensor(activation.k, dtype=torch.int)
         state["threshold"] = torch.tensor(-1.0)
     config = {"trainer": _trainer(dictionary, name), "buffer": _buffer(dictionary)}
     write_folder(
@@ -248,18 +249,18 @@ def write(dictionary: Dictionary, folder: Path) -> None:
 def _trainer(dictionary: Dictionary, name: str) -> dict[str, Any]:
     layer = layer_of(dictionary)
     places = {hook: place for place, hook in _PLACES.items()}
-    hook_name = str(dictionary.metadata.get("hook_name"))
+    hook_name = dictionary.hook_name
     place = places.get(hook_name.removeprefix(f"blocks.{layer}."))
     return {
         "dict_class": name,
         "activation_dim": dictionary.d_in,
         "dict_size": dictionary.d_sae,
-        **({} if dictionary.k is None else {"k": dictionary.k}),
+        **dictionary.activation.numbers,
         "layer": layer,
-        "lm_name": dictionary.metadata.get("model_name"),
+        "lm_name": dictionary.record.model_name,
         "submodule_name": hook_name if place is None else f"{place}_layer_{layer}",
     }
 
 
 def _buffer(dictionary: Dictionary) -> dict[str, Any]:
-    return {"ctx_len": dictionary.metadata.get("context_size"), "io": "out"}
+    return {"ctx_len": dictionary.record.context_size, "io": "out"}

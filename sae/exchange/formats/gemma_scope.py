@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from sae.base.errors import require
-from sae.dictionary import Dictionary
+from sae.dictionary import Dictionary, JumpReLU, ReLU
+from sae.dictionary.metadata import dictionary_of
+from sae.dictionary.tensors import open_npz
 from sae.exchange.formats.parts import plain, read_metadata, write_folder
-from sae.exchange.metadata import said_to_be_transcoder
-from sae.exchange.tensors import open_npz
 
 NAME = "gemma_scope"
 WEIGHTS_FILE = "params.npz"
@@ -58,11 +58,11 @@ def read(path: Path) -> Dictionary:
         "embedding" not in Path(below).parts,
         f"{path} reads the embedding before it is multiplied by sqrt(d_in), where no hook is",
     )
-    weights: dict[str, Any] = {**open_npz(path / WEIGHTS_FILE).read(_LAYOUT)}
+    weights = open_npz(path / WEIGHTS_FILE).read(_LAYOUT)
     metadata = read_metadata(path, {} if release is None else _native(release))
-    found = Dictionary(**weights, architecture="jumprelu", metadata=metadata)
+    activation = JumpReLU(weights["threshold"])
     transcodes = release is not None and release["kind"] == "transcoders"
-    return said_to_be_transcoder(found) if transcodes else found
+    return dictionary_of(weights, activation, path, metadata, transcoder=transcodes)
 
 
 def _native(release: re.Match[str]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _native(release: re.Match[str]) -> dict[str, Any]:
 
 def cannot_hold(dictionary: Dictionary) -> str | None:
     """Why it has no place for it."""
-    if dictionary.architecture not in ("jumprelu", "standard"):
+    if not isinstance(dictionary.activation, JumpReLU | ReLU):
         return "its latents have a threshold each"
     if dictionary.W_skip is not None:
         return "it has no skip connection"

@@ -7,7 +7,6 @@ The configuration says `architecture: jump_relu`, `model_name`, and for each end
 its side: `hf_hook_point_in: model.layers.12.output`.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,10 @@ import torch
 from safetensors.torch import save
 
 from sae.base.errors import require
-from sae.dictionary import Dictionary
+from sae.base.provenance import UNKNOWN
+from sae.dictionary import Dictionary, JumpReLU, Port, ReLU
+from sae.dictionary.metadata import dictionary_of
+from sae.dictionary.tensors import check_sizes, flag, open_safetensors, safetensors_there
 from sae.exchange.formats.parts import (
     as_json,
     hook_of_module,
@@ -24,8 +26,6 @@ from sae.exchange.formats.parts import (
     read_metadata,
     write_folder,
 )
-from sae.exchange.metadata import said_to_be_transcoder
-from sae.exchange.tensors import check_sizes, flag, open_safetensors, safetensors_there
 
 NAME = "gemma_scope_2"
 CONFIG_FILE = "config.json"
@@ -79,17 +79,18 @@ def read(path: Path) -> Dictionary:
     found = open_safetensors(path / WEIGHTS_FILE).read(layout)
     d_sae = len(found["b_enc"])
     check_sizes(config_path, config, {"width": d_sae})
-    weights: dict[str, Any] = {
+    weights = {
         "W_enc": found["w_enc"],
         "b_enc": found["b_enc"],
         "W_dec": found["w_dec"],
         "b_dec": found["b_dec"],
-        "threshold": found["threshold"],
-        "W_skip": found[_SKIP].t() if affine else None,
     }
+    if affine:
+        weights["W_skip"] = found[_SKIP].t()
     metadata = read_metadata(path, _native(config, kind))
-    dictionary = Dictionary(**weights, architecture="jumprelu", metadata=metadata)
-    return said_to_be_transcoder(dictionary) if kind == "transcoder" else dictionary
+    activation = JumpReLU(found["threshold"])
+    transcodes = kind == "transcoder"
+    return dictionary_of(weights, activation, path, metadata, transcoder=transcodes)
 
 
 def _native(config: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -116,33 +117,31 @@ def _hook(end: str) -> str | None:
 
 def cannot_hold(dictionary: Dictionary) -> str | None:
     """Why it has no place for it."""
-    if dictionary.architecture not in ("jumprelu", "standard"):
+    if not isinstance(dictionary.activation, JumpReLU | ReLU):
         return "its latents have a threshold each"
     return None
 
 
 def write(dictionary: Dictionary, folder: Path) -> None:
     """Write `folder`, appearing all at once."""
+    activation = dictionary.activation
     tensors = {
         "w_enc": plain(dictionary.W_enc),
         "b_enc": plain(dictionary.b_enc),
         "w_dec": plain(dictionary.W_dec),
         "b_dec": plain(dictionary.b_dec),
-        "threshold": torch.zeros(dictionary.d_sae)
-        if dictionary.threshold is None
-        else plain(dictionary.threshold),
+        "threshold": plain(activation.threshold)
+        if isinstance(activation, JumpReLU)
+        else torch.zeros(dictionary.d_sae),
     }
     if dictionary.W_skip is not None:
         tensors[_SKIP] = plain(dictionary.W_skip.t())
-    metadata = dictionary.metadata
-    read_from = _end(metadata.get("hook_name"), metadata.get("hf_hook_name"))
-    output = _end(metadata.get("hook_name_out"), metadata.get("hf_hook_name_out"))
     config = {
         "architecture": "jump_relu",
         "type": "transcoder" if dictionary.is_transcoder else "sae",
-        "model_name": metadata.get("model_name", ""),
-        "hf_hook_point_in": read_from,
-        "hf_hook_point_out": output if dictionary.is_transcoder else read_from,
+        "model_name": dictionary.record.model_name or "",
+        "hf_hook_point_in": _end(dictionary.reads[0]),
+        "hf_hook_point_out": _end(dictionary.writes[0]),
         "width": dictionary.d_sae,
         "affine_connection": dictionary.W_skip is not None,
     }
@@ -150,10 +149,8 @@ def write(dictionary: Dictionary, folder: Path) -> None:
     write_folder(folder, dictionary, files)
 
 
-def _end(hook_name: Any, module: Any) -> str:
+def _end(port: Port) -> str:
     """The module and its side; the hook's own name where the module is not known."""
-    if module is None:
-        return str(hook_name or "")
-    at_input = ("hook_resid_pre", "hook_resid_mid", "hook_z", "mlp.hook_post")
-    side = "input" if str(hook_name).endswith(at_input) else "output"
-    return f"{re.sub(r'[.](?:in|out)put$', '', str(module))}.{side}"
+    if port.site is not None:
+        return f"{port.site.module}.{port.site.side}"
+    return "" if port.hook_name == UNKNOWN else port.hook_name

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from sae.base.errors import require
-from sae.dictionary import Dictionary
-from sae.exchange.folding import with_b_dec, without_b_dec
+from sae.dictionary import Dictionary, ReLU
+from sae.dictionary.folding import with_b_dec, without_b_dec
+from sae.dictionary.metadata import dictionary_of
+from sae.dictionary.tensors import load_pickle, tensors_of
 from sae.exchange.formats import qwen_scope
 from sae.exchange.formats.parts import (
     as_pickle,
@@ -26,7 +28,6 @@ from sae.exchange.formats.parts import (
     read_metadata,
     write_folder,
 )
-from sae.exchange.tensors import load_pickle, tensors_of
 
 NAME = "openai"
 FILES: tuple[str, ...] = ("*.pt",)
@@ -88,15 +89,14 @@ def read(path: Path) -> Dictionary:
     settings = ("activation", "activation_state_dict")
     tensors = tensors_of(file, {k: v for k, v in state.items() if k not in settings})
     weights = tensors.read(_LAYOUT, beside=_COUNTS)
-    folded: dict[str, Any] = without_b_dec(
-        {
-            "W_enc": weights["encoder.weight"].t(),
-            "b_enc": weights["latent_bias"],
-            "W_dec": weights["decoder.weight"].t(),
-            "b_dec": weights["pre_bias"],
-        }
-    )
-    return Dictionary(**folded, metadata=read_metadata(file.parent, _native(file)))
+    named = {
+        "W_enc": weights["encoder.weight"].t(),
+        "b_enc": weights["latent_bias"],
+        "W_dec": weights["decoder.weight"].t(),
+        "b_dec": weights["pre_bias"],
+    }
+    metadata = read_metadata(file.parent, _native(file))
+    return without_b_dec(dictionary_of(named, ReLU(), file, metadata))
 
 
 def _native(file: Path) -> dict[str, Any]:
@@ -114,14 +114,14 @@ def cannot_hold(dictionary: Dictionary) -> str | None:
     """Why these files have no place for it."""
     if dictionary.is_transcoder:
         return "it reconstructs what it reads"
-    if dictionary.architecture != "standard":
+    if not isinstance(dictionary.activation, ReLU):
         return "of its activations ReLU alone reads raw rows"
     return None
 
 
 def write(dictionary: Dictionary, folder: Path) -> None:
     """Write `folder`, appearing all at once, with one file named after the layer."""
-    weights, d_sae = with_b_dec(dictionary.tensors), dictionary.d_sae
+    weights, d_sae = with_b_dec(dictionary).tensors, dictionary.d_sae
     state = {
         "pre_bias": plain(weights["b_dec"]),
         "encoder.weight": plain(weights["W_enc"].t()),

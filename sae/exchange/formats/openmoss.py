@@ -20,31 +20,25 @@ was scaled. What OpenMOSS wrote in 2024 is read by `sae.exchange.formats.openmos
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from sae.base.errors import UserError, require
-from sae.dictionary import Dictionary
-from sae.exchange.folding import (
-    Weights,
+from sae.base.provenance import UNKNOWN
+from sae.dictionary import Activation, Dictionary, JumpReLU, ReLU, TopK
+from sae.dictionary.folding import (
     for_raw_activations,
     scaled_by_decoder_norm,
     threshold_before_norm,
     without_b_dec,
 )
-from sae.exchange.formats import openmoss_2024
-from sae.exchange.formats.openmoss_2024 import MODEL_FILE, model_and_hooks
-from sae.exchange.formats.parts import (
-    as_json,
-    plain,
-    read_config,
-    read_metadata,
-    write_folder,
-)
-from sae.exchange.tensors import (
+from sae.dictionary.metadata import dictionary_of
+from sae.dictionary.tensors import (
     Layout,
     TensorFile,
     check_sizes,
@@ -54,6 +48,15 @@ from sae.exchange.tensors import (
     open_safetensors,
     safetensors_there,
     tensors_of,
+)
+from sae.exchange.formats import openmoss_2024
+from sae.exchange.formats.openmoss_2024 import MODEL_FILE, model_and_hooks
+from sae.exchange.formats.parts import (
+    as_json,
+    plain,
+    read_config,
+    read_metadata,
+    write_folder,
 )
 
 NAME = "openmoss"
@@ -84,7 +87,7 @@ _LINEAR: Layout = {
 _LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
 _LOG_THRESHOLDS = (_LOG_THRESHOLD, "log_jumprelu_threshold")
 _NORM = "dataset_average_activation_norm."
-_ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk"}
+_ARCHITECTURES: dict[str, type[Activation]] = {"relu": ReLU, "jumprelu": JumpReLU, "topk": TopK}
 
 
 def recognises(path: Path) -> bool:
@@ -114,7 +117,7 @@ def read(path: Path) -> Dictionary:
     architecture = _architecture(config_path, config)
     file = _open(path)
     bias = flag(config_path, config, "use_decoder_bias", default=True)
-    weights = _weights(file, architecture, bias=bias)
+    weights, activation = _weights(file, config_path, config, architecture, bias=bias)
     d_in, d_sae = weights["W_enc"].shape
     check_sizes(config_path, config, {"d_model": d_in})
     factor = config.get("expansion_factor")
@@ -124,26 +127,22 @@ def read(path: Path) -> Dictionary:
         f"{config_path}: expansion_factor={factor} of d_model={d_in}, but the weights have "
         f"{d_sae} latents",
     )
+    metadata = read_metadata(path, model_and_hooks(path, config))
+    found = dictionary_of(weights, activation, path, metadata)
     if flag(config_path, config, "apply_decoder_bias_to_pre_encoder"):
-        weights = without_b_dec(weights)
+        found = without_b_dec(found)
     if flag(config_path, config, "sparsity_include_decoder_norm", default=True):
-        weights = _gated_by_norm(weights, architecture)
+        found = _decided_without_norms(found)
     if config.get("norm_activation", "dataset-wise") == "dataset-wise":
         scales = [
             _scale(file, config, key, d_in) for key in ("hook_point_in", "hook_point_out")
         ]
-        weights = for_raw_activations(weights, *scales)
-    tensors: dict[str, Any] = {**weights}
-    k = config.get("top_k") if architecture == "topk" else None
-    require(
-        architecture != "topk" or type(k) is int, f"{config_path}: top_k={k}; give a number"
-    )
-    metadata = read_metadata(path, model_and_hooks(path, config))
-    return Dictionary(**tensors, architecture=architecture, k=k, metadata=metadata)
+        found = for_raw_activations(found, *scales)
+    return found
 
 
-def _architecture(path: Path, config: dict[str, Any]) -> str:
-    """Our name of its activation, where the rest of it is what a dictionary can be."""
+def _architecture(path: Path, config: dict[str, Any]) -> type[Activation]:
+    """Its activation, where the rest of it is what a dictionary can be."""
     kind = config.get("sae_type", "sae")
     require(
         kind == "sae", f"{path}: sae_type={kind}; only sae is known here, of one hook each way"
@@ -176,7 +175,14 @@ def _open(path: Path) -> TensorFile:
     return tensors_of(pickle, saved["sae"])
 
 
-def _weights(file: TensorFile, architecture: str, *, bias: bool) -> Weights:
+def _weights(
+    file: TensorFile,
+    path: Path,
+    config: dict[str, Any],
+    architecture: type[Activation],
+    *,
+    bias: bool,
+) -> tuple[dict[str, Tensor], Activation]:
     """What the file holds, of either layout, by our names and in our shapes."""
     linear = "encoder.weight" in file.headers
     layout = dict(_LINEAR if linear else _DIRECT)
@@ -185,7 +191,7 @@ def _weights(file: TensorFile, architecture: str, *, bias: bool) -> Weights:
         layout[b_dec] = _WIDTH
     thresholds = [name for name in _LOG_THRESHOLDS if name in file.headers]
     log_threshold = thresholds[0] if thresholds else _LOG_THRESHOLD
-    if architecture == "jumprelu":
+    if architecture is JumpReLU:
         layout[log_threshold] = _LATENT
     norms = tuple(name for name in file.headers if name.startswith(_NORM))
     found = file.read(layout, beside=norms)
@@ -196,20 +202,20 @@ def _weights(file: TensorFile, architecture: str, *, bias: bool) -> Weights:
     }
     d_in = len(weights["W_enc"])
     weights["b_dec"] = found[b_dec] if bias else torch.zeros(d_in)
-    if architecture == "jumprelu":
-        weights["threshold"] = from_logarithm(found[log_threshold])
-    return weights
+    if architecture is JumpReLU:
+        return weights, JumpReLU(from_logarithm(found[log_threshold]))
+    return weights, openmoss_2024.top_k(path, config) if architecture is TopK else ReLU()
 
 
-def _gated_by_norm(weights: Weights, architecture: str) -> Weights:
-    """Weights that need no norms to decide; a plain relu never needed them."""
-    if architecture == "jumprelu":
-        threshold = threshold_before_norm(weights["threshold"], weights["W_dec"])
-        return {**weights, "threshold": threshold}
-    norms = weights["W_dec"].norm(dim=-1)
-    if architecture == "topk" and not torch.allclose(norms, torch.ones_like(norms)):
-        return scaled_by_decoder_norm(weights)
-    return weights
+def _decided_without_norms(found: Dictionary) -> Dictionary:
+    """A dictionary that needs no norms to decide; a plain relu never needed them."""
+    activation, norms = found.activation, found.W_dec.norm(dim=-1)
+    if isinstance(activation, JumpReLU):
+        threshold = threshold_before_norm(activation.threshold, found.W_dec)
+        return replace(found, activation=JumpReLU(threshold))
+    if isinstance(activation, TopK) and not torch.allclose(norms, torch.ones_like(norms)):
+        return scaled_by_decoder_norm(found)
+    return found
 
 
 def _scale(file: TensorFile, config: dict[str, Any], key: str, d_in: int) -> float:
@@ -233,7 +239,7 @@ def _scale(file: TensorFile, config: dict[str, Any], key: str, d_in: int) -> flo
 
 def cannot_hold(dictionary: Dictionary) -> str | None:
     """Why it has no place for it."""
-    if dictionary.architecture not in _ARCHITECTURES.values():
+    if type(dictionary.activation) not in _ARCHITECTURES.values():
         return "its latents are chosen by relu, jumprelu or top-k"
     if dictionary.d_in != dictionary.d_out:
         return "it reads and writes activations of one width"
@@ -250,28 +256,29 @@ def write(dictionary: Dictionary, folder: Path) -> None:
         "W_D": plain(dictionary.W_dec),
         "b_D": plain(dictionary.b_dec),
     }
-    if dictionary.threshold is not None:
+    activation = dictionary.activation
+    if isinstance(activation, JumpReLU):
         # A threshold of 0 or less does what the smallest one does: relu comes first.
-        positive = plain(dictionary.threshold).clamp(min=torch.finfo(torch.float32).tiny)
+        positive = plain(activation.threshold).clamp(min=torch.finfo(torch.float32).tiny)
         tensors[_LOG_THRESHOLD] = positive.log()
-    activation = {ours: theirs for theirs, ours in _ARCHITECTURES.items()}
-    metadata = dictionary.metadata
+    names = {ours: theirs for theirs, ours in _ARCHITECTURES.items()}
+    hooks = ["" if name == UNKNOWN else name for name in dictionary.hook_names]
     config = {
         "sae_type": "sae",
         "d_model": dictionary.d_in,
         "expansion_factor": _factor(dictionary.d_in, dictionary.d_sae),
         "use_decoder_bias": True,
-        "act_fn": activation[dictionary.architecture],
+        "act_fn": names[type(activation)],
         "norm_activation": "inference",
         "sparsity_include_decoder_norm": False,
-        "hook_point_in": metadata.get("hook_name", ""),
-        "hook_point_out": metadata.get("hook_name_out") or metadata.get("hook_name", ""),
+        "hook_point_in": hooks[0],
+        "hook_point_out": hooks[1],
         "use_glu_encoder": False,
-        **({} if dictionary.k is None else {"top_k": dictionary.k}),
+        **({"top_k": activation.k} if isinstance(activation, TopK) else {}),
         "dtype": "torch.float32",
         "device": "cpu",
     }
-    model = {"model_name": metadata.get("model_name", "")}
+    model = {"model_name": dictionary.record.model_name or ""}
     files = {
         CONFIG_FILE: as_json(config),
         MODEL_FILE: as_json(model),

@@ -15,21 +15,22 @@ SAELens's loader of these files arrives at the same threshold, but leaves out th
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sae.base.errors import UserError, require
-from sae.dictionary import Dictionary
-from sae.exchange.folding import (
-    Weights,
+from sae.dictionary import Activation, Dictionary, JumpReLU, ReLU, TopK
+from sae.dictionary.folding import (
     for_raw_activations,
     scaled_by_decoder_norm,
     without_b_dec,
 )
+from sae.dictionary.metadata import dictionary_of
+from sae.dictionary.tensors import check_sizes, flag, open_safetensors
 from sae.exchange.formats.parts import read_config, read_metadata
-from sae.exchange.tensors import check_sizes, flag, open_safetensors
 
 CONFIG_FILE = "hyperparams.json"
 MODEL_FILE = "lm_config.json"
@@ -66,15 +67,15 @@ def read(path: Path) -> Dictionary:
         "W_dec": found["decoder.weight"].t(),
         "b_dec": found["decoder.bias"] if bias else torch.zeros(d_in),
     }
-    tensors: dict[str, Any] = {**_as_loaded(config_path, config, weights)}
-    if architecture == "jumprelu":
-        tensors["threshold"] = torch.full((d_sae,), threshold)
-    k = config.get("top_k") if architecture == "topk" else None
-    require(
-        architecture != "topk" or type(k) is int, f"{config_path}: top_k={k}; give a number"
-    )
+    activation: Activation = ReLU()
+    if architecture == "topk":
+        activation = top_k(config_path, config)
     metadata = read_metadata(path, model_and_hooks(path, config))
-    return Dictionary(**tensors, architecture=architecture, k=k, metadata=metadata)
+    loaded = _as_loaded(config_path, config, dictionary_of(weights, activation, path, metadata))
+    if architecture == "jumprelu":
+        # One number for all latents, compared with activations as its own loader scales them.
+        return replace(loaded, activation=JumpReLU(torch.full((d_sae,), threshold)))
+    return loaded
 
 
 def _architecture(path: Path, config: dict[str, Any]) -> tuple[str, float]:
@@ -95,7 +96,19 @@ def _architecture(path: Path, config: dict[str, Any]) -> tuple[str, float]:
     return known[activation], float(threshold)
 
 
-def _as_loaded(path: Path, config: dict[str, Any], weights: Weights) -> Weights:
+def top_k(path: Path, config: dict[str, Any]) -> TopK:
+    """The activation that the configuration `path` gives a k for.
+
+    Raises:
+        UserError: if that is no whole number.
+    """
+    k = config.get("top_k")
+    if type(k) is not int:
+        raise UserError(f"{path}: top_k={k}; give a number")
+    return TopK(k)
+
+
+def _as_loaded(path: Path, config: dict[str, Any], found: Dictionary) -> Dictionary:
     """What its own loader makes of the weights, for raw activations."""
     norm = config.get("norm_activation", "token-wise")
     require(
@@ -109,13 +122,13 @@ def _as_loaded(path: Path, config: dict[str, Any], weights: Weights) -> Weights:
             isinstance(norms, dict),
             f"{path}: dataset_average_activation_norm={norms}; give an object with in and out",
         )
-        scales = [_scale(path, norms, end, len(weights["b_dec"])) for end in ("in", "out")]
-        weights = for_raw_activations(weights, *scales)
+        scales = [_scale(path, norms, end, found.d_out) for end in ("in", "out")]
+        found = for_raw_activations(found, *scales)
     if flag(path, config, "apply_decoder_bias_to_pre_encoder", default=True):
-        weights = without_b_dec(weights)
+        found = without_b_dec(found)
     if flag(path, config, "sparsity_include_decoder_norm", default=True):
-        weights = scaled_by_decoder_norm(weights)
-    return weights
+        found = scaled_by_decoder_norm(found)
+    return found
 
 
 def _scale(path: Path, norms: dict[str, Any], end: str, d_in: int) -> float:

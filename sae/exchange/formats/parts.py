@@ -17,7 +17,7 @@ from torch import Tensor
 from sae.base.errors import require
 from sae.base.files import atomic_path, read_json
 from sae.dictionary import Dictionary
-from sae.exchange.metadata import checked_metadata
+from sae.dictionary.metadata import metadata_of
 
 METADATA_FILE = "sae_atlas.json"
 _BLOCK = r"(?:.*\.)?(?:layers|layer|h)\.(\d+)"
@@ -36,21 +36,22 @@ def read_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_metadata(folder: Path, native: Mapping[str, Any]) -> dict[str, Any]:
-    """A dictionary's metadata: what we wrote beside, and what the format itself says."""
+def read_metadata(folder: Path, native: Mapping[str, object]) -> dict[str, object]:
+    """Return a dictionary's metadata: what we wrote beside, and what the format itself says."""
     path = folder / METADATA_FILE
     ours = read_config(path) if path.is_file() else {}
     said = {key: value for key, value in native.items() if value is not None}
-    return checked_metadata(path if ours else folder, said | ours)
+    return said | ours
 
 
 def write_folder(
     folder: Path, dictionary: Dictionary, files: Mapping[str, bytes | memoryview]
 ) -> None:
     """Write `files` by name, and the metadata, into `folder`, which appears all at once."""
+    metadata = as_json(metadata_of(dictionary))
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        for name, content in {**files, METADATA_FILE: as_json(dictionary.metadata)}.items():
+        for name, content in {**files, METADATA_FILE: metadata}.items():
             (temporary / name).write_bytes(content)
 
 
@@ -96,6 +97,6 @@ def hook_of_module(path: str, side: str = "output") -> str:
 
 def layer_of(dictionary: Dictionary) -> int | None:
     """The block that it reads, by the name of its hook."""
-    hook_name = str(dictionary.metadata.get("hook_name", ""))
+    hook_name = dictionary.hook_name
     found = re.match(r"blocks\.(\d+)\.", hook_name) or re.match(_BLOCK, hook_name)
     return int(found[1]) if found else None

@@ -15,8 +15,9 @@ import re
 from pathlib import Path
 
 from sae.base.errors import UserError, require
-from sae.dictionary import Dictionary
-from sae.exchange.tensors import load_pickle, tensors_of
+from sae.dictionary import Dictionary, TopK
+from sae.dictionary.metadata import dictionary_of
+from sae.dictionary.tensors import load_pickle, tensors_of
 
 NAME = "qwen_scope"
 SUFFIX = ".sae.pt"
@@ -72,15 +73,9 @@ def read(path: Path) -> Dictionary:
         "model_name": said["model"] and f"Qwen/{said['model']}",
         "hook_name": layer and f"blocks.{layer[1]}.hook_resid_post",
     }
-    return Dictionary(
-        W_enc=weights["W_enc"].t(),
-        b_enc=weights["b_enc"],
-        W_dec=weights["W_dec"].t(),
-        b_dec=weights["b_dec"],
-        architecture="topk",
-        k=int(said["k"]),
-        metadata={key: value for key, value in metadata.items() if value},
-    )
+    weights |= {name: weights[name].t() for name in ("W_enc", "W_dec")}
+    known = {key: value for key, value in metadata.items() if value}
+    return dictionary_of(weights, TopK(int(said["k"])), file, known)
 
 
 def _repository(file: Path) -> str:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from sae.dictionary import Dictionary
-from sae.exchange.saelens import CONFIG_FILE, WEIGHTS_FILE, load_dictionary, save_dictionary
-from sae.exchange.tensors import safetensors_there
+from sae.dictionary.files import CONFIG_FILE, WEIGHTS_FILE, load_dictionary, save_dictionary
+from sae.dictionary.tensors import safetensors_there
 
 NAME = "saelens"
 FILES: tuple[str, ...] = (CONFIG_FILE, WEIGHTS_FILE)

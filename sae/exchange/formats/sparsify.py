@@ -16,9 +16,11 @@ from typing import Any
 
 from safetensors.torch import save
 
-from sae.base.errors import require
-from sae.dictionary import Dictionary
-from sae.exchange.folding import with_b_dec, without_b_dec
+from sae.base.errors import UserError, require
+from sae.dictionary import Dictionary, TopK
+from sae.dictionary.folding import with_b_dec, without_b_dec
+from sae.dictionary.metadata import dictionary_of
+from sae.dictionary.tensors import check_sizes, flag, open_safetensors, safetensors_there
 from sae.exchange.formats.parts import (
     as_json,
     hook_of_module,
@@ -27,8 +29,6 @@ from sae.exchange.formats.parts import (
     read_metadata,
     write_folder,
 )
-from sae.exchange.metadata import said_to_be_transcoder
-from sae.exchange.tensors import check_sizes, flag, open_safetensors, safetensors_there
 
 NAME = "sparsify"
 CONFIG_FILE = "cfg.json"
@@ -72,7 +72,8 @@ def read(path: Path) -> Dictionary:
         f"{config_path}: signed=true, but activations below zero are not known here",
     )
     k, skip = config.get("k"), flag(config_path, config, "skip_connection")
-    require(type(k) is int, f"{config_path}: k={k}; give a whole number")
+    if type(k) is not int:
+        raise UserError(f"{config_path}: k={k}; give a whole number")
     layout = _LAYOUT | ({"W_skip": ("d_in", "d_in")} if skip else {})
     found = open_safetensors(path / WEIGHTS_FILE).read(layout)
     d_sae, d_in = found["encoder.weight"].shape
@@ -90,12 +91,11 @@ def read(path: Path) -> Dictionary:
         "b_dec": found["b_dec"],
     }
     transcodes = flag(config_path, config, "transcode")
-    if not transcodes:
-        weights = without_b_dec(weights)
-    tensors: dict[str, Any] = {**weights, **({"W_skip": found["W_skip"]} if skip else {})}
+    if skip:
+        weights["W_skip"] = found["W_skip"]
     metadata = read_metadata(path, _native(path, transcodes))
-    dictionary = Dictionary(**tensors, architecture="topk", k=k, metadata=metadata)
-    return said_to_be_transcoder(dictionary) if transcodes else dictionary
+    dictionary = dictionary_of(weights, TopK(k), path, metadata, transcoder=transcodes)
+    return dictionary if transcodes else without_b_dec(dictionary)
 
 
 def _native(path: Path, transcodes: bool) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _native(path: Path, transcodes: bool) -> dict[str, Any]:
 
 def cannot_hold(dictionary: Dictionary) -> str | None:
     """Why sparsify has no place for it."""
-    if dictionary.architecture != "topk":
+    if not isinstance(dictionary.activation, TopK):
         return "its latents are chosen by top-k alone"
     if dictionary.d_in != dictionary.d_out:
         return "it reads and writes activations of one width"
@@ -130,7 +130,7 @@ def write(dictionary: Dictionary, folder: Path) -> None:
     """Write `folder`, appearing all at once; named as the hookpoint others find the module."""
     transcodes = dictionary.is_transcoder
     skip = dictionary.W_skip
-    weights = dictionary.tensors if transcodes else with_b_dec(dictionary.tensors)
+    weights = (dictionary if transcodes else with_b_dec(dictionary)).tensors
     tensors = {
         "encoder.weight": plain(weights["W_enc"].t()),
         "encoder.bias": plain(weights["b_enc"]),
@@ -143,7 +143,7 @@ def write(dictionary: Dictionary, folder: Path) -> None:
         "expansion_factor": 32,
         "normalize_decoder": True,
         "num_latents": dictionary.d_sae,
-        "k": dictionary.k,
+        **dictionary.activation.numbers,
         "multi_topk": False,
         "skip_connection": skip is not None,
         "transcode": transcodes,
@@ -155,9 +155,11 @@ def write(dictionary: Dictionary, folder: Path) -> None:
 
 
 def hookpoint(dictionary: Dictionary) -> str:
-    """The folder's name: a path below the base model if the hook is a module's output."""
-    name = dictionary.hook_name_out
-    key = "hf_hook_name_out" if dictionary.is_transcoder else "hf_hook_name"
-    path = str(dictionary.metadata.get(key, ""))
-    at_output = name.endswith(("hook_resid_post", "hook_mlp_out", "hook_attn_out"))
-    return re.sub(r"^\w+\.(?=(layers|h|encoder)\.)", "", path) if at_output and path else name
+    """Return the folder's name: a path below the base model if the hook is a module's output.
+
+    Its tools hook outputs alone, so that anything else keeps the name of its hook.
+    """
+    site = dictionary.writes[0].site
+    if site is None or site.side == "input":
+        return dictionary.hook_name_out
+    return re.sub(r"^\w+\.(?=(layers|h|encoder)\.)", "", site.module)

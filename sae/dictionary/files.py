@@ -4,38 +4,37 @@ It is our own format as well. What SAELens 6 asks of a writer: `metadata.sae_len
 of at least 6.0.0 (else it drops all metadata), a `dtype`, no tensor that the architecture
 does not have, and all scales folded with `normalize_activations: none`.
 
-`architecture` in `cfg.json` names the rule and the kind at once: `jumprelu`,
-`jumprelu_transcoder`, `jumprelu_skip_transcoder`, .... The standard rule is left out of
-`transcoder` and `skip_transcoder`. SAELens knows all of these but the transcoders of topk
+`architecture` in `cfg.json` names the activation and the kind at once: `jumprelu`,
+`jumprelu_transcoder`, `jumprelu_skip_transcoder`, .... The standard activation is left out
+of `transcoder` and `skip_transcoder`. SAELens knows all of these but the transcoders of topk
 and gated: those are ours alone.
 
 What SAELens wrote before its version 6 is read as version 6 reads it: all keys on one level,
 `activation_fn: topk` for the architecture, `b_dec` subtracted unless it says otherwise.
 
 The weights are float32, bfloat16 or float16, as `dtype` says. `dtype: int8` is ours alone, with
-scales beside the weights (`sae.exchange.shrink`).
+scales beside the weights (`sae.dictionary.storage`).
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from sae.base.errors import require
+from sae.base.errors import UserError, require
 from sae.base.files import atomic_path, read_json
-from sae.dictionary import ARCHITECTURES, CODER, Dictionary
-from sae.exchange.folding import (
-    Weights,
-    has_unit_rows,
-    scaled_by_decoder_norm,
-    without_b_dec,
-)
-from sae.exchange.metadata import checked_metadata, said_to_be_transcoder
-from sae.exchange.shrink import FULL, INT8, dequantized, packed
-from sae.exchange.tensors import (
+from sae.dictionary.activations import ACTIVATIONS, Activation, JumpReLU, ReLU, TopK
+from sae.dictionary.dictionary import CODER, Dictionary
+from sae.dictionary.folding import has_unit_rows, scaled_by_decoder_norm, without_b_dec
+from sae.dictionary.metadata import dictionary_of, metadata_of
+from sae.dictionary.record import Record
+from sae.dictionary.storage import FULL, INT8, dequantized, packed
+from sae.dictionary.tensors import (
     Layout,
     TensorFile,
     check_sizes,
@@ -47,10 +46,8 @@ from sae.exchange.tensors import (
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 SPARSITY_FILE = "sparsity.safetensors"
-_TRANSCODERS_OF_SAELENS = ("standard", "jumprelu")
 # A dictionary of these is a jumprelu one.
 _ONLY_IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
-_NAMES_IN_FILE = {"gated": {"b_enc": "b_gate"}}
 _METADATA_BEFORE_6 = (
     "model_name",
     "model_class_name",
@@ -67,7 +64,7 @@ _METADATA_BEFORE_6 = (
 class _Kind(NamedTuple):
     """What an `architecture` of `cfg.json` says."""
 
-    rule: str
+    activation: type[Activation]
     transcoder: bool
     skip: bool
 
@@ -75,22 +72,25 @@ class _Kind(NamedTuple):
     def name(self) -> str:
         """The word in `cfg.json`."""
         if not self.transcoder:
-            return self.rule
+            return self.activation.name
         word = "skip_transcoder" if self.skip else "transcoder"
-        return word if self.rule == "standard" else f"{self.rule}_{word}"
+        return word if self.activation is ReLU else f"{self.activation.name}_{word}"
 
     @property
     def ours_alone(self) -> bool:
         """Whether SAELens has no architecture of this name."""
-        return self.transcoder and self.rule not in _TRANSCODERS_OF_SAELENS
+        activation = self.activation
+        return not (
+            activation.transcodes_in_saelens if self.transcoder else activation.in_saelens
+        )
 
     @property
     def tensors(self) -> dict[str, str]:
         """Our names of its tensors, and those in the file."""
-        fields = [name for name in ARCHITECTURES[self.rule].fields if name != "k"]
         skip = ["W_skip"] if self.skip else []
-        renamed = _NAMES_IN_FILE.get(self.rule, {})
-        return {name: renamed.get(name, name) for name in (*CODER, *fields, *skip)}
+        renamed = self.activation.names_in_file
+        names = (*CODER, *self.activation.tensor_names(), *skip)
+        return {name: renamed.get(name, name) for name in names}
 
     @property
     def layout(self) -> Layout:
@@ -105,23 +105,23 @@ class _Kind(NamedTuple):
         return {file: shapes.get(name, ("d_sae",)) for name, file in self.tensors.items()}
 
 
-_KINDS = {
-    kind.name: kind
-    for kind in (
-        _Kind(rule, transcoder, skip)
-        for rule in ARCHITECTURES
+def _kinds() -> dict[str, _Kind]:
+    """Every `architecture` that is known, by its word in `cfg.json`."""
+    kinds = (
+        _Kind(activation, transcoder, skip)
+        for activation in ACTIVATIONS.values()
         for transcoder, skip in ((False, False), (True, False), (True, True))
     )
-}
+    return {kind.name: kind for kind in kinds}
 
 
 def _kind_of(dictionary: Dictionary) -> _Kind:
     skip = dictionary.W_skip is not None
-    return _Kind(dictionary.architecture, dictionary.is_transcoder, skip)
+    return _Kind(type(dictionary.activation), dictionary.is_transcoder, skip)
 
 
 def loads_in_saelens(dictionary: Dictionary, dtype: str = FULL) -> bool:
-    """Whether SAELens has a class for what `save_dictionary` writes."""
+    """Return whether SAELens has a class for what `save_dictionary` writes."""
     return dtype != INT8 and not _kind_of(dictionary).ours_alone
 
 
@@ -129,48 +129,70 @@ def save_dictionary(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> 
     """Write `folder`, appearing all at once.
 
     Args:
-        dtype: of the weights in the file, one of `sae.exchange.shrink.DTYPES`.
+        dtype: type of the weights in the file, one of `sae.dictionary.storage.DTYPES`.
 
     Raises:
         UserError: if a weight is beyond what `dtype` can say.
     """
-    kind = _kind_of(dictionary)
-    stored = packed(dictionary.tensors, dtype)
-    config: dict[str, Any] = {
+    with atomic_path(folder) as temporary:
+        write_files(dictionary, temporary, dtype)
+
+
+def write_files(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> None:
+    """Make `folder` and write the two files of a dictionary into it.
+
+    Raises:
+        UserError: if a weight is beyond what `dtype` can say.
+    """
+    kind, activation = _kind_of(dictionary), dictionary.activation
+    stored = packed(dictionary.tensors, dtype, activation.never)
+    config: dict[str, object] = {
         "architecture": kind.name,
         "d_in": dictionary.d_in,
         "d_sae": dictionary.d_sae,
         **({"d_out": dictionary.d_out} if kind.transcoder else {}),
-        **({} if dictionary.k is None else {"k": dictionary.k}),
-        **_topk_settings(kind, stored["W_dec"]),
+        **activation.numbers,
+        **_topk_settings(activation, stored["W_dec"]),
         "dtype": dtype,
         "device": "cpu",
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "metadata": {"sae_lens_version": "6.0.0", **dictionary.metadata},
+        "metadata": {"sae_lens_version": "6.0.0", **metadata_of(dictionary)},
     }
     tensors = {kind.tensors.get(name, name): tensor for name, tensor in stored.items()}
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        (temporary / CONFIG_FILE).write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        # As bytes, not by `save_file`, whose errors hide that the disk is full.
-        (temporary / WEIGHTS_FILE).write_bytes(save(tensors))
+    folder.mkdir()
+    (folder / CONFIG_FILE).write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    # As bytes, not by `save_file`, whose errors hide that the disk is full.
+    (folder / WEIGHTS_FILE).write_bytes(save(tensors))
 
 
-def _topk_settings(kind: _Kind, W_dec: Tensor) -> dict[str, bool]:
+def _topk_settings(activation: Activation, W_dec: Tensor) -> dict[str, bool]:
     """Whether SAELens may fold the norms of the decoder's rows, which top-k does not see."""
-    if kind.rule != "topk":
+    if not isinstance(activation, TopK):
         return {}
     return {"rescale_acts_by_decoder_norm": has_unit_rows(W_dec)}
 
 
-def save_sparsity(density: Tensor, folder: Path) -> None:
+def save_sparsity(density: Float[Tensor, " d_sae"], folder: Path) -> None:
     """Add SAELens's `sparsity.safetensors`: log10 of each latent's share of active rows."""
     with atomic_path(folder / SPARSITY_FILE) as temporary:
         temporary.write_bytes(save({"sparsity": torch.log10(density.float().cpu() + 1e-10)}))
+
+
+def read_record(folder: Path) -> Record:
+    """Read where a dictionary comes from, without its weights.
+
+    Raises:
+        UserError: if the file is missing or broken.
+    """
+    path = folder / CONFIG_FILE
+    metadata = _read_config(path).get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: metadata={metadata}; give an object")
+    return Record.from_json(str(path), metadata)
 
 
 def load_dictionary(folder: str | Path) -> Dictionary:
@@ -182,20 +204,8 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is no folder; a dictionary is a folder with cfg.json")
     path = folder / CONFIG_FILE
-    config = read_json(path)
-    require(isinstance(config, dict), f"{path} is no JSON object; damaged?")
-    config = _as_version_6(config)
-    architecture = str(config.get("architecture"))
-    require(
-        architecture not in _ONLY_IN_TRAINING,
-        f"{folder} is a training checkpoint of {architecture}; save the dictionary in SAELens "
-        "with save_inference_model",
-    )
-    require(
-        architecture in _KINDS,
-        f"{folder}: architecture {architecture} is not known; known: {', '.join(_KINDS)}",
-    )
-    kind = _KINDS[architecture]
+    config = _as_version_6(_read_config(path))
+    kind = _kind_in(folder, config)
     require(
         config.get("normalize_activations", "none") == "none",
         f"{folder}: normalize_activations={config.get('normalize_activations')} is not folded; "
@@ -206,30 +216,55 @@ def load_dictionary(folder: str | Path) -> Dictionary:
         not (subtracts and kind.transcoder),
         f"{folder}: apply_b_dec_to_input=true, but a transcoder's b_dec is not of its input",
     )
-    k = config.get("k") if kind.rule == "topk" else None
-    require(
-        kind.rule != "topk" or type(k) is int,
-        f"{path}: k={k}; a {architecture} dictionary needs a whole number",
-    )
+    numbers = kind.activation.read_numbers(path, config)
     metadata = config.get("metadata", {})
-    require(isinstance(metadata, dict), f"{path}: metadata={metadata}; give an object")
-    metadata = checked_metadata(path, metadata)
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: metadata={metadata}; give an object")
+    # What is wrong with our own record is said before the weights are read.
+    Record.from_json(str(path), metadata)
     file = open_safetensors(folder / WEIGHTS_FILE)
     weights = _read(dequantized(file) if config.get("dtype") == INT8 else file, kind)
     (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
     check_sizes(path, config, {"d_in": d_in, "d_sae": d_sae, "d_out": d_out})
+    own = {name: weights[name] for name in kind.activation.tensor_names()}
+    found = dictionary_of(
+        weights,
+        kind.activation(**own, **numbers),
+        path,
+        metadata,
+        transcoder=kind.transcoder,
+    )
     if subtracts:
-        weights = without_b_dec(weights)
-    rescales = flag(path, config, "rescale_acts_by_decoder_norm") and kind.rule == "topk"
-    if rescales and not has_unit_rows(weights["W_dec"]):
+        found = without_b_dec(found)
+    rescales = flag(path, config, "rescale_acts_by_decoder_norm")
+    if rescales and isinstance(found.activation, TopK) and not has_unit_rows(found.W_dec):
         # SAELens multiplies what goes into top-k by the norms, and divides what comes out.
-        weights = scaled_by_decoder_norm(weights)
-    tensors: dict[str, Any] = {**weights}
-    found = Dictionary(**tensors, architecture=kind.rule, k=k, metadata=metadata)
-    return said_to_be_transcoder(found) if kind.transcoder else found
+        found = scaled_by_decoder_norm(found)
+    return found
 
 
-def _as_version_6(config: dict[str, Any]) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, object]:
+    config = read_json(path)
+    require(isinstance(config, dict), f"{path} is no JSON object; damaged?")
+    found: dict[str, object] = config
+    return found
+
+
+def _kind_in(folder: Path, config: Mapping[str, object]) -> _Kind:
+    architecture, kinds = str(config.get("architecture")), _kinds()
+    require(
+        architecture not in _ONLY_IN_TRAINING,
+        f"{folder} is a training checkpoint of {architecture}; save the dictionary in SAELens "
+        "with save_inference_model",
+    )
+    require(
+        architecture in kinds,
+        f"{folder}: architecture {architecture} is not known; known: {', '.join(kinds)}",
+    )
+    return kinds[architecture]
+
+
+def _as_version_6(config: dict[str, object]) -> dict[str, object]:
     """What SAELens 6 makes of a configuration without its version."""
     if "metadata" in config:
         return config
@@ -243,10 +278,8 @@ def _as_version_6(config: dict[str, Any]) -> dict[str, Any]:
     )
     if activation == "topk":
         settings = old.get("activation_fn_kwargs") or {}
-        require(
-            isinstance(settings, dict),
-            f"activation_fn_kwargs={settings}; give an object with k",
-        )
+        if not isinstance(settings, dict):
+            raise UserError(f"activation_fn_kwargs={settings}; give an object with k")
         old |= {"architecture": "topk", "k": settings.get("k", old.get("k"))}
     # Before there was a choice of norms it said true or false.
     norms = old.get("normalize_activations") or "none"
@@ -254,10 +287,10 @@ def _as_version_6(config: dict[str, Any]) -> dict[str, Any]:
     return {**old, "normalize_activations": norms, "metadata": metadata}
 
 
-def _read(file: TensorFile, kind: _Kind) -> Weights:
+def _read(file: TensorFile, kind: _Kind) -> dict[str, Tensor]:
     """The weights of a file by our names."""
     names, layout = dict(kind.tensors), dict(kind.layout)
-    old_threshold = kind.rule == "jumprelu" and "log_threshold" in file.headers
+    old_threshold = kind.activation is JumpReLU and "log_threshold" in file.headers
     if old_threshold:
         names["threshold"] = "log_threshold"
         layout["log_threshold"] = layout.pop("threshold")

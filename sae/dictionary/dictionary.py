@@ -1,0 +1,279 @@
+"""A trained dictionary: weights, how to encode and decode with them, where they belong."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.base.errors import require
+from sae.base.provenance import UNKNOWN, digest_bytes
+from sae.core.select import Active
+from sae.dictionary.activations import Activation, ReLU
+from sae.dictionary.record import Record
+from sae.models.site import Site
+
+Place = Site | str
+"""Where activations are: a site, or only the name of a hook, as in files of other tools."""
+CODER = ("W_enc", "b_enc", "W_dec", "b_dec")
+"""The tensors that every dictionary has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One place that a dictionary reads or writes, with a direction for each latent."""
+
+    place: Place
+    W: Float[Tensor, "d_sae d"]
+    """Row j is what latent j reads of the activations, or adds to them where it is one."""
+    b: Float[Tensor, " d"] | None = None
+    """What is added to the activations besides; None of a place that is read."""
+
+    @property
+    def hook_name(self) -> str:
+        """Name of the hook; "unknown" where nothing says it."""
+        return self.place.hook_name if isinstance(self.place, Site) else self.place
+
+    @property
+    def site(self) -> Site | None:
+        """The place in the model, if it was looked up in one."""
+        return self.place if isinstance(self.place, Site) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Dictionary:
+    """A sparse autoencoder or transcoder for use, on raw activations of one model.
+
+    Scales, centring and norms of training are folded into the weights. An autoencoder
+    reconstructs what it reads; a transcoder reads one place and reconstructs another. Make one
+    with `Dictionary.from_weights`.
+    """
+
+    reads: tuple[Port, ...]
+    """What is encoded; one place today."""
+    writes: tuple[Port, ...]
+    """What is reconstructed; one place today."""
+    b_enc: Float[Tensor, " d_sae"]
+    activation: Activation = field(default_factory=ReLU)
+    """What makes its latents active."""
+    record: Record = field(default_factory=Record)
+    """Where it comes from."""
+    W_skip: Float[Tensor, "d_out d_in"] | None = None
+    """`x @ W_skip.T` is added to the reconstruction of `x`."""
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.reads) == len(self.writes) == 1,
+            f"a dictionary here reads one place and writes one, not {len(self.reads)} and "
+            f"{len(self.writes)}",
+        )
+        (d_in, d_sae), d_out = self.W_enc.shape, self.W_dec.shape[-1]
+        shapes = {
+            "W_enc": (d_in, d_sae),
+            "W_dec": (d_sae, d_out),
+            "b_dec": (d_out,),
+            "W_skip": (d_out, d_in),
+        }
+        for name, tensor in self.tensors.items():
+            found, expected = tuple(tensor.shape), shapes.get(name, (d_sae,))
+            require(
+                found == expected,
+                f"{name} has shape {found} where {expected} is right for W_enc "
+                f"{(d_in, d_sae)} and W_dec {tuple(self.W_dec.shape)}",
+            )
+        self.activation.check(d_sae)
+
+    @classmethod
+    def from_weights(
+        cls,
+        W_enc: Float[Tensor, "d_in d_sae"],
+        b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"],
+        b_dec: Float[Tensor, " d_out"],
+        activation: Activation | None = None,
+    ) -> "Dictionary":
+        """Return a dictionary of these weights, of which nothing else is known yet.
+
+        `placed` says where it belongs, and `dataclasses.replace` adds a record or `W_skip`.
+
+        Args:
+            activation: what makes latents active; `ReLU()` if left out.
+
+        Raises:
+            UserError: if the shapes do not fit each other.
+        """
+        read, write = Port(UNKNOWN, W_enc.t()), Port(UNKNOWN, W_dec, b_dec)
+        return cls((read,), (write,), b_enc, activation or ReLU())
+
+    def __repr__(self) -> str:
+        """One line: the architecture, the sizes, and where it belongs as far as it says."""
+        numbers = "".join(f", {name}={n}" for name, n in self.activation.numbers.items())
+        sizes = f"{self.d_in} to {self.d_sae} latents"
+        sizes += "" if self.d_out == self.d_in else f" to {self.d_out}"
+        hook = "?" if self.hook_name == UNKNOWN else self.hook_name
+        model = self.record.model_name or "?"
+        return f"Dictionary({self.architecture}{numbers}, {sizes}, {hook} of {model})"
+
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        """What latents read: `x @ W_enc + b_enc` are the pre-activations of `x`."""
+        return self.reads[0].W.t()
+
+    @property
+    def W_dec(self) -> Float[Tensor, "d_sae d_out"]:
+        """What latents add to the activations where they are one, a row each."""
+        return self.writes[0].W
+
+    @property
+    def b_dec(self) -> Float[Tensor, " d_out"]:
+        """What is added to the activations besides."""
+        bias = self.writes[0].b
+        assert bias is not None
+        return bias
+
+    @property
+    def architecture(self) -> str:
+        """SAELens's word for the activation: `standard`, `jumprelu`, `topk`, `gated`, ..."""
+        return self.activation.name
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights that it has, by name, in an order that never changes."""
+        found = {name: getattr(self, name) for name in CODER} | self.activation.tensors
+        return found if self.W_skip is None else found | {"W_skip": self.W_skip}
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations that it reads."""
+        return self.reads[0].W.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.reads[0].W.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """Width of the activations that it reconstructs."""
+        return self.writes[0].W.shape[1]
+
+    @property
+    def digest(self) -> str:
+        """Identifies the weights: what was measured on one dictionary holds for no other."""
+        weights = [
+            w.detach().cpu().contiguous().numpy().tobytes() for w in self.tensors.values()
+        ]
+        if self.architecture != "standard" or self.W_skip is not None:
+            # The bytes alone do not tell a topk from a standard one.
+            numbers = self.activation.numbers
+            others = [numbers[name] for name in sorted(numbers) if name != "k"]
+            about = [self.architecture, numbers.get("k"), list(self.tensors), *others]
+            weights.append(json.dumps(about).encode())
+        return digest_bytes(weights)
+
+    @property
+    def hook_name(self) -> str:
+        """The hook that it reads; "unknown" where nothing says it."""
+        return self.reads[0].hook_name
+
+    @property
+    def hook_name_out(self) -> str:
+        """The hook that it reconstructs; of an autoencoder the one that it reads."""
+        return self.writes[0].hook_name
+
+    @property
+    def hook_names(self) -> tuple[str, str]:
+        """The hooks that it reads and reconstructs."""
+        return self.hook_name, self.hook_name_out
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it reconstructs something else than it reads.
+
+        By its weights, by its hooks, or because its file says so and not to which hook.
+        """
+        if self.W_skip is not None or self.d_in != self.d_out:
+            return True
+        return self.hook_name != self.hook_name_out or self.record.transcoder
+
+    @property
+    def model_name(self) -> str:
+        """The model that it was trained on, as others know it, or "unknown"."""
+        return self.record.model_name or UNKNOWN
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> "Dictionary":
+        """Return the dictionary with other tensors in the place of some, named as in `tensors`.
+
+        Raises:
+            UserError: if the shapes do not fit each other.
+        """
+        (read,), (write,) = self.reads, self.writes
+        W_enc = weights.get("W_enc", self.W_enc)
+        W_dec, b_dec = weights.get("W_dec", write.W), weights.get("b_dec", write.b)
+        return replace(
+            self,
+            reads=(replace(read, W=W_enc.t()),),
+            writes=(replace(write, W=W_dec, b=b_dec),),
+            b_enc=weights.get("b_enc", self.b_enc),
+            activation=self.activation.with_tensors(weights),
+            W_skip=weights.get("W_skip", self.W_skip),
+        )
+
+    def placed(self, read_at: Place, write_at: Place | None = None) -> "Dictionary":
+        """Return the dictionary at other places: those that it reads and reconstructs."""
+        (read,), (write,) = self.reads, self.writes
+        output = read_at if write_at is None else write_at
+        return replace(
+            self, reads=(replace(read, place=read_at),), writes=(replace(write, place=output),)
+        )
+
+    def to(self, device: torch.device | str) -> "Dictionary":
+        """Return the dictionary with its weights on `device`."""
+        return self.with_weights({name: w.to(device) for name, w in self.tensors.items()})
+
+    def of_latents(self, kept: Int[Tensor, " kept"]) -> "Dictionary":
+        """Return the dictionary of some latents, in the order given; at least one.
+
+        Where the others never fire it encodes and reconstructs the same.
+        """
+        if len(kept) == self.d_sae and bool((kept.diff() == 1).all()):
+            return self
+        (read,), (write,) = self.reads, self.writes
+        return replace(
+            self,
+            reads=(replace(read, W=self.W_enc[:, kept].t()),),
+            writes=(replace(write, W=write.W[kept]),),
+            b_enc=self.b_enc[kept],
+            activation=self.activation.of_latents(kept),
+        )
+
+    def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
+        """Return the feature activations of raw activations `x`; they are never negative."""
+        return self.activation.encode(x.to(self.W_enc.dtype) @ self.W_enc, self.b_enc)
+
+    def encode_sparse(self, x: Float[Tensor, "rows d_in"]) -> Active:
+        """Return the active entries of `encode(x)` and nothing else, equal up to rounding.
+
+        The values are the activations, in row order. Of equal latents at the edge of a topk
+        the first are taken, where `encode` leaves the choice to torch.
+        """
+        return self.activation.select(x.to(self.W_enc.dtype), self.W_enc.t(), self.b_enc)
+
+    def decode(self, feature_acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_out"]:
+        """Return what feature activations add up to."""
+        return feature_acts @ self.W_dec + self.b_dec
+
+    def reconstruct(
+        self, x: Float[Tensor, "... d_in"], feature_acts: Float[Tensor, "... d_sae"]
+    ) -> Float[Tensor, "... d_out"]:
+        """Return the reconstruction, from feature activations that were computed from `x`."""
+        decoded = self.decode(feature_acts)
+        if self.W_skip is None:
+            return decoded
+        return decoded + x.to(self.W_skip.dtype) @ self.W_skip.t()
+
+    def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        """Return the reconstruction `decode(encode(x))`, plus `x @ W_skip.T` if it has one."""
+        return self.reconstruct(x, self.encode(x))

@@ -1,0 +1,56 @@
+"""`ModelRecord`: which model something was computed with, as it is kept beside the result."""
+
+from dataclasses import asdict, dataclass
+
+from sae.base.json_object import JsonObject
+from sae.base.provenance import UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """Which model activations are of, and which weights it had then."""
+
+    name: str
+    """The name that it is loaded by: an embedded name, a folder or a Hub id."""
+    hub_id: str
+    """The name that others know it by."""
+    weight_digest: str = UNKNOWN
+    """Identifies the weights; "unknown" where nobody has seen them."""
+    causal: bool = True
+    """Whether it predicts a next token."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: str = "float32"
+    """Precision that it was run in."""
+    bos_token: str | None = None
+    """Token that was asked for at the beginning of texts, if it is not the tokenizer's own."""
+
+    @property
+    def class_name(self) -> str:
+        """The class of transformers that loads it."""
+        return "AutoModelForCausalLM" if self.causal else "AutoModel"
+
+    def to_json(self) -> dict[str, object]:
+        """Return what `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, found: JsonObject) -> "ModelRecord":
+        """Read what `to_json` returned.
+
+        Records from before encoders could be read are of causal models.
+
+        Raises:
+            UserError: if a field is missing or of another type.
+        """
+        name = found.get("name", str)
+        causal = found.maybe("causal", bool)
+        return cls(
+            name=name,
+            hub_id=found.maybe("hub_id", str) or name,
+            weight_digest=found.get("weight_digest", str),
+            causal=causal is not False,
+            revision=found.maybe("revision", str),
+            dtype=found.get("dtype", str),
+            bos_token=found.maybe("bos_token", str),
+        )
