@@ -25,8 +25,8 @@ import sae
 from benchmarks.common import HOOK, RUN, write_results
 from benchmarks.reading import N_TOKENS
 from sae.base.files import read_json
-from sae.stages.train_config import TrainConfig
 from sae.training.checkpoint import CheckpointConfig
+from sae.training.config import TrainConfig
 from sae.training.plan import SweepConfig
 from sae.training.session import TIMING_FILE
 
@@ -40,7 +40,7 @@ SEED = 20_261_121
 # A life is at most this share of a whole sweep's time.
 LONGEST_LIFE = 0.35
 # Torch imports its compiler when the first optimiser is made.
-PRELOADED = ["sae.stages.sweep", "sae.core.cpu_kernels", "torch._dynamo"]
+PRELOADED = ["sae.commands.sweep", "sae.core.cpu_kernels", "torch._dynamo"]
 PHASES = ("before training", "training", "writing a checkpoint", "after the last step")
 # Not decided by the training: the seconds spent, and who held the lock last.
 _OWN = (TIMING_FILE, ".lock")

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae.exchange.saelens import save_dictionary
 
 import sae
 from benchmarks.common import HOOK, write_results
 from benchmarks.saelens_quality import train_saelens
 from sae.architectures import ARCHITECTURES
 from sae.cache.layout import ActivationCache
-from sae.cache.reader import rows_in_order, select_rows, shuffled_batches
 from sae.core.scaling import InputScaling, moments
 from sae.dictionary import Dictionary
-from sae.exchange.saelens import save_dictionary
+from sae.rows.shuffle import rows_in_order, select_rows, shuffled_batches
 
 RUN = Path("runs/quality")
 D_SAE, BATCH, N_ROWS = 2_304, 1_024, 256_000

@@ -12,9 +12,9 @@ import sae
 from benchmarks.common import HOOK, RUN, medians, write_results
 from benchmarks.saelens_cache import saelens_rows_per_second
 from sae.cache.layout import ActivationCache
-from sae.cache.reader import rows_in_order, select_rows, shuffled_batches
 from sae.core.scaling import InputScaling, moments
 from sae.exchange.activations import export_to_hf
+from sae.rows.shuffle import rows_in_order, select_rows, shuffled_batches
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
 

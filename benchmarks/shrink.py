@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from sae.exchange.saelens import WEIGHTS_FILE, save_dictionary
 from torch import Tensor
 
 import sae
@@ -12,12 +13,11 @@ from benchmarks.atlas import RUN, TRAINED
 from benchmarks.common import HOOK, write_results
 from sae.analysis.atlas import Atlas
 from sae.analysis.reconstruction import reconstruction
-from sae.cache.reader import rows_in_order, select_rows
+from sae.commands.common import norm_limit, recorded_model
+from sae.commands.eval import behaviour_scores
 from sae.dictionary import Dictionary
-from sae.exchange.saelens import WEIGHTS_FILE, save_dictionary
 from sae.exchange.shrink import DTYPES, as_loaded, only_latents
-from sae.stages.common import norm_limit, recorded_model
-from sae.stages.eval import behaviour_scores
+from sae.rows.shuffle import rows_in_order, select_rows
 
 N_ROWS, N_TOKENS, SEQUENCES = 8_192, 2_048, 8
 

@@ -26,13 +26,12 @@ from benchmarks.common import RUN, write_results
 from benchmarks.saelens_cache import saelens_store
 from sae.cache.create import create_cache
 from sae.cache.layout import ActivationCache, open_cache
-from sae.cache.reader import RowSelection, select_rows, shuffled_batches
 from sae.cache.text_writer import write_text
 from sae.exchange.activations import export_to_hf
 from sae.models.site import Site
+from sae.rows.mixing import MixingBuffer
+from sae.rows.shuffle import Rows, RowSelection, select_rows, shuffled_batches
 from sae.text.packing import RowBlock, TextPlan
-from sae.training.mixing import MixingBuffer
-from sae.training.rows import Rows
 
 FOLDER = RUN / "shuffle"
 # Only the embedding runs.

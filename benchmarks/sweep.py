@@ -27,14 +27,15 @@ from benchmarks.common import HOOK, RUN, write_results
 from benchmarks.reading import N_TOKENS
 from benchmarks.saelens_cache import saelens_harvest, saelens_store
 from sae.architectures import ArchitectureConfig
+from sae.commands import train
 from sae.core.select import BLOCK_BYTES, MIN_BLOCK_ROWS
-from sae.stages import train
-from sae.stages.train_config import TrainConfig
+from sae.rows.shuffle import Rows
+from sae.rows.source import RowSource
 from sae.text.source import DataConfig, documents
+from sae.training.config import TrainConfig
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
 from sae.training.plan import SweepConfig
-from sae.training.rows import Rows, RowSource
 
 FOLDER = RUN / "sweep"
 D_SAE, BATCH = 4_608, 4_096

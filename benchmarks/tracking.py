@@ -20,11 +20,12 @@ from typing import Any
 import sae
 from benchmarks.common import HOOK, RUN, write_results
 from benchmarks.reading import N_TOKENS
-from sae.stages import train
-from sae.stages.train_config import TrainConfig
+from sae.commands import train
+from sae.rows.shuffle import Rows
+from sae.rows.source import RowSource
+from sae.training.config import TrainConfig
 from sae.training.loggers import LoggerConfig
 from sae.training.loop import StepReport
-from sae.training.rows import Rows, RowSource
 from sae.training.session import Session
 
 FOLDER = RUN / "tracking"

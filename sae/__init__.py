@@ -31,12 +31,12 @@ if TYPE_CHECKING:
         StandardConfig,
         TopKConfig,
     )
-    from sae.cache.dataset import ActivationDataset
     from sae.cache.layout import ActivationCache, open_cache
+    from sae.commands.harvest import HarvestConfig
+    from sae.commands.train import TrainConfig
     from sae.dictionary import Dictionary
     from sae.models.load import ModelConfig
-    from sae.stages.harvest import HarvestConfig
-    from sae.stages.train import TrainConfig
+    from sae.rows.dataset import ActivationDataset
     from sae.text.source import DataConfig
     from sae.training.checkpoint import CheckpointConfig
     from sae.training.loggers import LoggerConfig
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ActivationCache": "sae.cache.layout",
-    "ActivationDataset": "sae.cache.dataset",
+    "ActivationDataset": "sae.rows.dataset",
     "CheckpointConfig": "sae.training.checkpoint",
     "DataConfig": "sae.text.source",
     "Dictionary": "sae.dictionary",
-    "HarvestConfig": "sae.stages.harvest",
+    "HarvestConfig": "sae.commands.harvest",
     "LoggerConfig": "sae.training.loggers",
     "ModelConfig": "sae.models.load",
     "OptimConfig": "sae.training.optim",
     "SweepConfig": "sae.training.plan",
-    "TrainConfig": "sae.stages.train",
+    "TrainConfig": "sae.commands.train",
     "StandardConfig": "sae.architectures",
     "BatchTopKConfig": "sae.architectures",
     "GatedConfig": "sae.architectures",

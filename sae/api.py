@@ -21,7 +21,7 @@ from sae.schemas import STAGES
 from sae.schemas.grids import refuse_twins
 
 if TYPE_CHECKING:
-    from sae.stages.train import TrainConfig
+    from sae.commands.train import TrainConfig
 
 
 def _run(name: str, config: Any, settings: dict[str, Any], **more: Any) -> Any:
@@ -77,7 +77,7 @@ def sweep(configs: "Iterable[TrainConfig]") -> list[Dictionary]:
             isinstance(config, expected), f"sae.sweep takes TrainConfigs; this is none: {found}"
         )
     refuse_twins(wanted)
-    from sae.stages.sweep import run
+    from sae.commands.sweep import run
 
     run(wanted)
     return [load_dictionary(str(config.dictionary_path)) for config in wanted]

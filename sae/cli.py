@@ -126,7 +126,7 @@ def _train(words: list[str]) -> None:
     if len(configs) == 1:
         stage.module().run(configs[0])
     else:
-        from sae.stages.sweep import run
+        from sae.commands.sweep import run
 
         run(configs)
 
@@ -137,7 +137,7 @@ def _verb(command: str, *words: str) -> int:
     from tqdm import tqdm
 
     # Lines are printed while a bar is drawn.
-    status: int = importlib.import_module(f"sae.stages.{command}").run(words, tqdm.write)
+    status: int = importlib.import_module(f"sae.commands.{command}").run(words, tqdm.write)
     return status
 
 

@@ -135,7 +135,7 @@ def processes() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "sae.stages.sweep",
+            "sae.commands.sweep",
             "sae.schemas.grids",
             "datasets",
             "transformers.models.llama.modeling_llama",

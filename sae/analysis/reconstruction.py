@@ -5,11 +5,27 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sae.cache.reader import RowSelection, rows_in_order
+from sae.cache.layout import ActivationCache
 from sae.core.metrics import ReconstructionStatistics
 from sae.dictionary import Dictionary
+from sae.rows.shuffle import RowSelection, rows_in_order, select_rows
 
 _ROWS_A_BATCH = 4096
+
+
+def measured_rows(
+    dictionary: Dictionary, cache: ActivationCache, *, held_out: bool
+) -> RowSelection:
+    """Select the rows of a cache on which a dictionary is measured, at the hooks that it has.
+
+    Rows that its training left out for their norm are left out here too.
+    """
+    return select_rows(
+        cache,
+        *dict.fromkeys(dictionary.hook_names),
+        held_out=held_out,
+        max_norm_multiple=dictionary.record.max_norm_multiple,
+    )
 
 
 def reconstruction(
@@ -18,26 +34,17 @@ def reconstruction(
     """Statistics of a dictionary over rows of a cache, at most about `limit`, evenly spread.
 
     Args:
-        rows: which rows, at the hook that the dictionary reads. What a transcoder makes of them
-            is compared with the same rows of its `hook_name_out`.
+        rows: at the hook that the dictionary reads, and for a transcoder at the one that it
+            reconstructs.
     """
     statistics = ReconstructionStatistics(dictionary.d_out, dictionary.d_sae)
     device = dictionary.W_enc.device
-    for stored in _batches(_read(dictionary, rows, limit)):
+    for stored in _batches(rows_in_order(rows, limit)):
         sides = [side.to(device).float() for side in stored]
         x, target = sides[0], sides[-1]
         feature_acts = dictionary.encode(x)
         statistics.add(target, dictionary.reconstruct(x, feature_acts), feature_acts)
     return statistics
-
-
-def _read(
-    dictionary: Dictionary, rows: RowSelection, limit: int | None
-) -> Iterator[tuple[Tensor, ...]]:
-    """Rows at the hook that the dictionary reads, and at the other if it has one."""
-    if dictionary.is_transcoder:
-        return rows_in_order(rows, limit, hook_name_out=dictionary.hook_name_out)
-    return ((x,) for x in rows_in_order(rows, limit))
 
 
 def _batches(pieces: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:

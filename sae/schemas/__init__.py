@@ -38,7 +38,7 @@ class Stage:
 
     def module(self) -> Any:
         """The stage's module, imported now."""
-        return importlib.import_module(f"sae.stages.{self.call}")
+        return importlib.import_module(f"sae.commands.{self.call}")
 
     @property
     def call(self) -> str:
@@ -246,17 +246,13 @@ def stage_help(stage: Stage) -> str:
     lines += ["", "Keys, with their values now"]
     lines += _key_lines(defaults, {key: found[key] for key in found if key not in beside})
     if beside:
-        from sae.stages.train_config import OF_A_CACHE
-
         where = dict(_meanings(STAGES["train"].config_class()))["harvest"]
         lines += [
             "",
             f"Keys {_BESIDE[stage.name]}*, only with cache=null",
             textwrap.fill(where, 92),
         ]
-        # Those of a cache are refused here.
-        idle = {f"{_BESIDE[stage.name]}{name}" for name in OF_A_CACHE}
-        lines += _key_lines(defaults, {k: found[k] for k in found if k in beside - idle})
+        lines += _key_lines(defaults, {k: found[k] for k in found if k in beside})
     lines += ["", _GRID_HELP if stage.name == "train" else _SWEEP_HELP]
     if "hook_names" in found:
         lines.append(

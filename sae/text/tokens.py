@@ -24,6 +24,23 @@ _DOCUMENTS_A_CALL = 256
 Encoded = list[Document]
 
 
+class Stopped(Exception):
+    """Ends a thread that reads text, when whoever it reads for has ended without it."""
+
+
+def until_stopped(stream: Iterable[Document], stopped: threading.Event) -> Iterator[Document]:
+    """The documents of a stream; raises `Stopped` once it is told to."""
+    for document in stream:
+        if stopped.is_set():
+            raise Stopped
+        yield document
+
+
+def default_workers() -> int:
+    """Processes that tokenise: a quarter of the cores, at most 8; none on a small machine."""
+    return min(8, (os.cpu_count() or 1) // 4)
+
+
 def tokenized(
     documents: Iterable[str | Chat], tokenizer: Any, n_workers: int
 ) -> Iterator[Document]:

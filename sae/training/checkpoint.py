@@ -1,15 +1,14 @@
 """Checkpoints of one training: written whole, a few kept, and refused where they do not fit."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from sae.base.errors import UserError, require
-from sae.base.files import atomic_path
+from sae.base.states import save_state, steps_saved
 
 _MISSING = "nothing"
 
@@ -97,44 +96,6 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step:010d}.pt"
-
-
-def steps_saved(folder: Path) -> list[int]:
-    """Steps of which there are checkpoints in `folder`, rising."""
-    found = (re.fullmatch(r"step_(\d+)\.pt", path.name) for path in folder.glob("step_*.pt"))
-    return sorted(int(name[1]) for name in found if name)
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Replace the file at `path`; the old one is good until the new one is.
-
-    Raises:
-        UserError: if the system refuses to write.
-    """
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        writer = _Writer(file)
-        try:
-            torch.save(state, writer)  # type: ignore[arg-type]
-        except RuntimeError as error:
-            raise (writer.refusal or error) from error
-
-
-class _Writer:
-    """A file for torch's writer, which hides why the system refused to write."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.refusal: OSError | None = None
-
-    def write(self, content: bytes) -> int:
-        try:
-            return self._file.write(content)
-        except OSError as error:
-            self.refusal = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def differences(

@@ -9,8 +9,8 @@ from torch import Tensor
 from sae.architectures import TrainableSAE, TrainingStep
 from sae.base.errors import UserError
 from sae.core.scaling import InputScaling
+from sae.rows.shuffle import Rows
 from sae.training.optim import OptimConfig, make_optimizers, schedule
-from sae.training.rows import Rows
 
 
 class Diverged(UserError):

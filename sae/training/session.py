@@ -12,10 +12,10 @@ from torch import Tensor
 from sae.base.files import read_json, write_json
 from sae.core.metrics import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary
+from sae.rows.shuffle import Rows
 from sae.training.checkpoint import Checkpoints
 from sae.training.loggers import Logger, Metrics
 from sae.training.loop import StepReport, Trainer
-from sae.training.rows import Rows
 
 TIMING_FILE = "timing.json"
 _ROWS_AT_ONCE = 2048

@@ -8,9 +8,9 @@ from itertools import chain
 from torch import Tensor
 
 from sae.base.progress import progress, say
+from sae.rows.source import RowSource
 from sae.training.interrupts import Interrupts, deferred_interrupts
 from sae.training.loop import Diverged
-from sae.training.rows import RowSource
 from sae.training.session import Session
 
 # Saving takes at most this share of the time.

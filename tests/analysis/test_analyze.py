@@ -399,7 +399,7 @@ def test_an_older_or_half_written_atlas_is_refused_by_readers_and_mended_by_anal
 
 
 def test_more_contexts_than_sequences_are_refused_before_the_model_is_loaded(run, monkeypatch):
-    monkeypatch.setattr("sae.stages.analyze.recorded_model", None)
+    monkeypatch.setattr("sae.commands.analyze.recorded_model", None)
     with pytest.raises(UserError, match=r"n_contexts=257.* has 256; give n_contexts=256"):
         sae.analyze(run=str(run), n_contexts=257)
 

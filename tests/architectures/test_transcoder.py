@@ -59,7 +59,7 @@ def test_a_transcoder_is_evaluated_at_its_output(run):
 
 
 def test_an_output_hook_is_part_of_the_name_so_both_can_live_in_one_run(run):
-    from sae.stages.train import TrainConfig
+    from sae.commands.train import TrainConfig
 
     transcoder = TrainConfig(**settings(run, "topk"))
     autoencoder = TrainConfig(**{**settings(run, "topk"), "hook_name_out": None})

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 import sae
 from sae.base.errors import UserError
 from sae.cache.layout import ActivationCache, open_cache
-from sae.cache.reader import select_rows, shuffled_batches
+from sae.rows.shuffle import select_rows, shuffled_batches
 
 SEQUENCES, CONTEXT = 150, 8
 HELD_OUT = np.arange(SEQUENCES) >= 120
@@ -104,7 +104,7 @@ def test_any_number_of_workers_gets_all_rows(numbered, monkeypatch, n_workers):
     found = []
     for i in range(n_workers):
         info = type("Info", (), {"id": i, "num_workers": n_workers})
-        monkeypatch.setattr("sae.cache.dataset.get_worker_info", lambda info=info: info)
+        monkeypatch.setattr("sae.rows.dataset.get_worker_info", lambda info=info: info)
         found.append(list(data))
     # As a loader takes them, one from each in turn.
     turns = itertools.zip_longest(*found)
@@ -122,7 +122,7 @@ def test_workers_read_different_chunks(numbered, monkeypatch):
     each = []
     for i in range(2):
         info = type("Info", (), {"id": i, "num_workers": 2})
-        monkeypatch.setattr("sae.cache.dataset.get_worker_info", lambda info=info: info)
+        monkeypatch.setattr("sae.rows.dataset.get_worker_info", lambda info=info: info)
         reads.clear()
         list(dataset(numbered))
         each.append(set(reads))

@@ -14,11 +14,11 @@ from sae.base.errors import UserError
 from sae.cache.create import create_cache
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.merge import copy_sequences, merge_caches, random_sequences
-from sae.cache.reader import select_rows
 from sae.cache.store import only_writer
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter
 from sae.models.site import Site
+from sae.rows.shuffle import select_rows
 from sae.text.packing import RowBlock, TextPlan
 
 CONTEXT = 8

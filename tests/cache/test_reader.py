@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sae.base.errors import UserError
 from sae.cache.layout import ActivationCache, open_cache
-from sae.cache.reader import RowSelection, rows_in_order, select_rows, shuffled_batches
+from sae.rows.shuffle import RowSelection, rows_in_order, select_rows, shuffled_batches
 
 SEQUENCES, CONTEXT = 150, 8
 LOUD = [(3, 5), (40, 1), (149, 7)]

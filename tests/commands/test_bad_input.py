@@ -21,9 +21,9 @@ from sae.dictionary import Dictionary
 from sae.dictionary.files import save_dictionary
 
 HEAVY = (
-    "sae.stages.harvest.load_model",
-    "sae.stages.common.load_model",
-    "sae.stages.train.Trainer",
+    "sae.commands.harvest.load_model",
+    "sae.commands.common.load_model",
+    "sae.commands.train.Trainer",
 )
 SMALL = ["sae.d_sae=16", "training_tokens=2048", "train_batch_size_tokens=256"]
 

@@ -20,9 +20,9 @@ from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter
 from sae.cli import main
+from sae.commands.cache import VERBS
 from sae.models.site import Site
 from sae.reporting.cache_table import size
-from sae.stages.cache import VERBS
 from sae.text.packing import RowBlock, TextPlan
 
 SEQUENCES, CONTEXT = 100, 8

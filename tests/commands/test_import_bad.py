@@ -116,7 +116,7 @@ def test_what_overflows_once_it_is_folded_is_refused_before_anything_is_written(
 
 KILLED = """
 import os, signal, sys
-import sae.stages.import_ as stage
+import sae.commands.import_ as stage
 from sae.exchange import saelens
 saelens.save = lambda tensors: os.kill(os.getpid(), signal.SIGKILL)
 import sae

@@ -150,7 +150,7 @@ def test_an_interruption_ends_with_a_hint_and_status_130(monkeypatch, capsys, tm
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sae.stages.train.run", interrupted)
+    monkeypatch.setattr("sae.commands.train.run", interrupted)
     assert main(["train", f"run={tmp_path}"]) == 130
     assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
 
@@ -159,15 +159,15 @@ def test_a_request_to_terminate_ends_with_status_143(monkeypatch, capsys, tmp_pa
     def terminated(_):
         raise Terminated
 
-    monkeypatch.setattr("sae.stages.train.run", terminated)
+    monkeypatch.setattr("sae.commands.train.run", terminated)
     assert main(["train", f"run={tmp_path}"]) == 143
     assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
 
 
 def test_several_values_go_to_one_sweep_and_a_single_one_does_not(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("sae.stages.sweep.run", asked.append)
-    monkeypatch.setattr("sae.stages.train.run", asked.append)
+    monkeypatch.setattr("sae.commands.sweep.run", asked.append)
+    monkeypatch.setattr("sae.commands.train.run", asked.append)
     assert main(["train", f"run={tmp_path}", "sae.d_sae=16,32"]) == 0
     assert main(["train", f"run={tmp_path}", "sae.d_sae=48"]) == 0
     several, one = asked
@@ -191,7 +191,7 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
     def defect(_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("sae.stages.train.run", defect)
+    monkeypatch.setattr("sae.commands.train.run", defect)
     with pytest.raises(ZeroDivisionError):
         main(["train", f"run={tmp_path}"])
 

@@ -11,7 +11,7 @@ from sae.base.errors import UserError
 from sae.cli import main
 from sae.schemas import STAGES, Stage, build, conf_folder, groups, keys
 from sae.schemas.grids import check_sweep
-from sae.stages.train_config import OF_A_CACHE
+from sae.training.config import OF_A_CACHE
 
 CONF = conf_folder()
 

@@ -11,6 +11,7 @@ import pytest
 
 import sae
 from sae.base.errors import UserError
+from sae.commands.front import training_curves, write_front
 from sae.reporting.front_table import (
     COLUMNS,
     as_csv,
@@ -19,7 +20,6 @@ from sae.reporting.front_table import (
     recommended,
     rule,
 )
-from sae.stages.front import training_curves, write_front
 
 
 def row(name: str, l0: float = 30.0, variance: float = 0.8, **others: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from support.world import HOOK
 import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
+from sae.commands.atlas import export_atlas
+from sae.commands.atlas_import import import_atlas
+from sae.commands.common import recorded_model
 from sae.models.unembed import token_strings, unembedding
-from sae.stages.atlas import export_atlas
-from sae.stages.atlas_import import import_atlas
-from sae.stages.common import recorded_model
 
 THEIRS = f"tiny-llama_res-mine_{HOOK}_64"
 

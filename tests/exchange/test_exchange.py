@@ -306,7 +306,7 @@ def test_an_unknown_dictionary_is_refused_with_those_that_are_there(exported):
 
 
 def test_a_dictionary_that_was_not_finished_is_not_seen(exported, tmp_path):
-    from sae.stages.common import dictionary_names
+    from sae.commands.common import dictionary_names
 
     shutil.copytree(exported[0] / "dictionaries", tmp_path / "dictionaries")
     shutil.copytree(

@@ -35,11 +35,11 @@ from sae.base.errors import UserError
 from sae.base.files import read_json, write_json
 from sae.cache.layout import open_cache
 from sae.cli import main
+from sae.commands.atlas import VERBS, export_atlas
+from sae.commands.atlas_import import import_atlas
 from sae.exchange.dashboards.circuit_tracer import paired
 from sae.exchange.dashboards.place import place_of
 from sae.exchange.dashboards.rows import AtlasTables, dashboards, unit_norms
-from sae.stages.atlas import VERBS, export_atlas
-from sae.stages.atlas_import import import_atlas
 
 # Of its database: Neuron, Activation and Explanation in apps/webapp/prisma/schema.prisma.
 NEURON = set(
@@ -726,7 +726,7 @@ def test_a_run_with_several_atlases_asks_for_one(atlas, tmp_path):
 
 
 def test_a_served_run_lists_an_imported_atlas(copy, tmp_path):
-    from sae.stages.serve import ServeConfig, pages_of
+    from sae.commands.serve import ServeConfig, pages_of
 
     found = import_atlas(published(copy), tmp_path / "atlas" / "other")
     write_json(found.folder / "atlas.json", found.manifest | {"n_rows": None})

@@ -18,10 +18,10 @@ from sae.analysis.atlas import Atlas
 from sae.base.errors import UserError
 from sae.base.files import only_process, write_json
 from sae.cli import main
+from sae.commands.atlas import FORMATS, VERBS, export_atlas
+from sae.commands.atlas_import import import_atlas
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.tables import Scratch
-from sae.stages.atlas import FORMATS, VERBS, export_atlas
-from sae.stages.atlas_import import import_atlas
 
 FEATURE = {
     "feature_index": 0,

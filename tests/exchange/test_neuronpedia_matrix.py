@@ -7,8 +7,8 @@ from support.dashboards import PLACE, same, seen
 
 from sae.analysis.atlas import Atlas
 from sae.analysis.labels import read_labels
-from sae.stages.atlas import export_atlas
-from sae.stages.atlas_import import import_atlas
+from sae.commands.atlas import export_atlas
+from sae.commands.atlas_import import import_atlas
 
 PAGE = Path(__file__).parents[2] / "docs/dashboards.md"
 FORMATS = ("neuronpedia", "saedashboard")

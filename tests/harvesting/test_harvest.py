@@ -22,9 +22,9 @@ import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
 from sae.cache.writer import CacheWriter
-from sae.stages import fill as fill_module
-from sae.stages import harvest as stage
-from sae.stages.harvest import HarvestConfig
+from sae.commands import fill as fill_module
+from sae.commands import harvest as stage
+from sae.commands.harvest import HarvestConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

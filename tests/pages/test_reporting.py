@@ -15,9 +15,9 @@ from support.atlas_samples import context_rows, feature_columns, sample_manifest
 from sae.analysis.atlas import Atlas
 from sae.analysis.labels import Labels, write_labels
 from sae.base.files import write_json
+from sae.commands.demo import feature_cards
 from sae.reporting.front import draw_front
 from sae.reporting.page import render_page
-from sae.stages.demo import feature_cards
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028"
 CHROMIUM = next(

@@ -26,13 +26,13 @@ from support.world import HOOK
 import sae
 from sae.base.errors import UserError
 from sae.cli import main
+from sae.commands.harvest import activations
+from sae.commands.serve import ServeConfig, pages_of
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 from sae.serving.guard import name_check
 from sae.serving.server import address_of, listen
 from sae.serving.worker import Dropped, Worker
-from sae.stages.harvest import activations
-from sae.stages.serve import ServeConfig, pages_of
 from sae.steering.edits import random_direction
 from sae.steering.generate import Sampling
 from sae.steering.live import _SharedChance, with_baseline, write_beside
@@ -712,7 +712,7 @@ def test_bad_words_are_refused_in_a_sentence(run, words, sentence, capsys):
 def test_the_address_is_said_with_a_warning_where_others_can_reach_it(run, monkeypatch, capsys):
     opened = threading.Event()
     monkeypatch.setattr(
-        "sae.stages.serve.serve_until_stopped", lambda _, __, started: started(lambda: None)
+        "sae.commands.serve.serve_until_stopped", lambda _, __, started: started(lambda: None)
     )
     monkeypatch.setattr("webbrowser.open", lambda _: opened.set())
     sae.serve(run=str(run), port=0)

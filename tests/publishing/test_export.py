@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from support.world import random_dictionary
 
 import sae
-import sae.stages.export
+import sae.commands.export
 from sae.base.errors import UserError
 from sae.cli import main
 from sae.dictionary import ACTIVATIONS
@@ -587,14 +587,14 @@ def test_a_dry_run_shows_every_file_with_its_size_and_writes_nothing(run, tmp_pa
 
 def half_an_export(run, out, half):
     """An export that stops in the middle of its folder, for somebody to kill it."""
-    whole = sae.stages.export.save_directions
+    whole = sae.commands.export.save_directions
 
     def stuck(*arguments):
         whole(*arguments)
         half.set()
         time.sleep(600)
 
-    sae.stages.export.save_directions = stuck
+    sae.commands.export.save_directions = stuck
     sae.export(run=str(run), out=str(out))
 
 

@@ -15,13 +15,13 @@ import sae
 from sae.analysis.labels import read_labels, set_label
 from sae.analysis.reconstruction import reconstruction
 from sae.base.errors import UserError
-from sae.cache.reader import select_rows
+from sae.commands.shrink import held_out_rows, shrink
 from sae.dictionary import ACTIVATIONS
 from sae.dictionary.files import load_dictionary, save_dictionary
 from sae.dictionary.metadata import metadata_of
 from sae.exchange.card import Export, model_card
 from sae.exchange.shrink import as_loaded, named_dtype, nested_widths, only_latents
-from sae.stages.shrink import held_out_rows, shrink
+from sae.rows.shuffle import select_rows
 
 HOOK = "blocks.1.hook_resid_post"
 DEAD = [0, 3, 17, 63]

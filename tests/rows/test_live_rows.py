@@ -16,12 +16,12 @@ from support.world import HOOK, harvest_settings, sentences
 import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
+from sae.commands.harvest import HarvestConfig
 from sae.dictionary.metadata import metadata_of
-from sae.stages import live_rows as stage
-from sae.stages.harvest import HarvestConfig
-from sae.stages.live_rows import LiveRows
-from sae.training.cached_rows import CachedRows
-from sae.training.rows import Rows
+from sae.rows import live as stage
+from sae.rows.cached import CachedRows
+from sae.rows.live import LiveRows
+from sae.rows.shuffle import Rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sae.base.errors import UserError
-from sae.training.mixing import MixingBuffer
-from sae.training.rows import Rows
+from sae.rows.mixing import MixingBuffer
+from sae.rows.shuffle import Rows
 
 DOCUMENT = 32
 

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sae.base.errors import UserError
 from sae.dictionary.metadata import metadata_of
-from sae.training.own_rows import OwnRows
-from sae.training.rows import SAMPLE_ROWS, Rows
+from sae.rows.own import OwnRows
+from sae.rows.shuffle import Rows
+from sae.rows.source import SAMPLE_ROWS
 
 BATCH = 16
 

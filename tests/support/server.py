@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae.commands.serve import ServeConfig, pages_of
 from sae.serving.app import application
 from sae.serving.guard import name_check
 from sae.serving.server import listen, serve_until_stopped
-from sae.stages.serve import ServeConfig, pages_of
 
 JSON = {"Content-Type": "application/json"}
 

@@ -29,11 +29,11 @@ import sae
 from sae.base.errors import UserError
 from sae.cache import create, text_writer
 from sae.cache.layout import open_cache
-from sae.cache.reader import select_rows
 from sae.cache.writer import CacheWriter
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 from sae.models.site import Site
+from sae.rows.shuffle import select_rows
 from sae.text.packing import Marks, TextCounts, TextPlan, document_digest, is_held_out, pack
 from sae.text.source import DataConfig, check_source, documents
 from sae.text.tokens import tokenized

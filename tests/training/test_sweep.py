@@ -17,10 +17,10 @@ from support.world import HOOK
 
 import sae
 from sae.base.errors import UserError
+from sae.commands import sweep
 from sae.dictionary.metadata import metadata_of
-from sae.stages import sweep
-from sae.stages.train_config import TrainConfig
 from sae.training.checkpoint import CheckpointConfig, Checkpoints
+from sae.training.config import TrainConfig
 from sae.training.loggers import read_metrics
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig

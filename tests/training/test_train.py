@@ -17,8 +17,8 @@ import sae
 from sae.architectures import StandardConfig
 from sae.base.errors import UserError
 from sae.dictionary.metadata import metadata_of
-from sae.stages.train_config import TrainConfig
 from sae.training.checkpoint import CheckpointConfig
+from sae.training.config import TrainConfig
 from sae.training.loggers import read_metrics
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig, schedule

@@ -1,0 +1,1 @@
+"""The commands: one verb a file, a configuration, its checks, and one call of a craft."""

@@ -1,0 +1,307 @@
+"""`sae analyze`: how often every feature of a dictionary fires, where, and what it promotes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae.analysis.atlas import (
+    CONTEXTS_FILE,
+    FEATURES_FILE,
+    FORMAT,
+    MANIFEST_FILE,
+    Atlas,
+    nearest_features,
+)
+from sae.analysis.features import (
+    N_BANDS,
+    N_PARTNERS,
+    ContextRule,
+    feature_panels,
+    partners,
+)
+from sae.analysis.labels import carry_labels, read_labels
+from sae.analysis.map import N_NEIGHBOURS, feature_map
+from sae.analysis.naming import automatic_labels
+from sae.analysis.shards import Shard, Text, encode_cache, read_text
+from sae.analysis.tables import (
+    LogitEffects,
+    Vocabulary,
+    logit_agreement,
+    logit_columns,
+    numpy_of,
+    panel_columns,
+    partner_columns,
+    write_contexts,
+)
+from sae.analysis.work import Arrays, Work
+from sae.base.errors import UserError, require
+from sae.base.files import (
+    atomic_path,
+    check_writable,
+    only_process,
+    read_json,
+    remove_unfinished,
+    write_json,
+)
+from sae.base.progress import say
+from sae.base.provenance import code_version, digest
+from sae.cache.layout import RUN_CACHE, ActivationCache, cache_location, open_cache
+from sae.commands.common import check_same_origin, named_dictionary
+from sae.dictionary import Dictionary
+from sae.models.load import LanguageModel, recorded_model, resolve_device
+from sae.models.unembed import extreme_logits, token_strings, unembedding
+from sae.reporting.site import write_front_data, write_labels_data, write_site
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnalyzeConfig:
+    """Look at every feature of a dictionary: density, activations, contexts, logits, partners.
+
+    The atlas is a folder of tables with a page that opens from disk; see `sae serve`.
+    """
+
+    run: str = "runs/default"
+    """Folder of the pipeline; the atlas goes to `{run}/atlas/{dictionary}`."""
+    cache: str = RUN_CACHE
+    """Cache to look in, all its text rows."""
+    dictionary: str | None = None
+    """Name of the dictionary; may be left out if the run has one."""
+    n_contexts: int = 10
+    """Top contexts to keep of each feature, at most one a sequence."""
+    n_band_contexts: int = 4
+    """Contexts to draw from each fifth of the way up to the highest activation; 0 for none."""
+    n_silent: int = 4
+    """Contexts to draw in which the feature is silent; 0 for none."""
+    context_radius: int = 16
+    """Tokens to show on either side of the activation."""
+    n_logits: int = 10
+    """Tokens to list that a feature pushes up, and as many that it pushes down."""
+    seed: int = 0
+    """Of what is drawn."""
+    device: str = "auto"
+    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_contexts", "n_logits"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value}; give 1 or more")
+        for name in ("n_band_contexts", "n_silent", "context_radius"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name}={value} is negative; give 0 or more")
+
+    @property
+    def cache_location(self) -> str:
+        """The cache that is read."""
+        return cache_location(self.run, self.cache)
+
+    @property
+    def rule(self) -> ContextRule:
+        """Which contexts to keep."""
+        return ContextRule(
+            self.n_contexts, self.n_band_contexts, self.n_silent, self.context_radius, self.seed
+        )
+
+
+def run(config: AnalyzeConfig) -> Atlas:
+    """Make the atlas, or reuse one made from the same dictionary, cache and settings.
+
+    Labels that people wrote into the one that is replaced are taken over. A killed analysis
+    goes on where it stopped.
+    """
+    parent = Path(config.run) / "atlas"
+    check_writable(parent)
+    cache = open_cache(config.cache_location)
+    name, dictionary = named_dictionary(Path(config.run), config.dictionary)
+    check_same_origin(name, dictionary, cache)
+    require(
+        config.n_contexts <= cache.n_sequences,
+        f"n_contexts={config.n_contexts}, of different sequences, but {cache.location} has "
+        f"{cache.n_sequences}; give n_contexts={cache.n_sequences} or fewer",
+    )
+    measured = [cache.digest, dictionary.digest, *dictionary.hook_names]
+    wanted = digest([FORMAT, *measured, config.rule, config.n_logits])
+    atlas = Atlas(parent / name)
+    with only_process(parent / f".{name}.lock", lambda who: _in_use(atlas, who)):
+        if atlas.digest == wanted:
+            _refresh(atlas, config)
+            say(f"analyze: {atlas.folder} is there already, reused")
+            return atlas
+        remove_unfinished(parent, name)
+        work = Work(parent / f".{name}.work", wanted)
+        _Analysis(config, cache, name, dictionary, work).write(atlas.folder, wanted)
+        work.remove()
+    say(f"analyze: {atlas.folder} is written; look at it with: sae serve {config.run}")
+    return atlas
+
+
+def _in_use(atlas: Atlas, who: str) -> UserError:
+    return UserError(
+        f"{atlas.folder} is being made by another process ({who}); wait until it is done"
+    )
+
+
+def _front(config: AnalyzeConfig, name: str) -> dict[str, Any] | None:
+    """What the page says of the run's other dictionaries, if they were compared."""
+    path = Path(config.run) / "front.json"
+    if not path.is_file():
+        return None
+    front = read_json(path)
+    return {
+        "dictionaries": front["rows"],
+        "recommended": front["recommended"],
+        "rule": front["rule"],
+        "current": name,
+    }
+
+
+def _refresh(atlas: Atlas, config: AnalyzeConfig) -> None:
+    """What may have changed beside an atlas that is reused: its labels, and the front."""
+    write_labels_data(atlas.folder, read_labels(atlas.folder).columns)
+    write_front_data(atlas.folder, _front(config, atlas.folder.name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Analysis:
+    config: AnalyzeConfig
+    cache: ActivationCache
+    name: str
+    dictionary: Dictionary
+    work: Work
+
+    def write(self, folder: Path, wanted: str) -> None:
+        """Do what is not done yet, and put the folder in its place."""
+        import pyarrow.parquet
+
+        text = read_text(self.cache, self.work)
+        require(text.n_rows > 0, f"{self.cache.location} has no text rows, only special tokens")
+        model = recorded_model(self.cache.model, self.config.device)
+        dictionary = self.dictionary.to(resolve_device(self.config.device))
+        shards = encode_cache(dictionary, self.cache, text, self.work)
+        panels = feature_panels(self.config.rule, shards, text, self.work)
+        columns, vocabulary = self._columns(dictionary, model, shards, text, panels)
+        manifest = self._manifest(text, int((columns["n_active"] == 0).sum()), wanted)
+        if manifest["n_dead"] == manifest["d_sae"]:
+            say(f"analyze: no feature of {self.name} fires on any of the {text.n_rows} rows")
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            write_contexts(
+                temporary / CONTEXTS_FILE, panels, self.work, self.config.rule, text, vocabulary
+            )
+            contexts = pyarrow.parquet.read_table(temporary / CONTEXTS_FILE)
+            features = pyarrow.table(columns)
+            automatic = automatic_labels(features, contexts)
+            features = features.add_column(1, "label", pyarrow.array(automatic))
+            pyarrow.parquet.write_table(features, temporary / FEATURES_FILE, compression="zstd")
+            labels = carry_labels(folder, temporary, automatic, self.dictionary.digest)
+            front = _front(self.config, self.name)
+            write_site(temporary, features, contexts, manifest, labels.columns, front)
+            write_json(temporary / MANIFEST_FILE, manifest)
+
+    def _columns(
+        self,
+        dictionary: Dictionary,
+        model: LanguageModel,
+        shards: list[Shard],
+        text: Text,
+        panels: list[tuple[slice, str]],
+    ) -> tuple[dict[str, Any], Vocabulary]:
+        """All columns of `features.parquet` but the label, and the tokens' texts."""
+        found = _joined_panels(panels, self.work)
+        pairs = partners(shards, text, panels, self.work)
+        near = self.work.once("neighbours", lambda: _neighbours(dictionary))
+        places = self.work.once("map", lambda: _map(dictionary, near))["places"]
+        logits = self._logits(dictionary, model)
+        vocabulary = _vocabulary(model, text, logits)
+        columns = {
+            "feature": np.arange(dictionary.d_sae, dtype=np.int32),
+            **panel_columns(found, text, vocabulary),
+            "decoder_norm": numpy_of(dictionary.W_dec.float().norm(dim=1)),
+            "encoder_norm": numpy_of(dictionary.W_enc.float().norm(dim=0)),
+            **partner_columns(
+                pairs, near["indices"][:, :N_PARTNERS], near["cosines"][:, :N_PARTNERS]
+            ),
+        }
+        if logits is not None:
+            top = found["chosen"][:, : self.config.n_contexts]
+            agreement = logit_agreement(logits.top_ids, top, text, vocabulary)
+            columns |= logit_columns(logits, agreement, vocabulary)
+        return columns | {"map_x": places[:, 0], "map_y": places[:, 1]}, vocabulary
+
+    def _logits(self, dictionary: Dictionary, model: LanguageModel) -> LogitEffects | None:
+        """None where the decoder does not write into the stream that is unembedded."""
+        matrix = unembedding(model.module)
+        site = self.cache.site(dictionary.hook_name_out)
+        if matrix is None or not site.in_stream:
+            return None
+
+        def compute() -> Mapping[str, NDArray[Any]]:
+            found = extreme_logits(dictionary.W_dec, matrix, self.config.n_logits)
+            names = ("top_values", "top_ids", "bottom_values", "bottom_ids", "sharpness")
+            return dict(zip(names, map(numpy_of, found), strict=True))
+
+        return LogitEffects(**self.work.once("logits", compute))
+
+    def _manifest(self, text: Text, n_dead: int, wanted: str) -> dict[str, Any]:
+        dictionary = self.dictionary
+        return {
+            "digest": wanted,
+            "format": FORMAT,
+            "dictionary": self.name,
+            "dictionary_digest": dictionary.digest,
+            "architecture": dictionary.architecture,
+            "model_name": dictionary.model_name,
+            "hook_name": dictionary.hook_name,
+            "hook_name_out": dictionary.hook_name_out,
+            "cache_digest": self.cache.digest,
+            "data": self.cache.text.name,
+            "d_in": dictionary.d_in,
+            "d_sae": dictionary.d_sae,
+            "n_rows": text.n_rows,
+            "n_sequences": text.n_sequences,
+            "context_size": text.context_size,
+            "n_documents": text.n_documents,
+            "n_dead": n_dead,
+            "n_contexts": self.config.n_contexts,
+            "n_bands": N_BANDS,
+            "n_band_contexts": self.config.n_band_contexts,
+            "n_silent": self.config.n_silent,
+            "context_radius": self.config.context_radius,
+            "seed": self.config.seed,
+            "code_version": code_version(),
+        }
+
+
+def _joined_panels(panels: list[tuple[slice, str]], work: Work) -> Arrays:
+    """All that was found of all features, but for the activations of contexts."""
+    files = [work.open(name) for _, name in panels]
+    names = [name for name in files[0].names if name != "activations"]
+    return {name: np.concatenate([file.read(name) for file in files]) for name in names}
+
+
+def _neighbours(dictionary: Dictionary) -> Arrays:
+    indices, cosines = nearest_features(dictionary.W_dec.float(), N_NEIGHBOURS)
+    return {"indices": numpy_of(indices), "cosines": numpy_of(cosines)}
+
+
+def _map(dictionary: Dictionary, near: Arrays) -> Arrays:
+    import torch
+
+    found = feature_map(
+        dictionary.W_dec, torch.from_numpy(near["indices"]), torch.from_numpy(near["cosines"])
+    )
+    return {"places": numpy_of(found)}
+
+
+def _vocabulary(model: LanguageModel, text: Text, logits: LogitEffects | None) -> Vocabulary:
+    """The text of every token that the tables name."""
+    import torch
+
+    shown: list[NDArray[Any]] = [np.unique(text.tokens)]
+    if logits is not None:
+        shown += [logits.top_ids.ravel(), logits.bottom_ids.ravel()]
+    ids = np.unique(np.concatenate(shown)).astype(np.int64)
+    return Vocabulary(ids, token_strings(model.tokenizer, torch.from_numpy(ids)))

@@ -1,0 +1,261 @@
+"""`sae eval`: what a run's dictionaries lose on text that they were never trained on."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae.analysis.behaviour import behaviour
+from sae.analysis.reconstruction import measured_rows, reconstruction
+from sae.base.errors import require
+from sae.base.files import check_writable, read_json, write_json
+from sae.base.progress import progress, say
+from sae.base.provenance import digest
+from sae.cache.layout import RUN_CACHE, ActivationCache, cache_location, open_cache
+from sae.commands.common import (
+    check_same_origin,
+    dictionary_names,
+    named_dictionary,
+)
+from sae.commands.front import say_front, write_front
+from sae.core.metrics import density_histogram
+from sae.dictionary import Dictionary
+from sae.dictionary.record import Record, TrainingRecord
+from sae.models.load import (
+    LanguageModel,
+    is_causal,
+    recorded_config,
+    recorded_model,
+    resolve_device,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """Measure dictionaries on held-out text: reconstruction, and the model's loss with it.
+
+    An encoder predicts no next token and so has no such loss: reconstruction alone is measured.
+    """
+
+    run: str = "runs/default"
+    """Folder of the pipeline; figures go to `{run}/evals/{dictionary}.json`, the front to
+    `{run}/front.png`, `.csv`, `.json`."""
+    cache: str = RUN_CACHE
+    """Cache whose held-out part is used."""
+    dictionary: str | None = None
+    """Name of one dictionary; by default all of the run, sharing the untouched forward."""
+    n_behaviour_tokens: int = 8_192
+    """Held-out tokens to run through the whole model, once for each replacement."""
+    density_rows: int = 131_072
+    """Training rows, evenly spread, that count for density and dead latents as well."""
+    batch_size: int = 8
+    """Sequences a forward pass."""
+    device: str = "auto"
+    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+    max_l0: float = 60.0
+    """The dictionary recommended of the run's front is the most faithful one up to this L0."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_behaviour_tokens", "density_rows", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value}; give 1 or more")
+        require(self.max_l0 > 0, f"max_l0={self.max_l0}; give more than 0")
+
+    @property
+    def cache_location(self) -> str:
+        """The cache that is read."""
+        return cache_location(self.run, self.cache)
+
+
+def run(config: EvalConfig) -> list[dict[str, Any]]:
+    """Evaluate, and compare all that the run has evaluated so far: table, picture and page."""
+    figures = evaluate(config)
+    say_front(write_front(Path(config.run), config.max_l0))
+    return figures
+
+
+def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[str, Any]]:
+    """Figures alone, reusing those that are there for the same dictionary and settings.
+
+    Args:
+        names: of the dictionaries; by default the one asked for, or all of the run.
+    """
+    folder = Path(config.run)
+    check_writable(folder / "evals")
+    cache = open_cache(config.cache_location)
+    if names is None:
+        asked = config.dictionary
+        names = dictionary_names(folder) if asked is None else [asked]
+    require(
+        bool(names), f"{folder} holds no dictionaries; make one with: sae train run={folder}"
+    )
+    dictionaries = dict(named_dictionary(folder, name) for name in names)
+    for name, dictionary in dictionaries.items():
+        check_same_origin(name, dictionary, cache)
+        _check_held_out(name, dictionary, cache)
+    settings = [cache.digest, config.density_rows]
+    wanted = {
+        name: digest([settings, *found.hook_names, found.digest])
+        for name, found in dictionaries.items()
+    }
+    n_tokens = config.n_behaviour_tokens
+    results = {name: _known(folder, name, wanted[name], n_tokens) for name in dictionaries}
+    todo = {name: dictionaries[name] for name, known in results.items() if known is None}
+    if len(todo) < len(results):
+        say(f"eval: {len(results) - len(todo)} of {len(results)} are there already, reused")
+    for name, figures in _evaluate(config, cache, todo).items():
+        results[name] = {
+            "id": name,
+            "digest": wanted[name],
+            "dictionary_digest": dictionaries[name].digest,
+            "training_digest": _training_digest(dictionaries[name].record),
+            "asked_behaviour_tokens": n_tokens,
+            "data": cache.text.name,
+            **figures,
+        }
+        write_json(folder / "evals" / f"{name}.json", results[name])
+    return [figures for figures in results.values() if figures is not None]
+
+
+def _check_held_out(name: str, dictionary: Dictionary, cache: ActivationCache) -> None:
+    """Documents are held out by digest: a cache that holds out more holds trained ones too."""
+    fraction, text = cache.text.held_out_fraction, dictionary.record.text
+    trained = None if text is None else text.held_out_fraction
+    if fraction is None or trained is None:
+        return
+    require(
+        fraction <= trained,
+        f"{cache.location} holds out {fraction:g} of the documents, but {name} was trained "
+        f"with {trained:g} held out, so it has seen some of them; harvest with "
+        f"data.held_out_fraction={trained:g}",
+    )
+
+
+def _known(folder: Path, name: str, wanted: str, n_tokens: int) -> dict[str, Any] | None:
+    """Figures that are there, over as many tokens or more."""
+    path = folder / "evals" / f"{name}.json"
+    if not path.exists():
+        return None
+    found: dict[str, Any] = read_json(path)
+    enough = found.get("asked_behaviour_tokens", 0) >= n_tokens
+    return found if enough and found.get("digest") == wanted else None
+
+
+def _evaluate(
+    config: EvalConfig, cache: ActivationCache, dictionaries: dict[str, Dictionary]
+) -> dict[str, dict[str, Any]]:
+    by_hooks: dict[tuple[str, str], dict[str, Dictionary]] = {}
+    for name, dictionary in dictionaries.items():
+        hooks = dictionary.hook_name, dictionary.hook_name_out
+        by_hooks.setdefault(hooks, {})[name] = dictionary
+    found: dict[str, dict[str, Any]] = {}
+    for hooks, group in by_hooks.items():
+        found |= _evaluate_hooks(config, cache, hooks, group)
+    return found
+
+
+def _evaluate_hooks(
+    config: EvalConfig,
+    cache: ActivationCache,
+    hooks: tuple[str, str],
+    group: dict[str, Dictionary],
+) -> dict[str, dict[str, Any]]:
+    """Figures of dictionaries that read the first of `hooks` and reconstruct the second."""
+    began = time.perf_counter()
+    device = resolve_device(config.device)
+    on_device = {name: dictionary.to(device) for name, dictionary in group.items()}
+    figures = {}
+    with progress(len(group), "reconstruction", "dictionary") as bar:
+        for name, dictionary in on_device.items():
+            figures[name] = _reconstruction_figures(config, cache, dictionary)
+            bar.update(1)
+    record = cache.model
+    if is_causal(recorded_config(record, config.device)):
+        model = recorded_model(record, config.device)
+        n_tokens, scores = behaviour_scores(
+            model, cache, hooks, on_device, config.n_behaviour_tokens, config.batch_size
+        )
+    else:
+        say(f"eval: {record.name} predicts no next token, so CE and KL are left out")
+        n_tokens, scores = 0, {name: {} for name in group}
+    seconds = (time.perf_counter() - began) / len(group)
+    counted = {"n_behaviour_tokens": n_tokens, "seconds": seconds}
+    return {name: {**figures[name], **scores[name], **counted} for name in group}
+
+
+def behaviour_scores(
+    model: LanguageModel,
+    cache: ActivationCache,
+    hooks: tuple[str, str],
+    dictionaries: dict[str, Dictionary],
+    n_tokens: int,
+    batch_size: int,
+) -> tuple[int, dict[str, dict[str, float]]]:
+    """How many held-out tokens went through the model, and each dictionary's scores.
+
+    Args:
+        model: the one that the cache was made with.
+        hooks: what the dictionaries read, and what they reconstruct.
+        n_tokens: about how many are wanted; whole sequences are taken, at least one.
+    """
+    hook_name, hook_name_out = hooks
+    held_out = torch.from_numpy(cache.tokens[cache.held_out]).long()
+    tokens = held_out[: max(1, n_tokens // cache.context_size)]
+    scores = behaviour(
+        model,
+        cache.site(hook_name_out),
+        tokens,
+        dictionaries,
+        torch.from_numpy(cache.statistics(hook_name_out)["mean"]),
+        source=cache.site(hook_name),
+        batch_size=batch_size,
+    )
+    return tokens.numel(), scores
+
+
+def _reconstruction_figures(
+    config: EvalConfig, cache: ActivationCache, dictionary: Dictionary
+) -> dict[str, Any]:
+    trained = dictionary.record.training
+    held_out = measured_rows(dictionary, cache, held_out=True)
+    training = measured_rows(dictionary, cache, held_out=False)
+    statistics = reconstruction(dictionary, held_out)
+    figures: dict[str, Any] = dict(statistics.metrics())
+    # Rare latents need more rows than the held-out part has: whether a latent lives is
+    # counted over training rows as well, everything else over held-out rows alone.
+    more = reconstruction(dictionary, training, limit=config.density_rows)
+    fired = statistics.fired + more.fired
+    n_density_rows = statistics.n_rows + more.n_rows
+    figures["dead_fraction"] = float((fired == 0).double().mean())
+    return figures | {
+        "architecture": dictionary.architecture,
+        "d_sae": dictionary.d_sae,
+        **_asked(trained),
+        "hook_name": dictionary.hook_name,
+        "hook_name_out": dictionary.hook_name_out,
+        "training_tokens": trained and trained.training_tokens,
+        "n_rows": statistics.n_rows,
+        "n_density_rows": n_density_rows,
+        "density_histogram": density_histogram(fired.double() / n_density_rows),
+    }
+
+
+def _training_digest(record: Record) -> str | None:
+    """Identifies the training of a dictionary, if that was here."""
+    return None if record.training is None else record.training.digest
+
+
+def _asked(training: TrainingRecord | None) -> dict[str, Any]:
+    """What was asked of the training, to tell the points of a front apart."""
+    sae = {} if training is None else training.sae
+    asked = {name: sae[name] for name in ("k", "target_l0") if sae.get(name) is not None}
+    if "l0_coefficient" in sae and "target_l0" not in asked:
+        asked["l0_coefficient"] = sae["l0_coefficient"]
+    return {
+        "training_architecture": training and training.architecture,
+        "l1_coefficient": sae.get("l1_coefficient"),
+        "lr": training and training.optim.get("lr"),
+        "seed": training and training.seed,
+    } | asked

@@ -1,0 +1,132 @@
+"""`sae serve`: the atlas of a run in a browser, with a model that answers."""
+
+import asyncio
+import threading
+import webbrowser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae.analysis.atlas import Atlas
+from sae.base.errors import UserError, require
+from sae.base.progress import say
+from sae.commands.served import LiveAtlas, Shelf
+from sae.serving.app import Pages, application
+from sae.serving.guard import is_loopback, name_check
+from sae.serving.server import address_of, listen, serve_until_stopped
+
+_PAGE_FILES = ("index.html", "data/index.js", "data/labels.js")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """Show the atlases of a run in a browser, and try features on text of one's own.
+
+    `sae serve runs/NAME` is short for `sae serve run=runs/NAME`.
+    """
+
+    run: str = "runs/default"
+    """Folder of the pipeline, with an atlas from `sae analyze`."""
+    host: str = "127.0.0.1"
+    """Address to listen on. The default is for this machine alone; with any other, whoever
+    reaches it can read the atlas, run the model and change labels."""
+    port: int = 8321
+    """Port to listen on; 0 takes any free one."""
+    open: bool = False
+    """Open the page in a browser."""
+    device: str = "auto"
+    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.port <= 65_535, f"port={self.port}; give a number from 1 to 65535")
+        require(self.host.strip() != "", "host is empty; say 127.0.0.1 for this machine alone")
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        UserError: for a run without an atlas, or a port that is taken.
+    """
+    pages = pages_of(config)
+    _check_no_loop()
+    with listen(config.host, config.port) as listening:
+        address = address_of(listening)
+
+        def started(_: Callable[[], None]) -> None:
+            _say_where(config, address)
+            if config.open:
+                # In a thread: a browser of the terminal comes back when it is closed.
+                threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
+
+        own = name_check(config.host)
+        serve_until_stopped(lambda: application(pages, own), listening, started)
+    say("serve: stopped")
+
+
+def pages_of(config: ServeConfig) -> Pages:
+    """The atlases of a run, by name.
+
+    Raises:
+        UserError: if there is none that can be shown.
+    """
+    folder = Path(config.run)
+    require(folder.is_dir(), f"run={config.run}: no such folder; give one of a pipeline")
+    root = folder.resolve()
+    shelf = Shelf(folder, config.device)
+    found, unreadable = {}, []
+    for path in sorted((folder / "atlas").glob("[!.]*")):
+        if not path.is_dir():
+            continue
+        try:
+            _check_whole(path, root / "atlas" / path.name)
+            found[path.name] = LiveAtlas(path.name, Atlas(path), shelf)
+        except UserError as error:
+            unreadable.append(str(error))
+    if not found:
+        raise UserError(unreadable[0] if unreadable else _none(folder))
+    for sentence in unreadable:
+        say(f"serve: {sentence}")
+    return Pages(root, found, unreadable)
+
+
+def _none(folder: Path) -> str:
+    begun = sorted(path.name[1:-5] for path in (folder / "atlas").glob(".*.work"))
+    if begun:
+        return (
+            f"the atlas of {begun[0]} in {folder} is not finished; go on with: "
+            f"sae analyze run={folder} dictionary={begun[0]}"
+        )
+    return f"{folder} has no atlas; make one with: sae analyze run={folder}"
+
+
+def _check_whole(folder: Path, expected: Path) -> None:
+    again = f"sae analyze run={folder.parent.parent} dictionary={folder.name}"
+    require(
+        folder.resolve() == expected,
+        f"{folder} is a link, and only what lies in the run is served; copy the atlas there",
+    )
+    Atlas(folder).check()
+    missing = [name for name in _PAGE_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} has no {missing[0]}; make it again with: {again}")
+
+
+def _check_no_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise UserError(
+        "sae.serve runs until it is stopped, which a notebook would wait for; "
+        "call it in a thread, or run sae serve in a terminal"
+    )
+
+
+def _say_where(config: ServeConfig, address: str) -> None:
+    if not is_loopback(config.host):
+        say(
+            f"serve: WARNING: with host={config.host} everybody who can reach this machine can "
+            "read the atlas, run the model and change labels; there is no password"
+        )
+    say(f"serve: {config.run} is at {address} (Ctrl-C stops it)")

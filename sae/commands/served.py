@@ -1,0 +1,184 @@
+"""One atlas as a server offers it: its dictionary and model, loaded when they are wanted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae.analysis.atlas import Atlas
+from sae.analysis.labels import LABELS_FILE, read_labels, set_label
+from sae.analysis.live import read_text
+from sae.base.errors import UserError, require
+from sae.base.progress import say
+from sae.commands.common import check_measured_on
+from sae.dictionary import Dictionary
+from sae.dictionary.files import load_dictionary
+from sae.models.hooks import locate
+from sae.models.load import LanguageModel, record_without_weights, recorded_model
+from sae.models.record import ModelRecord
+from sae.reporting.site import DATA, write_labels_data
+from sae.serving.requests import LabelRequest, ReadRequest, SteerRequest
+from sae.steering.generate import Sampling
+from sae.steering.live import with_baseline, write_beside
+
+# Dictionaries that are held in memory at once, of all that a run has.
+_HELD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    dictionary: Dictionary
+    max_activation: Tensor
+    """(d_sae,)."""
+
+
+class Shelf:
+    """Models and dictionaries of a run, each loaded once."""
+
+    def __init__(self, run: Path, device: str) -> None:
+        self.run, self.device = run, device
+        self.model: Callable[[ModelRecord], LanguageModel] = lru_cache(maxsize=None)(
+            self._model
+        )
+        self.measured: Callable[[str, tuple[int, ...]], _Measured] = lru_cache(_HELD)(
+            self._measured
+        )
+
+    def _model(self, record: ModelRecord) -> LanguageModel:
+        return recorded_model(record, self.device)
+
+    def _measured(self, name: str, _: tuple[int, ...]) -> _Measured:
+        atlas = Atlas(self.run / "atlas" / name)
+        dictionary = load_dictionary(self.run / "dictionaries" / name)
+        again = f"analyze run={self.run} dictionary={name}"
+        check_measured_on(dictionary, atlas.manifest, again)
+        table = atlas.feature_table(["max_activation"])
+        return _Measured(dictionary, torch.tensor(table["max_activation"].to_pylist()))
+
+
+@dataclass(slots=True)
+class LiveAtlas:
+    """An atlas with what can be computed beside it: `sae.serving.app.ServedAtlas`."""
+
+    name: str
+    atlas: Atlas
+    shelf: Shelf
+    _status: dict[str, str] = field(default_factory=lambda: {"model": "loading", "why": ""})
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """What the list of atlases says about it."""
+        manifest = self.atlas.manifest
+        return {
+            "model": str(manifest["model_name"]),
+            "hook": str(manifest["hook_name"]),
+            "features": f"{manifest['d_sae']:,}",
+            "dead": f"{manifest['n_dead']:,}",
+            # An imported atlas may not say how much text was read.
+            "tokens": "–" if manifest["n_rows"] is None else f"{manifest['n_rows']:,}",
+        }
+
+    @property
+    def status(self) -> dict[str, str]:
+        """`model`: loading, ready or absent; and `why`."""
+        return self._status
+
+    def prepare(self) -> None:
+        """Load model and dictionary; what is missing is said by `status`."""
+        if self._status["model"] != "loading":
+            return
+        try:
+            self._loaded()
+            self._status = {"model": "ready", "why": ""}
+        except UserError as error:
+            self._absent(" ".join(str(error).split()))
+        except Exception as error:
+            # Libraries fail in their own ways, and the pages are of use without a model.
+            self._absent(f"the model could not be loaded ({type(error).__name__}: {error})")
+
+    def _absent(self, why: str) -> None:
+        self._status = {"model": "absent", "why": why}
+        say(f"serve: {self.name} is shown without live features: {why}")
+
+    def _loaded(self) -> tuple[LanguageModel, _Measured]:
+        weights = self.shelf.run / "dictionaries" / self.name / "sae_weights.safetensors"
+        paths = [self.atlas.folder / "atlas.json", weights]
+        stamps = tuple(path.stat().st_mtime_ns for path in paths if path.exists())
+        measured = self.shelf.measured(self.name, stamps)
+        dictionary = measured.dictionary
+        # Of dictionaries of other tools the model's name is all that is known.
+        record = dictionary.record.model or record_without_weights(dictionary.model_name)
+        return self.shelf.model(record), measured
+
+    def _ready(self, feature: int | None) -> tuple[LanguageModel, _Measured]:
+        self.prepare()
+        require(self._status["model"] == "ready", self._status["why"])
+        model, measured = self._loaded()
+        if feature is not None:
+            _check_feature(feature, measured.dictionary.d_sae)
+        return model, measured
+
+    def read(self, request: ReadRequest) -> dict[str, Any]:
+        """Features of a text, the strongest of each token."""
+        model, measured = self._ready(request.feature)
+        found = read_text(model, measured.dictionary, request.text, feature=request.feature)
+        acts = {} if found.acts is None else {"acts": found.acts}
+        return {"tokens": found.tokens, "features": found.strongest, **acts}
+
+    def steer(self, request: SteerRequest, check: Callable[[], None]) -> dict[str, Any]:
+        """The text that goes on by itself, with the feature turned, and with chance instead."""
+        model, measured = self._ready(request.feature)
+        feature, dictionary = request.feature, measured.dictionary
+        highest = float(measured.max_activation[feature])
+        require(
+            highest > 0,
+            f"feature {feature} is dead: it fired nowhere in the text of this atlas, so it has "
+            "no highest activation to take multiples of; choose a live one",
+        )
+        direction = dictionary.W_dec[feature].float() * highest
+        directions = with_baseline(direction, request.strength, request.seed + feature)
+        sampling = Sampling(
+            max_new_tokens=request.max_new_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+        )
+        point = locate(model.module, dictionary.writes[0].place)
+        texts = write_beside(model, point, request.text, directions, sampling, check)
+        shown = ({"text": w.text, "perplexity": w.perplexity} for w in texts)
+        return {
+            "prompt": request.text,
+            **dict(zip(("plain", "steered", "random"), shown, strict=True)),
+            "norm": float(torch.linalg.vector_norm(directions[0])),
+        }
+
+    def label(self, request: LabelRequest) -> str:
+        """Write a label into `labels.csv`, and for the page."""
+        _check_feature(request.feature, self.atlas.manifest["d_sae"])
+        labels = set_label(self.atlas.folder, request.feature, request.label)
+        write_labels_data(self.atlas.folder, labels.columns)
+        return labels.label[request.feature]
+
+    def refresh_labels(self) -> None:
+        """Write the page's labels anew if `labels.csv` was edited since."""
+        written = self.atlas.folder / DATA / "labels.js"
+        edited = self.atlas.folder / LABELS_FILE
+        if not edited.exists() or (
+            written.exists() and edited.stat().st_mtime_ns <= written.stat().st_mtime_ns
+        ):
+            return
+        try:
+            write_labels_data(self.atlas.folder, read_labels(self.atlas.folder).columns)
+        except UserError as error:
+            # The page keeps the labels that it had: half an edit may just have been saved.
+            say(f"serve: {error}")
+
+
+def _check_feature(feature: int, d_sae: int) -> None:
+    require(
+        feature < d_sae,
+        f"feature {feature} is out of range; this dictionary has 0 to {d_sae - 1}",
+    )

@@ -1,0 +1,165 @@
+"""Several dictionaries by one command: side by side where they read the same batches."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sae.base.errors import UserError
+from sae.base.files import check_writable
+from sae.base.progress import duration, say
+from sae.base.provenance import digest, plain
+from sae.cache.layout import open_cache
+from sae.commands.eval import EvalConfig, evaluate
+from sae.commands.front import say_front, write_front
+from sae.models.load import resolve_device
+from sae.rows.source import RowSource
+from sae.run import missing
+from sae.training.config import TrainConfig
+from sae.training.loop import Diverged
+from sae.training.plan import Load, bytes_together, memory_budget, seconds_for, turns
+from sae.training.task import Task, tasks_of
+from sae.training.train import open_source, train_together
+
+
+def run(configs: Sequence[TrainConfig]) -> None:
+    """Train them all, in as few passes over their rows as memory allows, and compare them.
+
+    Dictionaries that read the same batches (cache, hooks, batch size, order) train side by
+    side; each is what it would be alone. If some diverge the others are finished first.
+
+    Raises:
+        UserError: before anything is trained if one does not fit in memory.
+        Diverged: in the end, if one diverged.
+    """
+    configs = _grouped(configs)
+    for config in configs:
+        check_writable(config.dictionary_path)
+    diverged, compared = [], []
+    for _, members in _by(configs, _stream):
+        source = open_source(members[0])
+        plan = _planned(missing(tasks_of(members, source), "train"), source)
+        for turn in plan:
+            try:
+                train_together(turn, source)
+            except Diverged as error:
+                diverged.append(str(error))
+        trained = [[task.config for task in turn] for turn in plan]
+        paths = {config.dictionary_path for turn in trained for config in turn}
+        compared += [*trained, [c for c in members if c.dictionary_path not in paths]]
+    _evaluate(compared)
+    if diverged:
+        raise Diverged("; ".join(diverged))
+
+
+def expected_seconds(configs: Sequence[TrainConfig]) -> float | None:
+    """About how long their training takes on this machine; None without a cache to tell."""
+    total = 0.0
+    for config in configs:
+        if config.cache_location is None:
+            return None
+        try:
+            cache = open_cache(config.cache_location)
+            d_in = cache.d_in(cache.hook(config.hook_name))
+        except UserError:
+            return None
+        total += d_in * _rows_times_latents(config)
+    n_steps = sum(config.n_steps for config in configs)
+    return seconds_for(total, n_steps, resolve_device(configs[0].device)) if configs else 0.0
+
+
+def _rows_times_latents(config: TrainConfig) -> float:
+    return config.n_steps * config.train_batch_size_tokens * config.sae.d_sae
+
+
+def _grouped(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
+    """With a group for wandb to show them together by."""
+    if len(configs) == 1:
+        return list(configs)
+    members = digest(sorted(config.id for config in configs))[:6]
+    found = []
+    for config in configs:
+        group = config.logger.group or f"{Path(config.run).name}-{members}"
+        found.append(replace(config, logger=replace(config.logger, group=group)))
+    return found
+
+
+def _stream(config: TrainConfig) -> str:
+    """The same for all that read the same batches."""
+    key = {
+        "cache": config.cache_location,
+        "hooks": [config.hook_name, config.hook_name_out],
+        "batch": config.train_batch_size_tokens,
+        "order": config.shuffle_seed,
+        "max_norm_multiple": config.max_norm_multiple,
+        "device": config.device,
+    }
+    if config.cache_location is None:
+        key |= {"harvest": plain(config.harvest), "mix_rows": config.mix_rows}
+    return digest(key)
+
+
+def _planned(tasks: Sequence[Task], source: RowSource) -> list[list[Task]]:
+    """Who trains together, which is said."""
+    if not tasks:
+        return []
+    members = [task.config for task in tasks]
+    widths = [side.shape[1] for side in source.sample()]
+    loads = [_load(config, widths) for config in members]
+    device = resolve_device(members[0].device)
+    plan = turns(loads, memory_budget(members[0].sweep, device))
+    n_steps = sum(config.n_steps for config in members)
+    multiplications = widths[0] * sum(map(_rows_times_latents, members))
+    time = duration(seconds_for(multiplications, n_steps, device))
+    most = max(bytes_together(loads[turn.start : turn.stop]) for turn in plan)
+    sizes = " and ".join(str(len(turn)) for turn in plan)
+    how = "in one pass" if len(plan) == 1 else f"in {len(plan)} turns of {sizes}"
+    n = len(members)
+    say(
+        f"train: {n} {'dictionary' if n == 1 else 'dictionaries'} {how}, {most / 1e9:.2f} GB, "
+        f"about {time}"
+    )
+    return [[tasks[place] for place in turn] for turn in plan]
+
+
+def _load(config: TrainConfig, widths: Sequence[int]) -> Load:
+    d_in, d_out = widths[0], widths[-1]
+    # Four vectors of latents at most: biases, thresholds, gates.
+    n_parameters = config.sae.d_sae * (d_in + d_out + 4) + d_out
+    if config.sae.skip_connection:
+        n_parameters += d_in * d_out
+    batch_bytes = 4 * config.train_batch_size_tokens * sum(widths)
+    return Load(config.id, n_parameters, batch_bytes)
+
+
+def _evaluate(turns: Sequence[Sequence[TrainConfig]]) -> None:
+    """Measure them on held-out text, those of a turn together, and show the front."""
+    runs: dict[str, TrainConfig] = {}
+    for turn in turns:
+        there = [config for config in turn if config.dictionary_path.exists()]
+        for run, members in _by(there, lambda config: config.run):
+            one = members[0]
+            if not one.sweep.evaluate:
+                continue
+            if one.cache is None:
+                say(f"train: no cache to evaluate on; harvest one, then: sae eval run={run}")
+                continue
+            asked = EvalConfig(
+                run=run,
+                cache=one.cache,
+                device=one.device,
+                n_behaviour_tokens=one.sweep.n_behaviour_tokens,
+            )
+            evaluate(asked, [config.id for config in members])
+            runs[run] = one
+    for run, one in runs.items():
+        say_front(write_front(Path(run), one.sweep.max_l0))
+
+
+def _by(
+    configs: Sequence[TrainConfig], key: Callable[[TrainConfig], str]
+) -> Iterator[tuple[str, list[TrainConfig]]]:
+    """The configurations in groups of the same key, in their order."""
+    found: dict[str, list[TrainConfig]] = {}
+    for config in configs:
+        found.setdefault(key(config), []).append(config)
+    yield from found.items()

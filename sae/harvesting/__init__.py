@@ -1,0 +1,1 @@
+"""Harvesting: text through a model, activations of some sites into a cache."""

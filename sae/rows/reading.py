@@ -1,0 +1,128 @@
+"""What a model reads, and where its activations are taken: a harvest without its cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae.base.errors import require
+from sae.base.provenance import digest
+from sae.cache.stored import STORED_DTYPES
+from sae.models.hooks import find_site, read_activations
+from sae.models.load import LanguageModel, ModelConfig, load_skeleton
+from sae.models.site import Site
+from sae.text.packing import Marks
+from sae.text.source import DataConfig
+
+# 8 sequences of 128 are the fastest on two cores (docs/log.md). A GPU takes a whole chunk.
+_TOKENS_A_BATCH = {"cpu": 1024}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """Which model reads which text, and where its activations are taken."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Group: the language model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Group: the text."""
+    hook_names: list[str] = field(default_factory=lambda: ["blocks.9.hook_resid_post"])
+    """Where to read: TransformerLens names or module paths; several cost one forward pass."""
+    context_size: int = 128
+    """Tokens in a sequence."""
+    one_document_a_row: bool = False
+    """Begin a sequence with every document and pad it, instead of packing documents end to
+    end."""
+    dtype: str = "float16"
+    """Precision of the activations: float16, bfloat16, float32, or int8 with a scale for each
+    row of them."""
+    batch_size: int | None = None
+    """Sequences in a forward pass; by default about a thousand tokens on a CPU, whose caches
+    they fit, and a whole chunk of the cache on a GPU."""
+    text_workers: int | None = None
+    """Processes that tokenise ahead; by default a quarter of the cores, at most 8."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.hook_names), "hook_names is empty; name at least one hook")
+        twice = {name for name in self.hook_names if self.hook_names.count(name) > 1}
+        require(not twice, f"hook_names holds {', '.join(sorted(twice))} twice; name each once")
+        require(self.context_size >= 2, f"context_size={self.context_size}; give 2 or more")
+        require(
+            self.batch_size is None or self.batch_size >= 1,
+            f"batch_size={self.batch_size}; give 1 or more",
+        )
+        require(
+            self.dtype in STORED_DTYPES,
+            f"dtype={self.dtype} is unknown; choose one of {', '.join(STORED_DTYPES)}",
+        )
+        require(
+            self.text_workers is None or self.text_workers >= 0,
+            f"text_workers={self.text_workers} is negative; give 0 to tokenise in the process",
+        )
+
+    def sequences_a_batch(self, device: torch.device) -> int:
+        """Return how many sequences a forward pass has, as asked for or as suits the device."""
+        most = _TOKENS_A_BATCH.get(device.type, 1 << 20)
+        return self.batch_size or max(1, most // self.context_size)
+
+
+def check_sites(reading: Reading) -> None:
+    """Refuse unknown places and too long sequences before weights are loaded.
+
+    Raises:
+        UserError: if a hook is no place in the model or named twice, or the model has fewer
+            positions than a sequence.
+    """
+    skeleton = load_skeleton(reading.model)
+    names = [find_site(skeleton, name).hook_name for name in reading.hook_names]
+    twice = {name for name in names if names.count(name) > 1}
+    require(not twice, f"hook_names names {', '.join(sorted(twice))} twice; name each once")
+    longest = getattr(skeleton.config, "max_position_embeddings", None)
+    require(
+        longest is None or reading.context_size <= longest,
+        f"context_size={reading.context_size} is longer than the model's {longest} positions",
+    )
+
+
+def sites_of(reading: Reading, model: LanguageModel) -> list[Site]:
+    """Return the sites that are read, in the order of their names, without their widths."""
+    return [find_site(model.module, name) for name in reading.hook_names]
+
+
+def tokenizer_digest(model: LanguageModel) -> str:
+    """Return what identifies the model's tokenizer: a digest of its vocabulary."""
+    return digest(model.tokenizer.get_vocab())
+
+
+def marks_of(model: LanguageModel) -> Marks:
+    """Return the tokens that this model has around documents."""
+    return Marks(model.bos_token_id, model.end_token_id, model.pad_token_id)
+
+
+def activations(
+    tokens: NDArray[np.int32],
+    text: NDArray[np.bool_],
+    *,
+    model: LanguageModel,
+    sites: Sequence[Site],
+    batch_size: int,
+) -> list[dict[str, Float[Tensor, "sequence position d_in"]]]:
+    """Return activations of some sequences at every site, batch by batch, by hook name.
+
+    Args:
+        tokens: ids, (sequence, position).
+        text: where a token is, and not padding, (sequence, position).
+        batch_size: sequences in a forward pass.
+    """
+    seen = []
+    for at in range(0, len(tokens), batch_size):
+        ids = torch.from_numpy(tokens[at : at + batch_size]).long().to(model.device)
+        there = torch.from_numpy(text[at : at + batch_size])
+        # Padding is masked. Without any the model makes the mask that it was trained with.
+        mask = None if bool(there.all()) else there.long().to(model.device)
+        seen.append(read_activations(model.module, sites, ids, mask))
+    return seen

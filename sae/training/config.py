@@ -1,0 +1,184 @@
+"""What `sae train` can be asked for."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sae.architectures import ArchitectureConfig, StandardConfig
+from sae.base.errors import require
+from sae.base.provenance import plain
+from sae.rows.reading import Reading
+from sae.run import RUN_CACHE, Run, cache_location
+from sae.training.checkpoint import CheckpointConfig
+from sae.training.loggers import LoggerConfig
+from sae.training.optim import OptimConfig
+from sae.training.plan import SweepConfig
+
+_MIX_ROWS = 262_144
+_SEED = 42
+# Evaluated rows over trained ones, at most; one costs three times the other.
+_EVALUATED_SHARE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Fit autoencoders to the rows of a cache, or of a model that runs beside."""
+
+    run: str = "runs/default"
+    """Folder of the pipeline; the dictionary is written to `{run}/dictionaries/{name}`."""
+    cache: str | None = RUN_CACHE
+    """Cache to read, a folder or an address; null trains beside the model, on rows that are
+    kept nowhere."""
+    harvest: Reading = field(default_factory=Reading)
+    """Where rows come from with `cache=null`."""
+    mix_rows: int = _MIX_ROWS
+    """With `cache=null`, rows in memory that each batch is drawn from at random."""
+    hook_name: str | None = None
+    """Which hook of the cache; may be left out if there is one."""
+    hook_name_out: str | None = None
+    """Hook of the cache to predict from the other one, which makes a transcoder."""
+    name: str | None = None
+    """Name of the dictionary; by default made of architecture, width, penalty, lr and seed."""
+    sae: ArchitectureConfig = field(default_factory=StandardConfig)
+    """Group: the architecture."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Group: the optimiser."""
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    """Group: where figures go."""
+    training_tokens: int = 2_000_000
+    """Rows to train on in all; more than the cache has means several passes."""
+    train_batch_size_tokens: int = 1024
+    """Rows a step."""
+    max_norm_multiple: float | None = 10.0
+    """Rows above this multiple of the median norm are left out; null keeps all."""
+    dead_feature_window: float = 0.1
+    """A latent is dead when silent over the last rows, this share of the run."""
+    seed: int = _SEED
+    """Of the initial weights."""
+    shuffle_seed: int = _SEED
+    """Of the order of rows. Dictionaries that differ in it cannot share batches."""
+    init_from: str | None = None
+    """Folder of a dictionary, ours or SAELens's, whose weights to begin with."""
+    extend: bool = False
+    """Go on with a training that was shorter, to `training_tokens` in all."""
+    device: str = "auto"
+    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+    matmul_dtype: str = "auto"
+    """Of the encoder's product: `float32`, `bfloat16`, or `auto`, the second on CUDA alone. It
+    finds the active latents; their values and all weights are float32 in any case."""
+    log_every_steps: int = 10
+    """Steps between two lines of figures."""
+    eval_every_steps: int | None = None
+    """Steps between two looks at held-out rows and at densities; by default a tenth of the
+    run."""
+    n_eval_rows: int = 1_024
+    """Held-out rows to look at."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When to save, and what to keep."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """For several dictionaries in one pass."""
+
+    def __post_init__(self) -> None:
+        require(
+            not self.name or Path(self.name).name == self.name != "..",
+            f"name={self.name} is no name of one folder; leave out the slashes",
+        )
+        require(
+            self.train_batch_size_tokens >= 1,
+            f"train_batch_size_tokens={self.train_batch_size_tokens}; give 1 or more",
+        )
+        require(
+            self.training_tokens >= self.train_batch_size_tokens,
+            f"training_tokens={self.training_tokens} is less than one batch of "
+            f"train_batch_size_tokens={self.train_batch_size_tokens}",
+        )
+        require(
+            0 < self.dead_feature_window <= 1,
+            f"dead_feature_window={self.dead_feature_window}; give a share of the run, "
+            "above 0 and up to 1",
+        )
+        require(
+            self.max_norm_multiple is None or self.max_norm_multiple > 0,
+            f"max_norm_multiple={self.max_norm_multiple}; give more than 0, or null",
+        )
+        require(
+            self.log_every_steps >= 1, f"log_every_steps={self.log_every_steps}; give 1 or more"
+        )
+        require(
+            self.eval_every_steps is None or self.eval_every_steps >= 1,
+            f"eval_every_steps={self.eval_every_steps}; give 1 or more",
+        )
+        require(self.n_eval_rows >= 1, f"n_eval_rows={self.n_eval_rows}; give 1 or more")
+        self._check_harvest()
+        require(
+            self.cache is not None or self.mix_rows >= self.train_batch_size_tokens,
+            f"mix_rows={self.mix_rows} is less than one batch of "
+            f"train_batch_size_tokens={self.train_batch_size_tokens}",
+        )
+        require(
+            self.matmul_dtype in ("auto", "float32", "bfloat16"),
+            f"matmul_dtype={self.matmul_dtype} is unknown; choose auto, float32 or bfloat16",
+        )
+        require(
+            self.hook_name_out is not None or not self.sae.skip_connection,
+            "sae.skip_connection=True is a transcoder's and needs hook_name_out=..., the "
+            "hook to predict",
+        )
+
+    def _check_harvest(self) -> None:
+        """Refuse keys of a harvest, and of its mixing, that would do nothing here."""
+        require(
+            self.cache is None or self.mix_rows == _MIX_ROWS,
+            f"mix_rows={self.mix_rows} counts only with cache=null; this training reads "
+            f"{self.cache_location}, whose rows are all mixed",
+        )
+        usual, asked = plain(Reading()), plain(self.harvest)
+        idle = [name for name in usual if asked[name] != usual[name]]
+        require(
+            self.cache is None or not idle,
+            f"harvest.{', harvest.'.join(idle)} counts only with cache=null; this training "
+            f"reads {self.cache_location}",
+        )
+
+    @property
+    def id(self) -> str:
+        """The dictionary's name: as given, or what people sweep."""
+        if self.name:
+            return self.name
+        to = f"-to-{self.hook_name_out}" if self.hook_name_out else ""
+        lr = "" if self.optim.lr is None else f"-lr-{self.optim.lr:g}"
+        seed = "" if self.seed == _SEED else f"-seed-{self.seed}"
+        order = "" if self.shuffle_seed == _SEED else f"-order-{self.shuffle_seed}"
+        return f"{self.sae.short_name}{to}{lr}{seed}{order}"
+
+    @property
+    def cache_location(self) -> str | None:
+        """The cache that is read, if any."""
+        return None if self.cache is None else cache_location(self.run, self.cache)
+
+    @property
+    def dictionary_path(self) -> Path:
+        """Where the dictionary goes."""
+        return Run.at(self.run).dictionary(self.id)
+
+    @property
+    def state_path(self) -> Path:
+        """Where the training's own files go: checkpoint, figures, time spent."""
+        return Run.at(self.run).training(self.id)
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: as given, or the architecture's."""
+        return self.sae.default_lr if self.optim.lr is None else self.optim.lr
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the run."""
+        return self.training_tokens // self.train_batch_size_tokens
+
+    @property
+    def eval_interval(self) -> int:
+        """Steps between two evaluations: a tenth of the run, and more in a short one."""
+        if self.eval_every_steps is not None:
+            return self.eval_every_steps
+        rows_between = self.n_eval_rows / _EVALUATED_SHARE
+        return max(1, self.n_steps // 10, int(rows_between / self.train_batch_size_tokens))
