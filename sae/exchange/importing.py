@@ -1,0 +1,173 @@
+"""Which model a dictionary of another tool is of, and where in it the dictionary belongs."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from sae.base.errors import UserError, require
+from sae.base.provenance import UNKNOWN
+from sae.cache.layout import open_cache
+from sae.dictionary import Dictionary, Record
+from sae.dictionary.record import OURS, Origin
+from sae.exchange.hub import check_names
+from sae.models.embedded import EMBEDDED
+from sae.models.hooks import find_site, measured
+from sae.models.load import ModelConfig, load_skeleton, record_without_weights
+from sae.models.record import ModelRecord
+from sae.models.site import Site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What whoever imports a dictionary says of it."""
+
+    folder: str
+    """Where it is, as it was given."""
+    origin: str
+    """Where it is, for others to read."""
+    format: str | None
+    model_name: str | None
+    hook_name: str | None
+    hook_name_out: str | None
+    cache: str | None
+    """A cache of its model, if there is one."""
+
+
+def belonging(asked: Asked, found: Dictionary) -> Dictionary:
+    """Return a dictionary with its model, and with its sites as they were found in the model.
+
+    Raises:
+        UserError: if neither the dictionary nor what was asked for says model or hooks, if they
+            contradict each other or the model, or if there is no such model.
+    """
+    ends = [("hook_name", asked.hook_name, found.reads[0])]
+    if asked.hook_name_out or found.is_transcoder:
+        ends.append(("hook_name_out", asked.hook_name_out, found.writes[0]))
+    said = {key: port.hook_name for key, _, port in ends if port.hook_name != UNKNOWN}
+    _check_said(asked, found, said, [key for key, _, _ in ends])
+    model = _model(asked, found.record.model_name)
+    skeleton = load_skeleton(ModelConfig(name=model.name, revision=model.revision))
+    sites = []
+    for key, hook_name, port in ends:
+        site = _site(skeleton, hook_name or port.hook_name)
+        if hook_name and key in said:
+            _check_same_hook(asked, skeleton, key, said[key], hook_name)
+        (site,) = measured(skeleton, [site])
+        width = port.W.shape[1]
+        require(
+            site.width in (0, width),
+            f"{asked.folder} has width {width} at {site.hook_name}, where {model.name} "
+            f"has {site.width}",
+        )
+        sites.append(replace(site, width=width))
+    return replace(found.placed(*sites), record=_record(asked, found.record, model))
+
+
+def _record(asked: Asked, theirs: Record, model: ModelRecord) -> Record:
+    """Our record of it: what was known of its model and text, and nothing of a training.
+
+    Whatever else is in the file was not seen here, and stays beside where it is from.
+    """
+    known = theirs.model or model
+    if known.hub_id == model.hub_id and known.weight_digest != UNKNOWN:
+        # Weights go by the name that they have here.
+        model = replace(known, name=model.name)
+    ours = theirs.to_json().get(OURS)
+    return replace(
+        theirs,
+        model_name=model.hub_id,
+        model=model,
+        bos_token_id=None,
+        cache_digest=None,
+        training=None,
+        imported=Origin(asked.origin, asked.format, ours if isinstance(ours, dict) else {}),
+    )
+
+
+_MISSING = {
+    "model_name": "which model it is of",
+    "hook_name": "which hook it reads",
+    "hook_name_out": "which hook it reconstructs",
+}
+
+
+def _check_said(
+    asked: Asked, found: Dictionary, said: Mapping[str, str], hooks: list[str]
+) -> None:
+    """Refuse at once all that neither the dictionary nor the command says."""
+    location, known = asked.cache, {*said}
+    if found.record.model_name:
+        known.add("model_name")
+    needed = hooks if location else ["model_name", *hooks]
+    missing = [key for key in needed if not getattr(asked, key) and key not in known]
+    if not missing:
+        return
+    there = ""
+    if location and not {*missing}.isdisjoint(hooks):
+        there = f"; {location} has {', '.join(open_cache(location).hook_names)}"
+    raise UserError(
+        f"{asked.folder} does not say {' and '.join(_MISSING[key] for key in missing)}; give "
+        f"{' '.join(f'{key}=...' for key in missing)}{there}"
+    )
+
+
+def _check_same_hook(
+    asked: Asked, skeleton: nn.Module, key: str, said: str, hook_name: str
+) -> None:
+    """Refuse another place than the dictionary says, unless that is none of this model's."""
+    try:
+        theirs = _site(skeleton, said)
+    except UserError:
+        return
+    require(
+        _behind_block(theirs) == _behind_block(_site(skeleton, hook_name)),
+        f"{asked.folder} is of {theirs.hook_name}, but {key}={hook_name}; leave out {key}=...",
+    )
+
+
+def _behind_block(point: Site) -> str:
+    """Its name; of what a block reads, that of what the block before writes."""
+    before = re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", point.hook_name)
+    return f"blocks.{int(before[1]) - 1}.hook_resid_post" if before else point.hook_name
+
+
+def _model(asked: Asked, said: str | None) -> ModelRecord:
+    """The record of the model: the cache's if it is the same, else one by name alone."""
+    location = asked.cache
+    if location is None:
+        return _model_by_name(asked, str(asked.model_name or said))
+    record = open_cache(location).model
+    name = asked.model_name or said or record.name
+    hub_id = EMBEDDED[name].hub_id if name in EMBEDDED else name
+    # Without the owner, as TransformerLens names many models.
+    known = {record.hub_id, record.name, record.hub_id.split("/")[-1]}
+    require(
+        hub_id in known,
+        f"{asked.folder} is of {name}, but {location} is of {record.hub_id}; if these are "
+        f"one model, say model_name={record.name}",
+    )
+    return record
+
+
+def _model_by_name(asked: Asked, name: str) -> ModelRecord:
+    embedded = (key for key, model in EMBEDDED.items() if model.hub_id == name)
+    try:
+        check_names(name)
+        return record_without_weights(next(embedded, name))
+    except UserError as error:
+        if asked.model_name:
+            # Here it is given by another key.
+            raise UserError(str(error).replace("model.name=", "model_name=", 1)) from error
+        said = str(error).replace("model.name=", "", 1)
+        raise UserError(
+            f"{asked.folder} says that it is of {name}, and {said}; if that is the name of a "
+            "model that you have, give model_name=..."
+        ) from error
+
+
+def _site(skeleton: nn.Module, name: str) -> Site:
+    """The hook of that name, or of that path below the base model."""
+    below = f"{getattr(skeleton, 'base_model_prefix', '')}.{name}"
+    return find_site(skeleton, below if below in dict(skeleton.named_modules()) else name)
