@@ -12,10 +12,10 @@ import sae
 from benchmarks.atlas import RUN, TRAINED
 from benchmarks.common import HOOK, write_results
 from sae.analysis.atlas import Atlas
-from sae.analysis.reconstruction import reconstruction
 from sae.commands.common import norm_limit, recorded_model
 from sae.commands.eval import behaviour_scores
 from sae.dictionary import Dictionary
+from sae.evaluation.reconstruction import reconstruction
 from sae.exchange.shrink import DTYPES, as_loaded, only_latents
 from sae.rows.shuffle import rows_in_order, select_rows
 

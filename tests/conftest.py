@@ -27,7 +27,12 @@ os.environ.setdefault("WANDB_SILENT", "true")
 # of kernels are left out: what compiles them cannot read decorated functions.
 _CORE = ("losses", "metrics", "scaling", "select", "sparse")
 install_import_hook(
-    [*(f"sae.core.{name}" for name in _CORE), "sae.dictionary.activations"],
+    [
+        *(f"sae.core.{name}" for name in _CORE),
+        "sae.dictionary.activations",
+        "sae.edits.changes",
+        "sae.edits.positions",
+    ],
     "beartype.beartype",
 )
 

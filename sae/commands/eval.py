@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from sae.analysis.behaviour import behaviour
-from sae.analysis.reconstruction import measured_rows, reconstruction
 from sae.base.errors import require
 from sae.base.files import check_writable, read_json, write_json
 from sae.base.progress import progress, say
@@ -23,6 +21,8 @@ from sae.commands.front import say_front, write_front
 from sae.core.metrics import density_histogram
 from sae.dictionary import Dictionary
 from sae.dictionary.record import Record, TrainingRecord
+from sae.evaluation.behaviour import behaviour
+from sae.evaluation.reconstruction import measured_rows, reconstruction
 from sae.models.load import (
     LanguageModel,
     is_causal,

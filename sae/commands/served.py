@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae.analysis.atlas import Atlas
 from sae.analysis.labels import LABELS_FILE, read_labels, set_label
-from sae.analysis.live import read_text
+from sae.analysis.reading import read_text
 from sae.base.errors import UserError, require
 from sae.base.progress import say
 from sae.commands.common import check_measured_on
@@ -22,8 +22,9 @@ from sae.models.load import LanguageModel, record_without_weights, recorded_mode
 from sae.models.record import ModelRecord
 from sae.reporting.site import DATA, write_labels_data
 from sae.serving.requests import LabelRequest, ReadRequest, SteerRequest
+from sae.steering.beside import generate_beside, with_baseline
+from sae.steering.doses import unit_dose
 from sae.steering.generate import Sampling
-from sae.steering.live import with_baseline, write_beside
 
 # Dictionaries that are held in memory at once, of all that a run has.
 _HELD = 4
@@ -130,7 +131,7 @@ class LiveAtlas:
         return {"tokens": found.tokens, "features": found.strongest, **acts}
 
     def steer(self, request: SteerRequest, check: Callable[[], None]) -> dict[str, Any]:
-        """The text that goes on by itself, with the feature turned, and with chance instead."""
+        """Continue a text plainly, with the feature turned, and with a random direction."""
         model, measured = self._ready(request.feature)
         feature, dictionary = request.feature, measured.dictionary
         highest = float(measured.max_activation[feature])
@@ -139,7 +140,7 @@ class LiveAtlas:
             f"feature {feature} is dead: it fired nowhere in the text of this atlas, so it has "
             "no highest activation to take multiples of; choose a live one",
         )
-        direction = dictionary.W_dec[feature].float() * highest
+        direction = unit_dose(dictionary, feature, highest)
         directions = with_baseline(direction, request.strength, request.seed + feature)
         sampling = Sampling(
             max_new_tokens=request.max_new_tokens,
@@ -147,8 +148,8 @@ class LiveAtlas:
             seed=request.seed,
         )
         point = locate(model.module, dictionary.writes[0].place)
-        texts = write_beside(model, point, request.text, directions, sampling, check)
-        shown = ({"text": w.text, "perplexity": w.perplexity} for w in texts)
+        texts = generate_beside(model, point, request.text, directions, sampling, check)
+        shown = ({"text": c.text, "perplexity": c.perplexity} for c in texts)
         return {
             "prompt": request.text,
             **dict(zip(("plain", "steered", "random"), shown, strict=True)),

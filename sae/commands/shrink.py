@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sae.analysis.reconstruction import measured_rows, reconstruction
 from sae.base.errors import UserError, require
 from sae.base.progress import say
 from sae.cache.layout import ActivationCache, open_cache
@@ -15,6 +14,7 @@ from sae.commands.common import check_same_origin
 from sae.commands.eval import behaviour_scores
 from sae.dictionary import Dictionary
 from sae.dictionary.storage import FULL, as_loaded
+from sae.evaluation.reconstruction import measured_rows, reconstruction
 from sae.exchange.shrink import Shrunk
 from sae.models.load import LanguageModel, recorded_model, resolve_device
 from sae.rows.shuffle import RowSelection

@@ -22,6 +22,7 @@ from sae.models.load import (
     recorded_model,
 )
 from sae.steering.choose import RULE, choose_features
+from sae.steering.doses import unit_dose
 from sae.steering.generate import Sampling
 from sae.steering.measure import SteeredFeature, SteeringTask, dose_response
 
@@ -154,7 +155,7 @@ def _steer(
     with progress(len(rows), "steer", "feature") as bar:
         for row in rows:
             index = row["feature"]
-            direction = dictionary.W_dec[index].to(model.device) * row["max_activation"]
+            direction = unit_dose(dictionary, index, row["max_activation"]).to(model.device)
             feature = SteeredFeature(
                 index, direction, row["top_logit_ids"], row["top_logit_tokens"]
             )

@@ -1,4 +1,4 @@
-"""Places inside a model, by TransformerLens name or module path: find, read, edit.
+"""Places inside a model, by TransformerLens name or module path: find and read them.
 
 A hook is the input or the output of one Hugging Face module, so nothing is reimplemented
 and weights are never folded or centred: what is read is what the model computes.
@@ -6,20 +6,18 @@ and weights are never folded or centred: what is read is what the model computes
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae.base.errors import UserError, nearest
-from sae.models.families import block_list, block_places, copied_at_mid
+from sae.base.errors import UserError, nearest, require
+from sae.models.families import block_list, block_places
 from sae.models.site import Site, named_in_stream
-
-Edit = Callable[[Tensor], Tensor]
-"""Takes and returns activations of shape (batch, position, width)."""
 
 
 def list_sites(module: nn.Module) -> list[Site]:
@@ -97,19 +95,28 @@ def _replaced(value: Any, tensor: Tensor) -> Any:
     return (tensor, *value[1:]) if isinstance(value, tuple) else tensor
 
 
-def _register(module: nn.Module, point: Site, see: Callable[[Tensor], Tensor | None]) -> Any:
-    """Call `see` with the activations at `point`; a tensor that it returns takes their place.
+@contextmanager
+def hooked(
+    module: nn.Module,
+    point: Site,
+    see: Callable[[Tensor], Tensor | None],
+    *,
+    first: bool = False,
+) -> Iterator[None]:
+    """Inside this context `see` is called with the activations at `point` in every forward.
 
-    A family that hands a block its input by keyword is served as well.
+    A tensor that it returns takes their place, but a block may have put a copy of them aside:
+    to change what a model computes use `sae.edits.edit.edited`. A family that hands a block its
+    input by keyword is served as well.
+
+    Args:
+        first: whether `see` is called before the hooks that are there already, not after them.
     """
     place = module.get_submodule(point.module)
-    if point.side == "output":
 
-        def after(_: nn.Module, __: Any, output: Any) -> Any:
-            new = see(_tensor(output))
-            return None if new is None else _replaced(output, new)
-
-        return place.register_forward_hook(after)
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        new = see(_tensor(output))
+        return None if new is None else _replaced(output, new)
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
         if args:
@@ -118,7 +125,32 @@ def _register(module: nn.Module, point: Site, see: Callable[[Tensor], Tensor | N
         new = see(kwargs["hidden_states"])
         return None if new is None else (args, {**kwargs, "hidden_states": new})
 
-    return place.register_forward_pre_hook(before, with_kwargs=True)
+    if point.side == "output":
+        handle = place.register_forward_hook(after, prepend=first)
+    else:
+        handle = place.register_forward_pre_hook(before, with_kwargs=True, prepend=first)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def one_vector_a_token(hook_name: str, found: object) -> Float[Tensor, "sequence position d"]:
+    """Return what was found at a site if it has the shape of activations.
+
+    Raises:
+        UserError: if not, as where experts are given some of the tokens each.
+    """
+    if isinstance(found, Tensor) and found.dim() == 3:
+        return found
+    raise UserError(_no_vectors(hook_name))
+
+
+def _no_vectors(hook_name: str) -> str:
+    return (
+        f"hook_name={hook_name} does not give one vector a token; choose a place inside a "
+        "block, such as its output"
+    )
 
 
 def read_activations(
@@ -145,27 +177,19 @@ def read_activations(
     mask = {} if attention_mask is None else {"attention_mask": attention_mask}
 
     def keep(name: str) -> Callable[[Tensor], None]:
-        def see(x: Any) -> None:
-            if not isinstance(x, Tensor) or x.dim() != 3 or x.shape[:2] != tokens.shape:
-                raise UserError(
-                    f"hook_name={name} does not give one vector a token; choose a place "
-                    "inside a block, such as its output"
-                )
-            seen[name] = x
+        def see(x: object) -> None:
+            vectors = one_vector_a_token(name, x)
+            require(vectors.shape[:2] == tokens.shape, _no_vectors(name))
+            seen[name] = vectors
             if len(seen) == len(wanted):
                 raise _Stop
 
         return see
 
-    handles = [_register(module, point, keep(point.hook_name)) for point in points]
-    try:
-        with torch.inference_mode():
-            module(tokens, use_cache=False, **mask)
-    except _Stop:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, suppress(_Stop), torch.inference_mode():
+        for point in points:
+            hooks.enter_context(hooked(module, point, keep(point.hook_name)))
+        module(tokens, use_cache=False, **mask)
     unseen = [point.hook_name for point in points if point.hook_name not in seen]
     if unseen:
         raise UserError(
@@ -205,82 +229,10 @@ def _widths_without_weights(
 
     # To make a mask, a model would look at values; a mask of full rank is taken as it is.
     mask = torch.ones((1, 1, 2, 2), dtype=torch.bool, device=tokens.device)
-    handles = [_register(module, site, partial(note, site.hook_name)) for site in sites]
-    try:
+    with ExitStack() as hooks, torch.inference_mode():
+        for site in sites:
+            hooks.enter_context(hooked(module, site, partial(note, site.hook_name)))
         # A model's own code may fail in any way on tensors that hold nothing.
-        with torch.inference_mode(), suppress(Exception):
+        with suppress(Exception):
             module(tokens, attention_mask=mask, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     return widths
-
-
-@contextmanager
-def edited(module: nn.Module, point: Site, edit: Edit) -> Iterator[None]:
-    """Inside this context every forward of `module` has `edit` applied at `point`."""
-    if copied_at_mid(point.hook_name, point.module):
-        handles = _register_mid(module, point, edit)
-    else:
-        handles = [_register(module, point, edit)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def edited_from(
-    module: nn.Module,
-    source: Site,
-    point: Site,
-    edit: Callable[[Tensor, Tensor], Tensor],
-) -> Iterator[None]:
-    """Like `edited`, by an `edit` that also gets what stands at `source` in the same forward.
-
-    Args:
-        edit: gives new activations at `point` from those at `source` and the old ones.
-            `source` may be `point`, and must not come after it in the model.
-    """
-    seen: list[Tensor] = []
-
-    def keep(x: Tensor) -> None:
-        seen[:] = [x]
-
-    def edit_at_point(x: Tensor) -> Tensor:
-        if not seen:
-            raise UserError(
-                f"hook_name_out={point.hook_name} comes before hook_name={source.hook_name} "
-                "in the model; a transcoder goes from a place to the same or a later one"
-            )
-        # Taken away, so that no forward is ever edited by what another one held.
-        return edit(seen.pop(), x)
-
-    # The reader first: hooks of one module are called in the order that they came in.
-    handle = _register(module, source, keep)
-    try:
-        with edited(module, point, edit_at_point):
-            yield
-    finally:
-        handle.remove()
-
-
-def _register_mid(module: nn.Module, point: Site, edit: Edit) -> list[Any]:
-    """Edit the middle of a block's residual stream.
-
-    The norm before the MLP sees it, but the block has put a copy aside to add the MLP's output
-    to; the change is added there as well, when the block returns.
-    """
-    changes: list[Tensor] = []
-
-    def before_norm(x: Tensor) -> Tensor:
-        new = edit(x)
-        changes.append(new - x)
-        return new
-
-    block = Site(point.hook_name, point.module.rpartition(".")[0], "output")
-    return [
-        _register(module, point, before_norm),
-        _register(module, block, lambda output: output + changes.pop()),
-    ]

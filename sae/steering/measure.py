@@ -1,15 +1,18 @@
 """Dose and response of one feature, beside a random direction and a plain prompt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.base.errors import require
+from sae.edits.edit import Edit
 from sae.models.load import LanguageModel
 from sae.models.site import Site
-from sae.steering.edits import random_direction
-from sae.steering.generate import Sampling, next_log_probs, perplexity, prompt_ids, write
+from sae.steering.doses import random_direction, steered
+from sae.steering.generate import Sampling, generate, next_log_probs, perplexity, prompt_ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +30,8 @@ class SteeredFeature:
     """A feature and what is known of it from the atlas."""
 
     index: int
-    direction: Tensor
-    """Its decoder row times its highest activation, (d_in,): strength 1."""
+    direction: Float[Tensor, " d_out"]
+    """What strength 1 adds, see `unit_dose`."""
     top_token_ids: list[int]
     top_tokens: list[str]
 
@@ -36,56 +39,90 @@ class SteeredFeature:
 @dataclass(frozen=True, slots=True)
 class _Condition:
     direction: str
-    strength: float | None
-    vector: Tensor
+    strength: float
+    vector: Float[Tensor, " d_out"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    """What followed one prompt under every condition and, last, after the plain sentence."""
+
+    shifts: Float[Tensor, " continuation"]
+    log_perplexities: Float[Tensor, " continuation"]
+    texts: list[str]
 
 
 def dose_response(
-    model: LanguageModel, point: Site, feature: SteeredFeature, task: SteeringTask
-) -> dict[str, Any]:
-    """Texts and figures at every strength, for the feature and both baselines.
+    model: LanguageModel, site: Site, feature: SteeredFeature, task: SteeringTask
+) -> dict[str, list[dict[str, object]]]:
+    """Return texts and figures at every strength, for the feature and both baselines.
 
     `logprob_shift` is the change, against the unsteered model, of the log-probability that the
     next token is one of the feature's top tokens, after the prompt. `perplexity` is that of
-    the written text under the unsteered model. Both are averaged over prompts (perplexity
+    the continuation under the unsteered model. Both are averaged over prompts (perplexity
     geometrically). Baselines: a random direction of equal norm at every strength, and the
     unsteered model after a sentence that names the feature's top tokens.
+
+    Raises:
+        UserError: for a prompt of one token, after which steering has shifted nothing yet.
     """
     conditions = _conditions(feature, task)
     vectors = torch.stack([c.vector for c in conditions])
-    shifts, surprises, samples = [], [], []
-    for number, prompt in enumerate(task.prompts):
-        ids = prompt_ids(model, prompt)
-        hinted_ids = prompt_ids(model, f"{hint(feature.top_tokens)}{prompt}")
-        plain = torch.zeros_like(vectors[:1])
-        # The unsteered model is a row of the same batch: strength 0 shifts by 0 exactly.
-        steered = _top_log_prob(model, point, ids, torch.cat([plain, vectors]), feature)
-        hinted = _top_log_prob(model, point, hinted_ids, plain, feature)
-        shifts.append(torch.cat([steered[1:], hinted]) - steered[0])
-        sampling = replace(task.sampling, seed=task.sampling.seed + number)
-        written = torch.cat(
-            [
-                write(model, point, ids, vectors, sampling),
-                write(model, point, hinted_ids, plain, sampling),
-            ]
-        )
-        surprises.append(perplexity(model, ids, written).log())
-        texts = model.tokenizer.batch_decode(written)
-        samples += [
-            {"prompt": prompt, "direction": d, "strength": s, "text": text}
-            for (d, s), text in zip(_labels(conditions), texts, strict=True)
-        ]
-    shift = torch.stack(shifts).mean(0).tolist()
-    surprise = torch.stack(surprises).mean(0).exp().tolist()
-    measurements = [
-        {"direction": d, "strength": s, "logprob_shift": shift[i], "perplexity": surprise[i]}
-        for i, (d, s) in enumerate(_labels(conditions))
+    labels = [*((c.direction, c.strength) for c in conditions), ("prompt", None)]
+    responses = [
+        _response(model, site, feature, vectors, prompt, replace(task.sampling, seed=seed))
+        for seed, prompt in enumerate(task.prompts, task.sampling.seed)
     ]
-    return {"measurements": measurements, "samples": samples}
+    shifts = torch.stack([r.shifts for r in responses]).mean(0).tolist()
+    perplexities = torch.stack([r.log_perplexities for r in responses]).mean(0).exp().tolist()
+    return {
+        "measurements": [
+            {"direction": d, "strength": s, "logprob_shift": shift, "perplexity": value}
+            for (d, s), shift, value in zip(labels, shifts, perplexities, strict=True)
+        ],
+        "samples": [
+            {"prompt": prompt, "direction": d, "strength": s, "text": text}
+            for prompt, response in zip(task.prompts, responses, strict=True)
+            for (d, s), text in zip(labels, response.texts, strict=True)
+        ],
+    }
 
 
-def hint(top_tokens: list[str]) -> str:
-    """The plain-prompt baseline: what one would write instead of steering."""
+def _response(
+    model: LanguageModel,
+    site: Site,
+    feature: SteeredFeature,
+    vectors: Float[Tensor, "condition d_out"],
+    prompt: str,
+    sampling: Sampling,
+) -> _Response:
+    ids = prompt_ids(model, prompt)
+    require(
+        len(ids) >= 2,
+        f"the prompt {prompt!r} has one token, and the first is never steered; write more",
+    )
+    told = prompt_ids(model, f"{prompt_baseline(feature.top_tokens)}{prompt}")[None]
+    # The unsteered model is a sequence of the same batch: strength 0 shifts by 0 exactly.
+    with_plain = steered(site, torch.cat([torch.zeros_like(vectors[:1]), vectors]))
+    found = _top_log_prob(model, ids.expand(len(vectors) + 1, -1), [with_plain], feature)
+    found_told = _top_log_prob(model, told, [], feature)
+    prompts = ids.expand(len(vectors), -1)
+    continuations = torch.cat(
+        [
+            generate(model, prompts, [steered(site, vectors)], sampling),
+            generate(model, told, [], sampling),
+        ]
+    )
+    after = ids.expand(len(continuations), -1)
+    return _Response(
+        torch.cat([found[1:], found_told]) - found[0],
+        perplexity(model, after, continuations).log(),
+        model.tokenizer.batch_decode(continuations),
+    )
+
+
+def prompt_baseline(top_tokens: list[str]) -> str:
+    """Return what one would write before the prompt instead of steering."""
     words = [token.strip() for token in top_tokens if token.strip()]
     return f"The following text is about {', '.join(words[:5])}.\n\n"
 
@@ -100,17 +137,12 @@ def _conditions(feature: SteeredFeature, task: SteeringTask) -> list[_Condition]
     ]
 
 
-def _labels(conditions: list[_Condition]) -> list[tuple[str, float | None]]:
-    return [*((c.direction, c.strength) for c in conditions), ("prompt", None)]
-
-
 def _top_log_prob(
     model: LanguageModel,
-    point: Site,
-    ids: Tensor,
-    vectors: Tensor,
+    prompts: Int[Tensor, "sequence position"],
+    edits: Sequence[Edit],
     feature: SteeredFeature,
-) -> Tensor:
-    """Log-probability that the next token is among the feature's top tokens, (row,)."""
-    log_probs = next_log_probs(model, point, ids, vectors)
+) -> Float[Tensor, " sequence"]:
+    """Return the log-probability that the next token is among the feature's top tokens."""
+    log_probs = next_log_probs(model, prompts, edits)
     return log_probs[:, feature.top_token_ids].logsumexp(1)

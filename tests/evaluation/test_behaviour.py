@@ -7,11 +7,11 @@ import torch
 from support.world import harvest_settings, random_dictionary
 
 import sae
-from sae.analysis.behaviour import behaviour
 from sae.base.errors import UserError
 from sae.dictionary import Dictionary
 from sae.dictionary.files import save_dictionary
 from sae.dictionary.metadata import metadata_of
+from sae.evaluation.behaviour import behaviour
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 

@@ -9,7 +9,10 @@ from support.world import random_dictionary, sentences
 
 from benchmarks import dashboard
 from sae.dictionary.files import load_dictionary, loads_in_saelens, save_dictionary
-from sae.models.hooks import edited_from, find_site
+from sae.edits.changes import Splice
+from sae.edits.edit import Edit, edited
+from sae.edits.positions import ALL
+from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 from sae.models.unembed import unembedding
 
@@ -52,10 +55,8 @@ def logits_with(ours, dictionary, ids):
     """The model's logits where a dictionary's reconstruction stands at its hook."""
     source = find_site(ours.module, dictionary.hook_name)
     point = find_site(ours.module, dictionary.hook_name_out)
-    with (
-        torch.inference_mode(),
-        edited_from(ours.module, source, point, lambda x, _: dictionary(x)),
-    ):
+    edits = [Edit(point, Splice(dictionary), ALL, source)]
+    with torch.inference_mode(), edited(ours.module, edits):
         return ours.module(ids, use_cache=False).logits
 
 

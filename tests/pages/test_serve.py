@@ -33,9 +33,9 @@ from sae.models.load import ModelConfig, load_model
 from sae.serving.guard import name_check
 from sae.serving.server import address_of, listen
 from sae.serving.worker import Dropped, Worker
-from sae.steering.edits import random_direction
+from sae.steering.beside import SharedNoise, generate_beside, with_baseline
+from sae.steering.doses import random_direction
 from sae.steering.generate import Sampling
-from sae.steering.live import _SharedChance, with_baseline, write_beside
 
 DEAD = 63
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -404,11 +404,11 @@ def test_the_baseline_is_a_random_direction_of_equal_norm(server, run):
     torch.testing.assert_close(random, -2.0 * random_direction(3.0 * row, 5))
 
 
-def test_shared_chance_draws_from_the_softmax():
+def test_shared_noise_draws_from_the_softmax():
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     sampling = Sampling(max_new_tokens=1, temperature=0.5, seed=0)
-    chance, n = _SharedChance(sampling, lambda: None), 4000
-    drawn = torch.stack([chance(scores, scores).argmax() for _ in range(n)])
+    noise, n = SharedNoise(sampling, lambda: None), 4000
+    drawn = torch.stack([noise(scores, scores).argmax() for _ in range(n)])
     expected = (scores[0] / 0.5).softmax(0)
     found = torch.bincount(drawn, minlength=4) / n
     assert ((found - expected).abs() < 4 * (expected * (1 - expected) / n).sqrt()).all()
@@ -422,7 +422,7 @@ def test_a_direction_outside_the_stream_can_be_turned_too(model, hook):
     sampling = Sampling(max_new_tokens=12, temperature=0.7, seed=0)
     for strength, equal in ((0.0, True), (50.0, False)):
         vectors = with_baseline(direction, strength, 0)
-        plain, steered, _ = write_beside(model, point, TEXT, vectors, sampling)
+        plain, steered, _ = generate_beside(model, point, TEXT, vectors, sampling)
         assert (plain == steered) == equal
 
 

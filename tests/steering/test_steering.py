@@ -1,16 +1,21 @@
 """Steering: exact where it must be, beside its baselines."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 import sae
-from sae.models.hooks import edited, find_site
+from sae.base.errors import UserError
+from sae.edits.edit import edited
+from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
+from sae.steering.beside import generate_beside, with_baseline
 from sae.steering.choose import choose_features
-from sae.steering.edits import add_vectors, random_direction
-from sae.steering.generate import Sampling, perplexity, prompt_ids, write
+from sae.steering.doses import random_direction, steered
+from sae.steering.generate import Sampling, generate, perplexity, prompt_ids
+from sae.steering.measure import SteeredFeature, SteeringTask, dose_response
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -21,7 +26,7 @@ def model(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def point(model):
+def site(model):
     return find_site(model.module, HOOK)
 
 
@@ -34,56 +39,64 @@ def vectors(n=3, scale=4.0):
     return torch.randn(n, 32, generator=torch.Generator().manual_seed(3)) * scale
 
 
-def test_strength_zero_leaves_the_logits_bit_equal(model, point, ids):
-    rows = ids.expand(2, -1)
-    with torch.no_grad():
-        plain = model.module(rows).logits
-        with edited(model.module, point, add_vectors(torch.zeros(2, 32))):
-            steered = model.module(rows).logits
-    assert torch.equal(plain, steered)
+def logits(model, ids, *edits):
+    with torch.no_grad(), edited(model.module, edits):
+        return model.module(ids).logits
 
 
-def test_a_zero_row_is_untouched_beside_a_steered_one(model, point, ids):
-    rows = ids.expand(2, -1)
+def test_strength_zero_leaves_the_logits_bit_equal(model, site, ids):
+    prompts = ids.expand(2, -1)
+    found = logits(model, prompts, steered(site, torch.zeros(2, 32)))
+    assert torch.equal(found, logits(model, prompts))
+
+
+def test_a_sequence_with_a_zero_vector_is_untouched_beside_a_steered_one(model, site, ids):
+    prompts = ids.expand(2, -1)
     both = torch.stack([torch.zeros(32), vectors(1)[0]])
-    with torch.no_grad():
-        plain = model.module(rows).logits
-        with edited(model.module, point, add_vectors(both)):
-            steered = model.module(rows).logits
-    assert torch.equal(plain[0], steered[0])
-    assert not torch.allclose(plain[1], steered[1])
+    plain, found = logits(model, prompts), logits(model, prompts, steered(site, both))
+    assert torch.equal(plain[0], found[0])
+    assert not torch.allclose(plain[1], found[1])
 
 
-def test_the_edit_adds_the_vector_everywhere_but_at_the_first_position():
-    x = torch.randn(2, 5, 32)
-    moved = add_vectors(vectors(2))(x)
-    assert torch.equal(moved[:, 0], x[:, 0])
-    torch.testing.assert_close(moved[:, 1:] - x[:, 1:], vectors(2)[:, None].expand(2, 4, 32))
-    one = torch.randn(2, 1, 32)
-    torch.testing.assert_close(add_vectors(vectors(2))(one), one + vectors(2)[:, None])
+def test_the_first_position_is_not_steered_even_where_it_is_alone(model, site, ids):
+    one = ids[None, :1]
+    edit = steered(site, vectors(1))
+    assert torch.equal(logits(model, one, edit), logits(model, one))
+    assert torch.equal(logits(model, ids[None], edit)[:, 0], logits(model, ids[None])[:, 0])
 
 
+def written(model, site, ids, vectors, sampling, **more):
+    prompts = ids.expand(len(vectors), -1)
+    return generate(model, prompts, [steered(site, vectors)], sampling, **more)
+
+
+@pytest.mark.parametrize("n_ids", [None, 1])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_writing_with_the_key_value_cache_equals_writing_without(
-    model, point, ids, temperature
+    model, site, ids, temperature, n_ids
 ):
+    """Also after a prompt of one token, which is not steered while all that follows is."""
+    ids = ids[:n_ids]
     sampling = Sampling(max_new_tokens=20, temperature=temperature, seed=5)
     cached, plain = (
-        write(model, point, ids, vectors(), sampling, use_cache=use) for use in (True, False)
+        written(model, site, ids, vectors(), sampling, use_cache=use) for use in (True, False)
     )
     assert torch.equal(cached, plain)
-    unsteered = write(model, point, ids, torch.zeros(3, 32), sampling)
+    unsteered = written(model, site, ids, torch.zeros(3, 32), sampling)
     assert not torch.equal(cached, unsteered)
+    assert torch.equal(cached[:, :1], unsteered[:, :1]) or n_ids is None
 
 
 def test_writing_leaves_the_callers_random_state_alone_and_depends_on_the_seed(
-    model, point, ids
+    model, site, ids
 ):
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
     texts = [
-        write(model, point, ids, vectors(), Sampling(max_new_tokens=9, temperature=1.0, seed=s))
+        written(
+            model, site, ids, vectors(), Sampling(max_new_tokens=9, temperature=1.0, seed=s)
+        )
         for s in (1, 1, 2)
     ]
     assert torch.equal(torch.rand(3), expected)
@@ -91,18 +104,18 @@ def test_writing_leaves_the_callers_random_state_alone_and_depends_on_the_seed(
     assert not torch.equal(texts[0], texts[2])
 
 
-def test_a_batch_of_one_writes_what_a_batch_of_many_writes(model, point, ids):
+def test_a_batch_of_one_writes_what_a_batch_of_many_writes(model, site, ids):
     sampling = Sampling(max_new_tokens=12, temperature=0.0, seed=0)
-    together = write(model, point, ids, vectors(), sampling)
-    alone = torch.cat([write(model, point, ids, v[None], sampling) for v in vectors()])
+    together = written(model, site, ids, vectors(), sampling)
+    alone = torch.cat([written(model, site, ids, v[None], sampling) for v in vectors()])
     assert torch.equal(together, alone)
 
 
 def test_perplexity_equals_the_loss_that_the_model_itself_reports(model, ids):
-    written = torch.randint(2, 300, (2, 7), generator=torch.Generator().manual_seed(0))
-    found = perplexity(model, ids, written)
-    for row, value in zip(written, found, strict=True):
-        whole = torch.cat([ids, row])[None]
+    continuations = torch.randint(2, 300, (2, 7), generator=torch.Generator().manual_seed(0))
+    found = perplexity(model, ids.expand(2, -1), continuations)
+    for continuation, value in zip(continuations, found, strict=True):
+        whole = torch.cat([ids, continuation])[None]
         labels = whole.clone()
         labels[:, : len(ids)] = -100
         with torch.no_grad():
@@ -146,7 +159,7 @@ def test_features_are_chosen_by_the_rule():
 
 
 @pytest.fixture(scope="module")
-def steered(tiny_run, tmp_path_factory):
+def steered_run(tiny_run, tmp_path_factory):
     run = tmp_path_factory.mktemp("steered") / "run"
     shutil.copytree(tiny_run, run)
     atlas = sae.analyze(run=str(run), dictionary="strong")
@@ -162,8 +175,8 @@ def steered(tiny_run, tmp_path_factory):
     return settings, sae.steer(**settings)
 
 
-def test_every_feature_has_all_strengths_and_both_baselines(steered):
-    settings, results = steered
+def test_every_feature_has_all_strengths_and_both_baselines(steered_run):
+    settings, results = steered_run
     assert [r["feature"] for r in results] == settings["features"]
     for result in results:
         found = [(m["direction"], m["strength"]) for m in result["measurements"]]
@@ -181,8 +194,31 @@ def test_every_feature_has_all_strengths_and_both_baselines(steered):
         assert all(m["perplexity"] > 0 for m in result["measurements"])
 
 
-def test_turning_a_feature_up_raises_its_own_top_tokens_more_than_turning_it_down(steered):
-    for result in steered[1]:
+def test_a_prompt_of_one_token_goes_on_as_it_is_and_is_steered_from_there(model, site):
+    bare = replace(model, bos_token_id=None)
+    assert len(prompt_ids(bare, "t")) == 1
+    sampling = Sampling(max_new_tokens=12, temperature=0.0, seed=0)
+    directions = with_baseline(vectors(1)[0], 2.0, 0)
+    plain, turned, _ = generate_beside(bare, site, "t", directions, sampling)
+    assert turned.text != plain.text
+    one = replace(sampling, max_new_tokens=1)
+    plain, turned, _ = generate_beside(bare, site, "t", directions, one)
+    assert turned.text == plain.text
+
+
+def test_a_dose_after_a_prompt_of_one_token_is_refused(model, site):
+    task = SteeringTask(
+        prompts=["t"],
+        strengths=[1.0],
+        sampling=Sampling(max_new_tokens=2, temperature=0.0, seed=0),
+    )
+    feature = SteeredFeature(0, vectors(1)[0], [3], [" cats"])
+    with pytest.raises(UserError, match="the prompt 't' has one token, and the first is never"):
+        dose_response(replace(model, bos_token_id=None), site, feature, task)
+
+
+def test_turning_a_feature_up_raises_its_own_top_tokens_more_than_turning_it_down(steered_run):
+    for result in steered_run[1]:
         shift = {
             m["strength"]: m["logprob_shift"]
             for m in result["measurements"]
@@ -191,15 +227,15 @@ def test_turning_a_feature_up_raises_its_own_top_tokens_more_than_turning_it_dow
         assert shift[4.0] > shift[-4.0]
 
 
-def test_the_unsteered_text_is_what_the_model_writes_by_itself(steered, model):
-    _, results = steered
+def test_the_unsteered_text_is_what_the_model_writes_by_itself(steered_run, model):
+    _, results = steered_run
     ids = prompt_ids(model, "the river ran")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        rows = ids.expand(5, -1)
-        written = model.module.generate(
-            rows,
-            attention_mask=torch.ones_like(rows),
+        prompts = ids.expand(5, -1)
+        texts = model.module.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
             max_new_tokens=6,
             min_new_tokens=6,
             do_sample=True,
@@ -208,7 +244,7 @@ def test_the_unsteered_text_is_what_the_model_writes_by_itself(steered, model):
             top_p=1.0,
             pad_token_id=1,
         )
-    text = model.tokenizer.decode(written[1, len(ids) :])
+    text = model.tokenizer.decode(texts[1, len(ids) :])
     sample = next(
         s
         for s in results[0]["samples"]
@@ -217,7 +253,7 @@ def test_the_unsteered_text_is_what_the_model_writes_by_itself(steered, model):
     assert sample["text"] == text
 
 
-def test_steering_again_is_reused(steered, capsys):
-    settings, results = steered
+def test_steering_again_is_reused(steered_run, capsys):
+    settings, results = steered_run
     assert sae.steer(**settings) == results
     assert "reused" in capsys.readouterr().err

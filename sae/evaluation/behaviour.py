@@ -12,21 +12,19 @@ positions whose own token and next token are both text.
   instead of writing new ones.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.base.progress import progress
-from sae.models.hooks import edited_from
+from sae.edits.changes import Change, Put, Reconstruction, Splice
+from sae.edits.edit import Edit, edited
+from sae.edits.positions import Where
 from sae.models.load import LanguageModel
 from sae.models.site import Site
-
-Reconstruction = Callable[[Tensor], Tensor]
-"""A dictionary: activations (row, d_out) from those that it reads, (row, d_in)."""
-Replacement = Callable[[Tensor, Tensor], Tensor]
-"""New activations (row, d_out) from those that are read, (row, d_in), and the old ones."""
 
 
 @dataclass(slots=True)
@@ -35,44 +33,28 @@ class _Sums:
     kl: float = 0.0
 
 
-def zero_ablation(_: Tensor, y: Tensor) -> Tensor:
-    """All activations to zero."""
-    return torch.zeros_like(y)
-
-
-def mean_ablation(mean: Tensor) -> Replacement:
-    """All activations to `mean` (d_out,)."""
-    return lambda _, y: mean.to(y).expand_as(y)
-
-
-def reconstruction_by(dictionary: Reconstruction) -> Replacement:
-    """Activations to what `dictionary` makes of those that it reads."""
-    return lambda x, _: dictionary(x)
-
-
 def behaviour(
     model: LanguageModel,
-    point: Site,
-    tokens: Tensor,
+    site: Site,
+    tokens: Int[Tensor, "sequence position"],
     dictionaries: Mapping[str, Reconstruction],
-    mean: Tensor,
+    mean: Float[Tensor, " d_out"],
     *,
     source: Site | None = None,
     batch_size: int = 8,
 ) -> dict[str, dict[str, float]]:
-    """Scores of several dictionaries at one hook, sharing the untouched run.
+    """Return the scores of several dictionaries at one site, sharing the untouched run.
 
     Args:
-        point: where activations are replaced.
-        tokens: held-out ids, (sequence, position).
-        mean: mean activation (d_out,) at `point`, for mean ablation.
-        source: what the dictionaries read; `point` itself if left out.
+        site: where activations are replaced.
+        tokens: held-out ids.
+        mean: mean of the activations at `site`, for mean ablation.
+        source: what the dictionaries read; `site` itself if left out.
         batch_size: sequences a forward pass.
     """
-    replacements: dict[str, Replacement] = {"zero": zero_ablation, "mean": mean_ablation(mean)}
-    for name, dictionary in dictionaries.items():
-        replacements[f"sae {name}"] = reconstruction_by(dictionary)
-    sums = {name: _Sums() for name in ("clean", *replacements)}
+    changes: dict[str, Change] = {"zero": Put(torch.zeros_like(mean)), "mean": Put(mean)}
+    changes |= {f"sae {name}": Splice(d) for name, d in dictionaries.items()}
+    sums = {name: _Sums() for name in ("clean", *changes)}
     special = torch.tensor(model.special_token_ids)
     count = 0
     total = tokens.numel() * len(sums)
@@ -90,9 +72,9 @@ def behaviour(
                 _row_dot(probabilities, clean).sum() - clean.logsumexp(-1).double().sum()
             )
             bar.update(batch.numel())
-            for name, replace in replacements.items():
-                edit = _at(text.to(model.device), replace)
-                with edited_from(model.module, source or point, point, edit):
+            for name, change in changes.items():
+                edit = Edit(site, change, Where(text), source)
+                with edited(model.module, [edit]):
                     logits = _logits(model, ids, scored)
                 sums[name].ce += _cross_entropy(logits, target)
                 cross = (
@@ -102,15 +84,6 @@ def behaviour(
                 bar.update(batch.numel())
     means = {n: _Sums(s.ce / count, s.kl / count) for n, s in sums.items()}
     return {name: _scores(means, f"sae {name}") for name in dictionaries}
-
-
-def _at(positions: Tensor, replace: Replacement) -> Replacement:
-    def edit(x: Tensor, y: Tensor) -> Tensor:
-        new = y.clone()
-        new[positions] = replace(x[positions], y[positions]).to(y.dtype)
-        return new
-
-    return edit
 
 
 def _logits(model: LanguageModel, ids: Tensor, scored: Tensor) -> Tensor:

@@ -1,51 +1,49 @@
-"""One feature turned up or down on a text that somebody types, beside two baselines."""
+"""One feature turned up or down on a prompt that somebody types, beside two baselines."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.base.errors import require
 from sae.models.load import LanguageModel
 from sae.models.site import Site
-from sae.steering.edits import random_direction
-from sae.steering.generate import Sampling, perplexity, prompt_ids, write
+from sae.steering.doses import random_direction, steered
+from sae.steering.generate import Sampling, generate, perplexity, prompt_ids
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """One continuation of the prompt."""
+class Continuation:
+    """What the model writes after the prompt."""
 
     text: str
     perplexity: float | None
     """Under the unsteered model; None where it is beyond what a float can say."""
 
 
-def write_beside(
+def generate_beside(
     model: LanguageModel,
-    point: Site,
+    site: Site,
     prompt: str,
-    directions: tuple[Tensor, Tensor],
+    directions: tuple[Float[Tensor, " d_out"], Float[Tensor, " d_out"]],
     sampling: Sampling,
     check: Callable[[], None] = lambda: None,
-) -> tuple[Written, ...]:
-    """What the model writes by itself and with each vector added at `point`.
+) -> tuple[Continuation, ...]:
+    """Return what the model writes by itself, then with each vector added at `site`.
 
-    The rows draw their tokens by the same chance: where a vector changes no logit the texts are
-    equal, so what differs is what the vector does.
+    All continuations draw their tokens with the same noise: where a vector changes no logit the
+    texts are equal, so what differs is what the vector does.
 
     Args:
-        directions: vectors (d_out,) to add at every position but the first.
+        directions: vectors to add at every position but the first.
         check: called before each token; whatever it raises ends the writing.
 
-    Returns:
-        The plain continuation, then one for each direction.
-
     Raises:
-        UserError: for a model that writes nothing, an empty prompt, one of a single token in a
-            model without a beginning token, or one too long for what is to be written.
+        UserError: for a model that writes nothing, an empty prompt, or one too long for what is
+            to be written.
     """
     require(
         model.causal,
@@ -55,22 +53,26 @@ def write_beside(
     ids = prompt_ids(model, prompt)
     _check_prompt(model, prompt, len(ids), sampling.max_new_tokens)
     vectors = torch.stack([torch.zeros_like(directions[0]), *directions]).to(model.device)
-    chance = _SharedChance(sampling, check)
+    prompts = ids.expand(len(vectors), -1)
+    noise = SharedNoise(sampling, check)
     likeliest = replace(sampling, temperature=0)
-    written = write(model, point, ids, vectors, likeliest, change=chance)
-    texts = model.tokenizer.batch_decode(written)
-    surprises = perplexity(model, ids, written).tolist()
+    edits = [steered(site, vectors)]
+    continuations = generate(model, prompts, edits, likeliest, process_scores=noise)
+    texts = model.tokenizer.batch_decode(continuations)
+    perplexities = perplexity(model, prompts, continuations).tolist()
     return tuple(
-        Written(text, surprise if math.isfinite(surprise) else None)
-        for text, surprise in zip(texts, surprises, strict=True)
+        Continuation(text, value if math.isfinite(value) else None)
+        for text, value in zip(texts, perplexities, strict=True)
     )
 
 
-def with_baseline(direction: Tensor, strength: float, seed: int) -> tuple[Tensor, Tensor]:
-    """The steering vector, and one of equal norm in a direction drawn evenly from all.
+def with_baseline(
+    direction: Float[Tensor, " d_out"], strength: float, seed: int
+) -> tuple[Float[Tensor, " d_out"], Float[Tensor, " d_out"]]:
+    """Return the steering vector, and one of equal norm in a random direction.
 
     Args:
-        direction: decoder row times highest activation, (d_out,): strength 1.
+        direction: what strength 1 adds, see `unit_dose`.
         seed: of the random direction.
     """
     return strength * direction, strength * random_direction(direction, seed)
@@ -79,7 +81,6 @@ def with_baseline(direction: Tensor, strength: float, seed: int) -> tuple[Tensor
 def _check_prompt(model: LanguageModel, prompt: str, n_ids: int, max_new_tokens: int) -> None:
     begin = 0 if model.bos_token_id is None else 1
     require(bool(prompt) and n_ids > begin, "the prompt is empty; write a beginning")
-    require(n_ids >= 2, "the prompt has one token, and the first is never steered; write more")
     limit = model.max_positions
     require(
         limit is None or n_ids + max_new_tokens <= limit,
@@ -88,8 +89,8 @@ def _check_prompt(model: LanguageModel, prompt: str, n_ids: int, max_new_tokens:
     )
 
 
-class _SharedChance:
-    """Adds the same Gumbel noise to every row's scores: the highest sum is a sample.
+class SharedNoise:
+    """Adds the same Gumbel noise to the scores of every sequence: the highest sum is a sample.
 
     argmax(logits / T + g) with g = -log(-log(u)) is distributed as softmax(logits / T)
     (Gumbel 1954; Maddison et al. 2014, "A* sampling"). Multiplied by T it is the same argmax,
@@ -100,7 +101,12 @@ class _SharedChance:
         self.temperature, self.check = sampling.temperature, check
         self.generator = torch.Generator().manual_seed(sampling.seed)
 
-    def __call__(self, _: Tensor, scores: Tensor) -> Tensor:
+    def __call__(
+        self,
+        _: Int[Tensor, "sequence position"],
+        scores: Float[Tensor, "sequence vocabulary"],
+    ) -> Float[Tensor, "sequence vocabulary"]:
+        """Return the scores with noise, as a step of `generate` wants them."""
         self.check()
         if self.temperature == 0:
             return scores

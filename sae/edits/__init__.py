@@ -1,0 +1,1 @@
+"""Interventions as data: what changes in a forward pass, where, and at which positions."""

@@ -1,0 +1,141 @@
+"""`Edit`, an intervention as data, and `edited`, the only way to change a forward pass."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any
+
+from torch import Tensor, nn
+
+from sae.base.errors import UserError
+from sae.edits.changes import Change, Rows
+from sae.edits.positions import Positions, Window
+from sae.models.families import copied_at_mid
+from sae.models.hooks import hooked, one_vector_a_token
+from sae.models.site import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A change of activations at one site of a model.
+
+    `Edit(site, Add(direction), ALL_BUT_FIRST)` steers, `Edit(site, Put(mean), ALL)` ablates,
+    and `Edit(site, Splice(dictionary), Where(is_text))` shows the rest of the model what a
+    dictionary reconstructs.
+    """
+
+    site: Site
+    """Where activations change."""
+    change: Change
+    positions: Positions
+    """Where in the sequences they change; elsewhere they stay, to the bit."""
+    source: Site | None = None
+    """What the change reads, in the same forward pass; the site itself if left out."""
+
+
+@contextmanager
+def edited(module: nn.Module, edits: Sequence[Edit]) -> Iterator[None]:
+    """Apply `edits` in every forward pass of `module` inside this context.
+
+    At one site each edit is given what the edits before it in the list left. Positions are
+    counted from the start of the sequences, also while a model writes with a key-value cache;
+    what such a cache held before keeps the activations that it was made with.
+
+    Raises:
+        UserError: in a forward pass, if an edit's source comes after its site in the model, or
+            its site does not give one vector a token.
+    """
+    forward = _Forward(module)
+    with ExitStack() as hooks:
+        begin = module.register_forward_pre_hook(forward.begin, with_kwargs=True)
+        hooks.callback(begin.remove)
+        for edit in edits:
+            hooks.enter_context(_edited(module, edit, forward))
+        yield
+
+
+class _Forward:
+    """Where in the sequences the forward pass that is under way begins."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.arguments = list(signature(module.forward).parameters)
+        self.start = self.end = 0
+        self.state: object = None
+
+    def begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = dict(zip(self.arguments, args, strict=False)) | kwargs
+        cache, state = given.get("past_key_values"), given.get("cache_params")
+        if cache is not None:
+            self.start = int(cache.get_seq_length())
+        else:
+            # A recurrent model's state does not say how many tokens went into it.
+            self.start = self.end if state is not None and state is self.state else 0
+        self.state = state
+
+    def changed(self, edit: Edit, x: Tensor, y: Tensor) -> Tensor | None:
+        """Return the activations after an edit, or None if they all stay."""
+        y = one_vector_a_token(edit.site.hook_name, y)
+        self.end = self.start + y.shape[1]
+        window = Window(len(y), self.start, self.end)
+        chosen = edit.positions.mask(window).nonzero(as_tuple=True)
+        sequence, column = (index.to(y.device) for index in chosen)
+        if not len(sequence):
+            return None
+        rows = Rows(sequence, column + self.start, len(y))
+        # Only the rows that change are computed.
+        new = edit.change.apply(x[sequence, column], y[sequence, column], rows)
+        return y.index_put((sequence, column), new.to(y.dtype))
+
+
+@contextmanager
+def _edited(module: nn.Module, edit: Edit, forward: _Forward) -> Iterator[None]:
+    """Apply one edit."""
+    source, held = edit.source or edit.site, list[Tensor]()
+
+    def read(x: Tensor) -> None:
+        held[:] = [x]
+
+    def change(y: Tensor) -> Tensor | None:
+        if not held:
+            raise UserError(
+                f"hook_name_out={edit.site.hook_name} comes before "
+                f"hook_name={source.hook_name} in the model; a transcoder goes from a place to "
+                "the same or a later one"
+            )
+        # Taken away, so that no forward is ever edited by what another one held.
+        return forward.changed(edit, held.pop(), y)
+
+    # The reader first: hooks of one module are called in the order that they came in.
+    with hooked(module, source, read), _changed(module, edit.site, change):
+        yield
+
+
+@contextmanager
+def _changed(
+    module: nn.Module, site: Site, change: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Change what stands at a site, for everything that reads it.
+
+    In the middle of a residual stream the norm before the MLP gets the new activations, but the
+    block has put the old ones aside to add the MLP's output to. So the difference is added to
+    what the block returns.
+    """
+    if not copied_at_mid(site.hook_name, site.module):
+        with hooked(module, site, change):
+            yield
+        return
+    differences: list[Tensor] = []
+
+    def before_norm(y: Tensor) -> Tensor | None:
+        new = change(y)
+        differences[:] = [] if new is None else [new - y]
+        return new
+
+    def after_block(output: Tensor) -> Tensor | None:
+        return output + differences.pop() if differences else None
+
+    block = replace(site, module=site.module.rpartition(".")[0], side="output")
+    # Before all other hooks on the block's output, as the middle comes before it.
+    with hooked(module, site, before_norm), hooked(module, block, after_block, first=True):
+        yield
