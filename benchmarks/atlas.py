@@ -13,7 +13,7 @@ import torch
 import sae
 from benchmarks import dashboard
 from benchmarks.common import HOOK, write_results
-from sae.analysis.atlas import Atlas
+from sae.atlas.atlas import Atlas
 from sae.core.select import product_blocks
 from sae.models.load import ModelConfig, load_model
 from sae.models.unembed import unembedding
@@ -86,7 +86,7 @@ def _speed() -> list[dict[str, object]]:
         rows.append(
             {
                 "dictionary": name,
-                "L0": round(n_active / atlas.manifest["n_rows"], 1),
+                "L0": round(n_active / atlas.record.n_rows, 1),
                 "tokens": f"{atlas.manifest['n_rows']:,}",
                 "product alone (s)": round(product, 1),
                 "whole command (s)": round(seconds, 1),

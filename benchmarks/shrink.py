@@ -11,7 +11,7 @@ from torch import Tensor
 import sae
 from benchmarks.atlas import RUN, TRAINED
 from benchmarks.common import HOOK, write_results
-from sae.analysis.atlas import Atlas
+from sae.atlas.atlas import Atlas
 from sae.commands.common import norm_limit, recorded_model
 from sae.commands.eval import behaviour_scores
 from sae.dictionary import Dictionary

@@ -18,13 +18,10 @@ from sae.analysis.shards import (
     read_entries,
 )
 from sae.analysis.work import Arrays, Work
+from sae.atlas.schema import N_BANDS, N_LISTED
 from sae.base.progress import progress
 from sae.core import coactivation_kernels, panel_kernels
 
-N_BANDS = 5
-"""Equal parts of (0, highest activation] that contexts are drawn from."""
-N_PARTNERS = 10
-"""Features to list that one is correlated with, fires with, or points along."""
 PAIR_BYTES = 256 << 20
 """Memory for the counts and products of some features with all others."""
 GROUP_ENTRIES = 64 << 20
@@ -32,7 +29,7 @@ GROUP_ENTRIES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class ContextRule:
+class ContextSelection:
     """Which contexts of a feature to keep."""
 
     n_top: int
@@ -52,7 +49,7 @@ class ContextRule:
 
 
 def feature_panels(
-    rule: ContextRule, shards: list[Shard], text: Text, work: Work
+    selection: ContextSelection, shards: list[Shard], text: Text, work: Work
 ) -> list[tuple[slice, str]]:
     """Look at every feature's entries, some features at a time.
 
@@ -67,13 +64,13 @@ def feature_panels(
             name = f"panel-{i:05d}"
             if not work.has(name):
                 entries = read_entries(features, counts, shards, work)
-                work.save(name, _panel(rule, entries, text))
+                work.save(name, _panel(selection, entries, text))
             found.append((features, name))
             bar.update(features.stop - features.start)
     return found
 
 
-def _panel(rule: ContextRule, entries: Entries, text: Text) -> Arrays:
+def _panel(selection: ContextSelection, entries: Entries, text: Text) -> Arrays:
     """Arrays with a row a feature of one block.
 
     `n_active`; `moments` (sum, sum of squares, highest, spread); `histogram`, `positions`;
@@ -99,7 +96,7 @@ def _panel(rule: ContextRule, entries: Entries, text: Text) -> Arrays:
     panel_kernels.occurrences(
         *where, text.documents, sizes, document, document_counts, distinct
     )
-    chosen, activations = _contexts(rule, entries, text, moments[:, 2].copy())
+    chosen, activations = _contexts(selection, entries, text, moments[:, 2].copy())
     return {
         "n_active": np.diff(entries.ends),
         "moments": moments,
@@ -119,20 +116,20 @@ def _most(n: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _contexts(
-    rule: ContextRule, entries: Entries, text: Text, highest: NDArray[np.float64]
+    selection: ContextSelection, entries: Entries, text: Text, highest: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     n, first = len(highest), entries.features.start
     where = entries.ends, entries.tokens
-    settings = np.array([text.context_size, rule.radius, rule.seed])
-    top = np.full((n, rule.n_top), -1)
+    settings = np.array([text.context_size, selection.radius, selection.seed])
+    top = np.full((n, selection.n_top), -1)
     panel_kernels.top_entries(*where, entries.values, text.context_size, top)
-    bands = np.full((n, N_BANDS, rule.n_band), -1)
-    if rule.n_band:
+    bands = np.full((n, N_BANDS, selection.n_band), -1)
+    if selection.n_band:
         panel_kernels.band_entries(*where, entries.values, highest, settings, first, bands)
-    silent = np.full((n, rule.n_silent), -1)
+    silent = np.full((n, selection.n_silent), -1)
     panel_kernels.silent_tokens(*where, text.documents, settings, first, silent)
     chosen = np.concatenate([top, bands[:, ::-1].reshape(n, -1), silent], axis=1)
-    activations = np.zeros((n, rule.n_slots, 2 * rule.radius + 1), np.float32)
+    activations = np.zeros((n, selection.n_slots, 2 * selection.radius + 1), np.float32)
     panel_kernels.stretches(*where, entries.values, text.context_size, chosen, activations)
     return chosen, activations
 
@@ -144,7 +141,7 @@ def partners(
 
     Returns:
         `correlated` and `correlations`, `coactive`, `coactive_counts` and `overlaps`
-        (Jaccard), each (d_sae, N_PARTNERS); −1 where there are fewer.
+        (Jaccard), each (d_sae, N_LISTED); −1 where there are fewer.
     """
     counts = entry_counts(shards, work)
     moments = np.concatenate([work.open(name).read("moments") for _, name in panels])
@@ -206,8 +203,8 @@ def _partners_of(
             together,
             products,
         )
-    correlated, coactive = np.full((2, n, N_PARTNERS), -1)
-    correlations, overlaps = np.zeros((2, n, N_PARTNERS))
+    correlated, coactive = np.full((2, n, N_LISTED), -1)
+    correlations, overlaps = np.zeros((2, n, N_LISTED))
     coactivation_kernels.strongest_pairs(
         entries.features.start,
         n_rows,

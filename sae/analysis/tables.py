@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.analysis.features import N_BANDS, ContextRule
+from sae.analysis.features import ContextSelection
 from sae.analysis.shards import Text
 from sae.analysis.work import Arrays, Work
+from sae.atlas.agreement import logit_agreement, word_numbers
+from sae.atlas.lists import list_array
+from sae.atlas.schema import CONTEXTS, GROUPS, N_BANDS
 
-GROUPS = ("top", "band", "silent")
 _GROUP_FEATURES = 1024
 """Features whose contexts are a row group, at most, so that some can be read alone."""
 
@@ -33,12 +36,14 @@ class Vocabulary:
         """An arrow array of texts, of ids of any shape."""
         return self._strings.take(self._places[ids.ravel()])
 
-    def plain(self, ids: NDArray[Any]) -> NDArray[np.int64]:
-        """Numbers that are equal where texts are, letter case and spaces aside."""
-        texts = [text.strip().lower() for text in self._strings.to_pylist()]
-        numbers = np.unique(np.array(texts, dtype=object), return_inverse=True)[1]
-        found: NDArray[np.int64] = numbers[self._places[ids]]
+    def words(self, ids: NDArray[Any]) -> NDArray[np.int64]:
+        """Return `word_numbers` of the texts of ids of any shape."""
+        found: NDArray[np.int64] = self._words[self._places[ids]]
         return found
+
+    @cached_property
+    def _words(self) -> NDArray[np.int64]:
+        return word_numbers(self._strings.to_pylist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +58,22 @@ class LogitEffects:
     """(d_sae,): standard deviations between the mean top logit and the mean logit."""
 
 
-def lists(values: Any, lengths: NDArray[np.int64] | int) -> Any:
-    """An arrow array of lists: the flat `values`, cut into pieces of these lengths."""
-    import pyarrow
-
-    if isinstance(lengths, int):
-        lengths = np.full(len(values) // max(1, lengths), lengths)
-    ends = np.concatenate([[0], lengths.cumsum()])
-    if not isinstance(values, pyarrow.Array):
-        values = pyarrow.array(values)
-    return pyarrow.ListArray.from_arrays(pyarrow.array(ends, pyarrow.int32()), values)
-
-
 def _known(names: NDArray[np.int64], *columns: Any) -> list[Any]:
     """Lists of the names that are there (−1 is none), and of what stands beside them."""
     there = names >= 0
     lengths = there.sum(1)
     flat = [names[there].astype(np.int32), *(column[there] for column in columns)]
-    return [lists(values, lengths) for values in flat]
+    return [list_array(values, lengths) for values in flat]
 
 
-def context_table(
-    panel: Arrays, features: slice, rule: ContextRule, text: Text, vocabulary: Vocabulary
-) -> Any:
-    """Rows of `contexts.parquet` of a block of features, in their order.
+def context_columns(
+    panel: Arrays,
+    features: slice,
+    selection: ContextSelection,
+    text: Text,
+    vocabulary: Vocabulary,
+) -> dict[str, Any]:
+    """Columns of `contexts.parquet` of a block of features, in their order.
 
     Args:
         panel: `chosen` and `activations` of the block, as `feature_panels` keeps them.
@@ -87,34 +84,32 @@ def context_table(
     feature, slot = there.nonzero()
     token = panel["chosen"][there]
     position = token % text.context_size
-    start = np.maximum(position - rule.radius, 0)
-    length = np.minimum(position + rule.radius + 1, text.context_size) - start
-    inside = np.arange(2 * rule.radius + 1) < length[:, None]
+    start = np.maximum(position - selection.radius, 0)
+    length = np.minimum(position + selection.radius + 1, text.context_size) - start
+    inside = np.arange(2 * selection.radius + 1) < length[:, None]
     first = token - position + start
     ids = text.tokens[(first[:, None] + np.arange(inside.shape[1]))[inside]]
     activations = panel["activations"][there]
-    group, band, rank = _slots(rule)
+    group, band, rank = _slots(selection)
     # The rank counts what was found: places in a group may be empty at the end alone.
-    return pyarrow.table(
-        {
-            "feature": (feature + features.start).astype(np.int32),
-            "group": pyarrow.array(GROUPS).take(group[slot]),
-            "band": band[slot],
-            "rank": rank[slot],
-            "sequence": token // text.context_size,
-            "position": position.astype(np.int32),
-            "start": start.astype(np.int32),
-            "activation": activations[np.arange(len(token)), position - start],
-            "token_ids": lists(ids, length),
-            "tokens": lists(vocabulary.strings(ids), length),
-            "activations": lists(activations[inside], length),
-        }
-    )
+    return {
+        "feature": (feature + features.start).astype(np.int32),
+        "group": pyarrow.array(GROUPS).take(group[slot]),
+        "band": band[slot],
+        "rank": rank[slot],
+        "sequence": token // text.context_size,
+        "position": position.astype(np.int32),
+        "start": start.astype(np.int32),
+        "activation": activations[np.arange(len(token)), position - start],
+        "token_ids": list_array(ids, length),
+        "tokens": list_array(vocabulary.strings(ids), length),
+        "activations": list_array(activations[inside], length),
+    }
 
 
-def _slots(rule: ContextRule) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _slots(selection: ContextSelection) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Group, band and rank of each slot."""
-    sizes = [rule.n_top, *[rule.n_band] * N_BANDS, rule.n_silent]
+    sizes = [selection.n_top, *[selection.n_band] * N_BANDS, selection.n_silent]
     groups = np.repeat([0, *[1] * N_BANDS, 2], sizes)
     bands = np.repeat([-1, *range(N_BANDS - 1, -1, -1), -1], sizes)
     ranks = np.concatenate([np.arange(size) for size in sizes])
@@ -134,31 +129,26 @@ def panel_columns(panel: Arrays, text: Text, vocabulary: Vocabulary) -> dict[str
         "max_activation": panel["moments"][:, 2].astype(np.float32),
         "mean_activation": panel["moments"][:, 0] / some,
         "std_activation": panel["moments"][:, 3],
-        "histogram": lists(panel["histogram"].ravel(), panel["histogram"].shape[1]),
-        "positions": lists(panel["positions"].ravel(), panel["positions"].shape[1]),
+        "histogram": list_array(panel["histogram"].ravel(), panel["histogram"].shape[1]),
+        "positions": list_array(panel["positions"].ravel(), panel["positions"].shape[1]),
         "n_documents": panel["n_documents"],
         "top_document_share": (panel["top_document"] / some).astype(np.float32),
         "top_token_ids": top_ids,
-        "top_tokens": lists(vocabulary.strings(ids[ids >= 0]), (ids >= 0).sum(1)),
+        "top_tokens": list_array(vocabulary.strings(ids[ids >= 0]), (ids >= 0).sum(1)),
         "top_token_counts": top_counts,
         "top_token_rates": top_rates,
     }
 
 
-def partner_columns(
-    found: Arrays, neighbours: NDArray[np.int64], cosines: NDArray[np.float32]
-) -> dict[str, Any]:
-    """Columns of `features.parquet` that name other features."""
+def partner_columns(found: Arrays) -> dict[str, Any]:
+    """Columns of `features.parquet` that name features active together with others."""
     correlated = _known(found["correlated"], found["correlations"].astype(np.float32))
     coactive = _known(
         found["coactive"],
         found["coactive_counts"].astype(np.int64),
         found["overlaps"].astype(np.float32),
     )
-    near = _known(neighbours, cosines)
     return {
-        "neighbours": near[0],
-        "neighbour_cosines": near[1],
         "correlated": correlated[0],
         "correlations": correlated[1],
         "coactive": coactive[0],
@@ -178,64 +168,50 @@ def logit_columns(
     ):
         k = ids.shape[1]
         columns |= {
-            f"{name}_logit_tokens": lists(vocabulary.strings(ids), k),
-            f"{name}_logit_ids": lists(ids.astype(np.int32).ravel(), k),
-            f"{name}_logits": lists(values.ravel(), k),
+            f"{name}_logit_tokens": list_array(vocabulary.strings(ids), k),
+            f"{name}_logit_ids": list_array(ids.astype(np.int32).ravel(), k),
+            f"{name}_logits": list_array(values.ravel(), k),
         }
     return columns | {"logit_sharpness": logits.sharpness, "logit_agreement": agreement}
 
 
-def logit_agreement(
+def agreement_of_ids(
     promoted: NDArray[np.int64],
     chosen: NDArray[np.int64],
     text: Text,
     vocabulary: Vocabulary,
 ) -> NDArray[np.float64]:
-    """For each feature, the share of its top contexts that its promoted tokens speak of.
-
-    A context counts when the token at its peak, or the one after, is among the tokens that the
-    feature promotes (letter case and spaces aside). A feature without contexts has 0.
+    """Return the `logit_agreement` of features whose contexts are places in the cache.
 
     Args:
         promoted: (d_sae, k) token ids.
         chosen: (d_sae, n) places of the peaks among the cache's tokens; −1 for none.
     """
     there = chosen >= 0
-    wanted = vocabulary.plain(promoted)[:, None, :]
-    at_peak = vocabulary.plain(text.tokens[chosen.clip(0)])[..., None]
-    after = np.minimum(chosen.clip(0) + 1, len(text.tokens) - 1)
-    last = chosen % text.context_size == text.context_size - 1
-    behind = vocabulary.plain(text.tokens[after])[..., None]
-    agrees = (at_peak == wanted).any(-1) | ((behind == wanted).any(-1) & ~last)
-    share: NDArray[np.float64] = (agrees & there).sum(1) / np.maximum(1, there.sum(1))
-    return share
+    peaks = chosen[there]
+    after = np.minimum(peaks + 1, len(text.tokens) - 1)
+    near = vocabulary.words(text.tokens[np.stack([peaks, after], axis=1)])
+    near[peaks % text.context_size == text.context_size - 1, 1] = -2
+    return logit_agreement(vocabulary.words(promoted), there.nonzero()[0], near)
 
 
 def write_contexts(
-    path: Path,
+    folder: Path,
     panels: list[tuple[slice, str]],
     work: Work,
-    rule: ContextRule,
+    selection: ContextSelection,
     text: Text,
     vocabulary: Vocabulary,
 ) -> None:
     """Write `contexts.parquet`, row groups of some features each."""
-    import pyarrow.parquet
-
-    writer = None
-    for features, name in panels:
-        file = work.open(name)
-        for start in range(features.start, features.stop, _GROUP_FEATURES):
-            part = slice(start, min(start + _GROUP_FEATURES, features.stop))
-            rows = part.start - features.start, part.stop - features.start
-            panel = {key: file.read(key, *rows) for key in ("chosen", "activations")}
-            table = context_table(panel, part, rule, text, vocabulary)
-            writer = writer or pyarrow.parquet.ParquetWriter(
-                path, table.schema, compression="zstd"
-            )
-            writer.write_table(table)
-    if writer is not None:
-        writer.close()
+    with CONTEXTS.writer(folder) as write:
+        for features, name in panels:
+            file = work.open(name)
+            for start in range(features.start, features.stop, _GROUP_FEATURES):
+                part = slice(start, min(start + _GROUP_FEATURES, features.stop))
+                rows = part.start - features.start, part.stop - features.start
+                panel = {key: file.read(key, *rows) for key in ("chosen", "activations")}
+                write(context_columns(panel, part, selection, text, vocabulary))
 
 
 def numpy_of(tensor: Tensor) -> NDArray[Any]:

@@ -8,29 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.analysis.atlas import (
-    CONTEXTS_FILE,
-    FEATURES_FILE,
-    FORMAT,
-    MANIFEST_FILE,
-    Atlas,
-    nearest_features,
-)
-from sae.analysis.features import (
-    N_BANDS,
-    N_PARTNERS,
-    ContextRule,
-    feature_panels,
-    partners,
-)
-from sae.analysis.labels import carry_labels, read_labels
+from sae.analysis.features import ContextSelection, feature_panels, partners
 from sae.analysis.map import N_NEIGHBOURS, feature_map
 from sae.analysis.naming import automatic_labels
 from sae.analysis.shards import Shard, Text, encode_cache, read_text
 from sae.analysis.tables import (
     LogitEffects,
     Vocabulary,
-    logit_agreement,
+    agreement_of_ids,
     logit_columns,
     numpy_of,
     panel_columns,
@@ -38,6 +23,11 @@ from sae.analysis.tables import (
     write_contexts,
 )
 from sae.analysis.work import Arrays, Work
+from sae.atlas.atlas import Atlas
+from sae.atlas.directions import direction_columns, nearest_features
+from sae.atlas.labels import carry_labels, read_labels
+from sae.atlas.record import FORMAT, AtlasRecord, write_record
+from sae.atlas.schema import CONTEXTS, FEATURES, N_BANDS
 from sae.base.errors import UserError, require
 from sae.base.files import (
     atomic_path,
@@ -45,7 +35,6 @@ from sae.base.files import (
     only_process,
     read_json,
     remove_unfinished,
-    write_json,
 )
 from sae.base.progress import say
 from sae.base.provenance import code_version, digest
@@ -99,9 +88,9 @@ class AnalyzeConfig:
         return cache_location(self.run, self.cache)
 
     @property
-    def rule(self) -> ContextRule:
+    def selection(self) -> ContextSelection:
         """Which contexts to keep."""
-        return ContextRule(
+        return ContextSelection(
             self.n_contexts, self.n_band_contexts, self.n_silent, self.context_radius, self.seed
         )
 
@@ -123,7 +112,7 @@ def run(config: AnalyzeConfig) -> Atlas:
         f"{cache.n_sequences}; give n_contexts={cache.n_sequences} or fewer",
     )
     measured = [cache.digest, dictionary.digest, *dictionary.hook_names]
-    wanted = digest([FORMAT, *measured, config.rule, config.n_logits])
+    wanted = digest([FORMAT, *measured, config.selection, config.n_logits])
     atlas = Atlas(parent / name)
     with only_process(parent / f".{name}.lock", lambda who: _in_use(atlas, who)):
         if atlas.digest == wanted:
@@ -160,7 +149,7 @@ def _front(config: AnalyzeConfig, name: str) -> dict[str, Any] | None:
 
 def _refresh(atlas: Atlas, config: AnalyzeConfig) -> None:
     """What may have changed beside an atlas that is reused: its labels, and the front."""
-    write_labels_data(atlas.folder, read_labels(atlas.folder).columns)
+    write_labels_data(atlas.folder, read_labels(atlas.folder))
     write_front_data(atlas.folder, _front(config, atlas.folder.name))
 
 
@@ -174,32 +163,30 @@ class _Analysis:
 
     def write(self, folder: Path, wanted: str) -> None:
         """Do what is not done yet, and put the folder in its place."""
-        import pyarrow.parquet
+        import pyarrow
 
         text = read_text(self.cache, self.work)
         require(text.n_rows > 0, f"{self.cache.location} has no text rows, only special tokens")
         model = recorded_model(self.cache.model, self.config.device)
         dictionary = self.dictionary.to(resolve_device(self.config.device))
         shards = encode_cache(dictionary, self.cache, text, self.work)
-        panels = feature_panels(self.config.rule, shards, text, self.work)
+        panels = feature_panels(self.config.selection, shards, text, self.work)
         columns, vocabulary = self._columns(dictionary, model, shards, text, panels)
-        manifest = self._manifest(text, int((columns["n_active"] == 0).sum()), wanted)
-        if manifest["n_dead"] == manifest["d_sae"]:
+        record = self._record(text, int((columns["n_active"] == 0).sum()), wanted)
+        if record.n_dead == record.d_sae:
             say(f"analyze: no feature of {self.name} fires on any of the {text.n_rows} rows")
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             write_contexts(
-                temporary / CONTEXTS_FILE, panels, self.work, self.config.rule, text, vocabulary
+                temporary, panels, self.work, self.config.selection, text, vocabulary
             )
-            contexts = pyarrow.parquet.read_table(temporary / CONTEXTS_FILE)
-            features = pyarrow.table(columns)
-            automatic = automatic_labels(features, contexts)
-            features = features.add_column(1, "label", pyarrow.array(automatic))
-            pyarrow.parquet.write_table(features, temporary / FEATURES_FILE, compression="zstd")
+            contexts = CONTEXTS.read(temporary)
+            automatic = automatic_labels(pyarrow.table(columns), contexts)
+            features = FEATURES.write(temporary, {**columns, "label": automatic})
             labels = carry_labels(folder, temporary, automatic, self.dictionary.digest)
             front = _front(self.config, self.name)
-            write_site(temporary, features, contexts, manifest, labels.columns, front)
-            write_json(temporary / MANIFEST_FILE, manifest)
+            write_site(temporary, features, contexts, record, labels, front)
+            write_record(temporary, record)
 
     def _columns(
         self,
@@ -219,17 +206,14 @@ class _Analysis:
         columns = {
             "feature": np.arange(dictionary.d_sae, dtype=np.int32),
             **panel_columns(found, text, vocabulary),
-            "decoder_norm": numpy_of(dictionary.W_dec.float().norm(dim=1)),
-            "encoder_norm": numpy_of(dictionary.W_enc.float().norm(dim=0)),
-            **partner_columns(
-                pairs, near["indices"][:, :N_PARTNERS], near["cosines"][:, :N_PARTNERS]
-            ),
+            **direction_columns(dictionary, near["indices"], near["cosines"], places),
+            **partner_columns(pairs),
         }
         if logits is not None:
             top = found["chosen"][:, : self.config.n_contexts]
-            agreement = logit_agreement(logits.top_ids, top, text, vocabulary)
+            agreement = agreement_of_ids(logits.top_ids, top, text, vocabulary)
             columns |= logit_columns(logits, agreement, vocabulary)
-        return columns | {"map_x": places[:, 0], "map_y": places[:, 1]}, vocabulary
+        return columns, vocabulary
 
     def _logits(self, dictionary: Dictionary, model: LanguageModel) -> LogitEffects | None:
         """None where the decoder does not write into the stream that is unembedded."""
@@ -245,34 +229,33 @@ class _Analysis:
 
         return LogitEffects(**self.work.once("logits", compute))
 
-    def _manifest(self, text: Text, n_dead: int, wanted: str) -> dict[str, Any]:
+    def _record(self, text: Text, n_dead: int, wanted: str) -> AtlasRecord:
         dictionary = self.dictionary
-        return {
-            "digest": wanted,
-            "format": FORMAT,
-            "dictionary": self.name,
-            "dictionary_digest": dictionary.digest,
-            "architecture": dictionary.architecture,
-            "model_name": dictionary.model_name,
-            "hook_name": dictionary.hook_name,
-            "hook_name_out": dictionary.hook_name_out,
-            "cache_digest": self.cache.digest,
-            "data": self.cache.text.name,
-            "d_in": dictionary.d_in,
-            "d_sae": dictionary.d_sae,
-            "n_rows": text.n_rows,
-            "n_sequences": text.n_sequences,
-            "context_size": text.context_size,
-            "n_documents": text.n_documents,
-            "n_dead": n_dead,
-            "n_contexts": self.config.n_contexts,
-            "n_bands": N_BANDS,
-            "n_band_contexts": self.config.n_band_contexts,
-            "n_silent": self.config.n_silent,
-            "context_radius": self.config.context_radius,
-            "seed": self.config.seed,
-            "code_version": code_version(),
-        }
+        return AtlasRecord(
+            digest=wanted,
+            dictionary=self.name,
+            dictionary_digest=dictionary.digest,
+            architecture=dictionary.architecture,
+            model_name=dictionary.model_name,
+            hook_name=dictionary.hook_name,
+            hook_name_out=dictionary.hook_name_out,
+            cache_digest=self.cache.digest,
+            data=self.cache.text.name,
+            d_in=dictionary.d_in,
+            d_sae=dictionary.d_sae,
+            n_rows=text.n_rows,
+            n_sequences=text.n_sequences,
+            context_size=text.context_size,
+            n_documents=text.n_documents,
+            n_dead=n_dead,
+            n_contexts=self.config.n_contexts,
+            n_bands=N_BANDS,
+            n_band_contexts=self.config.n_band_contexts,
+            n_silent=self.config.n_silent,
+            context_radius=self.config.context_radius,
+            seed=self.config.seed,
+            code_version=code_version(),
+        )
 
 
 def _joined_panels(panels: list[tuple[slice, str]], work: Work) -> Arrays:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sae.analysis.atlas import Atlas
-from sae.analysis.examples import feature_cards
 from sae.architectures import StandardConfig
+from sae.atlas.atlas import Atlas
+from sae.atlas.examples import clearest_features
 from sae.base.errors import UserError, require
 from sae.base.files import check_writable, read_json, write_json, write_text
 from sae.base.progress import say
@@ -235,5 +235,5 @@ def write_report(folder: Path, report: dict[str, Any], atlas: Atlas, names: list
     """`report.json` and `report.html`."""
     write_json(folder / "report.json", report)
     curves = training_curves(folder, names, report["chosen"]["id"])
-    page = render_page(report, feature_cards(atlas), curves)
+    page = render_page(report, clearest_features(atlas), curves)
     write_text(folder / "report.html", page)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from sae.analysis.atlas import CONTEXTS_FILE, FEATURES_FILE, Atlas
-from sae.analysis.examples import feature_cards
-from sae.analysis.labels import read_labels, write_labels
-from sae.analysis.subset import write_subset
+from sae.atlas.atlas import Atlas
+from sae.atlas.examples import clearest_features
+from sae.atlas.labels import read_labels, write_labels
+from sae.atlas.schema import CONTEXTS, FEATURES
+from sae.atlas.subset import write_subset
 from sae.base.assets import cache_folder
 from sae.base.errors import UserError, require
 from sae.base.files import (
@@ -210,13 +211,13 @@ def _planned(config: ExportConfig) -> _Plan:
             f"{path} is missing; run first: sae {stage} run={run_folder} dictionary={name}",
         )
     figures = read_json(figures_path)
-    for stage, measured in (("eval", figures), ("analyze", atlas.manifest)):
+    for stage, measured in (("eval", figures), ("analyze", atlas.record.to_json())):
         check_measured_on(dictionary, measured, f"{stage} run={run_folder} dictionary={name}")
     # Labels may be edited at any time. A broken file is refused here, and so is a table.
     labels = digest(read_labels(atlas.folder))
     for table in (atlas.feature_table, atlas.context_table):
         table(["feature"])
-    measured = [figures, atlas.manifest["digest"], dictionary.digest, labels]
+    measured = [figures, atlas.record.digest, dictionary.digest, labels]
     asked = [config.format, named_dtype(config.dtype), config.drop_dead]
     shown = [config.license, config.push]
     wanted = digest([LAYOUT, *measured, *asked, *shown])
@@ -317,8 +318,8 @@ def _write(plan: _Plan, folder: Path) -> None:
     if len(smaller.kept) < plan.dictionary.d_sae:
         write_subset(plan.atlas, smaller.kept, folder)
     else:
-        for table in (FEATURES_FILE, CONTEXTS_FILE):
-            shutil.copyfile(plan.atlas.folder / table, folder / table)
+        for table in (FEATURES, CONTEXTS):
+            shutil.copyfile(plan.atlas.folder / table.file, folder / table.file)
         # Not as a person left it, but as queries can read it.
         write_labels(folder, read_labels(plan.atlas.folder))
     about = Export(
@@ -329,8 +330,8 @@ def _write(plan: _Plan, folder: Path) -> None:
         nested=nested_widths(plan.dictionary, smaller.kept),
         license=config.license,
         repository=config.push,
-        atlas=plan.atlas.manifest,
-        examples=feature_cards(plan.atlas, 10, 1, smaller.kept),
+        atlas=plan.atlas.record,
+        examples=clearest_features(plan.atlas, 10, 1, smaller.kept),
     )
     card = model_card(smaller.dictionary, plan.figures, len(smaller.kept), about)
     write_text(folder / CARD_FILE, card)

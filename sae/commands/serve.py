@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.analysis.atlas import Atlas
+from sae.atlas.atlas import Atlas
+from sae.atlas.record import read_record
 from sae.base.errors import UserError, require
 from sae.base.progress import say
 from sae.commands.served import LiveAtlas, Shelf
@@ -106,7 +107,7 @@ def _check_whole(folder: Path, expected: Path) -> None:
         folder.resolve() == expected,
         f"{folder} is a link, and only what lies in the run is served; copy the atlas there",
     )
-    Atlas(folder).check()
+    read_record(folder)
     missing = [name for name in _PAGE_FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} has no {missing[0]}; make it again with: {again}")

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.analysis.atlas import Atlas
-from sae.analysis.labels import LABELS_FILE, read_labels, set_label
 from sae.analysis.reading import read_text
+from sae.atlas.atlas import Atlas
+from sae.atlas.labels import LABELS_FILE, read_labels, set_label
+from sae.atlas.record import RECORD_FILE
 from sae.base.errors import UserError, require
 from sae.base.progress import say
 from sae.commands.common import check_measured_on
@@ -56,7 +57,7 @@ class Shelf:
         atlas = Atlas(self.run / "atlas" / name)
         dictionary = load_dictionary(self.run / "dictionaries" / name)
         again = f"analyze run={self.run} dictionary={name}"
-        check_measured_on(dictionary, atlas.manifest, again)
+        check_measured_on(dictionary, atlas.record.to_json(), again)
         table = atlas.feature_table(["max_activation"])
         return _Measured(dictionary, torch.tensor(table["max_activation"].to_pylist()))
 
@@ -73,14 +74,14 @@ class LiveAtlas:
     @property
     def figures(self) -> dict[str, str]:
         """What the list of atlases says about it."""
-        manifest = self.atlas.manifest
+        record = self.atlas.record
         return {
-            "model": str(manifest["model_name"]),
-            "hook": str(manifest["hook_name"]),
-            "features": f"{manifest['d_sae']:,}",
-            "dead": f"{manifest['n_dead']:,}",
+            "model": record.model_name,
+            "hook": record.hook_name,
+            "features": f"{record.d_sae:,}",
+            "dead": f"{record.n_dead:,}",
             # An imported atlas may not say how much text was read.
-            "tokens": "–" if manifest["n_rows"] is None else f"{manifest['n_rows']:,}",
+            "tokens": "–" if record.n_rows is None else f"{record.n_rows:,}",
         }
 
     @property
@@ -107,7 +108,7 @@ class LiveAtlas:
 
     def _loaded(self) -> tuple[LanguageModel, _Measured]:
         weights = self.shelf.run / "dictionaries" / self.name / "sae_weights.safetensors"
-        paths = [self.atlas.folder / "atlas.json", weights]
+        paths = [self.atlas.folder / RECORD_FILE, weights]
         stamps = tuple(path.stat().st_mtime_ns for path in paths if path.exists())
         measured = self.shelf.measured(self.name, stamps)
         dictionary = measured.dictionary
@@ -158,9 +159,9 @@ class LiveAtlas:
 
     def label(self, request: LabelRequest) -> str:
         """Write a label into `labels.csv`, and for the page."""
-        _check_feature(request.feature, self.atlas.manifest["d_sae"])
+        _check_feature(request.feature, self.atlas.record.d_sae)
         labels = set_label(self.atlas.folder, request.feature, request.label)
-        write_labels_data(self.atlas.folder, labels.columns)
+        write_labels_data(self.atlas.folder, labels)
         return labels.label[request.feature]
 
     def refresh_labels(self) -> None:
@@ -172,7 +173,7 @@ class LiveAtlas:
         ):
             return
         try:
-            write_labels_data(self.atlas.folder, read_labels(self.atlas.folder).columns)
+            write_labels_data(self.atlas.folder, read_labels(self.atlas.folder))
         except UserError as error:
             # The page keeps the labels that it had: half an edit may just have been saved.
             say(f"serve: {error}")

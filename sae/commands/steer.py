@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sae.analysis.atlas import Atlas
+from sae.atlas.atlas import Atlas
 from sae.base.errors import UserError, require
 from sae.base.files import check_writable, read_json, write_json
 from sae.base.progress import progress, say
@@ -87,14 +87,15 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
         f"{atlas.folder} is missing, and strengths are multiples of what it measured; "
         f"run first: sae analyze run={folder} dictionary={name}",
     )
-    check_measured_on(dictionary, atlas.manifest, f"analyze run={folder} dictionary={name}")
+    record = atlas.record
+    check_measured_on(dictionary, record.to_json(), f"analyze run={folder} dictionary={name}")
     require(
-        "imported" not in atlas.manifest,
+        not record.imported,
         f"{atlas.folder} was imported, and dashboards do not hold the ids of promoted tokens; "
         f"move it and run: sae analyze run={folder} dictionary={name}",
     )
     settings = [v for k, v in plain(config).items() if k not in ("run", "device", "dictionary")]
-    wanted = digest([atlas.manifest["digest"], settings])
+    wanted = digest([record.digest, settings])
     if path.exists() and read_json(path).get("digest") == wanted:
         say(f"steer: {path} is there already, reused")
         found: list[dict[str, Any]] = read_json(path)["features"]

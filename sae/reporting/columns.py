@@ -5,15 +5,6 @@ from typing import Any
 import numpy as np
 
 
-def lists(table: Any, name: str) -> tuple[Any, np.ndarray]:
-    """The entries of a column of lists one after another, and where each list ends."""
-    import pyarrow.compute as pc
-
-    column = table[name].combine_chunks()
-    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-    return column.flatten(), np.cumsum(lengths, dtype=np.int64)
-
-
 def slices(values: list[Any], ends: np.ndarray) -> list[list[Any]]:
     """`values` cut where the lists end."""
     found, start = [], 0

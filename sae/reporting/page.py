@@ -6,9 +6,12 @@ shows as text, so nothing found in a data set can act as markup.
 
 import html
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from sae.atlas.examples import Example
+from sae.atlas.record import AtlasRecord
 from sae.reporting.embed import embedded, plain
 from sae.reporting.front_table import labelled
 
@@ -38,7 +41,7 @@ _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 def render_page(
     report: dict[str, Any],
-    cards: list[dict[str, Any]],
+    examples: Sequence[Example],
     curves: dict[str, list[dict[str, Any]]],
 ) -> str:
     """The whole report: template, style, script and data.
@@ -46,9 +49,7 @@ def render_page(
     Args:
         report: figures of the run; what is missing or empty is left out of the page. `atlas`
             is the address of the chosen dictionary's atlas, as seen from the report.
-        cards: a few features of the chosen dictionary: `index`, `label`, `density`, `max`,
-            `top_tokens` and `contexts` of `tokens`, `peak` and `acts`, which are place and
-            activation in turn.
+        examples: a few features of the chosen dictionary.
         curves: training metrics by dictionary id; a line need not hold all of them.
     """
     report = report | {"dictionaries": labelled(report.get("dictionaries", []))}
@@ -58,19 +59,36 @@ def render_page(
         "script": _joined(*_SHARED, *_REPORT),
         "report": embedded(plain(report)),
         "curves": embedded(plain(curves)),
-        "features": embedded(plain(cards)),
+        "features": embedded(plain([_card(example) for example in examples])),
     }
     return _filled("page.html", slots)
 
 
-def atlas_page(manifest: dict[str, Any]) -> str:
+def _card(example: Example) -> dict[str, Any]:
+    """Return a feature as `cards.js` reads it: `acts` has place and activation in turn."""
+    contexts = []
+    for context in example.contexts:
+        active = [(place, act) for place, act in enumerate(context.activations) if act > 0]
+        acts = [value for pair in active for value in pair]
+        contexts.append({"tokens": context.tokens, "peak": context.peak, "acts": acts})
+    return {
+        "index": example.feature,
+        "label": example.label,
+        "density": example.density,
+        "max": example.max_activation,
+        "top_tokens": example.promoted,
+        "contexts": contexts,
+    }
+
+
+def atlas_page(record: AtlasRecord) -> str:
     """The page of an atlas: `index.html`, which reads the scripts in `data/` beside it.
 
     Args:
-        manifest: of the atlas; its `dictionary` is the title until the data is there.
+        record: of the atlas; its dictionary is the title until the data is there.
     """
     slots = {
-        "title": html.escape(f"{manifest['dictionary']} · atlas"),
+        "title": html.escape(f"{record.dictionary} · atlas"),
         "style": _joined("style.css", "atlas.css", "atlas-feature.css"),
         "script": _joined(*_SHARED, *(f"atlas/{name}" for name in _ATLAS)),
     }

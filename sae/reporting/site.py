@@ -8,15 +8,21 @@ from words to features.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae.atlas.labels import Labels
+from sae.atlas.lists import flat_and_ends
+from sae.atlas.record import AtlasRecord
 from sae.base.files import write_text
-from sae.reporting.columns import interleaved, lists, rounded, slices
+from sae.reporting.columns import interleaved, rounded, slices
 from sae.reporting.embed import embedded, embedded_fast, plain
 from sae.reporting.page import atlas_page
 from sae.reporting.search_index import SearchIndex
+
+if TYPE_CHECKING:
+    import pyarrow
 
 DATA = "data"
 BLOCK = 32
@@ -24,17 +30,14 @@ BLOCK = 32
 _GRID = 4095
 """Steps of the map's coordinates."""
 
-LabelColumns = tuple[list[str], list[str], list[int]]
-"""Labels and explanations of all features, and the features that have one by hand."""
-
 
 def write_site(
     folder: Path,
-    features: Any,
-    contexts: Any,
-    manifest: dict[str, Any],
-    labels: LabelColumns,
-    front: dict[str, Any] | None,
+    features: "pyarrow.Table",
+    contexts: "pyarrow.Table",
+    record: AtlasRecord,
+    labels: Labels,
+    front: dict[str, Any] | None = None,
 ) -> None:
     """Write `index.html` and `data/` into the folder of an atlas.
 
@@ -45,11 +48,11 @@ def write_site(
         folder: of the atlas; files that are there are replaced.
         features: the table of `features.parquet`.
         contexts: the table of `contexts.parquet`, sorted by feature.
-        manifest: what is in `atlas.json`.
-        labels: as `write_labels_data` takes them.
+        record: what is in `atlas.json`.
+        labels: what is in `labels.csv`.
         front: as `write_front_data` takes it.
     """
-    write_text(folder / "index.html", atlas_page(manifest))
+    write_text(folder / "index.html", atlas_page(record))
     (folder / DATA / "features").mkdir(parents=True, exist_ok=True)
     (folder / DATA / "search").mkdir(exist_ok=True)
     write_labels_data(folder, labels)
@@ -63,19 +66,21 @@ def write_site(
     for key, words in search.files():
         _write(folder, f"search/{key}", embedded_fast(words))
         keys.append(key)
-    _write(folder, "index", embedded(_index(features, manifest, keys)))
+    _write(folder, "index", embedded(_index(features, record, keys)))
 
 
-def write_labels_data(folder: Path, labels: LabelColumns) -> None:
+def write_labels_data(folder: Path, labels: Labels) -> None:
     """Write `data/labels.js`, whole or not at all.
 
     Args:
         folder: of the atlas.
-        labels: labels and explanations of all features, and the features whose label was
-            written by hand.
+        labels: of all its features.
     """
-    label, explanation, by_hand = labels
-    value = {"label": label, "explanation": explanation, "by_hand": by_hand}
+    value = {
+        "label": labels.label,
+        "explanation": labels.explanation,
+        "by_hand": labels.by_hand,
+    }
     write_text(folder / DATA / "labels.js", _call("labels", embedded(value)))
 
 
@@ -97,7 +102,7 @@ def _write(folder: Path, name: str, text: str) -> None:
     (folder / DATA / f"{name}.js").write_text(_call(name, text), encoding="utf-8")
 
 
-def _index(features: Any, manifest: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+def _index(features: "pyarrow.Table", record: AtlasRecord, keys: list[str]) -> dict[str, Any]:
     """What the page needs of all features at once."""
 
     def column(name: str, digits: int = 4) -> list[float]:
@@ -106,7 +111,7 @@ def _index(features: Any, manifest: dict[str, Any], keys: list[str]) -> dict[str
     has_logits = "logit_agreement" in features.column_names
     has_map = not features["map_x"].null_count
     return {
-        "manifest": plain(manifest),
+        "manifest": plain(record.to_json()),
         "density": column("density"),
         "max": column("max_activation"),
         "mean": column("mean_activation"),
@@ -126,7 +131,9 @@ def _steps(places: np.ndarray) -> list[int]:
     return steps
 
 
-def _blocks(features: Any, contexts: Any) -> "Iterator[tuple[int, _Block]]":
+def _blocks(
+    features: "pyarrow.Table", contexts: "pyarrow.Table"
+) -> "Iterator[tuple[int, _Block]]":
     """The first feature of every block, and the block."""
     owners = contexts["feature"].to_numpy()
     for first in range(0, len(features), BLOCK):
@@ -140,7 +147,7 @@ def _blocks(features: Any, contexts: Any) -> "Iterator[tuple[int, _Block]]":
 class _Block:
     """Some consecutive features and their contexts, on the way from columns to JSON."""
 
-    def __init__(self, features: Any, contexts: Any) -> None:
+    def __init__(self, features: "pyarrow.Table", contexts: "pyarrow.Table") -> None:
         self.features = features.combine_chunks()
         self.contexts = contexts.combine_chunks()
         names = ["top_tokens", "top_logit_tokens", "bottom_logit_tokens"]
@@ -148,12 +155,12 @@ class _Block:
         tables = [(self.features, name) for name in self.token_columns]
         self._number_strings([*tables, (self.contexts, "tokens")])
 
-    def _number_strings(self, columns: list[tuple[Any, str]]) -> None:
+    def _number_strings(self, columns: list[tuple["pyarrow.Table", str]]) -> None:
         """Give the strings numbers, the commonest the shortest."""
         import pyarrow
         import pyarrow.compute as pc
 
-        flat = [lists(table, name)[0].cast(pyarrow.string()) for table, name in columns]
+        flat = [flat_and_ends(table, name)[0].cast(pyarrow.string()) for table, name in columns]
         encoded = pc.dictionary_encode(pyarrow.concat_arrays(flat))
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         texts = encoded.dictionary.to_pylist()
@@ -200,7 +207,7 @@ class _Block:
         """The lists of some columns, entry by entry in turn."""
         values = []
         for name in names:
-            array, ends = lists(self.features, name)
+            array, ends = flat_and_ends(self.features, name)
             values.append(
                 self.numbers[name].tolist()
                 if name in self.numbers
@@ -211,8 +218,8 @@ class _Block:
     def _contexts(self) -> list[list[Any]]:
         """Every feature's contexts: group, sequence, position, peak's place, tokens, values."""
         table = self.contexts
-        _, ends = lists(table, "tokens")
-        activations, _ = lists(table, "activations")
+        _, ends = flat_and_ends(table, "tokens")
+        activations, _ = flat_and_ends(table, "activations")
         acts = activations.to_numpy()
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
         active = np.flatnonzero(acts)
@@ -244,7 +251,7 @@ class _Block:
         """Tell the search index which words lead to these features."""
         texts = self._texts_of_top_contexts()
         tokens = [
-            slices(self.numbers[name].tolist(), lists(self.features, name)[1])
+            slices(self.numbers[name].tolist(), flat_and_ends(self.features, name)[1])
             for name in self.token_columns[:2]
         ]
         for place, text in enumerate(texts):
@@ -254,7 +261,9 @@ class _Block:
     def _texts_of_top_contexts(self) -> list[str]:
         """The joined tokens of every feature's top contexts, a line each."""
         found: list[list[str]] = [[] for _ in range(len(self.features))]
-        rows = slices(self.numbers["tokens"].tolist(), lists(self.contexts, "tokens")[1])
+        rows = slices(
+            self.numbers["tokens"].tolist(), flat_and_ends(self.contexts, "tokens")[1]
+        )
         first = self.features["feature"][0].as_py()
         owners, groups = (self.contexts[name].to_pylist() for name in ("feature", "group"))
         for feature, group, numbers in zip(owners, groups, rows, strict=True):

@@ -7,7 +7,6 @@ import signal
 import sys
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
 from support.world import HOOK, cache_of, random_dictionary
@@ -15,7 +14,7 @@ from support.world import HOOK, cache_of, random_dictionary
 import sae
 from sae.analysis import features as feature_module
 from sae.analysis import shards as shard_module
-from sae.analysis.features import ContextRule, feature_panels, partners
+from sae.analysis.features import ContextSelection, feature_panels, partners
 from sae.analysis.shards import encode_cache, feature_blocks, read_text
 from sae.analysis.work import Work
 from sae.base.errors import UserError
@@ -106,7 +105,7 @@ def everything(cache, dictionary, folder, rule, owner="x"):
     return found | pairs, (text, shards, panels, work)
 
 
-RULE = ContextRule(n_top=3, n_band=2, n_silent=3, radius=4, seed=0)
+RULE = ContextSelection(n_top=3, n_band=2, n_silent=3, radius=4, seed=0)
 
 
 @pytest.fixture
@@ -178,7 +177,7 @@ def test_drawn_contexts_depend_on_the_seed_and_every_candidate_is_as_likely(
     work.remove()
     n, counts, silent = 600, collections.Counter(), collections.Counter()
     busiest = int(first["n_active"].argsort()[-20])
-    one = ContextRule(n_top=1, n_band=1, n_silent=1, radius=4, seed=0)
+    one = ContextSelection(n_top=1, n_band=1, n_silent=1, radius=4, seed=0)
     work = Work(tmp_path / "b", "x")
     text = read_text(cache, work)
     shards = encode_cache(sparse_dictionary, cache, text, work)
@@ -186,7 +185,7 @@ def test_drawn_contexts_depend_on_the_seed_and_every_candidate_is_as_likely(
         slice(busiest, busiest + 1), shard_module.entry_counts(shards, work), shards, work
     )
     for seed in range(n):
-        rule = ContextRule(one.n_top, one.n_band, one.n_silent, one.radius, seed)
+        rule = ContextSelection(one.n_top, one.n_band, one.n_silent, one.radius, seed)
         chosen = feature_module._panel(rule, entries, text)["chosen"][0]
         counts[int(chosen[3])] += 1
         silent[int(chosen[-1])] += 1
@@ -243,61 +242,6 @@ def test_the_tables_are_read_by_pandas_polars_and_duckdb_in_one_line(run):
     duckdb = pytest.importorskip("duckdb")
     query = f"select count(*), max(len(tokens)) from '{folder}/contexts.parquet'"
     assert duckdb.sql(query).fetchall() == [(len(contexts), 32)]
-
-
-def test_the_columns_have_the_documented_types(run):
-    folder = sae.analyze(run=str(run)).folder
-    features = pyarrow.parquet.read_schema(folder / "features.parquet")
-    assert {f.name: str(f.type).replace("element", "item") for f in features} == {
-        "feature": "int32",
-        "label": "string",
-        "density": "double",
-        "n_active": "int64",
-        "max_activation": "float",
-        "mean_activation": "double",
-        "std_activation": "double",
-        "histogram": "list<item: int64>",
-        "positions": "list<item: int64>",
-        "n_documents": "int64",
-        "top_document_share": "float",
-        "top_token_ids": "list<item: int32>",
-        "top_tokens": "list<item: string>",
-        "top_token_counts": "list<item: int64>",
-        "top_token_rates": "list<item: float>",
-        "decoder_norm": "float",
-        "encoder_norm": "float",
-        "neighbours": "list<item: int32>",
-        "neighbour_cosines": "list<item: float>",
-        "correlated": "list<item: int32>",
-        "correlations": "list<item: float>",
-        "coactive": "list<item: int32>",
-        "coactive_counts": "list<item: int64>",
-        "coactive_jaccard": "list<item: float>",
-        "top_logit_tokens": "list<item: string>",
-        "top_logit_ids": "list<item: int32>",
-        "top_logits": "list<item: float>",
-        "bottom_logit_tokens": "list<item: string>",
-        "bottom_logit_ids": "list<item: int32>",
-        "bottom_logits": "list<item: float>",
-        "logit_sharpness": "float",
-        "logit_agreement": "double",
-        "map_x": "float",
-        "map_y": "float",
-    }
-    contexts = pyarrow.parquet.read_schema(folder / "contexts.parquet")
-    assert {f.name: str(f.type).replace("element", "item") for f in contexts} == {
-        "feature": "int32",
-        "group": "string",
-        "band": "int8",
-        "rank": "int32",
-        "sequence": "int64",
-        "position": "int32",
-        "start": "int32",
-        "activation": "float",
-        "token_ids": "list<item: int32>",
-        "tokens": "list<item: string>",
-        "activations": "list<item: float>",
-    }
 
 
 # Killed, shared, reused
@@ -383,12 +327,12 @@ def test_a_reused_atlas_shows_labels_and_a_front_that_came_later(run):
 def test_an_older_or_half_written_atlas_is_refused_by_readers_and_mended_by_analyze(run):
     atlas = sae.analyze(run=str(run))
     path = atlas.folder / "atlas.json"
-    manifest = read_json(path)
-    write_json(path, {k: v for k, v in manifest.items() if k != "format"})
+    record = atlas.record
+    write_json(path, {k: v for k, v in read_json(path).items() if k != "format"})
     with pytest.raises(UserError, match="atlas format 1, this is format 2; run sae analyze"):
         atlas.features()
     sae.analyze(run=str(run))
-    assert atlas.manifest == manifest
+    assert atlas.record == record
     path.unlink()
     with pytest.raises(UserError, match=r"is no finished atlas .* run sae analyze"):
         sae.steer(run=str(run))
@@ -414,7 +358,7 @@ def test_a_dictionary_without_a_live_feature_has_an_atlas_that_says_so(run, caps
     save_dictionary(dictionary, folder)
     atlas = sae.analyze(run=str(run))
     assert "no feature of strong fires" in capsys.readouterr().err
-    assert atlas.manifest["n_dead"] == 64
+    assert atlas.record.n_dead == 64
     row = atlas.features()[5]
     assert row["density"] == row["max_activation"] == 0
     assert row["correlated"] == row["coactive"] == row["top_tokens"] == []

@@ -10,7 +10,7 @@ from support.world import HOOK
 
 import sae
 from sae.analysis import shards as passes
-from sae.analysis.tables import Vocabulary, logit_agreement
+from sae.analysis.tables import Vocabulary, agreement_of_ids
 
 RADIUS = 5
 SETTINGS = {"n_contexts": 4, "context_radius": RADIUS}
@@ -272,7 +272,7 @@ def test_logit_agreement_counts_contexts_whose_peak_or_next_token_is_promoted():
     # Feature 0: its peak, the token after its peak, and neither; 1: at a sequence's end.
     chosen = np.array([[1, 4, 7], [8, -1, -1], [-1, -1, -1]])
     promoted = np.array([[3, 7], [5, 5], [8, 8]])
-    found = logit_agreement(promoted, chosen, text, vocabulary)
+    found = agreement_of_ids(promoted, chosen, text, vocabulary)
     assert found.tolist() == [2 / 3, 0, 0]
 
 

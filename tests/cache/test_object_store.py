@@ -143,7 +143,7 @@ def test_dictionaries_are_trained_on_and_looked_into_from_an_object_store(
         (figures,) = sae.eval(run=str(run), cache=cache)
         assert figures["l0"] > 0
         atlas = sae.analyze(run=str(run), cache=cache)
-        assert atlas.manifest["n_rows"] > 10_000
+        assert atlas.record.n_rows > 10_000
     assert torch.equal(trained[address].W_enc, trained[RUN_CACHE].W_enc)
 
 

@@ -535,9 +535,10 @@ def test_a_dead_feature_is_refused(analyzed_copy, refused):
     import pyarrow.parquet
 
     path = analyzed_copy / "atlas" / "weak" / "features.parquet"
-    rows = pyarrow.parquet.read_table(path).to_pylist()
+    table = pyarrow.parquet.read_table(path)
+    rows = table.to_pylist()
     rows[3]["max_activation"] = 0.0
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), path)
     refused(
         ["steer", f"run={analyzed_copy}", "dictionary=weak", "features=[3]"],
         "features=3 is dead",

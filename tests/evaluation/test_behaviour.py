@@ -275,7 +275,7 @@ def test_a_transcoders_features_fire_where_it_reads_and_push_where_it_writes(
     dictionary = sae.load(str(transcoder_run / "dictionaries" / name))
     atlas = sae.analyze(run=str(transcoder_run), dictionary=name)
     rows = atlas.features()
-    assert (atlas.manifest["hook_name"], atlas.manifest["hook_name_out"]) == (POST, MLP)
+    assert (atlas.record.hook_name, atlas.record.hook_name_out) == (POST, MLP)
     cache = sae.open_cache(transcoder_run / "cache.zarr")
     x = cache.read(POST, slice(0, len(cache.tokens)))[torch.from_numpy(cache.text_rows())]
     density = (dictionary.encode(x.float()) > 0).double().mean(0)

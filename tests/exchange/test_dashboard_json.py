@@ -13,9 +13,9 @@ from support.world import HOOK
 import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
-from sae.commands.atlas import export_atlas
-from sae.commands.atlas_import import import_atlas
+from sae.commands.atlas import import_atlas
 from sae.commands.common import recorded_model
+from sae.exchange.dashboards.exporting import export_atlas
 from sae.models.unembed import token_strings, unembedding
 
 THEIRS = f"tiny-llama_res-mine_{HOOK}_64"
@@ -73,7 +73,7 @@ def converted(atlas, tmp_path_factory):
         layer=1,
         n_prompts_total=cache.n_sequences,
         n_tokens_in_prompt=32,
-        huggingface_dataset_path=atlas.manifest["data"],
+        huggingface_dataset_path=atlas.record.data,
     )
     text = NeuronpediaConverter.convert_to_np_json(
         SimpleNamespace(cfg=SimpleNamespace(d_vocab=n_words)),
@@ -94,7 +94,7 @@ def test_our_json_says_field_by_field_what_their_converter_says(converted, atlas
     names = ("model_id", "layer", "sae_set", "sae_id_suffix")
     assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
     assert set(ours) == set(theirs)
-    n_total = atlas.manifest["n_sequences"] * 32
+    n_total = atlas.record.n_sequences * 32
     table = atlas.feature_table().to_pylist()
     # They correlate special tokens as well.
     of_text, of_all = (partners_over(atlas, special=special) for special in (False, True))
@@ -114,14 +114,14 @@ def test_our_json_says_field_by_field_what_their_converter_says(converted, atlas
             assert len(different) <= 2
         # Theirs is a share of all tokens, from a title with five digits; ours of the text.
         assert other["frac_nonzero"] == pytest.approx(row["n_active"] / n_total, abs=1.1e-5)
-        assert one["frac_nonzero"] == row["n_active"] / atlas.manifest["n_rows"]
+        assert one["frac_nonzero"] == row["n_active"] / atlas.record.n_rows
         assert sum(one["freq_hist_data_bar_heights"]) == row["n_active"]
         assert sum(other["freq_hist_data_bar_heights"]) == row["n_active"]
         check_partners(one, of_text)
         check_partners(other, of_all)
         if row["n_active"]:
             check_bars(one, other)
-            check_contexts(one, other, atlas.manifest["n_rows"], n_total)
+            check_contexts(one, other, atlas.record.n_rows, n_total)
 
 
 def check_bars(one, other):
@@ -192,13 +192,13 @@ def test_what_their_converter_writes_is_an_atlas(converted, atlas, tmp_path):
     dictionaries = atlas.folder.parents[1] / "dictionaries"
     shutil.copytree(dictionaries / "strong", tmp_path / "dictionaries" / "theirs")
     again = import_atlas(converted, tmp_path / "atlas" / "theirs")
-    manifest = again.manifest
-    assert manifest["hook_name"] == HOOK
-    assert (manifest["d_sae"], manifest["n_bands"]) == (64, 5)
+    record = again.record
+    assert record.hook_name == HOOK
+    assert (record.d_sae, record.n_bands) == (64, 5)
     ours, theirs = atlas.feature_table(), again.feature_table()
     assert theirs["n_active"].to_pylist() == ours["n_active"].to_pylist()
     # Not what a title says, but the count over all tokens.
-    n_total = manifest["n_sequences"] * 32
+    n_total = record.n_sequences * 32
     assert theirs["density"].to_pylist() == [n / n_total for n in ours["n_active"].to_pylist()]
     np.testing.assert_allclose(
         theirs["max_activation"].to_numpy(), ours["max_activation"].to_numpy(), rtol=5e-3
@@ -238,7 +238,7 @@ def test_it_comes_back_with_all_that_the_format_holds(exported, atlas, tmp_path)
     mine, theirs = seen(atlas), again.context_table()
     names = ("feature", "group", "band", "rank", "activation", "tokens", "activations")
     assert [name for name in names if not same(mine[name], theirs[name])] == []
-    assert again.manifest["n_rows"] == atlas.manifest["n_rows"]
+    assert again.record.n_rows == atlas.record.n_rows
 
 
 def test_features_that_were_skipped_are_silent_ones(copy, tmp_path):
@@ -250,7 +250,7 @@ def test_features_that_were_skipped_are_silent_ones(copy, tmp_path):
     (copy / "run_settings.json").write_text(json.dumps(settings))
     (copy / "skipped_indexes.json").write_text(json.dumps({"skipped_indexes": [40, 69]}))
     found = import_atlas(copy, tmp_path / "x")
-    assert found.manifest["d_sae"] == 70
+    assert found.record.d_sae == 70
     table = found.feature_table()
     assert table["density"].to_pylist()[40:] == [0] * 30
     assert table["label"].to_pylist()[69] == "dead"

@@ -4,6 +4,7 @@ import gzip
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from support.atlas_samples import HOSTILE
+from support.atlas_samples import HOSTILE, sample_record
 from support.browser import (
     at,
     needs_browser,
@@ -29,17 +30,18 @@ from support.dashboards import (
 from support.world import HOOK
 
 import sae
-from sae.analysis.atlas import Atlas
-from sae.analysis.labels import read_labels, set_label, write_labels
+from sae.atlas.atlas import Atlas
+from sae.atlas.labels import Labels, read_labels, set_label, write_labels
+from sae.atlas.record import write_record
 from sae.base.errors import UserError
-from sae.base.files import read_json, write_json
+from sae.base.files import read_json
 from sae.cache.layout import open_cache
 from sae.cli import main
-from sae.commands.atlas import VERBS, export_atlas
-from sae.commands.atlas_import import import_atlas
+from sae.commands.atlas import VERBS, import_atlas
 from sae.exchange.dashboards.circuit_tracer import paired
+from sae.exchange.dashboards.exporting import export_atlas
 from sae.exchange.dashboards.place import place_of
-from sae.exchange.dashboards.rows import AtlasTables, dashboards, unit_norms
+from sae.exchange.dashboards.rows import Exported, dashboards, unit_norms
 
 # Of its database: Neuron, Activation and Explanation in apps/webapp/prisma/schema.prisma.
 NEURON = set(
@@ -97,7 +99,7 @@ def test_the_folder_is_laid_out_as_neuronpedia_imports_it(exported, atlas):
     assert heads["source"]["id"] == "1-res-mine"
     assert heads["source"]["setName"] == heads["sourceset"]["name"] == "res-mine"
     assert heads["sourceset"]["releaseName"] == heads["release"]["name"]
-    assert heads["source"]["num_prompts"] == atlas.manifest["n_sequences"]
+    assert heads["source"]["num_prompts"] == atlas.record.n_sequences
     assert heads["source"]["num_tokens_in_prompt"] == 32
     features = lines(exported / "features/batch-0.jsonl.gz")
     activations = lines(exported / "activations/batch-0.jsonl.gz")
@@ -140,7 +142,7 @@ def test_the_strongest_are_marked_and_a_band_says_what_share_of_tokens_it_holds(
     exported,
     atlas,
 ):
-    n_rows = atlas.manifest["n_rows"]
+    n_rows = atlas.record.n_rows
     table = {row["feature"]: row for row in atlas.feature_table().to_pylist()}
     for row, given in zip(
         lines(exported / "activations/batch-0.jsonl.gz"), seen(atlas).to_pylist(), strict=True
@@ -199,20 +201,20 @@ def test_the_same_atlas_gives_the_same_bytes_but_for_the_time(exported, atlas, t
 
 
 def test_names_are_made_of_model_hook_and_dictionary(atlas):
-    manifest = atlas.manifest | {"model_name": "openai-community/gpt2", "dictionary": "L1 = 2"}
-    place = place_of(manifest)
+    record = replace(atlas.record, model_name="openai-community/gpt2", dictionary="L1 = 2")
+    place = place_of(record)
     assert (place.model_id, place.source) == ("gpt2-small", "1-res-l1-2")
     assert (place.layer, place.source_set) == (1, "res-l1-2")
     out = {
         "hook_name": "blocks.3.ln2.hook_normalized",
         "hook_name_out": "blocks.3.hook_mlp_out",
     }
-    assert place_of(manifest | out).source == "3-transcoder-l1-2"
+    assert place_of(replace(record, **out)).source == "3-transcoder-l1-2"
     module = {"hook_name": "transformer.h.7.mlp", "hook_name_out": None}
-    assert place_of(manifest | module).source == "7-mlp-l1-2"
+    assert place_of(replace(record, **module)).source == "7-mlp-l1-2"
     with pytest.raises(UserError, match="names no layer; give source="):
-        place_of(manifest | {"hook_name": "hook_embed"})
-    assert place_of(manifest | {"hook_name": "hook_embed"}, source="0-emb").layer == 0
+        place_of(replace(record, hook_name="hook_embed"))
+    assert place_of(replace(record, hook_name="hook_embed"), source="0-emb").layer == 0
 
 
 @pytest.mark.parametrize(
@@ -273,8 +275,13 @@ def test_contexts_are_read_as_they_are_needed():
     names = ("density", "mean_activation", "std_activation", "max_activation", "map_x", "map_y")
     features = pyarrow.table({name: np.full(64, 0.5) for name in names})
     found = dashboards(
-        AtlasTables(
-            {"n_bands": 5}, features, batches(), ([], [], []), np.ones(64, np.float32), None
+        Exported(
+            sample_record(64, 0),
+            features,
+            batches(),
+            Labels([], [], []),
+            np.ones(64, np.float32),
+            None,
         ),
         8,
     )
@@ -404,7 +411,7 @@ def test_an_export_of_ours_comes_back_with_all_that_the_format_holds(exported, a
     same_keys = "model_name hook_name hook_name_out n_rows n_sequences context_size d_in d_sae "
     same_keys += "n_dead n_bands data dictionary_digest architecture n_documents"
     for key in same_keys.split():
-        assert again.manifest[key] == atlas.manifest[key], key
+        assert getattr(again.record, key) == getattr(atlas.record, key), key
 
 
 def test_with_the_dictionary_in_the_run_directions_say_what_they_said(
@@ -441,9 +448,9 @@ def test_norms_are_folded_as_these_tools_fold_them_and_unfolded_again(atlas, tmp
     expected = np.float32(table["top_logits"].to_pylist()) / norms[:, None]
     np.testing.assert_allclose(ups, expected, rtol=1e-6)
     alone = import_atlas(out, tmp_path / "alone")
-    assert alone.manifest["folded"] is True
+    assert alone.record.folded is True
     beside = import_atlas(out, run / "atlas" / "strong")
-    assert beside.manifest["folded"] is False
+    assert beside.record.folded is False
     for name in ("max_activation", "top_logits", "bottom_logits"):
         pair = (np.array(each[name].to_pylist()) for each in (beside.feature_table(), table))
         np.testing.assert_allclose(*pair, rtol=3e-7)
@@ -512,10 +519,10 @@ def test_what_neuronpedia_gives_out_is_read_in_any_order(copy, atlas, tmp_path):
         map(str, tops[1]["tokens"].to_pylist())
     )
     assert same(tops[0]["rank"], tops[1]["rank"])
-    manifest = again.manifest
-    assert (manifest["model_name"], manifest["hook_name"]) == ("tiny-llama", HOOK)
-    assert manifest["n_rows"] == manifest["n_sequences"] * manifest["context_size"]
-    assert manifest["d_in"] is None
+    record = again.record
+    assert (record.model_name, record.hook_name) == ("tiny-llama", HOOK)
+    assert record.n_rows == record.n_sequences * record.context_size
+    assert record.d_in is None
 
 
 def test_an_imported_atlas_can_be_exported_and_labelled_again(copy, tmp_path):
@@ -685,7 +692,7 @@ def test_several_sources_and_what_is_there_already_are_refused(exported, copy, t
     shutil.copytree(copy, both / "m" / "2-b")
     with pytest.raises(UserError, match=r"holds 2 sources; give one: .*1-a, .*2-b"):
         import_atlas(both, tmp_path / "x")
-    assert import_atlas(both / "m" / "1-a", tmp_path / "x").manifest["d_sae"] == 64
+    assert import_atlas(both / "m" / "1-a", tmp_path / "x").record.d_sae == 64
     with pytest.raises(UserError, match="is there already"):
         import_atlas(exported, tmp_path / "x")
     with pytest.raises(UserError, match="is no folder"):
@@ -729,7 +736,7 @@ def test_a_served_run_lists_an_imported_atlas(copy, tmp_path):
     from sae.commands.serve import ServeConfig, pages_of
 
     found = import_atlas(published(copy), tmp_path / "atlas" / "other")
-    write_json(found.folder / "atlas.json", found.manifest | {"n_rows": None})
+    write_record(found.folder, replace(found.record, n_rows=None))
     pages = pages_of(ServeConfig(run=str(tmp_path)))
     figures = pages.atlases["other"].figures
     assert figures["features"] == "64"

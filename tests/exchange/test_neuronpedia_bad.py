@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ import pytest
 from support.dashboards import PLACE
 from transformers import GPT2Config
 
-from sae.analysis.atlas import Atlas
+from sae.atlas.atlas import Atlas
+from sae.atlas.record import write_record
 from sae.base.errors import UserError
-from sae.base.files import only_process, write_json
+from sae.base.files import only_process
 from sae.cli import main
-from sae.commands.atlas import FORMATS, VERBS, export_atlas
-from sae.commands.atlas_import import import_atlas
+from sae.commands.atlas import VERBS, import_atlas
+from sae.exchange.dashboards.exporting import FORMATS, export_atlas
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.tables import Scratch
 
@@ -89,7 +91,7 @@ def test_what_a_killed_import_left_is_removed_by_the_next(place, tmp_path):
 def test_a_killed_export_is_not_taken_for_a_source(atlas, tmp_path):
     export_atlas(atlas.folder, tmp_path / "out", **PLACE)
     partial(tmp_path / "out" / PLACE["model_id"] / "2-other")
-    assert import_atlas(tmp_path / "out", tmp_path / "x").manifest["d_sae"] == 64
+    assert import_atlas(tmp_path / "out", tmp_path / "x").record.d_sae == 64
     partial(tmp_path / "bulk")
     with pytest.raises(UserError, match="has neither features/"):
         import_atlas(tmp_path, tmp_path / "y")
@@ -113,7 +115,7 @@ def test_of_two_imports_to_one_folder_the_second_is_refused(tmp_path):
         second = json.dumps({"model_id": "m", "layer": 1, "sae_set": "s", "features": []})
         (source / "batch-1.json").write_text(second)
         first.join(60)
-    assert done[0].manifest["d_sae"] == 1
+    assert done[0].record.d_sae == 1
 
 
 def test_an_atlas_that_sae_analyze_is_writing_is_not_imported_over(tmp_path):
@@ -180,7 +182,7 @@ def test_a_feature_far_beyond_what_the_files_hold_is_refused(tmp_path):
 def test_a_number_of_tokens_that_cannot_be_is_not_known(count, tmp_path):
     settings = {"n_prompts_total": count, "n_tokens_in_prompt": count}
     found = imported(tmp_path, settings=settings)
-    assert found.manifest["n_rows"] is None
+    assert found.record.n_rows is None
     assert found.feature_table()["n_active"].to_pylist() == [None]
 
 
@@ -214,7 +216,7 @@ def test_a_peak_that_is_no_number_falls_back_on_the_highest(tmp_path):
 
 def test_counts_that_are_true_are_not_known(tmp_path):
     found = imported(tmp_path, settings={"n_prompts_total": True, "n_tokens_in_prompt": 8})
-    assert found.manifest["n_sequences"] is None
+    assert found.record.n_sequences is None
 
 
 def test_halves_of_characters_are_replaced_wherever_they_are(tmp_path):
@@ -228,7 +230,7 @@ def test_halves_of_characters_are_replaced_wherever_they_are(tmp_path):
         },
     )
     names = ("model_name", "data", "architecture")
-    assert [found.manifest[name] for name in names] == ["x\ufffd"] * 3
+    assert [getattr(found.record, name) for name in names] == ["x\ufffd"] * 3
 
 
 @pytest.mark.parametrize("highest", [1e308, float("inf"), -1e39])
@@ -286,14 +288,14 @@ def test_the_row_of_a_model_has_its_sizes_where_its_config_is_here(atlas, tmp_pa
     def row(name, given):
         mine = tmp_path / name
         shutil.copytree(atlas.folder, mine)
-        write_json(mine / "atlas.json", atlas.manifest | {"model_name": given})
+        write_record(mine, replace(atlas.record, model_name=given))
         out = export_atlas(mine, tmp_path / f"{name}-out", **PLACE)
         found = json.loads((out / "model.jsonl").read_text())
         return found["layers"], found["neuronsPerLayer"]
 
-    config = json.loads((Path(atlas.manifest["model_name"]) / "config.json").read_text())
+    config = json.loads((Path(atlas.record.model_name) / "config.json").read_text())
     sizes = config["num_hidden_layers"], config["intermediate_size"]
-    assert row("llama", atlas.manifest["model_name"]) == sizes
+    assert row("llama", atlas.record.model_name) == sizes
     GPT2Config(n_embd=24, n_layer=3, n_head=2).save_pretrained(tmp_path / "gpt2")
     assert row("ours", str(tmp_path / "gpt2")) == (3, 96)
     assert row("nowhere", "nobody/no-such-model") == (0, 0)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from support.dashboards import PLACE, same, seen
 
-from sae.analysis.atlas import Atlas
-from sae.analysis.labels import read_labels
-from sae.commands.atlas import export_atlas
-from sae.commands.atlas_import import import_atlas
+from sae.atlas.atlas import Atlas
+from sae.atlas.labels import read_labels
+from sae.commands.atlas import import_atlas
+from sae.exchange.dashboards.exporting import export_atlas
 
 PAGE = Path(__file__).parents[2] / "docs/dashboards.md"
 FORMATS = ("neuronpedia", "saedashboard")

@@ -1,21 +1,15 @@
 """The report page and the picture of the front."""
 
 import json
-import random
 import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
-from support.atlas_samples import context_rows, feature_columns, sample_manifest, sample_tables
 
-from sae.analysis.atlas import Atlas
-from sae.analysis.labels import Labels, write_labels
-from sae.base.files import write_json
-from sae.commands.demo import feature_cards
+from sae.atlas.examples import Example, ExampleContext
 from sae.reporting.front import draw_front
 from sae.reporting.page import render_page
 
@@ -40,26 +34,23 @@ def dictionary(coefficient: float, l0: float | None, **others: Any) -> dict[str,
     }
 
 
-def card(index: int, word: str) -> dict[str, Any]:
-    return {
-        "index": index,
-        "label": f"{word} {HOSTILE}",
-        "density": 0.01 * index,
-        "max": 20.0 + index,
-        "top_tokens": [f" {word}", HOSTILE],
-        "contexts": [
-            {
-                "tokens": ["A", f" {word}", HOSTILE, " sat"],
-                "acts": [1, 20.0 + index, 3, 3.0],
-                "peak": 1,
-            }
-        ],
-    }
+def example(feature: int, word: str) -> Example:
+    context = ExampleContext(
+        ["A", f" {word}", HOSTILE, " sat"], 1, [0.0, 20.0 + feature, 0.0, 3.0]
+    )
+    return Example(
+        feature,
+        f"{word} {HOSTILE}",
+        0.01 * feature,
+        20.0 + feature,
+        [f" {word}", HOSTILE],
+        [context],
+    )
 
 
-def sample_cards() -> list[dict[str, Any]]:
+def sample_examples() -> list[Example]:
     words = ["cat", "theorem", "river", "copper", "violin", "harbour"]
-    return [card(index, word) for index, word in enumerate(words, start=1)]
+    return [example(feature, word) for feature, word in enumerate(words, start=1)]
 
 
 def sample_report() -> dict[str, Any]:
@@ -116,7 +107,7 @@ def sample_curves() -> dict[str, list[dict[str, float]]]:
 
 
 def sample_page() -> str:
-    return render_page(sample_report(), sample_cards(), sample_curves())
+    return render_page(sample_report(), sample_examples(), sample_curves())
 
 
 def embedded(page: str, name: str) -> Any:
@@ -201,31 +192,6 @@ def test_without_an_atlas_nothing_leads_to_one(tmp_path: Path) -> None:
     document = opened(render_page(report, [], {}), tmp_path)
     assert "Features" not in sections(document)
     assert "<h3>Feature 1</h3>" in section(document, "steering")
-
-
-def test_the_cards_are_the_clearest_features_with_their_best_contexts(tmp_path: Path) -> None:
-    features = feature_columns(
-        random.Random(0), [0] * 40, [f == 5 for f in range(40)], hostile=False, logits=True
-    )
-    features["logit_agreement"] = [1.0 if f in (5, 11, 30) else 0.1 for f in range(40)]
-    most = features["max_activation"]
-    rows = [row for f in range(40) for row in context_rows(f, ["cat"], [], most[f])]
-    table, contexts = sample_tables(features, rows)
-    pyarrow.parquet.write_table(table, tmp_path / "features.parquet")
-    pyarrow.parquet.write_table(contexts, tmp_path / "contexts.parquet")
-    write_json(tmp_path / "atlas.json", sample_manifest(40, 1))
-    write_labels(tmp_path, Labels(features["label"], ["mine"] * 40, [""] * 40))
-    cards = feature_cards(Atlas(tmp_path))
-    assert len(cards) == 12
-    assert {one["index"] for one in cards[:2]} == {11, 30}
-    assert most[cards[0]["index"]] >= most[cards[1]["index"]]
-    for one in cards:
-        assert one["label"] == "mine"
-        assert one["top_tokens"] == [" cat", " kitten", " purr", " whisker", " paw"]
-        strongest = [max(context["acts"][1::2]) for context in one["contexts"]]
-        assert strongest == pytest.approx([one["max"], 0.985 * one["max"]])
-        for context in one["contexts"]:
-            assert context["tokens"][context["peak"]] == " cat"
 
 
 @needs_browser

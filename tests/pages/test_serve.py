@@ -16,14 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
+from support.atlas_samples import sample_record
 from support.server import Server, serving
 from support.world import HOOK
 
 import sae
+from sae.atlas.schema import FEATURES
 from sae.base.errors import UserError
 from sae.cli import main
 from sae.commands.harvest import activations
@@ -49,23 +49,22 @@ def write_small_atlas(run: Path, name: str, **changes) -> Path:
     folder, n = run / "atlas" / name, dictionary.d_sae
     (folder / "data" / "features").mkdir(parents=True)
     columns = {
-        "feature": pyarrow.array(range(n), pyarrow.int32()),
+        "feature": list(range(n)),
         "label": [f"automatic {i}" for i in range(n)],
-        "max_activation": pyarrow.array([3.0] * (n - 1) + [0.0], pyarrow.float32()),
+        "max_activation": [3.0] * (n - 1) + [0.0],
     }
-    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "features.parquet")
-    manifest = {
-        "format": 2,
-        "dictionary": name,
-        "dictionary_digest": dictionary.digest,
-        "model_name": dictionary.model_name,
-        "hook_name": dictionary.hook_name,
-        "hook_name_out": dictionary.hook_name_out,
-        "d_sae": n,
-        "n_rows": 8192,
-        "n_dead": 1,
-    }
-    (folder / "atlas.json").write_text(json.dumps(manifest | changes))
+    FEATURES.write(folder, FEATURES.nothing(n) | columns)
+    record = sample_record(
+        n,
+        1,
+        dictionary=name,
+        dictionary_digest=dictionary.digest,
+        model_name=dictionary.model_name,
+        hook_name=dictionary.hook_name,
+        hook_name_out=dictionary.hook_name_out,
+        n_rows=8192,
+    )
+    (folder / "atlas.json").write_text(json.dumps(record.to_json() | changes))
     page = '<!doctype html>\n<html lang="en"><head><script>"own"</script></head></html>'
     (folder / "index.html").write_text(page)
     (folder / "data/index.js").write_text(f'atlas.take("index",{list(range(3000))});\n')

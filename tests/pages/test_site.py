@@ -9,7 +9,10 @@ from collections import Counter, defaultdict
 import numpy as np
 import pyarrow
 import pytest
+from support.atlas_samples import sample_record
 
+from sae.atlas.labels import Labels
+from sae.atlas.schema import CONTEXTS, FEATURES
 from sae.reporting.search_index import LISTED, SearchIndex, key_of, words_of
 from sae.reporting.site import BLOCK, write_front_data, write_labels_data, write_site
 
@@ -26,20 +29,7 @@ HOSTILE = [
     "');",
 ]
 WORDS = " the cat sat on 12 mats Élan naïve İstanbul 中文 foo_bar \U0001d400x".split(" ")
-I32, I64, F32, STRING = pyarrow.int32(), pyarrow.int64(), pyarrow.float32(), pyarrow.string()
-FEATURE_LISTS = {
-    "histogram": I64, "positions": I64, "top_token_ids": I32, "top_tokens": STRING,
-    "top_token_counts": I64, "top_token_rates": F32, "neighbours": I32,
-    "neighbour_cosines": F32, "correlated": I32, "correlations": F32, "coactive": I32,
-    "coactive_counts": I64, "coactive_jaccard": F32, "top_logit_tokens": STRING,
-    "top_logit_ids": I32, "top_logits": F32, "bottom_logit_tokens": STRING,
-    "bottom_logit_ids": I32, "bottom_logits": F32,
-}  # fmt: skip
-CONTEXT_TYPES = {
-    "feature": I32, "group": STRING, "band": pyarrow.int8(), "rank": I32, "sequence": I64,
-    "position": I32, "start": I32, "activation": F32, "token_ids": pyarrow.list_(I32),
-    "tokens": pyarrow.list_(STRING), "activations": pyarrow.list_(F32),
-}  # fmt: skip
+LISTS = {column.name: column.kind for column in FEATURES.columns if "list" in column.kind}
 GROUPS = [("top", -1, 3), *(("band", band, 2) for band in (4, 3, 2, 1, 0)), ("silent", -1, 2)]
 
 
@@ -55,10 +45,10 @@ def made_tables(n=70, *, logits=True, text=tuple(WORDS + HOSTILE), seed=0):
         dead = number % 7 == 6
         k = 0 if dead else draw.randint(1, 10)
         lists = {
-            name: [draw.randrange(1000) if kind != F32 else draw.random() for _ in range(k)]
-            if kind != STRING
-            else tokens(k)
-            for name, kind in FEATURE_LISTS.items()
+            name: tokens(k)
+            if "string" in kind
+            else [draw.random() if "float" in kind else draw.randrange(1000) for _ in range(k)]
+            for name, kind in LISTS.items()
         }
         lists["histogram"] = [draw.randrange(9) for _ in range(50)]
         features.append(
@@ -101,21 +91,19 @@ def made_tables(n=70, *, logits=True, text=tuple(WORDS + HOSTILE), seed=0):
                         "activations": [0.0] * length if group == "silent" else acts,
                     }
                 )
-    types = {name: pyarrow.list_(kind) for name, kind in FEATURE_LISTS.items()}
-    types |= dict.fromkeys(("max_activation", "map_x", "map_y"), F32)
     columns = {
-        name: pyarrow.array([row[name] for row in features], types.get(name))
+        name: [row[name] for row in features]
         for name in features[0]
         if logits or "logit" not in name
     }
-    schema = pyarrow.schema(CONTEXT_TYPES)
-    return pyarrow.table(columns), pyarrow.Table.from_pylist(contexts, schema)
+    contexts = {name: [row[name] for row in contexts] for name in contexts[0]}
+    return FEATURES.table(columns), CONTEXTS.table(contexts)
 
 
 def site_of(folder, features, contexts, front=None, labels=None):
-    n = len(features)
-    labels = labels or ([f"label {i}" for i in range(n)], [""] * n, [])
-    write_site(folder, features, contexts, {"dictionary": "made", "d_sae": n}, labels, front)
+    labels = labels or Labels.all_automatic([f"label {i}" for i in range(len(features))])
+    record = sample_record(len(features), 0, dictionary="made")
+    write_site(folder, features, contexts, record, labels, front)
     return folder
 
 
@@ -145,7 +133,7 @@ def near(found, given, digits=4):
 def test_the_index_has_every_feature_in_a_few_digits(made):
     folder, features, _ = made
     index = taken(folder, "index")
-    assert index["manifest"] == {"dictionary": "made", "d_sae": 70}
+    assert index["manifest"] == sample_record(70, 0, dictionary="made").to_json()
     assert near(index["density"], features["density"].to_pylist())
     assert near(index["max"], features["max_activation"].to_pylist())
     assert near(index["agreement"], features["logit_agreement"].to_pylist(), 2)
@@ -299,11 +287,14 @@ def test_a_file_of_very_many_words_stays_small():
 def test_hostile_text_arrives_as_text_and_as_nothing_else(tmp_path):
     features, contexts = made_tables(8, text=HOSTILE)
     half = "half \ud83d pair"
-    labels = ([*HOSTILE[:7], half], [HOSTILE[0]] * 8, [3])
+    label = [*HOSTILE[:7], half]
+    labels = Labels([*label[:3], "automatic", *label[4:]], label, [HOSTILE[0]] * 8)
     site_of(tmp_path, features, contexts, {"rule": HOSTILE[0] + half, "l0": math.nan}, labels)
-    assert taken(tmp_path, "labels") == dict(
-        zip(("label", "explanation", "by_hand"), labels, strict=True)
-    )
+    assert taken(tmp_path, "labels") == {
+        "label": label,
+        "explanation": [HOSTILE[0]] * 8,
+        "by_hand": [3],
+    }
     assert taken(tmp_path, "front") == {"rule": HOSTILE[0] + half, "l0": None}
     strings = taken(tmp_path, "features/00000")["strings"]
     assert {s.strip(" ") for s in strings} == {s.strip(" ") for s in HOSTILE}
@@ -331,7 +322,7 @@ def test_a_dictionary_without_a_live_feature_has_a_page(tmp_path):
 
 def test_tokens_stored_once_and_in_chunks_give_the_same_files(tmp_path, made):
     _, features, contexts = made
-    kinds = {"tokens": pyarrow.list_(pyarrow.dictionary(I32, STRING))}
+    kinds = {"tokens": pyarrow.list_(pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))}
     fields = [pyarrow.field(f.name, kinds.get(f.name, f.type)) for f in contexts.schema]
     encoded = pyarrow.Table.from_pylist(contexts.to_pylist(), pyarrow.schema(fields))
     pieces = pyarrow.concat_tables([encoded.slice(0, 301), encoded.slice(301)])
@@ -344,7 +335,7 @@ def test_labels_and_front_are_rewritten_alone(tmp_path):
     features, contexts = made_tables(3)
     site_of(tmp_path, features, contexts)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    write_labels_data(tmp_path, (["a", "b", "c"], ["", "", ""], [0]))
+    write_labels_data(tmp_path, Labels(["x", "b", "c"], ["a", "b", "c"], ["", "", ""]))
     write_front_data(tmp_path, {"current": "made"})
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert {p.name for p in after if after[p] != before.get(p)} == {"labels.js", "front.js"}

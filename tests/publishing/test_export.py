@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pyarrow.parquet
 import pytest
@@ -14,10 +15,12 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.atlas_samples import sample_record
 from support.world import random_dictionary
 
 import sae
 import sae.commands.export
+from sae.atlas.examples import Example, ExampleContext
 from sae.base.errors import UserError
 from sae.cli import main
 from sae.dictionary import ACTIVATIONS
@@ -308,9 +311,7 @@ def test_a_dictionary_without_our_record_has_a_card_that_does_not_know(record):
 def test_a_record_of_odd_kinds_breaks_no_card():
     odd = {"name": 3, "held_out_fraction": "a tenth", "documents": []}
     record = {"training_tokens": 5, "sae": "x", "data": odd, "model": 1, "bos_token_id": "<s>"}
-    card = card_of(
-        {"sae_atlas": record, "hf_hook_name": 7, "context_size": "1"}, atlas={"data": 1}
-    )
+    card = card_of({"sae_atlas": record, "hf_hook_name": 7, "context_size": "1"})
     assert "It was trained with sae-atlas on 5 rows of `3`.\n" in card
     assert "It reads what stands at" in card
 
@@ -345,7 +346,7 @@ CACHED = OURS | {
     "cache_digest": "abc",
     "data": {"name": "factbook", "held_out_fraction": 0.1, "documents": {"used": 3}},
 }
-ATLAS = {"cache_digest": "abc", "n_rows": 20_319}
+ATLAS = sample_record(64, 0, cache_digest="abc", n_rows=20_319)
 
 
 def test_the_card_counts_rows_once_and_says_how_often_they_were_seen():
@@ -359,7 +360,7 @@ def test_the_card_counts_rows_once_and_says_how_often_they_were_seen():
 
 @pytest.mark.parametrize("other", [{"cache_digest": "other"}, {"n_rows": 200_000}])
 def test_rows_that_were_not_all_seen_or_not_counted_are_no_repeats(other):
-    card = card_of({"sae_atlas": CACHED}, atlas=ATLAS | other)
+    card = card_of({"sae_atlas": CACHED}, atlas=replace(ATLAS, **other))
     assert "on 99,328 rows of `factbook` (3 documents, 10% of the text held out).\n" in card
 
 
@@ -455,13 +456,9 @@ def card_in(folder):
     return (folder / "README.md").read_text()
 
 
-def example(label, tokens, peak):
-    return {
-        "index": 3,
-        "label": label,
-        "density": 0.00123,
-        "contexts": [{"tokens": tokens, "peak": peak}],
-    }
+def example(label, tokens, peak, promoted=()):
+    context = ExampleContext(tokens, peak, [0.0] * len(tokens))
+    return Example(3, label, 0.00123, 1.0, list(promoted), [context])
 
 
 @pytest.mark.parametrize(
@@ -469,7 +466,7 @@ def example(label, tokens, peak):
     [(["a"], "The 1 clearest of 48"), ([], "of 48 that fire the strongest")],
 )
 def test_the_card_says_by_what_rule_its_examples_were_chosen(promoted, rule):
-    chosen = example("x", ["a", "b"], 0) | {"top_tokens": promoted}
+    chosen = example("x", ["a", "b"], 0, promoted)
     found = section(card_of({"sae_atlas": OURS}, examples=[chosen]), "What it found")
     assert rule in found
     assert "| 3 | x | 0.12% | <b>a</b>b |" in found

@@ -11,7 +11,7 @@ import torch
 
 import sae
 import sae.commands.export
-from sae.analysis.labels import read_labels
+from sae.atlas.labels import read_labels
 from sae.base.errors import UserError
 from sae.cli import main
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from support.world import random_dictionary
 
 import sae
-from sae.analysis.labels import read_labels, set_label
+from sae.atlas.labels import read_labels, set_label
 from sae.base.errors import UserError
 from sae.commands.shrink import held_out_rows, shrink
 from sae.dictionary import ACTIVATIONS
@@ -271,7 +271,7 @@ def test_where_no_feature_is_dead_the_folder_is_the_same_and_it_is_said(
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     sae.eval(run=str(run), dictionary="weak", n_behaviour_tokens=64)
-    assert sae.analyze(run=str(run), dictionary="weak").manifest["n_dead"] == 0
+    assert sae.analyze(run=str(run), dictionary="weak").record.n_dead == 0
     whole = sae.export(run=str(run), dictionary="weak")
     said = "export: drop_dead=true leaves nothing out, for every feature fired"
     assert said not in capsys.readouterr().err

@@ -1,11 +1,13 @@
 """Atlases to look at and to test the page with: made up, but in the form of real ones."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-
+from sae.atlas.labels import Labels
+from sae.atlas.record import AtlasRecord
+from sae.atlas.schema import CONTEXTS, FEATURES
 from sae.reporting.site import write_site
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028"
@@ -56,7 +58,7 @@ def write_sample(
         hostile: whether labels, tokens and names are such as a bad data set has.
         logits: whether the decoder writes into the stream.
         alive: whether any feature fired.
-        changes: to the manifest.
+        changes: to the record.
     """
     chance = random.Random(0)
     dead = [not alive or f % 13 == 5 for f in range(n)]
@@ -68,77 +70,44 @@ def write_sample(
         for f in range(n if described is None else described)
         for row in context_rows(f, TOPICS[topics[f]], nasty, features["max_activation"][f])
     ]
-    manifest = sample_manifest(n, sum(dead)) | changes
+    record = sample_record(n, sum(dead), **changes)
+    labels = Labels.all_automatic(list(features["label"]))
     if hostile:
-        manifest |= {"data": HOSTILE, "dictionary": HOSTILE}
-    label, explanation = list(features["label"]), [""] * n
-    by_hand = [7] if n > 7 else []
-    for f in by_hand:
-        label[f] = "my own words for it"
-        explanation[f] = "Fires where somebody wrote about it."
-    if hostile:
-        label[3], label[4] = HOSTILE, HALF
-    write_site(
-        folder, *sample_tables(features, rows), manifest, (label, explanation, by_hand), front
-    )
+        record = replace(record, data=HOSTILE, dictionary=HOSTILE)
+        labels.automatic[3:5] = labels.label[3:5] = [HOSTILE, HALF]
+    if n > 7:
+        labels.label[7] = "my own words for it"
+        labels.explanation[7] = "Fires where somebody wrote about it."
+    write_site(folder, *sample_tables(features, rows), record, labels, front)
     return folder / "index.html"
 
 
 def sample_tables(columns: Columns, rows: list[dict[str, Any]]) -> tuple[Any, Any]:
-    """Features and contexts as tables, in which empty lists too have the types of real ones."""
-    lists = {
-        pyarrow.string(): ["top_tokens", "top_logit_tokens", "bottom_logit_tokens"],
-        pyarrow.int32(): ["top_token_ids", "neighbours", "correlated", "coactive"],
-        pyarrow.int64(): ["histogram", "positions", "top_token_counts", "coactive_counts"],
-        pyarrow.float32(): [
-            "top_token_rates",
-            "neighbour_cosines",
-            "correlations",
-            "coactive_jaccard",
-        ],
-    }
-    types = {name: pyarrow.list_(kind) for kind, names in lists.items() for name in names}
-    arrays = {name: pyarrow.array(value, types.get(name)) for name, value in columns.items()}
-    return pyarrow.table(arrays), pyarrow.Table.from_pylist(rows, schema=_CONTEXTS)
+    """Features and contexts as tables like real ones."""
+    contexts = {name: [row[name] for row in rows] for name in CONTEXTS.required}
+    return FEATURES.table(columns), CONTEXTS.table(contexts)
 
 
-_CONTEXTS = pyarrow.schema(
-    {
-        "feature": pyarrow.int32(),
-        "group": pyarrow.string(),
-        "band": pyarrow.int8(),
-        "rank": pyarrow.int32(),
-        "sequence": pyarrow.int64(),
-        "position": pyarrow.int32(),
-        "start": pyarrow.int32(),
-        "activation": pyarrow.float32(),
-        "token_ids": pyarrow.list_(pyarrow.int32()),
-        "tokens": pyarrow.list_(pyarrow.string()),
-        "activations": pyarrow.list_(pyarrow.float32()),
-    }
-)
-
-
-def sample_manifest(n: int, n_dead: int) -> dict[str, Any]:
-    return {
-        "format": 2,
-        "dictionary": "batchtopk-2304-k32",
-        "architecture": "jumprelu",
-        "model_name": "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "hook_name": "blocks.9.hook_resid_post",
-        "hook_name_out": None,
-        "d_in": 576,
-        "d_sae": n,
-        "n_rows": 448_000,
-        "n_sequences": 3528,
-        "context_size": 128,
-        "n_documents": 3000,
-        "n_dead": n_dead,
-        "n_bands": _N_BANDS,
-        "context_radius": 16,
-        "n_contexts": 10,
-        "data": "miscellany",
-    }
+def sample_record(n: int, n_dead: int, **changes: Any) -> AtlasRecord:
+    record = AtlasRecord(
+        digest="0123456789abcdef",
+        dictionary="batchtopk-2304-k32",
+        architecture="jumprelu",
+        model_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+        hook_name="blocks.9.hook_resid_post",
+        d_in=576,
+        d_sae=n,
+        n_rows=448_000,
+        n_sequences=3528,
+        context_size=128,
+        n_documents=3000,
+        n_dead=n_dead,
+        n_bands=_N_BANDS,
+        context_radius=16,
+        n_contexts=10,
+        data="miscellany",
+    )
+    return replace(record, **changes)
 
 
 def sample_front() -> dict[str, Any]:

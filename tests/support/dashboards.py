@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import sae
-from sae.analysis.atlas import Atlas
-from sae.analysis.labels import read_labels, write_labels
+from sae.atlas.atlas import Atlas
+from sae.atlas.labels import read_labels, write_labels
 from sae.dictionary.files import load_dictionary, save_dictionary
 
 LABEL, EXPLANATION = "my own words, = not a formula", "Fires where somebody wrote, twice."

@@ -4,10 +4,11 @@ It is a model's card and a data set's at once. Whatever was written by others, s
 data and settings, is quoted, so that it shows as what it is.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae.atlas.examples import Example
+from sae.atlas.record import AtlasRecord
 from sae.base.provenance import UNKNOWN
 from sae.dictionary import Dictionary, Record
 from sae.dictionary.files import loads_in_saelens
@@ -50,10 +51,10 @@ class Export:
     """As the Hub writes it, such as `apache-2.0`."""
     repository: str | None = None
     """`ORG/NAME` on the Hub, if it goes there."""
-    atlas: Mapping[str, Any] = field(default_factory=dict)
-    """What the atlas says of itself; of that `n_rows` and `cache_digest` are read."""
-    examples: list[dict[str, Any]] = field(default_factory=list)
-    """Features to show, by the numbers that they have here: see `example_table`."""
+    atlas: AtlasRecord | None = None
+    """What the tables are from."""
+    examples: list[Example] = field(default_factory=list)
+    """Features to show, by the numbers that they have here."""
 
 
 def model_card(
@@ -104,7 +105,7 @@ def _found(n_features: int, export: Export) -> str:
         return ""
     n = len(export.examples)
     chosen = f"The {n} features of {n_features:,} that fire the strongest, not typical ones."
-    if any(one.get("top_tokens") for one in export.examples):
+    if any(one.promoted for one in export.examples):
         chosen = (
             f"The {n} clearest of {n_features:,} features, not typical ones: in most of their "
             "texts a token that they promote stands where they fire, or right after."
@@ -155,7 +156,7 @@ def _trained_here(dictionary: Dictionary) -> TrainingRecord | None:
     return None if record.imported is not None else record.training
 
 
-def _origin(dictionary: Dictionary, atlas: Mapping[str, Any]) -> str:
+def _origin(dictionary: Dictionary, atlas: AtlasRecord | None) -> str:
     """A sentence or two on where it is from."""
     record, training = dictionary.record, _trained_here(dictionary)
     if training is not None:
@@ -174,13 +175,14 @@ def _origin(dictionary: Dictionary, atlas: Mapping[str, Any]) -> str:
     return f"{came}Where it was trained is not known here."
 
 
-def _rows_seen(record: Record, training: TrainingRecord, atlas: Mapping[str, Any]) -> str:
+def _rows_seen(record: Record, training: TrainingRecord, atlas: AtlasRecord | None) -> str:
     """How many rows it was trained on, of what text, and how often each was seen."""
     trained, text = training.training_tokens, record.text or TextRecord()
-    held_out, n_rows = text.held_out_fraction, part(atlas, "n_rows")
+    held_out = text.held_out_fraction
     rows, seen = f"{trained:,} rows", ""
-    same_cache = record.cache_digest == part(atlas, "cache_digest")
-    if record.cache_digest is not None and same_cache and held_out is not None:
+    same_cache = atlas is not None and atlas.cache_digest == record.cache_digest
+    n_rows = atlas.n_rows if atlas is not None and same_cache else None
+    if n_rows is not None and held_out is not None:
         # The atlas read the very rows that were trained on, and those that were held out.
         n_training = round(n_rows * (1 - held_out))
         if trained > n_training:

@@ -2,9 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sae.atlas.examples import Example, ExampleContext
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _INSIDE = re.compile(r"[:@].*", re.DOTALL)
@@ -75,15 +77,11 @@ def part(found: Any, *keys: str) -> Any:
     return found
 
 
-def example_table(examples: list[dict[str, Any]]) -> str:
-    """A row a feature, with the text where it fires most.
-
-    Args:
-        examples: with `index`, `label`, `density`, and `contexts` of `tokens` and `peak`.
-    """
+def example_table(examples: Sequence[Example]) -> str:
+    """Return a table of features, each with the text where it fires most."""
     lines = (
-        f"| {one['index']} | {_plain(one['label'], cell)} | {100 * one['density']:.2g}% | "
-        f"{_context(one['contexts'][0]) if one['contexts'] else ''} |"
+        f"| {one.feature} | {_plain(one.label, cell)} | {100 * one.density:.2g}% | "
+        f"{_context(one.contexts[0]) if one.contexts else ''} |"
         for one in examples
     )
     return "| feature | label | share of rows | where it fires most |\n|---|---|---|---|\n" + (
@@ -91,9 +89,9 @@ def example_table(examples: list[dict[str, Any]]) -> str:
     )
 
 
-def _context(context: dict[str, Any]) -> str:
+def _context(context: ExampleContext) -> str:
     """The token of the peak is bold, and the text beside it cut."""
-    tokens, peak = context["tokens"], context["peak"]
+    tokens, peak = context.tokens, context.peak
     before, after = "".join(tokens[:peak]), "".join(tokens[peak + 1 :])
     if len(before) > _BEFORE:
         cut = before[-_BEFORE:]

@@ -13,12 +13,12 @@ from typing import Any
 from sae.base.progress import progress
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place
-from sae.exchange.dashboards.rows import TOP, AtlasTables, Dashboard, dashboards, json_bytes
+from sae.exchange.dashboards.rows import TOP, Dashboard, Exported, dashboards, json_bytes
 
 _BLOCK = 256
 
 
-def write_features(atlas: AtlasTables, place: Place, folder: Path) -> None:
+def write_features(atlas: Exported, place: Place, folder: Path) -> None:
     """Write a file for each feature, dead ones too.
 
     Raises:

@@ -1,13 +1,18 @@
 """Columns of `features.parquet` from what dashboards of other tools say of features."""
 
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae.atlas.agreement import logit_agreement, word_numbers
+from sae.atlas.lists import columns_of, flat_and_ends, list_array, list_lengths
+from sae.atlas.schema import FEATURES
 from sae.base.errors import require
-from sae.exchange.dashboards.parts import lengths
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _BINS = 50
 _HIGHEST, _MOST_TOKENS = 1e38, 1 << 53
@@ -15,17 +20,19 @@ _ROUNDING = 1.01e-5
 """SAEDashboard reads densities back from titles, to five digits behind the point."""
 
 
-def finished(rows: Any, in_contexts: NDArray[np.float64], n_rows: int | None) -> Any:
-    """The columns that there are, in the order of `features.parquet`.
+def feature_table(
+    rows: "pyarrow.Table", in_contexts: NDArray[np.float64], n_rows: int | None
+) -> "pyarrow.Table":
+    """Return the table of an atlas's features, empty where nothing is known.
 
-    Logits are left out where no feature has any.
+    Logits are left out where no feature has any; labels and agreement come later.
 
     Args:
         rows: a row a feature, in their order; null where no file has the feature.
         in_contexts: (d_sae,): the highest activation in a feature's contexts, −inf for none.
         n_rows: tokens that were read, if that is known.
     """
-    import pyarrow as pa
+    import pyarrow
 
     n = len(rows)
     density = np.nan_to_num(rows["density"].to_numpy())
@@ -35,59 +42,27 @@ def finished(rows: Any, in_contexts: NDArray[np.float64], n_rows: int | None) ->
         exact = counts / n_rows
         density = np.where((counts > 0) & (abs(exact - density) <= _ROUNDING), exact, density)
     counts = np.where(counts > 0, counts, np.rint(density * (n_rows or 0)).astype(np.int64))
-    uncounted = (counts == 0) & (density > 0)
-    highest = np.where(density > 0, highest, 0)
-    columns: dict[str, Any] = {
-        "feature": pa.array(np.arange(n), pa.int32()),
+    columns: dict[str, object] = {
+        "feature": np.arange(n, dtype=np.int32),
         "density": density,
-        "n_active": pa.array(counts, pa.int64(), mask=uncounted),
-        "max_activation": pa.array(highest, pa.float32()),
-        "mean_activation": pa.nulls(n, pa.float64()),
-        "std_activation": pa.nulls(n, pa.float64()),
-        "histogram": pa.array(histogram, pa.list_(pa.int64())),
-        **_unknown(n),
+        "n_active": pyarrow.array(counts, mask=(counts == 0) & (density > 0)),
+        "max_activation": np.where(density > 0, highest, 0).astype(np.float32),
+        "histogram": histogram,
         **_others(rows, "neighbours", "neighbour_cosines"),
         **_others(rows, "correlated", "correlations"),
-        **{
-            name: _empty(n, kind)
-            for name, kind in (
-                ("coactive", pa.int32()),
-                ("coactive_counts", pa.int64()),
-                ("coactive_jaccard", pa.float32()),
-            )
-        },
+        **_map(rows, density),
     }
-    if len(rows["top_logit_tokens"].combine_chunks().flatten()):
+    if len(flat_and_ends(rows, "top_logit_tokens")[0]):
         columns |= _logits(rows, "top_logit_tokens", "top_logits")
         columns |= _logits(rows, "bottom_logit_tokens", "bottom_logits")
-    return pa.table(columns | _map(rows, density))
+        columns |= FEATURES.nothing(n, ["logit_agreement"])
+    return FEATURES.table(FEATURES.nothing(n) | columns)
 
 
-def _unknown(n: int) -> dict[str, Any]:
-    """What these formats do not hold."""
-    import pyarrow as pa
-
-    return {
-        "positions": _empty(n, pa.int64()),
-        "n_documents": pa.nulls(n, pa.int64()),
-        "top_document_share": pa.nulls(n, pa.float32()),
-        "top_token_ids": _empty(n, pa.int32()),
-        "top_tokens": _empty(n, pa.string()),
-        "top_token_counts": _empty(n, pa.int64()),
-        "top_token_rates": _empty(n, pa.float32()),
-        "decoder_norm": pa.nulls(n, pa.float32()),
-        "encoder_norm": pa.nulls(n, pa.float32()),
-    }
-
-
-def _empty(n: int, kind: Any) -> Any:
-    import pyarrow as pa
-
-    return pa.array([[]] * n, pa.list_(kind))
-
-
-def _known(rows: Any, names: str, values: str) -> list[list[tuple[Any, float]]]:
-    """What two lists of each row say side by side, without what is null or no finite number."""
+def _pairs(
+    rows: "pyarrow.Table", names: str, values: str
+) -> list[list[tuple[str | int, float]]]:
+    """Return what two lists of each row say side by side, where that is a finite number."""
     return [
         [
             (name, value)
@@ -98,19 +73,17 @@ def _known(rows: Any, names: str, values: str) -> list[list[tuple[Any, float]]]:
     ]
 
 
-def _logits(rows: Any, tokens: str, values: str) -> dict[str, Any]:
-    """Tokens and their logits, none where there were none."""
-    import pyarrow as pa
-
-    pairs = _known(rows, tokens, values)
+def _logits(rows: "pyarrow.Table", tokens: str, values: str) -> dict[str, object]:
+    """Return tokens and their logits, none where there were none."""
+    pairs = _pairs(rows, tokens, values)
     return {
-        tokens: pa.array([[text for text, _ in each] for each in pairs], rows[tokens].type),
-        values: pa.array([[value for _, value in each] for each in pairs], rows[values].type),
+        tokens: [[text for text, _ in each] for each in pairs],
+        values: [[value for _, value in each] for each in pairs],
     }
 
 
 def _histograms(
-    rows: Any, in_contexts: NDArray[np.float64]
+    rows: "pyarrow.Table", in_contexts: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], list[NDArray[np.int64]]]:
     """The highest activations, and counts in equal parts of the way up to them.
 
@@ -141,101 +114,89 @@ def _histograms(
     return highest, found
 
 
-def _others(rows: Any, names: str, values: str) -> dict[str, Any]:
-    """Lists of other features and of what stands beside them, without those not there."""
-    import pyarrow as pa
-
+def _others(rows: "pyarrow.Table", names: str, values: str) -> dict[str, object]:
+    """Return lists of other features that are there, and of what stands beside them."""
     n, kept_names, kept_values = len(rows), [], []
-    for i, each in enumerate(_known(rows, names, values)):
-        known = [(other, value) for other, value in each if other < n]
+    for i, each in enumerate(_pairs(rows, names, values)):
+        known = [(int(other), value) for other, value in each if int(other) < n]
         low = min((other for other, _ in known), default=0)
         require(low >= 0, f"feature {i} names feature {low}, and there is none below 0")
         kept_names.append([other for other, _ in known])
         kept_values.append([value for _, value in known])
-    return {
-        names: pa.array(kept_names, pa.list_(pa.int32())),
-        values: pa.array(kept_values, pa.list_(pa.float32())),
-    }
+    return {names: kept_names, values: kept_values}
 
 
-def _map(rows: Any, density: NDArray[np.float64]) -> dict[str, Any]:
-    """Places on the map, within 0..1; null if a feature that fires has none."""
-    import pyarrow as pa
-
+def _map(rows: "pyarrow.Table", density: NDArray[np.float64]) -> dict[str, object]:
+    """Return places on the map, within 0..1; null if a feature that fires has none."""
     x, y = (rows[name].to_numpy().astype(np.float64) for name in ("map_x", "map_y"))
     there = (abs(x) < _HIGHEST) & (abs(y) < _HIGHEST)
     if not there.any() or not there[density > 0].all():
-        return {name: pa.nulls(len(rows), pa.float32()) for name in ("map_x", "map_y")}
-    places = {}
+        return {}
+    places: dict[str, object] = {}
     for name, values in (("map_x", x), ("map_y", y)):
         low, high = values[there].min(), values[there].max()
         inside = values if low >= 0 and high <= 1 else (values - low) / max(high - low, 1e-30)
-        places[name] = pa.array(np.where(there, inside, 0.5), pa.float32())
+        places[name] = np.where(there, inside, 0.5).astype(np.float32)
     return places
 
 
-def with_own_scale(features: Any, norms: NDArray[np.float32]) -> Any:
-    """Activations and logits of a dictionary whose norms had been folded.
+def with_own_scale(
+    features: "pyarrow.Table", norms: NDArray[np.float32]
+) -> dict[str, "pyarrow.Array"]:
+    """Return the columns of a dictionary whose norms had been folded, in its own scale.
 
     Args:
-        features: a table of `finished`.
+        features: a table of `feature_table`.
         norms: (d_sae,), as `sae.exchange.dashboards.rows.unit_norms` gives them.
     """
-    highest = features["max_activation"].to_numpy() / norms
-    place = features.column_names.index("max_activation")
-    features = features.set_column(place, "max_activation", [highest])
+    columns = columns_of(features)
+    columns["max_activation"] = features["max_activation"].to_numpy() / norms
     for name in ("top_logits", "bottom_logits"):
-        if name in features.column_names:
-            features = _scaled(features, name, norms)
-    return features
+        if name in columns:
+            columns[name] = _scaled(features, name, norms)
+    return columns
 
 
-def contexts_with_own_scale(contexts: Any, norms: NDArray[np.float32]) -> Any:
-    """As `with_own_scale`, for a table of contexts."""
+def contexts_with_own_scale(
+    contexts: "pyarrow.Table", norms: NDArray[np.float32]
+) -> dict[str, "pyarrow.Array"]:
+    """Return the columns of contexts as `with_own_scale` does those of features."""
     factors = 1 / norms.astype(np.float64)[contexts["feature"].to_numpy()]
     activation = (contexts["activation"].to_numpy() * factors).astype(np.float32)
-    place = contexts.column_names.index("activation")
-    contexts = contexts.set_column(place, "activation", [activation])
-    return _scaled(contexts, "activations", factors)
+    return columns_of(contexts) | {
+        "activation": activation,
+        "activations": _scaled(contexts, "activations", factors),
+    }
 
 
-def _scaled(table: Any, name: str, factors: NDArray[Any]) -> Any:
-    """A table whose lists of one column are multiplied by a number each."""
-    import pyarrow as pa
-
-    column = table[name].combine_chunks()
-    each = np.repeat(factors, lengths(table, name))
-    flat = (column.flatten().to_numpy() * each).astype(np.float32)
-    scaled = pa.ListArray.from_arrays(column.offsets, pa.array(flat))
-    return table.set_column(table.column_names.index(name), name, scaled)
+def _scaled(
+    table: "pyarrow.Table", name: str, factors: NDArray[np.floating]
+) -> "pyarrow.ListArray":
+    """Return a column of lists of numbers, each list multiplied by a factor."""
+    lengths = list_lengths(table, name)
+    flat = flat_and_ends(table, name)[0].to_numpy() * np.repeat(factors, lengths)
+    return list_array(flat.astype(np.float32), lengths)
 
 
-def agreement(features: Any, contexts: Any, found: NDArray[np.float64]) -> None:
-    """Put into `found` the share of top contexts that a feature's promoted tokens speak of.
+def agreement_of_texts(
+    features: "pyarrow.Table", contexts: "pyarrow.Table"
+) -> NDArray[np.float64]:
+    """Return the `logit_agreement` of features whose contexts are known by their texts."""
+    import pyarrow
+    import pyarrow.compute as pc
 
-    As `sae.analysis.tables.logit_agreement`, by texts: a context counts when the token at its
-    peak, or the one after, is among the promoted ones, letter case and spaces aside.
-
-    Args:
-        features: the table of all features.
-        contexts: a table of some features' contexts, sorted.
-    """
-    owners, groups, positions, starts = (
-        contexts[name].to_pylist() for name in ("feature", "group", "position", "start")
-    )
-    total: dict[int, list[int]] = {}
-    promoted: dict[int, set[str]] = {}
-    tokens = contexts["tokens"]
-    for row, (owner, group) in enumerate(zip(owners, groups, strict=True)):
-        if group != "top":
-            continue
-        if owner not in promoted:
-            texts = features["top_logit_tokens"][owner].as_py()
-            promoted[owner] = {text.strip().lower() for text in texts}
-            total[owner] = [0, 0]
-        peak = positions[row] - starts[row]
-        near = {text.strip().lower() for text in tokens[row].as_py()[peak : peak + 2]}
-        total[owner][0] += bool(near & promoted[owner])
-        total[owner][1] += 1
-    for owner, (agreeing, all_of_them) in total.items():
-        found[owner] = agreeing / all_of_them
+    contexts = contexts.filter(pc.equal(contexts["group"], "top"))
+    tokens, ends = flat_and_ends(contexts, "tokens")
+    starts = ends - list_lengths(contexts, "tokens")
+    peaks = starts + contexts["position"].to_numpy() - contexts["start"].to_numpy()
+    after = np.minimum(peaks + 1, ends - 1)
+    texts, _ = flat_and_ends(features, "top_logit_tokens")
+    near = [tokens.take(pyarrow.array(places)) for places in (peaks, after)]
+    encoded = pc.dictionary_encode(pyarrow.concat_arrays([texts, *near]))
+    words = word_numbers(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
+    lengths = list_lengths(features, "top_logit_tokens")
+    promoted = np.full((len(features), int(lengths.max())), -1)
+    promoted[np.arange(promoted.shape[1]) < lengths[:, None]] = words[: len(texts)]
+    beside = words[len(texts) :].reshape(2, -1).T.copy()
+    beside[after == peaks, 1] = -2
+    return logit_agreement(promoted, contexts["feature"].to_numpy(), beside)

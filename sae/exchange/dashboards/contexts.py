@@ -2,18 +2,23 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae.atlas.lists import list_lengths
+from sae.atlas.schema import CONTEXTS, GROUPS
 from sae.base.errors import UserError
-from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number, lengths
+from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _PLACE = re.compile(r"(\d{1,15}):(\d{1,9})")
 
 
-def context_rows(rows: list[Row], path: Path) -> Any:
+def context_rows(rows: list[Row], path: Path) -> "pyarrow.Table":
     """Contexts as they came, with what they are told by, and `highest` of each.
 
     Args:
@@ -36,7 +41,7 @@ def context_rows(rows: list[Row], path: Path) -> Any:
         }
     )
     check_lengths(table, "tokens", "values", ("tokens", "values"), path)
-    sizes = lengths(table, "values")
+    sizes = list_lengths(table, "values")
     flat = table["values"].combine_chunks().flatten()
     values = flat.to_numpy(zero_copy_only=False)
     nothing = table["tokens"].combine_chunks().flatten().null_count
@@ -98,52 +103,30 @@ def _groups(
     return group, band.astype(np.int64)
 
 
-def ordered(table: Any) -> Any:
-    """Rows of `contexts.parquet`, by feature, group and rank."""
-    import pyarrow as pa
+def ordered(table: "pyarrow.Table") -> "pyarrow.Table":
+    """Return a table of an atlas's contexts, by feature, group and rank.
+
+    Ids of tokens are null, for no dashboard holds them.
+
+    Args:
+        table: as `context_rows` gives it, in any order.
+    """
+    import pyarrow
 
     feature, group, band = (table[name].to_numpy() for name in ("feature", "group", "band"))
     strongest = np.where(group == 0, -table["activation"].to_numpy(), 0)
     order = np.lexsort((np.arange(len(table)), strongest, -band.astype(int), group, feature))
-    table = table.take(pa.array(order))
+    table = table.take(pyarrow.array(order))
     feature, group, band = feature[order], group[order], band[order]
     same = np.r_[False, (np.diff(feature) == 0) & (np.diff(group) == 0) & (np.diff(band) == 0)]
     began = np.maximum.accumulate(np.where(same, 0, np.arange(len(same))))
-    start = table["start"].to_numpy()
-    kinds = pa.array(["top", "band", "silent"]).take(pa.array(group))
-    ids = pa.nulls(len(table), pa.list_(pa.int32()))
-    columns = {
-        "feature": table["feature"],
-        "group": kinds,
-        "band": table["band"],
-        "rank": np.arange(len(same)) - began,
-        "sequence": table["sequence"],
-        "position": start + table["peak"].to_numpy(),
-        "start": table["start"],
-        "activation": table["activation"],
-        "token_ids": ids,
-        "tokens": table["tokens"],
-        "activations": table["activations"],
-    }
-    return pa.table(columns, schema=contexts_schema())
-
-
-def contexts_schema() -> Any:
-    """Of `contexts.parquet`; ids of tokens are null, for no dashboard holds them."""
-    import pyarrow as pa
-
-    return pa.schema(
+    columns = {name: table[name] for name in table.column_names if name != "peak"}
+    return CONTEXTS.table(
         {
-            "feature": pa.int32(),
-            "group": pa.string(),
-            "band": pa.int8(),
-            "rank": pa.int32(),
-            "sequence": pa.int64(),
-            "position": pa.int32(),
-            "start": pa.int32(),
-            "activation": pa.float32(),
-            "token_ids": pa.list_(pa.int32()),
-            "tokens": pa.list_(pa.string()),
-            "activations": pa.list_(pa.float32()),
+            **columns,
+            "group": pyarrow.array(GROUPS).take(pyarrow.array(group)),
+            "rank": (np.arange(len(same)) - began).astype(np.int32),
+            "position": table["start"].to_numpy() + table["peak"].to_numpy(),
+            "token_ids": pyarrow.nulls(len(table), CONTEXTS["token_ids"].type),
         }
     )

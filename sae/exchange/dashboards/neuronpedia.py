@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sae.atlas.record import AtlasRecord
 from sae.base.progress import progress
 from sae.exchange.dashboards.neuronpedia_heads import heads
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place
-from sae.exchange.dashboards.rows import AtlasTables, Dashboard, Shown, dashboards, json_bytes
+from sae.exchange.dashboards.rows import Dashboard, Exported, Shown, dashboards, json_bytes
 
 BATCH = 1024
 """Features a file of the bulk layout."""
@@ -28,7 +29,7 @@ BY_HAND, AUTOMATIC, EXPLANATION = "label by hand", "automatic label", "explanati
 
 
 def write_bulk(
-    atlas: AtlasTables, place: Place, folder: Path, sizes: tuple[int, int] = (0, 0)
+    atlas: Exported, place: Place, folder: Path, sizes: tuple[int, int] = (0, 0)
 ) -> Path:
     """Write the layout that Neuronpedia imports; returns `{folder}/{model}/{source}`.
 
@@ -47,11 +48,11 @@ def write_bulk(
         new_folder(target) as temporary,
         progress(len(atlas.features), "export", "feature") as bar,
     ):
-        for name, row in heads(atlas.manifest, place, sizes).items():
+        for name, row in heads(atlas.record, place, sizes).items():
             (temporary / f"{name}.jsonl").write_bytes(json_bytes(row) + b"\n")
         for number, block in enumerate(dashboards(atlas, BATCH)):
             kinds = {
-                "features": (_feature(atlas.manifest, place, one) for one in block),
+                "features": (_feature(atlas.record, place, one) for one in block),
                 "activations": (_activation(*each) for each in _contexts(atlas, place, block)),
                 "explanations": _explanations(atlas, place, block),
             }
@@ -78,7 +79,7 @@ def _id(place: Place, *what: Any) -> str:
     return "c" + hashlib.sha256(name.encode()).hexdigest()[:24]
 
 
-def _feature(manifest: dict[str, Any], place: Place, one: Dashboard) -> dict[str, Any]:
+def _feature(record: AtlasRecord, place: Place, one: Dashboard) -> dict[str, Any]:
     x, y = one.place or (None, None)
     return {
         "modelId": place.model_id,
@@ -90,7 +91,7 @@ def _feature(manifest: dict[str, Any], place: Place, one: Dashboard) -> dict[str
         "hasVector": False,
         "vector": [],
         "vectorLabel": None,
-        "hookName": manifest["hook_name"],
+        "hookName": record.hook_name,
         "topkCosSimIndices": one.neighbours,
         "topkCosSimValues": one.cosines,
         **one.fields,
@@ -101,7 +102,7 @@ def _feature(manifest: dict[str, Any], place: Place, one: Dashboard) -> dict[str
 
 
 def _contexts(
-    atlas: AtlasTables, place: Place, block: list[Dashboard]
+    atlas: Exported, place: Place, block: list[Dashboard]
 ) -> Iterable[tuple[dict[str, Any], Shown]]:
     """Every context, with what its row says besides."""
     for one in block:
@@ -112,7 +113,7 @@ def _contexts(
                 "layer": place.source,
                 "index": str(one.feature),
                 "creatorId": place.creator_id,
-                "dataSource": atlas.manifest.get("data"),
+                "dataSource": atlas.record.data,
             }
             yield about, context
 
@@ -139,21 +140,21 @@ def _activation(about: dict[str, Any], context: Shown) -> dict[str, Any]:
     }
 
 
-def texts_of(atlas: AtlasTables, feature: int) -> list[tuple[str, str]]:
+def texts_of(atlas: Exported, feature: int) -> list[tuple[str, str]]:
     """What is said of a feature, and of which kind that is; of a dead one only by people."""
-    label, explanation, by_hand = atlas.labels
+    label, explanation = atlas.labels.label[feature], atlas.labels.explanation[feature]
     found = []
-    if feature in by_hand:
-        found.append((label[feature], BY_HAND))
-    elif label[feature] and atlas.features["density"][feature].as_py() > 0:
-        found.append((label[feature], AUTOMATIC))
-    if explanation[feature]:
-        found.append((explanation[feature], EXPLANATION))
+    if label != atlas.labels.automatic[feature]:
+        found.append((label, BY_HAND))
+    elif label and atlas.features["density"][feature].as_py() > 0:
+        found.append((label, AUTOMATIC))
+    if explanation:
+        found.append((explanation, EXPLANATION))
     return [(text.replace("\x00", "\ufffd"), kind) for text, kind in found]
 
 
 def _explanations(
-    atlas: AtlasTables, place: Place, block: list[Dashboard]
+    atlas: Exported, place: Place, block: list[Dashboard]
 ) -> Iterable[dict[str, Any]]:
     for one in block:
         for text, kind in texts_of(atlas, one.feature):

@@ -3,36 +3,37 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from sae.atlas.record import AtlasRecord
 from sae.exchange.dashboards.place import Place
 
 Row = dict[str, Any]
 
 
-def heads(manifest: Row, place: Place, sizes: tuple[int, int]) -> dict[str, Row]:
+def heads(record: AtlasRecord, place: Place, sizes: tuple[int, int]) -> dict[str, Row]:
     """The rows of `release`, `model`, `sourceset` and `source`.
 
     Args:
-        manifest: of the atlas; all of it is kept in the source's `saelensConfig`.
+        record: of the atlas; all of it is kept in the source's `saelensConfig`.
         sizes: layers of the model, and neurons of each; zeros if they are not known.
     """
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    what = f"{manifest['dictionary']} at {manifest['hook_name']} of {manifest['model_name']}"
+    what = f"{record.dictionary} at {record.hook_name} of {record.model_name}"
     whose = {"creatorId": place.creator_id, "createdAt": now, "visibility": "PUBLIC"}
     return {
-        **_release_and_model(manifest, place, what, whose, sizes),
-        **_set_and_source(manifest, place, what, whose),
+        **_release_and_model(record, place, what, whose, sizes),
+        **_set_and_source(record, place, what, whose),
     }
 
 
 def _release_and_model(
-    manifest: Row, place: Place, what: str, whose: Row, sizes: tuple[int, int]
+    record: AtlasRecord, place: Place, what: str, whose: Row, sizes: tuple[int, int]
 ) -> dict[str, Row]:
-    model = str(manifest["model_name"])
+    model = record.model_name
     return {
         "release": {
             "name": place.source_set,
             "description": what,
-            "descriptionShort": str(manifest["dictionary"]),
+            "descriptionShort": record.dictionary,
             "urls": [],
             "creatorName": place.creator,
             "creatorNameShort": place.creator,
@@ -56,14 +57,16 @@ def _release_and_model(
     }
 
 
-def _set_and_source(manifest: Row, place: Place, what: str, whose: Row) -> dict[str, Row]:
+def _set_and_source(record: AtlasRecord, place: Place, what: str, whose: Row) -> dict[str, Row]:
     config = {
-        "architecture": manifest.get("architecture"),
-        "d_in": manifest.get("d_in"),
-        "d_sae": manifest["d_sae"],
+        "architecture": record.architecture,
+        "d_in": record.d_in,
+        "d_sae": record.d_sae,
         "metadata": {
-            **{key: manifest.get(key) for key in ("model_name", "hook_name", "hook_name_out")},
-            "sae_atlas_manifest": manifest,
+            "model_name": record.model_name,
+            "hook_name": record.hook_name,
+            "hook_name_out": record.hook_name_out,
+            "sae_atlas_manifest": record.to_json(),
         },
     }
     return {
@@ -94,9 +97,9 @@ def _set_and_source(manifest: Row, place: Place, what: str, whose: Row) -> dict[
             "hasUmap": False,
             "hasUmapLogSparsity": False,
             "hasUmapClusters": False,
-            "num_prompts": manifest.get("n_sequences"),
-            "num_tokens_in_prompt": manifest.get("context_size"),
-            "dataset": manifest.get("data"),
+            "num_prompts": record.n_sequences,
+            "num_tokens_in_prompt": record.context_size,
+            "dataset": record.data,
             **whose,
         },
     }

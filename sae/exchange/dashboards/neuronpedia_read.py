@@ -68,7 +68,7 @@ def read_bulk(folder: Path, scratch: Path) -> Found:
         "n_sequences": source.get("num_prompts"),
         "context_size": source.get("num_tokens_in_prompt"),
     }
-    ours = ours if isinstance(ours, dict) else None
+    ours = ours if isinstance(ours, dict) else {}
     return Found(collected, about, ours, texts=_texts(folder))
 
 

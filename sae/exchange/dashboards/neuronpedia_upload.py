@@ -14,14 +14,14 @@ from sae.base.progress import progress
 from sae.exchange.dashboards.neuronpedia import texts_of
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place
-from sae.exchange.dashboards.rows import TOP, AtlasTables, Dashboard, dashboards, json_bytes
+from sae.exchange.dashboards.rows import TOP, Dashboard, Exported, dashboards, json_bytes
 
 UPLOAD = 128
 """Features a call may upload."""
 _MOST_LOGITS, _MOST_TOKENS, _LONGEST_TEXT = 20, 1024, 512
 
 
-def write_uploads(atlas: AtlasTables, place: Place, folder: Path) -> tuple[int, int]:
+def write_uploads(atlas: Exported, place: Place, folder: Path) -> tuple[int, int]:
     """Write bodies for `POST /api/feature/upload-batch`, one a file.
 
     A feature needs a context there, so one that never fires is left out.
@@ -49,7 +49,7 @@ def write_uploads(atlas: AtlasTables, place: Place, folder: Path) -> tuple[int, 
     return written, left
 
 
-def _upload(atlas: AtlasTables, one: Dashboard) -> dict[str, Any]:
+def _upload(atlas: Exported, one: Dashboard) -> dict[str, Any]:
     """A feature as the upload call takes it, no more of anything than it allows."""
     longest = max(len(context.tokens) for context in one.contexts)
     require(

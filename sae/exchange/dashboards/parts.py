@@ -1,12 +1,15 @@
 """Values in rows of dashboards from elsewhere, checked: numbers of features, and lists."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sae.atlas.lists import list_lengths
 from sae.base.errors import UserError, require
+
+if TYPE_CHECKING:
+    import pyarrow
 
 MOST_FEATURES = 1 << 22
 """As many as the page of an atlas can order."""
@@ -14,7 +17,7 @@ MOST_FEATURES = 1 << 22
 Row = dict[str, Any]
 
 
-def feature_number(value: Any, where: object) -> int:
+def feature_number(value: object, where: object) -> int:
     """The number of a feature, given as a number or as digits.
 
     Raises:
@@ -30,7 +33,7 @@ def feature_number(value: Any, where: object) -> int:
     return int(text)
 
 
-def column(rows: list[Row], word: str, kind: Any, path: Path) -> Any:
+def column(rows: list[Row], word: str, kind: "pyarrow.DataType", path: Path) -> "pyarrow.Array":
     """What rows have under a word, as an arrow array.
 
     Raises:
@@ -47,7 +50,7 @@ def column(rows: list[Row], word: str, kind: Any, path: Path) -> Any:
     )
 
 
-def _array(values: list[Any], kind: Any) -> Any:
+def _array(values: list[Any], kind: "pyarrow.DataType") -> "pyarrow.Array | None":
     """As an arrow array; None if one is of another kind."""
     import pyarrow
 
@@ -70,16 +73,9 @@ _SAID = {
 }
 
 
-def lengths(table: Any, name: str) -> NDArray[np.int64]:
-    """How long the lists of a column are; 0 where there is none."""
-    import pyarrow.compute as pc
-
-    found = pc.fill_null(pc.list_value_length(table[name]), 0)
-    each: NDArray[np.int64] = found.to_numpy().astype(np.int64)
-    return each
-
-
-def check_lengths(table: Any, one: str, other: str, words: tuple[str, str], path: Path) -> None:
+def check_lengths(
+    table: "pyarrow.Table", one: str, other: str, words: tuple[str, str], path: Path
+) -> None:
     """Refuse lists that stand beside each other and are not equally long.
 
     Args:
@@ -88,7 +84,7 @@ def check_lengths(table: Any, one: str, other: str, words: tuple[str, str], path
     Raises:
         UserError: which feature has them.
     """
-    wrong = np.flatnonzero(lengths(table, one) != lengths(table, other))
+    wrong = np.flatnonzero(list_lengths(table, one) != list_lengths(table, other))
     if len(wrong):
         feature = table["feature"][int(wrong[0])].as_py()
         raise UserError(

@@ -2,8 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
+from sae.atlas.record import AtlasRecord
 from sae.base.errors import UserError, require
 
 DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
@@ -58,27 +58,26 @@ class Place:
 
 
 def place_of(
-    manifest: dict[str, Any], model_id: str | None = None, source: str | None = None, **who: str
+    record: AtlasRecord, model_id: str | None = None, source: str | None = None, **who: str
 ) -> Place:
     """Where an atlas goes; ids that are not given are made of its model, hook and name.
 
     Args:
-        manifest: of the atlas.
+        record: of the atlas.
         who: `creator` and `creator_id`.
 
     Raises:
         UserError: for ids that Neuronpedia does not take, or a hook that names no layer.
     """
-    name = str(manifest["model_name"]).rstrip("/").split("/")[-1].lower()
+    name = record.model_name.rstrip("/").split("/")[-1].lower()
     if source is None:
-        hook = str(manifest["hook_name"])
+        hook = record.hook_name
         layer = _LAYER.search(hook)
         if layer is None:
             raise UserError(f"hook {hook} names no layer; give source=LAYER-SET, as 0-res-mine")
-        out = manifest.get("hook_name_out")
         kind = next((short for word, short in _KINDS if word in hook), "sae")
-        kind = "transcoder" if out not in (None, hook) else kind
-        source = f"{layer[1]}-{kind}-{_slug(str(manifest['dictionary']).lower())}"
+        kind = "transcoder" if record.hook_name_out not in (None, hook) else kind
+        source = f"{layer[1]}-{kind}-{_slug(record.dictionary.lower())}"
     return Place(model_id or _slug(_MODEL_IDS.get(name, name)), source, **who)
 
 

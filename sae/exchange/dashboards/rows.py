@@ -11,15 +11,21 @@ These tools fold the norms of decoder rows into the encoder before they look (SA
 direction's. So are these, unless the norms are given as ones.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sae.atlas.labels import Labels
+from sae.atlas.lists import flat_and_ends
+from sae.atlas.record import AtlasRecord
 from sae.base.errors import require
+
+if TYPE_CHECKING:
+    import pyarrow
 
 N_ALIGNED = 3
 """Neurons that a feature's direction is largest on: rows of that table in SAEDashboard."""
@@ -50,17 +56,16 @@ def alignment(w_dec: torch.Tensor) -> Alignment:
 
 
 @dataclass(frozen=True, slots=True)
-class AtlasTables:
-    """What dashboards are made of."""
+class Exported:
+    """An atlas in the scale in which another tool shows it."""
 
-    manifest: dict[str, Any]
-    """Of `atlas.json`."""
-    features: Any
+    record: AtlasRecord
+    """Of the atlas; `folded` is as what is written will be."""
+    features: "pyarrow.Table"
     """The table of `features.parquet`."""
-    contexts: Iterable[Any]
+    contexts: Iterable["pyarrow.RecordBatch"]
     """Record batches of `contexts.parquet`, sorted by feature; read once, from the first on."""
-    labels: tuple[list[str], list[str], Collection[int]]
-    """Labels and explanations of all features, and the features labelled by hand."""
+    labels: Labels
     norms: NDArray[np.float32]
     """(d_sae,): what activations are multiplied by and logits divided by; see `unit_norms`."""
     aligned: Alignment | None
@@ -113,7 +118,7 @@ def unit_norms(norms: NDArray[np.float32], architecture: str | None) -> NDArray[
     return np.where(plain | (architecture == "topk"), one, norms).astype(np.float32)
 
 
-def dashboards(atlas: AtlasTables, size: int) -> Iterator[list[Dashboard]]:
+def dashboards(atlas: Exported, size: int) -> Iterator[list[Dashboard]]:
     """Every feature in order, `size` of them at a time.
 
     Contexts in which a feature is silent are left out: these formats have no place for them.
@@ -129,11 +134,13 @@ def dashboards(atlas: AtlasTables, size: int) -> Iterator[list[Dashboard]]:
         yield _block(atlas, table, shown, moments, first)
 
 
-def _by_feature(batches: Iterable[Any], n: int, size: int) -> Iterator[Any]:
+def _by_feature(
+    batches: Iterable["pyarrow.RecordBatch"], n: int, size: int
+) -> Iterator["pyarrow.Table | None"]:
     """Tables of the contexts of `size` features each; None where there are none."""
     import pyarrow
 
-    held: list[Any] = []
+    held: list[pyarrow.RecordBatch] = []
     source, last = iter(batches), -1
     for stop in range(size, n + size, size):
         while not held or held[-1]["feature"][-1].as_py() < stop:
@@ -158,28 +165,25 @@ def _by_feature(batches: Iterable[Any], n: int, size: int) -> Iterator[Any]:
         yield table.slice(0, end)
 
 
-def pieces(table: Any, name: str) -> list[Any]:
+def pieces(table: "pyarrow.Table", name: str) -> list[Any]:
     """The lists of a column, arrays of numbers or lists of texts; empty where there is none."""
     import pyarrow
     import pyarrow.compute as pc
 
     if name not in table.column_names:
         return [np.zeros(0, np.float32)] * len(table)
-    column = pyarrow.chunked_array(table[name]).combine_chunks()
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    flat = column.flatten()
+    flat, ends = flat_and_ends(table, name)
     values: Any
     if pyarrow.types.is_string(flat.type):
         # The databases behind these formats cannot store the character zero.
         values = pc.replace_substring(flat, "\x00", "\ufffd").to_pylist()
     else:
         values = flat.to_numpy(zero_copy_only=False)
-    ends = np.cumsum(lengths, dtype=np.int64)
-    starts = (ends - lengths).tolist()
+    starts = [0, *ends[:-1].tolist()]
     return [values[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
 
 
-def _moments(features: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _moments(features: "pyarrow.Table") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and mean square of every feature over all tokens, silent ones too."""
     density, mean, std = (
         features[name].to_numpy().astype(np.float64)
@@ -221,12 +225,14 @@ def _shares(histogram: NDArray[np.int64], density: float, n_bands: int) -> list[
     return found
 
 
-def _shown(atlas: AtlasTables, table: Any, contexts: Any, first: int) -> list[list[Shown]]:
+def _shown(
+    atlas: Exported, table: "pyarrow.Table", contexts: "pyarrow.Table | None", first: int
+) -> list[list[Shown]]:
     """The contexts of each feature of a block, in their order, without the silent ones."""
     found: list[list[Shown]] = [[] for _ in range(len(table))]
     if contexts is None:
         return found
-    n_bands = int(atlas.manifest["n_bands"])
+    n_bands = atlas.record.n_bands
     norms = atlas.norms[first : first + len(table)]
     highest = table["max_activation"].to_numpy() * norms
     shares = [
@@ -256,8 +262,8 @@ def _shown(atlas: AtlasTables, table: Any, contexts: Any, first: int) -> list[li
 
 
 def _block(
-    atlas: AtlasTables,
-    table: Any,
+    atlas: Exported,
+    table: "pyarrow.Table",
     shown: list[list[Shown]],
     moments: tuple[NDArray[np.float64], NDArray[np.float64]],
     first: int,

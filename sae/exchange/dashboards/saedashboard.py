@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sae.atlas.record import AtlasRecord
 from sae.base.errors import UserError, require
 from sae.base.files import write_json
 from sae.base.progress import progress
 from sae.exchange.dashboards.files import numbered, parsed
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place
-from sae.exchange.dashboards.rows import AtlasTables, Dashboard, Shown, dashboards, json_bytes
+from sae.exchange.dashboards.rows import Dashboard, Exported, Shown, dashboards, json_bytes
 from sae.exchange.dashboards.tables import Collected, Found, Scratch
 
 BATCH = 128
@@ -27,13 +28,13 @@ _SETTINGS, _SKIPPED = "run_settings.json", "skipped_indexes.json"
 _HOOK = re.compile(r"blocks\.\d+\.(?:\w+\.)?hook_[a-z_]*[a-z]")
 
 
-def write_dashboards(atlas: AtlasTables, place: Place, folder: Path) -> None:
+def write_dashboards(atlas: Exported, place: Place, folder: Path) -> None:
     """Write every feature of an atlas, dead ones too.
 
     Raises:
         UserError: if the folder exists, or another process writes it.
     """
-    about = atlas.manifest
+    record = atlas.record
     head = {
         "model_id": place.model_id,
         "layer": place.layer,
@@ -44,43 +45,43 @@ def write_dashboards(atlas: AtlasTables, place: Place, folder: Path) -> None:
         new_folder(folder) as temporary,
         progress(len(atlas.features), "export", "feature") as bar,
     ):
-        write_json(temporary / _SETTINGS, _settings(about, head))
+        write_json(temporary / _SETTINGS, _settings(record, head))
         skipped = {**head, "layer": str(place.layer), "log_sparsity": -6, "skipped_indexes": []}
         del skipped["sae_id_suffix"]
         write_json(temporary / _SKIPPED, skipped)
         for number, block in enumerate(dashboards(atlas, BATCH)):
-            batch = {**head, "features": [_feature(about, one) for one in block]}
+            batch = {**head, "features": [_feature(record, one) for one in block]}
             (temporary / f"batch-{number}.json").write_bytes(json_bytes(batch))
             bar.update(len(block))
 
 
-def _settings(manifest: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
-    """What of its runner's settings holds for an atlas, and the manifest of that."""
+def _settings(record: AtlasRecord, head: dict[str, Any]) -> dict[str, Any]:
+    """What of its runner's settings holds for an atlas, and the record of that."""
     return {
         "sae_set": head["sae_set"],
-        "sae_path": manifest["hook_name"],
+        "sae_path": record.hook_name,
         "np_sae_id_suffix": None,
         "np_set_name": None,
-        "huggingface_dataset_path": manifest.get("data") or "",
-        "n_prompts_total": manifest.get("n_sequences"),
-        "n_tokens_in_prompt": manifest.get("context_size"),
+        "huggingface_dataset_path": record.data or "",
+        "n_prompts_total": record.n_sequences,
+        "n_tokens_in_prompt": record.context_size,
         "n_features_at_a_time": BATCH,
-        "n_quantiles": manifest["n_bands"],
-        "top_acts_group_size": manifest.get("n_contexts"),
-        "quantile_group_size": manifest.get("n_band_contexts"),
+        "n_quantiles": record.n_bands,
+        "top_acts_group_size": record.n_contexts,
+        "quantile_group_size": record.n_band_contexts,
         "model_id": head["model_id"],
         "layer": head["layer"],
-        "sae_atlas_manifest": manifest,
+        "sae_atlas_manifest": record.to_json(),
     }
 
 
-def _feature(manifest: dict[str, Any], one: Dashboard) -> dict[str, Any]:
+def _feature(record: AtlasRecord, one: Dashboard) -> dict[str, Any]:
     return {
         "feature_index": one.feature,
         **one.fields,
-        "n_prompts_total": manifest.get("n_sequences"),
-        "n_tokens_in_prompt": manifest.get("context_size"),
-        "dataset": manifest.get("data") or "",
+        "n_prompts_total": record.n_sequences,
+        "n_tokens_in_prompt": record.context_size,
+        "dataset": record.data or "",
         "decoder_weights_dist": [],
         "activations": [_activation(context) for context in one.contexts],
         "vector": [],
@@ -150,7 +151,7 @@ def read_dashboards(folder: Path, scratch: Path) -> Found:
         "n_sequences": settings.get("n_prompts_total"),
         "context_size": settings.get("n_tokens_in_prompt"),
     }
-    return Found(collected, about, ours if isinstance(ours, dict) else None, skipped)
+    return Found(collected, about, ours if isinstance(ours, dict) else {}, skipped)
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -9,14 +9,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae.atlas.lists import list_lengths
+from sae.atlas.schema import FEATURES
+from sae.atlas.table import arrow_type
 from sae.base.errors import UserError, require
-from sae.exchange.dashboards.columns import finished
+from sae.exchange.dashboards.columns import feature_table
 from sae.exchange.dashboards.contexts import context_rows, ordered
-from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number, lengths
+from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _CHUNK = 4096
 _BUCKET = 1024
@@ -31,9 +37,9 @@ class Found:
 
     collected: "Collected"
     about: dict[str, Any]
-    """For the manifest: `model_name`, `hook_name`, `data`, `n_sequences`, `context_size`."""
-    manifest: dict[str, Any] | None
-    """Of the atlas that it was written from, if it was written here."""
+    """Fields of the atlas's record: model, hook, text, sequences and their size."""
+    record: dict[str, Any]
+    """What is said of the atlas that it was written from; empty if it was not written here."""
     skipped: list[Any] = field(default_factory=list)
     """Features that were left out as dead."""
     texts: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
@@ -45,12 +51,12 @@ class Scratch:
 
     def __init__(self, folder: Path) -> None:
         self._path = str(folder / "contexts.arrow")
-        self._writer: Any = None
+        self._writer: pyarrow.RecordBatchFileWriter | None = None
         self._batches: dict[int, list[int]] = {}
         """Where in the file the contexts of a bucket are."""
         self._written = 0
 
-    def add(self, table: Any) -> None:
+    def add(self, table: "pyarrow.Table") -> None:
         """Put rows where their features are."""
         import pyarrow
 
@@ -67,7 +73,7 @@ class Scratch:
                 self._batches.setdefault(bucket, []).append(self._written)
                 self._written += 1
 
-    def tables(self) -> Iterator[Any]:
+    def tables(self) -> Iterator["pyarrow.Table"]:
         """All that was added, some features at a time, in the order of these."""
         import pyarrow
 
@@ -86,7 +92,7 @@ class Collected:
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
-        self._features: list[Any] = []
+        self._features: list[pyarrow.Table] = []
         self._highest = np.full(0, -np.inf)
         """Highest activation in the contexts of each feature; −inf for none."""
 
@@ -102,12 +108,11 @@ class Collected:
             return
         numbers = [feature_number(row.get(key), path) for row in rows]
         columns = {"feature": pyarrow.array(numbers, pyarrow.int32())}
-        for name, (word, kind) in _fields().items():
-            columns[name] = column(rows, word, kind, path)
+        for name, (word, kind) in _WORDS.items():
+            columns[name] = column(rows, word, arrow_type(kind), path)
         table = pyarrow.table(columns)
-        words = {name: word for name, (word, _) in _fields().items()}
         for one, other in _PAIRS:
-            check_lengths(table, one, other, (words[one], words[other]), path)
+            check_lengths(table, one, other, (_WORDS[one][0], _WORDS[other][0]), path)
         density = table["density"].to_numpy()
         wrong = np.flatnonzero(~((density >= 0) & (density <= 1)) & ~np.isnan(density))
         if len(wrong):
@@ -122,7 +127,7 @@ class Collected:
                 f"{path}: feature {numbers[wrong[0]]} has maxActApprox={highest[wrong[0]]:g}; "
                 "no activation is that high"
             )
-        bars = lengths(table, "heights")
+        bars = list_lengths(table, "heights")
         if bars.max() > _MOST_BARS:
             raise UserError(
                 f"{path}: feature {numbers[int(bars.argmax())]} has a histogram of "
@@ -158,8 +163,8 @@ class Collected:
         """One more than the greatest number of a feature."""
         return max((int(t["feature"].to_numpy().max()) + 1 for t in self._features), default=0)
 
-    def features(self, n: int, n_rows: int | None) -> Any:
-        """The columns of `features.parquet` that there are, a row for each of `n` features.
+    def features(self, n: int, n_rows: int | None) -> "pyarrow.Table":
+        """The table of `features.parquet`, a row for each of `n` features.
 
         Features that no file has are silent ones. Others that a list names and that are not
         among the `n` are left out of it.
@@ -193,42 +198,33 @@ class Collected:
         if len(stray):
             raise UserError(f"feature {stray[0]} has contexts and no row among the features")
         rows = table.take(pyarrow.array(there, mask=there < 0)).combine_chunks()
-        return finished(rows, known, n_rows)
+        return feature_table(rows, known, n_rows)
 
-    def contexts(self) -> Iterator[Any]:
+    def contexts(self) -> Iterator["pyarrow.Table"]:
         """The tables of `contexts.parquet`, some features at a time, to be read once."""
         for table in self._scratch.tables():
             yield ordered(table)
 
 
-def _fields() -> dict[str, tuple[str, Any]]:
-    """Columns, the words for them, and their types."""
-    import pyarrow as pa
-
-    text, real = pa.list_(pa.string()), pa.list_(pa.float32())
-    whole, wide = pa.list_(pa.int64()), pa.list_(pa.float64())
-    return {
-        "density": ("frac_nonzero", pa.float64()),
-        "highest": ("maxActApprox", pa.float64()),
-        "heights": ("freq_hist_data_bar_heights", wide),
-        "bars": ("freq_hist_data_bar_values", wide),
-        "top_logit_tokens": ("pos_str", text),
-        "top_logits": ("pos_values", real),
-        "bottom_logit_tokens": ("neg_str", text),
-        "bottom_logits": ("neg_values", real),
-        "correlated": ("correlated_features_indices", whole),
-        "correlations": ("correlated_features_pearson", real),
-        "neighbours": ("topkCosSimIndices", whole),
-        "neighbour_cosines": ("topkCosSimValues", real),
-        "map_x": ("umap_x", pa.float64()),
-        "map_y": ("umap_y", pa.float64()),
-    }
-
-
-_PAIRS = (
-    ("heights", "bars"),
-    ("top_logit_tokens", "top_logits"),
-    ("bottom_logit_tokens", "bottom_logits"),
-    ("correlated", "correlations"),
-    ("neighbours", "neighbour_cosines"),
-)
+_WORDS = {
+    "density": ("frac_nonzero", "double"),
+    "highest": ("maxActApprox", "double"),
+    "heights": ("freq_hist_data_bar_heights", "list<double>"),
+    "bars": ("freq_hist_data_bar_values", "list<double>"),
+    "top_logit_tokens": ("pos_str", "list<string>"),
+    "top_logits": ("pos_values", "list<float>"),
+    "bottom_logit_tokens": ("neg_str", "list<string>"),
+    "bottom_logits": ("neg_values", "list<float>"),
+    "correlated": ("correlated_features_indices", "list<int64>"),
+    "correlations": ("correlated_features_pearson", "list<float>"),
+    "neighbours": ("topkCosSimIndices", "list<int64>"),
+    "neighbour_cosines": ("topkCosSimValues", "list<float>"),
+    "map_x": ("umap_x", "double"),
+    "map_y": ("umap_y", "double"),
+}
+"""Our columns, the words for them, and types that hold whatever stands there."""
+_PAIRS = [("heights", "bars")] + [
+    (column.beside, column.name)
+    for column in FEATURES.columns
+    if column.name in _WORDS and column.beside
+]

@@ -1,42 +1,39 @@
-"""Dashboards of other tools as atlases: what `sae atlas import` does."""
+"""Dashboards of another tool read as an atlas: what `sae atlas import` does."""
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
 
-from sae.analysis.atlas import (
-    CONTEXTS_FILE,
-    FEATURES_FILE,
-    FORMAT,
-    MANIFEST_FILE,
-    Atlas,
-    nearest_features,
-)
-from sae.analysis.features import N_BANDS, N_PARTNERS
-from sae.analysis.labels import Labels, write_labels
-from sae.analysis.map import N_NEIGHBOURS, feature_map
-from sae.analysis.naming import automatic_labels
-from sae.analysis.tables import lists, numpy_of
+from sae.atlas.atlas import Atlas
+from sae.atlas.directions import direction_columns, nearest_features
+from sae.atlas.labels import Labels, write_labels
+from sae.atlas.lists import columns_of
+from sae.atlas.record import AtlasRecord, write_record
+from sae.atlas.schema import CONTEXTS, FEATURES, N_BANDS
 from sae.base.errors import UserError, require
-from sae.base.files import write_json
 from sae.base.provenance import UNKNOWN, code_version, digest_bytes
 from sae.dictionary import Dictionary
-from sae.dictionary.files import CONFIG_FILE, load_dictionary
 from sae.exchange.dashboards import neuronpedia, neuronpedia_read, saedashboard
 from sae.exchange.dashboards.columns import (
-    agreement,
+    agreement_of_texts,
     contexts_with_own_scale,
     with_own_scale,
 )
-from sae.exchange.dashboards.contexts import contexts_schema
+from sae.exchange.dashboards.exporting import dictionary_beside
 from sae.exchange.dashboards.new_folder import check_new, new_folder
 from sae.exchange.dashboards.parts import feature_number
 from sae.exchange.dashboards.rows import unit_norms
 from sae.exchange.dashboards.tables import Found
-from sae.reporting.site import write_site
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _KEPT: dict[str, type] = {
     "architecture": str,
@@ -53,7 +50,7 @@ _KEPT: dict[str, type] = {
     "n_band_contexts": int,
     "context_radius": int,
 }
-"""What is taken over from the manifest of an atlas that was exported here."""
+"""What is taken over from the record of an atlas that was exported here."""
 _MOST_COUNTED = 1 << 53
 _MOST_SILENT = 7
 """For each feature of the files, so many that they do not tell of may lie below the last."""
@@ -61,13 +58,28 @@ _FEW_FEATURES = 1 << 17
 """Of so many, files may tell of any."""
 
 
-def dictionary_beside(atlas: Path) -> Dictionary | None:
-    """The dictionary of the same name in the run that an atlas is, or will be, in."""
-    folder = atlas.resolve().parent.parent / "dictionaries" / atlas.resolve().name
-    return load_dictionary(folder) if (folder / CONFIG_FILE).is_file() else None
+@dataclass(frozen=True, slots=True)
+class Makers:
+    """What is made from the tables by those who know how: labels, the map, the pages."""
+
+    labels: Callable[["pyarrow.Table", "pyarrow.Table"], list[str]]
+    """An automatic label for each feature, from the tables of features and contexts."""
+    n_neighbours: int
+    """Nearest directions of each feature that the map is laid out by."""
+    places: Callable[
+        [
+            Float[Tensor, "d_sae d_out"],
+            Int[Tensor, "d_sae n_neighbours"],
+            Float[Tensor, "d_sae n_neighbours"],
+        ],
+        Float[Tensor, "d_sae 2"],
+    ]
+    """Places on the map, from decoder directions, their nearest others and the cosines."""
+    pages: Callable[["Path", "pyarrow.Table", "pyarrow.Table", AtlasRecord, Labels], None]
+    """Writes the pages into the folder, from both tables."""
 
 
-def import_atlas(location: str | Path, out: str | Path) -> Atlas:
+def import_atlas(location: str | Path, out: str | Path, makers: Makers) -> Atlas:
     """Read dashboards of another tool as an atlas, its pages included.
 
     What those formats do not hold is left empty, and the pages leave it out. If `out` is
@@ -78,6 +90,7 @@ def import_atlas(location: str | Path, out: str | Path) -> Atlas:
         location: a source of a Neuronpedia export, or a folder that holds one; or a folder of
             SAEDashboard's.
         out: a new folder.
+        makers: how labels, map and pages are made.
 
     Raises:
         UserError: if there is nothing to read, `out` exists or another process writes it, or a
@@ -92,7 +105,11 @@ def import_atlas(location: str | Path, out: str | Path) -> Atlas:
     with new_folder(target, beside if target.parent.name == "atlas" else None) as temporary:
         scratch = temporary / "scratch"
         scratch.mkdir()
-        _write(temporary, read(source, scratch), dictionary, source, target.name)
+        found = read(source, scratch)
+        record = replace(
+            _record(found, dictionary, target.name), digest=digest_bytes(_contents(source))
+        )
+        _write(temporary, found, record, dictionary, makers)
         shutil.rmtree(scratch)
     return Atlas(target)
 
@@ -114,59 +131,57 @@ def _reader(location: Path) -> tuple[Path, Callable[[Path, Path], Found]]:
 
 
 def _write(
-    folder: Path, found: Found, dictionary: Dictionary | None, source: Path, name: str
+    folder: Path,
+    found: Found,
+    record: AtlasRecord,
+    dictionary: Dictionary | None,
+    makers: Makers,
 ) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    manifest = _manifest(found, dictionary, name)
-    n, collected = manifest["d_sae"], found.collected
-    features = collected.features(n, manifest["n_rows"])
-    norms = _folded_norms(manifest, dictionary)
-    if norms is not None:
-        features = with_own_scale(features, norms)
-    agreed, top_band = np.zeros(n), -1
-    with pyarrow.parquet.ParquetWriter(
-        folder / CONTEXTS_FILE, contexts_schema(), compression="zstd"
-    ) as writer:
-        for table in collected.contexts():
-            scaled = table if norms is None else contexts_with_own_scale(table, norms)
-            writer.write_table(scaled.cast(contexts_schema()))
-            top_band = max(top_band, int(table["band"].to_numpy().max()))
-            if "top_logits" in features.column_names:
-                agreement(features, table, agreed)
-    if "top_logits" in features.column_names:
-        features = features.append_column("logit_agreement", pyarrow.array(agreed))
+    features = found.collected.features(record.d_sae, record.n_rows)
+    columns, norms = columns_of(features), None
+    if dictionary is not None and record.folded:
+        # From now on they are the dictionary's own.
+        record = replace(record, folded=False)
+        norms = unit_norms(_norms(dictionary), dictionary.architecture)
+        columns = with_own_scale(features, norms)
+    top_band = _write_contexts(folder, found, norms)
+    contexts = CONTEXTS.read(folder)
+    if "top_logits" in columns:
+        columns["logit_agreement"] = agreement_of_texts(features, contexts)
     if dictionary is not None:
-        features = _with_directions(features, dictionary)
-    contexts = pyarrow.parquet.read_table(folder / CONTEXTS_FILE)
-    labels = _labels(automatic_labels(features, contexts), found)
-    features = features.add_column(1, "label", pyarrow.array(labels.automatic))
-    pyarrow.parquet.write_table(features, folder / FEATURES_FILE, compression="zstd")
+        near, cosines = nearest_features(dictionary.W_dec.float(), makers.n_neighbours)
+        places = makers.places(dictionary.W_dec, near, cosines).numpy()
+        columns |= direction_columns(dictionary, near.numpy(), cosines.numpy(), places)
+    labels = _labels(makers.labels(features, contexts), found)
+    features = FEATURES.write(folder, columns | {"label": labels.automatic})
     write_labels(folder, labels)
-    manifest |= {
-        "digest": digest_bytes(_contents(source)),
-        "n_dead": int((features["density"].to_numpy() == 0).sum()),
-        "n_bands": top_band + 1 or N_BANDS,
-    }
-    write_site(folder, features, contexts, manifest, labels.columns, None)
-    write_json(folder / MANIFEST_FILE, manifest)
+    record = replace(
+        record,
+        n_dead=int((features["density"].to_numpy() == 0).sum()),
+        n_bands=top_band + 1 or N_BANDS,
+    )
+    makers.pages(folder, features, contexts, record, labels)
+    write_record(folder, record)
 
 
-def _folded_norms(manifest: dict[str, Any], dictionary: Dictionary | None) -> Any:
-    """What to divide activations by, so that they are those of the dictionary at hand.
+def _write_contexts(folder: Path, found: Found, norms: NDArray[np.float32] | None) -> int:
+    """Write `contexts.parquet`; return the highest band that there is, −1 for none."""
+    top_band = -1
+    with CONTEXTS.writer(folder) as write:
+        for table in found.collected.contexts():
+            write(columns_of(table) if norms is None else contexts_with_own_scale(table, norms))
+            top_band = max(top_band, int(table["band"].to_numpy().max()))
+    return top_band
 
-    None if nothing is to be done; the manifest says from then on that nothing is folded.
-    """
-    if dictionary is None or not manifest["folded"]:
-        return None
-    manifest["folded"] = False
-    return unit_norms(numpy_of(dictionary.W_dec.float().norm(dim=1)), dictionary.architecture)
+
+def _norms(dictionary: Dictionary) -> NDArray[np.float32]:
+    norms: NDArray[np.float32] = dictionary.W_dec.float().norm(dim=1).cpu().numpy()
+    return norms
 
 
-def _manifest(found: Found, dictionary: Dictionary | None, name: str) -> dict[str, Any]:
+def _record(found: Found, dictionary: Dictionary | None, name: str) -> AtlasRecord:
     """What is known before the tables are made; what is not, is None."""
-    ours = found.manifest or {}
+    ours = found.record
     about: dict[str, Any] = {
         key: next((s[key] for s in (ours, found.about) if _is(s.get(key), kind)), None)
         for key, kind in _KEPT.items()
@@ -201,50 +216,26 @@ def _manifest(found: Found, dictionary: Dictionary | None, name: str) -> dict[st
             f"feature {n - 1:,} is far beyond the {told_of:,} that these files tell of; if "
             "there is such a one, give OUT as RUN/atlas/NAME of a run that has its dictionary",
         )
-    return {
-        "digest": None,
-        "format": FORMAT,
-        "dictionary": name,
-        "dictionary_digest": str(of),
-        "cache_digest": UNKNOWN,
+    return AtlasRecord(
+        digest="",
+        dictionary=name,
+        dictionary_digest=str(of),
         **about,
-        "d_sae": n,
-        "n_silent": 0,
-        "seed": None,
+        d_sae=n,
+        n_bands=N_BANDS,
+        n_silent=0,
         # Who does not say so has folded the norms, as these tools do.
-        "folded": bool(ours["folded"]) if "folded" in ours else not ours,
-        "imported": True,
-        "code_version": code_version(),
-    }
+        folded=bool(ours["folded"]) if "folded" in ours else not ours,
+        imported=True,
+        code_version=code_version(),
+    )
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is(value: object, kind: type) -> bool:
     """Whether a value from elsewhere is a text, or a number that counts something."""
     if kind is str:
         return isinstance(value, str)
     return type(value) is int and 0 <= value < _MOST_COUNTED
-
-
-def _with_directions(features: Any, dictionary: Dictionary) -> Any:
-    """The table with what the dictionary's directions say."""
-    import pyarrow
-
-    w_dec = dictionary.W_dec.float()
-    indices, cosines = nearest_features(w_dec, N_NEIGHBOURS)
-    places = numpy_of(feature_map(dictionary.W_dec, indices, cosines))
-    near = numpy_of(indices[:, :N_PARTNERS]).astype(np.int32)
-    columns = {
-        "decoder_norm": numpy_of(w_dec.norm(dim=1)),
-        "encoder_norm": numpy_of(dictionary.W_enc.float().norm(dim=0)),
-        "neighbours": lists(near.ravel(), near.shape[1]),
-        "neighbour_cosines": lists(numpy_of(cosines[:, :N_PARTNERS]).ravel(), near.shape[1]),
-        "map_x": places[:, 0].copy(),
-        "map_y": places[:, 1].copy(),
-    }
-    for name, values in columns.items():
-        place = features.column_names.index(name)
-        features = features.set_column(place, name, pyarrow.array(values))
-    return features
 
 
 def _labels(automatic: list[str], found: Found) -> Labels:

@@ -1,6 +1,6 @@
 """`labels.csv`: what every feature is called, automatic until a person writes something else.
 
-A row a feature: its number, its label, and a longer explanation (empty until somebody writes
+A record a feature: its number, its label, and a longer explanation (empty until somebody writes
 one). The automatic labels are in `features.parquet` as well, so that what differs from them is
 known to be a person's.
 """
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae.atlas.record import RECORD_FILE
+from sae.atlas.schema import FEATURES
 from sae.base.errors import UserError, require
 from sae.base.files import read_json, write_text
 
@@ -42,11 +44,6 @@ class Labels:
         return [feature for feature, (automatic, label) in pairs if automatic != label]
 
     @property
-    def columns(self) -> tuple[list[str], list[str], list[int]]:
-        """Labels, explanations and who has one by hand: what the page shows."""
-        return self.label, self.explanation, self.by_hand
-
-    @property
     def touched(self) -> bool:
         """Whether a person wrote a label or an explanation."""
         return bool(self.by_hand) or any(self.explanation)
@@ -60,18 +57,10 @@ def read_labels(folder: Path) -> Labels:
     those with an empty one).
 
     Raises:
-        UserError: if a line is broken (which one, and why), or there is no such atlas.
+        UserError: if a line is broken (which one, and why), or the feature table is missing or
+            damaged.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    table = folder / "features.parquet"
-    try:
-        automatic = pyarrow.parquet.read_table(table, columns=["label"])["label"].to_pylist()
-    except (OSError, KeyError, pyarrow.ArrowException) as error:
-        raise UserError(
-            f"{table} is missing, damaged or of an older version ({error}); run sae analyze"
-        ) from error
+    automatic = FEATURES.read(folder, ["label"])["label"].to_pylist()
     labels = Labels.all_automatic(automatic)
     path = folder / LABELS_FILE
     if path.exists():
@@ -143,9 +132,9 @@ def _carry(before: Labels, labels: Labels) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Of the dictionary that an atlas is of."""
+    """Return the digest of the dictionary that an atlas is of, whatever its format."""
     try:
-        return str(read_json(folder / "atlas.json")["dictionary_digest"])
+        return str(read_json(folder / RECORD_FILE)["dictionary_digest"])
     except (UserError, KeyError, TypeError):
         return "unknown"
 

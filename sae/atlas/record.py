@@ -1,0 +1,130 @@
+"""`AtlasRecord`: what an atlas was made from, and the file `atlas.json` that says it."""
+
+import reprlib
+import typing
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from sae.base.errors import UserError, require
+from sae.base.files import read_json, write_json
+from sae.base.provenance import UNKNOWN
+
+RECORD_FILE = "atlas.json"
+FORMAT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtlasRecord:
+    """What an atlas was made from: a dictionary, a text and settings.
+
+    None is what is not known: dashboards of other tools, which `sae atlas import` reads, do not
+    say everything. An atlas of `sae analyze` has all of it.
+    """
+
+    digest: str
+    """Identifies all that decides the tables."""
+    dictionary: str
+    """Name of the dictionary."""
+    dictionary_digest: str = UNKNOWN
+    """Identifies the dictionary's weights."""
+    architecture: str | None = None
+    """The dictionary's, as in its `cfg.json`."""
+    model_name: str
+    hook_name: str
+    """Where the dictionary reads."""
+    hook_name_out: str | None = None
+    """Where the dictionary writes."""
+    cache_digest: str = UNKNOWN
+    """Identifies the activation cache."""
+    data: str | None = None
+    """Name of the text."""
+    d_in: int | None = None
+    d_sae: int
+    n_rows: int | None = None
+    """Tokens that were read, special ones left out."""
+    n_sequences: int | None = None
+    context_size: int | None = None
+    """Tokens in a sequence."""
+    n_documents: int | None = None
+    n_dead: int = 0
+    """Features that are active nowhere in the text."""
+    n_contexts: int | None = None
+    """Contexts of the group `top` that a feature has at most."""
+    n_bands: int
+    """Bands that contexts were drawn from."""
+    n_band_contexts: int | None = None
+    """Contexts of a band that a feature has at most."""
+    n_silent: int | None = None
+    """Contexts of the group `silent` that a feature has at most."""
+    context_radius: int | None = None
+    """Tokens that are shown on either side of the one that a context was chosen for."""
+    seed: int | None = None
+    """Of what was drawn."""
+    folded: bool = False
+    """Whether activations are those of decoder directions of norm one."""
+    imported: bool = False
+    """Whether the tables are made from dashboards of another tool."""
+    code_version: str | None = None
+    """Version of this package."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return what `atlas.json` holds."""
+        return {"format": FORMAT, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+    @classmethod
+    def from_json(cls, where: str, found: object) -> "AtlasRecord":
+        """Take what `atlas.json` holds; keys that are not known are left out.
+
+        Args:
+            where: names the file, for the sentence of an error.
+
+        Raises:
+            UserError: if it is of another format, or a value is missing or of another type.
+        """
+        if type(found) is not dict:
+            raise UserError(f"{where} is no JSON object; run sae analyze again")
+        made = found.get("format", 1)
+        require(
+            made == FORMAT,
+            f"{where} has atlas format {made}, this is format {FORMAT}; run sae analyze again",
+        )
+        hints = typing.get_type_hints(cls)
+        given = {name: found[name] for name in hints if name in found}
+        for field in fields(cls):
+            kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
+            # Not isinstance(): true is no number here.
+            if type(given.get(field.name, field.default)) not in kinds:
+                raise UserError(
+                    f"{where}: {field.name}={reprlib.repr(given.get(field.name))}, where an "
+                    f"atlas has {' or '.join(_WORDS[kind] for kind in kinds)}; run sae analyze "
+                    "again"
+                )
+        return cls(**given)
+
+
+_WORDS: dict[type, str] = {
+    str: "text",
+    int: "a whole number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def read_record(folder: Path) -> AtlasRecord:
+    """Read the record of the atlas in `folder`.
+
+    Raises:
+        UserError: if the folder is unfinished, damaged or of another version of this package.
+    """
+    path = folder / RECORD_FILE
+    require(
+        path.is_file(),
+        f"{folder} is no finished atlas ({RECORD_FILE} is missing); run sae analyze again, "
+        "which mends it",
+    )
+    return AtlasRecord.from_json(str(path), read_json(path))
+
+
+def write_record(folder: Path, record: AtlasRecord) -> None:
+    """Write `atlas.json`, whole or not at all."""
+    write_json(folder / RECORD_FILE, record.to_json())

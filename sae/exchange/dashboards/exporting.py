@@ -1,0 +1,144 @@
+"""An atlas written in the form of another tool: what `sae atlas export` does."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae.atlas.atlas import Atlas
+from sae.atlas.labels import read_labels
+from sae.atlas.record import RECORD_FILE, AtlasRecord
+from sae.atlas.schema import FEATURES
+from sae.base.errors import nearest, require
+from sae.base.progress import say
+from sae.dictionary import Dictionary
+from sae.exchange.dashboards import (
+    circuit_tracer,
+    neuronpedia,
+    neuronpedia_upload,
+    saedashboard,
+)
+from sae.exchange.dashboards.place import place_of
+from sae.exchange.dashboards.rows import Exported, alignment, unit_norms
+from sae.run import Run
+
+FORMATS = ("neuronpedia", "upload", "saedashboard", "circuit_tracer")
+
+
+def export_atlas(
+    location: str | Path,
+    out: str | Path,
+    format: str = "neuronpedia",
+    model_id: str | None = None,
+    source: str | None = None,
+    *,
+    fold: bool = True,
+    **who: str,
+) -> Path:
+    """Write an atlas in the form of another tool.
+
+    If the dictionary is in the same run, the neurons that features are aligned with are in it.
+
+    Args:
+        location: folder of the atlas, or of a run that has one.
+        out: a new folder; for `neuronpedia` it may hold other models and sources.
+        format: one of `FORMATS`.
+        model_id: Neuronpedia's id of the model; made of the model's name if None.
+        source: Neuronpedia's `LAYER-SET`; made of hook and dictionary if None.
+        fold: whether activations and logits are those of unit decoder directions, as tools show
+            them that load SAELens's folders; those of circuit-tracer never are.
+        who: `creator` and `creator_id`, who it is shown as made by.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        UserError: for an unfinished or damaged atlas, a folder that is there already, or ids
+            that Neuronpedia does not take.
+    """
+    require(
+        format in FORMATS,
+        f"format={format} is unknown{nearest(format, FORMATS, 1)}; choose one of "
+        f"{', '.join(FORMATS)}",
+    )
+    atlas, folder = _atlas(Path(location)), Path(out)
+    place = place_of(atlas.record, model_id, source, **who)
+    exported = _exported(atlas, fold=fold and format != "circuit_tracer")
+    if format == "neuronpedia":
+        return neuronpedia.write_bulk(exported, place, folder, _model_sizes(exported.record))
+    if format == "upload":
+        written, left = neuronpedia_upload.write_uploads(exported, place, folder)
+        say(f"atlas: {written:,} features to upload; {left:,} that never fire are left out")
+    elif format == "saedashboard":
+        saedashboard.write_dashboards(exported, place, folder)
+    else:
+        circuit_tracer.write_features(exported, place, folder)
+    return folder
+
+
+def dictionary_beside(atlas: Path) -> Dictionary | None:
+    """Load the dictionary of the same name in the run that an atlas is, or will be, in."""
+    run, name = Run(atlas.resolve().parent.parent), atlas.resolve().name
+    return run.load(name)[1] if name in run.dictionary_names else None
+
+
+def _exported(atlas: Atlas, *, fold: bool) -> Exported:
+    """Return what dashboards are made of; `fold` as for `export_atlas`."""
+    record = atlas.record
+    dictionary = dictionary_beside(atlas.folder)
+    if dictionary is None or dictionary.digest != record.dictionary_digest:
+        say("atlas: without its dictionary beside it, aligned neurons are left out")
+        dictionary = None
+    features = atlas.feature_table()
+    norms = np.ones(len(features), np.float32)
+    if fold:
+        norms = unit_norms(features["decoder_norm"].to_numpy(), record.architecture)
+    aligned = None
+    if dictionary is not None:
+        aligned = alignment(dictionary.W_dec.float().cpu() / torch.from_numpy(norms)[:, None])
+    return Exported(
+        replace(record, folded=record.folded or bool((norms != 1).any())),
+        features,
+        atlas.context_batches(),
+        read_labels(atlas.folder),
+        norms,
+        aligned,
+    )
+
+
+def _model_sizes(record: AtlasRecord) -> tuple[int, int]:
+    """Layers of the model, and neurons of each; zeros if its config is not on this machine."""
+    from transformers import AutoConfig
+
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(record.model_name, **here)
+    except (OSError, ValueError):
+        return 0, 0
+    config = config.get_text_config()
+    names = [name for name in ("intermediate_size", "n_inner") if hasattr(config, name)]
+    # Configs of GPT-2's kind leave it open where it is four times the width.
+    neurons = (getattr(config, names[0]) or 4 * config.hidden_size) if names else 0
+    return int(getattr(config, "num_hidden_layers", 0)), int(neurons)
+
+
+def _atlas(location: Path) -> Atlas:
+    """Return the atlas in a folder, or the only one of a run."""
+    require(location.is_dir(), f"{location} is no folder; give an atlas, or a run that has one")
+    if not (location / RECORD_FILE).exists():
+        inside = sorted(
+            path.parent for path in Run(location).atlases.glob(f"[!.]*/{RECORD_FILE}")
+        )
+        require(
+            len(inside) <= 1,
+            f"{location} has {len(inside)} atlases; give one: {', '.join(map(str, inside))}",
+        )
+        require(
+            bool(inside) or (location / FEATURES.file).exists(),
+            f"{location} holds no atlas; give the folder of one, or a run for which sae "
+            "analyze has made one",
+        )
+        location = inside[0] if inside else location
+    return Atlas(location)
