@@ -1,4 +1,4 @@
-"""What the entries of a cache say of every feature: figures, tokens, contexts, partners."""
+"""What a cache's entries say of every feature: figures, tokens, contexts, kin."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -134,10 +134,10 @@ def _contexts(
     return chosen, activations
 
 
-def partners(
+def related_features(
     shards: list[Shard], text: Text, panels: list[tuple[slice, str]], work: Work
 ) -> Arrays:
-    """Of every feature the others that it is most correlated with, and fires most with.
+    """Find for every feature the others that it is most correlated with and fires most with.
 
     Returns:
         `correlated` and `correlations`, `coactive`, `coactive_counts` and `overlaps`
@@ -153,9 +153,9 @@ def partners(
 
             def compute(features: slice = features) -> Arrays:
                 entries = read_entries(features, counts, shards, work)
-                return _partners_of(entries, groups, counts, moments, text.n_rows)
+                return _related_to(entries, groups, counts, moments, text.n_rows)
 
-            found.append(work.once(f"partners-{i:05d}", compute))
+            found.append(work.once(f"related-{i:05d}", compute))
             bar.update(features.stop - features.start)
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
@@ -180,7 +180,7 @@ class _Groups:
             self._only = [last]
 
 
-def _partners_of(
+def _related_to(
     entries: Entries,
     groups: _Groups,
     counts: NDArray[np.int64],

@@ -12,9 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sae.analysis.peaks import Peak, Stretches, Topics
+from sae.analysis.peaks import Peak, TopContexts, Topics
+
+if TYPE_CHECKING:
+    import pyarrow
 
 LONGEST = 60
 """Characters of the longest label."""
@@ -39,7 +42,7 @@ class _Figures:
     promoted: list[str]
 
 
-def automatic_labels(features: Any, contexts: Any) -> list[str]:
+def automatic_labels(features: "pyarrow.Table", contexts: "pyarrow.Table") -> list[str]:
     """A label of every feature from the tables of its atlas.
 
     A label has at most 60 characters, none of them a control character, and never begins with
@@ -50,8 +53,8 @@ def automatic_labels(features: Any, contexts: Any) -> list[str]:
         contexts: the table of `contexts.parquet`, or its top contexts alone; sorted by feature
             and rank.
     """
-    stretches = Stretches.of_top_contexts(contexts)
-    topics = Topics(stretches)
+    top = TopContexts(contexts)
+    topics = Topics(top)
     names = ["density", "n_active", "positions", "top_tokens"]
     columns = [features[name].to_pylist() for name in names]
     if "top_logit_tokens" in features.column_names:
@@ -60,11 +63,11 @@ def automatic_labels(features: Any, contexts: Any) -> list[str]:
         columns.append([[]] * len(features))
     labels = []
     for feature, row in enumerate(zip(*columns, strict=True)):
-        peaks = stretches.peaks_of(feature)
+        peaks = top.peaks_of(feature)
         labels.append(_label(_Figures(*row), peaks, topics.of(feature)))
     times = Counter(labels)
     return [
-        _told_apart(label, stretches.peaks_of(feature)) if times[label] > 1 else label
+        _told_apart(label, top.peaks_of(feature)) if times[label] > 1 else label
         for feature, label in enumerate(labels)
     ]
 

@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from sae.atlas.lists import flat_and_ends, list_lengths
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _LEFT, _RIGHT = 5, 5
 """Tokens that are looked at on either side of a peak."""
@@ -28,32 +33,23 @@ class Peak:
     position: int
 
 
-class Stretches:
+class TopContexts:
     """Top contexts of all features as flat arrays of token numbers."""
 
-    def __init__(self, contexts: Any) -> None:
-        import pyarrow.compute as pc
-
-        contexts = contexts.combine_chunks()
-        tokens = contexts["tokens"].combine_chunks()
-        encoded = pc.dictionary_encode(tokens.flatten())
-        self.codes: np.ndarray = encoded.indices.to_numpy(zero_copy_only=False)
-        self.texts: list[str] = encoded.dictionary.to_pylist()
-        lengths = pc.list_value_length(tokens).to_numpy(zero_copy_only=False)
-        self.ends = np.cumsum(lengths, dtype=np.int64)
-        self.starts = self.ends - lengths
-        self.features = contexts["feature"].to_numpy()
-        self.positions = contexts["position"].to_numpy()
-        self.peaks = self.starts + self.positions - contexts["start"].to_numpy()
-
-    @classmethod
-    def of_top_contexts(cls, contexts: Any) -> "Stretches":
-        """From the table of `contexts.parquet`, in its order."""
+    def __init__(self, contexts: "pyarrow.Table") -> None:
+        """Take them from the table of `contexts.parquet`, in its order."""
         import pyarrow.compute as pc
 
         columns = ["feature", "position", "start", "tokens"]
-        top = pc.equal(contexts["group"], "top")
-        return cls(contexts.select(columns).filter(top))
+        contexts = contexts.select(columns).filter(pc.equal(contexts["group"], "top"))
+        tokens, self.ends = flat_and_ends(contexts, "tokens")
+        encoded = pc.dictionary_encode(tokens)
+        self.codes: np.ndarray = encoded.indices.to_numpy(zero_copy_only=False)
+        self.texts: list[str] = encoded.dictionary.to_pylist()
+        self.starts = self.ends - list_lengths(contexts, "tokens")
+        self.features = contexts["feature"].to_numpy()
+        self.positions = contexts["position"].to_numpy()
+        self.peaks = self.starts + self.positions - contexts["start"].to_numpy()
 
     @cached_property
     def spaced(self) -> bool:
@@ -75,7 +71,7 @@ class Stretches:
         return np.searchsorted(self.features, np.arange(last + 1))
 
     def peaks_of(self, feature: int) -> list[Peak]:
-        """Of the contexts of one feature, highest first."""
+        """Return the peaks of the contexts of one feature, the highest first."""
         if feature + 1 >= len(self._rows):
             return []
         rows = range(int(self._rows[feature]), int(self._rows[feature + 1]))
@@ -123,35 +119,35 @@ class Topics:
     Words are told by whole tokens: what a tokenizer cuts in pieces is left out.
     """
 
-    def __init__(self, stretches: Stretches) -> None:
+    def __init__(self, contexts: TopContexts) -> None:
         self._words: dict[int, list[str]] = {}
-        words, number = _words_of_tokens(stretches)
-        codes = stretches.codes
+        words, number = _words_of_tokens(contexts)
+        codes = contexts.codes
         chosen = number[codes]
         # A token that the next one carries on is no whole word.
-        begins = np.array([text[:1].isalpha() for text in stretches.texts], dtype=bool)
-        lengths = stretches.ends - stretches.starts
-        if stretches.spaced:
+        begins = np.array([text[:1].isalpha() for text in contexts.texts], dtype=bool)
+        lengths = contexts.ends - contexts.starts
+        if contexts.spaced:
             carries_on = begins[codes]
-            carries_on[stretches.starts[lengths > 0]] = False
+            carries_on[contexts.starts[lengths > 0]] = False
             chosen[:-1][carries_on[1:]] = -1
         context = np.repeat(np.arange(len(lengths)), lengths)
         keep = chosen >= 0
-        self._find(stretches, words, context[keep] * len(words) + chosen[keep])
+        self._find(contexts, words, context[keep] * len(words) + chosen[keep])
 
-    def _find(self, stretches: Stretches, words: list[str], pairs: np.ndarray) -> None:
-        """From the pairs of context and word, some of them more than once."""
+    def _find(self, contexts: TopContexts, words: list[str], pairs: np.ndarray) -> None:
+        """Find them from pairs of context and word, some of which come more than once."""
         if not len(pairs):
             return
         pairs, _ = _counted(pairs)
         context, word = np.divmod(pairs, len(words))
-        overall = np.bincount(word, minlength=len(words)) / len(stretches.starts)
+        overall = np.bincount(word, minlength=len(words)) / len(contexts.starts)
         # What one in fifty contexts has is no matter of its own, however often it is found.
-        rare = max(0.02, 3 / len(np.unique(stretches.features)))
-        owner = stretches.features[context].astype(np.int64)
+        rare = max(0.02, 3 / len(np.unique(contexts.features)))
+        owner = contexts.features[context].astype(np.int64)
         key, counts = _counted(owner * len(words) + word)
         feature, word = np.divmod(key, len(words))
-        n_contexts = np.bincount(stretches.features)[feature]
+        n_contexts = np.bincount(contexts.features)[feature]
         share = counts / n_contexts
         lift = share / overall[word]
         found = (counts >= 3) & (share >= 0.4) & (lift >= 8) & (overall[word] <= rare)
@@ -175,13 +171,13 @@ def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values[first], np.diff(first, append=len(values))
 
 
-def _words_of_tokens(stretches: Stretches) -> tuple[list[str], np.ndarray]:
+def _words_of_tokens(contexts: TopContexts) -> tuple[list[str], np.ndarray]:
     """The folded words that whole tokens spell, and each token's number among them or −1."""
     words: dict[str, int] = {}
-    number = np.full(len(stretches.texts), -1, dtype=np.int64)
-    for code, text in enumerate(stretches.texts):
+    number = np.full(len(contexts.texts), -1, dtype=np.int64)
+    for code, text in enumerate(contexts.texts):
         word = text.strip(" ").lower()
-        if stretches.spaced and not text.startswith(" ") and word[:1] < "\u2e80":
+        if contexts.spaced and not text.startswith(" ") and word[:1] < "\u2e80":
             continue
         if word.isalpha() and len(word) >= (3 if word.isascii() else 2):
             number[code] = words.setdefault(word, len(words))

@@ -26,7 +26,7 @@ class Reading:
     strongest: list[list[tuple[int, float]]]
     """For each token (feature, activation), the strongest first; none at special tokens."""
     acts: list[float] | None
-    """Of the one feature that was asked for, at each token."""
+    """Activation at each token of the one feature that was asked for."""
 
 
 def read_text(

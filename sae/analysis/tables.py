@@ -1,9 +1,8 @@
 """The tables of an atlas: `features.parquet` and `contexts.parquet`, column by column."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from sae.analysis.shards import Text
 from sae.analysis.work import Arrays, Work
 from sae.atlas.agreement import logit_agreement, word_numbers
 from sae.atlas.lists import list_array
-from sae.atlas.schema import CONTEXTS, GROUPS, N_BANDS
+from sae.atlas.schema import GROUPS, N_BANDS
 
 _GROUP_FEATURES = 1024
 """Features whose contexts are a row group, at most, so that some can be read alone."""
@@ -140,7 +139,7 @@ def panel_columns(panel: Arrays, text: Text, vocabulary: Vocabulary) -> dict[str
     }
 
 
-def partner_columns(found: Arrays) -> dict[str, Any]:
+def related_columns(found: Arrays) -> dict[str, Any]:
     """Columns of `features.parquet` that name features active together with others."""
     correlated = _known(found["correlated"], found["correlations"].astype(np.float32))
     coactive = _known(
@@ -195,23 +194,21 @@ def agreement_of_ids(
     return logit_agreement(vocabulary.words(promoted), there.nonzero()[0], near)
 
 
-def write_contexts(
-    folder: Path,
+def context_pieces(
     panels: list[tuple[slice, str]],
     work: Work,
     selection: ContextSelection,
     text: Text,
     vocabulary: Vocabulary,
-) -> None:
-    """Write `contexts.parquet`, row groups of some features each."""
-    with CONTEXTS.writer(folder) as write:
-        for features, name in panels:
-            file = work.open(name)
-            for start in range(features.start, features.stop, _GROUP_FEATURES):
-                part = slice(start, min(start + _GROUP_FEATURES, features.stop))
-                rows = part.start - features.start, part.stop - features.start
-                panel = {key: file.read(key, *rows) for key in ("chosen", "activations")}
-                write(context_columns(panel, part, selection, text, vocabulary))
+) -> Iterator[dict[str, Any]]:
+    """Yield the columns of `contexts.parquet`, of some features at a time."""
+    for features, name in panels:
+        file = work.open(name)
+        for start in range(features.start, features.stop, _GROUP_FEATURES):
+            part = slice(start, min(start + _GROUP_FEATURES, features.stop))
+            rows = part.start - features.start, part.stop - features.start
+            panel = {key: file.read(key, *rows) for key in ("chosen", "activations")}
+            yield context_columns(panel, part, selection, text, vocabulary)
 
 
 def numpy_of(tensor: Tensor) -> NDArray[Any]:

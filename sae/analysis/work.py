@@ -41,11 +41,11 @@ class ArrayFile:
 
     @property
     def names(self) -> list[str]:
-        """Of its arrays."""
+        """The names of the arrays in it."""
         return [name for name in self._about if name != "__metadata__"]
 
     def length(self, name: str) -> int:
-        """Of an array along the first axis."""
+        """Return the length of an array along its first axis."""
         return int(self._about[name]["shape"][0])
 
     def arrays(self) -> Arrays:

@@ -18,7 +18,7 @@ class ExampleContext:
     peak: int
     """Place of that token among the tokens."""
     activations: list[float]
-    """Of the feature, at each token."""
+    """The feature's activation at each token."""
 
 
 @dataclass(frozen=True, slots=True)

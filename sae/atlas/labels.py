@@ -222,7 +222,7 @@ def _header(cells: list[str], where: str) -> list[int]:
 
 
 def _cells(cells: list[str], places: list[int], where: str) -> list[str]:
-    """Of the known columns, without the protection from spreadsheets."""
+    """Return the cells of the known columns, without the protection from spreadsheets."""
     beyond = [cell for place, cell in enumerate(cells) if place not in places and cell.strip()]
     require(
         not beyond,

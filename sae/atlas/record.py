@@ -59,7 +59,7 @@ class AtlasRecord:
     context_radius: int | None = None
     """Tokens that are shown on either side of the one that a context was chosen for."""
     seed: int | None = None
-    """Of what was drawn."""
+    """Seed of the contexts that were drawn."""
     folded: bool = False
     """Whether activations are those of decoder directions of norm one."""
     imported: bool = False

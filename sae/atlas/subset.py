@@ -39,7 +39,7 @@ def write_subset(atlas: Atlas, kept: NDArray[np.int64], folder: Path) -> None:
     new = np.full(len(features), -1, dtype=np.int64)
     new[kept] = np.arange(len(kept))
     columns = _numbered(features, new)
-    for column in FEATURES.columns:
+    for column in FEATURES.columns.values():
         if column.names_features:
             columns |= _without_names(columns, column.name, new)
     FEATURES.write(folder, columns)

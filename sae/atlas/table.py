@@ -1,6 +1,6 @@
 """Tables that have the columns of their schema, however they are written and read."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of one of the tables."""
+    """A column of a table."""
 
     name: str
     kind: str
@@ -46,19 +46,21 @@ def arrow_type(kind: str) -> "pyarrow.DataType":
     return pyarrow.type_for_alias(kind)
 
 
-@dataclass(frozen=True, slots=True)
 class TableSchema:
-    """The columns of a table, in their order on disk."""
+    """The file and the columns of a table, in their order on disk."""
 
-    file: str
-    columns: tuple[Column, ...]
+    def __init__(self, file: str, *columns: Column) -> None:
+        self.file = file
+        self.columns = {column.name: column for column in columns}
 
-    def __getitem__(self, name: str) -> Column:
-        return next(column for column in self.columns if column.name == name)
+    @property
+    def required(self) -> list[str]:
+        """The columns that every table has."""
+        return [name for name, column in self.columns.items() if not column.group]
 
     def beside(self, name: str) -> list[str]:
         """Return the names of the lists that stand beside those of `name`."""
-        return [column.name for column in self.columns if column.beside == name]
+        return [column.name for column in self.columns.values() if column.beside == name]
 
     def table(self, columns: Mapping[str, object]) -> "pyarrow.Table":
         """Put columns together as a table, in the order of the schema.
@@ -72,22 +74,19 @@ class TableSchema:
         """
         import pyarrow
 
+        for name in columns:
+            if name not in self.columns:
+                raise ValueError(f"{self.file} has no column {name!r}")
         arrays = {
-            name: _array(value, self[name].type) if name in self._names() else value
-            for name, value in columns.items()
+            name: _array(columns[name], column.type)
+            for name, column in self.columns.items()
+            if name in columns
         }
-        types = {name: getattr(array, "type", None) for name, array in arrays.items()}
-        unknown = [name for name in columns if name not in self._names()]
-        wrong = f"has no column {unknown[0]!r}" if unknown else self._wrong(types, None)
+        table = pyarrow.table(arrays)
+        wrong = self._wrong(table.schema, self._wanted(arrays))
         if wrong:
             raise ValueError(f"{self.file} {wrong}")
-        there = [column.name for column in self.columns if column.name in arrays]
-        return pyarrow.table({name: arrays[name] for name in there})
-
-    @property
-    def required(self) -> list[str]:
-        """The columns that every table has."""
-        return [column.name for column in self.columns if not column.group]
+        return table
 
     def nothing(
         self, n: int, names: Collection[str] | None = None
@@ -99,12 +98,12 @@ class TableSchema:
         """
         import pyarrow
 
-        return {
-            name: pyarrow.array([[]] * n, self[name].type)
-            if self[name].kind.startswith("list<")
-            else pyarrow.nulls(n, self[name].type)
-            for name in (self.required if names is None else names)
-        }
+        found = {}
+        for name in self.required if names is None else names:
+            column = self.columns[name]
+            empty: list[object] | None = [] if column.kind.startswith("list<") else None
+            found[name] = pyarrow.array([empty] * n, column.type)
+        return found
 
     def write(self, folder: Path, columns: Mapping[str, object]) -> "pyarrow.Table":
         """Write the file, and return the table as `table` makes it."""
@@ -114,17 +113,16 @@ class TableSchema:
         pyarrow.parquet.write_table(table, folder / self.file, compression="zstd")
         return table
 
-    @contextmanager
-    def writer(self, folder: Path) -> Iterator[Callable[[Mapping[str, object]], None]]:
-        """Write the file piece by piece, each a row group; pieces have no optional group."""
+    def write_pieces(self, folder: Path, pieces: Iterable[Mapping[str, object]]) -> None:
+        """Write the file piece by piece, each a row group without optional columns."""
         import pyarrow
         import pyarrow.parquet
 
-        fields = [(name, self[name].type) for name in self.required]
-        with pyarrow.parquet.ParquetWriter(
-            folder / self.file, pyarrow.schema(fields), compression="zstd"
-        ) as file:
-            yield lambda columns: file.write_table(self.table(columns))
+        schema = pyarrow.schema([(name, self.columns[name].type) for name in self.required])
+        path = folder / self.file
+        with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as file:
+            for columns in pieces:
+                file.write_table(self.table(columns))
 
     def read(self, folder: Path, names: Sequence[str] | None = None) -> "pyarrow.Table":
         """Read the file, or some of its columns; what others have added to it is left out.
@@ -156,46 +154,38 @@ class TableSchema:
         self, path: Path, found: "pyarrow.Schema", names: Sequence[str] | None
     ) -> list[str]:
         """Return the columns to read, if the file has them as they should be."""
-        types = {field.name: field.type for field in found if field.name in self._names()}
-        wrong = self._wrong(types, names)
+        wanted = self._wanted(found.names) if names is None else [*names]
+        wrong = self._wrong(found, wanted)
         if wrong:
             raise UserError(
-                f"{path} {wrong}; it is damaged or of another version: remove its folder "
-                "and run sae analyze"
+                f"{path} {wrong}; it is damaged or of another version: remove its folder and "
+                "run sae analyze"
             )
-        return [*types] if names is None else [*names]
+        return wanted
 
-    def _names(self) -> set[str]:
-        return {column.name for column in self.columns}
+    def _wanted(self, names: Collection[str]) -> list[str]:
+        """Return the columns that a table has to have if it has these."""
+        groups = {column.group for name, column in self.columns.items() if name in names}
+        return [name for name, one in self.columns.items() if one.group in {"", *groups}]
 
-    def _wrong(
-        self, types: Mapping[str, "pyarrow.DataType"], names: Sequence[str] | None
-    ) -> str:
-        """Say what is wrong with columns of these types; nothing if they are right.
-
-        Args:
-            names: columns that have to be there; None for those that the schema asks for.
-        """
-        groups = {"", *(self[name].group for name in types)}
-        for column in self.columns:
-            name, found = column.name, types.get(column.name)
-            wanted = column.group in groups if names is None else name in names
-            if wanted and name not in types:
+    def _wrong(self, found: "pyarrow.Schema", wanted: Iterable[str]) -> str:
+        """Say what is wrong with the columns that are wanted; nothing if they are right."""
+        for name in wanted:
+            if name not in found.names:
                 return f"lacks the column {name!r}"
-            if (names is None or wanted) and name in types and found != column.type:
-                return f"has the column {name!r} of type {found}, not {column.type}"
+            kind, right = found.field(name).type, self.columns[name].type
+            if kind != right:
+                return f"has the column {name!r} of type {kind}, not {right}"
         return ""
 
 
-def _array(values: object, kind: "pyarrow.DataType") -> object:
+def _array(values: object, kind: "pyarrow.DataType") -> "pyarrow.Array":
     """Return values as an arrow array; only what has no type of its own is converted."""
     import pyarrow
 
-    if isinstance(values, np.ndarray):
-        return pyarrow.array(values)
     if isinstance(values, pyarrow.Array | pyarrow.ChunkedArray):
         return values
-    return pyarrow.array(values, kind)
+    return pyarrow.array(values, None if isinstance(values, np.ndarray) else kind)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.analysis.features import ContextSelection, feature_panels, partners
+from sae.analysis.features import ContextSelection, feature_panels, related_features
 from sae.analysis.map import N_NEIGHBOURS, feature_map
 from sae.analysis.naming import automatic_labels
 from sae.analysis.shards import Shard, Text, encode_cache, read_text
@@ -16,11 +16,11 @@ from sae.analysis.tables import (
     LogitEffects,
     Vocabulary,
     agreement_of_ids,
+    context_pieces,
     logit_columns,
     numpy_of,
     panel_columns,
-    partner_columns,
-    write_contexts,
+    related_columns,
 )
 from sae.analysis.work import Arrays, Work
 from sae.atlas.atlas import Atlas
@@ -48,7 +48,7 @@ from sae.reporting.site import write_front_data, write_labels_data, write_site
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnalyzeConfig:
-    """Look at every feature of a dictionary: density, activations, contexts, logits, partners.
+    """Look at every feature of a dictionary: how often it fires, where, and what it promotes.
 
     The atlas is a folder of tables with a page that opens from disk; see `sae serve`.
     """
@@ -70,7 +70,7 @@ class AnalyzeConfig:
     n_logits: int = 10
     """Tokens to list that a feature pushes up, and as many that it pushes down."""
     seed: int = 0
-    """Of what is drawn."""
+    """Seed of the contexts that are drawn."""
     device: str = "auto"
     """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
 
@@ -84,7 +84,7 @@ class AnalyzeConfig:
 
     @property
     def cache_location(self) -> str:
-        """The cache that is read."""
+        """Path or address of the cache that is read."""
         return cache_location(self.run, self.cache)
 
     @property
@@ -148,7 +148,7 @@ def _front(config: AnalyzeConfig, name: str) -> dict[str, Any] | None:
 
 
 def _refresh(atlas: Atlas, config: AnalyzeConfig) -> None:
-    """What may have changed beside an atlas that is reused: its labels, and the front."""
+    """Write anew what may have changed beside a reused atlas: its labels, and the front."""
     write_labels_data(atlas.folder, read_labels(atlas.folder))
     write_front_data(atlas.folder, _front(config, atlas.folder.name))
 
@@ -177,9 +177,8 @@ class _Analysis:
             say(f"analyze: no feature of {self.name} fires on any of the {text.n_rows} rows")
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            write_contexts(
-                temporary, panels, self.work, self.config.selection, text, vocabulary
-            )
+            pieces = context_pieces(panels, self.work, self.config.selection, text, vocabulary)
+            CONTEXTS.write_pieces(temporary, pieces)
             contexts = CONTEXTS.read(temporary)
             automatic = automatic_labels(pyarrow.table(columns), contexts)
             features = FEATURES.write(temporary, {**columns, "label": automatic})
@@ -196,9 +195,9 @@ class _Analysis:
         text: Text,
         panels: list[tuple[slice, str]],
     ) -> tuple[dict[str, Any], Vocabulary]:
-        """All columns of `features.parquet` but the label, and the tokens' texts."""
+        """Return all columns of `features.parquet` but the label, and the tokens' texts."""
         found = _joined_panels(panels, self.work)
-        pairs = partners(shards, text, panels, self.work)
+        pairs = related_features(shards, text, panels, self.work)
         near = self.work.once("neighbours", lambda: _neighbours(dictionary))
         places = self.work.once("map", lambda: _map(dictionary, near))["places"]
         logits = self._logits(dictionary, model)
@@ -207,7 +206,7 @@ class _Analysis:
             "feature": np.arange(dictionary.d_sae, dtype=np.int32),
             **panel_columns(found, text, vocabulary),
             **direction_columns(dictionary, near["indices"], near["cosines"], places),
-            **partner_columns(pairs),
+            **related_columns(pairs),
         }
         if logits is not None:
             top = found["chosen"][:, : self.config.n_contexts]
@@ -216,7 +215,7 @@ class _Analysis:
         return columns, vocabulary
 
     def _logits(self, dictionary: Dictionary, model: LanguageModel) -> LogitEffects | None:
-        """None where the decoder does not write into the stream that is unembedded."""
+        """Return what features promote; None where they do not write into the stream."""
         matrix = unembedding(model.module)
         site = self.cache.site(dictionary.hook_name_out)
         if matrix is None or not site.in_stream:
@@ -259,7 +258,7 @@ class _Analysis:
 
 
 def _joined_panels(panels: list[tuple[slice, str]], work: Work) -> Arrays:
-    """All that was found of all features, but for the activations of contexts."""
+    """Join what was found about all features, but for the activations of contexts."""
     files = [work.open(name) for _, name in panels]
     names = [name for name in files[0].names if name != "activations"]
     return {name: np.concatenate([file.read(name) for file in files]) for name in names}

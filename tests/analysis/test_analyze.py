@@ -14,7 +14,7 @@ from support.world import HOOK, cache_of, random_dictionary
 import sae
 from sae.analysis import features as feature_module
 from sae.analysis import shards as shard_module
-from sae.analysis.features import ContextSelection, feature_panels, partners
+from sae.analysis.features import ContextSelection, feature_panels, related_features
 from sae.analysis.shards import encode_cache, feature_blocks, read_text
 from sae.analysis.work import Work
 from sae.base.errors import UserError
@@ -99,7 +99,7 @@ def everything(cache, dictionary, folder, rule, owner="x"):
     text = read_text(cache, work)
     shards = encode_cache(dictionary, cache, text, work)
     panels = feature_panels(rule, shards, text, work)
-    pairs = partners(shards, text, panels, work)
+    pairs = related_features(shards, text, panels, work)
     files = [work.open(name) for _, name in panels]
     found = {name: np.concatenate([f.read(name) for f in files]) for name in files[0].names}
     return found | pairs, (text, shards, panels, work)
@@ -136,7 +136,7 @@ def test_results_do_not_depend_on_the_sizes_of_shards_blocks_and_groups(
     )
     assert len(shards) > 3
     assert len(panels) > 3
-    assert len(list(work.folder.glob("partners-*"))) > 15
+    assert len(list(work.folder.glob("related-*"))) > 15
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 

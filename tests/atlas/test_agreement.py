@@ -47,7 +47,7 @@ def test_texts_alone_tell_it_too():
         context(2, ["a", "sat"], 1),
         context(2, ["sat", "a", "on"], 1),
     ]
-    logits = [column.name for column in FEATURES.columns if column.group == LOGITS]
+    logits = [column.name for column in FEATURES.columns.values() if column.group == LOGITS]
     columns = FEATURES.nothing(4) | FEATURES.nothing(4, logits)
     columns |= {
         "top_logit_tokens": [["cat", "X "], ["a"], ["SAT", "mat", "hat"], []],

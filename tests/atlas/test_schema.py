@@ -38,7 +38,7 @@ def documented(page: str) -> str:
     """The page with the tables of columns as they should be."""
     for table in TABLES:
         lines = ["| column | type | meaning |", "|---|---|---|"]
-        lines += [f"| `{c.name}` | `{c.kind}` | {c.meaning} |" for c in table.columns]
+        lines += [f"| `{c.name}` | `{c.kind}` | {c.meaning} |" for c in table.columns.values()]
         begin = f"## {table.file}\n"
         pattern = re.compile(re.escape(begin) + r"(.*?\n)\|.*?\n(?=\n)", re.DOTALL)
         assert len(pattern.findall(page)) == 1
@@ -56,19 +56,17 @@ def test_the_page_of_the_atlas_has_every_column_with_its_meaning(check_page):
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.file)
 def test_every_column_has_a_meaning_of_its_own_and_a_type_that_arrow_knows(table):
-    names = [column.name for column in table.columns]
-    assert len(names) == len(set(names))
-    for column in table.columns:
+    for column in table.columns.values():
         assert len(column.meaning.split()) > 2
         assert isinstance(column.type, pyarrow.DataType)
-        assert column.beside == "" or table[column.beside].kind.startswith("list<")
+        assert column.beside == "" or table.columns[column.beside].kind.startswith("list<")
 
 
 def test_every_column_that_an_analysis_writes_is_in_the_schema_with_its_type(analyzed):
     for table in TABLES:
         found = pyarrow.parquet.read_schema(analyzed.folder / table.file)
         types = {field.name: field.type for field in found}
-        wanted = [column for column in table.columns if column.group != "renumbered"]
+        wanted = [column for column in table.columns.values() if column.group != "renumbered"]
         assert types == {column.name: column.type for column in wanted}
         assert list(types) == [column.name for column in wanted]
 
@@ -136,7 +134,7 @@ def test_what_comes_from_directions_is_said_to_do_so(tiny_run):
         np.zeros((64, 15), np.float32),
         np.zeros((64, 2), np.float32),
     )
-    assert set(columns) == {c.name for c in FEATURES.columns if c.from_directions}
+    assert set(columns) == {c.name for c in FEATURES.columns.values() if c.from_directions}
 
 
 # Written
@@ -169,7 +167,7 @@ def test_a_table_without_one_of_its_columns_is_not_written(atlas, tmp_path):
 
 def test_logits_are_there_as_a_whole_or_not_at_all(atlas, tmp_path):
     columns = columns_of(atlas.feature_table())
-    groups = {column.name: column.group for column in FEATURES.columns}
+    groups = {column.name: column.group for column in FEATURES.columns.values()}
     kept = {k: v for k, v in columns.items() if groups[k] not in (LOGITS, LOGIT_IDS)}
     assert len(kept) < len(columns)
     FEATURES.write(tmp_path, kept)
@@ -185,9 +183,8 @@ def test_columns_are_written_in_the_order_of_the_schema(atlas, tmp_path):
 
 def test_contexts_written_in_pieces_are_the_table_in_one(atlas, tmp_path):
     table = atlas.context_table()
-    with CONTEXTS.writer(tmp_path) as write:
-        for start in range(0, len(table), 100):
-            write(columns_of(table.slice(start, 100)))
+    starts = range(0, len(table), 100)
+    CONTEXTS.write_pieces(tmp_path, (columns_of(table.slice(s, 100)) for s in starts))
     assert CONTEXTS.read(tmp_path).equals(table)
     batches = list(CONTEXTS.batches(tmp_path))
     assert pyarrow.Table.from_batches(batches).equals(table)
@@ -200,7 +197,7 @@ def test_what_is_not_known_is_null_or_an_empty_list():
         "density": [None, None],
         "histogram": [[], []],
     }
-    assert all(array.type == FEATURES[name].type for name, array in found.items())
+    assert all(array.type == FEATURES.columns[name].type for name, array in found.items())
 
 
 # Read

@@ -35,7 +35,7 @@ def test_features_are_numbered_anew_and_lists_name_those_that_are_left(tmp_path)
     listed = 0
     for row in found:
         before = old[row["original_feature"]]
-        for column in FEATURES.columns:
+        for column in FEATURES.columns.values():
             if not column.names_features:
                 continue
             there = [i for i, other in enumerate(before[column.name]) if other % 3]

@@ -29,7 +29,9 @@ HOSTILE = [
     "');",
 ]
 WORDS = " the cat sat on 12 mats Élan naïve İstanbul 中文 foo_bar \U0001d400x".split(" ")
-LISTS = {column.name: column.kind for column in FEATURES.columns if "list" in column.kind}
+LISTS = {
+    column.name: column.kind for column in FEATURES.columns.values() if "list" in column.kind
+}
 GROUPS = [("top", -1, 3), *(("band", band, 2) for band in (4, 3, 2, 1, 0)), ("silent", -1, 2)]
 
 

@@ -127,6 +127,6 @@ def ordered(table: "pyarrow.Table") -> "pyarrow.Table":
             "group": pyarrow.array(GROUPS).take(pyarrow.array(group)),
             "rank": (np.arange(len(same)) - began).astype(np.int32),
             "position": table["start"].to_numpy() + table["peak"].to_numpy(),
-            "token_ids": pyarrow.nulls(len(table), CONTEXTS["token_ids"].type),
+            "token_ids": pyarrow.nulls(len(table), CONTEXTS.columns["token_ids"].type),
         }
     )

@@ -54,7 +54,7 @@ def parsed(content: bytes, where: str) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """The same without halves of surrogate pairs, which no file of text can hold."""
+    """Replace halves of surrogate pairs, which no file of text can hold, in a JSON value."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):

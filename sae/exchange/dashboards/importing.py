@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sae.atlas.atlas import Atlas
@@ -55,7 +53,7 @@ _MOST_COUNTED = 1 << 53
 _MOST_SILENT = 7
 """For each feature of the files, so many that they do not tell of may lie below the last."""
 _FEW_FEATURES = 1 << 17
-"""Of so many, files may tell of any."""
+"""Up to so many features, files may tell of as few as they like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ class Makers:
         Float[Tensor, "d_sae 2"],
     ]
     """Places on the map, from decoder directions, their nearest others and the cosines."""
-    pages: Callable[["Path", "pyarrow.Table", "pyarrow.Table", AtlasRecord, Labels], None]
+    pages: Callable[[Path, "pyarrow.Table", "pyarrow.Table", AtlasRecord, Labels], None]
     """Writes the pages into the folder, from both tables."""
 
 
@@ -106,9 +104,7 @@ def import_atlas(location: str | Path, out: str | Path, makers: Makers) -> Atlas
         scratch = temporary / "scratch"
         scratch.mkdir()
         found = read(source, scratch)
-        record = replace(
-            _record(found, dictionary, target.name), digest=digest_bytes(_contents(source))
-        )
+        record = _record(found, dictionary, target.name, digest_bytes(_contents(source)))
         _write(temporary, found, record, dictionary, makers)
         shutil.rmtree(scratch)
     return Atlas(target)
@@ -142,9 +138,14 @@ def _write(
     if dictionary is not None and record.folded:
         # From now on they are the dictionary's own.
         record = replace(record, folded=False)
-        norms = unit_norms(_norms(dictionary), dictionary.architecture)
+        lengths = dictionary.W_dec.float().norm(dim=1).cpu().numpy()
+        norms = unit_norms(lengths, dictionary.architecture)
         columns = with_own_scale(features, norms)
-    top_band = _write_contexts(folder, found, norms)
+    tables = found.collected.contexts()
+    CONTEXTS.write_pieces(
+        folder,
+        (columns_of(t) if norms is None else contexts_with_own_scale(t, norms) for t in tables),
+    )
     contexts = CONTEXTS.read(folder)
     if "top_logits" in columns:
         columns["logit_agreement"] = agreement_of_texts(features, contexts)
@@ -158,29 +159,14 @@ def _write(
     record = replace(
         record,
         n_dead=int((features["density"].to_numpy() == 0).sum()),
-        n_bands=top_band + 1 or N_BANDS,
+        n_bands=int(contexts["band"].to_numpy().max(initial=-1)) + 1 or N_BANDS,
     )
     makers.pages(folder, features, contexts, record, labels)
     write_record(folder, record)
 
 
-def _write_contexts(folder: Path, found: Found, norms: NDArray[np.float32] | None) -> int:
-    """Write `contexts.parquet`; return the highest band that there is, −1 for none."""
-    top_band = -1
-    with CONTEXTS.writer(folder) as write:
-        for table in found.collected.contexts():
-            write(columns_of(table) if norms is None else contexts_with_own_scale(table, norms))
-            top_band = max(top_band, int(table["band"].to_numpy().max()))
-    return top_band
-
-
-def _norms(dictionary: Dictionary) -> NDArray[np.float32]:
-    norms: NDArray[np.float32] = dictionary.W_dec.float().norm(dim=1).cpu().numpy()
-    return norms
-
-
-def _record(found: Found, dictionary: Dictionary | None, name: str) -> AtlasRecord:
-    """What is known before the tables are made; what is not, is None."""
+def _record(found: Found, dictionary: Dictionary | None, name: str, digest: str) -> AtlasRecord:
+    """Return what is known before the tables are made; what is not, is None."""
     ours = found.record
     about: dict[str, Any] = {
         key: next((s[key] for s in (ours, found.about) if _is(s.get(key), kind)), None)
@@ -217,7 +203,7 @@ def _record(found: Found, dictionary: Dictionary | None, name: str) -> AtlasReco
             "there is such a one, give OUT as RUN/atlas/NAME of a run that has its dictionary",
         )
     return AtlasRecord(
-        digest="",
+        digest=digest,
         dictionary=name,
         dictionary_digest=str(of),
         **about,

@@ -40,7 +40,7 @@ class Alignment:
     indices: NDArray[np.int64]
     values: NDArray[np.float32]
     shares: NDArray[np.float32]
-    """Of the sum of all magnitudes."""
+    """Magnitudes of these values as shares of the sum of all magnitudes."""
 
 
 def alignment(w_dec: torch.Tensor) -> Alignment:
@@ -60,7 +60,7 @@ class Exported:
     """An atlas in the scale in which another tool shows it."""
 
     record: AtlasRecord
-    """Of the atlas; `folded` is as what is written will be."""
+    """The record of the atlas, whose `folded` is that of what is written."""
     features: "pyarrow.Table"
     """The table of `features.parquet`."""
     contexts: Iterable["pyarrow.RecordBatch"]
@@ -69,7 +69,7 @@ class Exported:
     norms: NDArray[np.float32]
     """(d_sae,): what activations are multiplied by and logits divided by; see `unit_norms`."""
     aligned: Alignment | None
-    """Of unit directions if norms are folded; None if the dictionary is not at hand."""
+    """Alignment of unit directions if norms are folded; None without the dictionary."""
 
 
 @dataclass(frozen=True, slots=True)

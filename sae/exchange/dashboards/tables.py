@@ -28,7 +28,7 @@ _CHUNK = 4096
 _BUCKET = 1024
 """Features whose contexts are read at once, and later lie in a row group."""
 _MOST_BARS = 200
-"""Of a histogram; every feature gets as many as the one that has most, and all have 50."""
+"""Bars of a histogram. Every feature gets as many as the one with most; usually all have 50."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +225,6 @@ _WORDS = {
 """Our columns, the words for them, and types that hold whatever stands there."""
 _PAIRS = [("heights", "bars")] + [
     (column.beside, column.name)
-    for column in FEATURES.columns
+    for column in FEATURES.columns.values()
     if column.name in _WORDS and column.beside
 ]
