@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from sae.analysis.work import Arrays, Work
 from sae.atlas.agreement import logit_agreement, word_numbers
 from sae.atlas.lists import list_array
 from sae.atlas.schema import GROUPS, N_BANDS
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _GROUP_FEATURES = 1024
 """Features whose contexts are a row group, at most, so that some can be read alone."""
@@ -31,11 +34,11 @@ class Vocabulary:
         self._places[ids] = np.arange(len(ids))
         self._strings = pyarrow.array(strings, pyarrow.string())
 
-    def strings(self, ids: NDArray[Any]) -> Any:
+    def strings(self, ids: NDArray[np.integer]) -> "pyarrow.Array":
         """An arrow array of texts, of ids of any shape."""
         return self._strings.take(self._places[ids.ravel()])
 
-    def words(self, ids: NDArray[Any]) -> NDArray[np.int64]:
+    def words(self, ids: NDArray[np.generic]) -> NDArray[np.int64]:
         """Return `word_numbers` of the texts of ids of any shape."""
         found: NDArray[np.int64] = self._words[self._places[ids]]
         return found
@@ -57,7 +60,7 @@ class LogitEffects:
     """(d_sae,): standard deviations between the mean top logit and the mean logit."""
 
 
-def _known(names: NDArray[np.int64], *columns: Any) -> list[Any]:
+def _known(names: NDArray[np.int64], *columns: NDArray[np.generic]) -> list[object]:
     """Lists of the names that are there (−1 is none), and of what stands beside them."""
     there = names >= 0
     lengths = there.sum(1)
@@ -71,7 +74,7 @@ def context_columns(
     selection: ContextSelection,
     text: Text,
     vocabulary: Vocabulary,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Columns of `contexts.parquet` of a block of features, in their order.
 
     Args:
@@ -106,7 +109,9 @@ def context_columns(
     }
 
 
-def _slots(selection: ContextSelection) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _slots(
+    selection: ContextSelection,
+) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.int32]]:
     """Group, band and rank of each slot."""
     sizes = [selection.n_top, *[selection.n_band] * N_BANDS, selection.n_silent]
     groups = np.repeat([0, *[1] * N_BANDS, 2], sizes)
@@ -115,7 +120,7 @@ def _slots(selection: ContextSelection) -> tuple[NDArray[Any], NDArray[Any], NDA
     return groups, bands.astype(np.int8), ranks.astype(np.int32)
 
 
-def panel_columns(panel: Arrays, text: Text, vocabulary: Vocabulary) -> dict[str, Any]:
+def panel_columns(panel: Arrays, text: Text, vocabulary: Vocabulary) -> dict[str, object]:
     """Columns of `features.parquet` that come of the entries."""
     n = panel["n_active"]
     some = np.maximum(n, 1)
@@ -139,7 +144,7 @@ def panel_columns(panel: Arrays, text: Text, vocabulary: Vocabulary) -> dict[str
     }
 
 
-def related_columns(found: Arrays) -> dict[str, Any]:
+def related_columns(found: Arrays) -> dict[str, object]:
     """Columns of `features.parquet` that name features active together with others."""
     correlated = _known(found["correlated"], found["correlations"].astype(np.float32))
     coactive = _known(
@@ -158,9 +163,9 @@ def related_columns(found: Arrays) -> dict[str, Any]:
 
 def logit_columns(
     logits: LogitEffects, agreement: NDArray[np.float64], vocabulary: Vocabulary
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Columns of `features.parquet` that say what a feature promotes."""
-    columns: dict[str, Any] = {}
+    columns: dict[str, object] = {}
     for name, ids, values in (
         ("top", logits.top_ids, logits.top_values),
         ("bottom", logits.bottom_ids, logits.bottom_values),
@@ -200,7 +205,7 @@ def context_pieces(
     selection: ContextSelection,
     text: Text,
     vocabulary: Vocabulary,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Yield the columns of `contexts.parquet`, of some features at a time."""
     for features, name in panels:
         file = work.open(name)
@@ -211,7 +216,7 @@ def context_pieces(
             yield context_columns(panel, part, selection, text, vocabulary)
 
 
-def numpy_of(tensor: Tensor) -> NDArray[Any]:
+def numpy_of(tensor: Tensor) -> NDArray[np.generic]:
     """A tensor of any device as an array."""
-    found: NDArray[Any] = tensor.detach().cpu().numpy()
+    found: NDArray[np.generic] = tensor.detach().cpu().numpy()
     return found

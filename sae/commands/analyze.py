@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,7 +132,7 @@ def _in_use(atlas: Atlas, who: str) -> UserError:
     )
 
 
-def _front(config: AnalyzeConfig, name: str) -> dict[str, Any] | None:
+def _front(config: AnalyzeConfig, name: str) -> dict[str, object] | None:
     """What the page says of the run's other dictionaries, if they were compared."""
     path = Path(config.run) / "front.json"
     if not path.is_file():
@@ -172,7 +171,7 @@ class _Analysis:
         shards = encode_cache(dictionary, self.cache, text, self.work)
         panels = feature_panels(self.config.selection, shards, text, self.work)
         columns, vocabulary = self._columns(dictionary, model, shards, text, panels)
-        record = self._record(text, int((columns["n_active"] == 0).sum()), wanted)
+        record = self._record(text, int((np.asarray(columns["n_active"]) == 0).sum()), wanted)
         if record.n_dead == record.d_sae:
             say(f"analyze: no feature of {self.name} fires on any of the {text.n_rows} rows")
         with atomic_path(folder) as temporary:
@@ -194,7 +193,7 @@ class _Analysis:
         shards: list[Shard],
         text: Text,
         panels: list[tuple[slice, str]],
-    ) -> tuple[dict[str, Any], Vocabulary]:
+    ) -> tuple[dict[str, object], Vocabulary]:
         """Return all columns of `features.parquet` but the label, and the tokens' texts."""
         found = _joined_panels(panels, self.work)
         pairs = related_features(shards, text, panels, self.work)
@@ -221,7 +220,7 @@ class _Analysis:
         if matrix is None or not site.in_stream:
             return None
 
-        def compute() -> Mapping[str, NDArray[Any]]:
+        def compute() -> Mapping[str, NDArray[np.generic]]:
             found = extreme_logits(dictionary.W_dec, matrix, self.config.n_logits)
             names = ("top_values", "top_ids", "bottom_values", "bottom_ids", "sharpness")
             return dict(zip(names, map(numpy_of, found), strict=True))
@@ -282,7 +281,7 @@ def _vocabulary(model: LanguageModel, text: Text, logits: LogitEffects | None) -
     """The text of every token that the tables name."""
     import torch
 
-    shown: list[NDArray[Any]] = [np.unique(text.tokens)]
+    shown: list[NDArray[np.generic]] = [np.unique(text.tokens)]
     if logits is not None:
         shown += [logits.top_ids.ravel(), logits.bottom_ids.ravel()]
     ids = np.unique(np.concatenate(shown)).astype(np.int64)

@@ -1,11 +1,13 @@
 """From columns of tables to the short lists that JSON is made of."""
 
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
 
-def slices(values: list[Any], ends: np.ndarray) -> list[list[Any]]:
+
+def slices(values: list[T], ends: np.ndarray) -> list[list[T]]:
     """`values` cut where the lists end."""
     found, start = [], 0
     for end in ends.tolist():
@@ -14,18 +16,18 @@ def slices(values: list[Any], ends: np.ndarray) -> list[list[Any]]:
     return found
 
 
-def interleaved(columns: list[list[Any]]) -> list[Any]:
+def interleaved(columns: list[list[object]]) -> list[object]:
     """The entries of equally long lists in turn."""
-    flat: list[Any] = [None] * (len(columns) * len(columns[0]))
+    flat: list[object] = [None] * (len(columns) * len(columns[0]))
     for place, column in enumerate(columns):
         flat[place :: len(columns)] = column
     return flat
 
 
-def rounded(values: np.ndarray, digits: int = 4) -> list[Any]:
+def rounded(values: np.ndarray, digits: int = 4) -> list[object]:
     """Numbers to so many significant digits, whole numbers as such; None for no number."""
     if values.dtype.kind in "iub":
-        whole: list[Any] = values.tolist()
+        whole: list[object] = values.tolist()
         return whole
     x = values.astype(np.float64)
     finite = np.isfinite(x)
@@ -36,7 +38,7 @@ def rounded(values: np.ndarray, digits: int = 4) -> list[Any]:
     # tenth to that power would not.
     scale = 10.0 ** np.abs(power)
     short = np.where(power >= 0, np.rint(x * scale) / scale, np.rint(x / scale) * scale)
-    found: list[Any] = short.tolist()
+    found: list[object] = short.tolist()
     for place in np.flatnonzero(~finite).tolist():
         found[place] = None
     return found

@@ -6,9 +6,9 @@ calls `atlas.take` with its name and its content. What a page shows first is in
 from words to features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def write_site(
     contexts: "pyarrow.Table",
     record: AtlasRecord,
     labels: Labels,
-    front: dict[str, Any] | None = None,
+    front: dict[str, object] | None = None,
 ) -> None:
     """Write `index.html` and `data/` into the folder of an atlas.
 
@@ -84,7 +84,7 @@ def write_labels_data(folder: Path, labels: Labels) -> None:
     write_text(folder / DATA / "labels.js", _call("labels", embedded(value)))
 
 
-def write_front_data(folder: Path, front: dict[str, Any] | None) -> None:
+def write_front_data(folder: Path, front: dict[str, object] | None) -> None:
     """Write `data/front.js`, whole or not at all.
 
     Args:
@@ -102,10 +102,12 @@ def _write(folder: Path, name: str, text: str) -> None:
     (folder / DATA / f"{name}.js").write_text(_call(name, text), encoding="utf-8")
 
 
-def _index(features: "pyarrow.Table", record: AtlasRecord, keys: list[str]) -> dict[str, Any]:
+def _index(
+    features: "pyarrow.Table", record: AtlasRecord, keys: list[str]
+) -> dict[str, object]:
     """What the page needs of all features at once."""
 
-    def column(name: str, digits: int = 4) -> list[float]:
+    def column(name: str, digits: int = 4) -> list[object]:
         return rounded(features[name].to_numpy(), digits)
 
     has_logits = "logit_agreement" in features.column_names
@@ -171,7 +173,7 @@ class _Block:
         parts = np.split(rank[codes], np.cumsum([len(array) for array in flat])[:-1])
         self.numbers = {name: part for (_, name), part in zip(columns, parts, strict=True)}
 
-    def as_json(self, first: int) -> dict[str, Any]:
+    def as_json(self, first: int) -> dict[str, object]:
         """The block as its file holds it."""
         columns = self._columns()
         names = list(columns)
@@ -180,10 +182,10 @@ class _Block:
         ]
         return {"first": first, "strings": self.strings, "features": rows}
 
-    def _columns(self) -> dict[str, list[Any]]:
+    def _columns(self) -> dict[str, Sequence[object]]:
         """The features' entries by name."""
         table = self.features
-        columns: dict[str, list[Any]] = {
+        columns: dict[str, Sequence[object]] = {
             "std": rounded(table["std_activation"].to_numpy()),
             "decoder_norm": rounded(table["decoder_norm"].to_numpy()),
             "encoder_norm": rounded(table["encoder_norm"].to_numpy()),
@@ -203,7 +205,7 @@ class _Block:
             columns["bottom"] = self._flat("bottom_logit_tokens", "bottom_logits")
         return columns
 
-    def _flat(self, *names: str) -> list[list[Any]]:
+    def _flat(self, *names: str) -> list[list[object]]:
         """The lists of some columns, entry by entry in turn."""
         values = []
         for name in names:
@@ -215,7 +217,7 @@ class _Block:
             )
         return slices(interleaved(values), ends * len(names))
 
-    def _contexts(self) -> list[list[Any]]:
+    def _contexts(self) -> list[list[object]]:
         """Every feature's contexts: group, sequence, position, peak's place, tokens, values."""
         table = self.contexts
         _, ends = flat_and_ends(table, "tokens")
@@ -241,7 +243,7 @@ class _Block:
             slices(shown, shown_ends),
             strict=True,
         )
-        all_rows = [list(row) for row in rows]
+        all_rows: list[object] = [list(row) for row in rows]
         features = self.features["feature"].to_numpy()
         return slices(
             all_rows, np.searchsorted(table["feature"].to_numpy(), features, side="right")

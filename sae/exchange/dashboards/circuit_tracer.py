@@ -8,7 +8,6 @@ that its graphs have for a feature of a layer, Cantor's pairing of the two.
 
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from sae.base.progress import progress
 from sae.exchange.dashboards.new_folder import new_folder
@@ -42,7 +41,7 @@ def paired(layer: int, feature: int) -> int:
     return both * (both + 1) // 2 + feature
 
 
-def _feature(scan: str, one: Dashboard) -> dict[str, Any]:
+def _feature(scan: str, one: Dashboard) -> dict[str, object]:
     groups = groupby(one.contexts, lambda context: (context.bin_min, context.bin_max))
     quantiles = [
         {

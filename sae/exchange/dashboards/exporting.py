@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +111,7 @@ def _model_sizes(record: AtlasRecord) -> tuple[int, int]:
     """Layers of the model, and neurons of each; zeros if its config is not on this machine."""
     from transformers import AutoConfig
 
-    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    here: dict[str, object] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(record.model_name, **here)
     except (OSError, ValueError):

@@ -53,7 +53,7 @@ def parsed(content: bytes, where: str) -> Any:
         raise UserError(f"{where} is cut off or no JSON ({error}); fetch it again") from error
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> Any:
     """Replace halves of surrogate pairs, which no file of text can hold, in a JSON value."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -64,7 +64,7 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path) -> Iterator[dict[str, object]]:
     """The rows of a file of JSON lines, compressed or not.
 
     Raises:

@@ -13,7 +13,6 @@ import gzip
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from sae.atlas.record import AtlasRecord
 from sae.base.progress import progress
@@ -62,7 +61,7 @@ def write_bulk(
     return target
 
 
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:
     path.parent.mkdir(exist_ok=True)
     # No name and no time inside, so that the same rows are the same bytes.
     with (
@@ -73,13 +72,13 @@ def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             file.write(json_bytes(row) + b"\n")
 
 
-def _id(place: Place, *what: Any) -> str:
+def _id(place: Place, *what: object) -> str:
     """25 characters that the same row has every time, as its database's ids look."""
     name = "/".join(map(str, (place.model_id, place.source, *what)))
     return "c" + hashlib.sha256(name.encode()).hexdigest()[:24]
 
 
-def _feature(record: AtlasRecord, place: Place, one: Dashboard) -> dict[str, Any]:
+def _feature(record: AtlasRecord, place: Place, one: Dashboard) -> dict[str, object]:
     x, y = one.place or (None, None)
     return {
         "modelId": place.model_id,
@@ -103,11 +102,11 @@ def _feature(record: AtlasRecord, place: Place, one: Dashboard) -> dict[str, Any
 
 def _contexts(
     atlas: Exported, place: Place, block: list[Dashboard]
-) -> Iterable[tuple[dict[str, Any], Shown]]:
+) -> Iterable[tuple[dict[str, object], Shown]]:
     """Every context, with what its row says besides."""
     for one in block:
         for number, context in enumerate(one.contexts):
-            about = {
+            about: dict[str, object] = {
                 "id": _id(place, "activation", one.feature, number),
                 "modelId": place.model_id,
                 "layer": place.source,
@@ -118,7 +117,7 @@ def _contexts(
             yield about, context
 
 
-def _activation(about: dict[str, Any], context: Shown) -> dict[str, Any]:
+def _activation(about: dict[str, object], context: Shown) -> dict[str, object]:
     known = context.sequence >= 0
     return {
         **about,
@@ -155,7 +154,7 @@ def texts_of(atlas: Exported, feature: int) -> list[tuple[str, str]]:
 
 def _explanations(
     atlas: Exported, place: Place, block: list[Dashboard]
-) -> Iterable[dict[str, Any]]:
+) -> Iterable[dict[str, object]]:
     for one in block:
         for text, kind in texts_of(atlas, one.feature):
             yield {

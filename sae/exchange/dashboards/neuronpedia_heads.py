@@ -1,12 +1,12 @@
 """The files of one row each that stand beside the tables of Neuronpedia's bulk layout."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from sae.atlas.record import AtlasRecord
 from sae.exchange.dashboards.place import Place
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 
 def heads(record: AtlasRecord, place: Place, sizes: tuple[int, int]) -> dict[str, Row]:
@@ -26,7 +26,11 @@ def heads(record: AtlasRecord, place: Place, sizes: tuple[int, int]) -> dict[str
 
 
 def _release_and_model(
-    record: AtlasRecord, place: Place, what: str, whose: Row, sizes: tuple[int, int]
+    record: AtlasRecord,
+    place: Place,
+    what: str,
+    whose: Mapping[str, object],
+    sizes: tuple[int, int],
 ) -> dict[str, Row]:
     model = record.model_name
     return {
@@ -57,7 +61,9 @@ def _release_and_model(
     }
 
 
-def _set_and_source(record: AtlasRecord, place: Place, what: str, whose: Row) -> dict[str, Row]:
+def _set_and_source(
+    record: AtlasRecord, place: Place, what: str, whose: Mapping[str, object]
+) -> dict[str, Row]:
     config = {
         "architecture": record.architecture,
         "d_in": record.d_in,

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from sae.base.errors import UserError, require
 from sae.exchange.dashboards.files import json_lines, numbered
@@ -72,12 +71,12 @@ def read_bulk(folder: Path, scratch: Path) -> Found:
     return Found(collected, about, ours, texts=_texts(folder))
 
 
-def _head(path: Path) -> dict[str, Any]:
+def _head(path: Path) -> dict[str, object]:
     """The one row of a file; nothing if it is not there, for what it says is seldom needed."""
     return next(json_lines(path), {}) if path.is_file() else {}
 
 
-def _chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
+def _chunks(path: Path) -> Iterator[list[dict[str, object]]]:
     rows = json_lines(path)
     while chunk := list(islice(rows, _ROWS)):
         yield chunk

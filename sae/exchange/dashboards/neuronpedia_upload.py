@@ -7,7 +7,6 @@ of methods and models that its database does not know.
 """
 
 from pathlib import Path
-from typing import Any
 
 from sae.base.errors import require
 from sae.base.progress import progress
@@ -49,7 +48,7 @@ def write_uploads(atlas: Exported, place: Place, folder: Path) -> tuple[int, int
     return written, left
 
 
-def _upload(atlas: Exported, one: Dashboard) -> dict[str, Any]:
+def _upload(atlas: Exported, one: Dashboard) -> dict[str, object]:
     """A feature as the upload call takes it, no more of anything than it allows."""
     longest = max(len(context.tokens) for context in one.contexts)
     require(

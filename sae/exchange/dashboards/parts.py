@@ -1,7 +1,7 @@
 """Values in rows of dashboards from elsewhere, checked: numbers of features, and lists."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MOST_FEATURES = 1 << 22
 """As many as the page of an atlas can order."""
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 
 def feature_number(value: object, where: object) -> int:
@@ -50,7 +50,7 @@ def column(rows: list[Row], word: str, kind: "pyarrow.DataType", path: Path) -> 
     )
 
 
-def _array(values: list[Any], kind: "pyarrow.DataType") -> "pyarrow.Array | None":
+def _array(values: list[object], kind: "pyarrow.DataType") -> "pyarrow.Array | None":
     """As an arrow array; None if one is of another kind."""
     import pyarrow
 

@@ -313,11 +313,11 @@ def _block(
     return found
 
 
-def _aligned(aligned: Alignment | None, feature: int) -> dict[str, Any]:
+def _aligned(aligned: Alignment | None, feature: int) -> dict[str, object]:
     names = ("neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1")
     if aligned is None:
         return {name: [] for name in names}
-    parts: tuple[NDArray[Any], ...] = (aligned.indices, aligned.values, aligned.shares)
+    parts: tuple[NDArray[np.generic], ...] = (aligned.indices, aligned.values, aligned.shares)
     return {name: part[feature] for name, part in zip(names, parts, strict=True)}
 
 
@@ -328,7 +328,7 @@ def _centres(n_bars: int, highest: float) -> NDArray[np.float64]:
     return found
 
 
-def json_bytes(value: Any) -> bytes:
+def json_bytes(value: object) -> bytes:
     """As JSON: float32 as the shortest decimal that reads back the same, NaN as null."""
     import orjson
 

@@ -35,7 +35,7 @@ def write_dashboards(atlas: Exported, place: Place, folder: Path) -> None:
         UserError: if the folder exists, or another process writes it.
     """
     record = atlas.record
-    head = {
+    head: dict[str, object] = {
         "model_id": place.model_id,
         "layer": place.layer,
         "sae_set": place.source_set,
@@ -55,7 +55,7 @@ def write_dashboards(atlas: Exported, place: Place, folder: Path) -> None:
             bar.update(len(block))
 
 
-def _settings(record: AtlasRecord, head: dict[str, Any]) -> dict[str, Any]:
+def _settings(record: AtlasRecord, head: dict[str, object]) -> dict[str, object]:
     """What of its runner's settings holds for an atlas, and the record of that."""
     return {
         "sae_set": head["sae_set"],
@@ -75,7 +75,7 @@ def _settings(record: AtlasRecord, head: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _feature(record: AtlasRecord, one: Dashboard) -> dict[str, Any]:
+def _feature(record: AtlasRecord, one: Dashboard) -> dict[str, object]:
     return {
         "feature_index": one.feature,
         **one.fields,
@@ -88,7 +88,7 @@ def _feature(record: AtlasRecord, one: Dashboard) -> dict[str, Any]:
     }
 
 
-def _activation(context: Shown) -> dict[str, Any]:
+def _activation(context: Shown) -> dict[str, object]:
     return {
         "bin_min": context.bin_min,
         "bin_max": context.bin_max,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,11 +36,11 @@ class Found:
     """What a folder of dashboards holds."""
 
     collected: "Collected"
-    about: dict[str, Any]
+    about: dict[str, object]
     """Fields of the atlas's record: model, hook, text, sequences and their size."""
-    record: dict[str, Any]
+    record: dict[str, object]
     """What is said of the atlas that it was written from; empty if it was not written here."""
-    skipped: list[Any] = field(default_factory=list)
+    skipped: list[object] = field(default_factory=list)
     """Features that were left out as dead."""
     texts: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     """What is said of features, and of which kind that is."""
