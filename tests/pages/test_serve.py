@@ -669,7 +669,7 @@ def test_an_atlas_that_is_half_there_or_of_another_version_is_refused(tmp_path, 
         pages_of(config)
     shutil.rmtree(run / "atlas/strong")
     write_small_atlas(run, "strong", format=1)
-    with pytest.raises(UserError, match=r"atlas/strong .*sae analyze"):
+    with pytest.raises(UserError, match=r"atlas/strong/atlas\.json .*sae analyze"):
         pages_of(config)
     (run / "atlas/strong/atlas.json").write_text("{")
     with pytest.raises(UserError, match=r"atlas\.json: not readable"):
