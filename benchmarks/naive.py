@@ -26,7 +26,7 @@ def main() -> None:
             training_tokens=n_rows,
         )
     figures = sae.eval(run=str(RUN), n_behaviour_tokens=2_048, density_rows=1)
-    found = {figure["id"]: figure["explained_variance"] for figure in figures}
+    found = {one.id: one.values["explained_variance"] for one in figures}
     rows = [
         {
             "rows": f"{n_rows:,}",

@@ -1,4 +1,4 @@
-"""Fronts of our trainer and SAELens's on the same cached rows, with seeds.
+"""Pareto fronts of our trainer and SAELens's on the same cached rows, with seeds.
 
 SmolLM2 at layer 9, the demo's cache, d_sae 2,304, batch 1,024, equal rows. SAELens's trainer
 gets rows that are centred and scaled like ours, and for L1 and TopK of two learning rates the
@@ -7,12 +7,11 @@ variance and L0, and the CE score.
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from sae.exchange.saelens import save_dictionary
 
 import sae
 from benchmarks.common import HOOK, write_results
@@ -21,12 +20,14 @@ from sae.architectures import ARCHITECTURES
 from sae.cache.layout import ActivationCache
 from sae.core.scaling import InputScaling, moments
 from sae.dictionary import Dictionary
+from sae.dictionary.files import save_dictionary
+from sae.figures import Figures
 from sae.rows.shuffle import rows_in_order, select_rows, shuffled_batches
 
 RUN = Path("runs/quality")
 D_SAE, BATCH, N_ROWS = 2_304, 1_024, 256_000
 SEEDS = (0, 1, 2)
-# Where SAELens cannot be told an L0, ours gives a front to compare its point with.
+# Where SAELens cannot be told an L0, ours gives several points to compare its point with.
 L0S = {"standard": (16, 32, 64), "topk": (32,), "batchtopk": (32,), "jumprelu": (32,)}
 # The higher one did better by far where both were tried.
 LEARNING_RATES = {
@@ -111,18 +112,16 @@ def _ev(name: str) -> float:
     (figures,) = sae.eval(
         run=str(RUN), dictionary=name, n_behaviour_tokens=2_048, density_rows=1
     )
-    print(name, {k: round(figures[k], 4) for k in ("explained_variance", "l0")}, flush=True)
-    # At another L0 a point is worth what the front says: half a percent a tenth.
-    return (
-        float(figures["explained_variance"])
-        - 0.05 * torch.log2(torch.tensor(figures["l0"] / 32)).item()
-    )
+    explained, l0 = figures.values["explained_variance"], figures.values["l0"]
+    print(name, {"explained_variance": round(explained, 4), "l0": round(l0, 4)}, flush=True)
+    # At another L0 a point is worth what the others say: half a percent a tenth.
+    return explained - 0.05 * torch.log2(torch.tensor(l0 / 32)).item()
 
 
-def _table(figures: list[dict[str, Any]]) -> list[dict[str, object]]:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for figure in figures:
-        groups.setdefault(figure["id"].rsplit("-seed-", 1)[0], []).append(figure)
+def _table(figures: list[Figures]) -> list[dict[str, object]]:
+    groups: dict[str, list[Mapping[str, float]]] = {}
+    for one in figures:
+        groups.setdefault(one.id.rsplit("-seed-", 1)[0], []).append(one.values)
     return [
         {
             "who": name.split("-")[0],

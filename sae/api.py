@@ -22,6 +22,7 @@ from sae.schemas.grids import refuse_twins
 
 if TYPE_CHECKING:
     from sae.commands.train import TrainConfig
+    from sae.figures import Figures
 
 
 def _run(name: str, config: Any, settings: dict[str, Any], **more: Any) -> Any:
@@ -83,9 +84,9 @@ def sweep(configs: "Iterable[TrainConfig]") -> list[Dictionary]:
     return [load_dictionary(str(config.dictionary_path)) for config in wanted]
 
 
-def eval(config: Any = None, /, **settings: Any) -> list[dict[str, Any]]:
+def eval(config: Any = None, /, **settings: Any) -> "list[Figures]":
     """Figures of a run's dictionaries on held-out text; see `EvalConfig`."""
-    figures: list[dict[str, Any]] = _run("eval", config, settings)
+    figures: list[Figures] = _run("eval", config, settings)
     return figures
 
 

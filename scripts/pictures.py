@@ -2,7 +2,7 @@
 
     python scripts/pictures.py runs/demo --feature 2164
 
-Writes `front.png`, `atlas.png` and `feature.png` into `docs/images`, or wherever `--out` says.
+Writes `pareto.png`, `atlas.png` and `feature.png` into `docs/images`, or wherever `--out` says.
 Wants Chromium, and Playwright, which `make test` installs.
 """
 
@@ -27,8 +27,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures")
     asked = parser.parse_args(words)
     asked.out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(asked.run / "front.png", asked.out / "front.png")
-    recommended = read_json(asked.run / "front.json")["recommended"]
+    shutil.copyfile(asked.run / "pareto.png", asked.out / "pareto.png")
+    recommended = read_json(asked.run / "pareto.json")["recommended"]
     page = (asked.run / "atlas" / recommended / "index.html").resolve().as_uri()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

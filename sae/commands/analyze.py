@@ -32,7 +32,6 @@ from sae.base.files import (
     atomic_path,
     check_writable,
     only_process,
-    read_json,
     remove_unfinished,
 )
 from sae.base.progress import say
@@ -42,7 +41,8 @@ from sae.commands.common import check_same_origin, named_dictionary
 from sae.dictionary import Dictionary
 from sae.models.load import LanguageModel, recorded_model, resolve_device
 from sae.models.unembed import extreme_logits, token_strings, unembedding
-from sae.reporting.site import write_front_data, write_labels_data, write_site
+from sae.reporting.pareto import Pareto
+from sae.reporting.site import write_labels_data, write_pareto_data, write_site
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,24 +132,16 @@ def _in_use(atlas: Atlas, who: str) -> UserError:
     )
 
 
-def _front(config: AnalyzeConfig, name: str) -> dict[str, object] | None:
+def _pareto(config: AnalyzeConfig, name: str) -> dict[str, object] | None:
     """What the page says of the run's other dictionaries, if they were compared."""
-    path = Path(config.run) / "front.json"
-    if not path.is_file():
-        return None
-    front = read_json(path)
-    return {
-        "dictionaries": front["rows"],
-        "recommended": front["recommended"],
-        "rule": front["rule"],
-        "current": name,
-    }
+    path = Path(config.run) / "pareto.json"
+    return Pareto.read(path).for_page(current=name) if path.is_file() else None
 
 
 def _refresh(atlas: Atlas, config: AnalyzeConfig) -> None:
-    """Write anew what may have changed beside a reused atlas: its labels, and the front."""
+    """Write anew what may have changed beside a reused atlas: labels, other dictionaries."""
     write_labels_data(atlas.folder, read_labels(atlas.folder))
-    write_front_data(atlas.folder, _front(config, atlas.folder.name))
+    write_pareto_data(atlas.folder, _pareto(config, atlas.folder.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +174,8 @@ class _Analysis:
             automatic = automatic_labels(pyarrow.table(columns), contexts)
             features = FEATURES.write(temporary, {**columns, "label": automatic})
             labels = carry_labels(folder, temporary, automatic, self.dictionary.digest)
-            front = _front(self.config, self.name)
-            write_site(temporary, features, contexts, record, labels, front)
+            pareto = _pareto(self.config, self.name)
+            write_site(temporary, features, contexts, record, labels, pareto)
             write_record(temporary, record)
 
     def _columns(

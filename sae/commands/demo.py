@@ -23,12 +23,13 @@ from sae.cache.layout import ActivationCache
 from sae.cache.store import stored_bytes
 from sae.commands import analyze, eval, export, harvest, steer, sweep
 from sae.commands.analyze import AnalyzeConfig
+from sae.commands.compare import say_comparison, training_curves, write_comparison
 from sae.commands.eval import EvalConfig
-from sae.commands.front import report_front, say_front, training_curves, write_front
 from sae.commands.harvest import HarvestConfig
 from sae.commands.steer import SteerConfig
 from sae.models.load import is_causal
 from sae.reporting.page import render_page
+from sae.reporting.pareto import Pareto
 from sae.run import Run
 from sae.training.config import TrainConfig
 
@@ -138,8 +139,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
     clock = _Clock(folder / "timings.json", config)
     cache = clock.time("harvest", lambda: harvest.run(replace(config.harvest, run=config.run)))
     names = clock.time("train", lambda: _sweep(config))
-    front = clock.time("eval", lambda: _front(config, names))
-    chosen = front["recommended"]
+    pareto = clock.time("eval", lambda: _compared(config, names))
+    chosen = pareto.recommended.id
     atlas = clock.time(
         "analyze",
         lambda: analyze.run(replace(config.analyze, run=config.run, dictionary=chosen)),
@@ -154,7 +155,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "run": config.run,
         "model_name": cache.attributes["model"]["hub_id"],
         **_cache_figures(config, cache),
-        **report_front(front),
+        **pareto.for_page(),
         "atlas": quote(f"{atlas.folder.relative_to(folder).as_posix()}/index.html"),
         "steering": steering,
         "timings": clock.seconds,
@@ -162,7 +163,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "versions": versions(),
     }
     write_report(folder, report, atlas, names)
-    say_front(front)
+    say_comparison(pareto)
     spent = sum(clock.seconds.values()) / 60
     say(f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work")
     return report
@@ -187,10 +188,10 @@ def _sweep(config: DemoConfig) -> list[str]:
     return [one.id for one in configs]
 
 
-def _front(config: DemoConfig, names: list[str]) -> dict[str, Any]:
+def _compared(config: DemoConfig, names: list[str]) -> Pareto:
     """Measure the sweep, and recommend one of it."""
     eval.evaluate(replace(config.eval, run=config.run))
-    return write_front(Path(config.run), config.eval.max_l0, names, page=False)
+    return write_comparison(Path(config.run), config.eval.max_l0, names, page=False)
 
 
 def _cache_figures(config: DemoConfig, cache: ActivationCache) -> dict[str, Any]:

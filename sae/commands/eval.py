@@ -1,14 +1,14 @@
 """`sae eval`: what a run's dictionaries lose on text that they were never trained on."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sae.base.errors import require
-from sae.base.files import check_writable, read_json, write_json
+from sae.base.files import check_writable, write_json
 from sae.base.progress import progress, say
 from sae.base.provenance import digest
 from sae.cache.layout import RUN_CACHE, ActivationCache, cache_location, open_cache
@@ -17,12 +17,12 @@ from sae.commands.common import (
     dictionary_names,
     named_dictionary,
 )
-from sae.commands.front import say_front, write_front
+from sae.commands.compare import say_comparison, write_comparison
 from sae.core.metrics import density_histogram
 from sae.dictionary import Dictionary
-from sae.dictionary.record import Record, TrainingRecord
 from sae.evaluation.behaviour import behaviour
 from sae.evaluation.reconstruction import measured_rows, reconstruction
+from sae.figures import SETTINGS, Figures
 from sae.models.load import (
     LanguageModel,
     is_causal,
@@ -40,8 +40,8 @@ class EvalConfig:
     """
 
     run: str = "runs/default"
-    """Folder of the pipeline; figures go to `{run}/evals/{dictionary}.json`, the front to
-    `{run}/front.png`, `.csv`, `.json`."""
+    """Folder of the pipeline; figures go to `{run}/evals/{dictionary}.json`, and all of its
+    dictionaries are compared in `{run}/pareto.png`, `.csv`, `.json`."""
     cache: str = RUN_CACHE
     """Cache whose held-out part is used."""
     dictionary: str | None = None
@@ -55,7 +55,7 @@ class EvalConfig:
     device: str = "auto"
     """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
     max_l0: float = 60.0
-    """The dictionary recommended of the run's front is the most faithful one up to this L0."""
+    """The dictionary that is recommended is the most faithful one up to this L0."""
 
     def __post_init__(self) -> None:
         for name in ("n_behaviour_tokens", "density_rows", "batch_size"):
@@ -69,14 +69,14 @@ class EvalConfig:
         return cache_location(self.run, self.cache)
 
 
-def run(config: EvalConfig) -> list[dict[str, Any]]:
+def run(config: EvalConfig) -> list[Figures]:
     """Evaluate, and compare all that the run has evaluated so far: table, picture and page."""
     figures = evaluate(config)
-    say_front(write_front(Path(config.run), config.max_l0))
+    say_comparison(write_comparison(Path(config.run), config.max_l0))
     return figures
 
 
-def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[str, Any]]:
+def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[Figures]:
     """Figures alone, reusing those that are there for the same dictionary and settings.
 
     Args:
@@ -101,21 +101,21 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[dict[st
         for name, found in dictionaries.items()
     }
     n_tokens = config.n_behaviour_tokens
-    results = {name: _known(folder, name, wanted[name], n_tokens) for name in dictionaries}
+    results = {
+        name: _known(folder, dictionary, name, wanted[name], n_tokens)
+        for name, dictionary in dictionaries.items()
+    }
     todo = {name: dictionaries[name] for name, known in results.items() if known is None}
     if len(todo) < len(results):
         say(f"eval: {len(results) - len(todo)} of {len(results)} are there already, reused")
     for name, figures in _evaluate(config, cache, todo).items():
-        results[name] = {
-            "id": name,
-            "digest": wanted[name],
-            "dictionary_digest": dictionaries[name].digest,
-            "training_digest": _training_digest(dictionaries[name].record),
-            "asked_behaviour_tokens": n_tokens,
-            "data": cache.text.name,
-            **figures,
-        }
-        write_json(folder / "evals" / f"{name}.json", results[name])
+        results[name] = figures = replace(
+            figures,
+            digest=wanted[name],
+            asked_behaviour_tokens=n_tokens,
+            data=cache.text.name,
+        )
+        write_json(folder / "evals" / f"{name}.json", figures.to_json())
     return [figures for figures in results.values() if figures is not None]
 
 
@@ -133,24 +133,27 @@ def _check_held_out(name: str, dictionary: Dictionary, cache: ActivationCache) -
     )
 
 
-def _known(folder: Path, name: str, wanted: str, n_tokens: int) -> dict[str, Any] | None:
-    """Figures that are there, over as many tokens or more."""
+def _known(
+    folder: Path, dictionary: Dictionary, name: str, wanted: str, n_tokens: int
+) -> Figures | None:
+    """Figures that are there of the same dictionary, over as many tokens or more."""
     path = folder / "evals" / f"{name}.json"
     if not path.exists():
         return None
-    found: dict[str, Any] = read_json(path)
-    enough = found.get("asked_behaviour_tokens", 0) >= n_tokens
-    return found if enough and found.get("digest") == wanted else None
+    found = Figures.read(path)
+    enough = found.asked_behaviour_tokens >= n_tokens
+    same = found.training_digest == dictionary.record.training_digest
+    return found if enough and same and found.digest == wanted else None
 
 
 def _evaluate(
     config: EvalConfig, cache: ActivationCache, dictionaries: dict[str, Dictionary]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Figures]:
     by_hooks: dict[tuple[str, str], dict[str, Dictionary]] = {}
     for name, dictionary in dictionaries.items():
         hooks = dictionary.hook_name, dictionary.hook_name_out
         by_hooks.setdefault(hooks, {})[name] = dictionary
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Figures] = {}
     for hooks, group in by_hooks.items():
         found |= _evaluate_hooks(config, cache, hooks, group)
     return found
@@ -161,7 +164,7 @@ def _evaluate_hooks(
     cache: ActivationCache,
     hooks: tuple[str, str],
     group: dict[str, Dictionary],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Figures]:
     """Figures of dictionaries that read the first of `hooks` and reconstruct the second."""
     began = time.perf_counter()
     device = resolve_device(config.device)
@@ -169,7 +172,7 @@ def _evaluate_hooks(
     figures = {}
     with progress(len(group), "reconstruction", "dictionary") as bar:
         for name, dictionary in on_device.items():
-            figures[name] = _reconstruction_figures(config, cache, dictionary)
+            figures[name] = _reconstruction_figures(config, cache, name, dictionary)
             bar.update(1)
     record = cache.model
     if is_causal(recorded_config(record, config.device)):
@@ -181,8 +184,15 @@ def _evaluate_hooks(
         say(f"eval: {record.name} predicts no next token, so CE and KL are left out")
         n_tokens, scores = 0, {name: {} for name in group}
     seconds = (time.perf_counter() - began) / len(group)
-    counted = {"n_behaviour_tokens": n_tokens, "seconds": seconds}
-    return {name: {**figures[name], **scores[name], **counted} for name in group}
+    return {
+        name: replace(
+            found,
+            values={**found.values, **scores[name]},
+            n_behaviour_tokens=n_tokens,
+            seconds=seconds,
+        )
+        for name, found in figures.items()
+    }
 
 
 def behaviour_scores(
@@ -216,46 +226,46 @@ def behaviour_scores(
 
 
 def _reconstruction_figures(
-    config: EvalConfig, cache: ActivationCache, dictionary: Dictionary
-) -> dict[str, Any]:
-    trained = dictionary.record.training
+    config: EvalConfig, cache: ActivationCache, name: str, dictionary: Dictionary
+) -> Figures:
     held_out = measured_rows(dictionary, cache, held_out=True)
     training = measured_rows(dictionary, cache, held_out=False)
     statistics = reconstruction(dictionary, held_out)
-    figures: dict[str, Any] = dict(statistics.metrics())
     # Rare latents need more rows than the held-out part has: whether a latent lives is
     # counted over training rows as well, everything else over held-out rows alone.
     more = reconstruction(dictionary, training, limit=config.density_rows)
     fired = statistics.fired + more.fired
     n_density_rows = statistics.n_rows + more.n_rows
-    figures["dead_fraction"] = float((fired == 0).double().mean())
-    return figures | {
-        "architecture": dictionary.architecture,
-        "d_sae": dictionary.d_sae,
-        **_asked(trained),
-        "hook_name": dictionary.hook_name,
-        "hook_name_out": dictionary.hook_name_out,
-        "training_tokens": trained and trained.training_tokens,
-        "n_rows": statistics.n_rows,
-        "n_density_rows": n_density_rows,
-        "density_histogram": density_histogram(fired.double() / n_density_rows),
-    }
+    dead_fraction = float((fired == 0).double().mean())
+    trained = dictionary.record.training
+    return Figures(
+        id=name,
+        architecture=dictionary.architecture,
+        training_architecture=None if trained is None else trained.architecture,
+        hook_name=dictionary.hook_name,
+        hook_name_out=dictionary.hook_name_out,
+        dictionary_digest=dictionary.digest,
+        training_digest=dictionary.record.training_digest,
+        settings=_settings(dictionary),
+        values={**statistics.metrics(), "dead_fraction": dead_fraction},
+        n_rows=statistics.n_rows,
+        n_density_rows=n_density_rows,
+        density_histogram=density_histogram(fired.double() / n_density_rows),
+    )
 
 
-def _training_digest(record: Record) -> str | None:
-    """Identifies the training of a dictionary, if that was here."""
-    return None if record.training is None else record.training.digest
-
-
-def _asked(training: TrainingRecord | None) -> dict[str, Any]:
-    """What was asked of the training, to tell the points of a front apart."""
-    sae = {} if training is None else training.sae
-    asked = {name: sae[name] for name in ("k", "target_l0") if sae.get(name) is not None}
-    if "l0_coefficient" in sae and "target_l0" not in asked:
-        asked["l0_coefficient"] = sae["l0_coefficient"]
-    return {
-        "training_architecture": training and training.architecture,
-        "l1_coefficient": sae.get("l1_coefficient"),
-        "lr": training and training.optim.get("lr"),
-        "seed": training and training.seed,
-    } | asked
+def _settings(dictionary: Dictionary) -> dict[str, float]:
+    """What was asked of the training, to tell the dictionary from others."""
+    asked: dict[str, Any] = {"d_sae": dictionary.d_sae}
+    training = dictionary.record.training
+    if training is not None:
+        asked |= {
+            "training_tokens": training.training_tokens,
+            "seed": training.seed,
+            **training.optim,
+            **training.sae,
+        }
+    if asked.get("target_l0") is not None:
+        # The training moved this weight by itself.
+        asked["l0_coefficient"] = None
+    return {key: asked[key] for key in SETTINGS if asked.get(key) is not None}

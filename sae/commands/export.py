@@ -7,7 +7,6 @@ import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,7 +21,6 @@ from sae.base.files import (
     atomic_path,
     check_writable,
     only_process,
-    read_json,
     remove_unfinished,
     write_text,
 )
@@ -54,6 +52,7 @@ from sae.exchange.stamp import (
     subject,
     write_stamp,
 )
+from sae.figures import Figures
 from sae.reporting.cache_table import size
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -138,7 +137,7 @@ class _Plan:
     name: str
     dictionary: Dictionary
     atlas: Atlas
-    figures: dict[str, Any]
+    figures: Figures
     target: Path
     digest: str
 
@@ -210,14 +209,14 @@ def _planned(config: ExportConfig) -> _Plan:
             path.exists(),
             f"{path} is missing; run first: sae {stage} run={run_folder} dictionary={name}",
         )
-    figures = read_json(figures_path)
-    for stage, measured in (("eval", figures), ("analyze", atlas.record.to_json())):
-        check_measured_on(dictionary, measured, f"{stage} run={run_folder} dictionary={name}")
+    figures = Figures.read(figures_path)
+    for stage, about in (("eval", figures.to_json()), ("analyze", atlas.record.to_json())):
+        check_measured_on(dictionary, about, f"{stage} run={run_folder} dictionary={name}")
     # Labels may be edited at any time. A broken file is refused here, and so is a table.
     labels = digest(read_labels(atlas.folder))
     for table in (atlas.feature_table, atlas.context_table):
         table(["feature"])
-    measured = [figures, atlas.record.digest, dictionary.digest, labels]
+    measured = [figures.to_json(), atlas.record.digest, dictionary.digest, labels]
     asked = [config.format, named_dtype(config.dtype), config.drop_dead]
     shown = [config.license, config.push]
     wanted = digest([LAYOUT, *measured, *asked, *shown])
@@ -287,7 +286,7 @@ def _is_current(plan: _Plan, other: str) -> bool:
 
 def _has_ce(plan: _Plan) -> bool:
     """Whether the model predicts a next token, so that a dictionary costs it something."""
-    return "ce_loss_score" in plan.figures
+    return "ce_loss_score" in plan.figures.values
 
 
 def _only_export(place: Path) -> AbstractContextManager[None]:
@@ -336,7 +335,7 @@ def _write(plan: _Plan, folder: Path) -> None:
     card = model_card(smaller.dictionary, plan.figures, len(smaller.kept), about)
     write_text(folder / CARD_FILE, card)
     cost = None if smaller.cost is None else asdict(smaller.cost)
-    write_stamp(folder, plan.digest, plan.of, plan.figures, cost)
+    write_stamp(folder, plan.digest, plan.of, plan.figures.to_json(), cost)
 
 
 def _smaller(plan: _Plan) -> Smaller:

@@ -1,7 +1,6 @@
 """What an export makes smaller, and what that costs on text that was never trained on."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +97,7 @@ def _cost(
     device = resolve_device(_DEVICE)
     both = {"before": dictionary.to(device), "after": small.to(device)}
     statistics = {name: reconstruction(d, rows, limit=_ROWS) for name, d in both.items()}
-    figures: dict[str, dict[str, Any]] = {n: dict(s.metrics()) for n, s in statistics.items()}
+    figures = {name: s.metrics() for name, s in statistics.items()}
     n_tokens = 0
     model = _model(rows.cache) if causal else None
     if model is not None:

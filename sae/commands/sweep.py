@@ -9,8 +9,8 @@ from sae.base.files import check_writable
 from sae.base.progress import duration, say
 from sae.base.provenance import digest, plain
 from sae.cache.layout import open_cache
+from sae.commands.compare import say_comparison, write_comparison
 from sae.commands.eval import EvalConfig, evaluate
-from sae.commands.front import say_front, write_front
 from sae.models.load import resolve_device
 from sae.rows.source import RowSource
 from sae.run import missing
@@ -132,7 +132,7 @@ def _load(config: TrainConfig, widths: Sequence[int]) -> Load:
 
 
 def _evaluate(turns: Sequence[Sequence[TrainConfig]]) -> None:
-    """Measure them on held-out text, those of a turn together, and show the front."""
+    """Measure them on held-out text, those of a turn together, and compare them."""
     runs: dict[str, TrainConfig] = {}
     for turn in turns:
         there = [config for config in turn if config.dictionary_path.exists()]
@@ -152,7 +152,7 @@ def _evaluate(turns: Sequence[Sequence[TrainConfig]]) -> None:
             evaluate(asked, [config.id for config in members])
             runs[run] = one
     for run, one in runs.items():
-        say_front(write_front(Path(run), one.sweep.max_l0))
+        say_comparison(write_comparison(Path(run), one.sweep.max_l0))
 
 
 def _by(

@@ -11,14 +11,7 @@ from torch import Tensor
 class ReconstructionStatistics:
     """Accumulates rows, their reconstructions and their feature activations.
 
-    Metrics (names are SAELens's where it has one):
-
-    - `explained_variance`: `1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²`, x̄ the mean of all rows;
-    - `mse`: mean of `‖x−x̂‖²`, summed over the width;
-    - `l0`: mean number of active latents, `l1`: mean sum of activations;
-    - `cossim`: mean cosine of x and x̂; `l2_ratio`: mean of `‖x̂‖ / ‖x‖`;
-    - `relative_reconstruction_bias`: `mean ‖x̂‖² / mean ⟨x, x̂⟩`, 1 without shrinkage;
-    - `dead_fraction`: share of latents active in no row.
+    `sae/metrics.py` has the formula of each figure.
     """
 
     def __init__(self, d_in: int, d_sae: int) -> None:

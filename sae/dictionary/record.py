@@ -88,6 +88,11 @@ class Record:
     others: Mapping[str, object] = field(default_factory=dict)
     """Whatever else the file says, as it is."""
 
+    @property
+    def training_digest(self) -> str | None:
+        """Identifies the training, if it was here."""
+        return None if self.training is None else self.training.digest
+
     def to_json(self) -> dict[str, object]:
         """Return the metadata of a file, but for the hooks; what is not known is left out."""
         ours: dict[str, object] = {

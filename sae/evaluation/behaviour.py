@@ -4,12 +4,10 @@ Every score compares three runs over the same held-out tokens: untouched, with t
 reconstruction, and with the activations ablated (to zero, or to their mean). A transcoder reads
 one hook and takes the place of the activations at another, in the same forward pass. Only text
 positions are replaced; special tokens keep their activations. Figures are means over the
-positions whose own token and next token are both text.
+positions whose own token and next token are both text; `sae/metrics.py` has their formulas.
 
-- `ce_loss_score = (CE_ablated − CE_sae) / (CE_ablated − CE_clean)`, 1 is lossless;
-- `kl_div_score = (KL_ablated − KL_sae) / KL_ablated` with `KL(clean ‖ replaced)`, summed as
-  `Σ p log p − Σ p·logits + logsumexp(logits)`, which reads each vocabulary-wide row twice
-  instead of writing new ones.
+`KL(clean ‖ replaced)` is summed as `Σ p log p − Σ p·logits + logsumexp(logits)`, which reads
+each vocabulary-wide row twice instead of writing new ones.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 /* ---------- The dictionaries compared ---------- */
 
-/* What there is to compare: `{dictionaries, chosen: {id, rule}, max_l0, current}`; see `takeReport`. */
+/* What there is to compare: what `Pareto.for_page` gives, and in a report all else; see `takeReport`. */
 let report = {};
 /* Architectures, and what else parts a sweep into lines of their own. */
 let families = [];

@@ -45,25 +45,12 @@ function drawOverview() {
       "The same data, each with a different taste for sparsity.",
     ],
     ["Total time", spent ? fixed(1)(spent / 60) : "–", "minutes", "From raw text to this page."],
-    [
-      "Active features",
-      fixed(1)(chosen?.l0),
-      `of ${count(chosen?.d_sae)}`,
-      "L0: how many features describe one token.",
-    ],
-    [
-      "Explained variance",
-      fixed(3)(chosen?.explained_variance),
+    ...shownIn("tile").map(({ key, title, form, meaning }) => [
+      title,
+      writer(form)(chosen?.[key]),
       "",
-      "How much of the layer the features account for. 1 is all of it.",
-    ],
-    [
-      "CE loss score",
-      fixed(3)(chosen?.ce_loss_score),
-      "",
-      "How well the model still predicts when it sees only the reconstruction.",
-    ],
-    ["Dead features", percent(chosen?.dead_fraction), "", "Capacity that never fired. Lower is better."],
+      sentence(meaning),
+    ]),
   ];
   const tiles = figures.filter(([, value]) => value !== "–");
   $("tiles").hidden = !tiles.length;
@@ -329,7 +316,7 @@ function drawNavigation() {
 }
 
 drawOverview();
-drawFront();
+drawPareto();
 const trained = trainingCurves();
 drawTraining(trained);
 drawDensities(trained);

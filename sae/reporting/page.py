@@ -13,9 +13,8 @@ from typing import Any
 from sae.atlas.examples import Example
 from sae.atlas.record import AtlasRecord
 from sae.reporting.embed import embedded, plain
-from sae.reporting.front_table import labelled
 
-_SHARED = ("elements.js", "tokens.js", "charts.js", "dictionaries.js", "front.js")
+_SHARED = ("elements.js", "tokens.js", "charts.js", "dictionaries.js", "pareto.js")
 """In the order in which they build on each other; what a page has of its own comes after."""
 _REPORT = ("training.js", "cards.js", "page.js")
 _ATLAS = (
@@ -47,12 +46,12 @@ def render_page(
     """The whole report: template, style, script and data.
 
     Args:
-        report: figures of the run; what is missing or empty is left out of the page. `atlas`
-            is the address of the chosen dictionary's atlas, as seen from the report.
+        report: figures of the run, its dictionaries as `Pareto.for_page` gives them; what is
+            missing or empty is left out of the page. `atlas` is the address of the chosen
+            dictionary's atlas, as seen from the report.
         examples: a few features of the chosen dictionary.
         curves: training metrics by dictionary id; a line need not hold all of them.
     """
-    report = report | {"dictionaries": labelled(report.get("dictionaries", []))}
     slots = {
         "title": html.escape(f"{report['model_name']}: {report['hook_name']}"),
         "style": _joined("style.css", "page.css"),

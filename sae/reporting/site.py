@@ -37,7 +37,7 @@ def write_site(
     contexts: "pyarrow.Table",
     record: AtlasRecord,
     labels: Labels,
-    front: dict[str, object] | None = None,
+    pareto: dict[str, object] | None = None,
 ) -> None:
     """Write `index.html` and `data/` into the folder of an atlas.
 
@@ -50,13 +50,13 @@ def write_site(
         contexts: the table of `contexts.parquet`, sorted by feature.
         record: what is in `atlas.json`.
         labels: what is in `labels.csv`.
-        front: as `write_front_data` takes it.
+        pareto: as `write_pareto_data` takes it.
     """
     write_text(folder / "index.html", atlas_page(record))
     (folder / DATA / "features").mkdir(parents=True, exist_ok=True)
     (folder / DATA / "search").mkdir(exist_ok=True)
     write_labels_data(folder, labels)
-    write_front_data(folder, front)
+    write_pareto_data(folder, pareto)
     search = SearchIndex()
     for first, block in _blocks(features, contexts):
         name = f"features/{first // BLOCK:05d}"
@@ -84,14 +84,14 @@ def write_labels_data(folder: Path, labels: Labels) -> None:
     write_text(folder / DATA / "labels.js", _call("labels", embedded(value)))
 
 
-def write_front_data(folder: Path, front: dict[str, object] | None) -> None:
-    """Write `data/front.js`, whole or not at all.
+def write_pareto_data(folder: Path, pareto: dict[str, object] | None) -> None:
+    """Write `data/pareto.js`, whole or not at all.
 
     Args:
         folder: of the atlas.
-        front: the dictionaries of the run with their figures, or None.
+        pareto: the dictionaries of the run as `Pareto.for_page` gives them, or None.
     """
-    write_text(folder / DATA / "front.js", _call("front", embedded(plain(front))))
+    write_text(folder / DATA / "pareto.js", _call("pareto", embedded(plain(pareto))))
 
 
 def _call(name: str, text: str) -> str:

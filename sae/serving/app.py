@@ -26,7 +26,7 @@ from sae.serving.worker import Check, Worker
 _MAX_BODY = 1 << 20
 # Seconds for what is being computed to end with the server; writing ends after any token.
 _PATIENCE = 2.0
-_REPORT = ("report.html", "front.png")
+_REPORT = ("report.html", "pareto.png")
 
 
 class ServedAtlas(Protocol):
@@ -76,7 +76,7 @@ def application(pages: Pages, is_own_name: Callable[[str], bool]) -> web.Applica
     )
     app.on_response_prepare.append(add_headers)
     app.on_cleanup.append(handlers.close)
-    app.router.add_get("/", handlers.front)
+    app.router.add_get("/", handlers.home)
     app.router.add_get("/favicon.ico", _nothing)
     for name in _REPORT:
         app.router.add_get(f"/{name}", handlers.report)
@@ -122,7 +122,7 @@ class _Handlers:
         self._atlas(request)
         return own_file(self.pages.run, "atlas", request.match_info["id"], *parts)
 
-    async def front(self, _: web.Request) -> web.StreamResponse:
+    async def home(self, _: web.Request) -> web.StreamResponse:
         names = list(self.pages.atlases)
         if len(names) == 1 and not self.pages.unreadable:
             raise web.HTTPFound(_address(names[0]))

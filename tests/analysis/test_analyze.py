@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.figures import compared, made_figures
 from support.world import HOOK, cache_of, random_dictionary
 
 import sae
@@ -304,18 +305,22 @@ def test_two_analyses_of_one_dictionary_do_not_run_at_once(run):
         sae.analyze(run=str(run))
 
 
-def test_a_reused_atlas_shows_labels_and_a_front_that_came_later(run):
+def test_a_reused_atlas_shows_labels_and_a_comparison_that_came_later(run):
     atlas = sae.analyze(run=str(run))
     stamp = (atlas.folder / "features.parquet").stat().st_mtime_ns
     labels = (atlas.folder / "labels.csv").read_text(encoding="utf-8").splitlines()
     labels[1] = "0,named by hand,"
     (atlas.folder / "labels.csv").write_text("\n".join(labels) + "\n", encoding="utf-8")
-    front = {"rows": [], "recommended": "strong", "rule": "a rule of this test"}
-    write_json(run / "front.json", front)
+    pareto = compared(made_figures("strong", k=7), made_figures("another", k=9), max_l0=17)
+    write_json(run / "pareto.json", pareto.to_json())
     sae.analyze(run=str(run))
     assert (atlas.folder / "features.parquet").stat().st_mtime_ns == stamp
     assert "named by hand" in (atlas.folder / "data" / "labels.js").read_text(encoding="utf-8")
-    assert "a rule of this test" in (atlas.folder / "data" / "front.js").read_text()
+    shown = (atlas.folder / "data" / "pareto.js").read_text(encoding="utf-8")
+    assert "with an L0 of at most 17" in shown
+    assert '"current":"strong"' in shown
+    # Points are placed and named as in a report.
+    assert '"series":"standard","label":"k = 9"' in shown
     # A new atlas of the same dictionary keeps what people wrote.
     sae.analyze(run=str(run), n_contexts=3)
     assert "named by hand" in (atlas.folder / "labels.csv").read_text(encoding="utf-8")

@@ -53,9 +53,9 @@ def test_a_transcoder_is_evaluated_at_its_output(run):
     (figures,) = sae.eval(
         run=str(run), dictionary="evaluated", n_behaviour_tokens=256, density_rows=500
     )
-    assert figures["explained_variance"] > 0.3
-    assert figures["l0"] <= 8
-    assert figures["hook_name_out"] == WRITE
+    assert figures.values["explained_variance"] > 0.3
+    assert figures.values["l0"] <= 8
+    assert figures.hook_name_out == WRITE
 
 
 def test_an_output_hook_is_part_of_the_name_so_both_can_live_in_one_run(run):

@@ -141,7 +141,7 @@ def test_dictionaries_are_trained_on_and_looked_into_from_an_object_store(
             train_batch_size_tokens=256,
         )
         (figures,) = sae.eval(run=str(run), cache=cache)
-        assert figures["l0"] > 0
+        assert figures.values["l0"] > 0
         atlas = sae.analyze(run=str(run), cache=cache)
         assert atlas.record.n_rows > 10_000
     assert torch.equal(trained[address].W_enc, trained[RUN_CACHE].W_enc)

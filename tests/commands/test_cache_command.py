@@ -502,7 +502,7 @@ def test_a_dictionary_is_trained_on_a_merge_as_on_a_harvest(pair, tmp_path, caps
     }
     sae.train(**settings)
     (figures,) = sae.eval(run=str(tmp_path), cache=settings["cache"])
-    assert figures["id"]
+    assert figures.id
 
 
 def test_caches_of_other_models_are_not_merged(pair, tmp_path, capsys):

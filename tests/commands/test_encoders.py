@@ -113,10 +113,10 @@ def test_evaluation_of_an_encoder_measures_reconstruction_and_says_what_it_leave
     encoder_run, capsys
 ):
     (figures,) = sae.eval(run=str(encoder_run))
-    assert 0 < figures["explained_variance"] < 1
-    assert figures["l0"] > 0
-    assert figures["n_behaviour_tokens"] == 0
-    assert not [name for name in figures if name.startswith(("ce_", "kl_"))]
+    assert 0 < figures.values["explained_variance"] < 1
+    assert figures.values["l0"] > 0
+    assert figures.n_behaviour_tokens == 0
+    assert not [name for name in figures.values if name.startswith(("ce_", "kl_"))]
     said = [line for line in capsys.readouterr().err.splitlines() if "next token" in line]
     assert len(said) == 1
     assert "CE and KL are left out" in said[0]

@@ -244,13 +244,13 @@ def transcoder_run(tmp_path_factory, tiny_model, tiny_text, model):
 
 
 def test_eval_compares_a_transcoder_with_the_hook_that_it_writes(transcoder_run):
-    figures = {f["id"]: f for f in sae.eval(run=str(transcoder_run), n_behaviour_tokens=256)}
-    assert figures["exact"]["explained_variance"] == pytest.approx(1, abs=1e-4)
-    assert figures["exact"]["ce_loss_score"] == pytest.approx(1, abs=1e-4)
+    figures = {f.id: f for f in sae.eval(run=str(transcoder_run), n_behaviour_tokens=256)}
+    assert figures["exact"].values["explained_variance"] == pytest.approx(1, abs=1e-4)
+    assert figures["exact"].values["ce_loss_score"] == pytest.approx(1, abs=1e-4)
     for figure in figures.values():
-        assert (figure["hook_name"], figure["hook_name_out"]) == (POST, MLP)
-        assert (figure["k"], figure["l1_coefficient"]) == (7, None)
-        assert "target_l0" not in figure
+        assert (figure.hook_name, figure.hook_name_out) == (POST, MLP)
+        assert figure.settings["k"] == 7
+        assert not {"l1_coefficient", "target_l0"} & set(figure.settings)
     cache = sae.open_cache(transcoder_run / "cache.zarr")
     held_out = torch.from_numpy(cache.held_out)
     text = torch.from_numpy(cache.text_rows())[held_out]
@@ -262,9 +262,11 @@ def test_eval_compares_a_transcoder_with_the_hook_that_it_writes(transcoder_run)
     dictionary = sae.load(str(transcoder_run / "dictionaries/random"))
     y_hat = dictionary(x.float()).double()
     error = (y - y_hat).square().sum() / (y - y.mean(0)).square().sum()
-    assert figures["random"]["n_rows"] == len(x)
-    assert figures["random"]["explained_variance"] == pytest.approx(1 - error.item(), rel=1e-4)
-    assert figures["random"]["l0"] == pytest.approx(7, abs=0.01)
+    assert figures["random"].n_rows == len(x)
+    assert figures["random"].values["explained_variance"] == pytest.approx(
+        1 - error.item(), rel=1e-4
+    )
+    assert figures["random"].values["l0"] == pytest.approx(7, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["exact", "random"])
@@ -334,20 +336,20 @@ def test_eval_writes_figures_of_every_dictionary_on_held_out_rows_only(tiny_run,
 
     shutil.copytree(tiny_run, tmp_path / "run")
     figures = sae.eval(run=str(tmp_path / "run"), n_behaviour_tokens=256)
-    assert [f["id"] for f in figures] == ["strong", "weak"]
+    assert [f.id for f in figures] == ["strong", "weak"]
     cache = sae.open_cache(tiny_run / "cache.zarr")
     held_out = torch.from_numpy(cache.held_out)
     text = torch.from_numpy(cache.text_rows())
     x = cache.read(HOOK, slice(0, len(held_out)))[held_out][text[held_out]].double()
     for figure in figures:
-        dictionary = sae.load(str(tiny_run / "dictionaries" / figure["id"]))
+        dictionary = sae.load(str(tiny_run / "dictionaries" / figure.id))
         feature_acts = torch.relu(x @ dictionary.W_enc.double() + dictionary.b_enc.double())
         x_hat = feature_acts @ dictionary.W_dec.double() + dictionary.b_dec.double()
         error = (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
-        assert figure["n_rows"] == len(x)
-        assert figure["explained_variance"] == pytest.approx(1 - error.item(), abs=1e-5)
+        assert figure.n_rows == len(x)
+        assert figure.values["explained_variance"] == pytest.approx(1 - error.item(), abs=1e-5)
         l0 = (feature_acts > 0).sum(1).double().mean().item()
-        assert figure["l0"] == pytest.approx(l0, rel=1e-3)
+        assert figure.values["l0"] == pytest.approx(l0, rel=1e-3)
     again = sae.eval(run=str(tmp_path / "run"), n_behaviour_tokens=256)
     assert again == figures
 

@@ -45,7 +45,7 @@ def test_a_foreign_dictionary_goes_through_every_stage(run, foreign, tiny_model)
     assert about["hook_name"] == HOOK
     assert about["hf_hook_name"] == "model.layers.1"
     (figures,) = sae.eval(run=str(run), dictionary="theirs", n_behaviour_tokens=64)
-    assert 0 < figures["l0"] <= 7
+    assert 0 < figures.values["l0"] <= 7
     assert len(sae.analyze(run=str(run), dictionary="theirs").features()) == 48
     (steered,) = sae.steer(
         run=str(run), dictionary="theirs", n_features=1, prompts=["the"], max_new_tokens=2

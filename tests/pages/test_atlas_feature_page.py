@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.atlas_samples import sample_front, write_sample
+from support.atlas_samples import sample_pareto, write_sample
 from support.browser import (
     Visit,
     at,
@@ -102,7 +102,7 @@ def test_a_number_out_of_range_is_told_the_range(visit: Visit, site: Path, numbe
     page.wait_for_selector("#wrong")
     assert page.inner_text("#wrong-why").endswith("numbered 0 to 199.")
     page.keyboard.press("Escape")
-    until(page, "document.body.dataset.view === 'front'")
+    until(page, "document.body.dataset.view === 'home'")
     assert page.locator("#home").is_visible()
 
 
@@ -117,7 +117,7 @@ def test_a_dictionary_without_a_live_feature_says_so(visit: Visit, tmp_path: Pat
 
 
 def test_hostile_text_stays_text(visit: Visit, tmp_path: Path) -> None:
-    address = write_sample(tmp_path, 40, hostile=True, front=sample_front())
+    address = write_sample(tmp_path, 40, hostile=True, pareto=sample_pareto())
     page = visit(address)
     type_search(page, "script")
     until(page, "!found.pending")

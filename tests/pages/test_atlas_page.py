@@ -1,4 +1,4 @@
-"""The atlas's front in a real browser: search, list, filters, map."""
+"""The atlas's home view in a real browser: search, list, filters, map."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from support.browser import (
 pytestmark = needs_browser
 
 
-# --- the front
+# --- the home view
 
 
-def test_the_front_says_what_it_is_of(visit: Visit, site: Path) -> None:
+def test_the_home_view_says_what_it_is_of(visit: Visit, site: Path) -> None:
     page = visit(site)
     assert page.inner_text("h1") == "Layer 9 of SmolLM2-135M-Instruct, feature by feature"
     assert page.title() == "batchtopk-2304-k32 · atlas"
@@ -38,13 +38,13 @@ def test_the_siblings_are_shown_with_this_dictionary_marked(visit: Visit, site: 
     assert "batchtopk-2304-k32" in chosen.inner_text()
     assert "this dictionary" in chosen.inner_text()
     assert "this dictionary: batchtopk-2304-k32" in page.inner_text("#families")
-    assert page.locator("#front-panels .dot.strong").count() == 3
+    assert page.locator("#pareto-panels .dot.strong").count() == 3
 
 
-def test_without_siblings_the_front_is_not_there(visit: Visit, tmp_path: Path) -> None:
+def test_without_siblings_nothing_is_compared(visit: Visit, tmp_path: Path) -> None:
     page = visit(write_sample(tmp_path, 8, described=0))
-    until(page, "atlas.taken.has('front')")
-    assert page.locator("#front").is_hidden()
+    until(page, "atlas.taken.has('pareto')")
+    assert page.locator("#pareto").is_hidden()
 
 
 def test_search_looks_into_labels_texts_and_numbers(visit: Visit, site: Path) -> None:
@@ -181,7 +181,7 @@ def test_the_map_shows_names_and_opens_what_is_clicked(visit: Visit, site: Path)
     page.mouse.click(*spot(page, feature))
     at(page, f"#f={feature}")
     page.keyboard.press("Escape")
-    until(page, "document.body.dataset.view === 'front'")
+    until(page, "document.body.dataset.view === 'home'")
     assert page.locator('.row[aria-selected="true"]').get_attribute("data-f") == str(feature)
 
 

@@ -1,4 +1,4 @@
-"""The report page and the picture of the front."""
+"""The report page and the picture of sparsity against fidelity."""
 
 import json
 import re
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.figures import compared, made_figures
 
 from sae.atlas.examples import Example, ExampleContext
-from sae.reporting.front import draw_front
+from sae.figures import Figures
 from sae.reporting.page import render_page
+from sae.reporting.pareto_picture import draw_pareto
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028"
 CHROMIUM = next(
@@ -20,18 +22,16 @@ CHROMIUM = next(
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
-def dictionary(coefficient: float, l0: float | None, **others: Any) -> dict[str, Any]:
-    return {
-        "id": f"standard-12-l1-{coefficient:g}",
+def dictionary(coefficient: float, l0: float, **others: Any) -> Figures:
+    about: dict[str, Any] = {
         "d_sae": 12,
         "l1_coefficient": coefficient,
-        "l0": l0,
-        "explained_variance": 0.5 + (l0 or 0) / 100,
         "ce_loss_score": 0.9,
         "dead_fraction": 1 / 12,
         "density_histogram": {"log10_edges": [-4, -2, 0], "counts": [3, 8]},
-        **others,
     }
+    name = f"standard-12-l1-{coefficient:g}"
+    return made_figures(name, l0, 0.5 + l0 / 100, **about | others)
 
 
 def example(feature: int, word: str) -> Example:
@@ -56,14 +56,15 @@ def sample_examples() -> list[Example]:
 def sample_report() -> dict[str, Any]:
     shifts = [("feature", -2.0), ("feature", 0.0), ("feature", 2.0), ("random", 2.0)]
     arms: list[tuple[str, float | None]] = [*shifts, ("prompt", None)]
+    found = dictionary(2.0, 11.0), dictionary(5.0, 4.0), dictionary(9.0, 0.0)
     return {
         "run": "runs/demo",
         "model_name": f"maker/model{HOSTILE}",
         "hook_name": "blocks.9.hook_resid_post",
         "d_in": 8,
         "cache": {"n_tokens": 4096, "tokens_per_second": None, "data": HOSTILE},
-        "dictionaries": [dictionary(2.0, 11.0), dictionary(5.0, 4.0), dictionary(9.0, None)],
-        "chosen": {"id": "standard-12-l1-2", "rule": HOSTILE},
+        **compared(*found).for_page(),
+        "chosen": {"id": "standard-12-l1-2", "criterion": HOSTILE},
         "atlas": "atlas/standard-12-l1-2/index.html",
         "steering": [
             {
@@ -139,14 +140,14 @@ def test_hostile_text_cannot_break_out_of_the_page() -> None:
     page = sample_page()
     assert "<img" not in page
     assert page.count("<script") == page.count("</script>") == 4
-    assert embedded(page, "report")["chosen"]["rule"] == HOSTILE
+    assert embedded(page, "report")["chosen"]["criterion"] == HOSTILE
     assert HOSTILE in embedded(page, "features")[0]["top_tokens"]
 
 
 def test_a_slot_name_in_the_data_is_only_text() -> None:
-    report = sample_report() | {"chosen": {"id": "x", "rule": "{{script}} {{nothing}}"}}
+    report = sample_report() | {"chosen": {"id": "x", "criterion": "{{script}} {{nothing}}"}}
     page = render_page(report, [], {})
-    assert embedded(page, "report")["chosen"]["rule"] == "{{script}} {{nothing}}"
+    assert embedded(page, "report")["chosen"]["criterion"] == "{{script}} {{nothing}}"
 
 
 def test_the_page_refers_to_no_other_host_and_forbids_itself_to() -> None:
@@ -201,27 +202,27 @@ def test_an_almost_empty_run_hides_what_it_lacks(tmp_path: Path) -> None:
     assert sections(document) == ["Overview"]
 
 
-def sweep() -> list[dict[str, Any]]:
-    """Figures of three architectures, crowded as good ones are."""
+def sweep(**others: Any) -> list[Figures]:
+    """Figures of two architectures, crowded as good ones are."""
     standard = [
-        dictionary(coefficient, l0, training_architecture="standard")
+        dictionary(coefficient, l0, training_architecture="standard", **others)
         for coefficient, l0 in ((1.0, 90.0), (2.0, 50.0), (4.0, 30.0))
     ]
+    about: dict[str, Any] = {"training_architecture": "batchtopk", "l1_coefficient": None}
     top_k = [
-        dictionary(9.0, k * 0.98) | {"id": f"batchtopk-{k}", "l1_coefficient": None, "k": k}
+        dictionary(9.0, k * 0.98, id=f"batchtopk-{k}", k=k, **about | others)
         for k in (30, 50, 90)
     ]
-    return [*standard, *(row | {"training_architecture": "batchtopk"} for row in top_k)]
+    return [*standard, *top_k]
 
 
-def sweep_report(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def sweep_report(rows: list[Figures]) -> dict[str, Any]:
     return {
         "model_name": "maker/model",
         "hook_name": "blocks.9.hook_resid_post",
         "d_in": 8,
-        "dictionaries": rows,
-        "chosen": {"id": rows[1]["id"], "rule": f"the best of them {HOSTILE}"},
-        "max_l0": 60.0,
+        **compared(*rows).for_page(),
+        "chosen": {"id": rows[1].id, "criterion": f"the best of them {HOSTILE}"},
         "versions": {"sae-atlas": "0.1.0"},
     }
 
@@ -238,9 +239,9 @@ def test_a_sweep_without_features_is_a_page_of_its_own(tmp_path: Path) -> None:
     held_out = {"sparsity/l0": 40.0, "plots/feature_density_line_chart": histogram}
     usual = {"losses/mse_loss": 3.0, "metrics/l0": 41.0}
     lines = [{"step": step, **(held_out if step % 2 else usual)} for step in range(1, 7)]
-    page = render_page(sweep_report(sweep()), [], {row["id"]: lines for row in sweep()})
+    page = render_page(sweep_report(sweep()), [], {row.id: lines for row in sweep()})
     document = opened(page, tmp_path)
-    assert sections(document) == ["Overview", "Front", "Training", "Density", "Run"]
+    assert sections(document) == ["Overview", "Pareto", "Training", "Density", "Run"]
     curves = re.search(r'id="multiples">.*?</section>', document, re.DOTALL)
     assert curves
     assert re.findall(r"<figcaption>([^<]*)<", curves[0]) == [
@@ -259,9 +260,9 @@ def test_a_sweep_without_features_is_a_page_of_its_own(tmp_path: Path) -> None:
 
 @needs_browser
 def test_figures_that_no_dictionary_has_are_left_out_of_the_page(tmp_path: Path) -> None:
-    rows = [row | {"ce_loss_score": None} for row in sweep()]
+    rows = sweep(ce_loss_score=None)
     document = opened(render_page(sweep_report(rows), [], {}), tmp_path)
-    panels = re.search(r'id="front-panels".*?</svg></div></figure></div>', document, re.DOTALL)
+    panels = re.search(r'id="pareto-panels".*?</svg></div></figure></div>', document, re.DOTALL)
     assert panels
     assert re.findall(r"<figcaption>([^<]*)<", panels[0]) == [
         "Explained variance",
@@ -274,19 +275,19 @@ def test_figures_that_no_dictionary_has_are_left_out_of_the_page(tmp_path: Path)
 
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1100])
-def test_labels_of_a_crowded_front_lie_apart(tmp_path: Path, width: int) -> None:
+def test_labels_of_a_crowded_picture_lie_apart(tmp_path: Path, width: int) -> None:
     driver = f"""
       document.body.style.width = "{width}px";
       setTimeout(() => {{
         const apart = (a, b) =>
           a.left >= b.right || a.right <= b.left ||
           a.top + 3 >= b.bottom || a.bottom - 3 <= b.top;
-        const laps = [...document.querySelectorAll("#front-panels svg")].map((svg) => {{
+        const laps = [...document.querySelectorAll("#pareto-panels svg")].map((svg) => {{
           const labels = [...svg.querySelectorAll(".label")];
           const boxes = labels.map((label) => label.getBoundingClientRect());
           return boxes.filter((a, i) => boxes.slice(i + 1).some((b) => !apart(a, b))).length;
         }});
-        const shown = document.querySelectorAll("#front-panels .label").length;
+        const shown = document.querySelectorAll("#pareto-panels .label").length;
         document.body.dataset.log = `${{laps.join()}} ${{shown >= 12}}`;
       }}, 500);
     """
@@ -295,23 +296,24 @@ def test_labels_of_a_crowded_front_lie_apart(tmp_path: Path, width: int) -> None
 
 
 @needs_browser
-def test_a_single_dictionary_is_a_table_without_a_front(tmp_path: Path) -> None:
+def test_a_single_dictionary_is_a_table_without_a_picture(tmp_path: Path) -> None:
     row = sweep()[1]
-    report = {**sweep_report(sweep()), "dictionaries": [row]}
+    report = sweep_report(sweep()) | compared(row).for_page()
     document = opened(render_page(report, [], {}), tmp_path)
-    assert row["id"] in document
-    assert "front-panels" in document
+    assert row.id in document
+    assert "pareto-panels" in document
     assert 'aria-label="Explained variance over L0"' not in document
     assert 'class="badge"' not in document
 
 
 @pytest.mark.parametrize("n_points", [0, 1, 3])
-def test_the_front_is_drawn_as_png_and_nothing_else_is_left(
+def test_the_picture_is_drawn_as_png_and_nothing_else_is_left(
     tmp_path: Path, n_points: int
 ) -> None:
     entries = [dictionary(2.0, 11.0), dictionary(5.0, 4.0), dictionary(0.5, 90.0)][:n_points]
-    path = tmp_path / "front.png"
-    draw_front([*entries, dictionary(7.0, None)], path)
+    path = tmp_path / "pareto.png"
+    # The last has no place on a logarithmic axis.
+    draw_pareto(compared(*entries, dictionary(7.0, 0.0)), path)
     picture = path.read_bytes()
     assert picture.startswith(b"\x89PNG")
     panels = 3 if n_points else 1

@@ -89,7 +89,7 @@ def copy_of(tiny_run: Path, target: Path, *dictionaries: str) -> Path:
 def run(tmp_path_factory, tiny_run) -> Path:
     run = copy_of(tiny_run, tmp_path_factory.mktemp("served") / "my run", "strong")
     (run / "report.html").write_text("<!doctype html><p>report")
-    (run / "front.png").write_bytes(b"\x89PNG" + bytes(9000))
+    (run / "pareto.png").write_bytes(b"\x89PNG" + bytes(9000))
     (run / "secret.js").write_text("secret")
     (run / "secret.html").write_text("secret")
     data = run / "atlas/strong/data"
@@ -123,7 +123,7 @@ def ready(server: Server, name: str = "strong") -> dict:
 # Files
 
 
-def test_the_only_atlas_is_where_the_front_leads_and_its_page_knows_that_it_is_served(server):
+def test_the_only_atlas_is_where_the_address_leads_and_its_page_knows_that_it_is_served(server):
     status, headers, _ = server.ask("/")
     assert (status, headers["Location"]) == (302, "/atlas/strong/")
     assert server.ask("/atlas/strong")[1]["Location"] == "/atlas/strong/"
@@ -168,8 +168,8 @@ def test_data_is_sent_compressed_and_again_only_if_it_has_changed(server, run):
 
 def test_the_report_and_its_picture_are_served_and_a_head_has_no_body(server, run):
     assert server.ask("/report.html")[2] == b"<!doctype html><p>report"
-    assert server.ask("/front.png")[1]["Content-Type"] == "image/png"
-    status, headers, body = server.ask("/front.png", method="HEAD")
+    assert server.ask("/pareto.png")[1]["Content-Type"] == "image/png"
+    status, headers, body = server.ask("/pareto.png", method="HEAD")
     assert (status, headers["Content-Length"], body) == (200, "9004", b"")
     assert server.ask("/favicon.ico")[0] == 204
 

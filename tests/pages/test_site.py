@@ -14,7 +14,7 @@ from support.atlas_samples import sample_record
 from sae.atlas.labels import Labels
 from sae.atlas.schema import CONTEXTS, FEATURES
 from sae.reporting.search_index import LISTED, SearchIndex, key_of, words_of
-from sae.reporting.site import BLOCK, write_front_data, write_labels_data, write_site
+from sae.reporting.site import BLOCK, write_labels_data, write_pareto_data, write_site
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -102,10 +102,10 @@ def made_tables(n=70, *, logits=True, text=tuple(WORDS + HOSTILE), seed=0):
     return FEATURES.table(columns), CONTEXTS.table(contexts)
 
 
-def site_of(folder, features, contexts, front=None, labels=None):
+def site_of(folder, features, contexts, pareto=None, labels=None):
     labels = labels or Labels.all_automatic([f"label {i}" for i in range(len(features))])
     record = sample_record(len(features), 0, dictionary="made")
-    write_site(folder, features, contexts, record, labels, front)
+    write_site(folder, features, contexts, record, labels, pareto)
     return folder
 
 
@@ -291,13 +291,14 @@ def test_hostile_text_arrives_as_text_and_as_nothing_else(tmp_path):
     half = "half \ud83d pair"
     label = [*HOSTILE[:7], half]
     labels = Labels([*label[:3], "automatic", *label[4:]], label, [HOSTILE[0]] * 8)
-    site_of(tmp_path, features, contexts, {"rule": HOSTILE[0] + half, "l0": math.nan}, labels)
+    pareto = {"criterion": HOSTILE[0] + half, "l0": math.nan}
+    site_of(tmp_path, features, contexts, pareto, labels)
     assert taken(tmp_path, "labels") == {
         "label": label,
         "explanation": [HOSTILE[0]] * 8,
         "by_hand": [3],
     }
-    assert taken(tmp_path, "front") == {"rule": HOSTILE[0] + half, "l0": None}
+    assert taken(tmp_path, "pareto") == {"criterion": HOSTILE[0] + half, "l0": None}
     strings = taken(tmp_path, "features/00000")["strings"]
     assert {s.strip(" ") for s in strings} == {s.strip(" ") for s in HOSTILE}
     assert {"script", "evil"} <= set(search(tmp_path))
@@ -333,13 +334,13 @@ def test_tokens_stored_once_and_in_chunks_give_the_same_files(tmp_path, made):
         assert path.read_bytes() == (tmp_path / path.relative_to(made[0])).read_bytes()
 
 
-def test_labels_and_front_are_rewritten_alone(tmp_path):
+def test_labels_and_siblings_are_rewritten_alone(tmp_path):
     features, contexts = made_tables(3)
     site_of(tmp_path, features, contexts)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     write_labels_data(tmp_path, Labels(["x", "b", "c"], ["a", "b", "c"], ["", "", ""]))
-    write_front_data(tmp_path, {"current": "made"})
+    write_pareto_data(tmp_path, {"current": "made"})
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    assert {p.name for p in after if after[p] != before.get(p)} == {"labels.js", "front.js"}
+    assert {p.name for p in after if after[p] != before.get(p)} == {"labels.js", "pareto.js"}
     assert set(after) == set(before)
-    assert taken(tmp_path, "front") == {"current": "made"}
+    assert taken(tmp_path, "pareto") == {"current": "made"}

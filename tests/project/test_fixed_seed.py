@@ -95,7 +95,7 @@ def found(tmp_path_factory, tiny_model, tiny_text):
     begun = {"sae": RECIPES["gated"], "init_from": str(run / "dictionaries/gated")}
     digests["begun"], sums["begun"] = trained(run, "begun", hook_name=HOOK, seed=3, **begun)
     names = [*RECIPES, "transcoder", "begun"]
-    figures = sae.eval(run=str(run), n_behaviour_tokens=256)
+    figures = [one.to_json() for one in sae.eval(run=str(run), n_behaviour_tokens=256)]
     kept = {"explained_variance", "mse", "l0", "dead_fraction", "density_histogram"}
     kept |= {name for name in figures[0] if name.startswith(("ce_", "kl_"))}
     assert sorted(one["id"] for one in figures) == sorted(names)

@@ -86,7 +86,7 @@ def test_the_page_shows_every_feature_and_needs_no_network(finished):
     report = json.loads((finished[0] / "report.json").read_text())
     assert all(figures["id"] in page for figures in report["dictionaries"])
     assert 'src="http' not in page
-    assert (finished[0] / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert (finished[0] / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_second_demo_reuses_every_stage_and_keeps_the_timings(
@@ -110,7 +110,7 @@ def test_the_pictures_of_the_readme_are_made_from_a_demo(finished, tmp_path):
     command = [sys.executable, str(script), str(run), "--feature", "3", "--out", str(tmp_path)]
     subprocess.run(command, check=True)
     sizes = {p.name: p.stat().st_size for p in tmp_path.iterdir()}
-    assert sorted(sizes) == ["atlas.png", "feature.png", "front.png"]
+    assert sorted(sizes) == ["atlas.png", "feature.png", "pareto.png"]
     assert min(sizes.values()) > 20_000
     assert (tmp_path / "atlas.png").read_bytes() != (tmp_path / "feature.png").read_bytes()
 

@@ -31,6 +31,7 @@ from sae.exchange.card.activations import hook_side
 from sae.exchange.card.text import example_table, public
 from sae.exchange.formats import WRITTEN
 from sae.exchange.shrink import DTYPES, Shrunk, save_directions
+from sae.figures import Figures
 from sae.models.hooks import find_site, list_sites, read_activations
 from sae.models.load import ModelConfig, load_model
 
@@ -46,7 +47,18 @@ OURS = {
     "max_norm_multiple": 10.0,
     "seed": 0,
 }
-FIGURES = {"n_rows": 5, "n_behaviour_tokens": 6, "n_density_rows": 7, "data": "factbook"}
+FIGURES = {
+    "id": "some",
+    "architecture": "standard",
+    "hook_name": HOOK,
+    "l0": 7.0,
+    "explained_variance": 0.8,
+    "n_rows": 5,
+    "n_behaviour_tokens": 6,
+    "n_density_rows": 7,
+    "data": "factbook",
+}
+MEASURED = Figures.from_json(FIGURES)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +151,7 @@ def test_the_code_without_any_tool_computes_what_the_dictionary_does(kind, dtype
     metadata_of(dictionary)["sae_atlas"] = OURS
     save_dictionary(dictionary, tmp_path / HOOK, dtype)
     save_directions(dictionary, tmp_path, dtype)
-    found = blocks(model_card(dictionary, FIGURES, 48, Export(folder=HOOK, dtype=dtype)))
+    found = blocks(model_card(dictionary, MEASURED, 48, Export(folder=HOOK, dtype=dtype)))
     ours = executed(found["With sae-atlas"], tmp_path)["dictionary"]
     theirs = executed(found["With torch and safetensors alone"], tmp_path)
     torch.testing.assert_close(theirs["acts"], ours.encode(theirs["x"]), rtol=1e-5, atol=1e-5)
@@ -179,7 +191,7 @@ def test_the_front_matter_names_model_text_and_licence_as_the_hub_knows_them():
     ours = OURS | {"data": {"name": "org/text"}}
     metadata_of(dictionary)["sae_atlas"] = ours
     about = Export(folder=HOOK, license="cc-by-4.0")
-    found = front_matter(model_card(dictionary, FIGURES, 48, about))
+    found = front_matter(model_card(dictionary, MEASURED, 48, about))
     assert found["library_name"] == "saelens"
     assert found["base_model"] == "org/lm"
     assert found["datasets"] == ["org/text"]
@@ -205,14 +217,15 @@ def test_a_bare_load_of_the_export_gives_the_features(exported, tmp_path):
 def card_of(about, figures=None, **export):
     """The card of a dictionary with this metadata."""
     dictionary = random_dictionary("standard", hook_name=HOOK, model_name="org/lm")
-    metadata_of(dictionary).update(about)
-    return model_card(dictionary, FIGURES | (figures or {}), 48, Export(folder=HOOK, **export))
+    dictionary.metadata.update(about)
+    known = Figures.from_json(FIGURES | (figures or {}))
+    return model_card(dictionary, known, 48, Export(folder=HOOK, **export))
 
 
 def shown_card(dictionary):
     """The card of this very dictionary."""
-    metadata_of(dictionary).update(model_name="a/model", sae_atlas=OURS)
-    return model_card(dictionary, FIGURES, 48, Export(folder="folder"))
+    dictionary.metadata.update(model_name="a/model", sae_atlas=OURS)
+    return model_card(dictionary, MEASURED, 48, Export(folder="folder"))
 
 
 def test_the_card_of_a_transcoder_names_both_hooks_and_the_rule():
@@ -262,8 +275,8 @@ def shown(card):
 
 def test_folders_and_patterns_are_no_names_of_the_hub(tmp_path):
     dictionary = random_dictionary("standard", hook_name=HOOK, model_name=str(tmp_path))
-    metadata_of(dictionary)["sae_atlas"] = OURS | {"data": {"name": "./texts/*.jsonl"}}
-    card = model_card(dictionary, FIGURES, 48, Export(folder=HOOK))
+    dictionary.metadata["sae_atlas"] = OURS | {"data": {"name": "./texts/*.jsonl"}}
+    card = model_card(dictionary, MEASURED, 48, Export(folder=HOOK))
     assert not {"base_model", "datasets", "license"} & set(front_matter(card))
     assert "None is stated here. Ask whoever made it before you pass it on." in card
 
@@ -279,8 +292,8 @@ def test_what_others_wrote_shows_in_the_card_and_does_nothing():
         "standard", hook_name=f"{HOOK} {bad}", hook_name_out=bad, model_name=f"[m](x) {bad}"
     )
     ours = OURS | {"data": {"name": bad}, "sae": {"k": bad}, "versions": {"sae-atlas": bad}}
-    metadata_of(dictionary)["sae_atlas"] = ours
-    card = model_card(dictionary, FIGURES | {"data": bad}, 48, Export(folder=HOOK))
+    dictionary.metadata["sae_atlas"] = ours
+    card = model_card(dictionary, replace(MEASURED, data=bad), 48, Export(folder=HOOK))
     card.encode()
     html = shown(card)
     assert "<script>" not in html
@@ -379,9 +392,9 @@ def test_the_card_says_what_is_lost_in_shares_and_nats():
     assert "- 26.5% of the variance is not in any feature.\n" in limits
     assert "loss rises from 2.79 to 4.19 nats a token.\n" in limits
     for row in (
-        "| CE_clean, of the model as it is, nats a token | 2.79 |",
-        "| 4.19 |",
-        "| 10.8 |",
+        "nats a token, `CE_clean = mean −log p(next token)` | 2.79 |",
+        "nats a token, `CE_sae` | 4.19 |",
+        "nats a token, `CE_zero` | 10.8 |",
     ):
         assert row in section(card, "Figures")
 
@@ -407,7 +420,7 @@ def test_latents_that_were_left_out_count_as_dead_before_and_not_after():
     cost = Shrunk(12, 60, 100, 0, sides, sides)
     card = card_of({"sae_atlas": OURS}, {"dead_fraction": 0.25}, shrunk=cost)
     assert "Dead" not in section(card, "Figures")
-    dead = "| Dead latents, share active in no row of the tables | 0.2 | 0 |"
+    dead = "| Dead features, share active in no row of the tables | 0.2 | 0 |"
     assert dead in section(card, "Made smaller")
     assert "| 0.25 |" in section(
         card_of({"sae_atlas": OURS}, {"dead_fraction": 0.25}), "Figures"
@@ -552,8 +565,8 @@ def test_the_code_for_activations_gets_what_a_harvest_does(hook, known, tiny_mod
         hf_hook_name=point.module,
         model_name=str(tiny_model),
     )
-    metadata_of(dictionary).update(sae_atlas=ours, context_size=32)
-    card = model_card(dictionary, FIGURES, 48, Export(folder=HOOK))
+    dictionary.metadata.update(sae_atlas=ours, context_size=32)
+    card = model_card(dictionary, MEASURED, 48, Export(folder=HOOK))
     assert str(tiny_model.parent) not in card
     assert "contexts were 32 tokens long" in card
     code = re.search("## Get activations.*?```python\n(.*?)\n```", card, re.DOTALL)[1]

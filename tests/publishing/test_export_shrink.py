@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.figures import made_figures
 from support.world import random_dictionary
 
 import sae
@@ -91,20 +92,21 @@ def test_what_it_costs_the_model_is_what_evaluation_finds_for_it(run, tmp_path):
     found = {}
     for side, source in (("before", run / "dictionaries/some"), ("after", folder / HOOK)):
         save_dictionary(sae.load(str(source)), tmp_path / "dictionaries" / side)
-        (found[side],) = sae.eval(
+        (figures,) = sae.eval(
             run=str(tmp_path),
             cache=str(run / "cache.zarr"),
             dictionary=side,
             n_behaviour_tokens=2_048,
         )
-        assert cost["n_behaviour_tokens"] == found[side]["n_behaviour_tokens"] > 0
+        found[side] = figures.values
+        assert cost["n_behaviour_tokens"] == figures.n_behaviour_tokens > 0
         for name in ("ce_loss_with_sae", "ce_loss_score", "kl_div_score"):
             assert cost[side][name] == pytest.approx(found[side][name], rel=1e-5)
     assert cost["before"]["kl_div_score"] != cost["after"]["kl_div_score"]
     card = (folder / "README.md").read_text()
     assert f"for CE and KL {cost['n_behaviour_tokens']:,} tokens" in card
     table = rows_of(card, "Made smaller")
-    for meaning, name in (("CE score, ", "ce_loss_score"), ("KL score, ", "kl_div_score")):
+    for meaning, name in (("CE score: ", "ce_loss_score"), ("KL score: ", "kl_div_score")):
         (shown,) = (cells for title, cells in table.items() if title.startswith(meaning))
         assert shown == [f"{cost[side][name]:.6g}" for side in ("before", "after")]
     (added,) = (cells for title, cells in table.items() if title.startswith("CE added"))
@@ -142,7 +144,7 @@ def test_a_model_that_predicts_no_next_token_is_not_asked(run):
     found = shrink(dictionary, rows, "int8", None, causal=False)
     assert found.cost.n_behaviour_tokens == 0
     assert "ce_loss_score" not in found.cost.after
-    figures = {"n_rows": 5, "n_behaviour_tokens": 0, "n_density_rows": 7}
+    figures = made_figures("some")
     about = Export(folder=HOOK, dtype="int8", shrunk=found.cost)
     assert "not measured:" not in model_card(found.dictionary, figures, 64, about)
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from support.figures import compared, made_figures
+
 from sae.atlas.labels import Labels
 from sae.atlas.record import AtlasRecord
 from sae.atlas.schema import CONTEXTS, FEATURES
@@ -46,7 +48,7 @@ def write_sample(
     hostile: bool = False,
     logits: bool = True,
     alive: bool = True,
-    front: dict[str, Any] | None = None,
+    pareto: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
     """Write a page of `n` features; returns its `index.html`.
@@ -78,7 +80,7 @@ def write_sample(
     if n > 7:
         labels.label[7] = "my own words for it"
         labels.explanation[7] = "Fires where somebody wrote about it."
-    write_site(folder, *sample_tables(features, rows), record, labels, front)
+    write_site(folder, *sample_tables(features, rows), record, labels, pareto)
     return folder / "index.html"
 
 
@@ -110,28 +112,22 @@ def sample_record(n: int, n_dead: int, **changes: Any) -> AtlasRecord:
     return replace(record, **changes)
 
 
-def sample_front() -> dict[str, Any]:
+def sample_pareto() -> dict[str, Any]:
     """Five dictionaries of a sweep; the atlas is of the third, the fourth is recommended."""
-    rows = [
-        {
-            "id": f"batchtopk-2304-k{k}",
-            "series": "batchtopk",
-            "label": f"k = {k}",
-            "l0": k * 0.98,
-            "k": k,
-            "d_sae": 2304,
-            "explained_variance": 0.55 + 0.09 * doublings,
-            "ce_loss_score": 0.8 + 0.04 * doublings,
-            "dead_fraction": 0.08 - 0.01 * doublings,
-        }
+    figures = [
+        made_figures(
+            f"batchtopk-2304-k{k}",
+            k * 0.98,
+            0.55 + 0.09 * doublings,
+            training_architecture="batchtopk",
+            k=k,
+            d_sae=2304,
+            ce_loss_score=0.8 + 0.04 * doublings,
+            dead_fraction=0.08 - 0.01 * doublings,
+        )
         for doublings, k in enumerate((8, 16, 32, 64, 128))
     ]
-    return {
-        "dictionaries": rows,
-        "recommended": rows[3]["id"],
-        "current": rows[2]["id"],
-        "rule": "the highest explained variance among those with an L0 of at most 70.",
-    }
+    return compared(*figures, max_l0=70).for_page(current=figures[2].id)
 
 
 def feature_columns(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.atlas_samples import sample_front, write_sample
+from support.atlas_samples import sample_pareto, write_sample
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -57,7 +57,7 @@ def visit_fixture(browser: Any) -> Iterator[Visit]:
 
 @pytest.fixture(name="site", scope="module")
 def site_fixture(tmp_path_factory: Any) -> Path:
-    return write_sample(tmp_path_factory.mktemp("site"), 200, front=sample_front())
+    return write_sample(tmp_path_factory.mktemp("site"), 200, pareto=sample_pareto())
 
 
 def rows(page: Any) -> list[str]:
@@ -75,7 +75,7 @@ def until(page: Any, what: str) -> None:
 def at(page: Any, mark: str) -> None:
     """Wait until the address ends so, and what it is of is shown."""
     until(page, f"location.href.endsWith({json.dumps(mark)})")
-    view = {"f": "feature", "q": "search"}.get(mark[1], "front")
+    view = {"f": "feature", "q": "search"}.get(mark[1], "home")
     until(page, f"document.body.dataset.view === '{view}'")
     if view == "feature":
         until(page, f"shown.feature === {mark[3:]}")

@@ -454,12 +454,12 @@ def test_a_wandb_that_cannot_be_reached_is_said_once(tiny_run, tmp_path, monkeyp
     assert all(figures(one) for one in grid)
 
 
-def test_a_sweep_ends_with_the_front_of_its_run(tiny_run, tmp_path, capsys):
+def test_a_sweep_ends_with_a_comparison_of_its_run(tiny_run, tmp_path, capsys):
     grid = [replace(one, sweep=SweepConfig()) for one in three(tiny_run, tmp_path)]
     sae.sweep(grid)
-    front = json.loads((tmp_path / "front.json").read_text())
-    assert {row["id"] for row in front["rows"]} == {one.id for one in grid}
-    assert front["recommended"] in capsys.readouterr().err
+    pareto = json.loads((tmp_path / "pareto.json").read_text())
+    assert {row["id"] for row in pareto["dictionaries"]} == {one.id for one in grid}
+    assert pareto["recommended"] in capsys.readouterr().err
 
 
 def test_runs_with_dictionaries_of_one_name_are_told_apart(tiny_run, tmp_path):
@@ -475,7 +475,7 @@ def test_figures_of_a_dictionary_that_was_extended_are_not_shown(tiny_run, tmp_p
     sae.train(replace(grid[0], training_tokens=25_600, extend=True))
     capsys.readouterr()
     sae.sweep([replace(grid[1], seed=3)])
-    rows = json.loads((tmp_path / "front.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "pareto.json").read_text())["dictionaries"]
     assert grid[0].id not in {row["id"] for row in rows}
     assert f"{grid[0].id} has changed since it was measured" in capsys.readouterr().err
 

@@ -5,7 +5,6 @@ data and settings, is quoted, so that it shows as what it is.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from sae.atlas.examples import Example
 from sae.atlas.record import AtlasRecord
@@ -22,12 +21,12 @@ from sae.exchange.card.text import (
     code,
     example_table,
     on_the_hub,
-    part,
     plain,
     public,
 )
 from sae.exchange.formats import named_format, saelens
 from sae.exchange.shrink import DIRECTIONS_FILE, Shrunk
+from sae.figures import Figures
 from sae.text.record import TextRecord
 
 # `datasets` reads all tables of a repository in one format, so that labels.csv is none of them.
@@ -58,7 +57,7 @@ class Export:
 
 
 def model_card(
-    dictionary: Dictionary, figures: dict[str, Any], n_features: int, export: Export
+    dictionary: Dictionary, figures: Figures, n_features: int, export: Export
 ) -> str:
     """The card's text, YAML front matter included.
 
@@ -67,7 +66,7 @@ def model_card(
         n_features: rows of the feature table.
     """
     load = loading(dictionary, export.folder, export.format, export.dtype, export.repository)
-    text = part(figures, "data")
+    text = None if figures.data is None else public(figures.data)
     return f"""\
 {_front_matter(dictionary, export)}
 # {_title(dictionary)}
@@ -90,7 +89,7 @@ def model_card(
 {queries(export.repository)}
 ## Figures
 
-{figures_section(dictionary, figures, export.shrunk, text and public(str(text)))}\
+{figures_section(dictionary, figures, export.shrunk, text)}\
 {smaller_section(figures, export.shrunk, export.dtype)}{_training(dictionary)}
 ## Licence
 

@@ -1,31 +1,14 @@
 """What a card says of how good a dictionary is: figures, and what they do not show."""
 
-from typing import Any
-
 from sae.dictionary import Dictionary
 from sae.dictionary.storage import FULL, INT8
 from sae.exchange.card.text import code
 from sae.exchange.shrink import Shrunk
+from sae.figures import Figures
+from sae.metrics import METRICS
 
-_EXPLAINED = "explained_variance"
-_DEAD = "dead_fraction"
 _CE = "ce_loss_without_sae"
 _CE_SAE = "ce_loss_with_sae"
-_CE_ZERO = "ce_loss_with_ablation"
-_METRICS = {
-    _EXPLAINED: "Explained variance, `1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²`",
-    "l0": "L0, mean number of active latents",
-    _DEAD: "Dead latents, share active in no counted row",
-    _CE: "CE_clean, of the model as it is, nats a token",
-    _CE_SAE: "CE_sae, with the reconstruction in place",
-    _CE_ZERO: "CE_zero, with zeros in place",
-    "ce_loss_score": "CE score, `(CE_zero − CE_sae) / (CE_zero − CE_clean)`",
-    "ce_loss_score_mean_ablation": "CE score against mean ablation",
-    "kl_div_score": "KL score, `(KL_zero − KL_sae) / KL_zero`",
-    "mse": "Mean of ‖x−x̂‖², summed over the width",
-    "cossim": "Mean cosine of x and x̂",
-    "l2_ratio": "Mean of ‖x̂‖ / ‖x‖",
-}
 _SHRUNK_METRICS = ("explained_variance", "l0", "mse", "cossim")
 _SHRUNK_BEHAVIOUR = ("ce_loss_score", "kl_div_score")
 
@@ -40,7 +23,7 @@ _LIMITS = (
 
 
 def figures_section(
-    dictionary: Dictionary, figures: dict[str, Any], shrunk: Shrunk | None, text: str | None
+    dictionary: Dictionary, figures: Figures, shrunk: Shrunk | None, text: str | None
 ) -> str:
     """Where figures were measured, and a table of them.
 
@@ -49,29 +32,35 @@ def figures_section(
     """
     dropped = shrunk is not None and shrunk.n_dropped > 0
     rows = "\n".join(
-        f"| {meaning} | {figures[name]:.4g} |"
-        for name, meaning in _METRICS.items()
+        f"| {_told(key)} | {figures.values[key]:.4g} |"
+        for key in METRICS
         # What was dropped is in no file: that is said where it is told.
-        if name in figures and not (dropped and name == _DEAD)
+        if key in figures.values and not (dropped and key == "dead_fraction")
     )
     of_text = "" if text is None else f" of {code(text)}"
     behaviour = ""
-    if figures["n_behaviour_tokens"]:
-        behaviour = f", and for CE and KL {figures['n_behaviour_tokens']:,} tokens"
+    if figures.n_behaviour_tokens:
+        behaviour = f", and for CE and KL {figures.n_behaviour_tokens:,} tokens"
     density = ""
-    if _DEAD in figures and not dropped:
+    if "dead_fraction" in figures.values and not dropped:
         density = (
-            f" Whether a latent lives is counted over {figures['n_density_rows']:,} rows, "
+            f" Whether a feature lives is counted over {figures.n_density_rows:,} rows, "
             "training rows among them."
         )
     return f"""\
-On held-out text{of_text}, special tokens left out: {figures["n_rows"]:,} rows{behaviour}.\
+On held-out text{of_text}, special tokens left out: {figures.n_rows:,} rows{behaviour}.\
 {density}{_target(dictionary)}
 
 | metric | value |
 |---|---|
 {rows}
 """
+
+
+def _told(key: str) -> str:
+    """A metric in words and as a formula."""
+    metric = METRICS[key]
+    return f"{metric.title}: {metric.meaning}, `{metric.formula}`"
 
 
 def _target(dictionary: Dictionary) -> str:
@@ -83,7 +72,7 @@ def _target(dictionary: Dictionary) -> str:
     )
 
 
-def smaller_section(figures: dict[str, Any], shrunk: Shrunk | None, dtype: str) -> str:
+def smaller_section(figures: Figures, shrunk: Shrunk | None, dtype: str) -> str:
     """What was made smaller and what that cost; nothing where nothing was."""
     if shrunk is None:
         return ""
@@ -107,7 +96,7 @@ def smaller_section(figures: dict[str, Any], shrunk: Shrunk | None, dtype: str) 
     if shrunk.n_behaviour_tokens:
         tokens = f", and for CE and KL {shrunk.n_behaviour_tokens:,} tokens"
         note = "\nOn so few tokens a small change of CE may be chance, up or down.\n"
-    elif "ce_loss_score" in figures:
+    elif "ce_loss_score" in figures.values:
         note = "\nWhat it costs the model's CE was not measured: the model was not to be had.\n"
     return f"""
 ## Made smaller
@@ -123,23 +112,23 @@ def smaller_section(figures: dict[str, Any], shrunk: Shrunk | None, dtype: str) 
 
 def _shrunk_rows(shrunk: Shrunk) -> str:
     sides = shrunk.before, shrunk.after
-    rows = [(_METRICS[name], [side[name] for side in sides]) for name in _SHRUNK_METRICS]
+    rows = [(_told(key), [side[key] for side in sides]) for key in _SHRUNK_METRICS]
     if shrunk.n_dropped:
         share = shrunk.n_dropped / shrunk.d_sae
-        rows.insert(2, ("Dead latents, share active in no row of the tables", [share, 0.0]))
+        rows.insert(2, ("Dead features, share active in no row of the tables", [share, 0.0]))
     if shrunk.n_behaviour_tokens:
         added = [side[_CE_SAE] - side[_CE] for side in sides]
         rows.append(("CE added, nats a token, `CE_sae − CE_clean`", added))
-        rows += [(_METRICS[name], [side[name] for side in sides]) for name in _SHRUNK_BEHAVIOUR]
+        rows += [(_told(key), [side[key] for side in sides]) for key in _SHRUNK_BEHAVIOUR]
     return "\n".join(
         f"| {meaning} | {before:.6g} | {after:.6g} |" for meaning, (before, after) in rows
     )
 
 
-def limits(figures: dict[str, Any], *, one_seed: bool) -> str:
+def limits(figures: Figures, *, one_seed: bool) -> str:
     """What the dictionary does not show, in words."""
-    said = []
-    explained = figures.get(_EXPLAINED)
+    said, values = [], figures.values
+    explained = values.get("explained_variance")
     if explained is not None and explained < 0:
         said.append(
             "It reconstructs worse than the mean activation would (explained variance "
@@ -147,10 +136,10 @@ def limits(figures: dict[str, Any], *, one_seed: bool) -> str:
         )
     elif explained is not None:
         said.append(f"{1 - explained:.1%} of the variance is not in any feature.")
-    if _CE in figures and _CE_SAE in figures:
-        clean, replaced = figures[_CE], figures[_CE_SAE]
+    if _CE in values and _CE_SAE in values:
+        clean, replaced = values[_CE], values[_CE_SAE]
         verb = "rises" if replaced > clean else "goes"
-        zeros = figures.get(_CE_ZERO)
+        zeros = values.get("ce_loss_with_ablation")
         worse = zeros is not None and replaced >= zeros
         than = f", no better than with zeros there ({zeros:.2f})" if worse else ""
         said.append(

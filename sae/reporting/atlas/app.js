@@ -7,7 +7,7 @@ function complain(sentence) {
   $("trouble").textContent = sentence;
 }
 
-/* The address: `#f=1204` a feature, `#q=words` a search, else the front. */
+/* The address: `#f=1204` a feature, `#q=words` a search, else the home view. */
 function route() {
   clearTimeout(app.typed);
   const [, kind, text] = /^#(f|q)=(.*)$/s.exec(location.hash) ?? [];
@@ -51,7 +51,7 @@ function showAddress(text) {
 
 function showHome() {
   const came = app.view;
-  setView(query() ? "search" : "front");
+  setView(query() ? "search" : "home");
   document.title = `${world.manifest.dictionary} · atlas`;
   $("live-title").textContent = "What is a text made of?";
   if (came !== "feature") return;
@@ -69,10 +69,10 @@ function setView(view) {
   if (app.view !== "feature" && view === "feature") app.scroll = scrollY;
   app.view = view;
   document.body.dataset.view = view;
-  const home = view === "front" || view === "search";
+  const home = view === "home" || view === "search";
   $("home").hidden = !home;
-  $("hero").hidden = view !== "front";
-  $("beyond").hidden = view !== "front";
+  $("hero").hidden = view !== "home";
+  $("beyond").hidden = view !== "home";
   $("feature").hidden = view !== "feature";
   $("wrong").hidden = view !== "wrong";
   $("live").hidden = view === "search" || view === "wrong";
@@ -83,7 +83,7 @@ function setView(view) {
 function typed() {
   refresh();
   const address = query() ? `#q=${encodeURIComponent(query())}` : location.pathname + location.search;
-  const home = app.view === "front" || app.view === "search";
+  const home = app.view === "home" || app.view === "search";
   if (!home) {
     history.pushState(null, "", address);
     app.scroll = 0;
@@ -92,7 +92,7 @@ function typed() {
     moveActive(0);
     return;
   }
-  setView(query() ? "search" : "front");
+  setView(query() ? "search" : "home");
   clearTimeout(app.typed);
   app.typed = setTimeout(() => history.replaceState(null, "", address), 150);
 }
@@ -104,7 +104,7 @@ const KEYS = [
   ["↑ ↓ or k j", "Move through the list"],
   ["Enter", "Open the feature"],
   ["← → or k j", "Previous and next feature"],
-  ["Esc", "Back: from a feature to the list, from a search to the front"],
+  ["Esc", "Back: from a feature to the list, from a search to all features"],
   ["m", "To the map: arrow keys move it, + − zoom, 0 shows all"],
   ["r", "A feature at random"],
   ["?", "This list"],
@@ -199,11 +199,10 @@ async function start() {
 
 async function drawOthers() {
   try {
-    const front = await load("front");
-    if (!front) return;
-    const { recommended, rule, ...others } = front;
-    takeReport({ ...others, chosen: { id: recommended, rule } });
-    drawFront();
+    const found = await load("pareto");
+    if (!found) return;
+    takeReport(found);
+    drawPareto();
   } catch (error) {
     complain(error.message);
   }

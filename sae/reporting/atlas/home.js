@@ -1,4 +1,4 @@
-/* ---------- The front: figures, search, list, map ---------- */
+/* ---------- The home view: figures, search, list, map ---------- */
 
 const filter = { low: null, high: null, alive: false, byHand: false };
 let map = null;

@@ -1,0 +1,204 @@
+"""What an evaluation says about one dictionary: the record in `evals/ID.json`.
+
+The file is flat: a key for each field, for each of `SETTINGS` that was asked of the training,
+and for each of `METRICS` that was measured.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sae.base.errors import UserError
+from sae.base.files import read_json
+from sae.metrics import METRICS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """A number that was asked of a training, and may tell its dictionary from others."""
+
+    key: str
+    title: str
+    meaning: str
+    form: str
+    """How it is written, in Python's way."""
+    label: str = ""
+    """How it names a point of a picture, such as `k = {:g}`; empty if it never does."""
+    penalty: bool = False
+    """Whether it sets how sparse the features are; a training has one of these."""
+
+
+SETTINGS: dict[str, Setting] = {
+    setting.key: setting
+    for setting in (
+        Setting(
+            key="k",
+            title="k",
+            meaning="Features kept on a token (TopK), or on average over a batch (BatchTopK).",
+            form="d",
+            label="k = {:g}",
+            penalty=True,
+        ),
+        Setting(
+            key="target_l0",
+            title="Target L0",
+            meaning="L0 that the training was to reach by moving its own penalty.",
+            form=".3g",
+            label="target = {:g}",
+            penalty=True,
+        ),
+        Setting(
+            key="l1_coefficient",
+            title="L1 weight",
+            meaning="λ in the training loss: squared error + λ · Σ fⱼ‖W_dec,j‖. Larger asks "
+            "for fewer active features.",
+            form=".3g",
+            label="λ = {:g}",
+            penalty=True,
+        ),
+        Setting(
+            key="l0_coefficient",
+            title="L0 weight",
+            meaning="λ in the training loss: squared error + λ · penalty on the number of "
+            "active features.",
+            form=".3g",
+            label="λ = {:g}",
+            penalty=True,
+        ),
+        Setting(
+            key="d_sae",
+            title="Features",
+            meaning="Number of features (latents) in the dictionary, dead ones included.",
+            form=",",
+            label="{:,} latents",
+        ),
+        Setting(
+            key="lr",
+            title="Learning rate",
+            meaning="At its peak.",
+            form=".3g",
+            label="lr {:g}",
+        ),
+        Setting(
+            key="seed",
+            title="Seed",
+            meaning="Of the weights that training began with.",
+            form="d",
+        ),
+        Setting(
+            key="training_tokens",
+            title="Tokens trained on",
+            meaning="Activations seen in training, repeats included.",
+            form=",",
+            label="{:,} tokens",
+        ),
+    )
+}
+"""By key, in the order in which they are shown, and may name the points of a picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """Figures of one dictionary on held-out text, and what they were measured on.
+
+    Every figure is in `values`, by its key in `sae.metrics.METRICS`.
+    """
+
+    id: str
+    """Name of the dictionary in its run."""
+    architecture: str
+    """What the dictionary is saved as, such as `jumprelu`."""
+    training_architecture: str | None = None
+    """The recipe it was trained by, such as `batchtopk`; None if that is not known."""
+    hook_name: str
+    hook_name_out: str | None = None
+    digest: str | None = None
+    """Of the dictionary and all that its figures depend on."""
+    dictionary_digest: str | None = None
+    training_digest: str | None = None
+    data: str | None = None
+    """Name of the text."""
+    n_rows: int = 0
+    """Held-out rows behind the reconstruction's figures."""
+    n_density_rows: int = 0
+    """Rows over which dead features are counted, training rows among them."""
+    n_behaviour_tokens: int = 0
+    """Held-out tokens behind CE and KL; 0 where these were not measured."""
+    asked_behaviour_tokens: int = 0
+    seconds: float | None = None
+    """Time the measuring took."""
+    training_seconds: float | None = None
+    density_histogram: Mapping[str, list[float]] | None = None
+    """`log10_edges` and `counts` of the live features by the share of rows they fire on."""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """What was asked of the training, by the keys of `SETTINGS`."""
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, table in _TABLES.items():
+            unknown = sorted(set(getattr(self, name)) - set(table))
+            if unknown:
+                raise ValueError(f"{', '.join(unknown)} of {name}: describe it in sae.metrics")
+
+    @property
+    def trained_as(self) -> str:
+        """The recipe, or what it is saved as where the recipe is not known."""
+        return self.training_architecture or self.architecture
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The hook that is read and, of a transcoder, the one that is written."""
+        return tuple(dict.fromkeys(filter(None, (self.hook_name, self.hook_name_out))))
+
+    def to_json(self) -> dict[str, object]:
+        """The flat record; what is not known is left out."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _TABLES}
+        flat = own | dict(self.settings) | dict(self.values)
+        return {key: value for key, value in flat.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, found: object) -> "Figures":
+        """The figures that a flat record holds; keys that nobody knows are left alone.
+
+        Raises:
+            UserError: if something is missing or of another kind.
+        """
+        if not isinstance(found, dict):
+            raise UserError("it holds no record")
+        for name in ("id", "architecture", "hook_name", "l0", "explained_variance"):
+            if found.get(name) is None:
+                raise UserError(f"it has no {name}")
+        given: dict[str, Any] = {}
+        for f in fields(cls):
+            if f.name in _TABLES:
+                keys = [key for key in _TABLES[f.name] if found.get(key) is not None]
+                given[f.name] = {key: _of_kind(key, found[key], float | int) for key in keys}
+            elif found.get(f.name) is not None:
+                # What is parametrised cannot be asked for: a histogram is a dict here.
+                kind = dict if f.name == "density_histogram" else f.type
+                given[f.name] = _of_kind(f.name, found[f.name], kind)
+        return cls(**given)
+
+    @classmethod
+    def read(cls, path: Path) -> "Figures":
+        """The figures in the file `path`.
+
+        Raises:
+            UserError: if it is not what `sae eval` writes.
+        """
+        try:
+            return cls.from_json(read_json(path))
+        except UserError as error:
+            raise UserError(
+                f"{path} is not what sae eval writes, {error}; delete it"
+            ) from error
+
+
+_TABLES: dict[str, Mapping[str, object]] = {"settings": SETTINGS, "values": METRICS}
+
+
+def _of_kind(name: str, value: object, kind: Any) -> object:
+    if not isinstance(value, kind):
+        raise UserError(f"its {name} is {str(value)[:40]!r}")
+    return value

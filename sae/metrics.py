@@ -1,0 +1,224 @@
+"""Every figure that `sae eval` computes: its name, its formula, and where it is shown.
+
+This is the only place that says so. The evaluation may write no figure that is not in here;
+tables, pictures, pages, cards and documentation take titles, formulas and formats from here.
+So a new metric is two changes: the code that computes it, and its entry in `METRICS`.
+
+In the formulas x is a row of activations, x̂ its reconstruction, x̄ the mean of all rows, and fⱼ
+the activation of feature j. Means and sums are over the held-out rows, in float64. Names are
+SAELens's where it has one.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Place = Literal["table", "picture", "tile"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One figure of a dictionary, as people read it.
+
+    Each is in the CSV, in the card of an export, in the table of the report and in
+    `docs/metrics.md`; `where` says where it is shown besides.
+    """
+
+    key: str
+    """Its name in files and in Python."""
+    title: str
+    meaning: str
+    """What it is, as a phrase that a newcomer understands."""
+    formula: str
+    scale: str
+    """What 0 and 1, or less and more, say about a dictionary."""
+    higher_is_better: bool | None
+    """None where neither is: the best is in between, or it says nothing of the dictionary."""
+    form: str
+    """How it is written, in Python's way: `.3f`, `.1%`."""
+    short: str = ""
+    """A title for a narrow column, if the title is long."""
+    where: tuple[Place, ...] = ()
+    """`table`: on the terminal and in the README. `picture`: a panel over L0, in
+    `pareto.png` and on the pages. `tile`: at the head of a report, for the recommended one."""
+
+    @property
+    def heading(self) -> str:
+        """The title of a narrow column."""
+        return self.short or self.title
+
+
+_NATS = "nats a token"
+
+METRICS: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric(
+            key="l0",
+            title="L0",
+            meaning="mean number of features active on a token",
+            formula="mean #{j : fⱼ > 0}",
+            scale="fewer are easier to read; compare fidelity at equal L0",
+            higher_is_better=False,
+            form=".1f",
+            where=("table", "tile"),
+        ),
+        Metric(
+            key="explained_variance",
+            title="Explained variance",
+            short="expl. var.",
+            meaning="share of the activations' variance kept",
+            formula="1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²",
+            scale="1 is all of it; 0 is no better than the mean x̄, and below 0 is worse",
+            higher_is_better=True,
+            form=".3f",
+            where=("table", "picture", "tile"),
+        ),
+        Metric(
+            key="ce_loss_score",
+            title="CE score",
+            meaning="share of the layer's effect on the model's loss kept",
+            formula="(CE_zero − CE_sae) / (CE_zero − CE_clean)",
+            scale="1: the model predicts as well as before; 0: as badly as with zeros there",
+            higher_is_better=True,
+            form=".3f",
+            where=("table", "picture", "tile"),
+        ),
+        Metric(
+            key="ce_loss_score_mean_ablation",
+            title="CE score, mean ablation",
+            short="CE (mean)",
+            meaning="the CE score, compared with the mean activation instead of zeros",
+            formula="(CE_mean − CE_sae) / (CE_mean − CE_clean)",
+            scale="1: as well as before; 0: as badly as with the mean. The stricter of the two",
+            higher_is_better=True,
+            form=".3f",
+            where=("table",),
+        ),
+        Metric(
+            key="kl_div_score",
+            title="KL score",
+            meaning="share of the layer's effect on next-token probabilities kept",
+            formula="(KL_zero − KL_sae) / KL_zero",
+            scale="1: the same probabilities as before; 0: as far from them as with zeros",
+            higher_is_better=True,
+            form=".3f",
+            where=("table",),
+        ),
+        Metric(
+            key="dead_fraction",
+            title="Dead features",
+            short="dead",
+            meaning="share of the features that never fired",
+            formula="mean over j of [fⱼ = 0 in every row counted]",
+            scale="0: all features are in use; 1: none is. Training rows are counted as well",
+            higher_is_better=False,
+            form=".1%",
+            where=("table", "picture", "tile"),
+        ),
+        Metric(
+            key="mse",
+            title="Squared error",
+            meaning="mean squared error of a row, summed over its width",
+            formula="mean ‖x−x̂‖²",
+            scale="0 is lossless; in the model's own unit, so compare within a hook",
+            higher_is_better=False,
+            form=".3g",
+        ),
+        Metric(
+            key="cossim",
+            title="Cosine",
+            meaning="mean cosine of x and x̂",
+            formula="mean ⟨x, x̂⟩ / (‖x‖ ‖x̂‖)",
+            scale="1: the direction is right; 0: it has nothing to do with x",
+            higher_is_better=True,
+            form=".3f",
+        ),
+        Metric(
+            key="l2_ratio",
+            title="L2 ratio",
+            meaning="mean length of x̂, relative to that of x",
+            formula="mean ‖x̂‖ / ‖x‖",
+            scale="1: of the right length; below 1 the reconstruction shrinks",
+            higher_is_better=None,
+            form=".3f",
+        ),
+        Metric(
+            key="relative_reconstruction_bias",
+            title="Reconstruction bias",
+            meaning="length of x̂, relative to the multiple of it that would fit x best",
+            formula="mean ‖x̂‖² / mean ⟨x, x̂⟩",
+            scale="1: without bias; below 1 the reconstruction shrinks",
+            higher_is_better=None,
+            form=".3f",
+        ),
+        Metric(
+            key="l1",
+            title="L1",
+            meaning="mean sum of a row's feature activations",
+            formula="mean Σⱼ fⱼ",
+            scale="in the model's own unit, so compare within a hook",
+            higher_is_better=None,
+            form=".3g",
+        ),
+        Metric(
+            key="ce_loss_without_sae",
+            title="CE, untouched",
+            meaning=f"next-token cross-entropy of the model as it is, {_NATS}",
+            formula="CE_clean = mean −log p(next token)",
+            scale="of the model, whatever the dictionary",
+            higher_is_better=None,
+            form=".3f",
+        ),
+        Metric(
+            key="ce_loss_with_sae",
+            title="CE, reconstruction",
+            meaning=f"cross-entropy with the reconstruction in place, {_NATS}",
+            formula="CE_sae",
+            scale="lossless where it is no more than CE_clean",
+            higher_is_better=False,
+            form=".3f",
+        ),
+        Metric(
+            key="ce_loss_with_ablation",
+            title="CE, zeros",
+            meaning=f"cross-entropy with zeros in place, {_NATS}",
+            formula="CE_zero",
+            scale="of the model and the hook, whatever the dictionary",
+            higher_is_better=None,
+            form=".3f",
+        ),
+        Metric(
+            key="ce_loss_with_mean_ablation",
+            title="CE, mean activation",
+            meaning=f"cross-entropy with the mean activation in place, {_NATS}",
+            formula="CE_mean",
+            scale="of the model and the hook, whatever the dictionary",
+            higher_is_better=None,
+            form=".3f",
+        ),
+        Metric(
+            key="kl_div_with_sae",
+            title="KL, reconstruction",
+            meaning=f"how far the reconstruction moves next-token probabilities, {_NATS}",
+            formula="KL_sae = mean KL(clean ‖ replaced)",
+            scale="0: the same probabilities as before",
+            higher_is_better=False,
+            form=".3g",
+        ),
+        Metric(
+            key="kl_div_with_ablation",
+            title="KL, zeros",
+            meaning=f"how far zeros move next-token probabilities, {_NATS}",
+            formula="KL_zero",
+            scale="of the model and the hook, whatever the dictionary",
+            higher_is_better=None,
+            form=".3g",
+        ),
+    )
+}
+"""By key, in the order in which they are shown."""
+
+
+def shown_in(place: Place) -> list[Metric]:
+    """The metrics that are shown in `place`."""
+    return [metric for metric in METRICS.values() if place in metric.where]
