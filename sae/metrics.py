@@ -31,10 +31,10 @@ class Metric:
     formula: str
     scale: str
     """What 0 and 1, or less and more, say about a dictionary."""
-    higher_is_better: bool | None
+    higher_is_better: bool | None = None
     """None where neither is: the best is in between, or it says nothing of the dictionary."""
-    form: str
-    """How it is written, in Python's way: `.3f`, `.1%`."""
+    form: str = ".3f"
+    """How it is written, in Python's way."""
     short: str = ""
     """A title for a narrow column, if the title is long."""
     where: tuple[Place, ...] = ()
@@ -46,8 +46,6 @@ class Metric:
         """The title of a narrow column."""
         return self.short or self.title
 
-
-_NATS = "nats a token"
 
 METRICS: dict[str, Metric] = {
     metric.key: metric
@@ -65,12 +63,11 @@ METRICS: dict[str, Metric] = {
         Metric(
             key="explained_variance",
             title="Explained variance",
-            short="expl. var.",
+            short="Expl. var.",
             meaning="share of the activations' variance kept",
             formula="1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²",
             scale="1 is all of it; 0 is no better than the mean x̄, and below 0 is worse",
             higher_is_better=True,
-            form=".3f",
             where=("table", "picture", "tile"),
         ),
         Metric(
@@ -80,7 +77,6 @@ METRICS: dict[str, Metric] = {
             formula="(CE_zero − CE_sae) / (CE_zero − CE_clean)",
             scale="1: the model predicts as well as before; 0: as badly as with zeros there",
             higher_is_better=True,
-            form=".3f",
             where=("table", "picture", "tile"),
         ),
         Metric(
@@ -91,7 +87,6 @@ METRICS: dict[str, Metric] = {
             formula="(CE_mean − CE_sae) / (CE_mean − CE_clean)",
             scale="1: as well as before; 0: as badly as with the mean. The stricter of the two",
             higher_is_better=True,
-            form=".3f",
             where=("table",),
         ),
         Metric(
@@ -101,13 +96,12 @@ METRICS: dict[str, Metric] = {
             formula="(KL_zero − KL_sae) / KL_zero",
             scale="1: the same probabilities as before; 0: as far from them as with zeros",
             higher_is_better=True,
-            form=".3f",
             where=("table",),
         ),
         Metric(
             key="dead_fraction",
             title="Dead features",
-            short="dead",
+            short="Dead",
             meaning="share of the features that never fired",
             formula="mean over j of [fⱼ = 0 in every row counted]",
             scale="0: all features are in use; 1: none is. Training rows are counted as well",
@@ -131,7 +125,6 @@ METRICS: dict[str, Metric] = {
             formula="mean ⟨x, x̂⟩ / (‖x‖ ‖x̂‖)",
             scale="1: the direction is right; 0: it has nothing to do with x",
             higher_is_better=True,
-            form=".3f",
         ),
         Metric(
             key="l2_ratio",
@@ -139,8 +132,6 @@ METRICS: dict[str, Metric] = {
             meaning="mean length of x̂, relative to that of x",
             formula="mean ‖x̂‖ / ‖x‖",
             scale="1: of the right length; below 1 the reconstruction shrinks",
-            higher_is_better=None,
-            form=".3f",
         ),
         Metric(
             key="relative_reconstruction_bias",
@@ -148,8 +139,6 @@ METRICS: dict[str, Metric] = {
             meaning="length of x̂, relative to the multiple of it that would fit x best",
             formula="mean ‖x̂‖² / mean ⟨x, x̂⟩",
             scale="1: without bias; below 1 the reconstruction shrinks",
-            higher_is_better=None,
-            form=".3f",
         ),
         Metric(
             key="l1",
@@ -157,49 +146,41 @@ METRICS: dict[str, Metric] = {
             meaning="mean sum of a row's feature activations",
             formula="mean Σⱼ fⱼ",
             scale="in the model's own unit, so compare within a hook",
-            higher_is_better=None,
             form=".3g",
         ),
         Metric(
             key="ce_loss_without_sae",
             title="CE, untouched",
-            meaning=f"next-token cross-entropy of the model as it is, {_NATS}",
+            meaning="next-token cross-entropy of the model as it is, nats a token",
             formula="CE_clean = mean −log p(next token)",
-            scale="of the model, whatever the dictionary",
-            higher_is_better=None,
-            form=".3f",
+            scale="the model's own, whatever the dictionary",
         ),
         Metric(
             key="ce_loss_with_sae",
             title="CE, reconstruction",
-            meaning=f"cross-entropy with the reconstruction in place, {_NATS}",
+            meaning="cross-entropy with the reconstruction in place, nats a token",
             formula="CE_sae",
             scale="lossless where it is no more than CE_clean",
             higher_is_better=False,
-            form=".3f",
         ),
         Metric(
             key="ce_loss_with_ablation",
             title="CE, zeros",
-            meaning=f"cross-entropy with zeros in place, {_NATS}",
+            meaning="cross-entropy with zeros in place, nats a token",
             formula="CE_zero",
-            scale="of the model and the hook, whatever the dictionary",
-            higher_is_better=None,
-            form=".3f",
+            scale="the model's own at this hook, whatever the dictionary",
         ),
         Metric(
             key="ce_loss_with_mean_ablation",
             title="CE, mean activation",
-            meaning=f"cross-entropy with the mean activation in place, {_NATS}",
+            meaning="cross-entropy with the mean activation in place, nats a token",
             formula="CE_mean",
-            scale="of the model and the hook, whatever the dictionary",
-            higher_is_better=None,
-            form=".3f",
+            scale="the model's own at this hook, whatever the dictionary",
         ),
         Metric(
             key="kl_div_with_sae",
             title="KL, reconstruction",
-            meaning=f"how far the reconstruction moves next-token probabilities, {_NATS}",
+            meaning="how far the reconstruction moves next-token probabilities, nats a token",
             formula="KL_sae = mean KL(clean ‖ replaced)",
             scale="0: the same probabilities as before",
             higher_is_better=False,
@@ -208,10 +189,9 @@ METRICS: dict[str, Metric] = {
         Metric(
             key="kl_div_with_ablation",
             title="KL, zeros",
-            meaning=f"how far zeros move next-token probabilities, {_NATS}",
+            meaning="how far zeros move next-token probabilities, nats a token",
             formula="KL_zero",
-            scale="of the model and the hook, whatever the dictionary",
-            higher_is_better=None,
+            scale="the model's own at this hook, whatever the dictionary",
             form=".3g",
         ),
     )

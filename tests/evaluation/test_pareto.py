@@ -88,7 +88,7 @@ def test_the_terminal_table_is_aligned_for_long_names() -> None:
     header, *lines, measured, stated = as_text(pareto).splitlines()
     assert [line[:2] for line in lines] == ["* ", "  "]
     assert len({len(line) for line in [header, *lines]}) == 1
-    for title in ("L0", "expl. var.", "dead"):
+    for title in ("L0", "Expl. var.", "Dead"):
         end = header.index(title) + len(title)
         assert all(line[end - 1] != " " and line[end : end + 1] in " " for line in lines)
     assert "CE score" not in header
