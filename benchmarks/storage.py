@@ -13,7 +13,7 @@ from sae.cache.create import create_cache
 from sae.cache.layout import ActivationCache, chunk_slices, open_cache
 from sae.cache.store import stored_bytes
 from sae.cache.text_writer import write_text
-from sae.core.metrics import ReconstructionStatistics
+from sae.core.fidelity import ReconstructionStatistics
 from sae.dictionary import Dictionary
 from sae.models.site import Site
 from sae.rows.shuffle import rows_in_order, select_rows

@@ -18,7 +18,7 @@ from sae.commands.common import (
     named_dictionary,
 )
 from sae.commands.compare import say_comparison, write_comparison
-from sae.core.metrics import density_histogram
+from sae.core.fidelity import density_histogram
 from sae.dictionary import Dictionary
 from sae.evaluation.behaviour import behaviour
 from sae.evaluation.reconstruction import measured_rows, reconstruction

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sae.cache.layout import ActivationCache
-from sae.core.metrics import ReconstructionStatistics
+from sae.core.fidelity import ReconstructionStatistics
 from sae.dictionary import Dictionary
 from sae.rows.shuffle import RowSelection, rows_in_order, select_rows
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae.core.metrics import ReconstructionStatistics
+from sae.core.fidelity import ReconstructionStatistics
 
 
 def rows(n=700, d_in=12, d_sae=30):
