@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import medians, write_results
-from sae.api import load
 from sae.dictionary import Dictionary
+from sae.exchange.dictionaries import load
 from sae.exchange.formats import write_dictionary
 
 D_IN, D_SAE = 2048, 65_536

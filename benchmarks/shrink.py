@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sae.exchange.saelens import WEIGHTS_FILE, save_dictionary
 from torch import Tensor
 
 import sae
@@ -15,6 +14,7 @@ from sae.atlas.atlas import Atlas
 from sae.commands.common import norm_limit, recorded_model
 from sae.commands.eval import behaviour_scores
 from sae.dictionary import Dictionary
+from sae.dictionary.files import WEIGHTS_FILE, save_dictionary
 from sae.evaluation.reconstruction import reconstruction
 from sae.exchange.shrink import DTYPES, as_loaded, only_latents
 from sae.rows.shuffle import rows_in_order, select_rows

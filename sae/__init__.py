@@ -1,122 +1,61 @@
 """Sparse autoencoders, from text to steering: harvest, train, eval, analyze, steer, export.
 
-Every stage is a command (`sae train ...`) and a call (`sae.train(...)`) with the same keys.
-Names are imported when they are first used, so `import sae` costs nothing.
+Every command (`sae train ...`) is also a call (`sae.train(...)`) with the same keys. Names are
+imported when they are first used, so `import sae` costs nothing; `__init__.pyi` tells editors
+and type checkers what they are.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from sae.api import (
-        analyze,
-        demo,
-        eval,
-        export,
-        harvest,
-        import_,
-        load,
-        save,
-        serve,
-        steer,
-        sweep,
-        train,
-    )
-    from sae.architectures import (
-        BatchTopKConfig,
-        GatedConfig,
-        JumpReLUConfig,
-        MatryoshkaConfig,
-        PAnnealConfig,
-        StandardConfig,
-        TopKConfig,
-    )
-    from sae.cache.layout import ActivationCache, open_cache
-    from sae.commands.harvest import HarvestConfig
-    from sae.commands.train import TrainConfig
-    from sae.dictionary import Dictionary
-    from sae.models.load import ModelConfig
-    from sae.rows.dataset import ActivationDataset
-    from sae.text.source import DataConfig
-    from sae.training.checkpoint import CheckpointConfig
-    from sae.training.loggers import LoggerConfig
-    from sae.training.optim import OptimConfig
-    from sae.training.plan import SweepConfig
-
+# The calls and configuration classes of the commands come from their table.
 _HOMES = {
     "ActivationCache": "sae.cache.layout",
     "ActivationDataset": "sae.rows.dataset",
+    "BatchTopKConfig": "sae.architectures",
     "CheckpointConfig": "sae.training.checkpoint",
     "DataConfig": "sae.text.source",
     "Dictionary": "sae.dictionary",
-    "HarvestConfig": "sae.commands.harvest",
-    "LoggerConfig": "sae.training.loggers",
-    "ModelConfig": "sae.models.load",
-    "OptimConfig": "sae.training.optim",
-    "SweepConfig": "sae.training.plan",
-    "TrainConfig": "sae.commands.train",
-    "StandardConfig": "sae.architectures",
-    "BatchTopKConfig": "sae.architectures",
     "GatedConfig": "sae.architectures",
     "JumpReLUConfig": "sae.architectures",
+    "LoggerConfig": "sae.training.loggers",
     "MatryoshkaConfig": "sae.architectures",
+    "ModelConfig": "sae.models.load",
+    "OptimConfig": "sae.training.optim",
     "PAnnealConfig": "sae.architectures",
+    "StandardConfig": "sae.architectures",
+    "SweepConfig": "sae.training.plan",
     "TopKConfig": "sae.architectures",
-    "analyze": "sae.api",
-    "demo": "sae.api",
-    "eval": "sae.api",
-    "export": "sae.api",
-    "harvest": "sae.api",
-    "import_": "sae.api",
-    "load": "sae.api",
+    "load": "sae.exchange.dictionaries",
     "open_cache": "sae.cache.layout",
-    "save": "sae.api",
-    "serve": "sae.api",
-    "steer": "sae.api",
-    "sweep": "sae.api",
-    "train": "sae.api",
+    "save": "sae.exchange.dictionaries",
+    "sweep": "sae.commands.sweep",
 }
 
-__all__ = [
-    "ActivationCache",
-    "ActivationDataset",
-    "BatchTopKConfig",
-    "CheckpointConfig",
-    "DataConfig",
-    "Dictionary",
-    "GatedConfig",
-    "HarvestConfig",
-    "JumpReLUConfig",
-    "LoggerConfig",
-    "MatryoshkaConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "PAnnealConfig",
-    "StandardConfig",
-    "SweepConfig",
-    "TopKConfig",
-    "TrainConfig",
-    "analyze",
-    "demo",
-    "eval",
-    "export",
-    "harvest",
-    "import_",
-    "load",
-    "open_cache",
-    "save",
-    "serve",
-    "steer",
-    "sweep",
-    "train",
-]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+def __getattr__(name: str) -> object:
+    if name == "__all__":
+        return __dir__()
+    if name in _HOMES:
+        found: object = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name.startswith("_"):
         raise AttributeError(f"module 'sae' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        from sae.config.commands import CONFIGS, PYTHON_CALLS
+
+        if name in CONFIGS:
+            found = CONFIGS[name].config_class()
+        elif name in PYTHON_CALLS:
+            from sae.config.calls import call_of
+
+            found = call_of(PYTHON_CALLS[name])
+        else:
+            raise AttributeError(f"module 'sae' has no attribute {name!r}")
+    # From now on Python finds it by itself.
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:
-    return __all__
+    from sae.config.commands import CONFIGS, PYTHON_CALLS
+
+    return sorted([*_HOMES, *CONFIGS, *PYTHON_CALLS])

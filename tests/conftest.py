@@ -141,7 +141,7 @@ def processes() -> multiprocessing.context.ForkServerContext:
     context.set_forkserver_preload(
         [
             "sae.commands.sweep",
-            "sae.schemas.grids",
+            "sae.config.launch",
             "datasets",
             "transformers.models.llama.modeling_llama",
         ]

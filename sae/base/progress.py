@@ -25,6 +25,11 @@ def say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
+def show(text: str) -> None:
+    """Print one line on standard output: what a command was asked for."""
+    tqdm.write(text)
+
+
 def duration(seconds: float) -> str:
     """A time for people: `45 s`, `3.5 min`, `7.2 h` or `4.1 days`."""
     for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):

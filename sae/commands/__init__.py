@@ -1,1 +1,1 @@
-"""The commands: one verb a file, a configuration, its checks, and one call of a craft."""
+"""One module a command: its configuration, its checks, and one call of the craft behind it."""

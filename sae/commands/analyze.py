@@ -47,9 +47,10 @@ from sae.reporting.site import write_labels_data, write_pareto_data, write_site
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnalyzeConfig:
-    """Look at every feature of a dictionary: how often it fires, where, and what it promotes.
+    """Make the atlas of a dictionary: how often, where and how strongly each feature fires.
 
-    The atlas is a folder of tables with a page that opens from disk; see `sae serve`.
+    It says as well which tokens a feature promotes and which others fire with it. An atlas is a
+    folder of tables, with pages that open from disk; `sae serve` adds live features to them.
     """
 
     run: str = "runs/default"

@@ -25,8 +25,8 @@ from sae.commands import analyze, eval, export, harvest, steer, sweep
 from sae.commands.analyze import AnalyzeConfig
 from sae.commands.compare import say_comparison, training_curves, write_comparison
 from sae.commands.eval import EvalConfig
-from sae.commands.harvest import HarvestConfig
 from sae.commands.steer import SteerConfig
+from sae.harvesting.config import HarvestConfig
 from sae.models.load import is_causal
 from sae.reporting.page import render_page
 from sae.reporting.pareto import Pareto
@@ -95,6 +95,10 @@ class DemoConfig:
                 name not in default or given == default[name],
                 f"{key}={given} has no effect in a demo; give {instead}=...",
             )
+
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return the keys that the demo sets itself."""
+        return dict.fromkeys(_SET_BY_THE_DEMO)
 
 
 class _Clock:

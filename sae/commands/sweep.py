@@ -1,16 +1,18 @@
 """Several dictionaries by one command: side by side where they read the same batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sae.base.errors import UserError
+from sae.base.errors import UserError, require
 from sae.base.files import check_writable
 from sae.base.progress import duration, say
 from sae.base.provenance import digest, plain
 from sae.cache.layout import open_cache
 from sae.commands.compare import say_comparison, write_comparison
 from sae.commands.eval import EvalConfig, evaluate
+from sae.dictionary import Dictionary
+from sae.dictionary.files import load_dictionary
 from sae.models.load import resolve_device
 from sae.rows.source import RowSource
 from sae.run import missing
@@ -19,6 +21,45 @@ from sae.training.loop import Diverged
 from sae.training.plan import Load, bytes_together, memory_budget, seconds_for, turns
 from sae.training.task import Task, tasks_of
 from sae.training.train import open_source, train_together
+
+
+def sweep(configs: Iterable[TrainConfig]) -> list[Dictionary]:
+    """Train several dictionaries side by side from one stream of batches.
+
+    Returns:
+        The dictionaries in the order of their configurations.
+
+    Raises:
+        UserError: if a configuration is of something else, or two would write one folder.
+    """
+    require(
+        isinstance(configs, Iterable),
+        f"sae.sweep takes a list of TrainConfigs; this is none: {type(configs).__name__}",
+    )
+    wanted = list(configs)
+    require(bool(wanted), "sae.sweep was given no configuration; give one TrainConfig or more")
+    for config in wanted:
+        found = type(config).__name__
+        require(
+            isinstance(config, TrainConfig),
+            f"sae.sweep takes TrainConfigs; this is none: {found}",
+        )
+    refuse_twins(wanted)
+    run(wanted)
+    return [load_dictionary(config.dictionary_path) for config in wanted]
+
+
+def refuse_twins(configs: Iterable[object]) -> None:
+    """Refuse configurations of which two would write a dictionary to one folder."""
+    targets = set()
+    for config in configs:
+        target = getattr(config, "dictionary_path", None)
+        if target is not None and target in targets:
+            raise UserError(
+                f"two runs of this sweep would both write {target}; tell them apart with a "
+                "name made of the swept key, such as name='x-${optim.beta1}'"
+            )
+        targets.add(target)
 
 
 def run(configs: Sequence[TrainConfig]) -> None:

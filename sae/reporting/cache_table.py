@@ -1,7 +1,13 @@
-"""A cache's survey as a table for people."""
+"""What is in a cache, for people: its survey as a table, its sequences as text."""
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
+
+from sae.cache.layout import ActivationCache
+from sae.core.scaling import SINK_NORM_MULTIPLE
 
 _WIDTH = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -150,3 +156,46 @@ def _bar(share: float) -> str:
     eighths = round(share * _WIDTH * 8)
     eighths = max(eighths, 1) if share > 0 else 0
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def sides(cache: ActivationCache) -> str:
+    """Return how many sequences of a cache are for training, and how many are held out."""
+    rows = cache.attributes["rows"]
+    return f"{rows['n_training']:,} training and {rows['n_held_out']:,} held-out sequences"
+
+
+def sequence_lines(
+    cache: ActivationCache, sequence: int, decode: Callable[[list[int]], str]
+) -> Iterator[str]:
+    """Yield a sequence's place, documents, norms at every hook, and text, all printable.
+
+    Args:
+        decode: turns token ids into text.
+    """
+    at = slice(sequence, sequence + 1)
+    (ids,), (documents,) = cache.read_rows("tokens", at), cache.read_rows("documents", at)
+    side = "held out" if cache.held_out[sequence] else "training"
+    there = documents >= 0
+    numbers = list(dict.fromkeys(documents[there].tolist()))
+    digests = cache.document_digests[numbers]
+    named = ", ".join(f"{i} ({int(d):016x})" for i, d in zip(numbers, digests, strict=True))
+    plural = "s" if len(numbers) > 1 else ""
+    yield f"sequence {sequence}, {side}, document{plural} {named}"
+    text = there & ~np.isin(ids, cache.attributes["special_token_ids"])
+    for hook in cache.hook_names:
+        (norms,) = cache.read_rows(f"norms/{hook}", at)
+        bound = SINK_NORM_MULTIPLE * cache.statistics(hook)["norm_quantiles"][50]
+        yield printable(f"  {hook}: {_norms(norms[text], bound)}")
+    words = decode(ids[there].tolist())
+    yield textwrap.fill(printable(words), 92, initial_indent="    ", subsequent_indent="    ")
+    yield ""
+
+
+def _norms(norms: np.ndarray, bound: float) -> str:
+    if not len(norms):
+        return "no text"
+    least, median, greatest = np.quantile(norms, [0, 0.5, 1])
+    return (
+        f"norms of {len(norms)} tokens from {least:.4g} to {greatest:.4g}, median "
+        f"{median:.4g}, {int((norms > bound).sum())} of them attention sinks"
+    )

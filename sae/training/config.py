@@ -124,6 +124,12 @@ class TrainConfig:
             "hook to predict",
         )
 
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return the keys of training without a cache, or with one, whichever this is not."""
+        if self.cache is None:
+            return {}
+        return {"harvest": "cache=null", "mix_rows": "cache=null"}
+
     def _check_harvest(self) -> None:
         """Refuse keys of a harvest, and of its mixing, that would do nothing here."""
         require(

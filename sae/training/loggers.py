@@ -38,6 +38,11 @@ class LoggerConfig:
             f"logger.mode={self.mode} is unknown; choose online, offline or disabled",
         )
 
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return the keys that are for wandb, where it is not asked for."""
+        names = ("project", "group", "mode")
+        return {} if self.name == "wandb" else dict.fromkeys(names, "name=wandb")
+
 
 Metrics = dict[str, Any]
 """Numbers by name, and histograms: `{"log10_edges": [...], "counts": [...]}`."""

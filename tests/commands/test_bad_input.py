@@ -124,7 +124,7 @@ TABLE = {
     "no hook": (HARVEST + " hook_names=[]", ["hook_names is empty", "at least one"]),
     "one hook without brackets": (
         HARVEST + " hook_names=blocks.1.hook_resid_post",
-        ["hook_names=blocks.1.hook_resid_post: give a list, as in hook_names=["],
+        ["hook_names=blocks.1.hook_resid_post: give a list of words, as hook_names=[a,b]"],
     ),
     "an empty text folder": (HARVEST + " data={tmp}/empty", ["/empty", ".txt", ".jsonl"]),
     "an empty text file": (HARVEST + " data={tmp}/empty_file/a.txt", ["a.txt", "not empty"]),
@@ -168,7 +168,7 @@ TABLE = {
     ),
     "no learning rate": (TRAIN + " optim.lr=0", ["optim.lr=0.0", "more than 0", "3e-3"]),
     "an endless learning rate": (TRAIN + " optim.lr=inf", ["optim.lr=inf", "more than 0"]),
-    "a wrong type": (TRAIN + " sae.d_sae=many", ["sae.d_sae=many", "Integer"]),
+    "a wrong type": (TRAIN + " sae.d_sae=many", ["sae.d_sae=many", "give a whole number"]),
     "an unknown key": (
         TRAIN + " sae.d_sea=5",
         ["sae.d_sea is no key of sae train", "nearest: sae.d_sae"],
@@ -215,7 +215,10 @@ TABLE = {
     "a word without a value": (TRAIN + " sae.d_sae", ["sae.d_sae: not of the form key=value"]),
     "a value without a key": (TRAIN + " =3", ["=3: not of the form key=value"]),
     "an open bracket": (TRAIN + " name=[1", ["name=[1: not of the form key=value", "quote"]),
-    "an unknown stage": ("trian run=x", ["trian is no stage", "nearest: train", "harvest"]),
+    "an unknown command": (
+        "trian run=x",
+        ["trian is no command", "nearest: train", "harvest", "cache"],
+    ),
     "a batch larger than the cache": (
         TRAIN + " train_batch_size_tokens=100000 training_tokens=100000",
         ["train_batch_size_tokens=100000", "larger than the cache", "rows to train on"],
@@ -286,7 +289,7 @@ def test_what_only_work_can_find_is_refused_with_a_sentence(case, places, refuse
     refused(words_of(command, places), *fragments, late=True)
 
 
-@pytest.mark.parametrize("case", ["an unknown stage", "an unknown key", "a missing cache"])
+@pytest.mark.parametrize("case", ["an unknown command", "an unknown key", "a missing cache"])
 def test_the_exit_status_of_the_process_is_two(case, places):
     command, fragments = TABLE[case]
     done = subprocess.run(

@@ -20,11 +20,21 @@ from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter
 from sae.cli import main
-from sae.commands.cache import VERBS
+from sae.config.commands import family
+from sae.config.keys import keys
 from sae.models.site import Site
 from sae.reporting.cache_table import size
 from sae.text.packing import RowBlock, TextPlan
 
+VERBS = {command.name.split()[1]: command for command in family("cache")}
+PLACES = {
+    "info": "CACHE",
+    "verify": "CACHE",
+    "merge": "OUT CACHE CACHE ...",
+    "sample": "CACHE",
+    "export": "CACHE OUT",
+    "import": "FOLDER OUT",
+}
 SEQUENCES, CONTEXT = 100, 8
 HELD_OUT = np.arange(SEQUENCES) >= 80
 HOOKS = {"h": 3, "out": 2}
@@ -98,19 +108,19 @@ def change(path: Path, **attributes: Any) -> None:
 def test_the_verbs_are_listed_with_an_example_each(words, capsys):
     listed = said(capsys, *words)
     assert set(VERBS) == {"info", "verify", "merge", "sample", "export", "import"}
-    for verb in VERBS.values():
-        assert f"  {verb.name} " in listed
-        assert f"sae cache {verb.name} " in verb.example
-        assert verb.example in listed
+    for verb, command in VERBS.items():
+        assert f"  {verb} " in listed
+        assert f"sae cache {verb} " in command.example
+        assert command.example in listed
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_names_its_keys_with_values_and_an_example(verb, capsys):
     listed = said(capsys, verb, "--help")
-    assert listed.startswith(f"sae cache {verb} {VERBS[verb].places}")
+    assert listed.startswith(f"sae cache {verb} {PLACES[verb]}")
     assert VERBS[verb].example in listed
-    assert all(f"  {key.name}=" in listed for key in VERBS[verb].keys)
-    assert said(capsys, verb, "x", "-h") == listed
+    assert all(f"\n  {key.name}=" in listed for key in keys(VERBS[verb].config_class()))
+    assert "\n  n=7\n" in said(capsys, "sample", "x", "n=7", "-h")
 
 
 def test_the_help_of_sae_names_the_caches(capsys):
@@ -124,17 +134,25 @@ def test_the_help_of_sae_names_the_caches(capsys):
     ("words", "sentence"),
     [
         (["smaple", "x"], "smaple is no verb; nearest: sample; there are info, verify"),
-        (["info"], "write sae cache info PATH [json=...], such as: sae cache info"),
-        (["info", "a", "b"], "write sae cache info PATH"),
-        (["merge", "out", "a"], "write sae cache merge OUT A B ..."),
+        (["info"], "write sae cache info CACHE [json=...], such as: sae cache info"),
+        (["info", "a", "b"], "b is one word too many; write sae cache info CACHE"),
+        (["merge", "out"], "write sae cache merge OUT CACHE CACHE ..., such as: sae cache"),
+        (["merge", "out", "a"], "give two caches or more"),
         (["info", "a", "jsn=true"], "jsn is no key of sae cache info; nearest: json"),
-        (["info", "a", "json=maybe"], "json=maybe; json is true or false"),
-        (["info", "a", "--json"], "--json is no flag; write sae cache info PATH [json=...]"),
-        (["sample", "a", "n=some"], "n=some; n is a whole number"),
-        (["sample", "a", "n="], "n=; n is a whole number"),
-        (["export", "a", "b", "held_out=no"], "held_out is true, false or all"),
-        (["import", "a", "b"], "write sae cache import SRC OUT model=..."),
-        (["import", "a", "b", "model=x", "special_token_ids=0,a"], "numbers with commas"),
+        (["info", "a", "json=maybe"], "json=maybe: give true or false"),
+        (["info", "a", "--json"], "--json is no flag here; write sae cache info CACHE [json="),
+        (["sample", "a", "n=some"], "n=some: give a whole number or null"),
+        (["sample", "a", "n="], "n=: give a whole number or null"),
+        (["export", "a", "b", "held_out=no"], "held_out=no: give true, false or all"),
+        (["import", "a", "b"], "write sae cache import FOLDER OUT model_name=..."),
+        (
+            ["import", "a", "b", "model_name=x", "special_token_ids=0,a"],
+            "special_token_ids=0,a: give one value, or a list as special_token_ids=[0,a]",
+        ),
+        (
+            ["import", "a", "b", "model_name=x", "special_token_ids=[0,a]"],
+            "special_token_ids=[0,a]: give a list of whole numbers, as special_token_ids=[1,2]",
+        ),
         (["info", "nowhere"], "nowhere is no activation cache; make one with: sae harvest"),
         (["verify", "x=y/nowhere"], "x is no key of sae cache verify"),
         (["verify", "./x=y/nowhere"], "./x=y/nowhere is no activation cache"),
@@ -142,6 +160,25 @@ def test_the_help_of_sae_names_the_caches(capsys):
 )
 def test_a_wrong_word_is_refused_in_one_sentence(words, sentence, capsys):
     assert sentence in refused(capsys, *words)
+
+
+def test_any_path_is_one_plain_word_and_may_be_given_by_its_key(tmp_path, capsys, monkeypatch):
+    odd = "it's a=b, {c} \\ [d].zarr"
+    made(tmp_path / odd)
+    assert said(capsys, "verify", tmp_path / odd).startswith("intact")
+    monkeypatch.chdir(tmp_path)
+    assert said(capsys, "verify", odd).startswith("intact")
+    made(tmp_path / "n=5")
+    said(capsys, "sample", "n=5", "n=6", "out=small.zarr")
+    assert open_cache("small.zarr").n_sequences == 6
+    assert said(capsys, "verify", "cache=n\\=5").startswith("intact")
+
+
+def test_a_verb_is_a_python_call_too(tmp_path):
+    cache = made(tmp_path / "c.zarr")
+    assert sae.cache_verify(cache=cache.location) is True
+    asked = sae.CacheSampleConfig(cache=cache.location, out=str(tmp_path / "s.zarr"), n=5)
+    assert sae.cache_sample(asked).n_sequences == 5
 
 
 def test_a_value_that_a_verb_cannot_have_is_refused(tmp_path, capsys):
@@ -611,7 +648,7 @@ def test_a_cache_goes_out_and_comes_back_by_the_command_line(
     cache, folder, out = open_cache(pair[0]), tmp_path / "set", tmp_path / "back.zarr"
     printed = said(capsys, "export", pair[0], folder, f"hook_names=[{HOOK}]", "held_out=all")
     assert printed == f"{folder}: {cache.n_sequences} sequences\n"
-    words = [f"model={tiny_model}", "held_out_fraction=0.3", "special_token_ids=0,1"]
+    words = [f"model_name={tiny_model}", "held_out_fraction=0.3", "special_token_ids=[0,1]"]
     printed = said(capsys, "import", folder, out, *words)
     back = open_cache(out)
     rows = back.attributes["rows"]

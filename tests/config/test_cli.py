@@ -12,7 +12,8 @@ import pytest
 import sae
 from sae.base.provenance import code_version
 from sae.cli import main
-from sae.schemas import STAGES, keys
+from sae.config.commands import COMMANDS, FAMILIES, PYTHON_CALLS
+from sae.config.keys import idle_keys, is_below, keys
 from sae.training.interrupts import Terminated
 
 SMALL = ["sae.d_sae=16", "training_tokens=2048", "train_batch_size_tokens=256"]
@@ -35,7 +36,8 @@ def test_the_help_answers_in_under_a_second_and_without_torch():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert done.stdout.splitlines()[-1] == "False False"
-    assert all(f"  {stage.name} " in done.stdout for stage in STAGES.values())
+    single = [name for name in COMMANDS if " " not in name]
+    assert all(f"\n  {name} " in done.stdout for name in (*single, *FAMILIES))
     assert spent < 1
 
 
@@ -49,12 +51,12 @@ def test_importing_sae_imports_neither_torch_nor_hydra():
 
 
 @pytest.mark.parametrize("word", ["--help", "-h", "help"])
-def test_every_way_to_ask_for_help_lists_the_stages(word, capsys):
+def test_every_way_to_ask_for_help_lists_the_commands(word, capsys):
     assert main([word]) == 0
-    assert "sae STAGE --help" in capsys.readouterr().out
+    assert "sae COMMAND --help" in capsys.readouterr().out
 
 
-def test_the_help_of_a_stage_without_groups_names_none(capsys):
+def test_the_help_of_a_command_without_groups_names_none(capsys):
     assert main(["export", "--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("sae export [key=value ...]\n")
@@ -82,11 +84,12 @@ def test_the_version_is_printed_alone(capsys):
     assert re.match(r"\d+\.\d+", printed)
 
 
-def test_the_help_of_a_stage_is_printed_by_the_process():
+def test_the_help_of_a_command_is_printed_by_the_process():
     done = run("train", "--help")
     assert done.returncode == 0
-    listed = [key for key, _ in keys(STAGES["train"].config_class()) if "harvest." not in key]
-    assert all(f"  {key}=" in done.stdout for key in listed)
+    idle = idle_keys(sae.TrainConfig())
+    listed = [key.name for key in keys(sae.TrainConfig) if not is_below(key.name, idle)]
+    assert all(f"  {name}=" in done.stdout for name in listed)
 
 
 def test_the_hooks_of_a_model_are_listed_from_its_configuration_alone(tiny_model, tmp_path):
@@ -115,7 +118,7 @@ def test_the_hooks_of_a_model_are_listed_from_its_configuration_alone(tiny_model
 def test_a_listing_of_hooks_without_widths_leaves_the_column_empty(
     tiny_model, monkeypatch, capsys
 ):
-    monkeypatch.setattr("sae.models.hooks.hook_widths", lambda _: {})
+    monkeypatch.setattr("sae.commands.hooks.hook_widths", lambda _: {})
     assert main(["harvest", "--list-hooks", f"model={tiny_model}"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[-1].split() == [
@@ -135,15 +138,30 @@ def test_a_model_whose_blocks_have_no_names_here_says_so(tmp_path, capsys):
 
 def test_only_harvest_lists_hooks_and_its_help_says_so(capsys):
     assert main(["train", "--list-hooks"]) == 2
-    assert "--list-hooks: not of the form key=value" in capsys.readouterr().err
-    for stage in ("harvest", "train"):
-        assert main([stage, "--help"]) == 0
+    assert "--list-hooks is no flag here; write sae train [" in capsys.readouterr().err
+    for command in ("harvest", "train"):
+        assert main([command, "--help"]) == 0
         listed = "sae harvest --list-hooks model=" in capsys.readouterr().out
-        assert listed == (stage == "harvest")
+        assert listed == (command == "harvest")
 
 
-def test_every_stage_of_the_command_line_is_a_call_of_the_package():
-    assert {stage.call for stage in STAGES.values()} <= set(sae.__all__)
+def test_hooks_are_listed_for_the_words_of_a_harvest(tiny_model, capsys):
+    words = ["run=runs/x", f"model={tiny_model}", "--list-hooks", "hook_names=[blocks.1.x]"]
+    assert main(["harvest", *words]) == 0
+    assert "blocks.1.hook_resid_post" in capsys.readouterr().out
+    assert main(["harvest", "--list-hooks", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "\n  model.name=" in said
+    assert "\n  hook_names=" not in said
+
+
+def test_every_command_is_a_call_of_the_package_and_has_a_public_configuration():
+    assert set(PYTHON_CALLS) <= set(sae.__all__)
+    assert {name for name in COMMANDS if "--" not in name} == {
+        command.name for command in PYTHON_CALLS.values()
+    }
+    for command in PYTHON_CALLS.values():
+        assert getattr(sae, command.config) is command.config_class()
 
 
 def test_an_interruption_ends_with_a_hint_and_status_130(monkeypatch, capsys, tmp_path):
@@ -178,12 +196,12 @@ def test_several_values_go_to_one_sweep_and_a_single_one_does_not(monkeypatch, t
 def test_the_help_says_when_to_use_commas_alone_and_when_with_m(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert "sae train key=1,2       several dictionaries side by side" in said
-    assert "sae STAGE -m key=1,2    a run for each value instead" in said
-    for stage in ("train", "eval"):
-        assert main([stage, "--help"]) == 0
+    assert "sae train key=1,2         several dictionaries side by side" in said
+    assert "sae COMMAND -m key=1,2    a run for each value instead" in said
+    for command in ("train", "eval"):
+        assert main([command, "--help"]) == 0
         said = capsys.readouterr().out
-        assert ("side by side in this process" in said) == (stage == "train")
+        assert ("side by side in this process" in said) == (command == "train")
         assert "-m" in said
 
 

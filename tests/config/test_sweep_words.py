@@ -7,9 +7,11 @@ import torch
 
 import sae
 from sae.base.errors import UserError
-from sae.schemas import STAGES, build, grids
+from sae.config import grids
+from sae.config.commands import COMMANDS
+from sae.config.compose import build
 
-TRAIN = STAGES["train"]
+TRAIN = COMMANDS["train"]
 
 
 def grid(*words: str) -> list:
@@ -89,14 +91,14 @@ def test_a_pattern_chooses_all_architectures_that_fit_it():
     ("words", "sentence"),
     [
         (["optim.lr=1e-3,0"], r"^optim\.lr=0\.0 is impossible; give more than 0"),
-        (["optim.lr=1e-3,x"], r"^optim\.lr=x: Value 'x' of type 'str'"),
+        (["optim.lr=1e-3,x"], r"^optim\.lr=x: give a number or null$"),
         (["sae.d_sea=8,16"], r"^sae\.d_sea is no key of sae train; nearest: sae\.d_sae"),
         (["sae=standard,gated", "sae.k=8,16"], r"^sae\.k is no key of sae train"),
         (["sae=gated,p_anneal", "sae.k=8"], r"^sae\.k is no key of sae train"),
         (["sae.k=8,16"], r"^sae\.k is no key of sae train"),
         (["sae=standard,nothing"], r"^sae=nothing is unknown; choose one of batchtopk"),
         (["optim.lr=1e-3,"], r"^optim\.lr=1e-3,: not of the form key=value"),
-        (["seed=1,2", "--quiet"], r"^--quiet: not of the form key=value"),
+        (["seed=1,2", "--quiet"], r"^--quiet is no flag here; write sae train \[group=choice"),
         (["+seed=1,2"], r"^\+seed=1,2: keys are set, not added or removed"),
         (["optim.lr=interval(0,1)"], r"^optim\.lr=interval\(0,1\) gives no values"),
     ],

@@ -7,13 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support.dashboards import PLACE, same, seen
+from support.dashboards import PLACE, import_atlas, same, seen
 from support.world import HOOK
 
 import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
-from sae.commands.atlas import import_atlas
 from sae.commands.common import recorded_model
 from sae.exchange.dashboards.exporting import export_atlas
 from sae.models.unembed import token_strings, unembedding

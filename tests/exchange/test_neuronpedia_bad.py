@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pytest
-from support.dashboards import PLACE
+from support.dashboards import PLACE, import_atlas
 from transformers import GPT2Config
 
 from sae.atlas.atlas import Atlas
@@ -20,7 +20,7 @@ from sae.atlas.record import write_record
 from sae.base.errors import UserError
 from sae.base.files import only_process
 from sae.cli import main
-from sae.commands.atlas import VERBS, import_atlas
+from sae.config.commands import COMMANDS
 from sae.exchange.dashboards.exporting import FORMATS, export_atlas
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.tables import Scratch
@@ -273,13 +273,12 @@ def test_a_format_is_refused_with_the_nearest_one(atlas, tmp_path, capsys):
     assert "nearest: saedashboard; choose one of neuronpedia," in capsys.readouterr().err
 
 
-def test_help_shows_what_every_key_is_by_default(capsys, monkeypatch):
-    said = []
-    monkeypatch.setattr("tqdm.tqdm.write", said.append)
+def test_help_shows_what_every_key_is_by_default(capsys):
     assert main(["atlas", "export", "--help"]) == 0
-    assert "creator=sae-atlas\n" in said[-1]
-    assert "creator_id=clkht01d40000jv08hvalcvly\n" in said[-1]
-    places = [word for word in VERBS["export"].example.split()[3:] if "=" not in word]
+    said = capsys.readouterr().out
+    assert "creator=sae-atlas\n" in said
+    assert "creator_id=clkht01d40000jv08hvalcvly\n" in said
+    places = [word for word in COMMANDS["atlas export"].example.split()[3:] if "=" not in word]
     assert len(places) == 2
     assert not set(places) & set(FORMATS)
 

@@ -3,11 +3,10 @@
 import shutil
 from pathlib import Path
 
-from support.dashboards import PLACE, same, seen
+from support.dashboards import PLACE, import_atlas, same, seen
 
 from sae.atlas.atlas import Atlas
 from sae.atlas.labels import read_labels
-from sae.commands.atlas import import_atlas
 from sae.exchange.dashboards.exporting import export_atlas
 
 PAGE = Path(__file__).parents[2] / "docs/dashboards.md"

@@ -24,7 +24,7 @@ from sae.cache.layout import open_cache
 from sae.cache.writer import CacheWriter
 from sae.commands import fill as fill_module
 from sae.commands import harvest as stage
-from sae.commands.harvest import HarvestConfig
+from sae.harvesting.config import HarvestConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -26,10 +26,10 @@ import sae
 from sae.atlas.schema import FEATURES
 from sae.base.errors import UserError
 from sae.cli import main
-from sae.commands.harvest import activations
 from sae.commands.serve import ServeConfig, pages_of
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
+from sae.rows.reading import activations
 from sae.serving.guard import name_check
 from sae.serving.server import address_of, listen
 from sae.serving.worker import Dropped, Worker

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 import types
 from pathlib import Path
@@ -11,13 +10,12 @@ import pytest
 from support.world import HOOK
 
 import sae
-from sae import schemas
 from sae.architectures import ARCHITECTURES
-from sae.schemas import STAGES, build
+from sae.config.commands import COMMANDS
+from sae.config.compose import build
 
 TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-(YAML,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 
 
 def test_the_new_architecture_of_the_example_trains_from_the_command_line(
@@ -32,12 +30,9 @@ def test_the_new_architecture_of_the_example_trains_from_the_command_line(
     exec(compile(PYTHON[0], str(path), "exec"), module.__dict__)
     config = module.FixedThresholdConfig
     monkeypatch.setitem(ARCHITECTURES, config.architecture, config)
-    conf = shutil.copytree(schemas.conf_folder(), tmp_path / "conf")
-    (conf / "sae" / "fixed_threshold.yaml").write_text(YAML, encoding="utf-8")
-    monkeypatch.setattr(schemas, "conf_folder", lambda: conf)
     words = ["sae=fixed_threshold", "sae.d_sae=48", "sae.threshold=0.5"]
     words += [f"run={tmp_path}", f"cache={tiny_run}/cache.zarr", "training_tokens=12800"]
-    trained = sae.train(build(STAGES["train"], [*words, "train_batch_size_tokens=128"]))
+    trained = sae.train(build(COMMANDS["train"], [*words, "train_batch_size_tokens=128"]))
     assert trained.architecture == "jumprelu"
     assert (trained.threshold == trained.threshold[0]).all()
     assert (tmp_path / "dictionaries/fixed_threshold-48-0.5").is_dir()

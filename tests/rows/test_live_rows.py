@@ -16,8 +16,8 @@ from support.world import HOOK, harvest_settings, sentences
 import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
-from sae.commands.harvest import HarvestConfig
 from sae.dictionary.metadata import metadata_of
+from sae.harvesting.config import HarvestConfig
 from sae.rows import live as stage
 from sae.rows.cached import CachedRows
 from sae.rows.live import LiveRows

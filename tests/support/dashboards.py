@@ -76,3 +76,8 @@ def same(one: Any, other: Any) -> bool:
         pairs = one.to_numpy(), other.to_numpy()
         return bool(np.array_equal(*pairs, equal_nan=True))
     return bool(one.to_pylist() == other.to_pylist())
+
+
+def import_atlas(folder: Path, out: Path) -> Atlas:
+    """What `sae atlas import FOLDER OUT` makes."""
+    return sae.atlas_import(folder=str(folder), out=str(out))

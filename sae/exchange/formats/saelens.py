@@ -1,4 +1,4 @@
-"""SAELens's folder, which is our own: `sae.exchange.saelens` has the details."""
+"""SAELens's folder, which is our own: `sae.dictionary.files` has the details."""
 
 from pathlib import Path
 

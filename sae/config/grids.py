@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
@@ -16,17 +15,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae.base.errors import UserError, require
 from sae.base.progress import duration
-from sae.schemas import (
-    Stage,
+from sae.config.commands import Command
+from sae.config.compose import (
     build,
     composed_of,
-    groups,
     in_a_sentence,
-    named_choices,
     refuse_added,
     register,
     resolve,
+    translated,
 )
+from sae.config.groups import groups
+from sae.training.config import TrainConfig
 
 # A grid of more dictionaries than this has to be meant.
 _MANY = 100
@@ -44,8 +44,8 @@ class _Axis:
     """Empty where the values cannot be counted."""
 
 
-def grid(stage: Stage, words: Sequence[str]) -> list[Any]:
-    """Configurations of `sae train` for words of which some have several values.
+def grid(command: Command, words: Sequence[str]) -> list[TrainConfig]:
+    """Return a training's configurations for words of which some have several values.
 
     A key that only some of the chosen architectures have applies to those.
 
@@ -53,66 +53,62 @@ def grid(stage: Stage, words: Sequence[str]) -> list[Any]:
         UserError: for one bad value, for two dictionaries in one folder, and for a grid of
             more than a hundred dictionaries without `sweep.yes=true`.
     """
-    named = named_choices(stage, words)
-    refuse_added(named)
-    axes = [_axis(stage, word) for word in named]
-    for axis, word in zip(axes, named, strict=True):
+    overrides = translated(command, words)
+    refuse_added(overrides)
+    axes = [_axis(command, word) for word in overrides]
+    for axis, word in zip(axes, overrides, strict=True):
         require(
             bool(axis.words),
             f"{word} gives no values to go through; list them, as in 1e-3,3e-3",
         )
     if all(len(axis.words) == 1 for axis in axes):
-        return [build(stage, [word for axis in axes for word in axis.words])]
-    blocks = _blocks(stage, axes)
+        return [_training(build(command, [word for axis in axes for word in axis.words]))]
+    blocks = _blocks(command, axes)
     n_points = sum(block.size for block in blocks)
     if n_points > _MANY and not blocks[0].config(0).sweep.yes:
         raise UserError(
             f"this grid has {n_points:,} dictionaries{_time_for(blocks, n_points)}; give "
             "sweep.yes=true to train them all"
         )
+    from sae.commands.sweep import refuse_twins
+
     configs = [block.config(index) for block in blocks for index in range(block.size)]
     refuse_twins(configs)
     return configs
 
 
-def check_sweep(stage: Stage, words: Sequence[str]) -> None:
+def check_sweep(command: Command, overrides: Sequence[str]) -> None:
     """Build the configuration of every run of a sweep: one bad value refuses all of it.
 
     Flags, Hydra's own keys and what only another sweeper can count out are passed over.
     """
+    from sae.commands.sweep import refuse_twins
+
     counted = [
         word
-        for word in words
+        for word in overrides
         if "=" in word and not word.lstrip("+").startswith(("-", "hydra.", "hydra/"))
     ]
-    choices = [axis.words for word in counted if (axis := _axis(stage, word)).words]
-    refuse_twins(build(stage, run) for run in itertools.product(*choices))
+    choices = [axis.words for word in counted if (axis := _axis(command, word)).words]
+    refuse_twins(build(command, run) for run in itertools.product(*choices))
 
 
-def refuse_twins(configs: Iterable[Any]) -> None:
-    """Refuse a sweep of which two dictionaries would be written to one folder."""
-    targets = set()
-    for config in configs:
-        target = getattr(config, "dictionary_path", None)
-        if target is not None and target in targets:
-            raise UserError(
-                f"two runs of this sweep would both write {target}; tell them apart with a "
-                "name made of the swept key, such as name='x-${optim.beta1}'"
-            )
-        targets.add(target)
+def _training(config: object) -> TrainConfig:
+    assert isinstance(config, TrainConfig)
+    return config
 
 
-def _axis(stage: Stage, word: str) -> _Axis:
-    with in_a_sentence(stage, [word]):
+def _axis(command: Command, word: str) -> _Axis:
+    with in_a_sentence(command, [word]):
         override = _parsed(word)
     key, value = override.get_key_element(), override.value()
-    known = groups(stage)
+    known = groups(command)
     chooses = override.package is not None or override.is_hydra_override() or key in known
     if not override.is_sweep_override():
         return _Axis(key, chooses, [word])
     values: Iterable[str] = ()
     if isinstance(value, Glob):
-        values = value.filter(known.get(key, []))
+        values = value.filter(known[key].choices if key in known else ())
         require(bool(values), f"{word}: no choice of {key} is like that")
     elif override.is_discrete_sweep():
         values = override.sweep_string_iterator()
@@ -129,7 +125,7 @@ def _parsed(word: str) -> Override:
 class _Block:
     """Points of a grid that have their choices of groups in common."""
 
-    stage: Stage
+    command: Command
     choices: list[str]
     composed: DictConfig
     axes: list[_Axis]
@@ -138,7 +134,7 @@ class _Block:
     def size(self) -> int:
         return math.prod(len(axis.words) for axis in self.axes)
 
-    def config(self, index: int) -> Any:
+    def config(self, index: int) -> TrainConfig:
         """The configuration of one point; the last axis varies fastest."""
         words: list[str] = []
         for axis in reversed(self.axes):
@@ -149,27 +145,27 @@ class _Block:
             # What Hydra does with them, without composing everything anew for each point.
             for override in map(_parsed, words):
                 OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
-            return resolve(composed)
+            return _training(resolve(self.command, composed))
         except UserError:
             raise
         except (OmegaConfBaseException, ValueError):
             # Hydra refuses it as well; this says what is wrong with which word.
-            return build(self.stage, [*self.choices, *words])
+            return _training(build(self.command, [*self.choices, *words]))
 
 
-def _blocks(stage: Stage, axes: Sequence[_Axis]) -> list[_Block]:
-    register(stage)
+def _blocks(command: Command, axes: Sequence[_Axis]) -> list[_Block]:
+    register(command)
     found = []
     for run in itertools.product(*(axis.words for axis in axes if axis.chooses)):
         choices = list(run)
-        with in_a_sentence(stage, choices):
-            found.append((choices, composed_of(stage, choices)))
+        with in_a_sentence(command, choices):
+            found.append((choices, composed_of(command, choices)))
     of_keys = [axis for axis in axes if not axis.chooses]
     # Keys that are unknown everywhere stay, and are refused.
     common = [a for a in of_keys if not any(_has(composed, a.key) for _, composed in found)]
     return [
         _Block(
-            stage,
+            command,
             choices,
             composed,
             [a for a in of_keys if a in common or _has(composed, a.key)],

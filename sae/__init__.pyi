@@ -1,0 +1,399 @@
+"""What `sae` offers. Written by scripts/stubs.py; a test compares the two."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, overload
+
+from torch import Tensor
+
+from sae.architectures.base import ArchitectureConfig
+from sae.architectures.batch_topk import BatchTopKConfig as BatchTopKConfig
+from sae.architectures.gated import GatedConfig as GatedConfig
+from sae.architectures.jumprelu import JumpReLUConfig as JumpReLUConfig
+from sae.architectures.matryoshka import MatryoshkaConfig as MatryoshkaConfig
+from sae.architectures.p_anneal import PAnnealConfig as PAnnealConfig
+from sae.architectures.standard import StandardConfig as StandardConfig
+from sae.architectures.topk import TopKConfig as TopKConfig
+from sae.atlas.atlas import Atlas
+from sae.cache.layout import ActivationCache as ActivationCache
+from sae.cache.layout import open_cache as open_cache
+from sae.commands.analyze import AnalyzeConfig as AnalyzeConfig
+from sae.commands.atlas import AtlasExportConfig as AtlasExportConfig
+from sae.commands.atlas import AtlasImportConfig as AtlasImportConfig
+from sae.commands.cache import CacheInfoConfig as CacheInfoConfig
+from sae.commands.cache import CacheMergeConfig as CacheMergeConfig
+from sae.commands.cache import CacheSampleConfig as CacheSampleConfig
+from sae.commands.cache import CacheVerifyConfig as CacheVerifyConfig
+from sae.commands.cache_exchange import CacheExportConfig as CacheExportConfig
+from sae.commands.cache_exchange import CacheImportConfig as CacheImportConfig
+from sae.commands.demo import DemoConfig as DemoConfig
+from sae.commands.eval import EvalConfig as EvalConfig
+from sae.commands.export import ExportConfig as ExportConfig
+from sae.commands.import_ import ImportConfig as ImportConfig
+from sae.commands.serve import ServeConfig as ServeConfig
+from sae.commands.steer import SteerConfig as SteerConfig
+from sae.commands.sweep import sweep as sweep
+from sae.dictionary.dictionary import Dictionary as Dictionary
+from sae.exchange.dictionaries import load as load
+from sae.exchange.dictionaries import save as save
+from sae.figures import Figures
+from sae.harvesting.config import HarvestConfig as HarvestConfig
+from sae.models.load import ModelConfig as ModelConfig
+from sae.rows.dataset import ActivationDataset as ActivationDataset
+from sae.rows.reading import Reading
+from sae.text.source import DataConfig as DataConfig
+from sae.training.checkpoint import CheckpointConfig as CheckpointConfig
+from sae.training.config import TrainConfig as TrainConfig
+from sae.training.loggers import LoggerConfig as LoggerConfig
+from sae.training.optim import OptimConfig as OptimConfig
+from sae.training.plan import SweepConfig as SweepConfig
+
+@overload
+def harvest(
+    config: HarvestConfig,
+    /,
+) -> ActivationCache:
+    """Stream activations of a model over text into a zarr cache."""
+
+@overload
+def harvest(
+    *,
+    model: ModelConfig | str = ...,
+    data: DataConfig | str = ...,
+    hook_names: list[str] = ...,
+    context_size: int = 128,
+    one_document_a_row: bool = False,
+    dtype: str = "float16",
+    batch_size: int | None = None,
+    text_workers: int | None = None,
+    run: str = "runs/default",
+    cache: str = "{run}/cache.zarr",
+    n_tokens: int = 480000,
+    compression: str = "none",
+    verify: bool = True,
+) -> ActivationCache:
+    """Stream activations of a model over text into a zarr cache."""
+
+@overload
+def train(
+    config: TrainConfig,
+    /,
+    *,
+    rows: Iterable[Tensor | tuple[Tensor, Tensor]] | None = None,
+) -> Dictionary:
+    """Fit autoencoders to the rows of a cache, or of a model that runs beside."""
+
+@overload
+def train(
+    *,
+    run: str = "runs/default",
+    cache: str | None = "{run}/cache.zarr",
+    harvest: Reading = ...,
+    mix_rows: int = 262144,
+    hook_name: str | None = None,
+    hook_name_out: str | None = None,
+    name: str | None = None,
+    sae: ArchitectureConfig | str = ...,
+    optim: OptimConfig = ...,
+    logger: LoggerConfig | str = ...,
+    training_tokens: int = 2000000,
+    train_batch_size_tokens: int = 1024,
+    max_norm_multiple: float | None = 10.0,
+    dead_feature_window: float = 0.1,
+    seed: int = 42,
+    shuffle_seed: int = 42,
+    init_from: str | None = None,
+    extend: bool = False,
+    device: str = "auto",
+    matmul_dtype: str = "auto",
+    log_every_steps: int = 10,
+    eval_every_steps: int | None = None,
+    n_eval_rows: int = 1024,
+    checkpoint: CheckpointConfig = ...,
+    sweep: SweepConfig = ...,
+    rows: Iterable[Tensor | tuple[Tensor, Tensor]] | None = None,
+) -> Dictionary:
+    """Fit autoencoders to the rows of a cache, or of a model that runs beside."""
+
+@overload
+def eval(
+    config: EvalConfig,
+    /,
+) -> list[Figures]:
+    """Measure dictionaries on held-out text: reconstruction, and the model's loss with it."""
+
+@overload
+def eval(
+    *,
+    run: str = "runs/default",
+    cache: str = "{run}/cache.zarr",
+    dictionary: str | None = None,
+    n_behaviour_tokens: int = 8192,
+    density_rows: int = 131072,
+    batch_size: int = 8,
+    device: str = "auto",
+    max_l0: float = 60.0,
+) -> list[Figures]:
+    """Measure dictionaries on held-out text: reconstruction, and the model's loss with it."""
+
+@overload
+def analyze(
+    config: AnalyzeConfig,
+    /,
+) -> Atlas:
+    """Make the atlas of a dictionary: how often, where and how strongly each feature fires."""
+
+@overload
+def analyze(
+    *,
+    run: str = "runs/default",
+    cache: str = "{run}/cache.zarr",
+    dictionary: str | None = None,
+    n_contexts: int = 10,
+    n_band_contexts: int = 4,
+    n_silent: int = 4,
+    context_radius: int = 16,
+    n_logits: int = 10,
+    seed: int = 0,
+    device: str = "auto",
+) -> Atlas:
+    """Make the atlas of a dictionary: how often, where and how strongly each feature fires."""
+
+@overload
+def serve(
+    config: ServeConfig,
+    /,
+) -> None:
+    """Show the atlases of a run in a browser, and try features on text of one's own."""
+
+@overload
+def serve(
+    *,
+    run: str = "runs/default",
+    host: str = "127.0.0.1",
+    port: int = 8321,
+    open: bool = False,
+    device: str = "auto",
+) -> None:
+    """Show the atlases of a run in a browser, and try features on text of one's own."""
+
+@overload
+def steer(
+    config: SteerConfig,
+    /,
+) -> list[dict[str, Any]]:
+    """Steer with features of a dictionary, beside a random direction and a plain prompt."""
+
+@overload
+def steer(
+    *,
+    run: str = "runs/default",
+    dictionary: str | None = None,
+    features: list[int] = ...,
+    n_features: int = 4,
+    strengths: list[float] = ...,
+    prompts: list[str] = ...,
+    max_new_tokens: int = 32,
+    temperature: float = 0.7,
+    seed: int = 0,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Steer with features of a dictionary, beside a random direction and a plain prompt."""
+
+@overload
+def export(
+    config: ExportConfig,
+    /,
+) -> Path:
+    """Put a dictionary, its feature tables and a card into a folder that others can load."""
+
+@overload
+def export(
+    *,
+    run: str = "runs/default",
+    dictionary: str | None = None,
+    format: str = "saelens",
+    out: str | None = None,
+    dtype: str = "float32",
+    drop_dead: bool = False,
+    cache: str = "{run}/cache.zarr",
+    license: str | None = None,
+    push: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> Path:
+    """Put a dictionary, its feature tables and a card into a folder that others can load."""
+
+@overload
+def import_(
+    config: ImportConfig,
+    /,
+) -> Dictionary:
+    """Take a dictionary of another tool into a run: `sae import FOLDER run=...`."""
+
+@overload
+def import_(
+    *,
+    folder: str | None = None,
+    run: str = "runs/default",
+    name: str | None = None,
+    format: str | None = None,
+    cache: str = "{run}/cache.zarr",
+    model_name: str | None = None,
+    hook_name: str | None = None,
+    hook_name_out: str | None = None,
+) -> Dictionary:
+    """Take a dictionary of another tool into a run: `sae import FOLDER run=...`."""
+
+@overload
+def demo(
+    config: DemoConfig,
+    /,
+) -> dict[str, Any]:
+    """Harvest, train a sweep over L1 coefficients, evaluate, analyze, steer, export, report."""
+
+@overload
+def demo(
+    *,
+    run: str = "runs/demo",
+    harvest: HarvestConfig = ...,
+    train: TrainConfig = ...,
+    l1_coefficients: list[float] = ...,
+    eval: EvalConfig = ...,
+    analyze: AnalyzeConfig = ...,
+    steer: SteerConfig = ...,
+) -> dict[str, Any]:
+    """Harvest, train a sweep over L1 coefficients, evaluate, analyze, steer, export, report."""
+
+@overload
+def cache_info(
+    config: CacheInfoConfig,
+    /,
+) -> None:
+    """Show what is in a cache, where it is from, and the norms of its activations."""
+
+@overload
+def cache_info(
+    *,
+    cache: str,
+    json: bool = False,
+) -> None:
+    """Show what is in a cache, where it is from, and the norms of its activations."""
+
+@overload
+def cache_verify(
+    config: CacheVerifyConfig,
+    /,
+) -> bool:
+    """Read every chunk of a cache and compare it with its checksum."""
+
+@overload
+def cache_verify(
+    *,
+    cache: str,
+) -> bool:
+    """Read every chunk of a cache and compare it with its checksum."""
+
+@overload
+def cache_merge(
+    config: CacheMergeConfig,
+    /,
+) -> ActivationCache:
+    """Make one cache of several that are of the same model, tokenizer and hooks."""
+
+@overload
+def cache_merge(
+    *,
+    out: str,
+    caches: list[str],
+) -> ActivationCache:
+    """Make one cache of several that are of the same model, tokenizer and hooks."""
+
+@overload
+def cache_sample(
+    config: CacheSampleConfig,
+    /,
+) -> ActivationCache | None:
+    """Show random sequences of a cache as text, or write them as a smaller cache."""
+
+@overload
+def cache_sample(
+    *,
+    cache: str,
+    n: int | None = None,
+    seed: int = 0,
+    out: str | None = None,
+) -> ActivationCache | None:
+    """Show random sequences of a cache as text, or write them as a smaller cache."""
+
+@overload
+def cache_export(
+    config: CacheExportConfig,
+    /,
+) -> int:
+    """Write a cache as a Hugging Face data set that SAELens trains from."""
+
+@overload
+def cache_export(
+    *,
+    cache: str,
+    out: str,
+    hook_names: list[str] | None = None,
+    held_out: bool | str = False,
+) -> int:
+    """Write a cache as a Hugging Face data set that SAELens trains from."""
+
+@overload
+def cache_import(
+    config: CacheImportConfig,
+    /,
+) -> ActivationCache:
+    """Make a cache from a data set that SAELens's CacheActivationsRunner wrote."""
+
+@overload
+def cache_import(
+    *,
+    folder: str,
+    out: str,
+    model_name: str,
+    held_out_fraction: float = 0.1,
+    dtype: str = "float16",
+    special_token_ids: list[int] = ...,
+) -> ActivationCache:
+    """Make a cache from a data set that SAELens's CacheActivationsRunner wrote."""
+
+@overload
+def atlas_export(
+    config: AtlasExportConfig,
+    /,
+) -> Path:
+    """Write an atlas in the form of another tool."""
+
+@overload
+def atlas_export(
+    *,
+    atlas: str,
+    out: str,
+    format: str = "neuronpedia",
+    model_id: str | None = None,
+    source: str | None = None,
+    fold: bool = True,
+    creator: str = "sae-atlas",
+    creator_id: str = "clkht01d40000jv08hvalcvly",
+) -> Path:
+    """Write an atlas in the form of another tool."""
+
+@overload
+def atlas_import(
+    config: AtlasImportConfig,
+    /,
+) -> Atlas:
+    """Make an atlas, with its tables and pages, from the dashboards of another tool."""
+
+@overload
+def atlas_import(
+    *,
+    folder: str,
+    out: str,
+) -> Atlas:
+    """Make an atlas, with its tables and pages, from the dashboards of another tool."""

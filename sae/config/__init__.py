@@ -1,0 +1,1 @@
+"""From words or keywords to the frozen configuration of a command, and the help on them."""

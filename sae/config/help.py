@@ -1,0 +1,97 @@
+"""What `sae COMMAND --help` prints."""
+
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sae.base.errors import UserError
+from sae.config.commands import Command, family
+from sae.config.compose import build
+from sae.config.groups import groups
+from sae.config.keys import REQUIRED, Key, idle_keys, is_below, keys, parts
+from sae.config.usage import usage
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_WIDTH = 92
+_SWEEP = "A run for each of several values: add -m, as in run=runs/a,runs/b"
+_GRID = """\
+Several dictionaries: give several values, as in sae.l1_coefficient=1,2,5 optim.lr=1e-3,3e-3.
+They train side by side in this process, from one pass over the activations; with
+sae=standard,topk a key applies to the architectures that have it.
+With -m each is a run of its own instead, one after the other or, on several machines, through
+Hydra's launchers."""
+
+
+def command_help(command: Command, words: Sequence[str] = ()) -> str:
+    """Return the help of a command: its groups with choices, and its keys with their meanings.
+
+    Args:
+        words: of the command line; keys are shown as they are with these, and left out where
+            they then have no effect. Words that are refused, or too few, are passed over.
+    """
+    config = _built(command, words) or _built(command, ()) or command.config_class()
+    idle = {} if isinstance(config, type) else idle_keys(config)
+    lines = [usage(command), "", *_paragraphs(inspect.getdoc(config) or "")]
+    lines += _group_lines(command, idle)
+    lines += ["", "Keys, with their values now"]
+    for key in keys(config):
+        if not is_below(key.name, idle):
+            lines += _key_lines(key)
+    lines += _idle_lines(command, idle)
+    lines += ["", _GRID if command.sweep else _SWEEP]
+    lines += [f"To {flag.summary}: {flag.example}" for flag in family(command.name)]
+    if command.example:
+        lines.append(f"Example: {command.example}")
+    return "\n".join(lines)
+
+
+def _built(command: Command, words: Sequence[str]) -> "DataclassInstance | None":
+    try:
+        return build(command, words)
+    except UserError:
+        return None
+
+
+def _paragraphs(doc: str) -> list[str]:
+    found = [textwrap.fill(" ".join(part.split()), _WIDTH) for part in doc.split("\n\n")]
+    return "\n\n".join(found).split("\n")
+
+
+def _key_lines(key: Key) -> Iterator[str]:
+    yield f"  {key.name}={_shown(key.value)}"
+    yield textwrap.indent(textwrap.fill(key.meaning, _WIDTH - 8), "        ")
+
+
+def _shown(value: object) -> str:
+    """Return a value as it is written on a command line."""
+    if value is REQUIRED:
+        return "..."
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value).replace("'", "")
+
+
+def _group_lines(command: Command, idle: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield the groups that have an effect, under a headline; nothing if there are none."""
+    listed = [group for group in groups(command).values() if not is_below(group.path, idle)]
+    if listed:
+        yield from ("", "Groups")
+    for group in listed:
+        more = ", or any name or path" if group.named else ""
+        yield f"  {group.name}=...  {', '.join(group.choices)}{more}"
+
+
+def _idle_lines(command: Command, idle: Mapping[str, str | None]) -> Iterator[str]:
+    """Yield a line for each word that gives more keys an effect, under a headline."""
+    inside = parts(command.config_class())
+    words = dict.fromkeys(word for word in idle.values() if word is not None)
+    if words:
+        shown = f"sae {command.name} {next(iter(words))} --help"
+        yield from ("", f"Keys that count only with others, as {shown} shows")
+    for wanted in words:
+        names = [name for name, word in idle.items() if word == wanted]
+        listed = ", ".join(f"{name}.*" if name in inside else name for name in names)
+        yield f"  {wanted:<18} {listed}"

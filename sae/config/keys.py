@@ -1,0 +1,148 @@
+"""What a configuration class says of itself: its keys with types, values and meanings."""
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+REQUIRED = dataclasses.MISSING
+"""In place of the value of a key that has no default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of a configuration: `sae.d_sae=4608`."""
+
+    name: str
+    """With dots, from the configuration's top."""
+    kind: object
+    """Its type."""
+    value: object
+    """As it is now, or `REQUIRED`."""
+    meaning: str
+    """The docstring under the field."""
+
+
+@runtime_checkable
+class HasIdleKeys(Protocol):
+    """A configuration of which some keys have no effect while others are as they are.
+
+    The help leaves them out, and names those that a word on the command line would wake.
+    """
+
+    def idle_keys(self) -> Mapping[str, str | None]:
+        """Return the keys without effect, each with the word that would give it one, if any.
+
+        A key stands for all below it: `{"harvest": "cache=null"}`.
+        """
+
+
+def keys(config: "DataclassInstance | type[DataclassInstance]") -> list[Key]:
+    """Return every key of a configuration, or of a class with its defaults."""
+    return list(_keys(config, ""))
+
+
+def _keys(config: "DataclassInstance | type[DataclassInstance]", at: str) -> Iterator[Key]:
+    of = config if isinstance(config, type) else type(config)
+    hints, meanings = typing.get_type_hints(of), dict(_meanings(of))
+    for field in dataclasses.fields(of):
+        value = _default(field) if isinstance(config, type) else getattr(config, field.name)
+        if is_configuration(value):
+            yield from _keys(value, f"{at}{field.name}.")
+        else:
+            name = f"{at}{field.name}"
+            yield Key(name, hints[field.name], value, meanings.get(field.name, ""))
+
+
+def parts(config: "type[DataclassInstance]") -> "dict[str, DataclassInstance]":
+    """Return the configurations inside one, by dotted path, as they are by default."""
+    found: dict[str, DataclassInstance] = {}
+    for field in dataclasses.fields(config):
+        value = _default(field)
+        if is_configuration(value):
+            found |= _with_inner(field.name, value)
+    return found
+
+
+def _with_inner(path: str, config: "DataclassInstance") -> "dict[str, DataclassInstance]":
+    found = {path: config}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if is_configuration(value):
+            found |= _with_inner(f"{path}.{field.name}", value)
+    return found
+
+
+def _default(field: "dataclasses.Field[object]") -> object:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def is_required(field: "dataclasses.Field[object]") -> bool:
+    """Return whether a field has no default."""
+    return field.default is field.default_factory is REQUIRED
+
+
+def is_configuration(value: object) -> "TypeGuard[DataclassInstance]":
+    """Return whether a value is a configuration, with keys of its own."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def idle_keys(config: "DataclassInstance", at: str = "") -> dict[str, str | None]:
+    """Return what a configuration and those inside it say of keys without effect."""
+    found: dict[str, str | None] = {}
+    if isinstance(config, HasIdleKeys):
+        for name, word in config.idle_keys().items():
+            found[f"{at}{name}"] = None if word is None else f"{at}{word}"
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if is_configuration(value):
+            found |= idle_keys(value, f"{at}{field.name}.")
+    return found
+
+
+def is_below(name: str, above: "typing.Iterable[str]") -> bool:
+    """Return whether a dotted name is one of some others, or inside one."""
+    return any(name == other or name.startswith(f"{other}.") for other in above)
+
+
+def kind_in_words(kind: object) -> str:
+    """Return what a key of this type takes, for people: `a whole number or null`."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return " or ".join(map(kind_in_words, typing.get_args(kind)))
+    if typing.get_origin(kind) is list:
+        (inner,) = typing.get_args(kind)
+        example = {int: "[1,2]", float: "[0.5,1]"}.get(inner, "[a,b]")
+        return f"a list of {kind_in_words(inner).split(' ', 1)[1]}s, as {example}"
+    words: dict[object, str] = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        types.NoneType: "null",
+    }
+    return words.get(kind, "keys of its own")
+
+
+def _meanings(config: type[object]) -> Iterator[tuple[str, str]]:
+    """Yield the docstrings under the fields, which Python itself does not keep."""
+    for base in reversed(config.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(body, ast.ClassDef)
+        for field, doc in zip(body.body, body.body[1:], strict=False):
+            match field, doc:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                    value=ast.Constant(value=text)
+                ):
+                    yield name, " ".join(str(text).split())

@@ -1,0 +1,56 @@
+"""What `sae harvest` can be asked for: what is read, and the cache that it goes to."""
+
+from dataclasses import dataclass, replace
+
+from sae.base.errors import require
+from sae.base.provenance import digest, plain
+from sae.cache.create import COMPRESSIONS
+from sae.rows.reading import Reading
+from sae.run import RUN_CACHE, cache_location
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarvestConfig(Reading):
+    """Stream activations of a model over text into a zarr cache."""
+
+    run: str = "runs/default"
+    """Folder of the pipeline; the cache is `{run}/cache.zarr`."""
+    cache: str = RUN_CACHE
+    """Where the cache goes: a folder, or an object store such as `s3://bucket/x.zarr`."""
+    n_tokens: int = 480_000
+    """Tokens to harvest, the held-out ones included."""
+    compression: str = "none"
+    """`zstd` compresses chunks without loss; they are read more slowly then."""
+    verify: bool = True
+    """Read back what is there already, and compute damaged chunks anew."""
+
+    def __post_init__(self) -> None:
+        Reading.__post_init__(self)
+        require(
+            self.n_tokens >= 2 * self.context_size,
+            f"n_tokens={self.n_tokens} is less than two sequences of context_size="
+            f"{self.context_size}, one for training and one held out",
+        )
+        require(
+            self.compression in COMPRESSIONS,
+            f"compression={self.compression} is unknown; choose one of "
+            f"{', '.join(COMPRESSIONS)}",
+        )
+
+    @property
+    def cache_location(self) -> str:
+        """Where the cache goes."""
+        return cache_location(self.run, self.cache)
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content: where it goes, and how fast it is made, are no part of it."""
+        content = replace(
+            self,
+            run="",
+            batch_size=None,
+            text_workers=None,
+            verify=True,
+            model=replace(self.model, device=""),
+        )
+        return digest(plain(content) | {"cache": None})

@@ -1,0 +1,107 @@
+"""Write `sae/__init__.pyi`: what editors and type checkers know of the names in `sae`.
+
+    python scripts/stubs.py
+
+The commands come from their table, the keywords of their calls from the configuration classes.
+"""
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import sae
+from sae.config.commands import PYTHON_CALLS, Command
+from sae.config.groups import groups
+
+PATH = Path(sae.__file__).with_suffix(".pyi")
+HEAD = '''"""What `sae` offers. Written by scripts/stubs.py; a test compares the two."""
+'''
+
+
+class Names:
+    """Types as they are written, with the imports that they need."""
+
+    def __init__(self) -> None:
+        self.imports = {("typing", "overload")}
+
+    def written(self, kind: object) -> str:
+        """Return the source of a type."""
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if kind is None or kind is types.NoneType:
+            return "None"
+        if isinstance(kind, types.UnionType) or origin is typing.Union:
+            return " | ".join(map(self.written, arguments))
+        if origin is not None:
+            return f"{self.written(origin)}[{', '.join(map(self.written, arguments))}]"
+        name, module = kind.__name__, kind.__module__
+        if module != "builtins":
+            self.imports.add((module, name))
+        return name
+
+
+def stub() -> str:
+    """Return the text of the stub."""
+    names = Names()
+    calls = [line for command in PYTHON_CALLS.values() for line in _call(names, command)]
+    others = [name for name in sae.__all__ if name not in PYTHON_CALLS]
+    public = {(getattr(sae, name).__module__, name) for name in others}
+    lines = []
+    for module, name in sorted(names.imports | public):
+        again = f" as {name}" if (module, name) in public else ""
+        lines.append(f"from {module} import {name}{again}")
+    return _formatted("\n".join([HEAD, *lines, "", *calls]))
+
+
+def _formatted(text: str) -> str:
+    """Return a stub with its imports in order and its lines as ruff has them."""
+    ruff = [sys.executable, "-m", "ruff"]
+    for words in (["check", "--fix-only", "--quiet", "--select=I"], ["format", "--quiet"]):
+        command = [*ruff, *words, "--stdin-filename", str(PATH), "-"]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+        text = done.stdout
+    return text
+
+
+def _call(names: Names, command: Command) -> Iterator[str]:
+    """Yield the lines of a command's two overloads: a configuration, or its fields."""
+    config, function = command.config_class(), command.function()
+    hints = typing.get_type_hints(function)
+    beside = [
+        f"{p.name}: {names.written(hints[p.name])} = {p.default!r}"
+        for p in list(inspect.signature(function).parameters.values())[1:]
+    ]
+    returned = names.written(hints["return"])
+    first = [f"config: {command.config}", "/", *(["*", *beside] if beside else [])]
+    for parameters in (first, ["*", *_fields(names, command), *beside]):
+        yield "@overload"
+        yield f"def {command.python_name}("
+        yield from (f"    {parameter}," for parameter in parameters)
+        yield f") -> {returned}:"
+        doc = " ".join(inspect.getdoc(config).split("\n\n")[0].split())
+        yield f'    """{doc}"""'
+        yield ""
+
+
+def _fields(names: Names, command: Command) -> Iterator[str]:
+    config = command.config_class()
+    hints, words = typing.get_type_hints(config), groups(command)
+    for field in dataclasses.fields(config):
+        kind = names.written(hints[field.name])
+        # A group may be given by the word of the command line.
+        kind += " | str" if field.name in words else ""
+        yield f"{field.name}: {kind}{_default(field)}"
+
+
+def _default(field: "dataclasses.Field[object]") -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return " = ..."
+    return "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+
+
+if __name__ == "__main__":
+    PATH.write_text(stub(), encoding="utf-8")
