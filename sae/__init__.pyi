@@ -53,7 +53,7 @@ def harvest(
     config: HarvestConfig,
     /,
 ) -> ActivationCache:
-    """Stream activations of a model over text into a zarr cache."""
+    """Run text through a model and keep its activations at some hooks in a cache."""
 
 @overload
 def harvest(
@@ -72,7 +72,7 @@ def harvest(
     compression: str = "none",
     verify: bool = True,
 ) -> ActivationCache:
-    """Stream activations of a model over text into a zarr cache."""
+    """Run text through a model and keep its activations at some hooks in a cache."""
 
 @overload
 def train(
@@ -81,7 +81,7 @@ def train(
     *,
     rows: Iterable[Tensor | tuple[Tensor, Tensor]] | None = None,
 ) -> Dictionary:
-    """Fit autoencoders to the rows of a cache, or of a model that runs beside."""
+    """Train a dictionary on the activations of a cache, or of a model that runs beside it."""
 
 @overload
 def train(
@@ -113,14 +113,14 @@ def train(
     sweep: SweepConfig = ...,
     rows: Iterable[Tensor | tuple[Tensor, Tensor]] | None = None,
 ) -> Dictionary:
-    """Fit autoencoders to the rows of a cache, or of a model that runs beside."""
+    """Train a dictionary on the activations of a cache, or of a model that runs beside it."""
 
 @overload
 def eval(
     config: EvalConfig,
     /,
 ) -> list[Figures]:
-    """Measure dictionaries on held-out text: reconstruction, and the model's loss with it."""
+    """Measure on held-out text how well dictionaries reconstruct, and what the model loses."""
 
 @overload
 def eval(
@@ -134,7 +134,7 @@ def eval(
     device: str = "auto",
     max_l0: float = 60.0,
 ) -> list[Figures]:
-    """Measure dictionaries on held-out text: reconstruction, and the model's loss with it."""
+    """Measure on held-out text how well dictionaries reconstruct, and what the model loses."""
 
 @overload
 def analyze(
@@ -164,7 +164,7 @@ def serve(
     config: ServeConfig,
     /,
 ) -> None:
-    """Show the atlases of a run in a browser, and try features on text of one's own."""
+    """Show the atlases of a run in a browser, and try features on your own text there."""
 
 @overload
 def serve(
@@ -175,14 +175,14 @@ def serve(
     open: bool = False,
     device: str = "auto",
 ) -> None:
-    """Show the atlases of a run in a browser, and try features on text of one's own."""
+    """Show the atlases of a run in a browser, and try features on your own text there."""
 
 @overload
 def steer(
     config: SteerConfig,
     /,
 ) -> list[dict[str, Any]]:
-    """Steer with features of a dictionary, beside a random direction and a plain prompt."""
+    """Turn features of a dictionary up and down while the model writes."""
 
 @overload
 def steer(
@@ -198,14 +198,14 @@ def steer(
     seed: int = 0,
     device: str = "auto",
 ) -> list[dict[str, Any]]:
-    """Steer with features of a dictionary, beside a random direction and a plain prompt."""
+    """Turn features of a dictionary up and down while the model writes."""
 
 @overload
 def export(
     config: ExportConfig,
     /,
 ) -> Path:
-    """Put a dictionary, its feature tables and a card into a folder that others can load."""
+    """Write a dictionary, its feature tables and a card to a folder that others can load."""
 
 @overload
 def export(
@@ -222,19 +222,19 @@ def export(
     private: bool = False,
     dry_run: bool = False,
 ) -> Path:
-    """Put a dictionary, its feature tables and a card into a folder that others can load."""
+    """Write a dictionary, its feature tables and a card to a folder that others can load."""
 
 @overload
 def import_(
     config: ImportConfig,
     /,
 ) -> Dictionary:
-    """Take a dictionary of another tool into a run: `sae import FOLDER run=...`."""
+    """Take a dictionary of another tool into a run."""
 
 @overload
 def import_(
     *,
-    folder: str | None = None,
+    folder: str,
     run: str = "runs/default",
     name: str | None = None,
     format: str | None = None,
@@ -243,14 +243,14 @@ def import_(
     hook_name: str | None = None,
     hook_name_out: str | None = None,
 ) -> Dictionary:
-    """Take a dictionary of another tool into a run: `sae import FOLDER run=...`."""
+    """Take a dictionary of another tool into a run."""
 
 @overload
 def demo(
     config: DemoConfig,
     /,
 ) -> dict[str, Any]:
-    """Harvest, train a sweep over L1 coefficients, evaluate, analyze, steer, export, report."""
+    """Go the whole way with a small model: harvest, train, evaluate, analyze, steer, export."""
 
 @overload
 def demo(
@@ -263,7 +263,7 @@ def demo(
     analyze: AnalyzeConfig = ...,
     steer: SteerConfig = ...,
 ) -> dict[str, Any]:
-    """Harvest, train a sweep over L1 coefficients, evaluate, analyze, steer, export, report."""
+    """Go the whole way with a small model: harvest, train, evaluate, analyze, steer, export."""
 
 @overload
 def cache_info(

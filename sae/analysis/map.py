@@ -82,12 +82,12 @@ def _umap() -> Any:
     with warnings.catch_warnings():
         # Without Tensorflow it says that one of its variants is missing.
         warnings.filterwarnings("ignore", category=ImportWarning, module="umap")
-        import umap.umap_
-    for value in vars(umap.umap_).values():
-        # What it does not keep takes some five seconds of every process. Not so its layout,
-        # which is quick to compile and has `fastmath`: kept code may round differently.
-        if hasattr(value, "enable_caching"):
-            value.enable_caching()
+        import umap
+        from umap.umap_ import compute_membership_strengths, smooth_knn_dist
+    # Numba compiles these two for some five seconds in every process unless told to keep them.
+    # The layout is quick to compile, and has `fastmath`: kept code may round differently.
+    for function in (smooth_knn_dist, compute_membership_strengths):
+        function.enable_caching()
     return umap
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.base.errors import require
+from sae.base.errors import UserError, require
 from sae.dictionary import Dictionary
 from sae.models.hooks import locate, read_activations
 from sae.models.load import LanguageModel
@@ -73,11 +73,11 @@ def _ids(model: LanguageModel, text: str) -> tuple[Tensor, slice]:
     marks = Marks(model.bos_token_id, model.end_token_id, model.pad_token_id)
     ids = marked(np.array(found, dtype=np.int32), marks)
     limit = model.max_positions
-    require(
-        limit is None or len(ids) <= limit,
-        f"the text has {len(ids):,} tokens and the model reads {limit or 0:,} at once; "
-        "give a shorter one",
-    )
+    if limit is not None and len(ids) > limit:
+        raise UserError(
+            f"the text has {len(ids):,} tokens and the model reads {limit:,} at once; "
+            "give a shorter one"
+        )
     end = len(ids) - (marks.end is not None)
     return torch.from_numpy(ids).long().to(model.device), slice(end - len(found), end)
 

@@ -43,7 +43,7 @@ class ArchitectureConfig(ABC):
     """Size of an autoencoder; each architecture adds its own keys."""
 
     architecture: ClassVar[str]
-    """Its name in the registry and in `conf/sae/`."""
+    """Its name in the registry, and on the command line: `sae=topk`."""
     saved_as: ClassVar[type[Activation]]
     """The activation of the trained dictionary."""
     autoencoder: ClassVar["type[TrainableSAE]"]
@@ -52,9 +52,9 @@ class ArchitectureConfig(ABC):
     """Peak learning rate when `optim.lr` is not given."""
 
     d_sae: int = 4_608
-    """Number of latents."""
+    """Number of latents, the width of the dictionary."""
     skip_connection: bool = False
-    """A linear path from input to output beside the latents; transcoders only."""
+    """Add a linear path from input to output beside the latents; for transcoders alone."""
     aligned: bool = False
     """Keep the inner product of each latent's encoder and decoder directions at one."""
 

@@ -130,19 +130,20 @@ class JumpReLUConfig(ArchitectureConfig):
     autoencoder: ClassVar[type[TrainableSAE]] = JumpReLUSAE
 
     penalty: str = "quadratic"
-    """`quadratic` around `target_l0`, or `step` or `tanh`, which with a target move λ."""
+    """Form of the penalty: `quadratic` around `target_l0`, or `step` or `tanh`, whose weight is
+    moved to reach a target."""
     l0_coefficient: float = 10.0
-    """Weight λ of the penalty, in units where each coordinate of `x` has mean square one."""
+    """Weight of the penalty, where each coordinate of the input has mean square one."""
     l0_warm_up_fraction: float = 0.1
-    """Share of the run over which the coefficient rises linearly from zero."""
+    """Share of the training over which the weight rises linearly from zero."""
     target_l0: float | None = 50.0
-    """L0 to reach; null for a `step` or `tanh` penalty of fixed weight."""
+    """L0 to reach; null leaves the weight of a `step` or `tanh` penalty as it is."""
     bandwidth: float = 0.1
-    """Width ε of the window around a threshold from which it learns."""
+    """Width of the window around a threshold from which the threshold learns."""
     tanh_scale: float = 4.0
-    """c in `tanh(c f)` (Anthropic, January 2025)."""
+    """Factor c of an activation f in the penalty `tanh(c f)` (Anthropic, January 2025)."""
     pre_act_loss_coefficient: float = 3e-6
-    """Weight of the pull on dead latents (Anthropic, January 2025)."""
+    """Weight of the loss that pulls dead latents up (Anthropic, January 2025)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

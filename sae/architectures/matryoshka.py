@@ -62,7 +62,8 @@ class MatryoshkaConfig(BatchTopKConfig):
     autoencoder: ClassVar[type[TrainableSAE]] = MatryoshkaSAE
 
     matryoshka_widths: list[int] | None = None
-    """Latents of each inner level, rising; by default 1/32, 3/32, 7/32 and 15/32 of all."""
+    """Numbers of latents of the inner levels, rising; by default 1/32, 3/32, 7/32 and 15/32 of
+    all latents."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -62,11 +62,11 @@ class PAnnealConfig(StandardConfig):
     autoencoder: ClassVar[type[TrainableSAE]] = PAnnealSAE
 
     p_end: float = 0.2
-    """The last p (arXiv 2408.00113: 0.2)."""
+    """Exponent p of the penalty at the end; it starts at one (arXiv 2408.00113: 0.2)."""
     anneal_start_fraction: float = 0.2
-    """Share of the run after which p falls, linearly until `anneal_end_fraction`."""
+    """Share of the training after which p falls, linearly until `anneal_end_fraction`."""
     anneal_end_fraction: float = 0.8
-    """Share of the run after which p stays; later changes find no time to be learned."""
+    """Share of the training after which p stays; later changes find no time to be learned."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,11 +33,11 @@ class PenalisedConfig(ArchitectureConfig):
     """An autoencoder whose sparsity comes from an L1 penalty."""
 
     l1_coefficient: float = 4.0
-    """Weight of the penalty, in units where each coordinate of `x` has mean square one."""
+    """Weight of the L1 penalty, where each coordinate of the input has mean square one."""
     l1_warm_up_fraction: float = 0.1
-    """Share of the run over which the coefficient rises linearly from zero."""
+    """Share of the training over which the weight rises linearly from zero."""
     target_l0: float | None = None
-    """L0 to reach by moving the coefficient, which is then only where it starts."""
+    """L0 to reach by moving the weight, which then only starts at `l1_coefficient`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,7 +139,8 @@ class StandardConfig(PenalisedConfig):
     autoencoder: ClassVar[type[TrainableSAE]] = StandardSAE
 
     decoder_norm: str = "free"
-    """`free`, the penalty weighted by it (April 2024), or `unit`, kept at one (2023)."""
+    """Norm of the decoder's rows: `free`, with a penalty that counts it (Anthropic, April
+    2024), or `unit`, kept at one (2023)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

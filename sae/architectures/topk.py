@@ -110,11 +110,12 @@ class TopKConfig(ArchitectureConfig):
     autoencoder: ClassVar[type[TrainableSAE]] = TopKSAE
 
     k: int = 32
-    """Active latents of each row; 16 to 64 are usual (arXiv 2406.04093)."""
+    """Number of active latents for each input; 16 to 64 are usual (arXiv 2406.04093)."""
     aux_loss_coefficient: float = 1 / 32
-    """Weight of the auxiliary loss, relative to the error's (arXiv 2406.04093, A.2)."""
+    """Weight of the auxiliary loss, relative to that of the error (arXiv 2406.04093, A.2)."""
     k_aux: int | None = None
-    """Dead latents that predict the error; by default half the width (arXiv 2406.04093)."""
+    """Number of dead latents that predict the error; by default half the width of the input
+    (arXiv 2406.04093)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

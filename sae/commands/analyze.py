@@ -54,25 +54,28 @@ class AnalyzeConfig:
     """
 
     run: str = "runs/default"
-    """Folder of the pipeline; the atlas goes to `{run}/atlas/{dictionary}`."""
+    """Folder of the run; the atlas goes to `{run}/atlas/{dictionary}`."""
     cache: str = RUN_CACHE
-    """Cache to look in, all its text rows."""
+    """Cache whose text is read, all of it."""
     dictionary: str | None = None
     """Name of the dictionary; may be left out if the run has one."""
     n_contexts: int = 10
-    """Top contexts to keep of each feature, at most one a sequence."""
+    """Number of contexts to keep in which a feature fires most strongly, one of a sequence."""
     n_band_contexts: int = 4
-    """Contexts to draw from each fifth of the way up to the highest activation; 0 for none."""
+    """Number of contexts to draw from each fifth of the way up to a feature's highest
+    activation."""
     n_silent: int = 4
-    """Contexts to draw in which the feature is silent; 0 for none."""
+    """Number of contexts to draw in which a feature does not fire."""
     context_radius: int = 16
-    """Tokens to show on either side of the activation."""
+    """Number of tokens to show on either side of an activation."""
     n_logits: int = 10
-    """Tokens to list that a feature pushes up, and as many that it pushes down."""
+    """Number of tokens to list whose logits a feature raises most, and as many that it lowers
+    most."""
     seed: int = 0
-    """Seed of the contexts that are drawn."""
+    """Seed of the random draws of contexts."""
     device: str = "auto"
-    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
+    one."""
 
     def __post_init__(self) -> None:
         for name in ("n_contexts", "n_logits"):

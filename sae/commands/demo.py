@@ -62,16 +62,20 @@ _SET_BY_THE_DEMO = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoConfig:
-    """Harvest, train a sweep over L1 coefficients, evaluate, analyze, steer, export, report."""
+    """Go the whole way with a small model: harvest, train, evaluate, analyze, steer, export.
+
+    Dictionaries are trained for several L1 coefficients, the best one is looked at, and all of
+    it comes together in a report.
+    """
 
     run: str = "runs/demo"
-    """Folder of everything; the report is `{run}/report.html`."""
+    """Folder of the run, for everything; the report is `{run}/report.html`."""
     harvest: HarvestConfig = field(default_factory=_harvest)
     """Keys of `sae harvest`."""
     train: TrainConfig = field(default_factory=_train)
     """Keys of `sae train`."""
     l1_coefficients: list[float] = field(default_factory=_grid)
-    """One dictionary is trained for each; all read the same batches."""
+    """Weights of the L1 penalty, with a dictionary for each; all read the same batches."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Keys of `sae eval`."""
     analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)

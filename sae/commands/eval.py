@@ -34,28 +34,31 @@ from sae.models.load import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """Measure dictionaries on held-out text: reconstruction, and the model's loss with it.
+    """Measure on held-out text how well dictionaries reconstruct, and what the model loses.
 
-    An encoder predicts no next token and so has no such loss: reconstruction alone is measured.
+    The model's loss is measured with each dictionary's reconstruction in place of the
+    activations. An encoder predicts no next token, so only its reconstruction is measured.
     """
 
     run: str = "runs/default"
-    """Folder of the pipeline; figures go to `{run}/evals/{dictionary}.json`, and all of its
-    dictionaries are compared in `{run}/pareto.png`, `.csv`, `.json`."""
+    """Folder of the run; figures go to `{run}/evals/{dictionary}.json`, the comparison of all
+    dictionaries to `{run}/pareto.png`, `.csv` and `.json`."""
     cache: str = RUN_CACHE
-    """Cache whose held-out part is used."""
+    """Cache on whose held-out text to measure."""
     dictionary: str | None = None
-    """Name of one dictionary; by default all of the run, sharing the untouched forward."""
+    """Name of one dictionary; by default all of the run are measured."""
     n_behaviour_tokens: int = 8_192
-    """Held-out tokens to run through the whole model, once for each replacement."""
+    """Number of held-out tokens to run through the whole model with each dictionary."""
     density_rows: int = 131_072
-    """Training rows, evenly spread, that count for density and dead latents as well."""
+    """Number of training activations, evenly spread, that densities and dead latents are
+    counted on besides the held-out ones."""
     batch_size: int = 8
-    """Sequences a forward pass."""
+    """Number of sequences in a forward pass."""
     device: str = "auto"
-    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
+    one."""
     max_l0: float = 60.0
-    """The dictionary that is recommended is the most faithful one up to this L0."""
+    """Highest L0 of the dictionary that is recommended: the most faithful one up to it."""
 
     def __post_init__(self) -> None:
         for name in ("n_behaviour_tokens", "density_rows", "batch_size"):

@@ -60,38 +60,40 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
-    """Put a dictionary, its feature tables and a card into a folder that others can load.
+    """Write a dictionary, its feature tables and a card to a folder that others can load.
 
     The folder is a model repository and a data set at once; `push=ORG/NAME` puts it on the Hub.
     """
 
     run: str = "runs/default"
-    """Folder of the pipeline."""
+    """Folder of the run."""
     dictionary: str | None = None
-    """Name of the dictionary, evaluated and analyzed; may be left out if the run has one."""
+    """Name of the dictionary, evaluated and analyzed; may be left out if the run has one
+    alone."""
     format: str = "saelens"
-    """Whose tool is to load the dictionary: saelens, sparsify, dictionary_learning, openai,
-    openmoss, gemma_scope or gemma_scope_2. Not every format has a place for every one."""
+    """Tool that is to load the dictionary: saelens, sparsify, dictionary_learning, openai,
+    openmoss, gemma_scope or gemma_scope_2. Not every format can hold every dictionary."""
     out: str | None = None
     """Folder to write; by default `{run}/export/{dictionary}`, with `-{format}` where that is
     not saelens, `-{dtype}` where that is not float32, and `-alive` with drop_dead=true. An
     export of the same dictionary is replaced, unless something in its folder was changed."""
     dtype: str = "float32"
-    """Of the weights in the files: float32, bfloat16, float16, or int8, which only `sae.load`
-    reads. What that costs is measured and written into the card. For format=saelens alone."""
+    """Precision of the weights in the files: float32, bfloat16, float16, or int8, which only
+    `sae.load` reads. What that costs is measured and written into the card. Any other than
+    float32 needs `format=saelens`."""
     drop_dead: bool = False
-    """Leave out the features that fired nowhere in the atlas. The others are numbered anew;
-    `feature_map.csv` and the column `original_feature` have the numbers of before. Where all
-    fired, nothing is left out or numbered anew, and there is neither of the two."""
+    """Leave out the features that fired nowhere in the atlas, if there are any. The others are
+    numbered anew; `feature_map.csv` and the column `original_feature` have the numbers of
+    before."""
     cache: str = RUN_CACHE
     """Cache on whose held-out text `dtype` and `drop_dead` are measured."""
     license: str | None = None
-    """Licence to put into the card, as the Hub writes it: apache-2.0, mit, cc-by-4.0, ..."""
+    """Licence to name in the card, as the Hub writes it: apache-2.0, mit, cc-by-4.0, ..."""
     push: str | None = None
-    """`ORG/NAME` on the Hugging Face Hub: the folder goes there as a model, its tables and card
-    as a data set of the same name as well."""
+    """Repository `ORG/NAME` on the Hugging Face Hub: the folder goes there as a model, and its
+    tables and card as a data set of the same name as well."""
     private: bool = False
-    """Whether repositories that `push` makes are private."""
+    """Make the repositories of `push` private."""
     dry_run: bool = False
     """Show every file with its size, and write and push nothing."""
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.base.errors import UserError, require
+from sae.base.errors import require
 from sae.base.progress import say
 from sae.cache.store import is_url
 from sae.dictionary import Dictionary
@@ -18,31 +18,33 @@ from sae.run import RUN_CACHE, Run, cache_location, make
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportConfig:
-    """Take a dictionary of another tool into a run: `sae import FOLDER run=...`.
+    """Take a dictionary of another tool into a run.
 
-    Its biases and scales are folded, so that `eval`, `analyze`, `steer` and `export` work on it
-    as on one trained here.
+    The dictionary's biases and scales are folded, so that `sae eval`, `analyze`, `steer` and
+    `export` work on it as on one trained here.
     """
 
-    folder: str | None = None
-    """Where it is: a folder, a file of OpenAI's or Qwen's, or `ORG/NAME:FOLDER@REVISION` on the
-    Hub, with or without the folder and the revision; the word without a key."""
+    folder: str
+    """Where the dictionary is: a folder, a file of OpenAI's or Qwen's, or
+    `ORG/NAME:FOLDER@REVISION` on the Hub, with or without the folder and the revision."""
     run: str = "runs/default"
-    """Folder of the pipeline; the dictionary is written to `{run}/dictionaries/{name}`."""
+    """Folder of the run; the dictionary goes to `{run}/dictionaries/{name}`."""
     name: str | None = None
-    """Name in the run; by default that of the folder, with the one above it for `trainer_0`."""
+    """Name of the dictionary in the run; by default that of its folder, with the one above it
+    for `trainer_0`."""
     format: str | None = None
-    """Format of the folder, if its files do not tell: saelens, sparsify, dictionary_learning,
-    openai, openmoss, gemma_scope, gemma_scope_2 or qwen_scope."""
+    """Format of the dictionary, if its files do not tell: saelens, sparsify,
+    dictionary_learning, openai, openmoss, gemma_scope, gemma_scope_2 or qwen_scope."""
     cache: str = RUN_CACHE
-    """Cache whose model it is of, if it is there; else the model is taken by its name alone."""
+    """Cache of the dictionary's model; if there is none, the model is taken by its name
+    alone."""
     model_name: str | None = None
-    """Model that it is of, as in `model.name`; needed if the dictionary does not say, or by
-    another name than the cache."""
+    """Model that the dictionary belongs to, a folder or a Hub id; needed if its files do not
+    say, or name it in another way than the cache."""
     hook_name: str | None = None
-    """Hook that it reads; needed if the dictionary does not say."""
+    """Hook that the dictionary reads; needed if its files do not say."""
     hook_name_out: str | None = None
-    """Hook that it reconstructs; needed for a transcoder that does not say."""
+    """Hook that a transcoder reconstructs; needed if its files do not say."""
 
     def __post_init__(self) -> None:
         require(
@@ -57,7 +59,7 @@ class ImportConfig:
     @property
     def id(self) -> str:
         """The name in the run."""
-        place = Path(str(self.folder))
+        place = Path(self.folder)
         found = place.name
         if re.fullmatch(r"trainer_\d+", found):
             # dictionary_learning numbers them anew in each of its runs.
@@ -73,14 +75,12 @@ class ImportConfig:
     @property
     def origin(self) -> str:
         """Where it is from, for others to read: on this disk only the folder's name."""
-        path = Path(str(self.folder))
-        return path.absolute().name if path.exists() else str(self.folder)
+        path = Path(self.folder)
+        return path.absolute().name if path.exists() else self.folder
 
 
 def run(config: ImportConfig) -> Dictionary:
     """Read, look up model and hooks, and write; what is there already as it is, is reused."""
-    if config.folder is None:
-        raise UserError("there is no folder to import; say: sae import FOLDER")
     target = config.target
     source = local_path(config.folder)
     require(
@@ -89,7 +89,7 @@ def run(config: ImportConfig) -> Dictionary:
         "or give another name=...",
     )
     found = read_dictionary(source, config.format)
-    dictionary = belonging(_asked(config, config.folder), found)
+    dictionary = belonging(_asked(config), found)
     made = make(
         target,
         lambda: _is_there(target, dictionary),
@@ -102,10 +102,10 @@ def run(config: ImportConfig) -> Dictionary:
     return load_dictionary(target)
 
 
-def _asked(config: ImportConfig, folder: str) -> Asked:
+def _asked(config: ImportConfig) -> Asked:
     cache = cache_location(config.run, config.cache)
     return Asked(
-        folder=folder,
+        folder=config.folder,
         origin=config.origin,
         format=config.format,
         model_name=config.model_name,

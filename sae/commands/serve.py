@@ -21,13 +21,13 @@ _PAGE_FILES = ("index.html", "data/index.js", "data/labels.js")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeConfig:
-    """Show the atlases of a run in a browser, and try features on text of one's own.
+    """Show the atlases of a run in a browser, and try features on your own text there.
 
-    `sae serve runs/NAME` is short for `sae serve run=runs/NAME`.
+    The pages are served, with the model behind them, until Ctrl-C.
     """
 
     run: str = "runs/default"
-    """Folder of the pipeline, with an atlas from `sae analyze`."""
+    """Folder of a run that has an atlas, made by `sae analyze`."""
     host: str = "127.0.0.1"
     """Address to listen on. The default is for this machine alone; with any other, whoever
     reaches it can read the atlas, run the model and change labels."""
@@ -36,7 +36,8 @@ class ServeConfig:
     open: bool = False
     """Open the page in a browser."""
     device: str = "auto"
-    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
+    one."""
 
     def __post_init__(self) -> None:
         require(0 <= self.port <= 65_535, f"port={self.port}; give a number from 1 to 65535")

@@ -33,30 +33,35 @@ def _prompts() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SteerConfig:
-    """Steer with features of a dictionary, beside a random direction and a plain prompt."""
+    """Turn features of a dictionary up and down while the model writes.
+
+    The texts are measured beside those with a random direction, and with a plain prompt.
+    """
 
     run: str = "runs/default"
-    """Folder of the pipeline; results go to `{run}/steering/{dictionary}.json`."""
+    """Folder of the run; results go to `{run}/steering/{dictionary}.json`."""
     dictionary: str | None = None
-    """Name of the dictionary; may be left out if the run has one. It needs an atlas."""
+    """Name of the dictionary, which needs an atlas; may be left out if the run has one
+    alone."""
     features: list[int] = field(default_factory=list)
-    """Features to steer with; if empty, some are chosen by a rule that is written down."""
+    """Features to steer with; by default some are chosen, and the results say how."""
     n_features: int = 4
-    """How many to choose."""
+    """Number of features to choose, where none are given."""
     strengths: list[float] = field(
         default_factory=lambda: [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0]
     )
-    """Doses, in multiples of a feature's highest activation; 0 is the unsteered model."""
+    """Doses, as multiples of a feature's highest activation; 0 is the unsteered model."""
     prompts: list[str] = field(default_factory=_prompts)
-    """Beginnings that the model continues."""
+    """Beginnings of texts, which the model continues."""
     max_new_tokens: int = 32
-    """Tokens to write."""
+    """Number of tokens that the model writes."""
     temperature: float = 0.7
-    """Of sampling; 0 takes the likeliest token every time."""
+    """Temperature of sampling; 0 takes the likeliest token every time."""
     seed: int = 0
-    """Of sampling and of the random directions."""
+    """Seed of sampling and of the random directions."""
     device: str = "auto"
-    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
+    one."""
 
     def __post_init__(self) -> None:
         require(bool(self.strengths), "strengths is empty; give doses such as [-1,0,1]")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _WIDTH = 92
-_SWEEP = "A run for each of several values: add -m, as in run=runs/a,runs/b"
+_SWEEP = "A run for each of several values: add -m, as in"
 _GRID = """\
 Several dictionaries: give several values, as in sae.l1_coefficient=1,2,5 optim.lr=1e-3,3e-3.
 They train side by side in this process, from one pass over the activations; with
@@ -41,7 +41,7 @@ def command_help(command: Command, words: Sequence[str] = ()) -> str:
         if not is_below(key.name, idle):
             lines += _key_lines(key)
     lines += _idle_lines(command, idle)
-    lines += ["", _GRID if command.sweep else _SWEEP]
+    lines += ["", _GRID if command.sweep else f"{_SWEEP} {keys(config)[0].name}=x,y"]
     lines += [f"To {flag.summary}: {flag.example}" for flag in family(command.name)]
     if command.example:
         lines.append(f"Example: {command.example}")

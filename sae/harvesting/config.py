@@ -11,16 +11,17 @@ from sae.run import RUN_CACHE, cache_location
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HarvestConfig(Reading):
-    """Stream activations of a model over text into a zarr cache."""
+    """Run text through a model and keep its activations at some hooks in a cache."""
 
     run: str = "runs/default"
-    """Folder of the pipeline; the cache is `{run}/cache.zarr`."""
+    """Folder of the run; the cache goes to `{run}/cache.zarr`."""
     cache: str = RUN_CACHE
     """Where the cache goes: a folder, or an object store such as `s3://bucket/x.zarr`."""
     n_tokens: int = 480_000
-    """Tokens to harvest, the held-out ones included."""
+    """Number of tokens to harvest, with those that are held out of training."""
     compression: str = "none"
-    """`zstd` compresses chunks without loss; they are read more slowly then."""
+    """Compression of the stored chunks: none, or `zstd`, which loses nothing and makes reading
+    slower."""
     verify: bool = True
     """Read back what is there already, and compute damaged chunks anew."""
 

@@ -20,18 +20,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Which language model to study."""
+    """The language model to study."""
 
     name: str = "smollm2"
-    """`smollm2` (embedded, no account), a local folder, or a Hub id such as `gpt2`."""
+    """The model: `smollm2`, which needs no account, a local folder, or a Hub id such as
+    `gpt2`."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub."""
+    """Branch, tag or commit of the model on the Hub; by default its main branch."""
     dtype: str = "float32"
-    """Precision to run the model in: float32, bfloat16 or float16."""
+    """Precision in which the model runs: float32, bfloat16 or float16."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU when there is one."""
+    """Device that the model runs on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there
+    is one."""
     bos_token: str | None = None
-    """Token before every row and between documents; by default the tokenizer's own."""
+    """Token before every sequence and between documents; by default the tokenizer's own."""
 
     def __post_init__(self) -> None:
         require(self.name != "", "model.name is empty; give an embedded name, folder or Hub id")

@@ -27,24 +27,26 @@ class Reading:
     """Which model reads which text, and where its activations are taken."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Group: the language model."""
+    """Language model whose activations are read."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Group: the text."""
+    """Text that the model reads."""
     hook_names: list[str] = field(default_factory=lambda: ["blocks.9.hook_resid_post"])
-    """Where to read: TransformerLens names or module paths; several cost one forward pass."""
+    """Places in the model to read: TransformerLens names or module paths. Several cost one
+    forward pass."""
     context_size: int = 128
-    """Tokens in a sequence."""
+    """Number of tokens in a sequence."""
     one_document_a_row: bool = False
     """Begin a sequence with every document and pad it, instead of packing documents end to
     end."""
     dtype: str = "float16"
-    """Precision of the activations: float16, bfloat16, float32, or int8 with a scale for each
-    row of them."""
+    """Precision in which activations are stored: float16, bfloat16, float32, or int8 with a
+    scale for each token."""
     batch_size: int | None = None
-    """Sequences in a forward pass; by default about a thousand tokens on a CPU, whose caches
-    they fit, and a whole chunk of the cache on a GPU."""
+    """Number of sequences in a forward pass; by default about a thousand tokens on a CPU, whose
+    caches they fit, and a whole chunk on a GPU."""
     text_workers: int | None = None
-    """Processes that tokenise ahead; by default a quarter of the cores, at most 8."""
+    """Number of processes that tokenise ahead; by default a quarter of the cores, at most
+    8."""
 
     def __post_init__(self) -> None:
         require(bool(self.hook_names), "hook_names is empty; name at least one hook")

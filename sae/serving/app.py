@@ -24,8 +24,6 @@ from sae.serving.static import file_response, own_file
 from sae.serving.worker import Check, Worker
 
 _MAX_BODY = 1 << 20
-# Seconds for what is being computed to end with the server; writing ends after any token.
-_PATIENCE = 2.0
 _REPORT = ("report.html", "pareto.png")
 
 
@@ -110,7 +108,7 @@ class _Handlers:
             self.worker.put(self.pages.atlases[name].prepare)
 
     async def close(self, _: web.Application) -> None:
-        await self.worker.close(_PATIENCE)
+        await self.worker.close()
 
     def _atlas(self, request: web.Request) -> ServedAtlas:
         name = request.match_info["id"]

@@ -1,6 +1,7 @@
 """One thread that computes, one thing at a time and in the order asked."""
 
 import asyncio
+import ctypes
 import queue
 import threading
 from collections.abc import Callable
@@ -8,9 +9,6 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-COMPUTING = "sae-computing"
-"""Name of the thread."""
 
 Check = Callable[[], None]
 """Raises if whoever asked has gone."""
@@ -28,13 +26,15 @@ class Worker:
             queue.SimpleQueue()
         )
         # No daemon: Python would take away what torch is using, and abort.
-        self._thread = threading.Thread(target=self._run, name=COMPUTING)
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    async def close(self, patience: float) -> None:
-        """End the thread after its jobs; waits for it so many seconds at most."""
+    async def close(self) -> None:
+        """End the thread, in the middle of its job if it has one, as loading a model."""
         self._jobs.put(None)
-        await asyncio.to_thread(self._thread.join, patience)
+        while self._thread.is_alive():
+            _exit_in(self._thread)
+            await asyncio.to_thread(self._thread.join, 0.1)
 
     def put(self, compute: Callable[[], T]) -> "Future[T]":
         """Compute later; what has not begun can be cancelled."""
@@ -72,3 +72,9 @@ class Worker:
                 future.set_exception(error)
             # Not kept until the next job comes.
             del job, future, compute
+
+
+def _exit_in(thread: threading.Thread) -> None:
+    """Have a thread raise `SystemExit` as soon as it is in Python code again."""
+    number, error = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, error)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.base.errors import require
+from sae.base.errors import UserError, require
 from sae.models.load import LanguageModel
 from sae.models.site import Site
 from sae.steering.doses import random_direction, steered
@@ -82,11 +82,11 @@ def _check_prompt(model: LanguageModel, prompt: str, n_ids: int, max_new_tokens:
     begin = 0 if model.bos_token_id is None else 1
     require(bool(prompt) and n_ids > begin, "the prompt is empty; write a beginning")
     limit = model.max_positions
-    require(
-        limit is None or n_ids + max_new_tokens <= limit,
-        f"the prompt has {n_ids:,} tokens and {max_new_tokens:,} are to be written, but the "
-        f"model reads {limit or 0:,} at once; shorten the prompt or lower max_new_tokens",
-    )
+    if limit is not None and n_ids + max_new_tokens > limit:
+        raise UserError(
+            f"the prompt has {n_ids:,} tokens and {max_new_tokens:,} are to be written, but "
+            f"the model reads {limit:,} at once; shorten the prompt or lower max_new_tokens"
+        )
 
 
 class SharedNoise:

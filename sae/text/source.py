@@ -28,20 +28,21 @@ Chat = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Which text to harvest from."""
+    """The text that is read."""
 
     name: str = "miscellany"
-    """`miscellany` or `factbook` (embedded), a file, folder or pattern such as
-    `texts/**/*.jsonl.gz`, an http(s) address of a file, or a Hub data set id."""
+    """The text: `miscellany` or `factbook`, which need no account, a file, folder or pattern
+    such as `texts/**/*.jsonl.gz`, an http(s) address of a file, or a Hub data set id."""
     column: str = "text"
     """Column of JSONL, CSV, parquet and Hub data sets that holds the text, or conversations:
     lists of messages with role and content, which go through the tokenizer's chat template."""
     subset: str | None = None
-    """Configuration name of a Hub data set."""
+    """Configuration of a Hub data set, if it has several."""
     split: str = "train"
     """Split of a Hub data set."""
     held_out_fraction: float = 0.1
-    """Share of documents kept out of training, chosen by the digest of their text."""
+    """Share of the documents that is kept out of training, chosen by the digest of their
+    text."""
 
     @property
     def record(self) -> TextRecord:

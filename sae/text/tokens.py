@@ -1,17 +1,18 @@
 """Documents to token ids, ahead of whoever packs them and in other processes if wanted."""
 
 import contextlib
-import multiprocessing
 import os
-import signal
+import pickle
+import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
-from multiprocessing import connection
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Self
 
 import numpy as np
 
@@ -86,62 +87,87 @@ def _chat_text(chat: Chat, tokenizer: Any) -> str:
 def _in_workers(
     batches: Iterator[list[str | Chat]], tokenizer: Any, n_workers: int
 ) -> Iterator[Encoded]:
-    """Results in order, with never more than two batches a worker under way."""
-    # Not forked: this process holds threads by now.
-    context = multiprocessing.get_context("spawn")
+    """Yield results in order, with never more than two batches a worker under way."""
     pending: deque[Future[Encoded]] = deque()
-    with ProcessPoolExecutor(
-        n_workers, mp_context=context, initializer=_begin_worker, initargs=(tokenizer,)
-    ) as pool:
-        try:
-            for batch in batches:
-                with _apart_from_main():
-                    pending.append(pool.submit(_encode_in_worker, batch))
-                if len(pending) >= 2 * n_workers:
-                    yield pending.popleft().result()
-            while pending:
+    with ExitStack() as stack:
+        workers: SimpleQueue[_Worker] = SimpleQueue()
+        for _ in range(n_workers):
+            workers.put(stack.enter_context(_Worker(tokenizer)))
+        # A thread for each waits for its answers.
+        pool = stack.enter_context(ThreadPoolExecutor(n_workers))
+        stack.callback(pool.shutdown, cancel_futures=True)
+
+        def encode(batch: list[str | Chat]) -> Encoded:
+            worker = workers.get()
+            try:
+                return worker.encode(batch)
+            finally:
+                workers.put(worker)
+
+        for batch in batches:
+            pending.append(pool.submit(encode, batch))
+            if len(pending) >= 2 * n_workers:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()
 
 
-@contextlib.contextmanager
-def _apart_from_main() -> Iterator[None]:
-    """Processes that begin in here do not run the caller's script again.
+class _Worker:
+    """A process that tokenises what it is sent, until nobody can send any more.
 
-    `multiprocessing` would have each import it, and a script without a guard for `__main__`
-    would harvest once more in all of them. A worker needs nothing of it.
+    It is a Python of its own and not one of `multiprocessing`, which would have it import the
+    caller's script: one without a guard for `__main__` would harvest once more in there.
     """
-    main = vars(sys.modules["__main__"])
-    kept: dict[str, Any] = {
-        name: main.pop(name) for name in ("__file__", "__spec__") if name in main
-    }
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.update(kept)
+
+    def __init__(self, tokenizer: Any) -> None:
+        code = "from sae.text.tokens import work; work()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            # Ctrl-C is for whoever gives the work, and ends it.
+            start_new_session=True,
+        )
+        self._send(tokenizer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The pipe's end ends it, as it does when this process is killed.
+        self._process.communicate()
+
+    def _send(self, value: object) -> None:
+        assert self._process.stdin is not None
+        pickle.dump(value, self._process.stdin)
+        self._process.stdin.flush()
+
+    def encode(self, batch: list[str | Chat]) -> Encoded:
+        """Return the token ids of a batch; raises here what went wrong there."""
+        assert self._process.stdout is not None
+        try:
+            self._send(batch)
+            found: Encoded | Exception = pickle.load(self._process.stdout)
+        except (EOFError, BrokenPipeError) as error:
+            raise RuntimeError("a process that tokenises has ended") from error
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
-_worker_tokenizer: Any = None  # of this process; only ever set in a worker
-
-
-def _begin_worker(tokenizer: Any) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = tokenizer
-    # Ctrl-C reaches the whole group of processes; whoever gives the work ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker waits for work forever; if whoever gives it is killed, nobody would end it.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def leave_with(sentinel: int) -> None:
-        connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=leave_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _encode_in_worker(batch: list[str | Chat]) -> Encoded:
-    return _encode(batch, _worker_tokenizer)
+def work() -> None:
+    """Tokenise batches that come on standard input, and answer on standard output."""
+    answers = os.fdopen(os.dup(1), "wb")
+    # Whatever prints in here is no answer.
+    os.dup2(2, 1)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        tokenizer = pickle.load(sys.stdin.buffer)
+        while True:
+            batch = pickle.load(sys.stdin.buffer)
+            try:
+                found: Encoded | Exception = _encode(batch, tokenizer)
+            except Exception as error:
+                found = error
+            pickle.dump(found, answers)
+            answers.flush()

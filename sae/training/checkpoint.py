@@ -18,11 +18,11 @@ class CheckpointConfig:
     """When a training is saved, and how much of it is kept."""
 
     every_seconds: float = 30.0
-    """Time between two checkpoints; longer where saving would take over 2% of it."""
+    """Seconds between two checkpoints; more where saving would take over 2% of them."""
     keep_last: int = 1
-    """The newest so many are kept."""
+    """Number of checkpoints that are kept, the newest ones."""
     keep_every_steps: int | None = None
-    """Checkpoints at multiples of so many steps are made, and kept for good."""
+    """Number of steps between checkpoints that are kept for good; by default there are none."""
 
     def __post_init__(self) -> None:
         require(

@@ -21,61 +21,66 @@ _EVALUATED_SHARE = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Fit autoencoders to the rows of a cache, or of a model that runs beside."""
+    """Train a dictionary on the activations of a cache, or of a model that runs beside it."""
 
     run: str = "runs/default"
-    """Folder of the pipeline; the dictionary is written to `{run}/dictionaries/{name}`."""
+    """Folder of the run; the dictionary goes to `{run}/dictionaries/{name}`."""
     cache: str | None = RUN_CACHE
-    """Cache to read, a folder or an address; null trains beside the model, on rows that are
-    kept nowhere."""
+    """Cache to train on, a folder or an address; null trains beside the model, on activations
+    that are kept nowhere."""
     harvest: Reading = field(default_factory=Reading)
-    """Where rows come from with `cache=null`."""
+    """Model and text whose activations to train on without a cache."""
     mix_rows: int = _MIX_ROWS
-    """With `cache=null`, rows in memory that each batch is drawn from at random."""
+    """Number of activations in memory, of which each batch is drawn at random."""
     hook_name: str | None = None
-    """Which hook of the cache; may be left out if there is one."""
+    """Hook whose activations the dictionary reads; may be left out if there is one alone."""
     hook_name_out: str | None = None
-    """Hook of the cache to predict from the other one, which makes a transcoder."""
+    """Hook to predict from the one that is read, which makes the dictionary a transcoder."""
     name: str | None = None
-    """Name of the dictionary; by default made of architecture, width, penalty, lr and seed."""
+    """Name of the dictionary; by default made of architecture, width, penalty, learning rate
+    and seed."""
     sae: ArchitectureConfig = field(default_factory=StandardConfig)
-    """Group: the architecture."""
+    """Architecture of the dictionary."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """Group: the optimiser."""
+    """Optimiser and its schedule."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    """Group: where figures go."""
+    """Where the figures of the training go."""
     training_tokens: int = 2_000_000
-    """Rows to train on in all; more than the cache has means several passes."""
+    """Number of activations to train on in all; a cache that has fewer is read again."""
     train_batch_size_tokens: int = 1024
-    """Rows a step."""
+    """Number of activations in a batch."""
     max_norm_multiple: float | None = 10.0
-    """Rows above this multiple of the median norm are left out; null keeps all."""
+    """Activations whose norm is above this multiple of the median are left out; null keeps
+    all."""
     dead_feature_window: float = 0.1
-    """A latent is dead when silent over the last rows, this share of the run."""
+    """A latent counts as dead if it did not fire over this share of the training."""
     seed: int = _SEED
-    """Of the initial weights."""
+    """Seed of the initial weights."""
     shuffle_seed: int = _SEED
-    """Of the order of rows. Dictionaries that differ in it cannot share batches."""
+    """Seed of the order of activations. Dictionaries that differ in it cannot share
+    batches."""
     init_from: str | None = None
-    """Folder of a dictionary, ours or SAELens's, whose weights to begin with."""
+    """Folder of a dictionary, ours or SAELens's, with whose weights to begin."""
     extend: bool = False
-    """Go on with a training that was shorter, to `training_tokens` in all."""
+    """Go on with a finished training, up to `training_tokens` in all."""
     device: str = "auto"
-    """`cpu`, `cuda`, ...; `auto` takes a GPU when there is one."""
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
+    one."""
     matmul_dtype: str = "auto"
-    """Of the encoder's product: `float32`, `bfloat16`, or `auto`, the second on CUDA alone. It
-    finds the active latents; their values and all weights are float32 in any case."""
+    """Precision of the encoder's product, which finds the active latents: `float32`,
+    `bfloat16`, or `auto`, which is bfloat16 on CUDA alone. Values and weights are float32 in
+    any case."""
     log_every_steps: int = 10
-    """Steps between two lines of figures."""
+    """Number of steps between two lines of figures."""
     eval_every_steps: int | None = None
-    """Steps between two looks at held-out rows and at densities; by default a tenth of the
-    run."""
+    """Number of steps between two evaluations on held-out activations, and of densities; by
+    default a tenth of the training."""
     n_eval_rows: int = 1_024
-    """Held-out rows to look at."""
+    """Number of held-out activations in such an evaluation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """When to save, and what to keep."""
+    """When checkpoints are made, and which are kept."""
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    """For several dictionaries in one pass."""
+    """What holds for several dictionaries that train side by side."""
 
     def __post_init__(self) -> None:
         require(

@@ -17,16 +17,16 @@ _PATIENCE_SECONDS = 30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggerConfig:
-    """Where the figures of training go."""
+    """Where the figures of a training go."""
 
     name: str = "jsonl"
-    """`jsonl` (a file beside the run, no account) or `wandb` (that file and wandb)."""
+    """Where figures go: `jsonl`, a file in the run, or `wandb`, that file and wandb."""
     project: str = "sae-atlas"
-    """wandb project."""
+    """Project on wandb."""
     group: str | None = None
-    """wandb group, to keep the runs of a sweep together."""
+    """Group on wandb, which keeps the dictionaries of a sweep together."""
     mode: str | None = None
-    """wandb mode: online, offline or disabled; by default wandb's own (WANDB_MODE)."""
+    """Mode of wandb: online, offline or disabled; by default what WANDB_MODE says."""
 
     def __post_init__(self) -> None:
         require(

@@ -21,15 +21,17 @@ class OptimConfig:
     """Adam and its schedule."""
 
     lr: float | None = None
-    """Peak learning rate; by default the architecture's."""
+    """Peak learning rate; by default that of the architecture."""
     beta1: float = 0.9
-    """Decay of Adam's mean of gradients."""
+    """Decay rate of Adam's mean of gradients."""
     beta2: float = 0.999
-    """Decay of Adam's mean of squared gradients."""
+    """Decay rate of Adam's mean of squared gradients."""
     lr_warm_up_steps: int | None = None
-    """Steps of linear warm-up; by default a twentieth of the run."""
+    """Number of steps over which the rate rises linearly from zero; by default a twentieth of
+    the training."""
     lr_decay_steps: int | None = None
-    """Steps of linear decay to zero at the end; by default a fifth of the run."""
+    """Number of steps at the end over which the rate falls linearly to zero; by default a fifth
+    of the training."""
 
     def __post_init__(self) -> None:
         require(

@@ -28,15 +28,17 @@ class SweepConfig:
     """What holds for a sweep as a whole; of no meaning for a single dictionary."""
 
     memory_gb: float | None = None
-    """Memory for dictionaries in training; by default four fifths of what is free."""
+    """Gigabytes that dictionaries in training may take; by default four fifths of what is
+    free."""
     evaluate: bool = True
-    """Measure all of them on held-out text afterwards, as `sae eval` does."""
+    """Measure all dictionaries of a sweep on held-out text afterwards, as `sae eval` does."""
     n_behaviour_tokens: int = 2_048
-    """Held-out tokens for CE and KL, once for each dictionary; `sae eval` takes more."""
+    """Number of held-out tokens that cross-entropy and KL divergence are measured on, for each
+    dictionary of a sweep; `sae eval` takes more."""
     max_l0: float = 60.0
-    """The recommended dictionary is the most faithful one up to this L0."""
+    """Highest L0 of the dictionary that is recommended: the most faithful one up to it."""
     yes: bool = False
-    """Train as many dictionaries as were asked for, even more than a hundred."""
+    """Train as many dictionaries as were asked for, even if they are more than a hundred."""
 
     def __post_init__(self) -> None:
         require(

@@ -172,7 +172,7 @@ def test_words_of_the_command_line_name_the_folder(run, foreign, capsys, tmp_pat
     assert main(["import", str(odd / "layers.1"), *words]) == 0
     assert (run / "dictionaries/odd/cfg.json").exists()
     assert main(["import", f"run={run}"]) == 2
-    assert "there is no folder to import; say: sae import FOLDER" in capsys.readouterr().err
+    assert "write sae import FOLDER [key=value ...], such as: sae" in capsys.readouterr().err
     assert main(["import", str(foreign), "name=../x"]) == 2
     assert "is no name of one folder" in capsys.readouterr().err
     assert main(["import", str(foreign), "format=sparse"]) == 2

@@ -1,6 +1,7 @@
 """`sae serve`: a real server on a free port, asked as a browser or an attacker would."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import os
@@ -573,10 +574,37 @@ def test_work_that_nobody_waits_for_is_not_begun_and_what_has_begun_is_stopped()
             with pytest.raises(asyncio.CancelledError):
                 await task
         await worker.do(lambda _: log.append("third"))
-        await worker.close(5)
+        await worker.close()
 
     asyncio.run(story())
     assert log == ["stopped", "third"]
+
+
+def test_a_job_that_looks_for_nobody_ends_with_the_worker():
+    """Loading a model is such a job: none of ours, and as long as it takes."""
+    before, begun, ended = threading.active_count(), threading.Event(), []
+
+    def load() -> None:
+        begun.set()
+        try:
+            while True:
+                with contextlib.suppress(Exception):
+                    time.sleep(0.01)
+        finally:
+            ended.append(True)
+
+    async def story() -> None:
+        worker = Worker()
+        loading = worker.put(load)
+        await asyncio.to_thread(begun.wait, 5)
+        began = time.perf_counter()
+        await worker.close()
+        assert time.perf_counter() - began < 5
+        assert isinstance(loading.exception(), SystemExit)
+
+    asyncio.run(story())
+    assert ended == [True]
+    assert threading.active_count() == before
 
 
 def test_a_client_that_goes_away_frees_the_model(server):

@@ -14,7 +14,7 @@ import os
 import re
 from pathlib import Path
 
-from sae.base.errors import UserError, require
+from sae.base.errors import UserError
 from sae.dictionary import Dictionary, TopK
 from sae.dictionary.metadata import dictionary_of
 from sae.dictionary.tensors import load_pickle, tensors_of
@@ -63,11 +63,11 @@ def read(path: Path) -> Dictionary:
         )
     weights = tensors_of(file, load_pickle(file)).read(_LAYOUT)
     d_sae, asked = len(weights["b_enc"]), said["width"]
-    require(
-        asked is None or int(asked) * 1024 == d_sae,
-        f"{file}: {name} says W{asked}K, {int(asked or 0) * 1024} latents, but the file has "
-        f"{d_sae}; put it into a folder named as its repository",
-    )
+    if asked is not None and int(asked) * 1024 != d_sae:
+        raise UserError(
+            f"{file}: {name} says W{asked}K, {int(asked) * 1024} latents, but the file has "
+            f"{d_sae}; put it into a folder named as its repository"
+        )
     layer = _LAYER.fullmatch(file.name)
     metadata = {
         "model_name": said["model"] and f"Qwen/{said['model']}",
