@@ -21,6 +21,7 @@ from sae.analysis.work import Arrays, Work
 from sae.atlas.schema import N_BANDS, N_LISTED
 from sae.base.progress import progress
 from sae.core import coactivation_kernels, panel_kernels
+from sae.core.threads import use_threads
 
 PAIR_BYTES = 256 << 20
 """Memory for the counts and products of some features with all others."""
@@ -80,7 +81,7 @@ def _panel(selection: ContextSelection, entries: Entries, text: Text) -> Arrays:
     2 radius + 1) around them.
     """
     n = len(entries.ends) - 1
-    threads = panel_kernels.use_threads()
+    threads = use_threads()
     where = entries.ends, entries.tokens
     moments = np.zeros((n, 4))
     histogram = np.zeros((n, panel_kernels.HISTOGRAM_BINS), np.int64)
@@ -187,7 +188,7 @@ def _related_to(
     moments: NDArray[np.float64],
     n_rows: int,
 ) -> Arrays:
-    panel_kernels.use_threads()
+    use_threads()
     n, d_sae = len(entries.ends) - 1, len(counts)
     together = np.zeros((n, d_sae), np.int32)
     products = np.zeros((n, d_sae))

@@ -18,6 +18,7 @@ from sae.base.errors import UserError
 from sae.base.progress import progress
 from sae.cache.layout import ActivationCache
 from sae.core import panel_kernels
+from sae.core.threads import use_threads
 from sae.dictionary import Dictionary
 
 SHARD_ROWS = 65_536
@@ -250,7 +251,7 @@ def read_entries(
     tokens = np.empty(ends[-1], np.int64)
     values = np.empty(ends[-1], np.float32)
     filled = ends[:-1].copy()
-    panel_kernels.use_threads()
+    use_threads()
     for shard in shards:
         file = work.open(shard.name)
         column_ends = file.read("column_ends", features.start, features.stop + 1)

@@ -8,17 +8,13 @@ fast.
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numba import njit, prange
 from torch import Tensor
 
-
-def _threads() -> None:
-    """Let numba use as many threads as torch does."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+from sae.core.threads import use_threads
 
 
 def count_above(
@@ -27,7 +23,7 @@ def count_above(
     bound: Float[Tensor, " d_sae"],
 ) -> Int[Tensor, " batch"]:
     """How many entries of each row of `products + bias` exceed their column's bound, int64."""
-    _threads()
+    use_threads()
     counts = torch.empty(len(products), dtype=torch.int64)
     _count_above(products.numpy(), bias.numpy(), bound.numpy(), counts.numpy())
     return counts
@@ -40,7 +36,7 @@ def fill_above(
     counts: Int[Tensor, " batch"],
 ) -> tuple[Int[Tensor, " nnz"], Float[Tensor, " nnz"]]:
     """Columns (int32, ascending in a row) and values of the entries that were counted."""
-    _threads()
+    use_threads()
     ends = counts.cumsum(0)
     nnz = int(ends[-1]) if len(ends) else 0
     columns = torch.empty(nnz, dtype=torch.int32)
@@ -58,7 +54,7 @@ def top_k_rows(
     Of equal entries those of lower columns are taken. Returns the number of entries of each
     row (int64), their columns (int32, ascending in a row) and values.
     """
-    _threads()
+    use_threads()
     n = len(products)
     counts = torch.empty(n, dtype=torch.int64)
     columns = torch.empty(n, k, dtype=torch.int32)
@@ -85,7 +81,7 @@ def nested_errors(
     level (float64) and the last level's error, and fills `gradients` with the derivative of
     `Σ_g level_weights_g ‖e_g‖²` by what each level decodes to, `2 Σ_{h≥g} level_weights_h e_h`.
     """
-    _threads()
+    use_threads()
     squares = torch.empty(gradients.shape[:2], dtype=torch.float64)
     error = torch.empty_like(target)
     entries = (t.detach().numpy() for t in (row_ends, columns, values, weight, target))
@@ -111,7 +107,7 @@ def adam_unit_rows_(  # noqa: PLR0913
     The gradient's component along the row is left out before the moments see it (it would
     only change the norm), and the row is normalised after the update.
     """
-    _threads()
+    use_threads()
     beta1, beta2 = betas
     size, root = lr / (1 - beta1**step), (1 - beta2**step) ** 0.5
     numbers = np.array([beta1, beta2, size, root, eps], weight.numpy().dtype)

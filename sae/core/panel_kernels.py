@@ -8,9 +8,7 @@ neither on the number of threads nor on how features are cut into blocks.
 
 from typing import Any
 
-import numba
 import numpy as np
-import torch
 from numba import njit, prange
 
 HISTOGRAM_BINS = 50
@@ -22,13 +20,6 @@ _CHUNK = 32
 # Never with `fastmath`, see cpu_kernels.
 _compiled = njit(parallel=True, cache=True, nogil=True)
 _inner = njit(cache=True, nogil=True)
-
-
-def use_threads() -> int:
-    """Let numba use as many threads as torch does; returns how many."""
-    n: int = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(n)
-    return n
 
 
 @_compiled

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from sae.core.panel_kernels import extremes, use_threads
+from sae.core.panel_kernels import extremes
+from sae.core.threads import use_threads
 
 _FINAL_NORMS = (
     "model.norm",

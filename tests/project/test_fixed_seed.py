@@ -105,6 +105,8 @@ def found(tmp_path_factory, tiny_model, tiny_text):
         atlas = sae.analyze(run=str(run), dictionary=name, n_contexts=3)
         tables = (atlas.feature_table(), atlas.context_table())
         digests[f"atlas {name}"] = of_figures([table.to_pydict() for table in tables])
+    # This was recorded on two threads.
+    torch.set_num_threads(2)
     steered = sae.steer(run=str(run), dictionary="topk", features=[1, 5], max_new_tokens=6)
     measured = [{k: one[k] for k in ("measurements", "samples")} for one in steered]
     digests["steering"] = of_figures(measured)
