@@ -18,6 +18,10 @@ pytest_plugins = ["support.browser", "support.dashboards", "support.encoders"]
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# One thread in every process, said before anything imports torch: what is small is faster so,
+# processes do not wait for each other, and all of them add in the same order.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -169,11 +173,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Sums are taken in the same order as in child processes; small matrices are faster too."""
+def two_threads() -> Iterator[None]:
+    """Kernels share rows out among threads, as they do for users."""
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)

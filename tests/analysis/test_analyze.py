@@ -119,7 +119,7 @@ def sparse_dictionary():
     )
 
 
-@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.usefixtures("small_chunks", "two_threads")
 def test_results_do_not_depend_on_the_sizes_of_shards_blocks_and_groups(
     tmp_path, sparse_dictionary, monkeypatch
 ):
@@ -250,7 +250,6 @@ def test_the_tables_are_read_by_pandas_polars_and_duckdb_in_one_line(run):
 
 def analyze_until(part, settings):
     """Analyze, and die by a signal once so many parts of the work are finished."""
-    torch.set_num_threads(1)
     finished = []
     save = Work.save
 
@@ -268,7 +267,6 @@ def analyze_until(part, settings):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
 def test_a_killed_analysis_goes_on_to_the_same_bytes(run, processes, monkeypatch):
     settings = {"run": str(run)}
     monkeypatch.setattr(shard_module, "SHARD_ROWS", 2000)
@@ -392,7 +390,6 @@ def peak_of_analysis(location, folder, found):
     """Bytes by which the peak of the anonymous memory exceeds what a first, small run had."""
     import resource
 
-    torch.set_num_threads(1)
     dictionary = random_dictionary("topk", d_sae=2048, hook_name=HOOK)
     shard_module.SHARD_ROWS = 16_384
     feature_module.BLOCK_ENTRIES = 1 << 17

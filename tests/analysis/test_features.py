@@ -12,6 +12,8 @@ import sae
 from sae.analysis import shards as passes
 from sae.analysis.tables import Vocabulary, agreement_of_ids
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 RADIUS = 5
 SETTINGS = {"n_contexts": 4, "context_radius": RADIUS}
 

@@ -13,6 +13,8 @@ from sae.core.scaling import InputScaling
 from sae.core.select import Above
 from sae.dictionary import Dictionary
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 D_IN, D_SAE, BATCH = 12, 40, 30
 DEAD = torch.arange(D_SAE) % 5 == 0
 

@@ -17,8 +17,6 @@ from sae.base.errors import UserError
 from sae.cache.layout import open_cache
 from sae.cache.stored import from_stored, to_stored
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OTHER = "blocks.0.attn.hook_z"
 HOOKS = [HOOK, OTHER]
 ARRAYS = [

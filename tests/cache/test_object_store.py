@@ -26,7 +26,7 @@ from sae.base.errors import UserError
 from sae.cache import store
 from sae.cache.layout import RUN_CACHE, open_cache
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,6 @@ def test_a_harvest_killed_on_its_way_into_an_object_store_goes_on_to_the_same_ob
 
 def harvest_in_child(given: dict[str, Any], environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    torch.set_num_threads(1)
     # Slow enough to be killed in between.
     sae.harvest(**given | {"batch_size": 1})
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from support.files import chunk_files, flip, tree
 from support.world import HOOK, harvest_settings
 
@@ -20,7 +19,7 @@ import sae
 from sae.base.errors import UserError
 from sae.cache import store
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.slow
 
 N_TOKENS = 12_000
 
@@ -45,7 +44,6 @@ def harvest_in_child(given: dict[str, Any], rank: int = 0, port: int = 0, n: int
     job = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in job.items()})
     os.environ["MASTER_ADDR"] = "127.0.0.1"
-    torch.set_num_threads(1)
     sae.harvest(**given)
 
 
@@ -81,7 +79,6 @@ def together(given: list[str]) -> tuple[int, str]:
         text=True,
         check=False,
         timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     return done.returncode, done.stdout
 

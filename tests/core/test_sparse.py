@@ -8,6 +8,8 @@ from sae.core.losses import squared_error, weighted_l1, weighted_l1_on
 from sae.core.select import Above, BatchTopK, TopK, TopKAmong
 from sae.core.sparse import encode_on, reconstruct_on, support_of
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def draws(seed=0):
     generator = torch.Generator().manual_seed(seed)

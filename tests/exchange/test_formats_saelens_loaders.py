@@ -25,7 +25,7 @@ from sae.exchange.formats import write_dictionary
 sae_lens = pytest.importorskip("sae_lens")
 loaders = pytest.importorskip("sae_lens.loading.pretrained_sae_loaders")
 
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.filterwarnings("default")
 # On tests that say where SAELens differs; a later version may have mended that.
 OF_6_54 = pytest.mark.skipif(
     not version("sae-lens").startswith("6.54."), reason="says what SAELens 6.54 does"

@@ -1,7 +1,6 @@
 """`sae harvest` killed, continued, reused and refused."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -25,8 +24,6 @@ from sae.cache.writer import CacheWriter
 from sae.commands import fill as fill_module
 from sae.commands import harvest as stage
 from sae.harvesting.config import HarvestConfig
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 CHUNKS, CONTEXT = 80, 16
 N_TOKENS = CHUNKS * 32 * CONTEXT
@@ -80,7 +77,6 @@ def start(run: Path, model: Path, text: Path) -> subprocess.Popen[str]:
         [sys.executable, "-m", "sae.cli", "harvest", *words],
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
 
 

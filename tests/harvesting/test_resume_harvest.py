@@ -27,8 +27,6 @@ from sae.cache.layout import open_cache
 from sae.cache.writer import CacheWriter
 from sae.cli import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CONTEXT = 16
 
 
@@ -39,13 +37,11 @@ def settings(run: Path, model: Path, text: Path, **others: Any) -> dict[str, Any
 
 
 def harvest_in_child(given: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
     sae.harvest(**given)
 
 
 def command_in_child(words: list[str], log: Path) -> None:
     """The command line, with what it says in a file."""
-    torch.set_num_threads(1)
     with log.open("w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
     sys.exit(main(words))

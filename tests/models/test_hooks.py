@@ -36,8 +36,6 @@ from sae.models.hooks import (
 from sae.models.load import ModelConfig, load_model
 from sae.models.site import Site
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:

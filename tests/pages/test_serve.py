@@ -39,7 +39,6 @@ from sae.steering.doses import random_direction
 from sae.steering.generate import Sampling
 
 DEAD = 63
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 TEXT = "the river ran past the old mill where she kept seven grey cats"
 

@@ -34,7 +34,6 @@ RECIPES = {
     "aligned": sae.TopKConfig(d_sae=64, k=6, aligned=True),
 }
 TRAINED = {"training_tokens": 12_800, "train_batch_size_tokens": 128}
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def machine() -> str:
@@ -78,8 +77,6 @@ def trained(run: Path, name: str, **settings: object) -> tuple[str, float]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, tiny_model, tiny_text):
     """Digests of a cache, of dictionaries of every recipe, and of what is measured on them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     run = tmp_path_factory.mktemp("fixed") / "run"
     asked = harvest_settings(run, tiny_model, tiny_text)
     sae.harvest(**asked | {"hook_names": [HOOK, MID, OUT], "n_tokens": 4096})
@@ -110,7 +107,7 @@ def found(tmp_path_factory, tiny_model, tiny_text):
     steered = sae.steer(run=str(run), dictionary="topk", features=[1, 5], max_new_tokens=6)
     measured = [{k: one[k] for k in ("measurements", "samples")} for one in steered]
     digests["steering"] = of_figures(measured)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     return digests, sums
 
 

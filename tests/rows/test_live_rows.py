@@ -23,8 +23,6 @@ from sae.rows.cached import CachedRows
 from sae.rows.live import LiveRows
 from sae.rows.shuffle import Rows
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 OTHER = "blocks.0.mlp.hook_post"
 BATCH = 64
 EACH = {"max_norm_multiple": None, "seed": 7}

@@ -6,8 +6,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import sae
 
 OTHER = "blocks.0.mlp.hook_post"
@@ -29,5 +27,4 @@ def harvest_until(n_writes: int, given: dict[str, Any]) -> None:
             os._exit(9)
 
     _local._put = put
-    torch.set_num_threads(1)
     sae.harvest(**given)

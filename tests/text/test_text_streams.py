@@ -38,8 +38,6 @@ from sae.text.packing import Marks, TextCounts, TextPlan, document_digest, is_he
 from sae.text.source import DataConfig, check_source, documents
 from sae.text.tokens import tokenized
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FRACTION = 0.25
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
@@ -330,7 +328,6 @@ def test_two_processes_that_tokenise_give_the_same_bytes(tmp_path, tiny_model, n
 
 
 def harvest_in_child(given: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
     sae.harvest(**given)
 
 

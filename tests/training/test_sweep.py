@@ -124,7 +124,6 @@ def test_one_that_diverges_is_named_and_the_others_are_finished(tiny_run, tmp_pa
 
 
 def sweep_in_child(configs):
-    torch.set_num_threads(1)
     sae.sweep(configs)
 
 
