@@ -66,14 +66,20 @@ def _place(
     path: Path, sites: JsonObject, found: dict[str, object], end: str, width: int
 ) -> Place:
     """Take what a file says of one end of a dictionary out of `found`."""
-    name = found.pop(f"hook_name{end}", None)
-    module = taken(found, f"hf_hook_name{end}", str)
     key = f"hook_name{end}"
+    name = found.pop(key, None)
+    module = taken(found, f"hf_{key}", str)
     if key in sites:
         site = Site.from_json(sites.part(key))
         require(
+            name == site.hook_name,
+            f"{path}: {key}={name}, but {sites.name}.{key} is of {site.hook_name}; "
+            f"{sites.cure}",
+        )
+        require(
             site.width in (0, width),
-            f"{path}: {sites.name}.{key} has width={site.width}, but the weights {width}",
+            f"{path}: {sites.name}.{key} has width={site.width}, but the weights {width}; "
+            f"{sites.cure}",
         )
         return replace(site, width=width)
     if name in (None, ""):

@@ -78,7 +78,15 @@ def locate(module: nn.Module, place: Site | str) -> Site:
     Raises:
         UserError: if the model has no such place.
     """
-    return find_site(module, place) if isinstance(place, str) else place
+    if isinstance(place, str):
+        return find_site(module, place)
+    modules = [name for name, _ in module.named_modules()]
+    require(
+        place.module in modules,
+        f"{place.hook_name} was read at {place.module}, which this model has not got"
+        f"{nearest(place.module, modules)}; give the model that it was read in",
+    )
+    return place
 
 
 class _Stop(Exception):

@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from sae.base.errors import require
 from sae.base.json_object import JsonObject
 
 Side = Literal["input", "output"]
@@ -61,10 +62,16 @@ class Site:
         Raises:
             UserError: if a field is missing or of another type.
         """
+        side = found.get("side", str)
+        require(
+            side in ("input", "output"),
+            f"{found.where}: {found.name}.side={side}, where sae-atlas writes input or output; "
+            f"{found.cure}",
+        )
         return cls(
             hook_name=found.get("hook_name", str),
             module=found.get("module", str),
-            side="input" if found.get("side", str) == "input" else "output",
+            side="input" if side == "input" else "output",
             width=found.get("width", int),
             in_stream=found.get("in_stream", bool),
         )
@@ -84,7 +91,8 @@ def site_before_records(hook_name: str, path: str, width: int) -> Site:
     """
     module, _, ending = path.rpartition(".")
     # BERT has modules called "output", which are no endings.
-    if ending in ("input", "output") and not re.search(r"encoder\.layer\.\d+$", module):
+    named_output = re.search(r"encoder\.layer\.\d+(\.attention)?$", module)
+    if ending in ("input", "output") and not named_output:
         side: Side = "input" if ending == "input" else "output"
         return Site(hook_name, module, side, width, named_in_stream(hook_name))
     before_norm = hook_name.endswith("hook_resid_post") and path.endswith("output.LayerNorm")

@@ -30,7 +30,6 @@ from sae.edits.positions import ALL, ALL_BUT_FIRST, From, Last, Where
 from sae.models.hooks import find_site, read_activations
 from sae.models.site import Site
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 D = 32
 STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 POST = "blocks.1.hook_resid_post"
