@@ -42,7 +42,7 @@ class JsonObject:
             UserError: if it is something else.
         """
         if type(found) is not dict:
-            raise _odd(where, name, found, dict, cure)
+            raise _odd(where, name, found, _WORDS[dict], cure)
         return cls(where, name, found, cure)
 
     def get(self, key: str, kind: type[T]) -> T:
@@ -51,21 +51,30 @@ class JsonObject:
         Raises:
             UserError: if it is missing or of another type; true is no number.
         """
+        return self._checked(key, kind, _WORDS[kind])
+
+    def maybe(self, key: str, kind: type[T]) -> T | None:
+        """Return a value that may be missing or null.
+
+        Raises:
+            UserError: if it is of another type.
+        """
+        if self.values.get(key) is None:
+            return None
+        return self._checked(key, kind, f"{_WORDS[kind]} or null")
+
+    def part(self, key: str) -> "JsonObject":
+        """Return an object inside this one."""
+        return JsonObject.of(self.where, self._path(key), self.values.get(key), self.cure)
+
+    def _checked(self, key: str, kind: type[T], wanted: str) -> T:
         found = self.values.get(key)
         if kind is float and type(found) is int:
             return found  # type: ignore[return-value]
         # Not isinstance(): true would be a whole number.
         if type(found) is not kind:
-            raise _odd(self.where, self._path(key), found, kind, self.cure)
+            raise _odd(self.where, self._path(key), found, wanted, self.cure)
         return found
-
-    def maybe(self, key: str, kind: type[T]) -> T | None:
-        """Return a value that may be missing or null."""
-        return None if self.values.get(key) is None else self.get(key, kind)
-
-    def part(self, key: str) -> "JsonObject":
-        """Return an object inside this one."""
-        return JsonObject.of(self.where, self._path(key), self.values.get(key), self.cure)
 
     def __contains__(self, key: str) -> bool:
         return key in self.values
@@ -83,8 +92,7 @@ def taken(found: dict[str, object], key: str, kind: type[T]) -> T | None:
     return value
 
 
-def _odd(where: str, name: str, value: object, kind: type, cure: str) -> UserError:
-    wanted = _WORDS[kind]
+def _odd(where: str, name: str, value: object, wanted: str, cure: str) -> UserError:
     return UserError(
         f"{where}: {name}={reprlib.repr(value)}, where sae-atlas writes {wanted}; {cure}"
     )

@@ -179,8 +179,6 @@ def _training_json(training: TrainingRecord) -> dict[str, object]:
 def _training_from(ours: JsonObject) -> TrainingRecord | None:
     if "training_tokens" not in ours:
         return None
-    versions = ours.part("versions")
-    versions.get("sae-atlas", str)
     return TrainingRecord(
         training_tokens=ours.get("training_tokens", int),
         architecture=ours.get("architecture", str),
@@ -188,10 +186,15 @@ def _training_from(ours: JsonObject) -> TrainingRecord | None:
         optim=ours.get("optim", dict),
         train_batch_size_tokens=ours.get("train_batch_size_tokens", int),
         seed=ours.get("seed", int),
-        versions={key: str(value) for key, value in versions.values.items()},
+        versions=_versions_from(ours.part("versions")),
         digest=ours.get("digest", str),
         identity=upgraded_identity(ours.get("identity", dict)),
     )
+
+
+def _versions_from(found: JsonObject) -> dict[str, str]:
+    found.get("sae-atlas", str)
+    return {key: str(version) for key, version in found.values.items()}
 
 
 def _origin_json(origin: Origin) -> dict[str, object]:
