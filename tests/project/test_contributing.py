@@ -34,7 +34,7 @@ def test_the_new_architecture_of_the_example_trains_from_the_command_line(
     words += [f"run={tmp_path}", f"cache={tiny_run}/cache.zarr", "training_tokens=12800"]
     trained = sae.train(build(COMMANDS["train"], [*words, "train_batch_size_tokens=128"]))
     assert trained.architecture == "jumprelu"
-    assert (trained.threshold == trained.threshold[0]).all()
+    assert (trained.activation.threshold == trained.activation.threshold[0]).all()
     assert (tmp_path / "dictionaries/fixed_threshold-48-0.5").is_dir()
     # The dictionary is what was trained: as many latents pass its threshold on raw rows.
     lines = (
