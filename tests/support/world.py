@@ -108,6 +108,24 @@ def with_metadata(dictionary, metadata: dict[str, object]):
     return dictionary_of(dictionary.tensors, dictionary.activation, Path("made"), metadata)
 
 
+def training_json(**changes: object) -> dict[str, object]:
+    """What `sae_atlas` says of a dictionary that was trained here, with changes."""
+    record: dict[str, object] = {
+        "versions": {"sae-atlas": "1"},
+        "training_tokens": 1000,
+        "data": {"name": "text"},
+        "architecture": "topk",
+        "sae": {"k": 7},
+        "optim": {"lr": 1e-3},
+        "train_batch_size_tokens": 10,
+        "max_norm_multiple": 10.0,
+        "seed": 0,
+        "digest": "0" * 16,
+        "identity": {"training_tokens": 1000},
+    }
+    return record | changes
+
+
 def cache_of(path: Path, tokens, held_out, activations, *, special=(0,), **settings):
     """A finished cache of given tokens (sequence, position) and activations by hook."""
     import numpy as np
