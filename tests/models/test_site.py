@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sae.training.cached_rows import CachedRows
 from safetensors.torch import save_file
 from support.families import BLOCKS, MODELS, PLACES, random_model
 from support.world import HOOK, harvest_settings, random_dictionary, training_json
@@ -22,6 +21,7 @@ from sae.exchange.formats import write_dictionary
 from sae.exchange.formats.sparsify import hookpoint
 from sae.models.hooks import list_sites, locate, measured
 from sae.models.site import Site
+from sae.rows.cached import CachedRows
 from sae.text.packing import RowBlock, TextPlan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
