@@ -9,7 +9,7 @@
       atlas/ID/              tables and pages
       steering/ID.json       doses and responses
       export/ID/             a folder for others
-      front.json .csv .png   the dictionaries compared
+      pareto.json .csv .png  the dictionaries compared
       report.json .html      the report
       timings.json           time that a demo has worked
 
@@ -101,9 +101,9 @@ class Run:
         """Time that a demo has worked."""
         return self.folder / "timings.json"
 
-    def front(self, ending: str) -> Path:
+    def pareto(self, ending: str) -> Path:
         """Return the comparison of the run's dictionaries, as `json`, `csv` or `png`."""
-        return self.folder / f"front.{ending}"
+        return self.folder / f"pareto.{ending}"
 
     def dictionary(self, name: str) -> Path:
         """Return the folder of a dictionary."""

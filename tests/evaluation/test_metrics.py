@@ -66,8 +66,8 @@ def test_a_new_metric_is_in_every_table(surprising: Pareto) -> None:
     assert first.split()[-1] == "12.34%"
     lines = [line.split(",") for line in as_csv(surprising).splitlines()]
     assert lines[1][lines[0].index("surprise")] == "0.1234"
-    dictionary = random_dictionary("standard", hook_name="blocks.1.hook_resid_post")
-    dictionary.metadata["model_name"] = "org/lm"
+    hook_name = "blocks.1.hook_resid_post"
+    dictionary = random_dictionary("standard", hook_name=hook_name, model_name="org/lm")
     card = model_card(dictionary, surprising.dictionaries[0], 48, Export(folder="weights"))
     row = "| Surprise: how often a reader is astonished, `mean [astonished]` | 0.1234 |"
     assert row in card.splitlines()
