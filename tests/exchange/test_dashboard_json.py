@@ -13,8 +13,8 @@ from support.world import HOOK
 import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
-from sae.commands.common import recorded_model
 from sae.exchange.dashboards.exporting import export_atlas
+from sae.models.load import recorded_model
 from sae.models.unembed import token_strings, unembedding
 
 THEIRS = f"tiny-llama_res-mine_{HOOK}_64"
@@ -50,7 +50,7 @@ def converted(atlas, tmp_path_factory):
     rows = cache.read(HOOK, slice(0, cache.n_sequences)).float()
     folder = tmp_path_factory.mktemp("theirs")
     cache_activations(rows, HOOK, folder / "activations", 64)
-    model = recorded_model(cache.attributes["model"], "cpu")
+    model = recorded_model(cache.model, "cpu")
     matrix = unembedding(model.module)
     n_words = matrix.shape[1]
     data = dashboards(

@@ -108,7 +108,7 @@ def test_of_two_imports_to_one_folder_the_second_is_refused(tmp_path):
         until = time.monotonic() + 60
         while not list(tmp_path.glob(".out.*.partial")) and time.monotonic() < until:
             time.sleep(0.01)
-        with pytest.raises(UserError, match="is being written by another process"):
+        with pytest.raises(UserError, match="is being made by another process"):
             import_atlas(written(tmp_path / "other", [FEATURE]), out)
         assert list(tmp_path.glob(".out.*.partial"))
     finally:
@@ -124,7 +124,7 @@ def test_an_atlas_that_sae_analyze_is_writing_is_not_imported_over(tmp_path):
     # The lock that sae analyze holds.
     with (
         only_process(parent / ".x.lock", UserError),
-        pytest.raises(UserError, match="is being written by another process"),
+        pytest.raises(UserError, match="is being made by another process"),
     ):
         import_atlas(source, parent / "x")
     assert left.exists()

@@ -3,7 +3,6 @@
 import gzip
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,13 @@ def spread_norms(folder: Path) -> None:
     """Give directions norms of their own, as dictionaries of other tools have them."""
     one = load_dictionary(folder)
     norms = torch.linspace(0.5, 3, one.d_sae)
-    spread = replace(
-        one, W_enc=one.W_enc / norms, b_enc=one.b_enc / norms, W_dec=one.W_dec * norms[:, None]
-    )
+    weights = {
+        "W_enc": one.W_enc / norms,
+        "b_enc": one.b_enc / norms,
+        "W_dec": one.W_dec * norms[:, None],
+    }
     shutil.rmtree(folder)
-    save_dictionary(spread, folder)
+    save_dictionary(one.with_weights(weights), folder)
 
 
 @pytest.fixture(name="atlas", scope="session")

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sae.base.assets import cache_folder
-from sae.base.errors import UserError, require
-from sae.base.files import atomic_path, check_writable, only_process, remove_unfinished
+from sae.base.errors import require
+from sae.base.files import atomic_path, check_writable
 from sae.base.provenance import digest
+from sae.run import held
 
 
 def check_new(target: Path) -> None:
@@ -22,7 +23,7 @@ def check_new(target: Path) -> None:
 
 @contextmanager
 def new_folder(target: Path, lock: Path | None = None) -> Iterator[Path]:
-    """A folder to write to, moved to `target` when all went well.
+    """Give a folder to write to, moved to `target` when all went well.
 
     What a killed process left of it is removed first.
 
@@ -35,16 +36,8 @@ def new_folder(target: Path, lock: Path | None = None) -> Iterator[Path]:
     """
     check_new(target)
     lock = lock or cache_folder() / "locks" / f"atlas-{digest(str(target.resolve()))}"
-    with only_process(lock, lambda who: _in_use(target, who)):
-        remove_unfinished(target.parent, target.name)
-        with atomic_path(target) as temporary:
-            temporary.mkdir()
-            yield temporary
-            # Whoever does not know of the lock may have made one meanwhile.
-            check_new(target)
-
-
-def _in_use(target: Path, who: str) -> UserError:
-    return UserError(
-        f"{target} is being written by another process ({who}); wait until it is done"
-    )
+    with held(target, lock), atomic_path(target) as temporary:
+        temporary.mkdir()
+        yield temporary
+        # Whoever does not know of the lock may have made one meanwhile.
+        check_new(target)
