@@ -20,9 +20,20 @@ class Rows:
 
     sequence: Int[Tensor, " row"]
     position: Int[Tensor, " row"]
-    """Counted from the start of the sequence."""
     n_sequences: int
     """Of the whole batch."""
+
+    def own(self, values: Float[Tensor, "*place d"]) -> Float[Tensor, "*row d"]:
+        """Return each row's part of values (d,), (sequence, d) or (sequence, position, d)."""
+        if values.dim() == 1:
+            return values
+        require(
+            len(values) == self.n_sequences,
+            f"an edit has values for {len(values)} sequences, but the model is run on "
+            f"{self.n_sequences}",
+        )
+        at = (self.sequence, self.position)[: values.dim() - 1]
+        return values[at]
 
 
 class Change(Protocol):
@@ -42,43 +53,32 @@ class Change(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """A vector is added: to all sequences the same, or to each its own."""
+    """A vector is added: to all activations the same, or to those of each sequence its own."""
 
-    vectors: Float[Tensor, " d_out"] | Float[Tensor, "sequence d_out"]
+    vectors: Float[Tensor, "*place d_out"]
 
-    def apply(
-        self, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d_out"], rows: Rows
-    ) -> Float[Tensor, "row d_out"]:
-        vectors = self.vectors.to(y)
-        if vectors.dim() == 2:
-            _check(len(vectors), rows)
-            vectors = vectors[rows.sequence]
+    def apply(self, x: Tensor, y: Float[Tensor, "row d"], rows: Rows) -> Float[Tensor, "row d"]:
+        vectors = rows.own(self.vectors.to(y))
         # Where nothing is added, not even the sign of a zero changes.
         return torch.where(vectors == 0, y, y + vectors)
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A value takes the activations' place: one for all, or one for each sequence and position.
+    """A value takes the activations' place: one for all, or each sequence and position its own.
 
     Zeros or a mean ablate; activations of another forward pass patch.
     """
 
-    value: Float[Tensor, " d_out"] | Float[Tensor, "sequence position d_out"]
+    value: Float[Tensor, "*place d_out"]
 
-    def apply(
-        self, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d_out"], rows: Rows
-    ) -> Float[Tensor, "row d_out"]:
-        value = self.value.to(y)
-        if value.dim() == 3:
-            _check(len(value), rows)
-            value = value[rows.sequence, rows.position]
-        return value.expand_as(y)
+    def apply(self, x: Tensor, y: Float[Tensor, "row d"], rows: Rows) -> Float[Tensor, "row d"]:
+        return rows.own(self.value.to(y)).expand_as(y)
 
 
 @dataclass(frozen=True, slots=True)
 class Splice:
-    """What a dictionary makes of the activations at the source takes their place."""
+    """What a dictionary makes of the activations at the source takes the activations' place."""
 
     dictionary: Reconstruction
 
@@ -86,10 +86,3 @@ class Splice:
         self, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d_out"], rows: Rows
     ) -> Float[Tensor, "row d_out"]:
         return self.dictionary(x)
-
-
-def _check(n: int, rows: Rows) -> None:
-    require(
-        n == rows.n_sequences,
-        f"an edit has tensors for {n} sequences, but the model is run on {rows.n_sequences}",
-    )

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae.base.errors import UserError, nearest, require
+from sae.base.errors import UserError, nearest
 from sae.models.families import block_list, block_places
 from sae.models.site import Site, named_in_stream
 
@@ -143,19 +143,17 @@ def hooked(
         handle.remove()
 
 
-def one_vector_a_token(hook_name: str, found: object) -> Float[Tensor, "sequence position d"]:
-    """Return what was found at a site if it has the shape of activations.
+def one_vector_a_token(
+    hook_name: str, found: object, shape: torch.Size | None = None
+) -> Float[Tensor, "sequence position d"]:
+    """Return what was found at a site if it is activations of sequences, of `shape` if given.
 
     Raises:
-        UserError: if not, as where experts are given some of the tokens each.
+        UserError: if not, as where each expert is given some of the tokens.
     """
-    if isinstance(found, Tensor) and found.dim() == 3:
+    if isinstance(found, Tensor) and found.dim() == 3 and shape in (None, found.shape[:2]):
         return found
-    raise UserError(_no_vectors(hook_name))
-
-
-def _no_vectors(hook_name: str) -> str:
-    return (
+    raise UserError(
         f"hook_name={hook_name} does not give one vector a token; choose a place inside a "
         "block, such as its output"
     )
@@ -186,9 +184,7 @@ def read_activations(
 
     def keep(name: str) -> Callable[[Tensor], None]:
         def see(x: object) -> None:
-            vectors = one_vector_a_token(name, x)
-            require(vectors.shape[:2] == tokens.shape, _no_vectors(name))
-            seen[name] = vectors
+            seen[name] = one_vector_a_token(name, x, tokens.shape)
             if len(seen) == len(wanted):
                 raise _Stop
 

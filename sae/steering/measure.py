@@ -1,14 +1,12 @@
 """Dose and response of one feature, beside a random direction and a plain prompt."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.base.errors import require
-from sae.edits.edit import Edit
 from sae.models.load import LanguageModel
 from sae.models.site import Site
 from sae.steering.doses import random_direction, steered
@@ -36,22 +34,6 @@ class SteeredFeature:
     top_tokens: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Condition:
-    direction: str
-    strength: float
-    vector: Float[Tensor, " d_out"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Response:
-    """What followed one prompt under every condition and, last, after the plain sentence."""
-
-    shifts: Float[Tensor, " continuation"]
-    log_perplexities: Float[Tensor, " continuation"]
-    texts: list[str]
-
-
 def dose_response(
     model: LanguageModel, site: Site, feature: SteeredFeature, task: SteeringTask
 ) -> dict[str, list[dict[str, object]]]:
@@ -66,59 +48,35 @@ def dose_response(
     Raises:
         UserError: for a prompt of one token, after which steering has shifted nothing yet.
     """
-    conditions = _conditions(feature, task)
-    vectors = torch.stack([c.vector for c in conditions])
-    labels = [*((c.direction, c.strength) for c in conditions), ("prompt", None)]
+    directions = {
+        "feature": feature.direction,
+        "random": random_direction(feature.direction, task.sampling.seed + feature.index),
+    }
+    doses = [
+        (name, strength)
+        for name in directions
+        for strength in sorted(task.strengths)
+        if name == "feature" or strength != 0
+    ]
+    vectors = torch.stack([strength * directions[name] for name, strength in doses])
     responses = [
         _response(model, site, feature, vectors, prompt, replace(task.sampling, seed=seed))
         for seed, prompt in enumerate(task.prompts, task.sampling.seed)
     ]
-    shifts = torch.stack([r.shifts for r in responses]).mean(0).tolist()
-    perplexities = torch.stack([r.log_perplexities for r in responses]).mean(0).exp().tolist()
-    return {
-        "measurements": [
-            {"direction": d, "strength": s, "logprob_shift": shift, "perplexity": value}
-            for (d, s), shift, value in zip(labels, shifts, perplexities, strict=True)
-        ],
-        "samples": [
-            {"prompt": prompt, "direction": d, "strength": s, "text": text}
-            for prompt, response in zip(task.prompts, responses, strict=True)
-            for (d, s), text in zip(labels, response.texts, strict=True)
-        ],
-    }
-
-
-def _response(
-    model: LanguageModel,
-    site: Site,
-    feature: SteeredFeature,
-    vectors: Float[Tensor, "condition d_out"],
-    prompt: str,
-    sampling: Sampling,
-) -> _Response:
-    ids = prompt_ids(model, prompt)
-    require(
-        len(ids) >= 2,
-        f"the prompt {prompt!r} has one token, and the first is never steered; write more",
-    )
-    told = prompt_ids(model, f"{prompt_baseline(feature.top_tokens)}{prompt}")[None]
-    # The unsteered model is a sequence of the same batch: strength 0 shifts by 0 exactly.
-    with_plain = steered(site, torch.cat([torch.zeros_like(vectors[:1]), vectors]))
-    found = _top_log_prob(model, ids.expand(len(vectors) + 1, -1), [with_plain], feature)
-    found_told = _top_log_prob(model, told, [], feature)
-    prompts = ids.expand(len(vectors), -1)
-    continuations = torch.cat(
-        [
-            generate(model, prompts, [steered(site, vectors)], sampling),
-            generate(model, told, [], sampling),
-        ]
-    )
-    after = ids.expand(len(continuations), -1)
-    return _Response(
-        torch.cat([found[1:], found_told]) - found[0],
-        perplexity(model, after, continuations).log(),
-        model.tokenizer.batch_decode(continuations),
-    )
+    shifts, log_perplexities, texts = zip(*responses, strict=True)
+    shift = torch.stack(shifts).mean(0).tolist()
+    geometric_mean = torch.stack(log_perplexities).mean(0).exp().tolist()
+    labels = [*doses, ("prompt", None)]
+    measurements: list[dict[str, object]] = [
+        {"direction": d, "strength": s, "logprob_shift": shift[i], "perplexity": value}
+        for i, ((d, s), value) in enumerate(zip(labels, geometric_mean, strict=True))
+    ]
+    samples: list[dict[str, object]] = [
+        {"prompt": prompt, "direction": d, "strength": s, "text": text}
+        for prompt, found in zip(task.prompts, texts, strict=True)
+        for (d, s), text in zip(labels, found, strict=True)
+    ]
+    return {"measurements": measurements, "samples": samples}
 
 
 def prompt_baseline(top_tokens: list[str]) -> str:
@@ -127,22 +85,33 @@ def prompt_baseline(top_tokens: list[str]) -> str:
     return f"The following text is about {', '.join(words[:5])}.\n\n"
 
 
-def _conditions(feature: SteeredFeature, task: SteeringTask) -> list[_Condition]:
-    random = random_direction(feature.direction, task.sampling.seed + feature.index)
-    return [
-        _Condition(name, strength, strength * direction)
-        for name, direction in (("feature", feature.direction), ("random", random))
-        for strength in sorted(task.strengths)
-        if name == "feature" or strength != 0
-    ]
-
-
-def _top_log_prob(
+def _response(
     model: LanguageModel,
-    prompts: Int[Tensor, "sequence position"],
-    edits: Sequence[Edit],
+    site: Site,
     feature: SteeredFeature,
-) -> Float[Tensor, " sequence"]:
-    """Return the log-probability that the next token is among the feature's top tokens."""
-    log_probs = next_log_probs(model, prompts, edits)
-    return log_probs[:, feature.top_token_ids].logsumexp(1)
+    vectors: Float[Tensor, "dose d_out"],
+    prompt: str,
+    sampling: Sampling,
+) -> tuple[Float[Tensor, " text"], Float[Tensor, " text"], list[str]]:
+    """Return shifts, log-perplexities and texts of each dose, then of the prompt baseline."""
+    ids = prompt_ids(model, prompt)
+    require(
+        len(ids) >= 2,
+        f"the prompt {prompt!r} has one token, and the first is never steered; write more",
+    )
+    told = prompt_ids(model, prompt_baseline(feature.top_tokens) + prompt)[None]
+    # The unsteered model is a sequence of the same batch: strength 0 shifts by 0 exactly.
+    with_plain = torch.cat([torch.zeros_like(vectors[:1]), vectors])
+    prompts = ids.expand(len(with_plain), -1)
+    log_probs = [
+        next_log_probs(model, prompts, [steered(site, with_plain)]),
+        next_log_probs(model, told, []),
+    ]
+    continuations = [
+        generate(model, prompts[1:], [steered(site, vectors)], sampling),
+        generate(model, told, [], sampling),
+    ]
+    top = torch.cat(log_probs)[:, feature.top_token_ids].logsumexp(1)
+    texts = torch.cat(continuations)
+    log_perplexity = perplexity(model, prompts, texts).log()
+    return top[1:] - top[0], log_perplexity, model.tokenizer.batch_decode(texts)

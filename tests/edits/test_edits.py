@@ -491,8 +491,8 @@ def test_tensors_of_another_shape_than_the_batch_are_refused(llama):
     site = find_site(llama, POST)
     whole = torch.ones(2, TOKENS.shape[1], dtype=torch.bool)
     for change, positions, sentence in (
-        (Add(vectors(5)), ALL, "tensors for 5 sequences, but the model is run on 3"),
-        (Put(torch.zeros(2, 11, D)), ALL, "tensors for 2 sequences, but the model is run on 3"),
+        (Add(vectors(5)), ALL, "values for 5 sequences, but the model is run on 3"),
+        (Put(torch.zeros(2, 11, D)), ALL, "values for 2 sequences, but the model is run on 3"),
         (ZERO, Where(whole), "2 sequences of 11 positions, but the model is run on 3 of 11"),
         (ZERO, Where(whole[:, :4].repeat(2, 1)[:3]), "3 sequences of 4 positions"),
     ):
