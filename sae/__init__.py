@@ -40,14 +40,14 @@ def __getattr__(name: str) -> object:
     elif name.startswith("_"):
         raise AttributeError(f"module 'sae' has no attribute {name!r}")
     else:
-        from sae.config.commands import CONFIGS, PYTHON_CALLS
+        from sae.config.commands import configurations, python_calls
 
-        if name in CONFIGS:
-            found = CONFIGS[name].config_class()
-        elif name in PYTHON_CALLS:
+        if name in configurations():
+            found = configurations()[name].config_class()
+        elif name in python_calls():
             from sae.config.calls import call_of
 
-            found = call_of(PYTHON_CALLS[name])
+            found = call_of(python_calls()[name])
         else:
             raise AttributeError(f"module 'sae' has no attribute {name!r}")
     # From now on Python finds it by itself.
@@ -56,6 +56,6 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    from sae.config.commands import CONFIGS, PYTHON_CALLS
+    from sae.config.commands import configurations, python_calls
 
-    return sorted([*_HOMES, *CONFIGS, *PYTHON_CALLS])
+    return sorted([*_HOMES, *configurations(), *python_calls()])

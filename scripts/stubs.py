@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sae
-from sae.config.commands import PYTHON_CALLS, Command
+from sae.config.commands import Command, python_calls
 from sae.config.groups import groups
 
 PATH = Path(sae.__file__).with_suffix(".pyi")
@@ -47,8 +47,8 @@ class Names:
 def stub() -> str:
     """Return the text of the stub."""
     names = Names()
-    calls = [line for command in PYTHON_CALLS.values() for line in _call(names, command)]
-    others = [name for name in sae.__all__ if name not in PYTHON_CALLS]
+    calls = [line for command in python_calls().values() for line in _call(names, command)]
+    others = [name for name in sae.__all__ if name not in python_calls()]
     public = {(getattr(sae, name).__module__, name) for name in others}
     lines = []
     for module, name in sorted(names.imports | public):

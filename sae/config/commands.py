@@ -214,12 +214,15 @@ FAMILIES = {
 }
 """First words of commands that have a verb behind them, with what the verbs are for."""
 
-PYTHON_CALLS = {
-    command.python_name: command for command in COMMANDS.values() if "--" not in command.name
-}
-"""The commands by the names of their calls; one that is a flag has none."""
-CONFIGS = {command.config: command for command in PYTHON_CALLS.values()}
-"""The commands by the names of their configuration classes."""
+
+def python_calls() -> dict[str, Command]:
+    """Return the commands by the names of their Python calls; one that is a flag has none."""
+    return {c.python_name: c for c in COMMANDS.values() if "--" not in c.name}
+
+
+def configurations() -> dict[str, Command]:
+    """Return the commands by the names of their configuration classes."""
+    return {command.config: command for command in python_calls().values()}
 
 
 def chosen(words: Sequence[str]) -> tuple[Command, list[str]]:

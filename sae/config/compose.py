@@ -139,9 +139,14 @@ def composed_of(command: Command, overrides: Sequence[str]) -> DictConfig:
 def resolve(command: Command, composed: DictConfig) -> "DataclassInstance":
     """Return the frozen configuration object of a composed node."""
     if OmegaConf.missing_keys(composed):
-        raise UserError(f"write {usage(command)}, such as: {command.example}")
+        example = f", such as: {command.example}" if command.example else ""
+        raise UserError(f"write {usage(command)}{example}")
+    return _object(composed)
+
+
+def _object(node: DictConfig) -> "DataclassInstance":
     try:
-        found = OmegaConf.to_object(composed)
+        found = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         # OmegaConf wraps what a dataclass raises about its own values.
         if isinstance(error.__cause__, UserError):
@@ -151,16 +156,16 @@ def resolve(command: Command, composed: DictConfig) -> "DataclassInstance":
     return found
 
 
-def choice(command: Command, group: Group, word: str) -> object:
+def choice(command: Command, group: Group, word: str) -> "DataclassInstance":
     """Return the part of a configuration that `group=word` stands for.
 
     Raises:
         UserError: if the group has no such choice.
     """
-    found: object = build(command, [f"{group.key}={word}"])
-    for name in group.path.split("."):
-        found = getattr(found, name)
-    return found
+    register(command)
+    overrides = translated(command, [f"{group.key}={word}"])
+    with in_a_sentence(command, overrides):
+        return _object(OmegaConf.select(composed_of(command, overrides), group.path))
 
 
 def translated(command: Command, words: Sequence[str]) -> list[str]:

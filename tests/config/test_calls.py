@@ -6,7 +6,7 @@ import pytest
 
 import sae
 from sae.base.errors import UserError
-from sae.config.commands import PYTHON_CALLS
+from sae.config.commands import python_calls
 
 
 @pytest.fixture
@@ -66,12 +66,12 @@ def test_another_configuration_than_the_call_s_own_is_refused(config, asked):
     assert asked == []
 
 
-@pytest.mark.parametrize("name", PYTHON_CALLS)
+@pytest.mark.parametrize("name", python_calls())
 def test_a_notebook_sees_name_keywords_and_meaning_of_a_call(name):
     call = getattr(sae, name)
     assert call is getattr(sae, name)
     assert (call.__name__, call.__module__) == (name, "sae")
-    expected = getattr(sae, PYTHON_CALLS[name].config)
+    expected = getattr(sae, python_calls()[name].config)
     shown = inspect.signature(call).parameters
     assert list(inspect.signature(expected).parameters) == [p for p in shown if p != "rows"]
     assert inspect.getdoc(call).startswith(inspect.getdoc(expected).split("\n")[0])

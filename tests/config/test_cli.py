@@ -12,7 +12,7 @@ import pytest
 import sae
 from sae.base.provenance import code_version
 from sae.cli import main
-from sae.config.commands import COMMANDS, FAMILIES, PYTHON_CALLS
+from sae.config.commands import COMMANDS, FAMILIES, python_calls
 from sae.config.keys import idle_keys, is_below, keys
 from sae.training.interrupts import Terminated
 
@@ -156,11 +156,11 @@ def test_hooks_are_listed_for_the_words_of_a_harvest(tiny_model, capsys):
 
 
 def test_every_command_is_a_call_of_the_package_and_has_a_public_configuration():
-    assert set(PYTHON_CALLS) <= set(sae.__all__)
+    assert set(python_calls()) <= set(sae.__all__)
     assert {name for name in COMMANDS if "--" not in name} == {
-        command.name for command in PYTHON_CALLS.values()
+        command.name for command in python_calls().values()
     }
-    for command in PYTHON_CALLS.values():
+    for command in python_calls().values():
         assert getattr(sae, command.config) is command.config_class()
 
 

@@ -121,7 +121,7 @@ def test_every_key_of_a_command_has_a_meaning_that_is_a_sentence(command: Comman
     found = keys(command.config_class())
     assert found
     for key in found:
-        assert re.match(r"[A-Z`].*[.]$", key.meaning), (key.name, key.meaning)
+        assert re.match(r"[A-Z].*[.]$", key.meaning), (key.name, key.meaning)
 
 
 @EVERY
