@@ -16,7 +16,7 @@ from sae.commands.eval import behaviour_scores
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE, save_dictionary
 from sae.evaluation.reconstruction import reconstruction
-from sae.exchange.shrink import DTYPES, as_loaded, only_latents
+from sae.publishing.smaller import DTYPES, as_loaded, only_latents
 from sae.rows.shuffle import rows_in_order, select_rows
 
 N_ROWS, N_TOKENS, SEQUENCES = 8_192, 2_048, 8

@@ -6,6 +6,7 @@ from typing import Any, overload
 
 from torch import Tensor
 
+from sae.analysis.analyze import AnalyzeConfig as AnalyzeConfig
 from sae.architectures.base import ArchitectureConfig
 from sae.architectures.batch_topk import BatchTopKConfig as BatchTopKConfig
 from sae.architectures.gated import GatedConfig as GatedConfig
@@ -17,7 +18,6 @@ from sae.architectures.topk import TopKConfig as TopKConfig
 from sae.atlas.atlas import Atlas
 from sae.cache.layout import ActivationCache as ActivationCache
 from sae.cache.layout import open_cache as open_cache
-from sae.commands.analyze import AnalyzeConfig as AnalyzeConfig
 from sae.commands.atlas import AtlasExportConfig as AtlasExportConfig
 from sae.commands.atlas import AtlasImportConfig as AtlasImportConfig
 from sae.commands.cache import CacheInfoConfig as CacheInfoConfig
@@ -27,20 +27,20 @@ from sae.commands.cache import CacheVerifyConfig as CacheVerifyConfig
 from sae.commands.cache_exchange import CacheExportConfig as CacheExportConfig
 from sae.commands.cache_exchange import CacheImportConfig as CacheImportConfig
 from sae.commands.demo import DemoConfig as DemoConfig
-from sae.commands.eval import EvalConfig as EvalConfig
-from sae.commands.export import ExportConfig as ExportConfig
 from sae.commands.import_ import ImportConfig as ImportConfig
 from sae.commands.serve import ServeConfig as ServeConfig
-from sae.commands.steer import SteerConfig as SteerConfig
 from sae.commands.sweep import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
+from sae.evaluation.evaluate import EvalConfig as EvalConfig
 from sae.exchange.dictionaries import load as load
 from sae.exchange.dictionaries import save as save
 from sae.figures import Figures
 from sae.harvesting.config import HarvestConfig as HarvestConfig
 from sae.models.load import ModelConfig as ModelConfig
+from sae.publishing.plan import ExportConfig as ExportConfig
 from sae.rows.dataset import ActivationDataset as ActivationDataset
 from sae.rows.reading import Reading
+from sae.steering.steer import SteerConfig as SteerConfig
 from sae.text.source import DataConfig as DataConfig
 from sae.training.checkpoint import CheckpointConfig as CheckpointConfig
 from sae.training.config import TrainConfig as TrainConfig

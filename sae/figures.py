@@ -195,6 +195,23 @@ class Figures:
             ) from error
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShrinkingCost:
+    """What was made smaller in an exported dictionary, and what that cost."""
+
+    n_dropped: int
+    """Latents that were left out."""
+    d_sae: int
+    """Latents before."""
+    n_rows: int
+    """Held-out activations that `before` and `after` were both measured on."""
+    n_behaviour_tokens: int
+    """Held-out tokens behind CE and KL; 0 where these were not measured."""
+    before: Mapping[str, float]
+    """Figures by their key in `sae.metrics.METRICS`."""
+    after: Mapping[str, float]
+
+
 _TABLES: dict[str, Mapping[str, object]] = {"settings": SETTINGS, "values": METRICS}
 
 

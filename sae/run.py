@@ -45,6 +45,22 @@ def cache_location(run: str, cache: str) -> str:
     return found if is_url(found) else str(Path(found))
 
 
+class Measured(Protocol):
+    """What was found out about a dictionary, such as its figures or its atlas."""
+
+    @property
+    def dictionary_digest(self) -> str | None:
+        """Digest of the weights that were measured."""
+
+    @property
+    def hook_name(self) -> str | None:
+        """Where they read, if that is known."""
+
+    @property
+    def hook_name_out(self) -> str | None:
+        """Where they write, if that is known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """The folder of one pipeline; the only place that spells where things are in it."""
@@ -165,6 +181,26 @@ class Run:
             near = nearest(name, names) or f"; it holds {', '.join(names[:5])}"
             raise UserError(f"dictionary={name} is not in {self.folder}{near}")
         return name, load_dictionary(self.dictionary(name))
+
+    def check_measured(
+        self, name: str, dictionary: Dictionary, measured: Measured, command: str
+    ) -> None:
+        """Refuse what was measured on other weights than carry the name now, or elsewhere.
+
+        Args:
+            command: the one that measures it again.
+
+        Raises:
+            UserError: if the dictionary's weights or hooks have changed since.
+        """
+        found = measured.hook_name, measured.hook_name_out
+        hooks = zip(found, dictionary.hook_names, strict=True)
+        require(
+            measured.dictionary_digest == dictionary.digest
+            and all(one in (None, hook) for one, hook in hooks),
+            "the dictionary has changed since it was measured; run again: "
+            f"sae {command} run={self.folder} dictionary={name}",
+        )
 
 
 class Artefact(Protocol):

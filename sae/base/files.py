@@ -111,6 +111,18 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
 
 
+def whole_lines(path: Path) -> list[str]:
+    """Return a text file's lines; the last one is left out while it is being written."""
+    # So it is as well after a process that was killed.
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return what a file has that holds one JSON object a line, such as `metrics.jsonl`."""
+    return [json.loads(line) for line in whole_lines(path)]
+
+
 @contextmanager
 def only_process(path: Path, refusal: Callable[[str], UserError]) -> Iterator[None]:
     """Hold the system's lock on the file `path`, which no death leaves behind.

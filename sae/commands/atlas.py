@@ -10,7 +10,7 @@ from sae.base.progress import show
 from sae.exchange.dashboards import importing
 from sae.exchange.dashboards.exporting import export_atlas
 from sae.exchange.dashboards.place import DEFAULT_CREATOR, DEFAULT_CREATOR_ID
-from sae.reporting.site import write_site
+from sae.pages.site import write_site
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sae.base.errors import UserError, require
-from sae.base.progress import duration, progress, say, show
+from sae.base.progress import duration, progress, say, show, size
 from sae.base.provenance import UNKNOWN, digest
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.merge import copy_sequences, merge_caches, random_sequences
 from sae.cache.survey import survey
 from sae.cache.verify import bytes_to_read, check_chunks
 from sae.models.load import load_tokenizer, recorded_config
-from sae.reporting.cache_table import printable, sequence_lines, sides, size, survey_lines
+from sae.pages.cache_table import printable, sequence_lines, sides, survey_lines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from sae.base.errors import require
 from sae.base.progress import show
 from sae.cache.layout import ActivationCache, open_cache
 from sae.exchange.activations import export_to_hf, import_from_saelens
-from sae.reporting.cache_table import sides
+from sae.pages.cache_table import sides
 
 _BOTH = "all"
 

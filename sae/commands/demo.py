@@ -12,25 +12,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from sae.analysis.analyze import AnalyzeConfig
 from sae.architectures import StandardConfig
-from sae.atlas.atlas import Atlas
-from sae.atlas.examples import clearest_features
 from sae.base.errors import UserError, require
-from sae.base.files import check_writable, read_json, write_json, write_text
+from sae.base.files import check_writable, read_json, write_json
 from sae.base.progress import say
 from sae.base.provenance import digest, plain, versions
-from sae.cache.layout import ActivationCache
-from sae.cache.store import stored_bytes
-from sae.commands import analyze, eval, export, harvest, steer, sweep
-from sae.commands.analyze import AnalyzeConfig
-from sae.commands.compare import say_comparison, training_curves, write_comparison
-from sae.commands.eval import EvalConfig
-from sae.commands.steer import SteerConfig
+from sae.commands import analyze, export, harvest, steer, sweep
+from sae.evaluation.evaluate import EvalConfig, evaluate
 from sae.harvesting.config import HarvestConfig
 from sae.models.load import is_causal
-from sae.reporting.page import render_page
-from sae.reporting.pareto import Pareto
+from sae.pages.compare import say_comparison, write_comparison
+from sae.pages.pareto import Pareto
+from sae.pages.report import cache_figures, export_figures, write_report
+from sae.publishing.plan import ExportConfig
 from sae.run import Run
+from sae.steering.steer import SteerConfig
 from sae.training.config import TrainConfig
 
 
@@ -136,15 +133,15 @@ class _Clock:
 
 def run(config: DemoConfig) -> dict[str, Any]:
     """Run what is not done yet; returns the figures of `report.json`."""
-    folder = Path(config.run)
-    check_writable(folder)
+    run = Run.at(config.run)
+    check_writable(run.folder)
     model = config.harvest.model
     require(
         is_causal(model),
         f"model={model.name} is an encoder and predicts no next token, so there is nothing to "
         "steer; run sae harvest, train, eval and analyze instead",
     )
-    clock = _Clock(folder / "timings.json", config)
+    clock = _Clock(run.timings, config)
     cache = clock.time("harvest", lambda: harvest.run(replace(config.harvest, run=config.run)))
     names = clock.time("train", lambda: _sweep(config))
     pareto = clock.time("eval", lambda: _compared(config, names))
@@ -157,20 +154,20 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "steer", lambda: steer.run(replace(config.steer, run=config.run, dictionary=chosen))
     )
     exported = clock.time(
-        "export", lambda: export.run(export.ExportConfig(run=config.run, dictionary=chosen))
+        "export", lambda: export.run(ExportConfig(run=config.run, dictionary=chosen))
     )
     report = {
         "run": config.run,
-        "model_name": cache.attributes["model"]["hub_id"],
-        **_cache_figures(config, cache),
+        "model_name": cache.model.hub_id,
+        **cache_figures(run, cache),
         **pareto.for_page(),
-        "atlas": quote(f"{atlas.folder.relative_to(folder).as_posix()}/index.html"),
+        "atlas": quote(f"{atlas.folder.relative_to(run.folder).as_posix()}/index.html"),
         "steering": steering,
         "timings": clock.seconds,
-        "export": _export_figures(exported),
+        "export": export_figures(exported),
         "versions": versions(),
     }
-    write_report(folder, report, atlas, names)
+    write_report(run, report, atlas, names)
     say_comparison(pareto)
     spent = sum(clock.seconds.values()) / 60
     say(f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work")
@@ -198,51 +195,5 @@ def _sweep(config: DemoConfig) -> list[str]:
 
 def _compared(config: DemoConfig, names: list[str]) -> Pareto:
     """Measure the sweep, and recommend one of it."""
-    eval.evaluate(replace(config.eval, run=config.run))
-    return write_comparison(Path(config.run), config.eval.max_l0, names, page=False)
-
-
-def _cache_figures(config: DemoConfig, cache: ActivationCache) -> dict[str, Any]:
-    (hook_name,) = cache.hook_names
-    text = cache.text_rows()
-    timing = read_json(Run.at(config.run).harvest_timing)
-    size = stored_bytes(cache.location)
-    return {
-        "hook_name": hook_name,
-        "d_in": cache.d_in(hook_name),
-        "cache": {
-            "n_tokens": int(text.size),
-            "tokens_per_second": timing["tokens_per_second"],
-            "n_sequences": len(text),
-            "context_size": cache.context_size,
-            "n_training_rows": int(text[~cache.held_out].sum()),
-            "n_held_out_rows": int(text[cache.held_out].sum()),
-            "data": cache.attributes["data"]["name"],
-            "dtype": cache.attributes["dtype"],
-            "bytes": size,
-        },
-    }
-
-
-def _export_figures(folder: Path) -> dict[str, Any]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    (inner,) = (p for p in folder.iterdir() if p.is_dir())
-    return {
-        "folder": str(folder),
-        "files": [
-            {"name": str(p.relative_to(folder)), "bytes": p.stat().st_size} for p in files
-        ],
-        "load": [
-            f'import sae\ndictionary = sae.load("{inner}")',
-            f'from sae_lens import SAE\ndictionary = SAE.load_from_disk("{inner}")',
-            f'import pandas\nfeatures = pandas.read_parquet("{folder}/features.parquet")',
-        ],
-    }
-
-
-def write_report(folder: Path, report: dict[str, Any], atlas: Atlas, names: list[str]) -> None:
-    """`report.json` and `report.html`."""
-    write_json(folder / "report.json", report)
-    curves = training_curves(folder, names, report["chosen"]["id"])
-    page = render_page(report, clearest_features(atlas), curves)
-    write_text(folder / "report.html", page)
+    evaluate(replace(config.eval, run=config.run))
+    return write_comparison(Run.at(config.run), config.eval.max_l0, names, page=False)

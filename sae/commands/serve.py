@@ -6,15 +6,27 @@ import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from sae.analysis.reading import read_text
 from sae.atlas.atlas import Atlas
 from sae.atlas.record import read_record
 from sae.base.errors import UserError, require
 from sae.base.progress import say
-from sae.commands.served import LiveAtlas, Shelf
-from sae.serving.app import Pages, application
-from sae.serving.guard import is_loopback, name_check
-from sae.serving.server import address_of, listen, serve_until_stopped
+from sae.dictionary import Dictionary
+from sae.models.hooks import locate
+from sae.models.load import LanguageModel
+from sae.pages.server.app import Pages, application
+from sae.pages.server.guard import is_loopback, name_check
+from sae.pages.server.listening import address_of, listen, serve_until_stopped
+from sae.pages.server.live import LiveAtlas, Shelf
+from sae.pages.server.requests import ReadRequest, SteerRequest
+from sae.run import Run
+from sae.steering.beside import generate_beside, with_baseline
+from sae.steering.doses import unit_dose
+from sae.steering.generate import Sampling
 
 _PAGE_FILES = ("index.html", "data/index.js", "data/labels.js")
 
@@ -72,28 +84,29 @@ def pages_of(config: ServeConfig) -> Pages:
     Raises:
         UserError: if there is none that can be shown.
     """
-    folder = Path(config.run)
-    require(folder.is_dir(), f"run={config.run}: no such folder; give one of a pipeline")
-    root = folder.resolve()
-    shelf = Shelf(folder, config.device)
+    run = Run.at(config.run)
+    require(run.folder.is_dir(), f"run={config.run}: no such folder; give one of a pipeline")
+    root = run.folder.resolve()
+    shelf = Shelf(run, config.device, _Answers())
     found, unreadable = {}, []
-    for path in sorted((folder / "atlas").glob("[!.]*")):
+    for path in sorted(run.atlases.glob("[!.]*")):
         if not path.is_dir():
             continue
         try:
-            _check_whole(path, root / "atlas" / path.name)
+            _check_whole(path, Run.at(root).atlas(path.name))
             found[path.name] = LiveAtlas(path.name, Atlas(path), shelf)
         except UserError as error:
             unreadable.append(str(error))
     if not found:
-        raise UserError(unreadable[0] if unreadable else _none(folder))
+        raise UserError(unreadable[0] if unreadable else _none(run))
     for sentence in unreadable:
         say(f"serve: {sentence}")
     return Pages(root, found, unreadable)
 
 
-def _none(folder: Path) -> str:
-    begun = sorted(path.name[1:-5] for path in (folder / "atlas").glob(".*.work"))
+def _none(run: Run) -> str:
+    folder = run.folder
+    begun = sorted(path.name[1:-5] for path in run.atlases.glob(".*.work"))
     if begun:
         return (
             f"the atlas of {begun[0]} in {folder} is not finished; go on with: "
@@ -132,3 +145,38 @@ def _say_where(config: ServeConfig, address: str) -> None:
             "read the atlas, run the model and change labels; there is no password"
         )
     say(f"serve: {config.run} is at {address} (Ctrl-C stops it)")
+
+
+class _Answers:
+    """What analysis and steering know, in the form that the page takes."""
+
+    def read(
+        self, model: LanguageModel, dictionary: Dictionary, request: ReadRequest
+    ) -> dict[str, Any]:
+        found = read_text(model, dictionary, request.text, feature=request.feature)
+        acts = {} if found.acts is None else {"acts": found.acts}
+        return {"tokens": found.tokens, "features": found.strongest, **acts}
+
+    def steer(
+        self,
+        model: LanguageModel,
+        dictionary: Dictionary,
+        max_activation: float,
+        request: SteerRequest,
+        check: Callable[[], None],
+    ) -> dict[str, Any]:
+        direction = unit_dose(dictionary, request.feature, max_activation)
+        directions = with_baseline(direction, request.strength, request.seed + request.feature)
+        sampling = Sampling(
+            max_new_tokens=request.max_new_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+        )
+        site = locate(model.module, dictionary.writes[0].place)
+        texts = generate_beside(model, site, request.text, directions, sampling, check)
+        shown = ({"text": c.text, "perplexity": c.perplexity} for c in texts)
+        return {
+            "prompt": request.text,
+            **dict(zip(("plain", "steered", "random"), shown, strict=True)),
+            "norm": float(torch.linalg.vector_norm(directions[0])),
+        }

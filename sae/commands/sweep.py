@@ -6,21 +6,18 @@ from pathlib import Path
 
 from sae.base.errors import UserError, require
 from sae.base.files import check_writable
-from sae.base.progress import duration, say
+from sae.base.progress import say
 from sae.base.provenance import digest, plain
-from sae.cache.layout import open_cache
-from sae.commands.compare import say_comparison, write_comparison
-from sae.commands.eval import EvalConfig, evaluate
 from sae.dictionary import Dictionary
 from sae.dictionary.files import load_dictionary
-from sae.models.load import resolve_device
-from sae.rows.source import RowSource
-from sae.run import missing
+from sae.evaluation.evaluate import EvalConfig, evaluate
+from sae.pages.compare import say_comparison, write_comparison
+from sae.run import Run, missing
 from sae.training.config import TrainConfig
 from sae.training.loop import Diverged
-from sae.training.plan import Load, bytes_together, memory_budget, seconds_for, turns
-from sae.training.task import Task, tasks_of
+from sae.training.task import tasks_of
 from sae.training.train import open_source, train_together
+from sae.training.turns import in_turns
 
 
 def sweep(configs: Iterable[TrainConfig]) -> list[Dictionary]:
@@ -78,7 +75,7 @@ def run(configs: Sequence[TrainConfig]) -> None:
     diverged, compared = [], []
     for _, members in _by(configs, _stream):
         source = open_source(members[0])
-        plan = _planned(missing(tasks_of(members, source), "train"), source)
+        plan = in_turns(missing(tasks_of(members, source), "train"), source)
         for turn in plan:
             try:
                 train_together(turn, source)
@@ -90,26 +87,6 @@ def run(configs: Sequence[TrainConfig]) -> None:
     _evaluate(compared)
     if diverged:
         raise Diverged("; ".join(diverged))
-
-
-def expected_seconds(configs: Sequence[TrainConfig]) -> float | None:
-    """About how long their training takes on this machine; None without a cache to tell."""
-    total = 0.0
-    for config in configs:
-        if config.cache_location is None:
-            return None
-        try:
-            cache = open_cache(config.cache_location)
-            d_in = cache.d_in(cache.hook(config.hook_name))
-        except UserError:
-            return None
-        total += d_in * _rows_times_latents(config)
-    n_steps = sum(config.n_steps for config in configs)
-    return seconds_for(total, n_steps, resolve_device(configs[0].device)) if configs else 0.0
-
-
-def _rows_times_latents(config: TrainConfig) -> float:
-    return config.n_steps * config.train_batch_size_tokens * config.sae.d_sae
 
 
 def _grouped(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
@@ -139,39 +116,6 @@ def _stream(config: TrainConfig) -> str:
     return digest(key)
 
 
-def _planned(tasks: Sequence[Task], source: RowSource) -> list[list[Task]]:
-    """Who trains together, which is said."""
-    if not tasks:
-        return []
-    members = [task.config for task in tasks]
-    widths = [side.shape[1] for side in source.sample()]
-    loads = [_load(config, widths) for config in members]
-    device = resolve_device(members[0].device)
-    plan = turns(loads, memory_budget(members[0].sweep, device))
-    n_steps = sum(config.n_steps for config in members)
-    multiplications = widths[0] * sum(map(_rows_times_latents, members))
-    time = duration(seconds_for(multiplications, n_steps, device))
-    most = max(bytes_together(loads[turn.start : turn.stop]) for turn in plan)
-    sizes = " and ".join(str(len(turn)) for turn in plan)
-    how = "in one pass" if len(plan) == 1 else f"in {len(plan)} turns of {sizes}"
-    n = len(members)
-    say(
-        f"train: {n} {'dictionary' if n == 1 else 'dictionaries'} {how}, {most / 1e9:.2f} GB, "
-        f"about {time}"
-    )
-    return [[tasks[place] for place in turn] for turn in plan]
-
-
-def _load(config: TrainConfig, widths: Sequence[int]) -> Load:
-    d_in, d_out = widths[0], widths[-1]
-    # Four vectors of latents at most: biases, thresholds, gates.
-    n_parameters = config.sae.d_sae * (d_in + d_out + 4) + d_out
-    if config.sae.skip_connection:
-        n_parameters += d_in * d_out
-    batch_bytes = 4 * config.train_batch_size_tokens * sum(widths)
-    return Load(config.id, n_parameters, batch_bytes)
-
-
 def _evaluate(turns: Sequence[Sequence[TrainConfig]]) -> None:
     """Measure them on held-out text, those of a turn together, and compare them."""
     runs: dict[str, TrainConfig] = {}
@@ -193,7 +137,7 @@ def _evaluate(turns: Sequence[Sequence[TrainConfig]]) -> None:
             evaluate(asked, [config.id for config in members])
             runs[run] = one
     for run, one in runs.items():
-        say_comparison(write_comparison(Path(run), one.sweep.max_l0))
+        say_comparison(write_comparison(Run.at(run), one.sweep.max_l0))
 
 
 def _by(

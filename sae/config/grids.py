@@ -182,7 +182,7 @@ def _has(composed: DictConfig, key: str) -> bool:
 
 def _time_for(blocks: Sequence[_Block], n_points: int) -> str:
     """About how long a grid takes, told from some of its points; empty if nobody can know."""
-    from sae.commands.sweep import expected_seconds
+    from sae.training.turns import expected_seconds
 
     chance = random.Random(0)
     sample = []

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-RULE = (
+CRITERION = (
     "Of the features active on 0.05% to 2% of the tokens whose ten most promoted tokens are "
     "mostly words (seven or more begin with a space and three letters): those whose top "
     "contexts agree most often with their promoted tokens (highest logit_agreement), then "
@@ -17,7 +17,7 @@ _MIN_WORDS = 7
 
 
 def choose_features(features: list[dict[str, Any]], n: int) -> list[int]:
-    """The first `n` features by `RULE`, from rows of an atlas's `features.parquet`."""
+    """The first `n` features by `CRITERION`, from rows of an atlas's `features.parquet`."""
     live = [f for f in features if f["max_activation"] > 0 and "top_logit_tokens" in f]
     ranked = sorted(live, key=_rank)
     taken: list[int] = []

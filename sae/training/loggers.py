@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sae.base.errors import require
-from sae.base.files import explained_failures, write_text
+from sae.base.files import explained_failures, whole_lines, write_text
 from sae.base.progress import say
 
 # Wandb's own patience is a minute and a half.
@@ -85,18 +85,7 @@ class JsonlLogger:
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:
-    return [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-
-
-def _whole_lines(path: Path) -> list[str]:
-    # The last line may be half-written, by a process that was killed or writes it now.
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
-
-
-def read_metrics(path: Path) -> list[Metrics]:
-    """The figures that a `JsonlLogger` wrote, one dict a logged step."""
-    return [json.loads(line) for line in _whole_lines(path)]
+    return [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
 
 
 class WandbLogger:

@@ -6,7 +6,7 @@ from support.world import harvest_settings
 
 import sae
 from sae.architectures import ARCHITECTURES
-from sae.training.loggers import read_metrics
+from sae.base.files import read_json_lines
 
 READ, WRITE = "blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"
 
@@ -44,7 +44,7 @@ def test_a_transcoder_predicts_the_output_of_the_mlp_from_its_input(run, name, s
     x, y = (rows[torch.from_numpy(cache.text_rows()[:40]).flatten()] for rows in (x, y))
     error = (loaded(x) - y).square().sum() / (y - y.mean(0)).square().sum()
     assert error < 0.6
-    lines = read_metrics(run / "training" / label / "metrics.jsonl")
+    lines = read_json_lines(run / "training" / label / "metrics.jsonl")
     assert lines[-1]["losses/mse_loss"] < lines[0]["losses/mse_loss"]
 
 

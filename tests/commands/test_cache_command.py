@@ -23,7 +23,7 @@ from sae.cli import main
 from sae.config.commands import family
 from sae.config.keys import keys
 from sae.models.site import Site
-from sae.reporting.cache_table import size
+from sae.base.progress import size
 from sae.text.packing import RowBlock, TextPlan
 
 VERBS = {command.name.split()[1]: command for command in family("cache")}

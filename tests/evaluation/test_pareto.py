@@ -12,10 +12,10 @@ from support.figures import compared, made_figures
 
 import sae
 from sae.base.errors import UserError
-from sae.commands.compare import training_curves, write_comparison
+from sae.pages.compare import training_curves, write_comparison
 from sae.figures import SETTINGS, Figures
 from sae.metrics import METRICS
-from sae.reporting.pareto import Pareto, as_csv, as_text, points
+from sae.pages.pareto import Pareto, as_csv, as_text, points
 
 
 def places(*dictionaries: Figures) -> list[tuple[str, str]]:

@@ -12,8 +12,8 @@ from support.figures import compared, made_figures
 
 from sae.atlas.examples import Example, ExampleContext
 from sae.figures import Figures
-from sae.reporting.page import render_page
-from sae.reporting.pareto_picture import draw_pareto
+from sae.pages.page import render_page
+from sae.pages.pareto_picture import draw_pareto
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028"
 CHROMIUM = next(

@@ -15,13 +15,13 @@ from support.world import random_dictionary
 import sae
 from sae.atlas.labels import read_labels, set_label
 from sae.base.errors import UserError
-from sae.commands.shrink import held_out_rows, shrink
+from sae.evaluation.smaller import held_out_rows, shrink
 from sae.dictionary import ACTIVATIONS
 from sae.dictionary.files import load_dictionary, save_dictionary
 from sae.dictionary.metadata import metadata_of
 from sae.evaluation.reconstruction import reconstruction
-from sae.exchange.card import Export, model_card
-from sae.exchange.shrink import as_loaded, named_dtype, nested_widths, only_latents
+from sae.publishing.card import Export, model_card
+from sae.publishing.smaller import as_loaded, named_dtype, nested_widths, only_latents
 from sae.rows.shuffle import select_rows
 
 HOOK = "blocks.1.hook_resid_post"

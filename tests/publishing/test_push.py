@@ -15,7 +15,7 @@ from support.hub import COMMIT, HubHandler, serving
 
 import sae
 from sae.base.errors import UserError
-from sae.exchange.push import check_repository
+from sae.publishing.push import check_repository
 from sae.exchange.stamp import write_stamp
 
 HOOK = "blocks.1.hook_resid_post"

@@ -10,7 +10,7 @@ from support.figures import compared, made_figures
 from sae.atlas.labels import Labels
 from sae.atlas.record import AtlasRecord
 from sae.atlas.schema import CONTEXTS, FEATURES
-from sae.reporting.site import write_site
+from sae.pages.site import write_site
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028"
 BROKEN = "caf\ufffd \ufffd\u202e\x00\u200b"

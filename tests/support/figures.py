@@ -3,7 +3,7 @@
 from typing import Any
 
 from sae.figures import Figures
-from sae.reporting.pareto import Pareto
+from sae.pages.pareto import Pareto
 
 
 def made_figures(name: str, l0: float = 30.0, variance: float = 0.8, **others: Any) -> Figures:

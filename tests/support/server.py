@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae.commands.serve import ServeConfig, pages_of
-from sae.serving.app import application
-from sae.serving.guard import name_check
-from sae.serving.server import listen, serve_until_stopped
+from sae.pages.server.app import application
+from sae.pages.server.guard import name_check
+from sae.pages.server.listening import listen, serve_until_stopped
 
 JSON = {"Content-Type": "application/json"}
 

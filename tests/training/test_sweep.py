@@ -21,7 +21,7 @@ from sae.commands import sweep
 from sae.dictionary.metadata import metadata_of
 from sae.training.checkpoint import CheckpointConfig, Checkpoints
 from sae.training.config import TrainConfig
-from sae.training.loggers import read_metrics
+from sae.base.files import read_json_lines
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
 from sae.training.plan import Load, SweepConfig, bytes_together, turns
@@ -65,7 +65,7 @@ def equal(a, b):
 
 
 def figures(one):
-    return read_metrics(one.state_path / "metrics.jsonl")
+    return read_json_lines(one.state_path / "metrics.jsonl")
 
 
 def test_each_dictionary_of_a_pass_is_bit_for_bit_what_it_is_alone(tiny_run, tmp_path):

@@ -19,7 +19,7 @@ from sae.base.errors import UserError
 from sae.dictionary.metadata import metadata_of
 from sae.training.checkpoint import CheckpointConfig
 from sae.training.config import TrainConfig
-from sae.training.loggers import read_metrics
+from sae.base.files import read_json_lines
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig, schedule
 
@@ -80,14 +80,14 @@ def test_a_short_dead_window_counts_more_dead_latents(tiny_run, tmp_path):
         run = tmp_path / str(window)
         strong = StandardConfig(d_sae=48, l1_coefficient=6.0)
         sae.train(**settings(tiny_run, run, sae=strong, dead_feature_window=window))
-        lines = read_metrics(next(run.glob("training/*/metrics.jsonl")))
+        lines = read_json_lines(next(run.glob("training/*/metrics.jsonl")))
         dead.append(sum(line["sparsity/dead_features"] for line in lines))
     assert dead[0] > dead[1]
 
 
 def test_the_loss_falls_and_a_larger_coefficient_means_fewer_active_latents(tiny_run):
     curves = {
-        n: read_metrics(tiny_run / f"training/{n}/metrics.jsonl") for n in ("weak", "strong")
+        n: read_json_lines(tiny_run / f"training/{n}/metrics.jsonl") for n in ("weak", "strong")
     }
     for lines in curves.values():
         assert lines[-1]["losses/mse_loss"] < lines[0]["losses/mse_loss"]
@@ -112,7 +112,7 @@ def interrupted_at(step, monkeypatch):
 
 
 def figures_of(run):
-    return read_metrics(next(run.glob("training/*/metrics.jsonl")))
+    return read_json_lines(next(run.glob("training/*/metrics.jsonl")))
 
 
 def test_ctrl_c_saves_and_the_training_ends_in_the_same_bits(tiny_run, tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_sigterm_saves_within_seconds_and_exits_with_143(tiny_run, tmp_path):
     (checkpoint,) = tmp_path.glob("training/x/step_*.pt")
     step = int(checkpoint.stem.removeprefix("step_"))
     assert step > 0
-    lines = read_metrics(figures)
+    lines = read_json_lines(figures)
     assert [line["step"] for line in lines] == list(range(10, step + 1, 10))
 
 
@@ -206,7 +206,7 @@ def test_wandb_offline_records_the_figures_that_the_file_has(tiny_run, tmp_path,
     assert done.returncode == 0, done.stderr[-2000:]
     (record,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     recorded = _wandb_history(record)
-    written = read_metrics(tmp_path / "training/x/metrics.jsonl")
+    written = read_json_lines(tmp_path / "training/x/metrics.jsonl")
     assert [r["_step"] for r in recorded] == [w["step"] for w in written]
     for r, w in zip(recorded, written, strict=True):
         assert {k: r[k] for k in w if k != "step" and not k.startswith("plots/")} == {

@@ -2,10 +2,9 @@
 
 from sae.dictionary import Dictionary
 from sae.dictionary.storage import FULL, INT8
-from sae.exchange.card.text import code
-from sae.exchange.shrink import Shrunk
-from sae.figures import Figures
+from sae.figures import Figures, ShrinkingCost
 from sae.metrics import METRICS
+from sae.publishing.card.text import code
 
 _CE = "ce_loss_without_sae"
 _CE_SAE = "ce_loss_with_sae"
@@ -23,7 +22,7 @@ _LIMITS = (
 
 
 def figures_section(
-    dictionary: Dictionary, figures: Figures, shrunk: Shrunk | None, text: str | None
+    dictionary: Dictionary, figures: Figures, shrunk: ShrinkingCost | None, text: str | None
 ) -> str:
     """Where figures were measured, and a table of them.
 
@@ -72,7 +71,7 @@ def _target(dictionary: Dictionary) -> str:
     )
 
 
-def smaller_section(figures: Figures, shrunk: Shrunk | None, dtype: str) -> str:
+def smaller_section(figures: Figures, shrunk: ShrinkingCost | None, dtype: str) -> str:
     """What was made smaller and what that cost; nothing where nothing was."""
     if shrunk is None:
         return ""
@@ -110,7 +109,7 @@ def smaller_section(figures: Figures, shrunk: Shrunk | None, dtype: str) -> str:
 {note}"""
 
 
-def _shrunk_rows(shrunk: Shrunk) -> str:
+def _shrunk_rows(shrunk: ShrinkingCost) -> str:
     sides = shrunk.before, shrunk.after
     rows = [(_told(key), [side[key] for side in sides]) for key in _SHRUNK_METRICS]
     if shrunk.n_dropped:

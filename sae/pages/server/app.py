@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from aiohttp import web
 
-from sae.serving.guard import add_headers, guard
-from sae.serving.requests import (
+from sae.pages.server.guard import add_headers, guard
+from sae.pages.server.requests import (
     LabelRequest,
     ReadRequest,
     SteerRequest,
@@ -20,8 +20,8 @@ from sae.serving.requests import (
     read_request,
     steer_request,
 )
-from sae.serving.static import file_response, own_file
-from sae.serving.worker import Check, Worker
+from sae.pages.server.static import file_response, own_file
+from sae.pages.server.worker import Check, Worker
 
 _MAX_BODY = 1 << 20
 _REPORT = ("report.html", "pareto.png")

@@ -323,7 +323,7 @@ drawDensities(trained);
 drawFeatures();
 document.querySelector(".skip").hidden = $("features").hidden;
 if (reveal("steering", report.steering)) {
-  $("steering-rule").append(h("b", {}, "How they were chosen. "), report.steering[0].rule ?? "");
+  $("steering-criterion").append(h("b", {}, "How they were chosen. "), report.steering[0].criterion ?? "");
   $("steered").append(...report.steering.map(drawSteered));
 }
 drawExport();

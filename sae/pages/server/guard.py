@@ -84,7 +84,9 @@ def guard(is_own_name: Callable[[str], bool]) -> Handler:
         except web.HTTPRedirection:
             raise
         except Exception:
-            logging.getLogger("sae.serving").exception("%s %s", request.method, request.path)
+            logging.getLogger("sae.pages.server").exception(
+                "%s %s", request.method, request.path
+            )
             return refusal(500, "the server has met a defect; its terminal says which")
 
     return guarded  # type: ignore[return-value]

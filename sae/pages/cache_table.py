@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sae.base.progress import size
 from sae.cache.layout import ActivationCache
 from sae.core.scaling import SINK_NORM_MULTIPLE
 
@@ -18,14 +19,6 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
-
-
-def size(n_bytes: float) -> str:
-    """Bytes for people: `834 kB`, `1.2 GB`."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.3g} {unit}"
-    return f"{n_bytes:.0f} B"
 
 
 def survey_lines(found: dict[str, Any]) -> Iterator[str]:

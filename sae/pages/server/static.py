@@ -8,7 +8,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from sae.serving.guard import policy
+from sae.pages.server.guard import policy
 
 _TYPES = {
     ".html": "text/html",

@@ -10,7 +10,7 @@ import numpy as np
 
 from sae.base.files import atomic_path
 from sae.metrics import METRICS, Metric, shown_in
-from sae.reporting.pareto import Pareto, Point, points
+from sae.pages.pareto import Pareto, Point, points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,10 +13,12 @@ from sae.dictionary import Dictionary, Record
 from sae.dictionary.files import loads_in_saelens
 from sae.dictionary.record import TrainingRecord
 from sae.dictionary.storage import FULL
-from sae.exchange.card.activations import input_section
-from sae.exchange.card.figures import figures_section, limits, smaller_section
-from sae.exchange.card.loading import loading, queries
-from sae.exchange.card.text import (
+from sae.exchange.formats import named_format, saelens
+from sae.figures import Figures, ShrinkingCost
+from sae.publishing.card.activations import input_section
+from sae.publishing.card.figures import figures_section, limits, smaller_section
+from sae.publishing.card.loading import loading, queries
+from sae.publishing.card.text import (
     cell,
     code,
     example_table,
@@ -24,9 +26,7 @@ from sae.exchange.card.text import (
     plain,
     public,
 )
-from sae.exchange.formats import named_format, saelens
-from sae.exchange.shrink import DIRECTIONS_FILE, Shrunk
-from sae.figures import Figures
+from sae.publishing.smaller import DIRECTIONS_FILE
 from sae.text.record import TextRecord
 
 # `datasets` reads all tables of a repository in one format, so that labels.csv is none of them.
@@ -42,7 +42,7 @@ class Export:
     format: str = saelens.NAME
     dtype: str = FULL
     """Of the weights in the files."""
-    shrunk: Shrunk | None = None
+    shrunk: ShrinkingCost | None = None
     """What was made smaller, if anything was."""
     nested: tuple[int, ...] = ()
     """Of a Matryoshka dictionary: latents of each inner level that are left."""

@@ -1,37 +1,53 @@
-"""What making a dictionary smaller costs, and the file with its directions alone."""
+"""A dictionary made smaller for others, and the file with its directions alone."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
 from sae.architectures import MatryoshkaConfig
+from sae.base.errors import require
 from sae.base.files import atomic_path
 from sae.dictionary import Dictionary
-from sae.dictionary.storage import packed
+from sae.dictionary.storage import FULL, as_loaded, packed
 
 DIRECTIONS_FILE = "decoder.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Shrunk:
-    """What was made smaller, and what that cost."""
+class Smaller:
+    """A dictionary as it is exported."""
 
-    n_dropped: int
-    """Latents that were left out."""
-    d_sae: int
-    """Latents before."""
-    n_rows: int
-    """Held-out rows on which both sides of the figures were measured."""
-    n_behaviour_tokens: int
-    """Held-out tokens for CE and KL; 0 where these were not measured."""
-    before: Mapping[str, float]
-    after: Mapping[str, float]
+    dictionary: Dictionary
+    kept: NDArray[np.int64]
+    """Features that are left, (n_kept,), by the numbers that they had before."""
+
+
+def smaller(
+    dictionary: Dictionary, dtype: str, n_active: NDArray[np.int64] | None = None
+) -> Smaller:
+    """Store a dictionary in a smaller type, or without the features that never fired.
+
+    Where neither changes anything, it is the same dictionary.
+
+    Args:
+        n_active: rows in which each feature fired, (d_sae,); with None all features stay.
+
+    Raises:
+        UserError: if no feature ever fired, or a weight is beyond the type.
+    """
+    kept = np.arange(dictionary.d_sae) if n_active is None else n_active.nonzero()[0]
+    require(
+        len(kept) > 0,
+        "drop_dead=true would leave nothing, since no feature fired; export without it",
+    )
+    small = dictionary.of_latents(torch.from_numpy(kept))
+    return Smaller(small if dtype == FULL else as_loaded(small, dtype), kept)
 
 
 def nested_widths(dictionary: Dictionary, kept: NDArray[np.int64]) -> tuple[int, ...]:

@@ -2,20 +2,18 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from sae.base.errors import require
-from sae.base.files import read_json, write_json, write_text
+from sae.base.files import read_json, read_json_lines, write_json, write_text
 from sae.base.progress import say
 from sae.base.provenance import versions
-from sae.commands.common import dictionary_names
 from sae.dictionary.files import load_dictionary, read_record
 from sae.figures import Figures
-from sae.reporting.page import render_page
-from sae.reporting.pareto import Pareto, as_csv, as_text
-from sae.reporting.pareto_picture import draw_pareto
-from sae.training.loggers import read_metrics
+from sae.pages.page import render_page
+from sae.pages.pareto import Pareto, as_csv, as_text
+from sae.pages.pareto_picture import draw_pareto
+from sae.run import Run
 
 _CURVE_POINTS = 200
 _DENSITIES = "plots/feature_density_line_chart"
@@ -23,14 +21,14 @@ _DENSITY_COLUMNS = 40
 
 
 def write_comparison(
-    run: Path, max_l0: float, names: list[str] | None = None, *, page: bool = True
+    run: Run, max_l0: float, names: list[str] | None = None, *, page: bool = True
 ) -> Pareto:
     """Write `pareto.json`, `.csv` and `.png` over a run's evaluated dictionaries, and the page.
 
     The page is left alone where a demo, which shows more on it, has written its own.
 
     Args:
-        run: folder of the pipeline, with figures in `evals`.
+        run: the run whose dictionaries are compared.
         max_l0: up to which the most faithful dictionary is recommended.
         names: of the dictionaries to compare; by default all that were evaluated.
         page: whether to write `report.html` and `report.json` as well.
@@ -38,48 +36,51 @@ def write_comparison(
     Raises:
         UserError: if none was evaluated.
     """
-    evaluated = {path.stem for path in (run / "evals").glob("*.json")}
-    wanted = dictionary_names(run) if names is None else names
+    evaluated = run.evaluated_names
+    wanted = run.dictionary_names if names is None else names
     found = [_figures(run, name) for name in wanted if name in evaluated]
     known = [figures for figures in found if figures is not None]
-    require(bool(known), f"{run} has no evaluated dictionaries; run: sae eval run={run}")
+    require(
+        bool(known),
+        f"{run.folder} has no evaluated dictionaries; run: sae eval run={run.folder}",
+    )
     known.sort(key=lambda one: (one.trained_as, one.hook_name, -one.values["l0"]))
-    dictionary = load_dictionary(run / "dictionaries" / known[0].id)
+    dictionary = load_dictionary(run.dictionary(known[0].id))
     pareto = Pareto(
-        run=str(run),
+        run=str(run.folder),
         model_name=dictionary.record.model_name or "a model",
         d_in=dictionary.d_in,
         max_l0=max_l0,
         dictionaries=tuple(known),
     )
-    write_json(run / "pareto.json", pareto.to_json())
-    write_text(run / "pareto.csv", as_csv(pareto))
-    draw_pareto(pareto, run / "pareto.png")
+    write_json(run.pareto("json"), pareto.to_json())
+    write_text(run.pareto("csv"), as_csv(pareto))
+    draw_pareto(pareto, run.pareto("png"))
     if page:
         _write_page(run, pareto)
     return pareto
 
 
-def _figures(run: Path, name: str) -> Figures | None:
+def _figures(run: Run, name: str) -> Figures | None:
     """The dictionary's figures, and how long it was trained where that is known.
 
     None if it was trained further since it was measured.
     """
-    figures = Figures.read(run / "evals" / f"{name}.json")
-    record = read_record(run / "dictionaries" / name)
+    figures = Figures.read(run.evaluation(name))
+    record = read_record(run.dictionary(name))
     if figures.training_digest != record.training_digest:
-        say(f"pareto: {name} has changed since it was measured; run: sae eval run={run}")
+        say(f"pareto: {name} has changed since it was measured; run: sae eval run={run.folder}")
         return None
-    timing = run / "training" / name / "timing.json"
+    timing = run.training(name) / "timing.json"
     seconds = read_json(timing).get("seconds") if timing.exists() else None
     return replace(figures, training_seconds=seconds)
 
 
-def _write_page(run: Path, pareto: Pareto) -> None:
+def _write_page(run: Run, pareto: Pareto) -> None:
     """The page with picture and table, the training curves and densities: all there is."""
-    path = run / "report.json"
+    path = run.report_data
     if path.exists() and "steering" in read_json(path):
-        say(f"pareto: {run}/report.html is a demo's and shows more, so it stays as it is")
+        say(f"pareto: {run.report} is a demo's and shows more, so it stays as it is")
         return
     report = {
         "run": pareto.run,
@@ -92,12 +93,10 @@ def _write_page(run: Path, pareto: Pareto) -> None:
     names = [figures.id for figures in pareto.dictionaries]
     write_json(path, report)
     page = render_page(report, [], training_curves(run, names, pareto.recommended.id))
-    write_text(run / "report.html", page)
+    write_text(run.report, page)
 
 
-def training_curves(
-    run: Path, names: list[str], chosen: str
-) -> dict[str, list[dict[str, Any]]]:
+def training_curves(run: Run, names: list[str], chosen: str) -> dict[str, list[dict[str, Any]]]:
     """Training figures by dictionary, thinned to what a chart can show.
 
     Lines with figures of held-out rows are thinned apart, as they are few; their histograms of
@@ -105,8 +104,8 @@ def training_curves(
     """
     found = {}
     for name in names:
-        path = run / "training" / name / "metrics.jsonl"
-        lines = read_metrics(path) if path.exists() else []
+        path = run.training(name) / "metrics.jsonl"
+        lines = read_json_lines(path) if path.exists() else []
         looks = [line for line in lines if _DENSITIES in line]
         usual = [line for line in lines if _DENSITIES not in line]
         kept = _thinned(usual, _CURVE_POINTS) + _thinned(looks, _CURVE_POINTS)

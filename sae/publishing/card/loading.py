@@ -6,9 +6,9 @@ What is in a folder is named relative to it; what is on the Hub by its repositor
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE, loads_in_saelens
 from sae.dictionary.storage import FULL, INT8
-from sae.exchange.card.text import quoted
 from sae.exchange.formats import named_format, saelens
-from sae.exchange.shrink import DIRECTIONS_FILE
+from sae.publishing.card.text import quoted
+from sae.publishing.smaller import DIRECTIONS_FILE
 
 _SAELENS_ON_THE_HUB = """\
 from sae_lens import SAE

@@ -16,10 +16,10 @@ from sae.atlas.labels import Labels
 from sae.atlas.lists import flat_and_ends
 from sae.atlas.record import AtlasRecord
 from sae.base.files import write_text
-from sae.reporting.columns import interleaved, rounded, slices
-from sae.reporting.embed import embedded, embedded_fast, plain
-from sae.reporting.page import atlas_page
-from sae.reporting.search_index import SearchIndex
+from sae.pages.columns import interleaved, rounded, slices
+from sae.pages.embed import embedded, embedded_fast, plain
+from sae.pages.page import atlas_page
+from sae.pages.search_index import SearchIndex
 
 if TYPE_CHECKING:
     import pyarrow

@@ -3,29 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sae.analysis.reading import read_text
 from sae.atlas.atlas import Atlas
 from sae.atlas.labels import LABELS_FILE, read_labels, set_label
 from sae.atlas.record import RECORD_FILE
 from sae.base.errors import UserError, require
 from sae.base.progress import say
-from sae.commands.common import check_measured_on
 from sae.dictionary import Dictionary
-from sae.dictionary.files import load_dictionary
-from sae.models.hooks import locate
+from sae.dictionary.files import WEIGHTS_FILE
 from sae.models.load import LanguageModel, record_without_weights, recorded_model
 from sae.models.record import ModelRecord
-from sae.reporting.site import DATA, write_labels_data
-from sae.serving.requests import LabelRequest, ReadRequest, SteerRequest
-from sae.steering.beside import generate_beside, with_baseline
-from sae.steering.doses import unit_dose
-from sae.steering.generate import Sampling
+from sae.pages.server.requests import LabelRequest, ReadRequest, SteerRequest
+from sae.pages.site import DATA, write_labels_data
+from sae.run import Run
 
 # Dictionaries that are held in memory at once, of all that a run has.
 _HELD = 4
@@ -38,11 +32,35 @@ class _Measured:
     """(d_sae,)."""
 
 
+class Answers(Protocol):
+    """What is computed when a page asks, by those who know how."""
+
+    def read(
+        self, model: LanguageModel, dictionary: Dictionary, request: ReadRequest
+    ) -> dict[str, Any]:
+        """Return the features of a text as the page shows them."""
+
+    def steer(
+        self,
+        model: LanguageModel,
+        dictionary: Dictionary,
+        max_activation: float,
+        request: SteerRequest,
+        check: Callable[[], None],
+    ) -> dict[str, Any]:
+        """Return texts with and without a feature turned.
+
+        Args:
+            max_activation: the feature's highest, of which strengths are multiples.
+            check: called before each token; whatever it raises ends the writing.
+        """
+
+
 class Shelf:
     """Models and dictionaries of a run, each loaded once."""
 
-    def __init__(self, run: Path, device: str) -> None:
-        self.run, self.device = run, device
+    def __init__(self, run: Run, device: str, answers: Answers) -> None:
+        self.run, self.device, self.answers = run, device, answers
         self.model: Callable[[ModelRecord], LanguageModel] = lru_cache(maxsize=None)(
             self._model
         )
@@ -54,17 +72,16 @@ class Shelf:
         return recorded_model(record, self.device)
 
     def _measured(self, name: str, _: tuple[int, ...]) -> _Measured:
-        atlas = Atlas(self.run / "atlas" / name)
-        dictionary = load_dictionary(self.run / "dictionaries" / name)
-        again = f"analyze run={self.run} dictionary={name}"
-        check_measured_on(dictionary, atlas.record.to_json(), again)
+        atlas = Atlas(self.run.atlas(name))
+        dictionary = self.run.load(name)[1]
+        self.run.check_measured(name, dictionary, atlas.record, "analyze")
         table = atlas.feature_table(["max_activation"])
         return _Measured(dictionary, torch.tensor(table["max_activation"].to_pylist()))
 
 
 @dataclass(slots=True)
 class LiveAtlas:
-    """An atlas with what can be computed beside it: `sae.serving.app.ServedAtlas`."""
+    """An atlas with what can be computed beside it: `sae.pages.server.app.ServedAtlas`."""
 
     name: str
     atlas: Atlas
@@ -107,7 +124,7 @@ class LiveAtlas:
         say(f"serve: {self.name} is shown without live features: {why}")
 
     def _loaded(self) -> tuple[LanguageModel, _Measured]:
-        weights = self.shelf.run / "dictionaries" / self.name / "sae_weights.safetensors"
+        weights = self.shelf.run.dictionary(self.name) / WEIGHTS_FILE
         paths = [self.atlas.folder / RECORD_FILE, weights]
         stamps = tuple(path.stat().st_mtime_ns for path in paths if path.exists())
         measured = self.shelf.measured(self.name, stamps)
@@ -125,37 +142,20 @@ class LiveAtlas:
         return model, measured
 
     def read(self, request: ReadRequest) -> dict[str, Any]:
-        """Features of a text, the strongest of each token."""
+        """Return the features of a text, the strongest of each token."""
         model, measured = self._ready(request.feature)
-        found = read_text(model, measured.dictionary, request.text, feature=request.feature)
-        acts = {} if found.acts is None else {"acts": found.acts}
-        return {"tokens": found.tokens, "features": found.strongest, **acts}
+        return self.shelf.answers.read(model, measured.dictionary, request)
 
     def steer(self, request: SteerRequest, check: Callable[[], None]) -> dict[str, Any]:
         """Continue a text plainly, with the feature turned, and with a random direction."""
         model, measured = self._ready(request.feature)
-        feature, dictionary = request.feature, measured.dictionary
-        highest = float(measured.max_activation[feature])
+        highest = float(measured.max_activation[request.feature])
         require(
             highest > 0,
-            f"feature {feature} is dead: it fired nowhere in the text of this atlas, so it has "
-            "no highest activation to take multiples of; choose a live one",
+            f"feature {request.feature} is dead: it fired nowhere in the text of this atlas, "
+            "so it has no highest activation to take multiples of; choose a live one",
         )
-        direction = unit_dose(dictionary, feature, highest)
-        directions = with_baseline(direction, request.strength, request.seed + feature)
-        sampling = Sampling(
-            max_new_tokens=request.max_new_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-        )
-        point = locate(model.module, dictionary.writes[0].place)
-        texts = generate_beside(model, point, request.text, directions, sampling, check)
-        shown = ({"text": c.text, "perplexity": c.perplexity} for c in texts)
-        return {
-            "prompt": request.text,
-            **dict(zip(("plain", "steered", "random"), shown, strict=True)),
-            "norm": float(torch.linalg.vector_norm(directions[0])),
-        }
+        return self.shelf.answers.steer(model, measured.dictionary, highest, request, check)
 
     def label(self, request: LabelRequest) -> str:
         """Write a label into `labels.csv`, and for the page."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from sae.atlas.examples import Example
 from sae.atlas.record import AtlasRecord
-from sae.reporting.embed import embedded, plain
+from sae.pages.embed import embedded, plain
 
 _SHARED = ("elements.js", "tokens.js", "charts.js", "dictionaries.js", "pareto.js")
 """In the order in which they build on each other; what a page has of its own comes after."""
@@ -100,5 +100,5 @@ def _filled(template: str, slots: dict[str, str]) -> str:
 
 
 def _joined(*names: str) -> str:
-    folder = files("sae.reporting")
+    folder = files("sae.pages")
     return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)

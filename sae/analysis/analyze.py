@@ -1,0 +1,264 @@
+"""Making an atlas: all that is found out about the features of a dictionary, as tables."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae.analysis.features import ContextSelection, feature_panels, related_features
+from sae.analysis.map import N_NEIGHBOURS, feature_map
+from sae.analysis.naming import automatic_labels
+from sae.analysis.shards import Shard, Text, encode_cache, read_text
+from sae.analysis.tables import (
+    LogitEffects,
+    Vocabulary,
+    agreement_of_ids,
+    context_pieces,
+    logit_columns,
+    numpy_of,
+    panel_columns,
+    related_columns,
+)
+from sae.analysis.work import Arrays, Work
+from sae.atlas.directions import direction_columns, nearest_features
+from sae.atlas.labels import Labels, carry_labels
+from sae.atlas.record import FORMAT, AtlasRecord, write_record
+from sae.atlas.schema import CONTEXTS, FEATURES, N_BANDS
+from sae.base.errors import require
+from sae.base.progress import say
+from sae.base.provenance import code_version, digest
+from sae.cache.layout import ActivationCache
+from sae.dictionary import Dictionary
+from sae.models.load import LanguageModel, recorded_model, resolve_device
+from sae.models.unembed import extreme_logits, token_strings, unembedding
+from sae.run import RUN_CACHE, cache_location
+
+if TYPE_CHECKING:
+    import pyarrow
+
+WritePages = Callable[[Path, "pyarrow.Table", "pyarrow.Table", AtlasRecord, Labels], None]
+"""Writes the pages of an atlas into its folder, from both tables, its record and labels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnalyzeConfig:
+    """Make the atlas of a dictionary: how often, where and how strongly each feature fires.
+
+    It says as well which tokens a feature promotes and which others fire with it. An atlas is a
+    folder of tables, with pages that open from disk; `sae serve` adds live features to them.
+    """
+
+    run: str = "runs/default"
+    """Folder of the run; the atlas goes to `{run}/atlas/{dictionary}`."""
+    cache: str = RUN_CACHE
+    """Cache whose text is read, all of it."""
+    dictionary: str | None = None
+    """Name of the dictionary; may be left out if the run has one."""
+    n_contexts: int = 10
+    """Number of contexts to keep in which a feature fires most strongly, one of a sequence."""
+    n_band_contexts: int = 4
+    """Number of contexts to draw from each fifth of the way up to a feature's highest
+    activation."""
+    n_silent: int = 4
+    """Number of contexts to draw in which a feature does not fire."""
+    context_radius: int = 16
+    """Number of tokens to show on either side of an activation."""
+    n_logits: int = 10
+    """Number of tokens to list whose logits a feature raises most, and as many that it lowers
+    most."""
+    seed: int = 0
+    """Seed of the random draws of contexts."""
+    device: str = "auto"
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
+    one."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_contexts", "n_logits"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name}={value}; give 1 or more")
+        for name in ("n_band_contexts", "n_silent", "context_radius"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name}={value} is negative; give 0 or more")
+
+    @property
+    def cache_location(self) -> str:
+        """Path or address of the cache that is read."""
+        return cache_location(self.run, self.cache)
+
+    @property
+    def selection(self) -> ContextSelection:
+        """Which contexts to keep."""
+        return ContextSelection(
+            self.n_contexts, self.n_band_contexts, self.n_silent, self.context_radius, self.seed
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """One dictionary's features on the text of one cache."""
+
+    config: AnalyzeConfig
+    cache: ActivationCache
+    name: str
+    dictionary: Dictionary
+
+    @property
+    def digest(self) -> str:
+        """Identifies all that decides the tables."""
+        measured = [self.cache.digest, self.dictionary.digest, *self.dictionary.hook_names]
+        return digest([FORMAT, *measured, self.config.selection, self.config.n_logits])
+
+    def check(self) -> None:
+        """Refuse what the cache has too few sequences for.
+
+        Raises:
+            UserError: if more contexts are asked for than there are sequences.
+        """
+        asked, there = self.config.n_contexts, self.cache.n_sequences
+        require(
+            asked <= there,
+            f"n_contexts={asked}, of different sequences, but {self.cache.location} has "
+            f"{there}; give n_contexts={there} or fewer",
+        )
+
+    def write(self, folder: Path, replaced: Path, work: Work, pages: WritePages) -> None:
+        """Do what is not done yet, and write the atlas into a new folder.
+
+        Args:
+            folder: where it is written.
+            replaced: the atlas that it takes the place of, if there is one: what people wrote
+                into its labels is taken over.
+            work: parts that are finished.
+            pages: writes the pages.
+
+        Raises:
+            UserError: if the cache has no text, or the model cannot be had.
+        """
+        import pyarrow
+
+        text = read_text(self.cache, work)
+        require(text.n_rows > 0, f"{self.cache.location} has no text rows, only special tokens")
+        model = recorded_model(self.cache.model, self.config.device)
+        dictionary = self.dictionary.to(resolve_device(self.config.device))
+        shards = encode_cache(dictionary, self.cache, text, work)
+        panels = feature_panels(self.config.selection, shards, text, work)
+        columns, vocabulary = self._columns(dictionary, model, shards, text, panels, work)
+        record = self._record(text, int((np.asarray(columns["n_active"]) == 0).sum()))
+        if record.n_dead == record.d_sae:
+            say(f"analyze: no feature of {self.name} fires on any of the {text.n_rows} rows")
+        folder.mkdir()
+        pieces = context_pieces(panels, work, self.config.selection, text, vocabulary)
+        CONTEXTS.write_pieces(folder, pieces)
+        contexts = CONTEXTS.read(folder)
+        automatic = automatic_labels(pyarrow.table(columns), contexts)
+        features = FEATURES.write(folder, {**columns, "label": automatic})
+        labels = carry_labels(replaced, folder, automatic, self.dictionary.digest)
+        pages(folder, features, contexts, record, labels)
+        write_record(folder, record)
+
+    def _columns(
+        self,
+        dictionary: Dictionary,
+        model: LanguageModel,
+        shards: list[Shard],
+        text: Text,
+        panels: list[tuple[slice, str]],
+        work: Work,
+    ) -> tuple[dict[str, object], Vocabulary]:
+        """Return all columns of `features.parquet` but the label, and the tokens' texts."""
+        found = _joined_panels(panels, work)
+        pairs = related_features(shards, text, panels, work)
+        near = work.once("neighbours", lambda: _neighbours(dictionary))
+        places = work.once("map", lambda: _map(dictionary, near))["places"]
+        logits = self._logits(dictionary, model, work)
+        vocabulary = _vocabulary(model, text, logits)
+        columns = {
+            "feature": np.arange(dictionary.d_sae, dtype=np.int32),
+            **panel_columns(found, text, vocabulary),
+            **direction_columns(dictionary, near["indices"], near["cosines"], places),
+            **related_columns(pairs),
+        }
+        if logits is not None:
+            top = found["chosen"][:, : self.config.n_contexts]
+            agreement = agreement_of_ids(logits.top_ids, top, text, vocabulary)
+            columns |= logit_columns(logits, agreement, vocabulary)
+        return columns, vocabulary
+
+    def _logits(
+        self, dictionary: Dictionary, model: LanguageModel, work: Work
+    ) -> LogitEffects | None:
+        """Return what features promote; None where they do not write into the stream."""
+        matrix = unembedding(model.module)
+        site = self.cache.site(dictionary.hook_name_out)
+        if matrix is None or not site.in_stream:
+            return None
+
+        def compute() -> Mapping[str, NDArray[np.generic]]:
+            found = extreme_logits(dictionary.W_dec, matrix, self.config.n_logits)
+            names = ("top_values", "top_ids", "bottom_values", "bottom_ids", "sharpness")
+            return dict(zip(names, map(numpy_of, found), strict=True))
+
+        return LogitEffects(**work.once("logits", compute))
+
+    def _record(self, text: Text, n_dead: int) -> AtlasRecord:
+        dictionary = self.dictionary
+        return AtlasRecord(
+            digest=self.digest,
+            dictionary=self.name,
+            dictionary_digest=dictionary.digest,
+            architecture=dictionary.architecture,
+            model_name=dictionary.model_name,
+            hook_name=dictionary.hook_name,
+            hook_name_out=dictionary.hook_name_out,
+            cache_digest=self.cache.digest,
+            data=self.cache.text.name,
+            d_in=dictionary.d_in,
+            d_sae=dictionary.d_sae,
+            n_rows=text.n_rows,
+            n_sequences=text.n_sequences,
+            context_size=text.context_size,
+            n_documents=text.n_documents,
+            n_dead=n_dead,
+            n_contexts=self.config.n_contexts,
+            n_bands=N_BANDS,
+            n_band_contexts=self.config.n_band_contexts,
+            n_silent=self.config.n_silent,
+            context_radius=self.config.context_radius,
+            seed=self.config.seed,
+            code_version=code_version(),
+        )
+
+
+def _joined_panels(panels: list[tuple[slice, str]], work: Work) -> Arrays:
+    """Join what was found about all features, but for the activations of contexts."""
+    files = [work.open(name) for _, name in panels]
+    names = [name for name in files[0].names if name != "activations"]
+    return {name: np.concatenate([file.read(name) for file in files]) for name in names}
+
+
+def _neighbours(dictionary: Dictionary) -> Arrays:
+    indices, cosines = nearest_features(dictionary.W_dec.float(), N_NEIGHBOURS)
+    return {"indices": numpy_of(indices), "cosines": numpy_of(cosines)}
+
+
+def _map(dictionary: Dictionary, near: Arrays) -> Arrays:
+    import torch
+
+    found = feature_map(
+        dictionary.W_dec, torch.from_numpy(near["indices"]), torch.from_numpy(near["cosines"])
+    )
+    return {"places": numpy_of(found)}
+
+
+def _vocabulary(model: LanguageModel, text: Text, logits: LogitEffects | None) -> Vocabulary:
+    """The text of every token that the tables name."""
+    import torch
+
+    shown: list[NDArray[np.generic]] = [np.unique(text.tokens)]
+    if logits is not None:
+        shown += [logits.top_ids.ravel(), logits.bottom_ids.ravel()]
+    ids = np.unique(np.concatenate(shown)).astype(np.int64)
+    return Vocabulary(ids, token_strings(model.tokenizer, torch.from_numpy(ids)))

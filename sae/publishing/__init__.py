@@ -1,0 +1,1 @@
+"""What others get: folders of dictionaries with their cards, here and on the Hub."""

@@ -1,0 +1,255 @@
+"""What an export is to hold and where it goes, with all that can be refused beforehand."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae.atlas.atlas import Atlas
+from sae.atlas.labels import read_labels
+from sae.base.assets import cache_folder
+from sae.base.errors import UserError, require
+from sae.base.provenance import digest
+from sae.dictionary import Dictionary
+from sae.dictionary.storage import FULL, named_dtype
+from sae.exchange.formats import check_holds, named_format, saelens, sparsify
+from sae.exchange.stamp import (
+    CARD_FILE,
+    LAYOUT,
+    STAMP_FILE,
+    differences,
+    read_stamp,
+    spoken,
+    subject,
+)
+from sae.figures import Figures
+from sae.publishing.push import check_repository
+from sae.run import RUN_CACHE, Run, cache_location
+
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """Write a dictionary, its feature tables and a card to a folder that others can load.
+
+    The folder is a model repository and a data set at once; `push=ORG/NAME` puts it on the Hub.
+    """
+
+    run: str = "runs/default"
+    """Folder of the run."""
+    dictionary: str | None = None
+    """Name of the dictionary, evaluated and analyzed; may be left out if the run has one
+    alone."""
+    format: str = "saelens"
+    """Tool that is to load the dictionary: saelens, sparsify, dictionary_learning, openai,
+    openmoss, gemma_scope or gemma_scope_2. Not every format can hold every dictionary."""
+    out: str | None = None
+    """Folder to write; by default `{run}/export/{dictionary}`, with `-{format}` where that is
+    not saelens, `-{dtype}` where that is not float32, and `-alive` with drop_dead=true. An
+    export of the same dictionary is replaced, unless something in its folder was changed."""
+    dtype: str = "float32"
+    """Precision of the weights in the files: float32, bfloat16, float16, or int8, which only
+    `sae.load` reads. What that costs is measured and written into the card. Any other than
+    float32 needs `format=saelens`."""
+    drop_dead: bool = False
+    """Leave out the features that fired nowhere in the atlas, if there are any. The others are
+    numbered anew; `feature_map.csv` and the column `original_feature` have the numbers of
+    before."""
+    cache: str = RUN_CACHE
+    """Cache on whose held-out text `dtype` and `drop_dead` are measured."""
+    license: str | None = None
+    """Licence to name in the card, as the Hub writes it: apache-2.0, mit, cc-by-4.0, ..."""
+    push: str | None = None
+    """Repository `ORG/NAME` on the Hugging Face Hub: the folder goes there as a model, and its
+    tables and card as a data set of the same name as well."""
+    private: bool = False
+    """Make the repositories of `push` private."""
+    dry_run: bool = False
+    """Show every file with its size, and write and push nothing."""
+
+    def __post_init__(self) -> None:
+        named_format(self.format)
+        dtype = named_dtype(self.dtype)
+        require(
+            dtype == FULL or self.format == saelens.NAME,
+            f"dtype={self.dtype} format={self.format}: only format=saelens says in which type "
+            "its weights are; leave out one of the two",
+        )
+        require(
+            self.license is None or _LICENSE.fullmatch(self.license) is not None,
+            f"license={self.license} is no licence as the Hub writes it; give apache-2.0, mit, "
+            "cc-by-4.0 or another one of https://huggingface.co/docs/hub/repositories-licenses",
+        )
+        if self.push is not None:
+            check_repository(self.push)
+        require(
+            self.push is not None or not self.private,
+            "private=true is of what goes to the Hub; add push=ORG/NAME",
+        )
+
+    @property
+    def cache_location(self) -> str:
+        """Path or address of the cache that is read."""
+        return cache_location(self.run, self.cache)
+
+    def folder(self, name: str) -> Path:
+        """Return where the export of the dictionary `name` goes."""
+        if self.out:
+            return Path(self.out)
+        parts = [name]
+        if self.format != saelens.NAME:
+            parts.append(self.format)
+        if named_dtype(self.dtype) != FULL:
+            parts.append(named_dtype(self.dtype))
+        if self.drop_dead:
+            parts.append("alive")
+        return Run.at(self.run).export("-".join(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What goes into the folder of an export, checked."""
+
+    config: ExportConfig
+    name: str
+    dictionary: Dictionary
+    atlas: Atlas
+    figures: Figures
+    target: Path
+    digest: str
+    """Digest of everything that goes into it."""
+
+    @property
+    def place(self) -> Path:
+        """Where the folder really is: `target` may be a link."""
+        return Path(os.path.realpath(self.target))
+
+    @property
+    def lock(self) -> Path:
+        """Lock of whoever writes there.
+
+        It is not beside the folder, which may be anywhere and hold nothing of ours.
+        """
+        return cache_folder() / "locks" / f"export-{digest(str(self.place))}"
+
+    @property
+    def subject(self) -> dict[str, str]:
+        """Which dictionary the export is of."""
+        return subject(self.name, self.dictionary)
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the weights."""
+        return named_dtype(self.config.dtype)
+
+    @property
+    def subfolder(self) -> str:
+        """SAELens's way on the Hub: a folder for each dictionary, named after its hook.
+
+        sparsify's tools look for the module of that name.
+        """
+        if self.config.format == sparsify.NAME:
+            return sparsify.hookpoint(self.dictionary)
+        return self.dictionary.hook_name
+
+    @property
+    def has_ce(self) -> bool:
+        """Whether the model predicts a next token, so that a dictionary costs it something."""
+        return "ce_loss_score" in self.figures.values
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the dictionary may be another one once it is loaded."""
+        return self.dtype != FULL or self.config.drop_dead
+
+
+def plan(config: ExportConfig) -> Plan:
+    """Plan an export, and refuse what could not be one.
+
+    Raises:
+        UserError: if the dictionary was not evaluated or analyzed as it is now, the format
+            cannot hold it, or a file of it is damaged.
+    """
+    run = Run.at(config.run)
+    name, dictionary = run.load(config.dictionary)
+    check_holds(named_format(config.format), dictionary)
+    atlas, figures_path = Atlas(run.atlas(name)), run.evaluation(name)
+    for path, command in ((atlas.folder, "analyze"), (figures_path, "eval")):
+        require(
+            path.exists(),
+            f"{path} is missing; run first: sae {command} run={config.run} dictionary={name}",
+        )
+    figures = Figures.read(figures_path)
+    run.check_measured(name, dictionary, figures, "eval")
+    run.check_measured(name, dictionary, atlas.record, "analyze")
+    # Labels may be edited at any time. A broken file is refused here, and so is a table.
+    labels = digest(read_labels(atlas.folder))
+    for table in (atlas.feature_table, atlas.context_table):
+        table(["feature"])
+    measured = [figures.to_json(), atlas.record.digest, dictionary.digest, labels]
+    asked = [config.format, named_dtype(config.dtype), config.drop_dead]
+    shown = [config.license, config.push]
+    wanted = digest([LAYOUT, *measured, *asked, *shown])
+    found = Plan(config, name, dictionary, atlas, figures, config.folder(name), wanted)
+    require(
+        Path(found.subfolder).name == found.subfolder != "..",
+        f"{name} is of the hook {found.subfolder}, which is no name of one folder",
+    )
+    return found
+
+
+def is_there(plan: Plan) -> bool:
+    """Return whether the folder is there as it would be written, but for a card edited by hand.
+
+    Raises:
+        UserError: if it would have to be replaced and is not an export's alone.
+    """
+    target, other = plan.target, "choose another folder with out=..."
+    if not plan.place.exists():
+        return False
+    require(plan.place.is_dir(), f"{target} is a file, where an export is a folder; {other}")
+    if any(plan.place.iterdir()) and _is_current(plan, other):
+        return True
+    require(
+        not Path.cwd().is_relative_to(plan.place) and not plan.place.is_mount(),
+        f"{target} would be replaced as a whole, but is a disk of its own, or you are in it; "
+        f"{other}",
+    )
+    return False
+
+
+def _is_current(plan: Plan, other: str) -> bool:
+    """Return what `is_there` does, for a folder that is not empty."""
+    target = plan.target
+    stamp_path = plan.place / STAMP_FILE
+    require(stamp_path.is_file(), f"{target} holds something that is no export; {other}")
+    stamp = read_stamp(stamp_path)
+    if stamp is None:
+        raise UserError(
+            f"{target / STAMP_FILE} is damaged, or nothing that this version of sae export "
+            f"wrote, so that {target} is not replaced; move that folder away, or {other}"
+        )
+    require(
+        stamp.of == plan.subject,
+        f"{target} is the export of another dictionary, {spoken(stamp.of)}, and this one is "
+        f"{spoken(plan.subject)}; {other}",
+    )
+    found = differences(plan.place, stamp)
+    require(
+        not found.strange,
+        f"{target} holds {', '.join(found.strange[:3])} beside the export; move that away, or "
+        f"{other}",
+    )
+    # Where the model was not to be had, it may be now.
+    cost = stamp.shrunk
+    measured = cost is None or cost["n_behaviour_tokens"] > 0 or not plan.has_ce
+    current = stamp.digest == plan.digest and measured and not found.missing
+    if current and set(found.edited) <= {CARD_FILE}:
+        return True
+    require(
+        not found.edited,
+        f"{target} would be replaced, but {', '.join(found.edited[:3])} in it changed since it "
+        f"was exported; move that out of the folder, or {other}",
+    )
+    return False

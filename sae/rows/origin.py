@@ -1,0 +1,58 @@
+"""Whether the activations of a cache are those that a dictionary was trained on."""
+
+from sae.base.errors import require
+from sae.base.provenance import UNKNOWN
+from sae.cache.layout import ActivationCache
+from sae.dictionary import Dictionary
+
+
+def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache) -> None:
+    """Refuse a dictionary and a cache of different models, weights, hooks or widths.
+
+    A transcoder needs both of its hooks in the cache.
+    """
+    model = cache.model
+    require(
+        dictionary.model_name == model.hub_id,
+        f"{name} was trained on {dictionary.model_name}, but {cache.location} is of "
+        f"{model.hub_id}",
+    )
+    trained_on = dictionary.record.model or model
+    require(
+        trained_on.weight_digest in (UNKNOWN, model.weight_digest),
+        f"{name} was trained on other weights of {dictionary.model_name} (digest "
+        f"{trained_on.weight_digest}) than {cache.location} is of ({model.weight_digest})",
+    )
+    hook_name, out = cache.hook(dictionary.hook_name), dictionary.hook_name_out
+    require(
+        out in cache.hook_names,
+        f"{name} goes from {hook_name} to {out}, which is not in {cache.location}; harvest "
+        f"both with hook_names=[{hook_name},{out}]",
+    )
+    for width, found, hook in (
+        ("d_in", dictionary.d_in, hook_name),
+        ("d_out", dictionary.d_out, out),
+    ):
+        held = cache.d_in(hook)
+        require(
+            found == held,
+            f"{name} has {width}={found}, but {cache.location} holds rows of width {held}",
+        )
+
+
+def check_held_out(name: str, dictionary: Dictionary, cache: ActivationCache) -> None:
+    """Refuse a cache whose held-out text a dictionary was trained on in part.
+
+    Documents are held out by their digest, so a cache that holds out a larger share than the
+    training did also holds out some of the documents that were trained on.
+    """
+    fraction, text = cache.text.held_out_fraction, dictionary.record.text
+    trained = None if text is None else text.held_out_fraction
+    if fraction is None or trained is None:
+        return
+    require(
+        fraction <= trained,
+        f"{cache.location} holds out {fraction:g} of the documents, but {name} was trained "
+        f"with {trained:g} held out, so it has seen some of them; harvest with "
+        f"data.held_out_fraction={trained:g}",
+    )
