@@ -130,7 +130,7 @@ def _is_there(target: Path, dictionary: Dictionary) -> bool:
     there = load_dictionary(target)
     same = there.digest == dictionary.digest
     require(
-        same and metadata_of(there) == metadata_of(dictionary),
+        same and metadata_of(dictionary).items() <= metadata_of(there).items(),
         f"{target} is another dictionary; give this one another name=...",
     )
     return True

@@ -49,7 +49,8 @@ def dictionary_of(
     d_in, d_out = weights["W_enc"].shape[0], weights["W_dec"].shape[1]
     read_at = _place(path, said, found, "", d_in)
     write_at = _place(path, said, found, "_out", d_out)
-    if write_at == UNKNOWN and not transcoder and found.get("transcoder") is not True:
+    transcodes = transcoder or found.get("transcoder") is True or "W_skip" in weights
+    if write_at == UNKNOWN and d_in == d_out and not transcodes:
         write_at = read_at
     W_enc, b_enc, W_dec, b_dec = (weights[name] for name in CODER)
     made = replace(

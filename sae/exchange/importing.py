@@ -10,6 +10,7 @@ from sae.base.errors import UserError, require
 from sae.base.provenance import UNKNOWN
 from sae.cache.layout import open_cache
 from sae.dictionary import Dictionary, Record
+from sae.dictionary.metadata import metadata_of
 from sae.dictionary.record import OURS, Origin
 from sae.exchange.hub import check_names
 from sae.models.embedded import EMBEDDED
@@ -62,19 +63,19 @@ def belonging(asked: Asked, found: Dictionary) -> Dictionary:
             f"has {site.width}",
         )
         sites.append(replace(site, width=width))
-    return replace(found.placed(*sites), record=_record(asked, found.record, model))
+    return replace(found.placed(*sites), record=_record(asked, found, model))
 
 
-def _record(asked: Asked, theirs: Record, model: ModelRecord) -> Record:
+def _record(asked: Asked, found: Dictionary, model: ModelRecord) -> Record:
     """Our record of it: what was known of its model and text, and nothing of a training.
 
     Whatever else is in the file was not seen here, and stays beside where it is from.
     """
+    theirs, ours = found.record, metadata_of(found).get(OURS)
     known = theirs.model or model
     if known.hub_id == model.hub_id and known.weight_digest != UNKNOWN:
         # Weights go by the name that they have here.
         model = replace(known, name=model.name)
-    ours = theirs.to_json().get(OURS)
     return replace(
         theirs,
         model_name=model.hub_id,
