@@ -90,9 +90,9 @@ def site_before_records(hook_name: str, path: str, width: int) -> Site:
     hook's name; this is the only place where it is guessed.
     """
     module, _, ending = path.rpartition(".")
-    # BERT has modules called "output", which are no endings.
-    named_output = re.search(r"encoder\.layer\.\d+(\.attention)?$", module)
-    if ending in ("input", "output") and not named_output:
+    # BERT has modules that are called "output" themselves.
+    is_module = re.search(r"encoder\.layer\.\d+(\.attention)?\.output$", path)
+    if ending in ("input", "output") and not is_module:
         side: Side = "input" if ending == "input" else "output"
         return Site(hook_name, module, side, width, named_in_stream(hook_name))
     before_norm = hook_name.endswith("hook_resid_post") and path.endswith("output.LayerNorm")
