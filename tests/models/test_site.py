@@ -229,6 +229,9 @@ def test_the_identity_of_a_training_from_before_has_the_keys_of_today(tmp_path):
         # Modules of BERT are called that themselves.
         ("encoder.layer.1.output", "encoder.layer.1.output", "output"),
         ("bert.encoder.layer.1.attention.output", None, "output"),
+        ("encoder.layer.1.input", "encoder.layer.1", "input"),
+        ("encoder.layer.1.output.dense.input", "encoder.layer.1.output.dense", "input"),
+        ("encoder.layer.1.output.output", "encoder.layer.1.output", "output"),
     ],
 )
 def test_a_path_in_a_file_of_others_says_the_side_where_no_module_is_called_that(
