@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
+# One process for each processor, up to eight; who is through takes tests over from the others.
+SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-fast check bench clean
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,8 +26,11 @@ $(TOOLS): $(READY) tests/peers.txt
 demo: $(READY)  ## the whole path on a real model: about a quarter of an hour on two cores
 	$(BIN)/sae demo
 
-test: $(TOOLS)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(TOOLS)  ## run all tests: about ten minutes on two cores
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+test-fast: $(TOOLS)  ## run the tests that are not marked slow: two minutes on two cores
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 check: $(TOOLS)  ## format, lint, types and the order of imports
 	$(BIN)/ruff format --check .
