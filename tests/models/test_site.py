@@ -24,8 +24,6 @@ from sae.models.site import Site
 from sae.rows.cached import CachedRows
 from sae.text.packing import RowBlock, TextPlan
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WITHIN = ("attn.hook_z", "mlp.hook_post")
 BERT_POST = Site(
     "blocks.1.hook_resid_post", "encoder.layer.1.output.LayerNorm", "input", 32, in_stream=True
