@@ -10,7 +10,7 @@ from sae.models.load import load_skeleton
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ListHooksConfig(HarvestConfig):
+class HarvestListHooksConfig(HarvestConfig):
     """List every place in a model that can be read, with the names to give as `hook_names`.
 
     It takes the keys of a harvest, so that the flag can be added to one; the model counts.
@@ -21,7 +21,7 @@ class ListHooksConfig(HarvestConfig):
         return dict.fromkeys(field.name for field in fields(self) if field.name != "model")
 
 
-def run(config: ListHooksConfig) -> None:
+def list_hooks(config: HarvestListHooksConfig) -> None:
     """Print a line for each hook of the model, told from its configuration alone.
 
     Raises:

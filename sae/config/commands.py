@@ -24,190 +24,171 @@ class Command:
     name: str
     """The words behind `sae`: `train`, `cache merge`, `harvest --list-hooks`."""
     module: str
-    config: str
-    """Name of the configuration class in the module, a frozen dataclass with its defaults."""
+    """Where its configuration class and its function are."""
     summary: str
-    run: str = "run"
-    """Name of the function in the module that takes the configuration. Where it returns False,
-    something was found to be wrong, and the command ends with status 1."""
     places: tuple[str, ...] = ()
     """Keys that plain words fill, in this order; a last one that ends in `...` takes a list."""
-    example: str = ""
+    words: str = ""
+    """An example of what may stand behind the name."""
     sweep: str = ""
     """Module whose `run` takes the configurations of several values, all at once."""
 
     @property
-    def python_name(self) -> str:
-        """The name of its call, `cache_merge`, or `import_` where Python has the word."""
-        name = self.id
-        return f"{name}_" if keyword.iskeyword(name) else name
+    def id(self) -> str:
+        """The name as one word: `cache_merge`, `harvest_list_hooks`."""
+        return re.sub(r"\W+", "_", self.name)
 
     @property
-    def id(self) -> str:
-        """The name as one word."""
-        return re.sub(r"\W+", "_", self.name)
+    def python_name(self) -> str:
+        """The name of its call: `cache_merge`, or `import_` where Python has the word."""
+        return _python(self.id)
+
+    @property
+    def config(self) -> str:
+        """The name of its configuration class, a frozen dataclass: `CacheMergeConfig`."""
+        return f"{self.id.title().replace('_', '')}Config"
+
+    @property
+    def example(self) -> str:
+        """A command line that works."""
+        return f"sae {self.name} {self.words}".rstrip()
 
     def config_class(self) -> "type[DataclassInstance]":
         """Import the module and return the configuration class."""
-        found: type[DataclassInstance] = getattr(
-            importlib.import_module(self.module), self.config
-        )
+        found: type[DataclassInstance]
+        found = getattr(importlib.import_module(self.module), self.config)
         return found
 
     def function(self) -> Callable[..., object]:
-        """Import the module and return the function that does the work."""
-        found: Callable[..., object] = getattr(importlib.import_module(self.module), self.run)
+        """Import the module and return the function that does the work.
+
+        It is `run`, or of the name of the verb; it takes the configuration. Where it returns
+        False, something was found to be wrong, and the command ends with status 1.
+        """
+        _, *verb = self.id.split("_", 1)
+        name = _python(verb[0]) if verb else "run"
+        found: Callable[..., object] = getattr(importlib.import_module(self.module), name)
         return found
 
 
-_CACHE, _CACHE_EXCHANGE = "sae.commands.cache", "sae.commands.cache_exchange"
+def _python(word: str) -> str:
+    return f"{word}_" if keyword.iskeyword(word) else word
+
+
+_CACHE, _EXCHANGE = "sae.commands.cache", "sae.commands.cache_exchange"
 _ATLAS = "sae.commands.atlas"
 
-COMMANDS = {
-    command.name: command
-    for command in (
-        Command(
-            "harvest",
-            "sae.commands.harvest",
-            "HarvestConfig",
-            "run text through a model and keep its activations in a cache",
-        ),
-        Command(
-            "harvest --list-hooks",
-            "sae.commands.hooks",
-            "ListHooksConfig",
-            "list every place in a model that can be read",
-            example="sae harvest --list-hooks model=gpt2",
-        ),
-        Command(
-            "train",
-            "sae.commands.train",
-            "TrainConfig",
-            "train a dictionary, or a grid of them, on the activations of a cache",
-            sweep="sae.commands.sweep",
-        ),
-        Command(
-            "eval",
-            "sae.commands.eval",
-            "EvalConfig",
-            "measure on held-out text what dictionaries lose",
-        ),
-        Command(
-            "analyze",
-            "sae.commands.analyze",
-            "AnalyzeConfig",
-            "describe every feature: how often it fires, where, and which tokens it promotes",
-        ),
-        Command(
-            "serve",
-            "sae.commands.serve",
-            "ServeConfig",
-            "look at atlases in a browser, and try features on your own text",
-            places=("run",),
-            example="sae serve runs/default",
-        ),
-        Command(
-            "steer",
-            "sae.commands.steer",
-            "SteerConfig",
-            "turn features up and down while the model writes, beside baselines",
-        ),
-        Command(
-            "export",
-            "sae.commands.export",
-            "ExportConfig",
-            "write a dictionary, its features and a card to a folder that others can load",
-        ),
-        Command(
-            "import",
-            "sae.commands.import_",
-            "ImportConfig",
-            "take a dictionary of another tool into a run, from a folder or the Hub",
-            places=("folder",),
-            example="sae import downloads/their-dictionary run=runs/theirs",
-        ),
-        Command(
-            "demo",
-            "sae.commands.demo",
-            "DemoConfig",
-            "do all of this with a small real model, and write a report",
-        ),
-        Command(
-            "cache info",
-            _CACHE,
-            "CacheInfoConfig",
-            "show what is in a cache, where it is from, and the norms of its activations",
-            run="info",
-            places=("cache",),
-            example="sae cache info runs/default/cache.zarr",
-        ),
-        Command(
-            "cache verify",
-            _CACHE,
-            "CacheVerifyConfig",
-            "read every chunk; the status is 1 if one is damaged or missing",
-            run="verify",
-            places=("cache",),
-            example="sae cache verify runs/default/cache.zarr",
-        ),
-        Command(
-            "cache merge",
-            _CACHE,
-            "CacheMergeConfig",
-            "make one cache of several that are of one model",
-            run="merge",
-            places=("out", "caches..."),
-            example="sae cache merge both.zarr runs/one/cache.zarr runs/two/cache.zarr",
-        ),
-        Command(
-            "cache sample",
-            _CACHE,
-            "CacheSampleConfig",
-            "show random sequences as text, or write them as a smaller cache",
-            run="sample",
-            places=("cache",),
-            example="sae cache sample runs/default/cache.zarr n=5 seed=0",
-        ),
-        Command(
-            "cache export",
-            _CACHE_EXCHANGE,
-            "CacheExportConfig",
-            "write a Hugging Face data set that SAELens trains from",
-            run="export",
-            places=("cache", "out"),
-            example="sae cache export runs/default/cache.zarr activations",
-        ),
-        Command(
-            "cache import",
-            _CACHE_EXCHANGE,
-            "CacheImportConfig",
-            "make a cache from a data set that SAELens wrote",
-            run="import_",
-            places=("folder", "out"),
-            example="sae cache import activations runs/mine/cache.zarr model_name=gpt2",
-        ),
-        Command(
-            "atlas export",
-            _ATLAS,
-            "AtlasExportConfig",
-            "write an atlas for Neuronpedia, SAEDashboard or circuit-tracer",
-            run="export",
-            places=("atlas", "out"),
-            example="sae atlas export runs/default upload-here model_id=gpt2-small "
-            "source=8-res-mine",
-        ),
-        Command(
-            "atlas import",
-            _ATLAS,
-            "AtlasImportConfig",
-            "make an atlas from a Neuronpedia export or SAEDashboard's JSON",
-            run="import_",
-            places=("folder", "out"),
-            example="sae atlas import gpt2-small/8-res-jb runs/mine/atlas/res-jb",
-        ),
-    )
-}
-
+_TABLE = (
+    Command(
+        "harvest",
+        "sae.commands.harvest",
+        "run text through a model and keep its activations in a cache",
+    ),
+    Command(
+        "harvest --list-hooks",
+        "sae.commands.hooks",
+        "list every place in a model that can be read",
+        words="model=gpt2",
+    ),
+    Command(
+        "train",
+        "sae.commands.train",
+        "train a dictionary, or a grid of them, on the activations of a cache",
+        sweep="sae.commands.sweep",
+    ),
+    Command("eval", "sae.commands.eval", "measure on held-out text what dictionaries lose"),
+    Command(
+        "analyze",
+        "sae.commands.analyze",
+        "describe every feature: how often it fires, where, and which tokens it promotes",
+    ),
+    Command(
+        "serve",
+        "sae.commands.serve",
+        "look at atlases in a browser, and try features on your own text",
+        places=("run",),
+        words="runs/default",
+    ),
+    Command(
+        "steer",
+        "sae.commands.steer",
+        "turn features up and down while the model writes, beside baselines",
+    ),
+    Command(
+        "export",
+        "sae.commands.export",
+        "write a dictionary, its features and a card to a folder that others can load",
+    ),
+    Command(
+        "import",
+        "sae.commands.import_",
+        "take a dictionary of another tool into a run, from a folder or the Hub",
+        places=("folder",),
+        words="downloads/their-dictionary run=runs/theirs",
+    ),
+    Command(
+        "demo",
+        "sae.commands.demo",
+        "do all of this with a small real model, and write a report",
+    ),
+    Command(
+        "cache info",
+        _CACHE,
+        "show what is in a cache, where it is from, and the norms of its activations",
+        places=("cache",),
+        words="runs/default/cache.zarr",
+    ),
+    Command(
+        "cache verify",
+        _CACHE,
+        "read every chunk; the status is 1 if one is damaged or missing",
+        places=("cache",),
+        words="runs/default/cache.zarr",
+    ),
+    Command(
+        "cache merge",
+        _CACHE,
+        "make one cache of several that are of one model",
+        places=("out", "caches..."),
+        words="both.zarr runs/one/cache.zarr runs/two/cache.zarr",
+    ),
+    Command(
+        "cache sample",
+        _CACHE,
+        "show random sequences as text, or write them as a smaller cache",
+        places=("cache",),
+        words="runs/default/cache.zarr n=5 seed=0",
+    ),
+    Command(
+        "cache export",
+        _EXCHANGE,
+        "write a Hugging Face data set that SAELens trains from",
+        places=("cache", "out"),
+        words="runs/default/cache.zarr activations",
+    ),
+    Command(
+        "cache import",
+        _EXCHANGE,
+        "make a cache from a data set that SAELens wrote",
+        places=("folder", "out"),
+        words="activations runs/mine/cache.zarr model_name=gpt2",
+    ),
+    Command(
+        "atlas export",
+        _ATLAS,
+        "write an atlas for Neuronpedia, SAEDashboard or circuit-tracer",
+        places=("atlas", "out"),
+        words="runs/default upload-here model_id=gpt2-small source=8-res-mine",
+    ),
+    Command(
+        "atlas import",
+        _ATLAS,
+        "make an atlas from a Neuronpedia export or SAEDashboard's JSON",
+        places=("folder", "out"),
+        words="gpt2-small/8-res-jb runs/mine/atlas/res-jb",
+    ),
+)
+COMMANDS = {command.name: command for command in _TABLE}
 FAMILIES = {
     "cache": "look into activation caches, check, merge, sample, export and import them",
     "atlas": "exchange atlases with Neuronpedia and other tools",

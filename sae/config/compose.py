@@ -139,8 +139,7 @@ def composed_of(command: Command, overrides: Sequence[str]) -> DictConfig:
 def resolve(command: Command, composed: DictConfig) -> "DataclassInstance":
     """Return the frozen configuration object of a composed node."""
     if OmegaConf.missing_keys(composed):
-        example = f", such as: {command.example}" if command.example else ""
-        raise UserError(f"write {usage(command)}{example}")
+        raise UserError(f"write {usage(command)}, such as: {command.example}")
     return _object(composed)
 
 

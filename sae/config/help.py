@@ -32,7 +32,7 @@ def command_help(command: Command, words: Sequence[str] = ()) -> str:
         words: of the command line; keys are shown as they are with these, and left out where
             they then have no effect. Words that are refused, or too few, are passed over.
     """
-    config = _built(command, words) or _built(command, ()) or command.config_class()
+    config = _built(command, words) or (words and _built(command, ())) or command.config_class()
     idle = {} if isinstance(config, type) else idle_keys(config)
     lines = [usage(command), "", *_paragraphs(inspect.getdoc(config) or "")]
     lines += _group_lines(command, idle)
@@ -43,9 +43,7 @@ def command_help(command: Command, words: Sequence[str] = ()) -> str:
     lines += _idle_lines(command, idle)
     lines += ["", _GRID if command.sweep else f"{_SWEEP} {keys(config)[0].name}=x,y"]
     lines += [f"To {flag.summary}: {flag.example}" for flag in family(command.name)]
-    if command.example:
-        lines.append(f"Example: {command.example}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"Example: {command.example}"])
 
 
 def _built(command: Command, words: Sequence[str]) -> "DataclassInstance | None":

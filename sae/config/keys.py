@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import textwrap
 import types
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    Described = DataclassInstance | type[DataclassInstance]
 
 REQUIRED = dataclasses.MISSING
 """In place of the value of a key that has no default."""
@@ -45,40 +48,27 @@ class HasIdleKeys(Protocol):
         """
 
 
-def keys(config: "DataclassInstance | type[DataclassInstance]") -> list[Key]:
+def keys(config: "Described") -> list[Key]:
     """Return every key of a configuration, or of a class with its defaults."""
-    return list(_keys(config, ""))
+    return [key for key in _walk(config, "") if not is_configuration(key.value)]
 
 
-def _keys(config: "DataclassInstance | type[DataclassInstance]", at: str) -> Iterator[Key]:
+def parts(
+    config: "Described",
+) -> "dict[str, DataclassInstance]":
+    """Return the configurations inside one by dotted path; those of a class by default."""
+    return {key.name: key.value for key in _walk(config, "") if is_configuration(key.value)}
+
+
+def _walk(config: "Described", at: str) -> Iterator[Key]:
     of = config if isinstance(config, type) else type(config)
-    hints, meanings = typing.get_type_hints(of), dict(_meanings(of))
+    hints, meanings = typing.get_type_hints(of), _meanings(of)
     for field in dataclasses.fields(of):
         value = _default(field) if isinstance(config, type) else getattr(config, field.name)
+        name = f"{at}{field.name}"
+        yield Key(name, hints[field.name], value, meanings.get(field.name, ""))
         if is_configuration(value):
-            yield from _keys(value, f"{at}{field.name}.")
-        else:
-            name = f"{at}{field.name}"
-            yield Key(name, hints[field.name], value, meanings.get(field.name, ""))
-
-
-def parts(config: "type[DataclassInstance]") -> "dict[str, DataclassInstance]":
-    """Return the configurations inside one, by dotted path, as they are by default."""
-    found: dict[str, DataclassInstance] = {}
-    for field in dataclasses.fields(config):
-        value = _default(field)
-        if is_configuration(value):
-            found |= _with_inner(field.name, value)
-    return found
-
-
-def _with_inner(path: str, config: "DataclassInstance") -> "dict[str, DataclassInstance]":
-    found = {path: config}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if is_configuration(value):
-            found |= _with_inner(f"{path}.{field.name}", value)
-    return found
+            yield from _walk(value, f"{name}.")
 
 
 def _default(field: "dataclasses.Field[object]") -> object:
@@ -97,16 +87,14 @@ def is_configuration(value: object) -> "TypeGuard[DataclassInstance]":
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def idle_keys(config: "DataclassInstance", at: str = "") -> dict[str, str | None]:
+def idle_keys(config: "DataclassInstance") -> dict[str, str | None]:
     """Return what a configuration and those inside it say of keys without effect."""
     found: dict[str, str | None] = {}
-    if isinstance(config, HasIdleKeys):
-        for name, word in config.idle_keys().items():
-            found[f"{at}{name}"] = None if word is None else f"{at}{word}"
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if is_configuration(value):
-            found |= idle_keys(value, f"{at}{field.name}.")
+    for path, part in {"": config, **parts(config)}.items():
+        at = f"{path}." if path else ""
+        if isinstance(part, HasIdleKeys):
+            for name, word in part.idle_keys().items():
+                found[f"{at}{name}"] = None if word is None else f"{at}{word}"
     return found
 
 
@@ -133,11 +121,11 @@ def kind_in_words(kind: object) -> str:
     return words.get(kind, "keys of its own")
 
 
-def _meanings(config: type[object]) -> Iterator[tuple[str, str]]:
-    """Yield the docstrings under the fields, which Python itself does not keep."""
-    for base in reversed(config.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
+@functools.cache
+def _meanings(config: type[object]) -> dict[str, str]:
+    """Return the docstrings under the fields, which Python itself does not keep."""
+    found = {}
+    for base in filter(dataclasses.is_dataclass, reversed(config.__mro__)):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(body, ast.ClassDef)
         for field, doc in zip(body.body, body.body[1:], strict=False):
@@ -145,4 +133,5 @@ def _meanings(config: type[object]) -> Iterator[tuple[str, str]]:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
                     value=ast.Constant(value=text)
                 ):
-                    yield name, " ".join(str(text).split())
+                    found[name] = " ".join(str(text).split())
+    return found
