@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from sae.commands.common import norm_limit, recorded_model
 from torch import Tensor
 
 import sae
 from benchmarks.atlas import RUN, TRAINED
 from benchmarks.common import HOOK, write_results
 from sae.atlas.atlas import Atlas
-from sae.commands.common import norm_limit, recorded_model
 from sae.commands.eval import behaviour_scores
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE, save_dictionary

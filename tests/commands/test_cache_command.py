@@ -15,6 +15,7 @@ import zarr
 from support.world import HOOK, cache_of, harvest_settings, sentences
 
 import sae
+from sae.base.progress import size
 from sae.cache.create import create_cache
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.text_writer import write_text
@@ -23,7 +24,6 @@ from sae.cli import main
 from sae.config.commands import family
 from sae.config.keys import keys
 from sae.models.site import Site
-from sae.base.progress import size
 from sae.text.packing import RowBlock, TextPlan
 
 VERBS = {command.name.split()[1]: command for command in family("cache")}

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 import pytest
 import torch
+from sae.analysis.atlas import Atlas
 from support.world import HOOK, training_json
 
 import sae
-from sae.analysis.atlas import Atlas
 from sae.architectures import StandardConfig
 from sae.base.errors import UserError
+from sae.commands.atlas import export_atlas
 from sae.core.select import Above, Active, select
 from sae.core.sparse import support_of
 from sae.dictionary import ACTIVATIONS, Activation, Dictionary
@@ -29,7 +30,6 @@ from sae.dictionary.metadata import metadata_of
 from sae.dictionary.storage import DTYPES, as_loaded
 from sae.exchange.formats import WRITTEN, write_dictionary
 from sae.exchange.saebench import as_custom_sae
-from sae.stages.atlas import export_atlas
 
 
 @dataclass(frozen=True, slots=True)

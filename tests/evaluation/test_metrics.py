@@ -13,12 +13,12 @@ from support.metric_page import page, readme_table
 from support.world import random_dictionary
 
 import sae
-from sae.publishing.card import Export, model_card
 from sae.figures import Figures
 from sae.metrics import METRICS, Metric
 from sae.pages.page import render_page
 from sae.pages.pareto import Pareto, as_csv, as_text
 from sae.pages.pareto_picture import draw_pareto
+from sae.publishing.card import Export, model_card
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

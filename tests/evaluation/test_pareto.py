@@ -12,9 +12,9 @@ from support.figures import compared, made_figures
 
 import sae
 from sae.base.errors import UserError
-from sae.pages.compare import training_curves, write_comparison
 from sae.figures import SETTINGS, Figures
 from sae.metrics import METRICS
+from sae.pages.compare import training_curves, write_comparison
 from sae.pages.pareto import Pareto, as_csv, as_text, points
 
 

@@ -30,10 +30,10 @@ from sae.cli import main
 from sae.commands.serve import ServeConfig, pages_of
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
-from sae.rows.reading import activations
 from sae.pages.server.guard import name_check
 from sae.pages.server.listening import address_of, listen
 from sae.pages.server.worker import Dropped, Worker
+from sae.rows.reading import activations
 from sae.steering.beside import SharedNoise, generate_beside, with_baseline
 from sae.steering.doses import random_direction
 from sae.steering.generate import Sampling

@@ -26,14 +26,14 @@ from sae.cli import main
 from sae.dictionary import ACTIVATIONS
 from sae.dictionary.files import save_dictionary
 from sae.dictionary.metadata import metadata_of
-from sae.publishing.card import Export, model_card
-from sae.publishing.card.activations import hook_side
-from sae.publishing.card.text import example_table, public
 from sae.exchange.formats import WRITTEN
-from sae.publishing.smaller import DTYPES, Shrunk, save_directions
 from sae.figures import Figures
 from sae.models.hooks import find_site, list_sites, read_activations
 from sae.models.load import ModelConfig, load_model
+from sae.publishing.card import Export, model_card
+from sae.publishing.card.activations import hook_side
+from sae.publishing.card.text import example_table, public
+from sae.publishing.smaller import DTYPES, Shrunk, save_directions
 
 HOOK = "blocks.1.hook_resid_post"
 OURS = {

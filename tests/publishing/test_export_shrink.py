@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from sae.evaluation.smaller import held_out_rows, shrink
 from safetensors.torch import load_file, save_file
 from support.figures import made_figures
 from support.world import random_dictionary
@@ -15,7 +16,6 @@ from support.world import random_dictionary
 import sae
 from sae.atlas.labels import read_labels, set_label
 from sae.base.errors import UserError
-from sae.evaluation.smaller import held_out_rows, shrink
 from sae.dictionary import ACTIVATIONS
 from sae.dictionary.files import load_dictionary, save_dictionary
 from sae.dictionary.metadata import metadata_of

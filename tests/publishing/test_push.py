@@ -15,8 +15,8 @@ from support.hub import COMMIT, HubHandler, serving
 
 import sae
 from sae.base.errors import UserError
-from sae.publishing.push import check_repository
 from sae.exchange.stamp import write_stamp
+from sae.publishing.push import check_repository
 
 HOOK = "blocks.1.hook_resid_post"
 TOKEN = "hf_of_a_test"

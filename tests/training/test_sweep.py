@@ -17,11 +17,11 @@ from support.world import HOOK
 
 import sae
 from sae.base.errors import UserError
+from sae.base.files import read_json_lines
 from sae.commands import sweep
 from sae.dictionary.metadata import metadata_of
 from sae.training.checkpoint import CheckpointConfig, Checkpoints
 from sae.training.config import TrainConfig
-from sae.base.files import read_json_lines
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
 from sae.training.plan import Load, SweepConfig, bytes_together, turns

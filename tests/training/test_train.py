@@ -16,10 +16,10 @@ from support.world import HOOK
 import sae
 from sae.architectures import StandardConfig
 from sae.base.errors import UserError
+from sae.base.files import read_json_lines
 from sae.dictionary.metadata import metadata_of
 from sae.training.checkpoint import CheckpointConfig
 from sae.training.config import TrainConfig
-from sae.base.files import read_json_lines
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig, schedule
 
