@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import medians, write_results
-from sae.dictionary import Dictionary
+from sae.dictionary import Dictionary, TopK
 from sae.exchange.dictionaries import load
 from sae.exchange.formats import write_dictionary
 
@@ -58,15 +58,13 @@ def main() -> None:
 def _folders(scratch: Path) -> dict[str, tuple[Path, Path]]:
     """Folder and weights by format, of one random dictionary."""
     draw = torch.Generator().manual_seed(0)
-    dictionary = Dictionary(
+    dictionary = Dictionary.from_weights(
         torch.randn(D_IN, D_SAE, generator=draw),
         torch.zeros(D_SAE),
         torch.randn(D_SAE, D_IN, generator=draw),
         torch.zeros(D_IN),
-        "topk",
-        {"model_name": "made", "hook_name": "blocks.9.hook_resid_post"},
-        k=32,
-    )
+        TopK(32),
+    ).placed("blocks.9.hook_resid_post")
     found = {}
     for name, file in (("saelens", "sae_weights"), ("sparsify", "sae")):
         write_dictionary(dictionary, scratch / name, name)

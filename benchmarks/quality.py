@@ -8,6 +8,7 @@ variance and L0, and the CE score.
 
 import statistics
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from benchmarks.saelens_quality import train_saelens
 from sae.architectures import ARCHITECTURES
 from sae.cache.layout import ActivationCache
 from sae.core.scaling import InputScaling, moments
-from sae.dictionary import Dictionary
 from sae.dictionary.files import save_dictionary
 from sae.figures import Figures
 from sae.rows.shuffle import rows_in_order, select_rows, shuffled_batches
@@ -95,11 +95,11 @@ def _theirs(cache: ActivationCache, name: str, lr: float, seed: int) -> str:
         lr=lr,
         **sparsity,
     )
-    found.pop("training_architecture")
-    found["W_enc"], found["b_enc"] = scaling.fold_encoder(found["W_enc"], found["b_enc"])
-    found["W_dec"], found["b_dec"] = scaling.fold_decoder(found["W_dec"], found["b_dec"])
+    W_enc, b_enc = scaling.fold_encoder(found.W_enc, found.b_enc)
+    W_dec, b_dec = scaling.fold_decoder(found.W_dec, found.b_dec)
+    raw = found.with_weights({"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec})
     like = sae.load(str(RUN / "dictionaries" / f"ours-{name}-32-seed-{SEEDS[0]}"))
-    save_dictionary(Dictionary(**found, metadata=like.metadata), folder)
+    save_dictionary(replace(raw, record=like.record).placed(like.reads[0].place), folder)
     return dictionary_name
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import saelens_sparsity, saelens_trainer
+from sae.dictionary import CODER, Activation, Dictionary, JumpReLU, ReLU, TopK
+from sae.dictionary.folding import without_b_dec
 
 
 def train_saelens(
@@ -26,18 +28,15 @@ def train_saelens(
     batch_size: int,
     seed: int,
     **settings: Any,
-) -> dict[str, Any]:
-    """Train on `n_rows` rows; the weights for `sae.dictionary.Dictionary`, and what they are.
+) -> Dictionary:
+    """Train on `n_rows` rows, and return the dictionary that reads prepared rows.
 
     `rows_iterator` gives float32 batches of `batch_size` prepared rows, at least
     `n_rows // batch_size` of them. Give `k`, or `coefficient` (the L1 or L0 coefficient), or
     both for a `jumprelu` that aims at `k` active latents; and `lr`, SAELens's 3e-4 without.
     Other `settings` are fields of SAELens's configurations and override what is chosen here.
 
-    Returns:
-        `W_enc`, `b_enc`, `W_dec`, `b_dec`; `threshold` where latents fire above one; `k` of a
-        `topk`; `architecture`, the one for use (`batchtopk` and Matryoshka become
-        `jumprelu`), and `training_architecture`.
+    `batchtopk` and Matryoshka become `jumprelu`, as what SAELens saves of them does.
     """
     n_steps = n_rows // batch_size
     k, coefficient = settings.pop("k", None), settings.pop("coefficient", None)
@@ -60,7 +59,7 @@ def train_saelens(
         )
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         model = trainer.fit()
-    return _weights(model)
+    return _dictionary(model)
 
 
 def _schedule(architecture: str, n_steps: int) -> dict[str, Any]:
@@ -92,17 +91,15 @@ def _schedule(architecture: str, n_steps: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _weights(model: Any) -> dict[str, Any]:
+def _dictionary(model: Any) -> Dictionary:
     """What SAELens would save for inference, with its shift of the input folded."""
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     model.process_state_dict_for_saving_inference(state)
-    if model.cfg.apply_b_dec_to_input:
-        state["b_enc"] = state["b_enc"] - state["b_dec"] @ state["W_enc"]
+    activation: Activation = ReLU()
     architecture = model.cfg.get_inference_config_class().architecture()
-    extra = {"k": int(model.cfg.k)} if architecture == "topk" else {}
-    return {
-        **{name: tensor.contiguous() for name, tensor in state.items()},
-        **extra,
-        "architecture": architecture,
-        "training_architecture": model.cfg.architecture(),
-    }
+    if architecture == TopK.name:
+        activation = TopK(int(model.cfg.k))
+    elif architecture == JumpReLU.name:
+        activation = JumpReLU(state["threshold"])
+    found = Dictionary.from_weights(*(state[name] for name in CODER), activation)
+    return without_b_dec(found) if model.cfg.apply_b_dec_to_input else found

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from sae.commands.common import norm_limit, recorded_model
 from torch import Tensor
 
 import sae
 from benchmarks.atlas import RUN, TRAINED
 from benchmarks.common import HOOK, write_results
 from sae.atlas.atlas import Atlas
-from sae.commands.eval import behaviour_scores
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE, save_dictionary
+from sae.dictionary.storage import DTYPES, as_loaded
+from sae.evaluation.evaluate import behaviour_scores
 from sae.evaluation.reconstruction import reconstruction
-from sae.publishing.smaller import DTYPES, as_loaded, only_latents
+from sae.models.load import recorded_model
 from sae.rows.shuffle import rows_in_order, select_rows
 
 N_ROWS, N_TOKENS, SEQUENCES = 8_192, 2_048, 8
@@ -46,11 +46,12 @@ def _rows(name: str) -> list[dict[str, object]]:
     cache = sae.open_cache(RUN / "cache.zarr")
     whole = sae.load(str(RUN / "dictionaries" / name))
     variants = _variants(name, whole)
-    model = recorded_model(cache.attributes["model"], "cpu")
+    model = recorded_model(cache.model, "cpu")
     numbered = {str(i): variant.dictionary for i, variant in enumerate(variants)}
     _, scores = behaviour_scores(model, cache, (HOOK, HOOK), numbered, N_TOKENS, SEQUENCES)
-    held_out = select_rows(cache, HOOK, held_out=True, max_norm_multiple=norm_limit(whole))
-    x = torch.cat([piece.float() for piece in rows_in_order(held_out, N_ROWS)])
+    limit = whole.record.max_norm_multiple
+    held_out = select_rows(cache, HOOK, held_out=True, max_norm_multiple=limit)
+    x = torch.cat([piece.float() for (piece,) in rows_in_order(held_out, N_ROWS)])
     active = _active(whole, x)
     rows: list[dict[str, object]] = []
     for variant, scored in zip(variants, scores.values(), strict=True):
@@ -83,7 +84,7 @@ def _variants(name: str, whole: Dictionary) -> list[_Variant]:
     alive = torch.from_numpy(n_active.nonzero()[0])
     found = []
     for drop_dead, kept in ((False, torch.arange(whole.d_sae)), (True, alive)):
-        small = only_latents(whole, kept)
+        small = whole.of_latents(kept)
         found += [_Variant(dtype, drop_dead, kept, as_loaded(small, dtype)) for dtype in DTYPES]
     return found
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,8 +21,7 @@ from sae.analysis.shards import encode_cache, feature_blocks, read_text
 from sae.analysis.work import Work
 from sae.base.errors import UserError
 from sae.base.files import only_process, read_json, write_json
-from sae.dictionary import ACTIVATIONS, Dictionary
-from sae.dictionary.metadata import metadata_of
+from sae.dictionary import ACTIVATIONS, TopK
 
 TABLES = ("features.parquet", "contexts.parquet", "labels.csv")
 
@@ -47,7 +47,7 @@ def table_bytes(folder):
 def test_sparse_encoding_equals_the_dense_one(architecture, dtype):
     dictionary = random_dictionary(architecture)
     moved = {name: w.to(dtype) for name, w in dictionary.tensors.items()}
-    dictionary = Dictionary(**moved, architecture=architecture, k=dictionary.k)
+    dictionary = dictionary.with_weights(moved)
     x = torch.randn(700, 32, generator=torch.Generator().manual_seed(3)).to(dtype)
     support, values = dictionary.encode_sparse(x)
     assert values.dtype == dtype
@@ -57,9 +57,7 @@ def test_sparse_encoding_equals_the_dense_one(architecture, dtype):
 
 def test_sparse_encoding_of_fewer_positive_latents_than_k_keeps_them_alone():
     dictionary = random_dictionary("topk")
-    low = Dictionary(
-        **dictionary.tensors | {"b_enc": dictionary.b_enc - 3}, architecture="topk", k=40
-    )
+    low = replace(dictionary, b_enc=dictionary.b_enc - 3, activation=TopK(40))
     x = torch.randn(300, 32, generator=torch.Generator().manual_seed(3))
     support, values = low.encode_sparse(x)
     assert 0 < len(values) < 300 * 40
@@ -68,9 +66,7 @@ def test_sparse_encoding_of_fewer_positive_latents_than_k_keeps_them_alone():
 
 def test_a_negative_threshold_lets_no_negative_activation_through():
     dictionary = random_dictionary("jumprelu")
-    negative = Dictionary(
-        **dictionary.tensors | {"threshold": dictionary.threshold - 2}, architecture="jumprelu"
-    )
+    negative = dictionary.with_weights({"threshold": dictionary.activation.threshold - 2})
     x = torch.randn(300, 32, generator=torch.Generator().manual_seed(3))
     support, values = negative.encode_sparse(x)
     torch.testing.assert_close(support.matrix(values).to_dense(), negative.encode(x))
@@ -112,11 +108,7 @@ RULE = ContextSelection(n_top=3, n_band=2, n_silent=3, radius=4, seed=0)
 @pytest.fixture
 def sparse_dictionary():
     dictionary = random_dictionary("jumprelu", d_sae=96, hook_name=HOOK)
-    return Dictionary(
-        **dictionary.tensors | {"threshold": dictionary.threshold + 1},
-        architecture="jumprelu",
-        metadata=metadata_of(dictionary),
-    )
+    return dictionary.with_weights({"threshold": dictionary.activation.threshold + 1})
 
 
 @pytest.mark.usefixtures("small_chunks", "two_threads")
@@ -346,7 +338,7 @@ def test_an_older_or_half_written_atlas_is_refused_by_readers_and_mended_by_anal
 
 
 def test_more_contexts_than_sequences_are_refused_before_the_model_is_loaded(run, monkeypatch):
-    monkeypatch.setattr("sae.commands.analyze.recorded_model", None)
+    monkeypatch.setattr("sae.analysis.analyze.recorded_model", None)
     with pytest.raises(UserError, match=r"n_contexts=257.* has 256; give n_contexts=256"):
         sae.analyze(run=str(run), n_contexts=257)
 

@@ -11,7 +11,6 @@ from sae.architectures.penalty import Coefficient
 from sae.base.errors import UserError
 from sae.core.scaling import InputScaling
 from sae.core.select import Above
-from sae.dictionary import Dictionary
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -229,15 +228,10 @@ def test_the_saved_dictionary_does_on_raw_rows_what_the_trained_one_does_on_scal
     if "batchtopk" in name:
         sae.step(rows(50, seed=4), rows(50, seed=3, width=d_out), 0.0, DEAD)
         assert sae.threshold > 0
-    dictionary = Dictionary(
-        **sae.weights(scaling, output),
-        architecture=sae.config.saved_as
-        if hasattr(sae, "config")
-        else ARCHITECTURES[name].saved_as,
-        metadata={"hook_name": "a", "hook_name_out": "b"},
-    )
+    dictionary = sae.dictionary(scaling, output)
     z = x @ sae.encoder().t() + sae.b_enc
-    kind = ARCHITECTURES[name].saved_as
+    kind = ARCHITECTURES[name].saved_as.name
+    assert dictionary.architecture == kind
     if kind == "topk":
         acts = z * top_mask(z, 4)
     elif kind == "jumprelu":
@@ -356,17 +350,15 @@ def test_aligned_encoder_and_decoder_directions_have_inner_product_one():
     train(sae)
     inner = (sae.encoder() * sae.W_dec).sum(1)
     torch.testing.assert_close(inner, torch.ones(D_SAE))
-    folded = sae.weights(*[InputScaling(torch.zeros(D_IN), 0.5)] * 2)
-    inner = (folded["W_enc"].t() * folded["W_dec"]).sum(1)
+    folded = sae.dictionary(*[InputScaling(torch.zeros(D_IN), 0.5)] * 2)
+    inner = (folded.W_enc.t() * folded.W_dec).sum(1)
     torch.testing.assert_close(inner, torch.ones(D_SAE))
 
 
 def test_the_saved_threshold_of_batchtopk_keeps_the_l0_of_training():
     sae = float_built("batchtopk", k=4)
     trainer, _ = train(sae, steps=200, lr=1e-3)
-    dictionary = Dictionary(
-        **sae.weights(trainer.scaling, trainer.output_scaling), architecture="jumprelu"
-    )
+    dictionary = sae.dictionary(trainer.scaling, trainer.output_scaling)
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(6, D_IN, generator=generator)
     x = torch.randn(4000, 6, generator=generator).relu() @ base

@@ -12,18 +12,17 @@ import pytest
 import torch
 import zarr.storage._local
 from safetensors.torch import save_file
-from support.world import HOOK, harvest_settings, sentences
+from support.world import HOOK, harvest_settings, random_dictionary, sentences
 
 import sae
 from sae.base.errors import UserError
 from sae.cli import main
-from sae.dictionary import Dictionary
 from sae.dictionary.files import save_dictionary
 
 HEAVY = (
-    "sae.commands.harvest.load_model",
-    "sae.commands.common.load_model",
-    "sae.commands.train.Trainer",
+    "sae.harvesting.harvest.load_model",
+    "sae.models.load.load_model",
+    "sae.training.start.Trainer",
 )
 SMALL = ["sae.d_sae=16", "training_tokens=2048", "train_batch_size_tokens=256"]
 
@@ -373,16 +372,8 @@ def test_a_cache_of_other_weights_is_refused(cache_copy, tiny_run, refused):
 
 
 def foreign_dictionary(run: Path, d_in: int, **metadata: str) -> None:
-    save_dictionary(
-        Dictionary(
-            torch.zeros(d_in, 8),
-            torch.zeros(8),
-            torch.zeros(8, d_in),
-            torch.zeros(d_in),
-            metadata={"hook_name": HOOK, **metadata},
-        ),
-        run / "dictionaries" / "foreign",
-    )
+    foreign = random_dictionary(d_in=d_in, d_sae=8, hook_name=HOOK, **metadata)
+    save_dictionary(foreign, run / "dictionaries" / "foreign")
 
 
 @pytest.mark.parametrize("stage", ["eval", "analyze"])

@@ -125,7 +125,7 @@ def test_evaluation_of_an_encoder_measures_reconstruction_and_says_what_it_leave
 def test_steering_with_a_dictionary_of_an_encoder_is_refused_before_its_weights_are_read(
     encoder_run, monkeypatch
 ):
-    monkeypatch.setattr("sae.commands.common.load_model", lambda _: pytest.fail("was loaded"))
+    monkeypatch.setattr("sae.models.load.load_model", lambda _: pytest.fail("was loaded"))
     with pytest.raises(UserError, match=r"small is a dictionary of .* predicts no next token"):
         sae.steer(run=str(encoder_run))
 

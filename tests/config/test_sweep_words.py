@@ -128,7 +128,7 @@ def test_more_have_to_be_meant_and_the_time_is_told_from_a_sample(monkeypatch):
         samples.append(configs)
         return 9.0 * 3600
 
-    monkeypatch.setattr("sae.commands.sweep.expected_seconds", seconds)
+    monkeypatch.setattr("sae.training.turns.expected_seconds", seconds)
     lrs = "optim.lr=" + ",".join(f"{n}e-4" for n in range(1, 11))
     with pytest.raises(UserError) as refused:
         grid("sae=standard,gated", "seed=range(500)", lrs)
@@ -146,7 +146,7 @@ def test_more_have_to_be_meant_and_the_time_is_told_from_a_sample(monkeypatch):
 
 
 def test_a_grid_beyond_counting_is_refused_as_fast_without_an_estimate(monkeypatch):
-    monkeypatch.setattr("sae.commands.sweep.expected_seconds", lambda _: None)
+    monkeypatch.setattr("sae.training.turns.expected_seconds", lambda _: None)
     with pytest.raises(UserError) as refused:
         grid("seed=range(10000)", "sae.d_sae=range(1,10001)", "shuffle_seed=range(10000)")
     assert str(refused.value) == (

@@ -9,13 +9,12 @@ from typing import ClassVar
 
 import pytest
 import torch
-from sae.analysis.atlas import Atlas
 from support.world import HOOK, training_json
 
 import sae
 from sae.architectures import StandardConfig
+from sae.atlas.atlas import Atlas
 from sae.base.errors import UserError
-from sae.commands.atlas import export_atlas
 from sae.core.select import Above, Active, select
 from sae.core.sparse import support_of
 from sae.dictionary import ACTIVATIONS, Activation, Dictionary
@@ -28,6 +27,7 @@ from sae.dictionary.folding import (
 )
 from sae.dictionary.metadata import metadata_of
 from sae.dictionary.storage import DTYPES, as_loaded
+from sae.exchange.dashboards.exporting import export_atlas
 from sae.exchange.formats import WRITTEN, write_dictionary
 from sae.exchange.saebench import as_custom_sae
 

@@ -1,21 +1,23 @@
 """The model's loss with a reconstruction spliced in, against an independent computation."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
-from support.world import harvest_settings, random_dictionary
+from support.world import harvest_settings, random_dictionary, training_json
 
 import sae
 from sae.base.errors import UserError
-from sae.dictionary import Dictionary
+from sae.dictionary import Dictionary, ReLU
 from sae.dictionary.files import save_dictionary
-from sae.dictionary.metadata import metadata_of
+from sae.dictionary.metadata import dictionary_of, metadata_of
 from sae.evaluation.behaviour import behaviour
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 
 HOOK = "blocks.1.hook_resid_post"
+made = Dictionary.from_weights
 D = 32
 
 
@@ -34,12 +36,12 @@ def identity():
     """Reconstructs exactly: one latent for each sign of each coordinate."""
     eye = torch.eye(D)
     both = torch.cat([eye, -eye], dim=1)
-    return Dictionary(both, torch.zeros(2 * D), both.t().contiguous(), torch.zeros(D))
+    return made(both, torch.zeros(2 * D), both.t().contiguous(), torch.zeros(D))
 
 
 def nothing():
     """Reconstructs zero."""
-    return Dictionary(torch.zeros(D, 4), torch.zeros(4), torch.zeros(4, D), torch.zeros(D))
+    return made(torch.zeros(D, 4), torch.zeros(4), torch.zeros(4, D), torch.zeros(D))
 
 
 def scores(model, tokens, dictionary, mean=None):
@@ -64,7 +66,7 @@ def test_a_zero_dictionary_scores_zero(model, tokens):
 def test_a_dictionary_that_returns_the_mean_scores_zero_against_mean_ablation(model, tokens):
     mean = torch.randn(D, generator=torch.Generator().manual_seed(0))
     blank = nothing()
-    constant = Dictionary(blank.W_enc, blank.b_enc, blank.W_dec, mean)
+    constant = made(blank.W_enc, blank.b_enc, blank.W_dec, mean)
     found = scores(model, tokens, constant, mean)
     assert found["ce_loss_score_mean_ablation"] == pytest.approx(0, abs=1e-9)
 
@@ -143,14 +145,15 @@ def exact_transcoder(model, *, skip: bool, **metadata) -> Dictionary:
     d_in = matrix.shape[1]
     both = torch.cat([torch.eye(d_in), -torch.eye(d_in)], dim=1)
     signed = both.t() @ matrix.t()
-    return Dictionary(
-        both,
-        torch.zeros(2 * d_in),
-        torch.zeros_like(signed) if skip else signed,
-        torch.zeros(D),
-        metadata=metadata,
-        W_skip=matrix if skip else None,
-    )
+    weights = {
+        "W_enc": both,
+        "b_enc": torch.zeros(2 * d_in),
+        "W_dec": torch.zeros_like(signed) if skip else signed,
+        "b_dec": torch.zeros(D),
+    }
+    if skip:
+        weights["W_skip"] = matrix
+    return dictionary_of(weights, ReLU(), Path("exact"), metadata)
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -234,7 +237,7 @@ def transcoder_run(tmp_path_factory, tiny_model, tiny_text, model):
         "model_name": about["model"]["hub_id"],
         "hook_name": POST,
         "hook_name_out": MLP,
-        "sae_atlas": {"model": about["model"], "data": about["data"], "sae": {"k": 7}},
+        "sae_atlas": training_json(model=about["model"], data=about["data"]),
     }
     exact = exact_transcoder(model, skip=True, **metadata)
     save_dictionary(exact, run / "dictionaries/exact")

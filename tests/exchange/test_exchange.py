@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ import sae
 from sae.dictionary import ACTIVATIONS
 from sae.dictionary.files import load_dictionary, loads_in_saelens, save_dictionary
 from sae.dictionary.metadata import metadata_of
+from sae.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_a_saved_dictionary_loads_bit_equal(tiny_run, tmp_path):
     again = load_dictionary(tmp_path / "copy")
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
         assert torch.equal(getattr(dictionary, name), getattr(again, name))
-    assert again.metadata == metadata_of(dictionary)
+    assert metadata_of(again) == metadata_of(dictionary)
 
 
 HOOKS = {
@@ -79,7 +79,8 @@ def test_every_kind_of_dictionary_comes_back_from_its_folder_as_it_was(kind, tmp
     assert list(again.tensors) == list(dictionary.tensors)
     for name, tensor in dictionary.tensors.items():
         assert torch.equal(tensor, again.tensors[name]), name
-    assert (again.architecture, again.k) == (dictionary.architecture, dictionary.k)
+    assert again.architecture == dictionary.architecture
+    assert again.activation.numbers == dictionary.activation.numbers
     assert again.digest == dictionary.digest
     assert again.hook_name_out == dictionary.hook_name_out
     assert again.is_transcoder == (kind[1] is not None)
@@ -288,9 +289,7 @@ def test_what_was_measured_at_another_hook_is_not_exported(exported, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(exported[0], run)
     strong = sae.load(str(run / "dictionaries/strong"))
-    moved = replace(
-        strong, metadata=metadata_of(strong) | {"hook_name": "blocks.0.hook_resid_post"}
-    )
+    moved = strong.placed("blocks.0.hook_resid_post")
     assert moved.digest == strong.digest
     shutil.rmtree(run / "dictionaries/strong")
     save_dictionary(moved, run / "dictionaries/strong")
@@ -306,10 +305,8 @@ def test_an_unknown_dictionary_is_refused_with_those_that_are_there(exported):
 
 
 def test_a_dictionary_that_was_not_finished_is_not_seen(exported, tmp_path):
-    from sae.commands.common import dictionary_names
-
     shutil.copytree(exported[0] / "dictionaries", tmp_path / "dictionaries")
     shutil.copytree(
         tmp_path / "dictionaries/weak", tmp_path / "dictionaries/.weak.01234567.partial"
     )
-    assert dictionary_names(tmp_path) == ["strong", "weak"]
+    assert Run.at(tmp_path).dictionary_names == ["strong", "weak"]

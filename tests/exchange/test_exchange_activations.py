@@ -49,7 +49,7 @@ def write_cache(path, dtype="float16", n_training=70, n_held_out=10):
         shape = (chunk.stop - chunk.start, CONTEXT)
         writer.write(
             chunk,
-            {h.hook_name: torch.randn(*shape, h.d_in, generator=draw) for h in HOOKS},
+            {h.hook_name: torch.randn(*shape, h.width, generator=draw) for h in HOOKS},
         )
     writer.finish()
     return open_cache(path)

@@ -13,7 +13,7 @@ from support.world import random_dictionary
 
 import sae
 from sae.base.errors import UserError
-from sae.dictionary import ACTIVATIONS, Dictionary
+from sae.dictionary import ACTIVATIONS, Dictionary, TopK
 from sae.dictionary.files import save_dictionary
 from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import FORMATS, WRITTEN, read_dictionary, write_dictionary
@@ -141,7 +141,7 @@ def test_openais_relu_file_means_what_its_formula_says(tmp_path):
     acts = pre.relu()
     x_hat = acts @ state["decoder.weight"].T + state["pre_bias"]
     assert_means(dictionary, acts, x_hat)
-    assert dictionary.metadata == {
+    assert metadata_of(dictionary) == {
         "model_name": "gpt2",
         "hook_name": "blocks.7.hook_resid_post",
     }
@@ -235,7 +235,7 @@ def test_openmoss_folders_mean_what_its_formulas_say(activation, include, norm, 
     if activation == "topk" and include:
         acts = acts * tensors["W_D"].norm(dim=1)
     assert_means(dictionary, acts, x_hat)
-    assert dictionary.metadata == {"model_name": "gpt2", **ENDS}
+    assert metadata_of(dictionary) == {"model_name": "gpt2", **ENDS}
 
 
 def test_an_openmoss_pickle_without_a_decoder_bias_is_read(tmp_path):
@@ -344,7 +344,7 @@ def test_openmoss_folders_of_linear_layers_mean_what_their_formula_says(
         tensors = tensors | {"b_E": tensors["b_E"] - tensors["b_D"] @ tensors["W_E"]}
     dictionary = sae.load(str(tmp_path / "L1R"))
     assert_means(dictionary, *openmoss_means(tensors, changes, rows()))
-    assert dictionary.metadata == {"model_name": "gpt2", **ENDS}
+    assert metadata_of(dictionary) == {"model_name": "gpt2", **ENDS}
 
 
 SCOPE = {
@@ -430,7 +430,7 @@ def test_folders_of_llama_scopes_first_release_mean_what_their_own_loader_made(
         tensors = scope_folder(folder, changes, place)
         dictionary = sae.load(str(folder))
         assert_means(dictionary, *scope_means(tensors, changes, rows()))
-        assert dictionary.metadata == about
+        assert metadata_of(dictionary) == about
 
 
 @pytest.mark.parametrize(
@@ -501,7 +501,7 @@ def test_gemma_scopes_arrays_mean_what_its_formula_says(save, tmp_path):
     save(folder / "params.npz", **arrays)
     dictionary = sae.load(str(folder))
     assert_means(dictionary, *gemma_means(arrays, rows()))
-    assert dictionary.metadata == {
+    assert metadata_of(dictionary) == {
         "model_name": "google/gemma-2-2b",
         "hook_name": "blocks.12.hook_resid_post",
     }
@@ -537,7 +537,7 @@ def test_gemma_scope_2s_folder_means_what_its_formula_says(tmp_path):
     arrays = gemma_2_folder(tmp_path / "one", GEMMA_2)
     dictionary = sae.load(str(tmp_path / "one"))
     assert_means(dictionary, *gemma_means(arrays, rows()))
-    assert dictionary.metadata == {
+    assert metadata_of(dictionary) == {
         "model_name": "google/gemma-3-1b-pt",
         "hook_name": "blocks.12.hook_resid_post",
     }
@@ -680,7 +680,7 @@ def test_an_old_top_k_of_saelens_is_one_of_top_k(tmp_path):
     settings = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 5}}
     w = old_saelens(tmp_path / "old", OLD | settings | {"apply_b_dec_to_input": False})
     dictionary = sae.load(str(tmp_path / "old"))
-    assert (dictionary.architecture, dictionary.k) == ("topk", 5)
+    assert dictionary.activation == TopK(5)
     assert torch.equal(dictionary.b_enc, w["b_enc"])
 
 
@@ -688,7 +688,9 @@ def test_a_logarithm_of_thresholds_in_an_old_saelens_folder_is_taken_back(tmp_pa
     log_threshold = uniform(D_SAE)
     config = OLD | {"architecture": "jumprelu", "apply_b_dec_to_input": False}
     old_saelens(tmp_path / "old", config, log_threshold=log_threshold)
-    assert torch.equal(sae.load(str(tmp_path / "old")).threshold, log_threshold.exp())
+    assert torch.equal(
+        sae.load(str(tmp_path / "old")).activation.threshold, log_threshold.exp()
+    )
 
 
 @pytest.mark.parametrize(

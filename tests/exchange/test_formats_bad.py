@@ -554,12 +554,12 @@ def test_a_logarithm_beyond_float32_is_a_threshold_that_nothing_passes(tmp_path)
     tensors = load(folder / "sae_weights.safetensors")
     tensors["log_threshold"] = torch.full_like(tensors.pop("threshold"), 100.0)
     save(tensors, folder / "sae_weights.safetensors")
-    assert set(sae.load(str(folder)).threshold.tolist()) == {most}
-    dictionary.threshold[3] = most
+    assert set(sae.load(str(folder)).activation.threshold.tolist()) == {most}
+    dictionary.activation.threshold[3] = most
     write_dictionary(dictionary, tmp_path / "two", "openmoss")
     found = sae.load(str(tmp_path / "two"))
-    assert found.threshold[3] > 0.99 * most
-    assert bool(found.threshold.isfinite().all())
+    assert found.activation.threshold[3] > 0.99 * most
+    assert bool(found.activation.threshold.isfinite().all())
 
 
 @pytest.mark.parametrize("name", FORMATS)

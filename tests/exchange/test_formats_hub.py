@@ -17,6 +17,7 @@ from support.world import random_dictionary
 
 import sae
 from sae.base.errors import UserError
+from sae.dictionary import TopK
 from sae.exchange.formats import write_dictionary
 
 OLD_COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
@@ -80,7 +81,8 @@ def hub(tmp_path):
     root = tmp_path / "there"
     files = {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
     # An older state, where layer 1 was what layer 0 is now under another k.
-    write_dictionary(replace(random_dictionary("topk"), k=3), tmp_path / "old", "sparsify")
+    other = replace(random_dictionary("topk"), activation=TopK(3))
+    write_dictionary(other, tmp_path / "old", "sparsify")
     old = {f"layers.1/{p.name}": p.read_bytes() for p in (tmp_path / "old").iterdir()}
     states = {COMMIT: files, OLD_COMMIT: old}
     handler = type("Handler", (Hub,), {"states": states, "asked": []})
@@ -90,10 +92,11 @@ def hub(tmp_path):
 
 SCRIPT = """
 import json, sys, sae
+from sae.dictionary.metadata import metadata_of
 for name in sys.argv[1:]:
     try:
         found = sae.load(name)
-        print(json.dumps([found.digest, metadata_of(found), found.k]))
+        print(json.dumps([found.digest, metadata_of(found), found.activation.k]))
     except ValueError as error:
         print(json.dumps(str(error)))
 """

@@ -92,13 +92,13 @@ def test_a_folder_of_llama_scope_r1_distill_is_imported(run, tiny_model, tmp_pat
         "encoder.bias": theirs.b_enc,
         "decoder.weight": theirs.W_dec.t().contiguous(),
         "decoder.bias": theirs.b_dec,
-        "log_jumprelu_threshold": theirs.threshold.log(),
+        "log_jumprelu_threshold": theirs.activation.threshold.log(),
     }
     save_file(linear, folder / "sae_weights.safetensors")
     assert main(["import", str(folder), f"run={run}"]) == 0
     found = sae.load(str(run / "dictionaries/L1R"))
     assert (found.hook_name, found.model_name) == (HOOK, str(tiny_model))
-    torch.testing.assert_close(found.threshold, theirs.threshold)
+    torch.testing.assert_close(found.activation.threshold, theirs.activation.threshold)
     assert torch.equal(found.W_enc, theirs.W_enc)
 
 

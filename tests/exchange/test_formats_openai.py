@@ -8,6 +8,7 @@ from support.world import random_dictionary
 
 import sae
 from sae.base.errors import UserError
+from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import write_dictionary
 
 D_IN, D_SAE = 32, 48
@@ -91,7 +92,7 @@ def test_the_files_of_their_first_versions_are_read_from_where_they_are(
     path = save(state, tmp_path / f"gpt2-small/{location}{version}/autoencoders/7.pt")
     dictionary = sae.load(path)
     assert_same(dictionary, state)
-    assert dictionary.metadata == {"model_name": "gpt2", "hook_name": f"blocks.7.{hook}"}
+    assert metadata_of(dictionary) == {"model_name": "gpt2", "hook_name": f"blocks.7.{hook}"}
 
 
 def test_their_later_files_are_no_map_of_raw_rows_and_refused(tmp_path):

@@ -9,6 +9,7 @@ from support.world import random_dictionary
 import sae
 from sae.base.errors import UserError
 from sae.cli import main
+from sae.dictionary import TopK
 from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import FORMATS, write_dictionary
 
@@ -68,8 +69,8 @@ def test_a_layers_file_means_what_the_code_of_its_card_computes(tmp_path):
         close(found.encode(rows()), acts)
         close(found(rows()), x_hat)
         assert torch.equal(found.encode(rows()) != 0, acts != 0)
-        assert (found.architecture, found.k) == ("topk", K)
-        assert found.metadata == {
+        assert found.activation == TopK(K)
+        assert metadata_of(found) == {
             "model_name": "Qwen/Qwen3-8B-Base",
             "hook_name": "blocks.5.hook_resid_post",
         }
@@ -92,7 +93,7 @@ def test_the_name_of_a_release_says_model_width_and_k(name, tmp_path):
     state = state_of(W_enc=torch.ones(d_sae, 2), W_dec=torch.ones(2, d_sae))
     state |= {"b_enc": torch.ones(d_sae), "b_dec": torch.ones(2)}
     found = sae.load(save(state, tmp_path / name / "layer63.sae.pt"))
-    assert (found.model_name, found.d_sae, found.k) == (model, d_sae, k)
+    assert (found.model_name, found.d_sae, found.activation.k) == (model, d_sae, k)
     assert found.hook_name == "blocks.63.hook_resid_post"
 
 
@@ -103,7 +104,7 @@ def test_in_the_cache_of_the_hub_the_repository_says_k(tmp_path):
     place.parent.mkdir(parents=True)
     place.symlink_to(blob)
     found = sae.load(str(place))
-    assert (found.k, found.model_name) == (K, "Qwen/Qwen3-8B-Base")
+    assert (found.activation.k, found.model_name) == (K, "Qwen/Qwen3-8B-Base")
 
 
 def test_a_folder_without_k_in_its_name_is_read_once_a_name_says_it(tmp_path, monkeypatch):
@@ -119,7 +120,7 @@ def test_a_folder_without_k_in_its_name_is_read_once_a_name_says_it(tmp_path, mo
         refused(tmp_path / name, "does not hold k")
     (tmp_path / "mine-L0_9").symlink_to("mine")
     found = sae.load(str(tmp_path / "mine-L0_9/layer5.sae.pt"))
-    assert (found.k, found.hook_name) == (9, "blocks.5.hook_resid_post")
+    assert (found.activation.k, found.hook_name) == (9, "blocks.5.hook_resid_post")
     assert "model_name" not in metadata_of(found)
 
 
@@ -135,7 +136,7 @@ def test_a_folder_with_several_layers_asks_which(tmp_path):
 def test_a_file_of_another_name_is_read_where_the_format_is_given(tmp_path):
     path = save(state_of(), tmp_path / NAME / "mine.pt")
     found = sae.load(path, format="qwen_scope")
-    assert found.k == K
+    assert found.activation == TopK(K)
     assert "hook_name" not in metadata_of(found)
     (tmp_path / NAME / "mine.pt").unlink()
     refused(tmp_path / NAME, "holds no dictionary of qwen_scope", format="qwen_scope")
@@ -151,7 +152,7 @@ def test_qwens_files_and_openais_are_told_apart(tmp_path):
     # Both in one folder are two formats.
     shutil.copyfile(tmp_path / "openai/0.pt", tmp_path / NAME / "0.pt")
     refused(tmp_path / NAME, "could be of openai or qwen_scope; say which with format=openai")
-    assert sae.load(str(tmp_path / NAME), format="qwen_scope").k == K
+    assert sae.load(str(tmp_path / NAME), format="qwen_scope").activation == TopK(K)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_a_layers_file_is_imported_into_a_run(tiny_run, tiny_model, tmp_path, ca
     words = [run, f"model_name={tiny_model}", "format=qwen_scope"]
     assert main(["import", path, *words]) == 0
     found = sae.load(str(tmp_path / "run/dictionaries/layer1.sae.pt"))
-    assert (found.k, found.hook_name) == (K, "blocks.1.hook_resid_post")
+    assert (found.activation.k, found.hook_name) == (K, "blocks.1.hook_resid_post")
     assert torch.equal(found.W_enc, state["W_enc"].t())
     assert main(["import", path, run]) == 2
     assert "is of Qwen/Qwen3-8B-Base, but" in capsys.readouterr().err

@@ -298,7 +298,7 @@ def r1_distill(folder, include, unit_rows):
         "encoder.bias": draw.b_enc,
         "decoder.weight": W_dec.t().contiguous(),
         "decoder.bias": draw.b_dec,
-        "log_jumprelu_threshold": draw.threshold.log(),
+        "log_jumprelu_threshold": draw.activation.threshold.log(),
         f"dataset_average_activation_norm.{HOOK}": torch.tensor(NORM),
     }
     write_json(folder / "config.json", config)
@@ -421,7 +421,7 @@ def test_qwen_scopes_files_mean_here_what_they_do_in_saelens(hub):
     theirs = loaded("qwen_scope", QWEN_SCOPE, name, d_in=D_IN)
     ours = sae.load(str(hub / QWEN_SCOPE / name))
     assert_same(ours, theirs)
-    assert (ours.d_sae, ours.k) == (theirs.cfg.d_sae, theirs.activation_fn.k)
+    assert (ours.d_sae, ours.activation.k) == (theirs.cfg.d_sae, theirs.activation_fn.k)
     assert ours.hook_name == theirs.cfg.metadata.hook_name == HOOK
     assert ours.model_name == theirs.cfg.metadata.model_name
     # Nor does either keep latents below zero, where a row has fewer than k above.
@@ -430,7 +430,7 @@ def test_qwen_scopes_files_mean_here_what_they_do_in_saelens(hub):
     theirs = loaded("qwen_scope", QWEN_SCOPE, "layer2.sae.pt", d_in=D_IN)
     ours = sae.load(str(hub / QWEN_SCOPE / "layer2.sae.pt"))
     assert_same(ours, theirs)
-    assert int((ours.encode(rows()) > 0).sum(-1).min()) < ours.k
+    assert int((ours.encode(rows()) > 0).sum(-1).min()) < ours.activation.k
 
 
 def test_every_release_of_qwen_scope_that_saelens_lists_is_read_by_its_name(tmp_path):
@@ -448,7 +448,7 @@ def test_every_release_of_qwen_scope_that_saelens_lists_is_read_by_its_name(tmp_
         path.parent.mkdir(parents=True)
         torch.save(state, path)
         found = sae.load(str(path))
-        assert found.k == config["activation_fn_kwargs"]["k"]
+        assert found.activation.k == config["activation_fn_kwargs"]["k"]
         assert found.model_name == config["model_name"]
         assert found.hook_name == config["hook_name"]
 

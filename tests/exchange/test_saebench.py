@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from support.world import random_dictionary, sentences
+from support.world import random_dictionary, sentences, training_json, with_metadata
 
 from sae.base.assets import package_folder
 from sae.base.errors import UserError
@@ -67,7 +67,7 @@ def test_a_latent_whose_row_is_zero_fires_and_adds_nothing(architecture):
     dictionary.W_dec[5] = 0
     dictionary.b_enc[5] = 4.0
     if architecture == "gated":
-        dictionary.b_mag[5] = 4.0
+        dictionary.activation.b_mag[5] = 4.0
     custom, x = as_custom_sae(dictionary), rows(500)
     assert float((dictionary.encode(x)[:, 5] > 0).float().mean()) > 0.5
     assert torch.equal(custom.encode(x) > 0, dictionary.encode(x) > 0)
@@ -102,14 +102,19 @@ def test_moving_it_takes_all_weights_and_is_noted_in_its_configuration(architect
 
 
 def test_its_configuration_says_where_the_dictionary_belongs():
-    about = {"context_size": 64, "prepend_bos": False, "training_architecture": "batchtopk"}
-    about |= {"sae_atlas": {"training_tokens": 5000}}
+    about = {"context_size": 64, "prepend_bos": False}
+    about |= {"sae_atlas": training_json(training_tokens=5000, architecture="batchtopk")}
     dictionary = of("jumprelu")
-    cfg = as_custom_sae(replace(dictionary, metadata=metadata_of(dictionary) | about)).cfg
+    cfg = as_custom_sae(with_metadata(dictionary, metadata_of(dictionary) | about)).cfg
     assert (cfg.model_name, cfg.hook_name, cfg.hook_layer) == ("org/lm", HOOK, 1)
     assert (cfg.d_in, cfg.d_sae, cfg.context_size) == (D_IN, D_SAE, 64)
     assert (cfg.architecture, cfg.prepend_bos) == ("batchtopk", False)
     assert cfg.training_tokens == 5000
+    foreign = random_dictionary(
+        model_name="org/lm", hook_name=HOOK, training_architecture="batchtopk"
+    )
+    found = as_custom_sae(foreign).cfg
+    assert (found.architecture, found.training_tokens) == ("batchtopk", -100_000)
     # What SAEBench adds is no field, and stays out of its files.
     cfg.metadata = object()
     assert json.loads(json.dumps(cfg.to_dict())) == asdict(cfg) | {"seqpos_slice": [None]}
@@ -127,7 +132,10 @@ def test_its_configuration_says_where_the_dictionary_belongs():
             "give an autoencoder",
         ),
         (random_dictionary(hook_name=HOOK), "does not say which model it is of"),
-        (random_dictionary(model_name="a"), "hook_name=None is no hook of TransformerLens's"),
+        (
+            random_dictionary(model_name="a"),
+            "hook_name=unknown is no hook of TransformerLens's",
+        ),
         (
             random_dictionary(model_name="a", hook_name="model.layers.1"),
             "hook_name=model.layers.1 is no hook of TransformerLens's",
@@ -226,8 +234,7 @@ def test_saebenchs_core_evaluation_runs_on_the_heads_outputs(
     bench, lens_folder, tiny_text, tmp_path
 ):
     dictionary = placed("standard", lens_folder)
-    about = metadata_of(dictionary) | {"hook_name": "blocks.1.attn.hook_z"}
-    custom = as_custom_sae(replace(dictionary, metadata=about))
+    custom = as_custom_sae(dictionary.placed("blocks.1.attn.hook_z"))
     found, _ = core_figures(bench[1], custom, tiny_text, tmp_path / "a")
     assert 1 < flat(found["metrics"])["sparsity/l0"] < D_SAE
 
@@ -263,7 +270,7 @@ def test_sae_probes_finds_what_a_latent_knows(kind, probes, tmp_path):
     dictionary = random_dictionary("jumprelu", d_out=d_out, **about)
     dictionary.W_enc[:, 7] = torch.eye(D_IN)[3]
     dictionary.b_enc[7] = 0
-    dictionary.threshold[7] = 1.0
+    dictionary.activation.threshold[7] = 1.0
     probes.run_sae_evals(
         sae=as_custom_sae(dictionary) if kind == "custom" else dictionary,
         model_name=model,

@@ -21,8 +21,8 @@ import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
 from sae.cache.writer import CacheWriter
-from sae.commands import fill as fill_module
 from sae.commands import harvest as stage
+from sae.harvesting import fill as fill_module
 from sae.harvesting.config import HarvestConfig
 
 CHUNKS, CONTEXT = 80, 16

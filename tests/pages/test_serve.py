@@ -322,7 +322,7 @@ def test_what_is_read_equals_the_activations_of_the_cache(server, run, model):
     expected = dictionary.encode(cache.read(HOOK, slice(row, row + 1))[0, 1:end].float())
     point = find_site(model.module, HOOK)
     ids = tokens[None, :end]
-    (exact,) = activations(ids, ids >= 0, model=model, points=[point], batch_size=1)
+    (exact,) = activations(ids, ids >= 0, model=model, sites=[point], batch_size=1)
     exact = dictionary.encode(exact[HOOK][0, 1:])
     feature = int(expected.sum(0).argmax())
     found = read(server, text, feature=feature)

@@ -16,37 +16,28 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.atlas_samples import sample_record
-from support.world import random_dictionary
+from support.world import random_dictionary, training_json, with_metadata
 
 import sae
-import sae.commands.export
+import sae.publishing.folder
 from sae.atlas.examples import Example, ExampleContext
 from sae.base.errors import UserError
 from sae.cli import main
 from sae.dictionary import ACTIVATIONS
 from sae.dictionary.files import save_dictionary
 from sae.dictionary.metadata import metadata_of
+from sae.dictionary.storage import DTYPES
 from sae.exchange.formats import WRITTEN
-from sae.figures import Figures
+from sae.figures import Figures, ShrinkingCost
 from sae.models.hooks import find_site, list_sites, read_activations
 from sae.models.load import ModelConfig, load_model
+from sae.models.record import ModelRecord
 from sae.publishing.card import Export, model_card
-from sae.publishing.card.activations import hook_side
 from sae.publishing.card.text import example_table, public
-from sae.publishing.smaller import DTYPES, Shrunk, save_directions
+from sae.publishing.smaller import save_directions
 
 HOOK = "blocks.1.hook_resid_post"
-OURS = {
-    "versions": {"sae-atlas": "1"},
-    "training_tokens": 1000,
-    "data": {"name": "text"},
-    "architecture": "topk",
-    "sae": {"k": 7},
-    "optim": {"lr": 1e-3},
-    "train_batch_size_tokens": 10,
-    "max_norm_multiple": 10.0,
-    "seed": 0,
-}
+OURS = training_json()
 FIGURES = {
     "id": "some",
     "architecture": "standard",
@@ -147,8 +138,7 @@ def test_the_code_without_any_tool_computes_what_the_dictionary_does(kind, dtype
     ends = {"hook_name": HOOK, "model_name": "a/model"}
     if d_out is not None:
         ends["hook_name_out"] = "blocks.1.hook_mlp_out"
-    dictionary = random_dictionary(architecture, d_out=d_out, skip=skip, **ends)
-    metadata_of(dictionary)["sae_atlas"] = OURS
+    dictionary = random_dictionary(architecture, d_out=d_out, skip=skip, **ends, sae_atlas=OURS)
     save_dictionary(dictionary, tmp_path / HOOK, dtype)
     save_directions(dictionary, tmp_path, dtype)
     found = blocks(model_card(dictionary, MEASURED, 48, Export(folder=HOOK, dtype=dtype)))
@@ -179,7 +169,7 @@ def test_the_directions_are_the_decoders_and_say_where_they_belong(exported):
     assert set(found) == {"W_dec", "b_dec"}
     assert torch.equal(found["W_dec"], ours.W_dec)
     with safe_open(exported / "decoder.safetensors", framework="pt") as file:
-        assert json.loads(metadata_of(file)()["sae_atlas"])["hook_name"] == HOOK
+        assert json.loads(file.metadata()["sae_atlas"])["hook_name"] == HOOK
 
 
 def front_matter(card):
@@ -187,9 +177,8 @@ def front_matter(card):
 
 
 def test_the_front_matter_names_model_text_and_licence_as_the_hub_knows_them():
-    dictionary = random_dictionary("standard", hook_name=HOOK, model_name="org/lm")
     ours = OURS | {"data": {"name": "org/text"}}
-    metadata_of(dictionary)["sae_atlas"] = ours
+    dictionary = random_dictionary(hook_name=HOOK, model_name="org/lm", sae_atlas=ours)
     about = Export(folder=HOOK, license="cc-by-4.0")
     found = front_matter(model_card(dictionary, MEASURED, 48, about))
     assert found["library_name"] == "saelens"
@@ -216,15 +205,15 @@ def test_a_bare_load_of_the_export_gives_the_features(exported, tmp_path):
 
 def card_of(about, figures=None, **export):
     """The card of a dictionary with this metadata."""
-    dictionary = random_dictionary("standard", hook_name=HOOK, model_name="org/lm")
-    dictionary.metadata.update(about)
+    dictionary = random_dictionary(**{"hook_name": HOOK, "model_name": "org/lm", **about})
     known = Figures.from_json(FIGURES | (figures or {}))
     return model_card(dictionary, known, 48, Export(folder=HOOK, **export))
 
 
 def shown_card(dictionary):
     """The card of this very dictionary."""
-    dictionary.metadata.update(model_name="a/model", sae_atlas=OURS)
+    about = metadata_of(dictionary) | {"model_name": "a/model", "sae_atlas": OURS}
+    dictionary = with_metadata(dictionary, about)
     return model_card(dictionary, MEASURED, 48, Export(folder="folder"))
 
 
@@ -274,8 +263,8 @@ def shown(card):
 
 
 def test_folders_and_patterns_are_no_names_of_the_hub(tmp_path):
-    dictionary = random_dictionary("standard", hook_name=HOOK, model_name=str(tmp_path))
-    dictionary.metadata["sae_atlas"] = OURS | {"data": {"name": "./texts/*.jsonl"}}
+    ours = OURS | {"data": {"name": "./texts/*.jsonl"}}
+    dictionary = random_dictionary(hook_name=HOOK, model_name=str(tmp_path), sae_atlas=ours)
     card = model_card(dictionary, MEASURED, 48, Export(folder=HOOK))
     assert not {"base_model", "datasets", "license"} & set(front_matter(card))
     assert "None is stated here. Ask whoever made it before you pass it on." in card
@@ -288,11 +277,13 @@ SHOWN = "a`|b ``c`` &lt;script&gt;x&lt;/script&gt; # hm --- | z | ?"
 def test_what_others_wrote_shows_in_the_card_and_does_nothing():
     bad = BAD.replace("/", "\u2215")
     odd = SHOWN.replace("/script&gt; #", "\u2215script&gt; #")
-    dictionary = random_dictionary(
-        "standard", hook_name=f"{HOOK} {bad}", hook_name_out=bad, model_name=f"[m](x) {bad}"
-    )
     ours = OURS | {"data": {"name": bad}, "sae": {"k": bad}, "versions": {"sae-atlas": bad}}
-    dictionary.metadata["sae_atlas"] = ours
+    dictionary = random_dictionary(
+        hook_name=f"{HOOK} {bad}",
+        hook_name_out=bad,
+        model_name=f"[m](x) {bad}",
+        sae_atlas=ours,
+    )
     card = model_card(dictionary, replace(MEASURED, data=bad), 48, Export(folder=HOOK))
     card.encode()
     html = shown(card)
@@ -312,7 +303,7 @@ def test_a_foreign_record_of_a_training_is_not_taken_for_ours():
     assert "## Training" not in card
 
 
-@pytest.mark.parametrize("record", [None, "text", {}, {"training_tokens": "many", "data": 3}])
+@pytest.mark.parametrize("record", [None, {}, {"cache_digest": "abc"}])
 def test_a_dictionary_without_our_record_has_a_card_that_does_not_know(record):
     about = {} if record is None else {"sae_atlas": record}
     card = card_of(about)
@@ -322,11 +313,16 @@ def test_a_dictionary_without_our_record_has_a_card_that_does_not_know(record):
 
 
 def test_a_record_of_odd_kinds_breaks_no_card():
-    odd = {"name": 3, "held_out_fraction": "a tenth", "documents": []}
-    record = {"training_tokens": 5, "sae": "x", "data": odd, "model": 1, "bos_token_id": "<s>"}
-    card = card_of({"sae_atlas": record, "hf_hook_name": 7, "context_size": "1"})
-    assert "It was trained with sae-atlas on 5 rows of `3`.\n" in card
+    settings = {"sae": {"k": [3]}, "optim": {"lr": "x"}, "architecture": "matryoshka_batchtopk"}
+    ours = OURS | settings | {"data": {"documents": [], "other": 3}, "training_tokens": 5}
+    foreign = {"model_name": 5, "dataset_path": [], "prepend_bos": "yes", "transcoder": 1}
+    foreign |= {"hf_hook_name": 7, "context_size": "1", "exclude_special_tokens": 1}
+    card = card_of({**foreign, "sae_atlas": ours})
+    assert "It was trained with sae-atlas `1` on 5 rows.\n" in card
     assert "It reads what stands at" in card
+    assert "Its contexts are not known here." in card
+    assert "# A sparse autoencoder of unknown at" in card
+    assert "Where it was trained is not known here." in card_of(foreign | {"dataset_path": 9})
 
 
 def test_what_the_files_of_another_tool_say_of_a_training_is_quoted():
@@ -417,7 +413,9 @@ def test_an_encoder_has_no_word_on_ce():
 
 def test_latents_that_were_left_out_count_as_dead_before_and_not_after():
     sides = {"explained_variance": 0.5, "l0": 3.0, "mse": 1.0, "cossim": 0.9}
-    cost = Shrunk(12, 60, 100, 0, sides, sides)
+    cost = ShrinkingCost(
+        n_dropped=12, d_sae=60, n_rows=100, n_behaviour_tokens=0, before=sides, after=sides
+    )
     card = card_of({"sae_atlas": OURS}, {"dead_fraction": 0.25}, shrunk=cost)
     assert "Dead" not in section(card, "Figures")
     dead = "| Dead features, share active in no row of the tables | 0.2 | 0 |"
@@ -547,8 +545,14 @@ def test_every_hook_is_at_the_side_of_its_module_that_the_card_says(family):
         points = list_sites(AutoModel.from_config(config))
     assert points
     for point in points:
-        assert hook_side(point.hook_name, point.module) == (point.module, point.side)
-    assert hook_side("x", "model.layers.3.input") == ("model.layers.3", "input")
+        # As a dictionary that was read in the model says it, and one from before sites.
+        for path in (point.path, point.module):
+            dictionary = random_dictionary(hook_name=point.hook_name, hf_hook_name=path)
+            card = shown_card(dictionary)
+            does = {"output": "puts out", "input": "is given"}[point.side]
+            assert f"the module `{point.module}` of the model {does}" in card
+    dictionary = random_dictionary(hook_name="x", hf_hook_name="model.layers.3.input")
+    assert "the module `model.layers.3` of the model is given" in shown_card(dictionary)
 
 
 @pytest.mark.parametrize("hook", ["hook_resid_post", "hook_resid_mid", "mlp.hook_post"])
@@ -556,16 +560,16 @@ def test_every_hook_is_at_the_side_of_its_module_that_the_card_says(family):
 def test_the_code_for_activations_gets_what_a_harvest_does(hook, known, tiny_model):
     model = load_model(ModelConfig(name=str(tiny_model), device="cpu"))
     point = find_site(model.module, f"blocks.1.{hook}")
-    ours = {"model": {"causal": True, "dtype": "float32", "revision": None}}
+    ours = {"model": ModelRecord(str(tiny_model), str(tiny_model)).to_json()}
     if known:
         ours["bos_token_id"] = 0
     dictionary = random_dictionary(
-        "standard",
         hook_name=point.hook_name,
-        hf_hook_name=point.module,
+        hf_hook_name=point.path,
         model_name=str(tiny_model),
+        sae_atlas=ours,
+        context_size=32,
     )
-    dictionary.metadata.update(sae_atlas=ours, context_size=32)
     card = model_card(dictionary, MEASURED, 48, Export(folder=HOOK))
     assert str(tiny_model.parent) not in card
     assert "contexts were 32 tokens long" in card
@@ -597,14 +601,14 @@ def test_a_dry_run_shows_every_file_with_its_size_and_writes_nothing(run, tmp_pa
 
 def half_an_export(run, out, half):
     """An export that stops in the middle of its folder, for somebody to kill it."""
-    whole = sae.commands.export.save_directions
+    whole = sae.publishing.folder.save_directions
 
     def stuck(*arguments):
         whole(*arguments)
         half.set()
         time.sleep(600)
 
-    sae.commands.export.save_directions = stuck
+    sae.publishing.folder.save_directions = stuck
     sae.export(run=str(run), out=str(out))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sae
-import sae.commands.export
+import sae.publishing.folder
 from sae.atlas.labels import read_labels
 from sae.base.errors import UserError
 from sae.cli import main
@@ -126,14 +126,14 @@ def test_a_card_edited_by_hand_is_kept_and_never_replaced(run, out, capsys):
 
 
 def test_what_comes_into_the_folder_while_it_is_written_stays(run, tmp_path, monkeypatch):
-    out, whole = tmp_path / "out", sae.commands.export.write_stamp
+    out, whole = tmp_path / "out", sae.publishing.folder.write_stamp
 
     def meanwhile(*arguments):
         whole(*arguments)
         out.mkdir()
         (out / "words").touch()
 
-    monkeypatch.setattr(sae.commands.export, "write_stamp", meanwhile)
+    monkeypatch.setattr(sae.publishing.folder, "write_stamp", meanwhile)
     with pytest.raises(UserError, match="out holds something that is no export"):
         export(run, out)
     assert list(tmp_path.rglob("*")) == [out, out / "words"]

@@ -8,20 +8,20 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from sae.evaluation.smaller import held_out_rows, shrink
 from safetensors.torch import load_file, save_file
 from support.figures import made_figures
-from support.world import random_dictionary
+from support.world import random_dictionary, training_json
 
 import sae
 from sae.atlas.labels import read_labels, set_label
 from sae.base.errors import UserError
 from sae.dictionary import ACTIVATIONS
 from sae.dictionary.files import load_dictionary, save_dictionary
-from sae.dictionary.metadata import metadata_of
+from sae.dictionary.storage import as_loaded, named_dtype
+from sae.evaluation.cost import held_out_rows, shrinking_cost
 from sae.evaluation.reconstruction import reconstruction
 from sae.publishing.card import Export, model_card
-from sae.publishing.smaller import as_loaded, named_dtype, nested_widths, only_latents
+from sae.publishing.smaller import nested_widths
 from sae.rows.shuffle import select_rows
 
 HOOK = "blocks.1.hook_resid_post"
@@ -141,12 +141,13 @@ def test_without_the_model_the_rest_is_measured_and_the_card_says_so(
 def test_a_model_that_predicts_no_next_token_is_not_asked(run):
     dictionary = sae.load(str(run / "dictionaries/some"))
     rows = held_out_rows("some", dictionary, str(run / "cache.zarr"))
-    found = shrink(dictionary, rows, "int8", None, causal=False)
-    assert found.cost.n_behaviour_tokens == 0
-    assert "ce_loss_score" not in found.cost.after
+    small = as_loaded(dictionary, "int8")
+    cost = shrinking_cost(dictionary, small, rows, causal=False)
+    assert cost.n_behaviour_tokens == 0
+    assert "ce_loss_score" not in cost.after
     figures = made_figures("some")
-    about = Export(folder=HOOK, dtype="int8", shrunk=found.cost)
-    assert "not measured:" not in model_card(found.dictionary, figures, 64, about)
+    about = Export(folder=HOOK, dtype="int8", shrunk=cost)
+    assert "not measured:" not in model_card(small, figures, 64, about)
 
 
 def test_int8_is_a_scale_a_latent_and_within_half_a_step_of_the_weights(tmp_path):
@@ -317,27 +318,26 @@ def test_the_card_of_a_nested_dictionary_has_the_widths_that_are_left(run, tmp_p
 
 
 def test_levels_without_a_latent_left_are_none_and_others_are_not_nested():
-    dictionary = random_dictionary("jumprelu", hook_name=HOOK)
-    trained = {"d_sae": 48, "k": 4, "matryoshka_widths": [4, 8, 16, 32]}
-    metadata_of(dictionary)["sae_atlas"] = {
-        "architecture": "matryoshka_batchtopk",
-        "sae": trained,
-    }
-    assert nested_widths(dictionary, np.arange(48)) == (4, 8, 16, 32)
-    assert nested_widths(dictionary, np.array([5, 20, 21])) == (1,)
+    def trained(architecture, **settings):
+        ours = training_json(architecture=architecture, sae=settings)
+        return random_dictionary("jumprelu", hook_name=HOOK, sae_atlas=ours)
+
+    levels = {"k": 4, "matryoshka_widths": [4, 8, 16, 32]}
+    nested = trained("matryoshka_batchtopk", d_sae=48, **levels)
+    assert nested_widths(nested, np.arange(48)) == (4, 8, 16, 32)
+    assert nested_widths(nested, np.array([5, 20, 21])) == (1,)
     # Taken over again after latents were left out, it has no longer the levels of its training.
-    trained["d_sae"] = 64
-    assert nested_widths(dictionary, np.arange(48)) == ()
-    metadata_of(dictionary)["sae_atlas"] = {"architecture": "batchtopk", "sae": {"d_sae": 48}}
-    assert nested_widths(dictionary, np.arange(48)) == ()
+    wider = trained("matryoshka_batchtopk", d_sae=64, **levels)
+    assert nested_widths(wider, np.arange(48)) == ()
+    assert nested_widths(trained("batchtopk", d_sae=48), np.arange(48)) == ()
 
 
 def test_a_topk_keeps_no_more_than_its_latents(tmp_path):
     dictionary = random_dictionary("topk", hook_name=HOOK)
-    assert dictionary.k == 7
-    assert only_latents(dictionary, torch.arange(9)).k == 7
-    assert only_latents(dictionary, torch.arange(4)).k == 4
-    assert only_latents(dictionary, torch.arange(48)) is dictionary
+    assert dictionary.activation.k == 7
+    assert dictionary.of_latents(torch.arange(9)).activation.k == 7
+    assert dictionary.of_latents(torch.arange(4)).activation.k == 4
+    assert dictionary.of_latents(torch.arange(48)) is dictionary
 
 
 def test_nothing_is_not_exported(run, tmp_path):
@@ -360,10 +360,10 @@ def test_what_a_type_cannot_say_is_refused(run, tmp_path):
         save_dictionary(odd, tmp_path / "small", "float16")
     assert not (tmp_path / "small").exists()
     never = random_dictionary("jumprelu", hook_name=HOOK)
-    never.threshold[3] = torch.finfo(torch.float32).max
+    never.activation.threshold[3] = torch.finfo(torch.float32).max
     for dtype in ("float16", "bfloat16"):
         again = as_loaded(never, dtype)
-        assert again.threshold.isfinite().all()
+        assert again.activation.threshold.isfinite().all()
     no_cache = {"cache": str(tmp_path / "no.zarr"), "out": str(tmp_path / "out")}
     with pytest.raises(UserError, match=r"no\.zarr"):
         sae.export(run=str(run), dtype="bf16", **no_cache)

@@ -16,7 +16,6 @@ from support.world import HOOK, harvest_settings, sentences
 import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
-from sae.dictionary.metadata import metadata_of
 from sae.harvesting.config import HarvestConfig
 from sae.rows import live as stage
 from sae.rows.cached import CachedRows
@@ -126,18 +125,21 @@ def test_an_encoder_gives_the_rows_of_its_cache(
     rows = live(asked, tmp_path, batch_size=len(expected), mix_rows=len(expected))
     (found,) = taken(rows, 1)
     assert in_order(found) == in_order((expected,))
-    assert metadata_of(rows)["model_class_name"] == "AutoModel"
+    assert rows.record.model.class_name == "AutoModel"
 
 
-def test_metadata_is_that_of_a_cache_without_its_digest(tmp_path, tiny_model, tiny_text):
+def test_the_record_is_that_of_a_cache_without_its_digest(tmp_path, tiny_model, tiny_text):
     asked = of_text(tiny_model, tiny_text, hook_names=[HOOK, OTHER])
     for output in (None, OTHER):
-        expected = metadata_of(cached(asked, tmp_path, output))
-        found = metadata_of(live(asked, tmp_path, output))
-        ours, theirs = found.pop("sae_atlas"), expected.pop("sae_atlas")
-        assert found == expected
-        del theirs["data"]["documents"]
-        assert ours == theirs | {"cache_digest": None}
+        rows, kept = live(asked, tmp_path, output), cached(asked, tmp_path, output)
+        assert rows.places == kept.places
+        assert len(rows.places) == (1 if output is None else 2)
+        expected = kept.record
+        # How many documents there were is known at the text's end.
+        about = {k: v for k, v in expected.text.settings.items() if k != "documents"}
+        text = replace(expected.text, n_documents=None, settings=about)
+        assert rows.record == replace(expected, text=text, cache_digest=None)
+        assert expected.cache_digest is not None
 
 
 def test_the_identity_is_json_and_changes_with_all_that_decides_the_rows(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sae.base.errors import UserError
-from sae.dictionary.metadata import metadata_of
+from sae.dictionary import Record
 from sae.rows.own import OwnRows
 from sae.rows.shuffle import Rows
 from sae.rows.source import SAMPLE_ROWS
@@ -129,19 +129,15 @@ def test_pairs_are_rows_of_a_transcoder():
     assert [x.shape for x in rows.sample()] == [(100, 3), (100, 6)]
     for x, y in taken(rows, 20):
         assert torch.equal(torch.cat([x, 2 * x], 1).double(), y)
-    assert metadata_of(rows)["hook_name"] == "a"
-    assert metadata_of(rows)["hook_name_out"] == "b"
+    assert rows.places == ("a", "b")
+    assert rows.record == Record(transcoder=True)
     assert rows.identity["widths"] == [3, 6]
 
 
 def test_what_is_known_of_own_rows_is_said_and_no_more():
     rows = own([x.half().requires_grad_() for x in blocks(100)])
-    assert rows.metadata == {
-        "model_name": "unknown",
-        "hook_name": "unknown",
-        "dataset_path": "unknown",
-        "sae_atlas": {"cache_digest": None},
-    }
+    assert rows.places == ("unknown",)
+    assert rows.record == Record()
     (x,) = next(rows.batches(0))
     assert x.dtype == torch.float16
     assert not x.requires_grad

@@ -10,7 +10,7 @@ from sae.architectures.batch_topk import THRESHOLD_DECAY
 from sae.architectures.jumprelu import JumpReLUSAE
 from sae.base.errors import UserError
 from sae.core.scaling import InputScaling
-from sae.dictionary import Dictionary
+from sae.dictionary import TopK
 from sae.dictionary.files import load_dictionary, save_dictionary
 
 D_IN, D_OUT, D_SAE = 12, 9, 40
@@ -64,12 +64,8 @@ def scalings(d_out, scale=0.05, out_scale=7.0):
     return [InputScaling(MEANS[D_IN], scale), InputScaling(MEANS[d_out], out_scale)]
 
 
-def saved(sae, scaling, output):
-    return Dictionary(**sae.weights(scaling, output), architecture=sae.config.saved_as)
-
-
 def doubled(dictionary):
-    return replace(dictionary, **{n: w.double() for n, w in dictionary.tensors.items()})
+    return dictionary.with_weights({n: w.double() for n, w in dictionary.tensors.items()})
 
 
 def raw_rows(scaling, n=2000, seed=8):
@@ -100,39 +96,39 @@ def test_what_begins_with_a_dictionary_is_saved_as_one_that_does_the_same(case, 
     d_out = None if kind == "autoencoder" else D_IN if aligned else D_OUT
     settings = {**settings, "skip_connection": kind == "skip"}
     scaling, output = scalings(d_out)
-    given = saved(moved(fresh(name, settings, d_out)), scaling, output)
+    given = moved(fresh(name, settings, d_out)).dictionary(scaling, output)
     sae = fresh(name, settings, d_out, seed=2)
-    assert not torch.allclose(saved(sae, scaling, output).W_dec, given.W_dec)
+    assert not torch.allclose(sae.dictionary(scaling, output).W_dec, given.W_dec)
     sae.begin_with(given, scaling, output)
-    found = saved(sae, scaling, output)
-    assert found.k == given.k
+    found = sae.dictionary(scaling, output)
+    assert found.activation.numbers == given.activation.numbers
     assert_does_the_same(found, given, raw_rows(scaling))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_another_scaling_than_that_of_the_first_training_is_none_for_what_is_saved(case):
     name, settings = CASES[case]
-    given = saved(moved(fresh(name, settings)), *scalings(None, scale=0.05))
+    given = moved(fresh(name, settings)).dictionary(*scalings(None, scale=0.05))
     scaling = InputScaling(MEANS[D_IN] + 3, 0.2)
     sae = fresh(name, settings, seed=2)
     sae.begin_with(given, scaling, scaling)
     x = raw_rows(scalings(None)[0])
-    assert_does_the_same(saved(sae, scaling, scaling), given, x)
+    assert_does_the_same(sae.dictionary(scaling, scaling), given, x)
 
 
 @pytest.mark.parametrize("case", ["standard", "standard, unit norm", "gated", "jumprelu"])
 def test_decoder_norms_move_into_the_encoder(case):
     name, settings = CASES[case]
     scaling, output = scalings(D_OUT)
-    given = saved(moved(fresh(name, settings, D_OUT)), scaling, output)
+    given = moved(fresh(name, settings, D_OUT)).dictionary(scaling, output)
     norms = torch.linspace(0.1, 3, D_SAE)
-    given = replace(given, W_dec=given.W_dec * norms[:, None])
+    given = given.with_weights({"W_dec": given.W_dec * norms[:, None]})
     sae = fresh(name, settings, D_OUT, seed=2)
     sae.begin_with(given, scaling, output)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
     gain = given.W_dec.double().norm(dim=1)
     assert gain.max() > 10 * gain.min()
-    assert_does_the_same(saved(sae, scaling, output), given, raw_rows(scaling), gain)
+    assert_does_the_same(sae.dictionary(scaling, output), given, raw_rows(scaling), gain)
 
 
 @pytest.mark.parametrize("case", ["standard", "p_anneal", "gated", "topk", "jumprelu"])
@@ -140,7 +136,7 @@ def test_the_first_step_has_the_error_of_the_dictionary(case):
     name, settings = CASES[case]
     scaling, output = scalings(D_OUT)
     settings = {**settings, "skip_connection": True}
-    given = saved(moved(fresh(name, settings, D_OUT)), scaling, output)
+    given = moved(fresh(name, settings, D_OUT)).dictionary(scaling, output)
     sae = fresh(name, settings, D_OUT, seed=2)
     sae.begin_with(given, scaling, output)
     x, y = raw_rows(scaling, 64), raw_rows(output, 64, seed=9)
@@ -154,33 +150,35 @@ def test_the_first_step_has_the_error_of_the_dictionary(case):
 def test_a_latent_that_adds_nothing_stops_firing_and_keeps_a_direction(name):
     settings = {"decoder_norm": "unit"} if name == "standard" else {}
     scaling, output = scalings(None)
-    given = saved(moved(fresh(name, settings)), scaling, output)
+    given = moved(fresh(name, settings)).dictionary(scaling, output)
     given.W_dec[7] = 0
     sae = fresh(name, settings, seed=2)
     sae.begin_with(given, scaling, output)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
     gain = given.W_dec.double().norm(dim=1)
-    assert_does_the_same(saved(sae, scaling, output), given, raw_rows(scaling), gain)
+    assert_does_the_same(sae.dictionary(scaling, output), given, raw_rows(scaling), gain)
 
 
 def test_a_latent_that_a_topk_dictionary_never_uses_needs_no_norm():
     scaling, output = scalings(None)
-    given = saved(moved(fresh("topk", {"k": 4})), scaling, output)
+    given = moved(fresh("topk", {"k": 4})).dictionary(scaling, output)
     for weights in (given.W_enc.t(), given.b_enc, given.W_dec):
         weights[7] = 0
     sae = fresh("topk", {"k": 4}, seed=2)
     sae.begin_with(given, scaling, output)
-    assert_does_the_same(saved(sae, scaling, output), given, raw_rows(scaling))
+    assert_does_the_same(sae.dictionary(scaling, output), given, raw_rows(scaling))
 
 
 @pytest.mark.parametrize("name", ["batchtopk", "matryoshka_batchtopk"])
 def test_the_running_threshold_goes_on_from_the_dictionarys(name):
     scaling, output = scalings(None)
-    given = saved(moved(fresh(name, {"k": 4})), scaling, output)
+    given = moved(fresh(name, {"k": 4})).dictionary(scaling, output)
     sae = fresh(name, {"k": 4}, seed=2)
     sae.begin_with(given, scaling, output)
     before = float(sae.threshold)
-    assert before == pytest.approx(float(given.threshold[0]) * output.scale, rel=1e-6)
+    assert before == pytest.approx(
+        float(given.activation.threshold[0]) * output.scale, rel=1e-6
+    )
     x = 3 * rows(50)
     z = (x @ sae.encoder().t() + sae.b_enc).detach()
     least = float(z.flatten().topk(4 * len(x)).values[-1])
@@ -192,30 +190,30 @@ def test_the_running_threshold_goes_on_from_the_dictionarys(name):
 
 def test_a_batchtopk_dictionary_can_go_on_as_a_jumprelu():
     scaling, output = scalings(None)
-    given = saved(moved(fresh("batchtopk", {"k": 4})), scaling, output)
+    given = moved(fresh("batchtopk", {"k": 4})).dictionary(scaling, output)
     sae = fresh("jumprelu", {}, seed=2)
     sae.begin_with(given, scaling, output)
-    assert_does_the_same(saved(sae, scaling, output), given, raw_rows(scaling))
+    assert_does_the_same(sae.dictionary(scaling, output), given, raw_rows(scaling))
 
 
 def test_another_k_than_the_dictionarys_is_the_configurations():
     scaling, output = scalings(None)
-    given = saved(moved(fresh("topk", {"k": 4})), scaling, output)
+    given = moved(fresh("topk", {"k": 4})).dictionary(scaling, output)
     sae = fresh("topk", {"k": 3}, seed=2)
     sae.begin_with(given, scaling, output)
-    found = saved(sae, scaling, output)
-    assert_does_the_same(found, replace(given, k=3), raw_rows(scaling))
+    found = sae.dictionary(scaling, output)
+    assert_does_the_same(found, replace(given, activation=TopK(3)), raw_rows(scaling))
 
 
 def of(name, settings=None, d_out=None, **changes):
-    """A dictionary in our folder's words, with fields changed."""
+    """A dictionary in our folder's words, with weights changed."""
     sae = moved(fresh(name, settings or {}, d_out))
-    return replace(saved(sae, *scalings(d_out)), **changes)
+    return sae.dictionary(*scalings(d_out)).with_weights(changes)
 
 
 SPREAD = torch.linspace(1, 2, D_SAE)
 REFUSED = {
-    "rule": (
+    "activation": (
         ("standard", {}),
         lambda: of("gated"),
         "has architecture gated, but sae=standard makes a standard one; give sae=gated",
@@ -279,9 +277,9 @@ def test_a_dictionary_that_does_not_fit_is_refused_and_nothing_is_taken_of_it(ca
         assert torch.equal(t, sae.state_dict()[n]), n
 
 
-def test_an_architecture_that_says_nothing_of_its_rule_begins_with_no_dictionary_that_has_one():
+def test_an_architecture_that_takes_nothing_over_begins_with_no_dictionary_that_has_more():
     class Silent(JumpReLUSAE):
-        take_rule = TrainableSAE.take_rule
+        take_activation = TrainableSAE.take_activation
 
     sae = Silent(
         ARCHITECTURES["jumprelu"](d_sae=D_SAE, target_l0=5.0), rows(), torch.Generator()
@@ -295,7 +293,7 @@ def test_a_dictionary_in_half_precision_is_near_enough_to_equal_norms_and_thresh
         given = of(name, {"k": 4})
         stored = {n: w.bfloat16().float() for n, w in given.tensors.items()}
         sae = fresh(name, {"k": 4}, seed=2)
-        sae.begin_with(replace(given, **stored), *scalings(None))
+        sae.begin_with(given.with_weights(stored), *scalings(None))
 
 
 def saelens_kinds():
@@ -339,7 +337,7 @@ def test_a_folder_of_saelens_is_gone_on_with_and_saved_as_the_same(kind, tmp_pat
     scaling = InputScaling(scaling.mean / 30, scaling.scale)
     sae = fresh(ours, our_settings, settings.get("d_out"), seed=2)
     sae.begin_with(given, scaling, output)
-    found = saved(sae, scaling, output)
+    found = sae.dictionary(scaling, output)
     x = raw_rows(scaling)
     assert_does_the_same(found, given, x, given.W_dec.double().norm(dim=1))
     # And what is saved again does in SAELens what theirs did.
