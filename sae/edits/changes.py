@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -32,8 +31,9 @@ class Rows:
             f"an edit has values for {len(values)} sequences, but the model is run on "
             f"{self.n_sequences}",
         )
-        at = (self.sequence, self.position)[: values.dim() - 1]
-        return values[at]
+        if values.dim() == 2:
+            return values.index_select(0, self.sequence)
+        return values[self.sequence, self.position]
 
 
 class Change(Protocol):
@@ -58,9 +58,9 @@ class Add:
     vectors: Float[Tensor, "*place d_out"]
 
     def apply(self, x: Tensor, y: Float[Tensor, "row d"], rows: Rows) -> Float[Tensor, "row d"]:
-        vectors = rows.own(self.vectors.to(y))
-        # Where nothing is added, not even the sign of a zero changes.
-        return torch.where(vectors == 0, y, y + vectors)
+        vectors = self.vectors.to(y)
+        # Adding minus zero changes nothing, not even the sign of a zero.
+        return y + rows.own(vectors.masked_fill(vectors == 0, -0.0))
 
 
 @dataclass(frozen=True, slots=True)

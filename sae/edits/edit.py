@@ -75,17 +75,19 @@ class _Forward:
 
     def changed(self, edit: Edit, x: Tensor, y: Tensor) -> Tensor | None:
         """Return the activations after an edit, or None if they all stay."""
-        y = one_vector_a_token(edit.site.hook_name, y)
-        self.end = self.start + y.shape[1]
-        window = Window(len(y), self.start, self.end)
-        chosen = edit.positions.mask(window).nonzero(as_tuple=True)
-        sequence, column = (index.to(y.device) for index in chosen)
-        if not len(sequence):
+        n_sequences, n_positions, _ = one_vector_a_token(edit.site.hook_name, y).shape
+        self.end = self.start + n_positions
+        window = Window(n_sequences, self.start, self.end)
+        # Only the rows that change are computed, out of the batch laid end to end.
+        at = edit.positions.mask(window).flatten().nonzero()[:, 0].to(y.device)
+        if not len(at):
             return None
-        rows = Rows(sequence, column + self.start, len(y))
-        # Only the rows that change are computed.
-        new = edit.change.apply(x[sequence, column], y[sequence, column], rows)
-        return y.index_put((sequence, column), new.to(y.dtype))
+        rows = Rows(at // n_positions, self.start + at % n_positions, n_sequences)
+        flat = y.flatten(0, 1)
+        y_rows = flat.index_select(0, at)
+        x_rows = y_rows if x is y else x.flatten(0, 1).index_select(0, at)
+        new = edit.change.apply(x_rows, y_rows, rows)
+        return flat.index_copy(0, at, new.to(y.dtype)).view_as(y)
 
 
 @contextmanager

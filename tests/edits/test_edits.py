@@ -336,6 +336,23 @@ def test_an_edit_from_a_later_place_is_refused_and_leaves_no_hook(llama):
     assert hook_count(llama) == count
 
 
+def test_no_forward_is_edited_by_what_another_one_held():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sometimes, self.always = nn.Identity(), nn.Identity()
+
+        def forward(self, x: Tensor, whole: bool = True) -> Tensor:
+            return self.always(self.sometimes(x) if whole else x)
+
+    model, x = Model(), torch.ones(1, 2, 4)
+    source, site = (Site(name, name, "output") for name in ("sometimes", "always"))
+    with edited(model, [Edit(site, Splice(torch.neg), ALL, source)]):
+        assert torch.equal(model(x), -x)
+        with pytest.raises(UserError, match="always comes before hook_name=sometimes"):
+            model(x, whole=False)
+
+
 # Positions
 
 
