@@ -335,10 +335,10 @@ def make_together(
 
 def missing(artefacts: Sequence[AnyArtefact], command: str) -> list[AnyArtefact]:
     """Return those that are still to be made; of the others it is said that they are reused."""
-    left = []
-    for artefact in artefacts:
-        if artefact.is_current():
-            say(f"{command}: {artefact.place} is there already, reused")
-        else:
-            left.append(artefact)
+    left = [one for one in artefacts if not one.is_current()]
+    reused = [one.place for one in artefacts if one not in left]
+    if len(reused) == 1:
+        say(f"{command}: {reused[0]} is there already, reused")
+    elif reused:
+        say(f"{command}: {len(reused)} of {len(artefacts)} are there already, reused")
     return left

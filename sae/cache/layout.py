@@ -27,10 +27,10 @@ import zarr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.base.errors import UserError, nearest, require
+from sae.base.errors import UserError, nearest
 from sae.base.json_object import JsonObject
 from sae.base.provenance import digest
-from sae.cache.store import explained_store_failures, is_url, local_folder, open_group
+from sae.cache.store import explained_store_failures, local_folder, open_group
 from sae.cache.stored import Stored, from_stored, mapped_chunk
 from sae.models.record import ModelRecord
 from sae.models.site import Site, named_in_stream
@@ -406,18 +406,3 @@ def site_record(site: Site) -> dict[str, object]:
     record = site.to_json()
     del record["hook_name"]
     return record
-
-
-RUN_CACHE = "{run}/cache.zarr"
-"""The cache of a pipeline, where no other is named."""
-
-
-def cache_location(run: str, cache: str) -> str:
-    """Where a pipeline's cache is; `{run}` in its name is the pipeline's folder.
-
-    Raises:
-        UserError: for None, which only a training can do without.
-    """
-    require(bool(cache), f"cache={cache}; this stage reads a cache, so give its place")
-    found = cache.replace("{run}", run)
-    return found if is_url(found) else str(Path(found))

@@ -24,7 +24,8 @@ from support.world import HOOK, harvest_settings
 import sae
 from sae.base.errors import UserError
 from sae.cache import store
-from sae.cache.layout import RUN_CACHE, open_cache
+from sae.cache.layout import open_cache
+from sae.run import RUN_CACHE
 
 pytestmark = pytest.mark.slow
 

@@ -16,6 +16,7 @@ from sae.figures import SETTINGS, Figures
 from sae.metrics import METRICS
 from sae.pages.compare import training_curves, write_comparison
 from sae.pages.pareto import Pareto, as_csv, as_text, points
+from sae.run import Run
 
 
 def places(*dictionaries: Figures) -> list[tuple[str, str]]:
@@ -121,7 +122,7 @@ def test_histograms_over_time_are_kept_for_the_chosen_dictionary_alone(tmp_path:
         path = tmp_path / "training" / name / "metrics.jsonl"
         path.parent.mkdir(parents=True)
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = training_curves(tmp_path, ["a", "b", "not trained here"], "a")
+    found = training_curves(Run.at(tmp_path), ["a", "b", "not trained here"], "a")
     assert found["not trained here"] == []
     for name in ("a", "b"):
         assert len(found[name]) == 201
@@ -197,7 +198,7 @@ def test_older_figures_that_say_less_are_compared_too(evaluated: Path, tmp_path:
     for name in ("training_architecture", "lr", "seed", "cossim", "hook_name_out"):
         del figures[name]
     path.write_text(json.dumps(figures | {"l1_coefficient": None, "unheard_of": 3}))
-    pareto = write_comparison(run, 60.0, ["weak", "strong"])
+    pareto = write_comparison(Run.at(run), 60.0, ["weak", "strong"])
     assert {one.id for one in pareto.dictionaries} == {"weak", "strong"}
 
 
@@ -237,7 +238,7 @@ def test_a_demo_keeps_its_fuller_page(evaluated: Path, tmp_path: Path) -> None:
     run = copied(evaluated, tmp_path)
     (run / "report.json").write_text(json.dumps({"steering": []}))
     (run / "report.html").write_text("the demo's")
-    write_comparison(run, 60.0)
+    write_comparison(Run.at(run), 60.0)
     assert (run / "report.html").read_text() == "the demo's"
     assert json.loads((run / "report.json").read_text()) == {"steering": []}
 
@@ -246,4 +247,4 @@ def test_a_run_without_figures_is_refused_in_a_sentence(tiny_run: Path, tmp_path
     run = tmp_path / "run"
     shutil.copytree(tiny_run / "dictionaries", run / "dictionaries")
     with pytest.raises(UserError, match="no evaluated dictionaries; run: sae eval run="):
-        write_comparison(run, 60.0)
+        write_comparison(Run.at(run), 60.0)

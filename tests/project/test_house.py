@@ -20,7 +20,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def test_there_are_modules_to_look_at():
-    assert {"cli.py", "cache/layout.py", "stages/train.py"} <= set(NAMES)
+    assert {"cli.py", "cache/layout.py", "commands/train.py"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)

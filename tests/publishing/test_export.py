@@ -618,7 +618,7 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(run, tmp_pa
     process = processes.Process(target=half_an_export, args=(run, out, half))
     process.start()
     assert half.wait(60)
-    with pytest.raises(UserError, match=r"is being written by another sae export \(process"):
+    with pytest.raises(UserError, match=r"is being made by another process \(process"):
         sae.export(run=str(run), out=str(out))
     process.kill()
     process.join()
