@@ -198,8 +198,7 @@ class Analysis:
 
         def compute() -> Mapping[str, NDArray[np.generic]]:
             found = extreme_logits(dictionary.W_dec, matrix, self.config.n_logits)
-            names = ("top_values", "top_ids", "bottom_values", "bottom_ids", "sharpness")
-            return dict(zip(names, map(numpy_of, found), strict=True))
+            return {name: numpy_of(tensor) for name, tensor in found._asdict().items()}
 
         return LogitEffects(**work.once("logits", compute))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 N_NEIGHBOURS = 15
@@ -16,7 +17,11 @@ _MARGIN = 0.001
 """Share of the features at either end of an axis that may be moved to the map's edge."""
 
 
-def feature_map(w_dec: Tensor, neighbours: Tensor, cosines: Tensor) -> Tensor:
+def feature_map(
+    w_dec: Float[Tensor, "d_sae d_out"],
+    neighbours: Int[Tensor, "d_sae n_neighbours"],
+    cosines: Float[Tensor, "d_sae n_neighbours"],
+) -> Float[Tensor, "d_sae 2"]:
     """Places in the plane at which features with similar decoder directions lie together.
 
     UMAP (arXiv 1802.03426) on the given neighbours, starting from the principal components of

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -216,7 +217,7 @@ def context_pieces(
             yield context_columns(panel, part, selection, text, vocabulary)
 
 
-def numpy_of(tensor: Tensor) -> NDArray[np.generic]:
+def numpy_of(tensor: Shaped[Tensor, "..."]) -> NDArray[np.generic]:
     """A tensor of any device as an array."""
     found: NDArray[np.generic] = tensor.detach().cpu().numpy()
     return found

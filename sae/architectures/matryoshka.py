@@ -39,7 +39,12 @@ class MatryoshkaSAE(BatchTopKSAE):
         self.register_buffer("level_weights", shares, persistent=False)
         self._workspace: Tensor | None = None
 
-    def reconstruct(self, active: Active, values: Tensor, target: Tensor) -> Reconstruction:
+    def reconstruct(
+        self,
+        active: Active,
+        values: Float[Tensor, " nnz"],
+        target: Float[Tensor, "batch d_out"],
+    ) -> Reconstruction:
         shape = (len(target), len(self.level_weights), target.shape[1])
         if self._workspace is None or self._workspace.shape != shape:
             self._workspace = target.new_empty(shape)

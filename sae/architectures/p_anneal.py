@@ -45,7 +45,9 @@ class PAnnealSAE(StandardSAE):
             self.active_share = 0.0
         return super().step(x, y, progress, dead)
 
-    def penalty(self, values: Tensor, support: Support, progress: float) -> Tensor:
+    def penalty(
+        self, values: Float[Tensor, " nnz"], support: Support, progress: float
+    ) -> Float[Tensor, ""]:
         norms = torch.linalg.vector_norm(self.W_dec, dim=1)
         weighted = values * norms.index_select(0, support.columns)
         powers = (weighted + _SOFT).pow(self.p(progress)).sum()

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 # Of the controller. Its goal falls from 8 times the target to the target over the first 0.6 of
@@ -34,11 +35,11 @@ class Coefficient(nn.Module):
         self.log_scale = 0.0
         self.error = 0.0
 
-    def get_extra_state(self) -> Tensor:
+    def get_extra_state(self) -> Float[Tensor, "..."]:
         """What a resumed run needs."""
         return torch.tensor([self.log_scale, self.error], dtype=torch.float64)
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: Float[Tensor, "..."]) -> None:
         """Continue from `get_extra_state`."""
         self.log_scale, self.error = state.tolist()
 

@@ -72,11 +72,11 @@ class StandardSAE(TrainableSAE):
         # state, because a resumed run has to take the same path to end in the same bits.
         self.active_share = INITIAL_L0 / self.d_sae
 
-    def get_extra_state(self) -> Tensor:
+    def get_extra_state(self) -> Float[Tensor, "..."]:
         """What a resumed run needs besides parameters."""
         return torch.tensor(self.active_share, dtype=torch.float64)
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: Float[Tensor, "..."]) -> None:
         """Continue from `get_extra_state`."""
         self.active_share = float(state)
 
@@ -125,7 +125,9 @@ class StandardSAE(TrainableSAE):
         penalty = self.penalty(values, active.support, progress)
         return mse, penalty, active.support.counts(), len(values)
 
-    def penalty(self, values: Tensor, support: Support, progress: float) -> Tensor:
+    def penalty(
+        self, values: Float[Tensor, " nnz"], support: Support, progress: float
+    ) -> Float[Tensor, ""]:
         """What the coefficient weighs, of sparse activations."""
         return weighted_l1_on(values, support.columns, self.W_dec, support.shape[0])
 

@@ -42,7 +42,12 @@ class TopKSAE(TrainableSAE):
         """Called with what each batch activated."""
         return
 
-    def reconstruct(self, active: Active, values: Tensor, target: Tensor) -> Reconstruction:
+    def reconstruct(
+        self,
+        active: Active,
+        values: Float[Tensor, " nnz"],
+        target: Float[Tensor, "batch d_out"],
+    ) -> Reconstruction:
         """How far the active latents are from the target."""
         return reconstruct_on(active.support, values, self.W_dec, target)
 

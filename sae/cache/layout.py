@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -195,8 +196,8 @@ class ActivationCache:
         array = self.array(f"activations/{hook_name}")
         return chunk_slices(array.shape[0], array.chunks[0])
 
-    def read(self, hook_name: str, sequences: slice) -> Tensor:
-        """Activations of some sequences, (sequence, position, d_in), verified.
+    def read(self, hook_name: str, sequences: slice) -> Float[Tensor, "sequence position d_in"]:
+        """Activations of some sequences, verified.
 
         In the cache's dtype; float32 for int8. One chunk of a local, uncompressed cache is
         mapped into memory and not copied.

@@ -8,6 +8,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,11 +37,8 @@ Stored = tuple[NDArray[Any], NDArray[np.float32] | None]
 row, (sequence, position)."""
 
 
-def to_stored(x: Tensor, dtype: str) -> Stored:
+def to_stored(x: Float[Tensor, "sequence position d_in"], dtype: str) -> Stored:
     """Activations as the numpy array that is written for `dtype`, and scales for int8.
-
-    Args:
-        x: (sequence, position, d_in).
 
     Returns:
         The array, and for int8 the factor of each row, (sequence, position): the row's largest
@@ -75,7 +73,9 @@ def joined_stored(parts: Sequence[Stored]) -> Stored:
     return arrays, np.concatenate(scales) if scales else None
 
 
-def from_stored(array: NDArray[Any], scales: NDArray[np.float32] | None = None) -> Tensor:
+def from_stored(
+    array: NDArray[Any], scales: NDArray[np.float32] | None = None
+) -> Float[Tensor, "sequence position d_in"]:
     """What was stored, as a tensor of the cache's dtype; float32 for int8 with its scales."""
     if scales is not None:
         return torch.from_numpy(array).float() * torch.from_numpy(scales)[..., None]

@@ -65,7 +65,9 @@ class Above(Selection):
         super().__init__()
         self.bound = bound
 
-    def choose(self, products: Tensor, bias: Tensor) -> _Entries:
+    def choose(
+        self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]
+    ) -> _Entries:
         return _above(products, bias, self.bound)
 
 
@@ -76,7 +78,9 @@ class TopK(Selection):
         super().__init__()
         self.k = k
 
-    def choose(self, products: Tensor, bias: Tensor) -> _Entries:
+    def choose(
+        self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]
+    ) -> _Entries:
         return _top_k(products, bias, self.k)
 
 
@@ -88,7 +92,9 @@ class TopKAmong(Selection):
         self.latents = latents
         self.k = min(k, len(latents))
 
-    def choose(self, products: Tensor, bias: Tensor) -> _Entries:
+    def choose(
+        self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]
+    ) -> _Entries:
         pre_acts = products[:, self.latents] + bias[self.latents]
         values, places = pre_acts.topk(self.k, sorted=False)
         places, order = places.sort(1)
@@ -110,7 +116,9 @@ class BatchTopK(Selection):
         self.k = k
         self.guess: float | None = None
 
-    def choose(self, products: Tensor, bias: Tensor) -> _Entries:
+    def choose(
+        self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]
+    ) -> _Entries:
         if self.guess is None:
             self.guess = self._careful_guess(products, bias)
         return _above(products, bias, torch.full_like(bias, self.guess))

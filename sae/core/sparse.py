@@ -42,8 +42,8 @@ class Support(NamedTuple):
     """Row of each entry, in column order."""
     shape: tuple[int, int]
 
-    def matrix(self, values: Float[Tensor, " nnz"]) -> Tensor:
-        """The sparse (batch, d_sae) matrix that holds `values` (in row order)."""
+    def matrix(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, "batch d_sae"]:
+        """The sparse matrix that holds `values` (in row order)."""
         return torch.sparse_csr_tensor(
             self.row_ends, self.columns, values, self.shape, check_invariants=False
         )

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -110,7 +111,7 @@ class TensorFile:
         return tensor
 
 
-def is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Shaped[Tensor, "..."]) -> bool:
     """Whether all its numbers are: one pass, without temporaries of its size."""
     # As it lies in memory: the other way around takes twenty times as long.
     lying = tensor if tensor.ndim < 2 or tensor.is_contiguous() else tensor.t()
@@ -118,7 +119,7 @@ def is_finite(tensor: Tensor) -> bool:
     return math.isfinite(low) and math.isfinite(high)
 
 
-def from_logarithm(threshold: Tensor) -> Tensor:
+def from_logarithm(threshold: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
     """The threshold of which `threshold` is the logarithm; at most the largest number."""
     return threshold.exp().clamp(max=torch.finfo(threshold.dtype).max)
 

@@ -57,7 +57,9 @@ class Add:
 
     vectors: Float[Tensor, "*place d_out"]
 
-    def apply(self, x: Tensor, y: Float[Tensor, "row d"], rows: Rows) -> Float[Tensor, "row d"]:
+    def apply(
+        self, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d"], rows: Rows
+    ) -> Float[Tensor, "row d"]:
         vectors = self.vectors.to(y)
         # Adding minus zero changes nothing, not even the sign of a zero.
         return y + rows.own(vectors.masked_fill(vectors == 0, -0.0))
@@ -72,7 +74,9 @@ class Put:
 
     value: Float[Tensor, "*place d_out"]
 
-    def apply(self, x: Tensor, y: Float[Tensor, "row d"], rows: Rows) -> Float[Tensor, "row d"]:
+    def apply(
+        self, x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d"], rows: Rows
+    ) -> Float[Tensor, "row d"]:
         return rows.own(self.value.to(y)).expand_as(y)
 
 

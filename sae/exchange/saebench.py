@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae.base.errors import require
@@ -108,8 +109,8 @@ class CustomSAE(nn.Module):
         self.cfg.dtype = str(self.dtype).removeprefix("torch.")
         self.cfg.device = str(self.device)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Activations (..., d_sae) of rows (..., d_in)."""
+    def encode(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_sae"]:
+        """Return the activations of the features."""
         products = x.to(self.dtype) @ self.W_enc
         activation = self.activation
         if isinstance(activation, TopK):
@@ -124,12 +125,12 @@ class CustomSAE(nn.Module):
         chosen = (positive / norms).topk(k, dim=-1, sorted=False).indices
         return torch.zeros_like(positive).scatter(-1, chosen, positive.gather(-1, chosen))
 
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        """What activations (..., d_sae) add up to, (..., d_in)."""
+    def decode(self, feature_acts: Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_in"]:
+        """Return what activations of features add up to."""
         return feature_acts.to(self.dtype) @ self.W_dec + self.b_dec
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The reconstruction of `x`, of its shape."""
+    def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_in"]:
+        """Return the reconstruction of `x`."""
         return self.decode(self.encode(x))
 
     def turn_off_forward_pass_hook_z_reshaping(self) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.base.errors import UserError, nearest, require
@@ -103,11 +103,17 @@ def _replaced(value: Any, tensor: Tensor) -> Any:
     return (tensor, *value[1:]) if isinstance(value, tuple) else tensor
 
 
+See = Callable[
+    [Float[Tensor, "sequence position d"]], Float[Tensor, "sequence position d"] | None
+]
+"""Takes activations, and returns what is to be in their place, or None."""
+
+
 @contextmanager
 def hooked(
     module: nn.Module,
     point: Site,
-    see: Callable[[Tensor], Tensor | None],
+    see: See,
     *,
     first: bool = False,
 ) -> Iterator[None]:
@@ -162,13 +168,13 @@ def one_vector_a_token(
 def read_activations(
     module: nn.Module,
     points: Sequence[Site],
-    tokens: Tensor,
-    attention_mask: Tensor | None = None,
+    tokens: Int[Tensor, "sequence position"],
+    attention_mask: Int[Tensor, "sequence position"] | None = None,
 ) -> dict[str, Tensor]:
     """Activations at several hooks in one forward, stopped after the last one needed.
 
     Args:
-        tokens: ids, (batch, position), on the model's device.
+        tokens: ids, on the model's device.
         attention_mask: 0 where the model is not to look; it looks everywhere if left out.
 
     Returns:

@@ -1,6 +1,9 @@
 """From a direction in the residual stream to the logits that it pushes up and down."""
 
+from typing import NamedTuple
+
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.core.panel_kernels import extremes
@@ -15,7 +18,7 @@ _FINAL_NORMS = (
 )
 
 
-def unembedding(module: nn.Module) -> Tensor | None:
+def unembedding(module: nn.Module) -> Float[Tensor, "d_model vocabulary"] | None:
     """(d_model, vocabulary): the output embedding behind the final norm's gain.
 
     The norm's division by the stream's spread is left out: it scales all logits of a position
@@ -40,7 +43,7 @@ def unembedding(module: nn.Module) -> Tensor | None:
     return matrix
 
 
-def token_strings(tokenizer: object, ids: Tensor) -> list[str]:
+def token_strings(tokenizer: object, ids: Int[Tensor, " token"]) -> list[str]:
     """The text of single tokens; a token that is part of a character shows as �."""
     wanted = ids.reshape(-1).tolist()
     unique = sorted(set(wanted))
@@ -49,21 +52,30 @@ def token_strings(tokenizer: object, ids: Tensor) -> list[str]:
     return [table[i] for i in wanted]
 
 
+class ExtremeLogits(NamedTuple):
+    """Which tokens directions promote and suppress the most, the strongest first."""
+
+    top_values: Float[Tensor, "direction k"]
+    top_ids: Int[Tensor, "direction k"]
+    bottom_values: Float[Tensor, "direction k"]
+    bottom_ids: Int[Tensor, "direction k"]
+    sharpness: Float[Tensor, " direction"]
+    """How many standard deviations the mean of the `k` highest stands above that of all."""
+
+
 @torch.no_grad()
 def extreme_logits(
-    directions: Tensor, matrix: Tensor, k: int, block: int = 256
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The `k` highest and lowest logits of each direction (rows of `directions`).
+    directions: Float[Tensor, "direction d_model"],
+    matrix: Float[Tensor, "d_model vocabulary"],
+    k: int,
+    block: int = 256,
+) -> ExtremeLogits:
+    """Return the `k` highest and lowest logits of each direction.
 
     Args:
-        matrix: (d_model, vocabulary), as `unembedding` gives it.
+        matrix: as `unembedding` gives it.
         k: at most the size of the vocabulary.
         block: directions whose logits are held at once.
-
-    Returns:
-        Values and token ids of the highest, of the lowest (each (direction, k)), and the
-        sharpness (direction,): how many standard deviations the mean of the `k` highest
-        stands above the mean over the vocabulary.
     """
     k = min(k, matrix.shape[1])
     logits = matrix.new_empty(min(block, len(directions)), matrix.shape[1])
@@ -74,7 +86,8 @@ def extreme_logits(
     high, high_ids, low, low_ids = (torch.cat(p) for p in zip(*parts, strict=True))
     mean, spread = _logit_moments(directions.to(matrix), matrix)
     sharpness = (high.mean(1) - mean) / spread.clamp_min(1e-12)
-    return high.cpu(), high_ids.cpu(), low.cpu(), low_ids.cpu(), sharpness.cpu()
+    found = high, high_ids, low, low_ids, sharpness
+    return ExtremeLogits(*(tensor.cpu() for tensor in found))
 
 
 def _extremes(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

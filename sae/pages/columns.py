@@ -1,13 +1,14 @@
 """From columns of tables to the short lists that JSON is made of."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 T = TypeVar("T")
 
 
-def slices(values: list[T], ends: np.ndarray) -> list[list[T]]:
+def slices(values: list[T], ends: NDArray[np.int64]) -> list[list[T]]:
     """`values` cut where the lists end."""
     found, start = [], 0
     for end in ends.tolist():
@@ -24,7 +25,7 @@ def interleaved(columns: list[list[object]]) -> list[object]:
     return flat
 
 
-def rounded(values: np.ndarray, digits: int = 4) -> list[object]:
+def rounded(values: NDArray[Any], digits: int = 4) -> list[object]:
     """Numbers to so many significant digits, whole numbers as such; None for no number."""
     if values.dtype.kind in "iub":
         whole: list[object] = values.tolist()

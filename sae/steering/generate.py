@@ -22,6 +22,13 @@ class Sampling:
     seed: int
 
 
+ProcessScores = Callable[
+    [Int[Tensor, "sequence position"], Float[Tensor, "sequence vocabulary"]],
+    Float[Tensor, "sequence vocabulary"],
+]
+"""Gives new scores for the next token, from the ids so far and the model's own scores."""
+
+
 def prompt_ids(model: LanguageModel, prompt: str) -> Int[Tensor, " position"]:
     """Return the token ids of a prompt behind the model's beginning token."""
     ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -45,7 +52,7 @@ def generate(
     sampling: Sampling,
     *,
     use_cache: bool = True,
-    process_scores: Callable[[Tensor, Tensor], Tensor] | None = None,
+    process_scores: ProcessScores | None = None,
 ) -> Int[Tensor, "sequence new_position"]:
     """Return the ids of `max_new_tokens` tokens that the model writes after each prompt.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.architectures import TrainableSAE, TrainingStep
@@ -120,7 +121,9 @@ class Trainer:
                 f"lower optim.lr (now {self.lr:g}); what was saved before is kept"
             )
 
-    def scaled(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def scaled(
+        self, rows: Rows
+    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]:
         """A batch as `update` takes it: what to read and what to reconstruct.
 
         Raises:
@@ -139,8 +142,10 @@ class Trainer:
             return x, x
         return x, self.output_scaling(rows[1].to(self.device, non_blocking=True))
 
-    def update(self, x: Tensor, y: Tensor) -> StepReport:
-        """One step on scaled rows `x` (batch, d_in), to reconstruct `y` (batch, d_out)."""
+    def update(
+        self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]
+    ) -> StepReport:
+        """Take one step on scaled rows `x`, to reconstruct `y`."""
         lr = self.lr * schedule(self.config, self.step, self.n_steps)
         dead = self.rows_since_fired >= self.dead_window_rows
         result = self.sae.step(x, y, self.step / self.n_steps, dead)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.base.files import read_json, write_json
@@ -107,7 +108,7 @@ class Session:
         self._checkpoints.save(self.step, self.identity, state)
         self._saved_step = self.step
 
-    def update(self, x: Tensor, y: Tensor) -> None:
+    def update(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]) -> None:
         """One step on scaled rows, with all that is due after it.
 
         Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sae.base.errors import UserError
@@ -110,7 +110,9 @@ class Activation(ABC):
                 found[field.name] = value
         return found
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> "Activation":
+    def changed(
+        self, change: Callable[[Shaped[Tensor, "..."]], Shaped[Tensor, "..."]]
+    ) -> "Activation":
         """Return it with each of its tensors put through `change`, such as a move to a GPU."""
         return replace(self, **{name: change(t) for name, t in self.tensors.items()})
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from sae.atlas.labels import Labels
@@ -43,7 +44,7 @@ class Alignment:
     """Magnitudes of these values as shares of the sum of all magnitudes."""
 
 
-def alignment(w_dec: torch.Tensor) -> Alignment:
+def alignment(w_dec: Float[torch.Tensor, "d_sae d_out"]) -> Alignment:
     """The neurons that decoder directions are largest on.
 
     Args:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from sae.base.errors import require
@@ -67,7 +68,7 @@ def as_pickle(value: Mapping[str, Any]) -> memoryview:
     return buffer.getbuffer()
 
 
-def plain(tensor: Tensor) -> Tensor:
+def plain(tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     """A float32 copy on the CPU, of its own memory: torch saves all that a view is of."""
     return tensor.detach().float().cpu().clone(memory_format=torch.contiguous_format)
 
