@@ -13,9 +13,9 @@ import torch
 import sae
 from benchmarks import dashboard
 from benchmarks.common import HOOK, write_results
-from sae.atlas.atlas import Atlas
+from sae.atlas import Atlas
 from sae.core.select import product_blocks
-from sae.models.load import ModelConfig, load_model
+from sae.models import ModelConfig, load_model
 from sae.models.unembed import unembedding
 
 RUN = Path("runs/bench/atlas")

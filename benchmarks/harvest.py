@@ -16,8 +16,7 @@ from benchmarks.common import HOOK, medians, write_results
 from benchmarks.saelens_cache import ROWS_A_BATCH, saelens_harvest
 from sae.cache.writer import CacheWriter
 from sae.commands import harvest
-from sae.models.hooks import find_site, read_activations
-from sae.models.load import ModelConfig, load_model
+from sae.models import ModelConfig, find_site, load_model, read_activations
 from sae.text.source import DataConfig, documents
 
 N_TOKENS, CONTEXT, ROUNDS = 16_384, 128, 3

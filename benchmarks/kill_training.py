@@ -24,7 +24,7 @@ import torch
 import sae
 from benchmarks.common import HOOK, RUN, write_results
 from benchmarks.reading import N_TOKENS
-from sae.base.files import read_json
+from sae.base import read_json
 from sae.training.checkpoint import CheckpointConfig
 from sae.training.config import TrainConfig
 from sae.training.plan import SweepConfig

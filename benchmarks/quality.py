@@ -20,7 +20,7 @@ from benchmarks.saelens_quality import train_saelens
 from sae.architectures import ARCHITECTURES
 from sae.cache.layout import ActivationCache
 from sae.core.scaling import InputScaling, moments
-from sae.dictionary.files import save_dictionary
+from sae.dictionary import save_dictionary
 from sae.figures import Figures
 from sae.rows.shuffle import rows_in_order, select_rows, shuffled_batches
 

@@ -10,13 +10,13 @@ from torch import Tensor
 import sae
 from benchmarks.atlas import RUN, TRAINED
 from benchmarks.common import HOOK, write_results
-from sae.atlas.atlas import Atlas
-from sae.dictionary import Dictionary
-from sae.dictionary.files import WEIGHTS_FILE, save_dictionary
+from sae.atlas import Atlas
+from sae.dictionary import Dictionary, save_dictionary
+from sae.dictionary.files import WEIGHTS_FILE
 from sae.dictionary.storage import DTYPES, as_loaded
 from sae.evaluation.evaluate import behaviour_scores
 from sae.evaluation.reconstruction import reconstruction
-from sae.models.load import recorded_model
+from sae.models import recorded_model
 from sae.rows.shuffle import rows_in_order, select_rows
 
 N_ROWS, N_TOKENS, SEQUENCES = 8_192, 2_048, 8

@@ -28,7 +28,7 @@ from sae.cache.create import create_cache
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.text_writer import write_text
 from sae.exchange.activations import export_to_hf
-from sae.models.site import Site
+from sae.models import Site
 from sae.rows.mixing import MixingBuffer
 from sae.rows.shuffle import Rows, RowSelection, select_rows, shuffled_batches
 from sae.text.packing import RowBlock, TextPlan

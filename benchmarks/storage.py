@@ -15,7 +15,7 @@ from sae.cache.store import stored_bytes
 from sae.cache.text_writer import write_text
 from sae.core.fidelity import ReconstructionStatistics
 from sae.dictionary import Dictionary
-from sae.models.site import Site
+from sae.models import Site
 from sae.rows.shuffle import rows_in_order, select_rows
 from sae.text.packing import RowBlock, TextPlan
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sae.base.errors import UserError
-from sae.base.files import read_json
+from sae.base import UserError, read_json
 from sae.metrics import METRICS
 
 

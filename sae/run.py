@@ -23,12 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from sae.base.errors import UserError, nearest, require
-from sae.base.files import atomic_path, check_writable, only_process, remove_unfinished
-from sae.base.progress import say
+from sae.base import (
+    UserError,
+    atomic_path,
+    check_writable,
+    nearest,
+    only_process,
+    remove_unfinished,
+    require,
+    say,
+)
 from sae.cache.store import is_url
-from sae.dictionary import Dictionary
-from sae.dictionary.files import CONFIG_FILE, load_dictionary
+from sae.dictionary import Dictionary, load_dictionary
+from sae.dictionary.files import CONFIG_FILE
 
 RUN_CACHE = "{run}/cache.zarr"
 """The cache of a run, where no other is named."""

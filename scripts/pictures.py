@@ -13,7 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from sae.base.files import read_json
+from sae.base import read_json
 
 SIZE = {"width": 1440, "height": 880}
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"

@@ -23,16 +23,21 @@ from sae.analysis.tables import (
     related_columns,
 )
 from sae.analysis.work import Arrays, Work
+from sae.atlas import (
+    CONTEXTS,
+    FEATURES,
+    FORMAT,
+    N_BANDS,
+    AtlasRecord,
+    Labels,
+    carry_labels,
+    write_record,
+)
 from sae.atlas.directions import direction_columns, nearest_features
-from sae.atlas.labels import Labels, carry_labels
-from sae.atlas.record import FORMAT, AtlasRecord, write_record
-from sae.atlas.schema import CONTEXTS, FEATURES, N_BANDS
-from sae.base.errors import require
-from sae.base.progress import say
-from sae.base.provenance import code_version, digest
+from sae.base import code_version, digest, require, say
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
-from sae.models.load import LanguageModel, recorded_model, resolve_device
+from sae.models import LanguageModel, recorded_model, resolve_device
 from sae.models.unembed import extreme_logits, token_strings, unembedding
 from sae.run import RUN_CACHE, cache_location
 

@@ -18,8 +18,8 @@ from sae.analysis.shards import (
     read_entries,
 )
 from sae.analysis.work import Arrays, Work
-from sae.atlas.schema import N_BANDS, N_LISTED
-from sae.base.progress import progress
+from sae.atlas import N_BANDS, N_LISTED
+from sae.base import progress
 from sae.core import coactivation_kernels, panel_kernels
 from sae.core.threads import use_threads
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae.atlas.lists import flat_and_ends, list_lengths
+from sae.atlas import flat_and_ends, list_lengths
 
 if TYPE_CHECKING:
     import pyarrow

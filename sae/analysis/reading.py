@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.base.errors import UserError, require
+from sae.base import UserError, require
 from sae.dictionary import Dictionary
-from sae.models.hooks import locate, read_activations
-from sae.models.load import LanguageModel
+from sae.models import LanguageModel, locate, read_activations
 from sae.models.unembed import token_strings
 from sae.text.packing import Marks, marked
 

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae.analysis.work import ArrayFile, Arrays, Work
-from sae.base.errors import UserError
-from sae.base.progress import progress
+from sae.base import UserError, progress
 from sae.cache.layout import ActivationCache
 from sae.core import panel_kernels
 from sae.core.threads import use_threads

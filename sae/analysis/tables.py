@@ -13,9 +13,8 @@ from torch import Tensor
 from sae.analysis.features import ContextSelection
 from sae.analysis.shards import Text
 from sae.analysis.work import Arrays, Work
+from sae.atlas import GROUPS, N_BANDS, list_array
 from sae.atlas.agreement import logit_agreement, word_numbers
-from sae.atlas.lists import list_array
-from sae.atlas.schema import GROUPS, N_BANDS
 
 if TYPE_CHECKING:
     import pyarrow

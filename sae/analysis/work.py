@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from sae.base.files import atomic_path, read_json, remove_unfinished, write_json
+from sae.base import atomic_path, read_json, remove_unfinished, write_json
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae.base.errors import require
+from sae.base import require
 from sae.core.scaling import InputScaling
 from sae.core.select import Active, Selection, select
 from sae.dictionary import Activation, Dictionary, ReLU

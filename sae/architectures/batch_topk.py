@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae.architectures.base import TrainableSAE, same
 from sae.architectures.topk import TopKConfig, TopKSAE
-from sae.base.errors import require
+from sae.base import require
 from sae.core.scaling import InputScaling
 from sae.core.select import Active, BatchTopK, Selection
 from sae.dictionary import Activation, Dictionary, JumpReLU

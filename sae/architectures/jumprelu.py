@@ -26,7 +26,7 @@ from sae.architectures.base import (
     level,
 )
 from sae.architectures.penalty import Coefficient
-from sae.base.errors import require
+from sae.base import require
 from sae.core.scaling import InputScaling
 from sae.core.select import Above
 from sae.core.sparse import encode_on, reconstruct_on

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae.architectures.base import TrainableSAE
 from sae.architectures.batch_topk import BatchTopKConfig, BatchTopKSAE
-from sae.base.errors import require
+from sae.base import require
 from sae.core.select import Active
 from sae.core.sparse import Reconstruction, reconstruct_on
 

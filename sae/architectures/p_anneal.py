@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae.architectures.base import TrainableSAE, TrainingStep
 from sae.architectures.standard import StandardConfig, StandardSAE
-from sae.base.errors import require
+from sae.base import require
 from sae.core.sparse import Support
 
 # Added to activations under the power, whose slope is infinite at zero; activations are

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep, same
-from sae.base.errors import require
+from sae.base import require
 from sae.core import select
 from sae.core.scaling import InputScaling
 from sae.core.select import Active, Selection, TopKAmong

@@ -8,3 +8,44 @@ index.html, data/  the pages
 
 `schema` says which columns the two tables have, and both are written and read through it.
 """
+
+from sae.atlas.atlas import Atlas
+from sae.atlas.examples import Example, ExampleContext, clearest_features
+from sae.atlas.labels import (
+    LABELS_FILE,
+    Labels,
+    carry_labels,
+    read_labels,
+    set_label,
+    write_labels,
+)
+from sae.atlas.lists import columns_of, flat_and_ends, list_array, list_lengths
+from sae.atlas.record import FORMAT, RECORD_FILE, AtlasRecord, read_record, write_record
+from sae.atlas.schema import CONTEXTS, FEATURES, GROUPS, N_BANDS, N_LISTED
+
+__all__ = [
+    "CONTEXTS",
+    "FEATURES",
+    "FORMAT",
+    "GROUPS",
+    "LABELS_FILE",
+    "N_BANDS",
+    "N_LISTED",
+    "RECORD_FILE",
+    "Atlas",
+    "AtlasRecord",
+    "Example",
+    "ExampleContext",
+    "Labels",
+    "carry_labels",
+    "clearest_features",
+    "columns_of",
+    "flat_and_ends",
+    "list_array",
+    "list_lengths",
+    "read_labels",
+    "read_record",
+    "set_label",
+    "write_labels",
+    "write_record",
+]

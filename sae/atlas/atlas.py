@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae.atlas.record import AtlasRecord, read_record
 from sae.atlas.schema import CONTEXTS, FEATURES
-from sae.base.errors import UserError
+from sae.base import UserError
 
 if TYPE_CHECKING:
     import pyarrow

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from sae.atlas.record import RECORD_FILE
 from sae.atlas.schema import FEATURES
-from sae.base.errors import UserError, require
-from sae.base.files import read_json, write_text
+from sae.base import UserError, read_json, require, write_text
 
 LABELS_FILE = "labels.csv"
 _COLUMNS = ("feature", "label", "explanation")

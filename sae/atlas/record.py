@@ -5,9 +5,7 @@ import typing
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from sae.base.errors import UserError, require
-from sae.base.files import read_json, write_json
-from sae.base.provenance import UNKNOWN
+from sae.base import UNKNOWN, UserError, read_json, require, write_json
 
 RECORD_FILE = "atlas.json"
 FORMAT = 2

@@ -17,7 +17,7 @@ from sae.atlas.atlas import Atlas
 from sae.atlas.labels import Labels, read_labels, write_labels
 from sae.atlas.lists import columns_of, flat_and_ends, list_array, list_lengths
 from sae.atlas.schema import CONTEXTS, FEATURES
-from sae.base.files import write_text
+from sae.base import write_text
 
 if TYPE_CHECKING:
     import pyarrow

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae.base.errors import UserError
+from sae.base import UserError
 
 if TYPE_CHECKING:
     import pyarrow

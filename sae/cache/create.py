@@ -9,9 +9,8 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from sae.base.errors import UserError
-from sae.base.files import atomic_path
-from sae.cache.layout import FORMAT, FORMAT_VERSION, chunk_slices, site_record
+from sae.base import UserError, atomic_path
+from sae.cache.layout import FORMAT, FORMAT_VERSION, chunk_slices
 from sae.cache.store import (
     emptied_group,
     explained_store_failures,
@@ -20,7 +19,7 @@ from sae.cache.store import (
 )
 from sae.cache.stored import STORED_DTYPES
 from sae.cache.writer import NOT_WRITTEN, CacheWriter, flat_keys
-from sae.models.site import Site
+from sae.models import Site
 from sae.text.packing import TextPlan
 
 COMPRESSIONS = ("none", "zstd")
@@ -56,7 +55,7 @@ def create_cache(
         "compression": compression,
         "planned_rows": rows,
         "rows": rows,
-        "hooks": {site.hook_name: site_record(site) for site in sites},
+        "hooks": {about.pop("hook_name"): about for about in map(Site.to_json, sites)},
         **attributes,
     }
     folder = local_folder(location)

@@ -28,13 +28,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.base.errors import UserError, nearest
-from sae.base.json_object import JsonObject
-from sae.base.provenance import digest
+from sae.base import JsonObject, UserError, digest, nearest
 from sae.cache.store import explained_store_failures, local_folder, open_group
 from sae.cache.stored import Stored, from_stored, mapped_chunk
-from sae.models.record import ModelRecord
-from sae.models.site import Site, named_in_stream
+from sae.models import ModelRecord, Site
+from sae.models.site import named_in_stream
 from sae.text.record import TextRecord
 
 FORMAT = "sae-atlas activation cache"
@@ -387,11 +385,8 @@ def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
 
 
 def _site(found: JsonObject) -> Site:
-    """The site of a hook, from what the cache says of it under the hook's name.
-
-    Caches from before sites were recorded have the width as `d_in`; whether such a hook is in
-    the residual stream follows from its name.
-    """
+    # Caches from before sites were recorded have the width as `d_in`; whether such a hook is
+    # in the residual stream follows from its name.
     hook_name = found.name.removeprefix("hooks.")
     upgraded = {
         "hook_name": hook_name,
@@ -400,10 +395,3 @@ def _site(found: JsonObject) -> Site:
         "in_stream": named_in_stream(hook_name),
     }
     return Site.from_json(replace(found, values={**upgraded, **found.values}))
-
-
-def site_record(site: Site) -> dict[str, object]:
-    """Return what a cache says of the site of a hook, under the hook's name."""
-    record = site.to_json()
-    del record["hook_name"]
-    return record

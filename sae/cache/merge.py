@@ -13,10 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.base.errors import UserError, require
-from sae.base.files import check_free_space
-from sae.base.progress import progress, say
-from sae.base.provenance import UNKNOWN, code_version, digest, digest_bytes
+from sae.base import (
+    UNKNOWN,
+    UserError,
+    check_free_space,
+    code_version,
+    digest,
+    digest_bytes,
+    progress,
+    require,
+    say,
+)
 from sae.cache.create import create_cache, find_cache
 from sae.cache.layout import ActivationCache, chunk_slices, open_cache
 from sae.cache.store import local_folder, only_writer, sweep

@@ -20,8 +20,7 @@ from typing import Any
 
 import zarr
 
-from sae.base.errors import UserError
-from sae.base.files import explained_failures, only_process
+from sae.base import UserError, explained_failures, only_process
 
 _SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 _LOCK = ".writer"

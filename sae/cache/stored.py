@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.base.errors import UserError
+from sae.base import UserError
 
 # How torch types are stored. Zarr has no bfloat16, so its bits are kept as uint16; the fill
 # value is a NaN in each, because activations are finite and what is missing must show. An int8

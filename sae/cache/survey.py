@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.base.progress import progress
+from sae.base import progress
 from sae.cache.layout import ActivationCache, chunk_key, chunk_slices
 from sae.cache.quantiles import QuantileSketch
 from sae.cache.store import stored_bytes, stored_keys

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.base.errors import UserError
-from sae.base.provenance import digest_bytes
+from sae.base import UserError, digest_bytes
 from sae.cache.layout import chunk_slices
 from sae.cache.store import explained_store_failures
 from sae.cache.writer import NOT_WRITTEN, CacheWriter, store_whole

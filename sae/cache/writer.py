@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
-from sae.base.errors import UserError
-from sae.base.json_object import JsonObject
+from sae.base import JsonObject, UserError
 from sae.cache.layout import (
     STATISTICS,
     TEXT,
@@ -35,7 +34,7 @@ from sae.cache.store import explained_store_failures, open_group, stored_keys
 from sae.cache.stored import STORED_DTYPES, Stored, from_stored, to_stored
 from sae.core.row_statistics import merged_moments, norms_and_moments, split_moments
 from sae.core.scaling import SINK_NORM_MULTIPLE
-from sae.models.record import ModelRecord
+from sae.models import ModelRecord
 from sae.text.packing import TextPlan
 
 _QUANTILES = 101

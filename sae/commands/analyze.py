@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING
 
 from sae.analysis.analyze import Analysis, AnalyzeConfig
 from sae.analysis.work import Work
-from sae.atlas.atlas import Atlas
-from sae.atlas.labels import Labels, read_labels
-from sae.atlas.record import AtlasRecord
-from sae.base.progress import say
+from sae.atlas import Atlas, AtlasRecord, Labels, read_labels
+from sae.base import say
 from sae.cache.layout import open_cache
 from sae.pages.pareto import Pareto
 from sae.pages.site import write_labels_data, write_pareto_data, write_site

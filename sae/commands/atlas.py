@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sae.analysis.map import N_NEIGHBOURS, feature_map
 from sae.analysis.naming import automatic_labels
-from sae.atlas.atlas import Atlas
-from sae.base.progress import show
+from sae.atlas import Atlas
+from sae.base import show
 from sae.exchange.dashboards import importing
 from sae.exchange.dashboards.exporting import export_atlas
 from sae.exchange.dashboards.place import DEFAULT_CREATOR, DEFAULT_CREATOR_ID

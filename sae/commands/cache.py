@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sae.base.errors import UserError, require
-from sae.base.progress import duration, progress, say, show, size
-from sae.base.provenance import UNKNOWN, digest
+from sae.base import UNKNOWN, UserError, digest, duration, progress, require, say, show, size
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.merge import copy_sequences, merge_caches, random_sequences
 from sae.cache.survey import survey
 from sae.cache.verify import bytes_to_read, check_chunks
-from sae.models.load import load_tokenizer, recorded_config
+from sae.models import load_tokenizer, recorded_config
 from sae.pages.cache_table import printable, sequence_lines, sides, survey_lines
 
 

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from sae.base.errors import require
-from sae.base.progress import show
+from sae.base import require, show
 from sae.cache.layout import ActivationCache, open_cache
 from sae.exchange.activations import export_to_hf, import_from_saelens
 from sae.pages.cache_table import sides

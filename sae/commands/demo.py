@@ -14,14 +14,21 @@ from urllib.parse import quote
 
 from sae.analysis.analyze import AnalyzeConfig
 from sae.architectures import StandardConfig
-from sae.base.errors import UserError, require
-from sae.base.files import check_writable, read_json, write_json
-from sae.base.progress import say
-from sae.base.provenance import digest, plain, versions
+from sae.base import (
+    UserError,
+    check_writable,
+    digest,
+    plain,
+    read_json,
+    require,
+    say,
+    versions,
+    write_json,
+)
 from sae.commands import analyze, export, harvest, steer, sweep
 from sae.evaluation.evaluate import EvalConfig, evaluate
 from sae.harvesting.config import HarvestConfig
-from sae.models.load import is_causal
+from sae.models import is_causal
 from sae.pages.compare import say_comparison, write_comparison
 from sae.pages.pareto import Pareto
 from sae.pages.report import cache_figures, export_figures, write_report

@@ -3,8 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from sae.base.files import check_writable
-from sae.base.progress import say
+from sae.base import check_writable, say
 from sae.evaluation.cost import held_out_rows, shrinking_cost
 from sae.publishing.folder import show_files, summary, write_folder
 from sae.publishing.plan import ExportConfig, Plan, is_there, plan

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, fields
 
-from sae.base.errors import require
-from sae.base.progress import show
+from sae.base import require, show
 from sae.harvesting.config import HarvestConfig
-from sae.models.hooks import list_sites, measured
-from sae.models.load import load_skeleton
+from sae.models import list_sites, load_skeleton, measured
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

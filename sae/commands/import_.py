@@ -4,12 +4,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.base.errors import require
-from sae.base.progress import say
+from sae.base import require, say
 from sae.cache.store import is_url
-from sae.dictionary import Dictionary
-from sae.dictionary.files import load_dictionary, write_files
-from sae.dictionary.metadata import metadata_of
+from sae.dictionary import Dictionary, load_dictionary, metadata_of
+from sae.dictionary.files import write_files
 from sae.exchange.formats import read_dictionary, readable_format, saelens
 from sae.exchange.hub import check_names, local_path
 from sae.exchange.importing import Asked, belonging

@@ -11,13 +11,10 @@ from typing import Any
 import torch
 
 from sae.analysis.reading import read_text
-from sae.atlas.atlas import Atlas
-from sae.atlas.record import read_record
-from sae.base.errors import UserError, require
-from sae.base.progress import say
+from sae.atlas import Atlas, read_record
+from sae.base import UserError, require, say
 from sae.dictionary import Dictionary
-from sae.models.hooks import locate
-from sae.models.load import LanguageModel
+from sae.models import LanguageModel, locate
 from sae.pages.server.app import Pages, application
 from sae.pages.server.guard import is_loopback, name_check
 from sae.pages.server.listening import address_of, listen, serve_until_stopped

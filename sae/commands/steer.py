@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sae.atlas.atlas import Atlas
-from sae.base.errors import require
-from sae.base.files import read_json, write_json
-from sae.base.progress import say
-from sae.base.provenance import digest, plain
+from sae.atlas import Atlas
+from sae.base import digest, plain, read_json, require, say, write_json
 from sae.run import Run, make
 from sae.steering.steer import SteerConfig, check_causal, steer
 

@@ -4,12 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sae.base.errors import UserError, require
-from sae.base.files import check_writable
-from sae.base.progress import say
-from sae.base.provenance import digest, plain
-from sae.dictionary import Dictionary
-from sae.dictionary.files import load_dictionary
+from sae.base import UserError, check_writable, digest, plain, require, say
+from sae.dictionary import Dictionary, load_dictionary
 from sae.evaluation.evaluate import EvalConfig, evaluate
 from sae.pages.compare import say_comparison, write_comparison
 from sae.run import Run, missing

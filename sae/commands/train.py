@@ -1,8 +1,7 @@
 """`sae train`: rows of activations to a dictionary."""
 
-from sae.base.files import check_writable
-from sae.dictionary import Dictionary
-from sae.dictionary.files import load_dictionary
+from sae.base import check_writable
+from sae.dictionary import Dictionary, load_dictionary
 from sae.rows.own import OwnTensors
 from sae.training.config import TrainConfig
 from sae.training.task import tasks_of

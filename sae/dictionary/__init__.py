@@ -2,7 +2,9 @@
 
 from sae.dictionary.activations import ACTIVATIONS, Activation, Gated, JumpReLU, ReLU, TopK
 from sae.dictionary.dictionary import CODER, Dictionary, Place, Port
-from sae.dictionary.record import Record
+from sae.dictionary.files import load_dictionary, save_dictionary
+from sae.dictionary.metadata import dictionary_of, metadata_of
+from sae.dictionary.record import Record, TrainingRecord
 
 __all__ = [
     "ACTIVATIONS",
@@ -16,4 +18,9 @@ __all__ = [
     "ReLU",
     "Record",
     "TopK",
+    "TrainingRecord",
+    "dictionary_of",
+    "load_dictionary",
+    "metadata_of",
+    "save_dictionary",
 ]

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.base.errors import require
-from sae.base.provenance import UNKNOWN, digest_bytes
+from sae.base import UNKNOWN, digest_bytes, require
 from sae.core.select import Active
 from sae.dictionary.activations import Activation, ReLU
 from sae.dictionary.record import Record

@@ -26,8 +26,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from sae.base.errors import UserError, require
-from sae.base.files import atomic_path, read_json
+from sae.base import UserError, atomic_path, read_json, require
 from sae.dictionary.activations import ACTIVATIONS, Activation, JumpReLU, ReLU, TopK
 from sae.dictionary.dictionary import CODER, Dictionary
 from sae.dictionary.folding import has_unit_rows, scaled_by_decoder_norm, without_b_dec

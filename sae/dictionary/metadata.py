@@ -10,9 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sae.base.errors import require
-from sae.base.json_object import JsonObject, taken
-from sae.base.provenance import UNKNOWN
+from sae.base import UNKNOWN, JsonObject, require, taken
 from sae.dictionary.activations import Activation
 from sae.dictionary.dictionary import CODER, Dictionary, Place, Port
 from sae.dictionary.record import OURS, Record

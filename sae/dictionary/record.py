@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
-from sae.base.json_object import JsonObject, taken
+from sae.base import JsonObject, taken
 from sae.core.scaling import SINK_NORM_MULTIPLE
 from sae.models.record import ModelRecord
 from sae.text.record import TextRecord

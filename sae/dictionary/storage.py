@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from sae.base.errors import UserError, nearest, require
+from sae.base import UserError, nearest, require
 from sae.dictionary.dictionary import Dictionary
 from sae.dictionary.tensors import Header, TensorFile
 

@@ -25,8 +25,7 @@ from jaxtyping import Float, Shaped
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae.base.errors import UserError, require
-from sae.base.files import read_json
+from sae.base import UserError, read_json, require
 
 Layout = Mapping[str, tuple[str, ...]]
 """Sizes of each tensor by the names of its dimensions, such as `("d_in", "d_sae")`."""

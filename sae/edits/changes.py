@@ -7,7 +7,7 @@ from typing import Protocol
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.base.errors import require
+from sae.base import require
 
 Reconstruction = Callable[[Tensor], Tensor]
 """A dictionary: activations (row, d_out) from those that it reads, (row, d_in)."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sae.base.errors import UserError
+from sae.base import UserError
 from sae.edits.changes import Change, Rows
 from sae.edits.positions import Positions, Window
+from sae.models import Site
 from sae.models.families import copied_at_mid
 from sae.models.hooks import hooked, one_vector_a_token
-from sae.models.site import Site
 
 
 @dataclass(frozen=True, slots=True)

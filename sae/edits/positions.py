@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae.base.errors import require
+from sae.base import require
 
 
 @dataclass(frozen=True, slots=True)

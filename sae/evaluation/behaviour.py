@@ -17,12 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.base.progress import progress
-from sae.edits.changes import Change, Put, Reconstruction, Splice
-from sae.edits.edit import Edit, edited
-from sae.edits.positions import Where
-from sae.models.load import LanguageModel
-from sae.models.site import Site
+from sae.base import progress
+from sae.edits import Change, Edit, Put, Reconstruction, Splice, Where, edited
+from sae.models import LanguageModel, Site
 
 
 @dataclass(slots=True)

@@ -1,13 +1,12 @@
 """What making a dictionary smaller costs, on text that it was never trained on."""
 
-from sae.base.errors import UserError, require
-from sae.base.progress import say
+from sae.base import UserError, require, say
 from sae.cache.layout import ActivationCache, open_cache
 from sae.dictionary import Dictionary
 from sae.evaluation.evaluate import behaviour_scores
 from sae.evaluation.reconstruction import measured_rows, reconstruction
 from sae.figures import ShrinkingCost
-from sae.models.load import LanguageModel, recorded_model, resolve_device
+from sae.models import LanguageModel, recorded_model, resolve_device
 from sae.rows.origin import check_same_origin
 from sae.rows.shuffle import RowSelection
 

@@ -8,23 +8,14 @@ from typing import Any
 
 import torch
 
-from sae.base.errors import require
-from sae.base.files import write_json
-from sae.base.progress import progress, say
-from sae.base.provenance import digest
+from sae.base import digest, progress, require, say, write_json
 from sae.cache.layout import ActivationCache, open_cache
 from sae.core.fidelity import density_histogram
 from sae.dictionary import Dictionary
 from sae.evaluation.behaviour import behaviour
 from sae.evaluation.reconstruction import measured_rows, reconstruction
 from sae.figures import SETTINGS, Figures
-from sae.models.load import (
-    LanguageModel,
-    is_causal,
-    recorded_config,
-    recorded_model,
-    resolve_device,
-)
+from sae.models import LanguageModel, is_causal, recorded_config, recorded_model, resolve_device
 from sae.rows.origin import check_held_out, check_same_origin
 from sae.run import RUN_CACHE, PathArtefact, Run, cache_location, make_together
 

@@ -18,19 +18,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sae.base.errors import UserError, require
-from sae.base.files import atomic_path, check_free_space, write_json
-from sae.base.progress import progress
-from sae.base.provenance import UNKNOWN, code_version, digest
+from sae.base import (
+    UNKNOWN,
+    UserError,
+    atomic_path,
+    check_free_space,
+    code_version,
+    digest,
+    progress,
+    require,
+    write_json,
+)
 from sae.cache.create import create_cache, find_cache
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.store import only_writer, sweep
 from sae.cache.stored import STORED_DTYPES
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter
-from sae.models.hooks import find_site
-from sae.models.load import ModelConfig, load_skeleton, record_without_weights
-from sae.models.site import Site
+from sae.models import ModelConfig, Site, find_site, load_skeleton, record_without_weights
 from sae.text.packing import ROWS_A_BLOCK, RowBlock, TextCounts, TextPlan, is_held_out
 
 TOKENS = "token_ids"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sae.base.errors import require
+from sae.base import require
 from sae.dictionary import Dictionary
 from sae.exchange.formats import read_dictionary, write_dictionary
 from sae.exchange.hub import local_path

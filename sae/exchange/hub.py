@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sae.base.errors import UserError, nearest, require
+from sae.base import UserError, nearest, require
 from sae.exchange.formats import FORMATS
 from sae.exchange.stamp import STAMP_FILE, read_stamp
 

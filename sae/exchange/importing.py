@@ -6,18 +6,21 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from sae.base.errors import UserError, require
-from sae.base.provenance import UNKNOWN
+from sae.base import UNKNOWN, UserError, require
 from sae.cache.layout import open_cache
-from sae.dictionary import Dictionary, Record
-from sae.dictionary.metadata import metadata_of
+from sae.dictionary import Dictionary, Record, metadata_of
 from sae.dictionary.record import OURS, Origin
 from sae.exchange.hub import check_names
+from sae.models import (
+    ModelConfig,
+    ModelRecord,
+    Site,
+    find_site,
+    load_skeleton,
+    measured,
+    record_without_weights,
+)
 from sae.models.embedded import EMBEDDED
-from sae.models.hooks import find_site, measured
-from sae.models.load import ModelConfig, load_skeleton, record_without_weights
-from sae.models.record import ModelRecord
-from sae.models.site import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae.base.errors import require
+from sae.base import require
 from sae.dictionary import Dictionary, TopK
 from sae.dictionary.folding import scaled_by_decoder_norm, with_directions
 from sae.exchange.formats.parts import layer_of

@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sae.base.errors import UserError
-from sae.base.files import read_json, write_json
-from sae.base.provenance import digest
+from sae.base import UserError, digest, read_json, write_json
 from sae.dictionary import Dictionary
 
 STAMP_FILE = "export.json"

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from sae.base.errors import require
-from sae.base.provenance import digest, plain
+from sae.base import digest, plain, require
 from sae.cache.create import COMPRESSIONS
 from sae.rows.reading import Reading
 from sae.run import RUN_CACHE, cache_location

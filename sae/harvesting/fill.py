@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.base.files import read_json, write_json
+from sae.base import duration, progress, read_json, say, write_json
 from sae.base.processes import Processes
-from sae.base.progress import duration, progress, say
 from sae.cache.stored import joined_stored, to_stored
 from sae.cache.writer import CacheWriter
 from sae.harvesting.text_stream import TextStream

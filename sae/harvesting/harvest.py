@@ -8,18 +8,15 @@ from pathlib import Path
 
 import torch
 
-from sae.base.errors import require
-from sae.base.files import check_free_space, check_writable, free_space
+from sae.base import check_free_space, check_writable, code_version, plain, require, say
+from sae.base.files import free_space
 from sae.base.processes import Processes
-from sae.base.progress import say
-from sae.base.provenance import code_version, plain
 from sae.cache.create import create_cache, find_cache
 from sae.cache.store import local_folder, only_writer, sweep
 from sae.cache.writer import CacheWriter, bytes_needed
 from sae.harvesting.fill import fill
 from sae.harvesting.text_stream import TextStream
-from sae.models.hooks import measured
-from sae.models.load import LanguageModel, ModelConfig, load_model
+from sae.models import LanguageModel, ModelConfig, load_model, measured
 from sae.rows.reading import (
     Reading,
     activations,

@@ -3,7 +3,7 @@
 import threading
 from typing import Any, Self
 
-from sae.base.progress import say
+from sae.base import say
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter
 from sae.text.packing import Marks, TextCounts, pack

@@ -1,1 +1,37 @@
 """The language model under study: loading it, naming its hooks, reading and editing there."""
+
+from sae.models.hooks import find_site, list_sites, locate, measured, read_activations
+from sae.models.load import (
+    LanguageModel,
+    ModelConfig,
+    is_causal,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    record_without_weights,
+    recorded_config,
+    recorded_model,
+    resolve_device,
+)
+from sae.models.record import ModelRecord
+from sae.models.site import Site
+
+__all__ = [
+    "LanguageModel",
+    "ModelConfig",
+    "ModelRecord",
+    "Site",
+    "find_site",
+    "is_causal",
+    "list_sites",
+    "load_model",
+    "load_skeleton",
+    "load_tokenizer",
+    "locate",
+    "measured",
+    "read_activations",
+    "record_without_weights",
+    "recorded_config",
+    "recorded_model",
+    "resolve_device",
+]

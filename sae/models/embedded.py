@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae.base import atomic_path, say
 from sae.base.assets import cache_folder, package_folder
-from sae.base.files import atomic_path
-from sae.base.progress import say
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae.base.errors import UserError, nearest, require
+from sae.base import UserError, nearest, require
 from sae.models.families import block_list, block_places
 from sae.models.site import Site, named_in_stream
 

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae.base.errors import UserError, nearest, require
-from sae.base.progress import say
-from sae.base.provenance import UNKNOWN, digest_bytes
+from sae.base import UNKNOWN, UserError, digest_bytes, nearest, require, say
 from sae.models.embedded import EMBEDDED, embedded_folder
 from sae.models.record import ModelRecord
 

@@ -2,8 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from sae.base.json_object import JsonObject
-from sae.base.provenance import UNKNOWN
+from sae.base import UNKNOWN, JsonObject
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from sae.base.errors import require
-from sae.base.json_object import JsonObject
+from sae.base import JsonObject, require
 
 Side = Literal["input", "output"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sae.base.progress import size
+from sae.base import size
 from sae.cache.layout import ActivationCache
 from sae.core.scaling import SINK_NORM_MULTIPLE
 

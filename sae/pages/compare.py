@@ -4,11 +4,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from sae.base.errors import require
-from sae.base.files import read_json, read_json_lines, write_json, write_text
-from sae.base.progress import say
-from sae.base.provenance import versions
-from sae.dictionary.files import load_dictionary, read_record
+from sae.base import read_json, read_json_lines, require, say, versions, write_json, write_text
+from sae.dictionary import load_dictionary
+from sae.dictionary.files import read_record
 from sae.figures import Figures
 from sae.pages.page import render_page
 from sae.pages.pareto import Pareto, as_csv, as_text

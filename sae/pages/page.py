@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from sae.atlas.examples import Example
-from sae.atlas.record import AtlasRecord
+from sae.atlas import AtlasRecord, Example
 from sae.pages.embed import embedded, plain
 
 _SHARED = ("elements.js", "tokens.js", "charts.js", "dictionaries.js", "pareto.js")

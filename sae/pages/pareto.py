@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sae.base.errors import UserError, require
-from sae.base.files import read_json
+from sae.base import UserError, read_json, require
 from sae.figures import SETTINGS, Figures
 from sae.metrics import METRICS, shown_in
 

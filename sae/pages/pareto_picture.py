@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae.base.files import atomic_path
+from sae.base import atomic_path
 from sae.metrics import METRICS, Metric, shown_in
 from sae.pages.pareto import Pareto, Point, points
 

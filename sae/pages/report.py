@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from sae.atlas.atlas import Atlas
-from sae.atlas.examples import clearest_features
-from sae.base.files import read_json, write_json, write_text
+from sae.atlas import Atlas, clearest_features
+from sae.base import read_json, write_json, write_text
 from sae.cache.layout import ActivationCache
 from sae.cache.store import stored_bytes
 from sae.pages.compare import training_curves

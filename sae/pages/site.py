@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae.atlas.labels import Labels
-from sae.atlas.lists import flat_and_ends
-from sae.atlas.record import AtlasRecord
-from sae.base.files import write_text
+from sae.atlas import AtlasRecord, Labels, flat_and_ends
+from sae.base import write_text
 from sae.pages.columns import interleaved, rounded, slices
 from sae.pages.embed import embedded, embedded_fast, plain
 from sae.pages.page import atlas_page

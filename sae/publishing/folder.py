@@ -6,13 +6,11 @@ from pathlib import Path
 
 import torch
 
-from sae.atlas.examples import clearest_features
-from sae.atlas.labels import read_labels, write_labels
-from sae.atlas.schema import CONTEXTS, FEATURES
+from sae.atlas import CONTEXTS, FEATURES, clearest_features, read_labels, write_labels
 from sae.atlas.subset import write_subset
-from sae.base.files import write_text
-from sae.base.progress import say, size
-from sae.dictionary.files import save_dictionary, save_sparsity
+from sae.base import say, size, write_text
+from sae.dictionary import save_dictionary
+from sae.dictionary.files import save_sparsity
 from sae.exchange.formats import saelens, write_dictionary
 from sae.exchange.stamp import CARD_FILE, write_stamp
 from sae.figures import ShrinkingCost

@@ -5,11 +5,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.atlas.atlas import Atlas
-from sae.atlas.labels import read_labels
+from sae.atlas import Atlas, read_labels
+from sae.base import UserError, digest, require
 from sae.base.assets import cache_folder
-from sae.base.errors import UserError, require
-from sae.base.provenance import digest
 from sae.dictionary import Dictionary
 from sae.dictionary.storage import FULL, named_dtype
 from sae.exchange.formats import check_holds, named_format, saelens, sparsify

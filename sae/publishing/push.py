@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sae.base.errors import UserError, require
+from sae.base import UserError, require
 from sae.exchange.stamp import CARD_FILE, STAMP_FILE, Stamp, read_stamp, spoken
 
 TABLES = (CARD_FILE, "*.parquet", "*.csv", STAMP_FILE)

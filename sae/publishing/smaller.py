@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from sae.architectures import MatryoshkaConfig
-from sae.base.errors import require
-from sae.base.files import atomic_path
+from sae.base import atomic_path, require
 from sae.dictionary import Dictionary
 from sae.dictionary.storage import FULL, as_loaded, packed
 

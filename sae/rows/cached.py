@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from sae.base.errors import require
+from sae.base import require
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Place, Record
 from sae.rows.shuffle import Rows, RowSelection, rows_in_order, select_rows, shuffled_batches

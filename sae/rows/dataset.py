@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sae.base.errors import require
+from sae.base import require
 from sae.cache.layout import ActivationCache, open_cache
 from sae.core.scaling import SINK_NORM_MULTIPLE
 from sae.rows.shuffle import RowSelection, batches_of_epochs, select_rows

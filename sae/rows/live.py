@@ -13,15 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.base.errors import UserError, require
-from sae.base.files import only_process, remove_unfinished
-from sae.base.progress import say
-from sae.base.provenance import digest, plain
+from sae.base import UserError, digest, only_process, plain, remove_unfinished, require, say
 from sae.base.states import save_state, steps_saved
 from sae.cache.stored import from_stored, to_stored
 from sae.dictionary import Place, Record
-from sae.models.hooks import find_site, measured
-from sae.models.load import load_model
+from sae.models import find_site, load_model, measured
 from sae.rows.live_text import LiveText, Position, check_enough, check_text
 from sae.rows.mixing import MixingBuffer
 from sae.rows.reading import Reading, activations, check_sites, tokenizer_digest

@@ -7,9 +7,8 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sae.base.errors import UserError, require
-from sae.base.progress import say
-from sae.models.load import LanguageModel, load_tokenizer
+from sae.base import UserError, require, say
+from sae.models import LanguageModel, load_tokenizer
 from sae.rows.reading import Reading, marks_of
 from sae.text.packing import RowBlock, TextCounts, TextPlan, is_held_out, pack
 from sae.text.source import documents

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.base.errors import require
+from sae.base import require
 from sae.rows.shuffle import Rows
 
 

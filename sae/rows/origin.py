@@ -1,7 +1,6 @@
 """Whether the activations of a cache are those that a dictionary was trained on."""
 
-from sae.base.errors import require
-from sae.base.provenance import UNKNOWN
+from sae.base import UNKNOWN, require
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
 

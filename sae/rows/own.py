@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.base.errors import UserError, require
-from sae.base.progress import say
-from sae.base.provenance import UNKNOWN, digest_bytes
+from sae.base import UNKNOWN, UserError, digest_bytes, require, say
 from sae.dictionary import Place, Record
 from sae.rows.shuffle import Rows
 from sae.rows.source import SAMPLE_ROWS

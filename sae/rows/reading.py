@@ -9,12 +9,16 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.base.errors import require
-from sae.base.provenance import digest
+from sae.base import digest, require
 from sae.cache.stored import STORED_DTYPES
-from sae.models.hooks import find_site, read_activations
-from sae.models.load import LanguageModel, ModelConfig, load_skeleton
-from sae.models.site import Site
+from sae.models import (
+    LanguageModel,
+    ModelConfig,
+    Site,
+    find_site,
+    load_skeleton,
+    read_activations,
+)
 from sae.text.packing import Marks
 from sae.text.source import DataConfig
 

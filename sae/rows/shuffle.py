@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.base.errors import require
+from sae.base import require
 from sae.cache.layout import ActivationCache
 from sae.cache.stored import ROW_DTYPES
 from sae.core.scaling import SINK_NORM_MULTIPLE

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from typing import Protocol
 
 from sae.dictionary import Place, Record
-from sae.models.record import ModelRecord
+from sae.models import ModelRecord
 from sae.rows.shuffle import Rows
 from sae.text.record import TextRecord
 

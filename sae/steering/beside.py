@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.base.errors import UserError, require
-from sae.models.load import LanguageModel
-from sae.models.site import Site
+from sae.base import UserError, require
+from sae.models import LanguageModel, Site
 from sae.steering.doses import random_direction, steered
 from sae.steering.generate import Sampling, generate, perplexity, prompt_ids
 

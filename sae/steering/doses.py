@@ -5,10 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.dictionary import Dictionary
-from sae.edits.changes import Add
-from sae.edits.edit import Edit
-from sae.edits.positions import ALL_BUT_FIRST
-from sae.models.site import Site
+from sae.edits import ALL_BUT_FIRST, Add, Edit
+from sae.models import Site
 
 
 def unit_dose(

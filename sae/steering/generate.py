@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.edits.edit import Edit, edited
-from sae.models.load import LanguageModel
+from sae.edits import Edit, edited
+from sae.models import LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

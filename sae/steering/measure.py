@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.base.errors import require
-from sae.models.load import LanguageModel
-from sae.models.site import Site
+from sae.base import require
+from sae.models import LanguageModel, Site
 from sae.steering.doses import random_direction, steered
 from sae.steering.generate import Sampling, generate, next_log_probs, perplexity, prompt_ids
 

@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 
-from sae.atlas.atlas import Atlas
-from sae.base.errors import UserError, require
-from sae.base.progress import progress
+from sae.atlas import Atlas
+from sae.base import UserError, progress, require
 from sae.dictionary import Dictionary
-from sae.models.hooks import locate
-from sae.models.load import is_causal, record_without_weights, recorded_config, recorded_model
+from sae.models import (
+    is_causal,
+    locate,
+    record_without_weights,
+    recorded_config,
+    recorded_model,
+)
 from sae.steering.choose import CRITERION, choose_features
 from sae.steering.doses import unit_dose
 from sae.steering.generate import Sampling

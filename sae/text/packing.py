@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.base.errors import UserError
+from sae.base import UserError
 
 ROWS_A_BLOCK = 1024
 NO_DOCUMENT = -1

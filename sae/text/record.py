@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sae.base.json_object import JsonObject
+from sae.base import JsonObject
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from sae.base.errors import UserError, nearest, require
-from sae.base.provenance import plain
+from sae.base import UserError, nearest, plain, require
 from sae.text.embedded import EMBEDDED_TEXTS
 from sae.text.record import TextRecord
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from sae.base.errors import UserError
+from sae.base import UserError
 from sae.text.packing import Document, document_digest
 from sae.text.source import Chat
 

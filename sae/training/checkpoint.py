@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sae.base.errors import UserError, require
+from sae.base import UserError, require
 from sae.base.states import save_state, steps_saved
 
 _MISSING = "nothing"

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae.architectures import ArchitectureConfig, StandardConfig
-from sae.base.errors import require
-from sae.base.provenance import plain
+from sae.base import plain, require
 from sae.rows.reading import Reading
 from sae.run import RUN_CACHE, Run, cache_location
 from sae.training.checkpoint import CheckpointConfig

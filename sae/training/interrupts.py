@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sae.base.progress import say
+from sae.base import say
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -7,9 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sae.base.errors import require
-from sae.base.files import explained_failures, whole_lines, write_text
-from sae.base.progress import say
+from sae.base import explained_failures, require, say, write_text
+from sae.base.files import whole_lines
 
 # Wandb's own patience is a minute and a half.
 _PATIENCE_SECONDS = 30

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.architectures import TrainableSAE, TrainingStep
-from sae.base.errors import UserError
+from sae.base import UserError
 from sae.core.scaling import InputScaling
 from sae.rows.shuffle import Rows
 from sae.training.optim import OptimConfig, make_optimizers, schedule

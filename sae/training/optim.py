@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sae.architectures import TrainableSAE
-from sae.base.errors import require
+from sae.base import require
 from sae.core import cpu_kernels
 
 _EPS = 1e-8

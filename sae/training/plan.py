@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from sae.base.errors import UserError, require
+from sae.base import UserError, require
 from sae.core.select import BLOCK_BYTES
 
 # Weights, and Adam's two moments; gradients live only while their dictionary takes its step.

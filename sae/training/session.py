@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.base.files import read_json, write_json
+from sae.base import read_json, write_json
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary
 from sae.rows.shuffle import Rows

@@ -7,7 +7,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from sae.base.progress import progress, say
+from sae.base import progress, say
 from sae.rows.source import RowSource
 from sae.training.interrupts import Interrupts, deferred_interrupts
 from sae.training.loop import Diverged

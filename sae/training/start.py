@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.base.errors import require
+from sae.base import require
 from sae.core.scaling import InputScaling, moments
-from sae.dictionary import Dictionary
-from sae.dictionary.files import load_dictionary
-from sae.models.load import resolve_device
+from sae.dictionary import Dictionary, load_dictionary
+from sae.models import resolve_device
 from sae.rows.shuffle import Rows
 from sae.training.config import TrainConfig
 from sae.training.loop import Trainer

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sae.base.errors import UserError
-from sae.base.files import remove_unfinished
-from sae.base.provenance import plain
-from sae.dictionary.files import load_dictionary, read_record
+from sae.base import UserError, plain, remove_unfinished
+from sae.dictionary import load_dictionary
+from sae.dictionary.files import read_record
 from sae.dictionary.record import upgraded_identity
 from sae.rows.source import RowSource
 from sae.run import held

@@ -5,13 +5,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from sae.base.errors import require
-from sae.base.progress import say
-from sae.base.provenance import digest, plain, versions
+from sae.base import digest, plain, require, say, versions
 from sae.cache.layout import open_cache
-from sae.dictionary import Record
-from sae.dictionary.files import save_dictionary
-from sae.dictionary.record import TrainingRecord
+from sae.dictionary import Record, TrainingRecord, save_dictionary
 from sae.rows.cached import CachedRows
 from sae.rows.live import LiveRows
 from sae.rows.own import OwnRows, OwnTensors

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from sae.base.errors import UserError
-from sae.base.progress import duration, say
+from sae.base import UserError, duration, say
 from sae.cache.layout import open_cache
-from sae.models.load import resolve_device
+from sae.models import resolve_device
 from sae.rows.source import RowSource
 from sae.training.config import TrainConfig
 from sae.training.plan import Load, bytes_together, memory_budget, seconds_for, turns

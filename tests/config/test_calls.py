@@ -13,10 +13,10 @@ from sae.config.commands import python_calls
 def asked(monkeypatch):
     """The configurations that `sae.harvest` and `sae.train` would have worked with."""
     found = []
-    for name in ("harvest", "train"):
-        monkeypatch.setattr(
-            f"sae.commands.{name}.run", lambda config, rows=None: found.append(config)
-        )
+    monkeypatch.setattr("sae.commands.harvest.run", lambda config: found.append(config))
+    monkeypatch.setattr(
+        "sae.commands.train.run", lambda config, rows=None: found.append(config)
+    )
     return found
 
 

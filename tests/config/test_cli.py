@@ -118,7 +118,7 @@ def test_the_hooks_of_a_model_are_listed_from_its_configuration_alone(tiny_model
 def test_a_listing_of_hooks_without_widths_leaves_the_column_empty(
     tiny_model, monkeypatch, capsys
 ):
-    monkeypatch.setattr("sae.models.hooks.hook_widths", lambda _: {})
+    monkeypatch.setattr("sae.commands.hooks.measured", lambda _, sites: sites)
     assert main(["harvest", "--list-hooks", f"model={tiny_model}"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[-1].split() == [

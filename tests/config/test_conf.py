@@ -308,7 +308,7 @@ def test_the_folder_of_choices_is_the_checkout_s_own():
     [
         (["model=gpt2"], r"harvest\.model counts only with cache=null; .* reads runs/default"),
         (["mix_rows=999999"], r"mix_rows=999999 counts only with cache=null"),
-        (["cache=null", "harvest.n_tokens=999"], r"harvest\.n_tokens=999 is of a cache"),
+        (["cache=null", "harvest.n_tokens=999"], r"harvest\.n_tokens is no key of sae train"),
     ],
 )
 def test_keys_of_a_harvest_that_would_do_nothing_in_training_are_refused(words, sentence):

@@ -1,8 +1,10 @@
 """The package's own house rules, read from its source."""
 
 import ast
+import graphlib
 import importlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,80 @@ def test_the_public_names_are_sorted_and_can_be_imported():
 def test_an_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="nothing_like_it"):
         sae.nothing_like_it  # noqa: B018
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "commands").glob("*.py")), ids=str)
+def test_a_command_has_at_most_200_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def imports() -> dict[str, set[str]]:
+    """Which modules of the package each of its modules names."""
+    paths = {".".join(("sae", *Path(name).with_suffix("").parts)): name for name in NAMES}
+    modules = {name.removesuffix(".__init__"): ROOT / path for name, path in paths.items()}
+    found: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        own = found[name] = set()
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "") in modules:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                own |= inside & set(modules) or {str(node.module)}
+        own.discard(name)
+    return found
+
+
+def test_imports_go_round_in_no_circle():
+    try:
+        list(graphlib.TopologicalSorter(imports()).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_at_most_eight_modules_import_more_than_ten_of_the_package():
+    busy = {name: len(others) for name, others in imports().items() if len(others) > 10}
+    assert len(busy) <= 8, busy
+
+
+def test_fewer_than_ten_of_a_thousand_lines_name_any():
+    lines = [
+        line
+        for path in MODULES
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if not line.startswith(("from ", "import "))
+    ]
+    naming = sum(bool(re.search(r"\bAny\b", line)) for line in lines)
+    assert naming < len(lines) / 100
+
+
+SHAPED = {"Float", "Int", "Bool", "Shaped"}
+MAPPINGS = {"dict", "Mapping"}
+"""Of tensors by name, each of its own shape."""
+
+
+def has_bare_tensor(annotation: ast.AST | None) -> bool:
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
+        known = annotation.value.id in SHAPED | MAPPINGS
+        return not known and has_bare_tensor(annotation.slice)
+    if isinstance(annotation, ast.Name | ast.Attribute):
+        return ast.unparse(annotation).removeprefix("torch.") == "Tensor"
+    return annotation is not None and any(
+        map(has_bare_tensor, ast.iter_child_nodes(annotation))
+    )
+
+
+def public_functions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, FUNCTIONS) and not child.name.startswith("_"):
+            yield child
+        if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+            yield from public_functions(child)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_a_public_function_says_which_shapes_its_tensors_have(path):
+    for function in public_functions(tree(path)):
+        arguments = [*ast.walk(function.args)]
+        annotations = [a.annotation for a in arguments if isinstance(a, ast.arg)]
+        assert not any(map(has_bare_tensor, [*annotations, function.returns])), function.name

@@ -9,7 +9,7 @@ from typing import ClassVar
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from sae.base.errors import UserError
+from sae.base import UserError
 from sae.core.select import Active
 
 

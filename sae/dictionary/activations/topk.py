@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.base.errors import require
+from sae.base import require
 from sae.core import select as selection
 from sae.core.select import Active
 from sae.dictionary.activations.base import Activation

@@ -9,7 +9,7 @@ that its graphs have for a feature of a layer, Cantor's pairing of the two.
 from itertools import groupby
 from pathlib import Path
 
-from sae.base.progress import progress
+from sae.base import progress
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place
 from sae.exchange.dashboards.rows import TOP, Dashboard, Exported, dashboards, json_bytes

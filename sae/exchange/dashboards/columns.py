@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sae.atlas import FEATURES, columns_of, flat_and_ends, list_array, list_lengths
 from sae.atlas.agreement import logit_agreement, word_numbers
-from sae.atlas.lists import columns_of, flat_and_ends, list_array, list_lengths
-from sae.atlas.schema import FEATURES
-from sae.base.errors import require
+from sae.base import require
 
 if TYPE_CHECKING:
     import pyarrow

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.atlas.lists import list_lengths
-from sae.atlas.schema import CONTEXTS, GROUPS
-from sae.base.errors import UserError
+from sae.atlas import CONTEXTS, GROUPS, list_lengths
+from sae.base import UserError
 from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number
 
 if TYPE_CHECKING:

@@ -6,12 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae.atlas.atlas import Atlas
-from sae.atlas.labels import read_labels
-from sae.atlas.record import RECORD_FILE, AtlasRecord
-from sae.atlas.schema import FEATURES
-from sae.base.errors import nearest, require
-from sae.base.progress import say
+from sae.atlas import FEATURES, RECORD_FILE, Atlas, AtlasRecord, read_labels
+from sae.base import nearest, require, say
 from sae.dictionary import Dictionary
 from sae.exchange.dashboards import (
     circuit_tracer,

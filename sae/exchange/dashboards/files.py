@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from sae.base.errors import UserError, require
+from sae.base import UserError, require
 
 _LONGEST_LINE = 1 << 26
 """Bytes of a row; the longest that were seen have some hundred thousand."""

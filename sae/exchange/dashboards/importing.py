@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.atlas.atlas import Atlas
+from sae.atlas import (
+    CONTEXTS,
+    FEATURES,
+    N_BANDS,
+    Atlas,
+    AtlasRecord,
+    Labels,
+    columns_of,
+    write_labels,
+    write_record,
+)
 from sae.atlas.directions import direction_columns, nearest_features
-from sae.atlas.labels import Labels, write_labels
-from sae.atlas.lists import columns_of
-from sae.atlas.record import AtlasRecord, write_record
-from sae.atlas.schema import CONTEXTS, FEATURES, N_BANDS
-from sae.base.errors import UserError, require
-from sae.base.provenance import UNKNOWN, code_version, digest_bytes
+from sae.base import UNKNOWN, UserError, code_version, digest_bytes, require
 from sae.dictionary import Dictionary
 from sae.exchange.dashboards import neuronpedia, neuronpedia_read, saedashboard
 from sae.exchange.dashboards.columns import (

@@ -14,8 +14,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from sae.atlas.record import AtlasRecord
-from sae.base.progress import progress
+from sae.atlas import AtlasRecord
+from sae.base import progress
 from sae.exchange.dashboards.neuronpedia_heads import heads
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from sae.atlas.record import AtlasRecord
+from sae.atlas import AtlasRecord
 from sae.exchange.dashboards.place import Place
 
 Row = dict[str, object]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from sae.base.errors import UserError, require
+from sae.base import UserError, require
 from sae.exchange.dashboards.files import json_lines, numbered
 from sae.exchange.dashboards.parts import feature_number
 from sae.exchange.dashboards.tables import Collected, Found, Scratch

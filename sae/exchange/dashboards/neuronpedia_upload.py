@@ -8,8 +8,7 @@ of methods and models that its database does not know.
 
 from pathlib import Path
 
-from sae.base.errors import require
-from sae.base.progress import progress
+from sae.base import progress, require
 from sae.exchange.dashboards.neuronpedia import texts_of
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sae.base import atomic_path, check_writable, digest, require
 from sae.base.assets import cache_folder
-from sae.base.errors import require
-from sae.base.files import atomic_path, check_writable
-from sae.base.provenance import digest
 from sae.run import held
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae.atlas.lists import list_lengths
-from sae.base.errors import UserError, require
+from sae.atlas import list_lengths
+from sae.base import UserError, require
 
 if TYPE_CHECKING:
     import pyarrow

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from sae.atlas.record import AtlasRecord
-from sae.base.errors import UserError, require
+from sae.atlas import AtlasRecord
+from sae.base import UserError, require
 
 DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
 """Neuronpedia's own user, whom SAEDashboard names where nobody is named."""

@@ -20,10 +20,8 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from sae.atlas.labels import Labels
-from sae.atlas.lists import flat_and_ends
-from sae.atlas.record import AtlasRecord
-from sae.base.errors import require
+from sae.atlas import AtlasRecord, Labels, flat_and_ends
+from sae.base import require
 
 if TYPE_CHECKING:
     import pyarrow

@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sae.atlas.record import AtlasRecord
-from sae.base.errors import UserError, require
-from sae.base.files import write_json
-from sae.base.progress import progress
+from sae.atlas import AtlasRecord
+from sae.base import UserError, progress, require, write_json
 from sae.exchange.dashboards.files import numbered, parsed
 from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place

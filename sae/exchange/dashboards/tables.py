@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sae.atlas.lists import list_lengths
-from sae.atlas.schema import FEATURES
+from sae.atlas import FEATURES, list_lengths
 from sae.atlas.table import arrow_type
-from sae.base.errors import UserError, require
+from sae.base import UserError, require
 from sae.exchange.dashboards.columns import feature_table
 from sae.exchange.dashboards.contexts import context_rows, ordered
 from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number

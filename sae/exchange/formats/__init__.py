@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from sae.base.errors import UserError, nearest, require
+from sae.base import UserError, nearest, require
 from sae.dictionary import Dictionary
 from sae.dictionary.tensors import is_finite
 from sae.exchange.formats import (

@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sae.base.errors import UserError, require
-from sae.dictionary import Activation, Dictionary, Gated, JumpReLU, ReLU, TopK
+from sae.base import UserError, require
+from sae.dictionary import Activation, Dictionary, Gated, JumpReLU, ReLU, TopK, dictionary_of
 from sae.dictionary.folding import with_b_dec, without_b_dec
-from sae.dictionary.metadata import dictionary_of
 from sae.dictionary.tensors import Layout, check_sizes, load_pickle, tensors_of
 from sae.exchange.formats.parts import (
     as_json,

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sae.base.errors import require
-from sae.dictionary import Dictionary, JumpReLU, ReLU
-from sae.dictionary.metadata import dictionary_of
+from sae.base import require
+from sae.dictionary import Dictionary, JumpReLU, ReLU, dictionary_of
 from sae.dictionary.tensors import open_npz
 from sae.exchange.formats.parts import plain, read_metadata, write_folder
 

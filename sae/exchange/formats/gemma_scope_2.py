@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from sae.base.errors import require
-from sae.base.provenance import UNKNOWN
-from sae.dictionary import Dictionary, JumpReLU, Port, ReLU
-from sae.dictionary.metadata import dictionary_of
+from sae.base import UNKNOWN, require
+from sae.dictionary import Dictionary, JumpReLU, Port, ReLU, dictionary_of
 from sae.dictionary.tensors import check_sizes, flag, open_safetensors, safetensors_there
 from sae.exchange.formats.parts import (
     as_json,

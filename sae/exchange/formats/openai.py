@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 
-from sae.base.errors import require
-from sae.dictionary import Dictionary, ReLU
+from sae.base import require
+from sae.dictionary import Dictionary, ReLU, dictionary_of
 from sae.dictionary.folding import with_b_dec, without_b_dec
-from sae.dictionary.metadata import dictionary_of
 from sae.dictionary.tensors import load_pickle, tensors_of
 from sae.exchange.formats import qwen_scope
 from sae.exchange.formats.parts import (

@@ -28,16 +28,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from sae.base.errors import UserError, require
-from sae.base.provenance import UNKNOWN
-from sae.dictionary import Activation, Dictionary, JumpReLU, ReLU, TopK
+from sae.base import UNKNOWN, UserError, require
+from sae.dictionary import Activation, Dictionary, JumpReLU, ReLU, TopK, dictionary_of
 from sae.dictionary.folding import (
     for_raw_activations,
     scaled_by_decoder_norm,
     threshold_before_norm,
     without_b_dec,
 )
-from sae.dictionary.metadata import dictionary_of
 from sae.dictionary.tensors import (
     Layout,
     TensorFile,

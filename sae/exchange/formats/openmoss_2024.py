@@ -21,14 +21,13 @@ from typing import Any
 
 import torch
 
-from sae.base.errors import UserError, require
-from sae.dictionary import Activation, Dictionary, JumpReLU, ReLU, TopK
+from sae.base import UserError, require
+from sae.dictionary import Activation, Dictionary, JumpReLU, ReLU, TopK, dictionary_of
 from sae.dictionary.folding import (
     for_raw_activations,
     scaled_by_decoder_norm,
     without_b_dec,
 )
-from sae.dictionary.metadata import dictionary_of
 from sae.dictionary.tensors import check_sizes, flag, open_safetensors
 from sae.exchange.formats.parts import read_config, read_metadata
 

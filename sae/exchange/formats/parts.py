@@ -15,10 +15,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from sae.base.errors import require
-from sae.base.files import atomic_path, read_json
-from sae.dictionary import Dictionary
-from sae.dictionary.metadata import metadata_of
+from sae.base import atomic_path, read_json, require
+from sae.dictionary import Dictionary, metadata_of
 
 METADATA_FILE = "sae_atlas.json"
 _BLOCK = r"(?:.*\.)?(?:layers|layer|h)\.(\d+)"

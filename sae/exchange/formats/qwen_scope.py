@@ -14,9 +14,8 @@ import os
 import re
 from pathlib import Path
 
-from sae.base.errors import UserError
-from sae.dictionary import Dictionary, TopK
-from sae.dictionary.metadata import dictionary_of
+from sae.base import UserError
+from sae.dictionary import Dictionary, TopK, dictionary_of
 from sae.dictionary.tensors import load_pickle, tensors_of
 
 NAME = "qwen_scope"

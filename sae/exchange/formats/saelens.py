@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sae.dictionary import Dictionary
-from sae.dictionary.files import CONFIG_FILE, WEIGHTS_FILE, load_dictionary, save_dictionary
+from sae.dictionary import Dictionary, load_dictionary, save_dictionary
+from sae.dictionary.files import CONFIG_FILE, WEIGHTS_FILE
 from sae.dictionary.tensors import safetensors_there
 
 NAME = "saelens"

@@ -16,10 +16,9 @@ from typing import Any
 
 from safetensors.torch import save
 
-from sae.base.errors import UserError, require
-from sae.dictionary import Dictionary, TopK
+from sae.base import UserError, require
+from sae.dictionary import Dictionary, TopK, dictionary_of
 from sae.dictionary.folding import with_b_dec, without_b_dec
-from sae.dictionary.metadata import dictionary_of
 from sae.dictionary.tensors import check_sizes, flag, open_safetensors, safetensors_there
 from sae.exchange.formats.parts import (
     as_json,

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from sae.base.errors import UserError
+from sae.base import UserError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

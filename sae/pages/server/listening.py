@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from sae.base.errors import UserError
+from sae.base import UserError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -8,15 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sae.atlas.atlas import Atlas
-from sae.atlas.labels import LABELS_FILE, read_labels, set_label
-from sae.atlas.record import RECORD_FILE
-from sae.base.errors import UserError, require
-from sae.base.progress import say
+from sae.atlas import LABELS_FILE, RECORD_FILE, Atlas, read_labels, set_label
+from sae.base import UserError, require, say
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE
-from sae.models.load import LanguageModel, record_without_weights, recorded_model
-from sae.models.record import ModelRecord
+from sae.models import LanguageModel, ModelRecord, record_without_weights, recorded_model
 from sae.pages.server.requests import LabelRequest, ReadRequest, SteerRequest
 from sae.pages.site import DATA, write_labels_data
 from sae.run import Run

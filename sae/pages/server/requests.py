@@ -6,7 +6,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from sae.base.errors import UserError, nearest, require
+from sae.base import UserError, nearest, require
 
 _MAX_LABEL = 200
 _MAX_STRENGTH = 100.0

@@ -6,12 +6,10 @@ data and settings, is quoted, so that it shows as what it is.
 
 from dataclasses import dataclass, field
 
-from sae.atlas.examples import Example
-from sae.atlas.record import AtlasRecord
-from sae.base.provenance import UNKNOWN
-from sae.dictionary import Dictionary, Record
+from sae.atlas import AtlasRecord, Example
+from sae.base import UNKNOWN
+from sae.dictionary import Dictionary, Record, TrainingRecord
 from sae.dictionary.files import loads_in_saelens
-from sae.dictionary.record import TrainingRecord
 from sae.dictionary.storage import FULL
 from sae.exchange.formats import named_format, saelens
 from sae.figures import Figures, ShrinkingCost

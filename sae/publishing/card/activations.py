@@ -1,9 +1,8 @@
 """What a dictionary reads, for its card: the place, the text, and code that gets such rows."""
 
 from sae.dictionary import Dictionary
+from sae.models import ModelRecord, Site
 from sae.models.load import DTYPES
-from sae.models.record import ModelRecord
-from sae.models.site import Site
 from sae.publishing.card.text import code, public, quoted
 
 _KEEP = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae.atlas.examples import Example, ExampleContext
+from sae.atlas import Example, ExampleContext
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _INSIDE = re.compile(r"[:@].*", re.DOTALL)
