@@ -722,7 +722,7 @@ def test_a_port_that_is_taken_is_refused_with_one_that_is_free(run, capsys):
     [
         (["port=65536"], "port=65536; give a number from 1 to 65535"),
         (["port=-1"], "port=-1; give a number"),
-        (["port=x"], "port=x: Value 'x' of type 'str' could not be converted to Integer"),
+        (["port=x"], "port=x: give a whole number"),
         (["host=''"], "host is empty"),
         (["host=no.such.host.invalid"], "host=no.such.host.invalid is not known here"),
         (["host=192.0.2.1"], "host=192.0.2.1 cannot be listened on here"),

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -61,17 +62,19 @@ class Worker:
             raise
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            future, compute = job
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(compute())
-            except BaseException as error:
-                # It belongs to whoever waits; the thread goes on.
-                future.set_exception(error)
-            # Not kept until the next job comes.
-            del job, future, compute
+        # `close` has it exit wherever it is, between two jobs as well.
+        with suppress(SystemExit):
+            while (job := self._jobs.get()) is not None:
+                future, compute = job
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    future.set_result(compute())
+                except BaseException as error:
+                    # It belongs to whoever waits; the thread goes on.
+                    future.set_exception(error)
+                # Not kept until the next job comes.
+                del job, future, compute
 
 
 def _exit_in(thread: threading.Thread) -> None:
