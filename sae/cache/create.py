@@ -11,6 +11,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from sae.base import UserError, atomic_path
 from sae.cache.layout import FORMAT, FORMAT_VERSION, chunk_slices
+from sae.cache.sites import site_record
 from sae.cache.store import (
     emptied_group,
     explained_store_failures,
@@ -55,7 +56,7 @@ def create_cache(
         "compression": compression,
         "planned_rows": rows,
         "rows": rows,
-        "hooks": {about.pop("hook_name"): about for about in map(Site.to_json, sites)},
+        "hooks": {site.hook_name: site_record(site) for site in sites},
         **attributes,
     }
     folder = local_folder(location)

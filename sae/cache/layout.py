@@ -18,7 +18,7 @@ zarr reader. The group says `complete: false` until its statistics are in place,
 `text_complete: false` until all tokens are.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae.base import JsonObject, UserError, digest, nearest
+from sae.cache.sites import recorded_site
 from sae.cache.store import explained_store_failures, local_folder, open_group
 from sae.cache.stored import Stored, from_stored, mapped_chunk
 from sae.models import ModelRecord, Site
-from sae.models.site import named_in_stream
 from sae.text.record import TextRecord
 
 FORMAT = "sae-atlas activation cache"
@@ -122,7 +122,7 @@ class ActivationCache:
     @property
     def sites(self) -> list[Site]:
         """Where in the model the activations at each hook were read."""
-        return [_site(self._part("hooks").part(name)) for name in self.hook_names]
+        return [recorded_site(n, self._part("hooks").part(n)) for n in self.hook_names]
 
     def site(self, hook_name: str | None) -> Site:
         """Return the site of a hook, by its name or its module's path; with None the only one.
@@ -130,8 +130,7 @@ class ActivationCache:
         Raises:
             UserError: if the cache does not hold it, or holds several to choose from.
         """
-        sites = self.sites
-        hooks = [site.hook_name for site in sites]
+        sites, hooks = self.sites, self.hook_names
         if hook_name is None:
             if len(sites) == 1:
                 return sites[0]
@@ -382,16 +381,3 @@ def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
             f"{location} has cache format version {attributes.get('format_version')}, this is "
             f"version {FORMAT_VERSION}; harvest again"
         )
-
-
-def _site(found: JsonObject) -> Site:
-    # Caches from before sites were recorded have the width as `d_in`; whether such a hook is
-    # in the residual stream follows from its name.
-    hook_name = found.name.removeprefix("hooks.")
-    upgraded = {
-        "hook_name": hook_name,
-        "width": found.values.get("d_in"),
-        "side": "output",
-        "in_stream": named_in_stream(hook_name),
-    }
-    return Site.from_json(replace(found, values={**upgraded, **found.values}))

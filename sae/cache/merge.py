@@ -147,22 +147,20 @@ _KINDS = (
 
 
 def _kind(cache: ActivationCache) -> tuple[Any, ...]:
-    about = cache.attributes
-    model = about["model"]
-    weights = model["weight_digest"]
+    about, model = cache.attributes, cache.model
     hooks = sorted(
-        f"{name} ({h['side']} of {h['module']}, width {h['d_in']})"
-        for name, h in about["hooks"].items()
+        f"{site.hook_name} ({site.side} of {site.module}, width {site.width})"
+        for site in cache.sites
     )
     return (
         # An import does not know the weights; then the name has to do.
-        f"unknown ({model['hub_id']})" if weights == UNKNOWN else weights,
+        f"unknown ({model.hub_id})" if model.weight_digest == UNKNOWN else model.weight_digest,
         about["tokenizer_digest"],
         about["special_token_ids"],
         ", ".join(hooks),
         cache.context_size,
         cache.dtype,
-        about["data"].get("held_out_fraction"),
+        cache.text.held_out_fraction,
     )
 
 

@@ -1,5 +1,6 @@
 """Caches of chosen sequences of others: merged ones and samples."""
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ from sae.cache.merge import copy_sequences, merge_caches, random_sequences
 from sae.cache.store import only_writer
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter
+from sae.models.record import ModelRecord
 from sae.models.site import Site
 from sae.rows.shuffle import select_rows
 from sae.text.packing import RowBlock, TextPlan
@@ -24,7 +26,7 @@ from sae.text.packing import RowBlock, TextPlan
 CONTEXT = 8
 HOOKS = {"h": 3, "out": 2}
 DTYPES = ["float16", "bfloat16", "float32", "int8"]
-MODEL = {"name": "tiny", "hub_id": "tiny", "weight_digest": "w"}
+MODEL = ModelRecord("tiny", "tiny", "w").to_json()
 
 
 def digest_of(document: int, held_out: bool) -> int:
@@ -257,13 +259,27 @@ def test_caches_that_do_not_belong_together_are_refused_with_both_values(
 
 
 def test_unknown_weights_are_the_same_only_under_one_name(tmp_path):
-    unknown = {"name": "a", "hub_id": "a", "weight_digest": "unknown"}
+    unknown = ModelRecord("a", "a").to_json()
     one = little(tmp_path / "one.zarr", 1, model=unknown)
     two = little(tmp_path / "two.zarr", 2, model=unknown | {"hub_id": "b"})
     three = little(tmp_path / "three.zarr", 3, model=unknown)
     with pytest.raises(UserError, match=r"weights: unknown \(a\) and unknown \(b\)"):
         merge_caches(tmp_path / "out.zarr", locations([one, two]))
     assert merge_caches(tmp_path / "out.zarr", locations([one, three])).n_sequences == 160
+
+
+def test_a_cache_from_before_sites_were_recorded_is_of_one_kind_with_one_of_today(tmp_path):
+    one, two = little(tmp_path / "one.zarr", 1), little(tmp_path / "two.zarr", 2)
+    path = Path(two.location) / "zarr.json"
+    about = json.loads(path.read_text())
+    for hook in about["attributes"]["hooks"].values():
+        hook["d_in"] = hook.pop("width")
+        del hook["in_stream"]
+    path.write_text(json.dumps(about))
+    for order in ([one.location, two.location], [two.location, one.location]):
+        merged = merge_caches(tmp_path / "out.zarr", order)
+        assert merged.sites == one.sites
+        shutil.rmtree(tmp_path / "out.zarr")
 
 
 def test_the_order_in_which_hooks_were_named_does_not_matter(sources, tmp_path):

@@ -46,7 +46,7 @@ def sparse_loss(active, x, w_enc, b_enc, w_dec, b_dec):
     return reconstruct_on(active.support, values, w_dec, x - b_dec).loss + 0.3 * penalty
 
 
-RULES = {
+SELECTIONS = {
     "positive": lambda d_sae: Above(torch.zeros(d_sae, dtype=torch.float64)),
     "above thresholds": lambda d_sae: Above(torch.linspace(-0.5, 1, d_sae).double()),
     "top k": lambda d_sae: TopK(3),
@@ -56,12 +56,12 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", SELECTIONS)
 @pytest.mark.parametrize("bias", [-1.0, -99.0, 99.0], ids=["usual", "none positive", "all"])
-def test_loss_and_every_gradient_of_a_rule_equal_dense_autograd(rule, bias):
+def test_loss_and_every_gradient_of_a_selection_equal_dense_autograd(name, bias):
     x, weights = problem(bias=bias)
     x.requires_grad_()
-    (active,) = select.select(x, weights[0], weights[1], RULES[rule](19))
+    (active,) = select.select(x, weights[0], weights[1], SELECTIONS[name](19))
     mask = dense((active.support, torch.ones_like(active.values))) > 0
     expected_loss = dense_loss(mask, x, *weights)
     found_loss = sparse_loss(active, x, *weights)
@@ -72,10 +72,10 @@ def test_loss_and_every_gradient_of_a_rule_equal_dense_autograd(rule, bias):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("rule", ["positive", "above thresholds"])
-def test_a_bound_keeps_the_entries_that_exceed_it(rule):
+@pytest.mark.parametrize("name", ["positive", "above thresholds"])
+def test_a_bound_keeps_the_entries_that_exceed_it(name):
     x, weights = problem()
-    chosen = RULES[rule](19)
+    chosen = SELECTIONS[name](19)
     pre_acts = x @ weights[0].t() + weights[1]
     (active,) = select.select(x, *weights[:2], chosen)
     expected = torch.where(pre_acts > chosen.bound, pre_acts, 0.0).detach()
@@ -136,21 +136,21 @@ def test_batch_top_k_looks_again_when_the_first_block_misleads(monkeypatch):
     monkeypatch.setattr(select, "BLOCK_BYTES", 1)
     x, weights = problem(batch=64, d_sae=500)
     x[:8] *= 1000
-    rule = BatchTopK(20)
-    (active,) = select.select(x, *weights[:2], rule)
-    assert rule.guess == 0.0
+    selection = BatchTopK(20)
+    (active,) = select.select(x, *weights[:2], selection)
+    assert selection.guess == 0.0
     pre_acts = (x @ weights[0].t() + weights[1]).detach()
     least = pre_acts.flatten().topk(64 * 20).values[-1]
     torch.testing.assert_close(dense(active), torch.where(pre_acts >= least, pre_acts, 0.0))
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_blocks_of_rows_change_nothing(rule, monkeypatch):
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_blocks_of_rows_change_nothing(name, monkeypatch):
     x, weights = problem(batch=29)
-    (whole,) = select.select(x, *weights[:2], RULES[rule](19))
+    (whole,) = select.select(x, *weights[:2], SELECTIONS[name](19))
     monkeypatch.setattr(select, "MIN_BLOCK_ROWS", 4)
     monkeypatch.setattr(select, "BLOCK_BYTES", 1)
-    (parts,) = select.select(x, *weights[:2], RULES[rule](19))
+    (parts,) = select.select(x, *weights[:2], SELECTIONS[name](19))
     assert torch.equal(whole.support.columns, parts.support.columns)
     assert torch.equal(whole.support.row_ends, parts.support.row_ends)
     torch.testing.assert_close(whole.values, parts.values, rtol=1e-12, atol=1e-12)
@@ -171,7 +171,7 @@ def test_a_row_without_active_latents_reconstructs_to_nothing():
     with torch.no_grad():
         x[3] = 0
         weights[1].clamp_(max=-0.1)
-    (active,) = select.select(x, *weights[:2], RULES["positive"](19))
+    (active,) = select.select(x, *weights[:2], SELECTIONS["positive"](19))
     assert active.support.row_ends[3] == active.support.row_ends[4]
     target = (x - weights[3]).detach()
     found = reconstruct_on(active.support, active.values, weights[2], target)
@@ -182,7 +182,7 @@ def test_an_activation_of_exactly_zero_is_not_active_and_gets_no_gradient():
     x = torch.ones(1, 1, dtype=torch.float64)
     weight = torch.tensor([[1.0], [1.0]], dtype=torch.float64, requires_grad=True)
     bias = torch.tensor([-1.0, 0.0], dtype=torch.float64)
-    (active,) = select.select(x, weight, bias, RULES["positive"](2))
+    (active,) = select.select(x, weight, bias, SELECTIONS["positive"](2))
     assert active.support.columns.tolist() == [1]
     values = encode_on(active.support, active.values, x, weight, bias)
     decoder = torch.ones(2, 1, dtype=torch.float64)

@@ -251,6 +251,31 @@ def test_a_longer_training_extends_a_shorter_one(tiny_run, tmp_path):
     assert (longer.dictionary_path / "cfg.json").stat().st_mtime_ns == stamp
 
 
+def with_keys_of_before(identity):
+    return {"output_hook_name" if k == "hook_name_out" else k: v for k, v in identity.items()}
+
+
+def test_what_was_trained_before_a_key_was_renamed_is_reused_and_goes_on(tiny_run, tmp_path):
+    short = config(tiny_run, tmp_path, name="x")
+    first = sae.train(short)
+    path = short.dictionary_path / "cfg.json"
+    said = json.loads(path.read_text())
+    ours = said["metadata"]["sae_atlas"]
+    ours["identity"] = with_keys_of_before(ours["identity"])
+    path.write_text(json.dumps(said))
+    (checkpoint,) = short.state_path.glob("step_*.pt")
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["identity"] = with_keys_of_before(saved["identity"])
+    torch.save(saved, checkpoint)
+    stamp = path.stat().st_mtime_ns
+    assert equal(sae.train(short), first)
+    assert path.stat().st_mtime_ns == stamp
+    second = sae.train(replace(short, training_tokens=25_600, extend=True))
+    identity = metadata_of(second)["sae_atlas"]["identity"]
+    assert identity["extended_at"] == [100]
+    assert "output_hook_name" not in identity
+
+
 def test_an_extension_that_is_interrupted_goes_on_to_the_same_bits(
     tiny_run, tmp_path, monkeypatch
 ):
