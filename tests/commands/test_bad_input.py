@@ -142,7 +142,7 @@ TABLE = {
     "broken gzip": (HARVEST + " data={tmp}/broken_gzip", ["a.txt.gz", "not readable"]),
     "fewer tokens than two rows": (
         HARVEST + " n_tokens=63",
-        ["n_tokens=63", "two rows of context_size=32"],
+        ["n_tokens=63", "two sequences of context_size=32"],
     ),
     "rows longer than the model": (
         HARVEST + " context_size=256",
