@@ -148,7 +148,8 @@ def test_an_import_of_a_name_that_another_process_writes_is_refused(run, tmp_pat
     command = [sys.executable, "-c", HOLDS, str(run / "training/held/.lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        with pytest.raises(UserError, match=f"being made by another process .process {other.pid}"):
+        sentence = f"is being made by another process .process {other.pid}"
+        with pytest.raises(UserError, match=sentence):
             sae.import_(folder=str(named(tmp_path / "one")), run=str(run), name="held")
         other.kill()
 

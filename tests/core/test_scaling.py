@@ -24,7 +24,7 @@ def test_folded_weights_do_on_raw_rows_what_the_trained_do_on_scaled_rows():
     x_hat = (feature_acts @ w_dec + b_dec) / scaling.scale + scaling.mean
     folded_enc, folded_b_enc = scaling.fold_encoder(w_enc, b_enc)
     folded_dec, folded_b_dec = scaling.fold_decoder(w_dec, b_dec)
-    dictionary = Dictionary(folded_enc, folded_b_enc, folded_dec, folded_b_dec)
+    dictionary = Dictionary.from_weights(folded_enc, folded_b_enc, folded_dec, folded_b_dec)
     torch.testing.assert_close(dictionary.encode(x), feature_acts, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(dictionary(x), x_hat, rtol=1e-5, atol=1e-2)
 

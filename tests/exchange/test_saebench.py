@@ -157,11 +157,9 @@ def bench():
     return base.BaseSAE, importlib.import_module("sae_bench.evals.core.main")
 
 
-def placed(architecture, lens_folder, **changes):
-    return replace(
-        of(architecture, **changes),
-        metadata={"model_name": str(lens_folder), "hook_name": HOOK, "prepend_bos": True},
-    )
+def placed(architecture, lens_folder):
+    about = {"model_name": str(lens_folder), "hook_name": HOOK, "prepend_bos": True}
+    return with_metadata(of(architecture), about)
 
 
 @pytest.mark.slow
@@ -209,9 +207,10 @@ def test_saebenchs_core_evaluation_finds_the_same_as_on_saelenss_own_class(
 
     _, core = bench
     # SAELens folds the norms of a topk one only where they are equal.
-    equal = {"W_dec": torch.nn.functional.normalize(of(architecture).W_dec, dim=1)}
-    changes = equal if architecture == "topk" else {}
-    dictionary = placed(architecture, lens_folder, **changes)
+    dictionary = placed(architecture, lens_folder)
+    if architecture == "topk":
+        directions = torch.nn.functional.normalize(dictionary.W_dec, dim=1)
+        dictionary = dictionary.with_weights({"W_dec": directions})
     save_dictionary(dictionary, tmp_path / "folder")
     theirs = SAE.load_from_disk(str(tmp_path / "folder"))
     theirs.fold_W_dec_norm()

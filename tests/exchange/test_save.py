@@ -1,7 +1,5 @@
 """Turning one format into another, without a run."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from support.world import random_dictionary
@@ -13,7 +11,7 @@ from sae.exchange.formats import WRITTEN
 
 @pytest.mark.parametrize("metadata", [{}, {"model_name": "org/lm", "hook_name": "blocks.1.x"}])
 def test_what_is_saved_in_one_format_after_the_other_computes_the_same(metadata, tmp_path):
-    given = found = replace(random_dictionary("topk"), metadata=metadata)
+    given = found = random_dictionary("topk", **metadata)
     for step, format in enumerate(("sparsify", "openmoss", "dictionary_learning", "saelens")):
         sae.save(found, str(tmp_path / f"{step}"), format)
         found = sae.load(str(tmp_path / f"{step}"))
