@@ -37,7 +37,7 @@ def in_turns(tasks: Sequence[Task], source: RowSource) -> list[list[Task]]:
         return []
     members = [task.config for task in tasks]
     widths = [side.shape[1] for side in source.sample()]
-    loads = [_load(config, widths) for config in members]
+    loads = [load_of(config, widths) for config in members]
     device = resolve_device(members[0].device)
     plan = turns(loads, memory_budget(members[0].sweep, device))
     n_steps = sum(config.n_steps for config in members)
@@ -54,7 +54,8 @@ def in_turns(tasks: Sequence[Task], source: RowSource) -> list[list[Task]]:
     return [[tasks[place] for place in turn] for turn in plan]
 
 
-def _load(config: TrainConfig, widths: Sequence[int]) -> Load:
+def load_of(config: TrainConfig, widths: Sequence[int]) -> Load:
+    """Return what a training asks of the machine, reading rows of these widths."""
     d_in, d_out = widths[0], widths[-1]
     # Four vectors of latents at most: biases, thresholds, gates.
     n_parameters = config.sae.d_sae * (d_in + d_out + 4) + d_out

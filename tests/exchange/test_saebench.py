@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from unittest.mock import MagicMock
 
 import pytest
@@ -23,10 +23,8 @@ HOOK = "blocks.1.hook_resid_post"
 D_IN, D_SAE = 32, 48
 
 
-def of(architecture, **changes):
-    about = {"model_name": "org/lm", "hook_name": HOOK}
-    dictionary = random_dictionary(architecture, **about)
-    return replace(dictionary, **changes)
+def of(architecture):
+    return random_dictionary(architecture, model_name="org/lm", hook_name=HOOK)
 
 
 def rows(*shape):

@@ -25,6 +25,7 @@ from sae.training.config import TrainConfig
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
 from sae.training.plan import Load, SweepConfig, bytes_together, turns
+from sae.training.turns import load_of
 
 ARCHITECTURES = {
     "standard": sae.StandardConfig(d_sae=48, l1_coefficient=1.0),
@@ -99,7 +100,7 @@ def test_too_little_memory_means_turns_and_the_same_weights(tiny_run, tmp_path, 
     grid = three(tiny_run, tmp_path / "turns")
     together = sae.sweep(three(tiny_run, tmp_path / "together"))
     assert "3 dictionaries in one pass" in capsys.readouterr().err
-    alone = max(bytes_together([sweep._load(one, [32])]) for one in grid)
+    alone = max(bytes_together([load_of(one, [32])]) for one in grid)
     little = SweepConfig(evaluate=False, memory_gb=alone / 1e9)
     found = sae.sweep([replace(one, sweep=little) for one in grid])
     assert "3 dictionaries in 3 turns of 1 and 1 and 1" in capsys.readouterr().err
