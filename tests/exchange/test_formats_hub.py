@@ -96,7 +96,7 @@ from sae.dictionary.metadata import metadata_of
 for name in sys.argv[1:]:
     try:
         found = sae.load(name)
-        print(json.dumps([found.digest, metadata_of(found), found.activation.k]))
+        print(json.dumps([found.digest, metadata_of(found), found.activation.numbers.get("k")]))
     except ValueError as error:
         print(json.dumps(str(error)))
 """

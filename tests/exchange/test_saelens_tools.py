@@ -144,7 +144,7 @@ def test_saelens_folds_the_norms_of_our_folders_without_changing_what_they_do(
     dictionary = random_dictionary(architecture, model_name="a", hook_name=HOOK)
     if architecture == "topk":
         norms = dictionary.W_dec.norm(dim=1, keepdim=True)
-        dictionary = replace(dictionary, W_dec=dictionary.W_dec / norms)
+        dictionary = dictionary.with_weights({"W_dec": dictionary.W_dec / norms})
     save_dictionary(dictionary, tmp_path / "folder")
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path / "folder"))
     x = 3 * torch.randn(300, D_IN, generator=torch.Generator().manual_seed(1)) + 1
@@ -183,7 +183,7 @@ def test_saedashboard_finds_in_our_folder_what_a_dense_computation_finds(
     dictionary = random_dictionary(architecture, model_name="a", hook_name=HOOK)
     if architecture == "topk":
         norms = dictionary.W_dec.norm(dim=1, keepdim=True)
-        dictionary = replace(dictionary, W_dec=dictionary.W_dec / norms)
+        dictionary = dictionary.with_weights({"W_dec": dictionary.W_dec / norms})
     save_dictionary(dictionary, tmp_path / "folder")
     dashboard.cache_activations(rows, HOOK, tmp_path / "rows", 8)
     data = dashboard.dashboards(
