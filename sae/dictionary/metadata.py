@@ -47,7 +47,7 @@ def dictionary_of(
     d_in, d_out = weights["W_enc"].shape[0], weights["W_dec"].shape[1]
     read_at = _place(path, said, found, "", d_in)
     write_at = _place(path, said, found, "_out", d_out)
-    transcodes = transcoder or found.get("transcoder") is True or "W_skip" in weights
+    transcodes = transcoder or found.get("transcoder") is True
     if write_at == UNKNOWN and d_in == d_out and not transcodes:
         write_at = read_at
     W_enc, b_enc, W_dec, b_dec = (weights[name] for name in CODER)
@@ -81,7 +81,8 @@ def _place(
             f"{sites.cure}",
         )
         return replace(site, width=width)
-    if name in (None, ""):
+    name = name or module
+    if not name:
         return UNKNOWN
     return site_before_records(str(name), module, width) if module else str(name)
 

@@ -21,8 +21,8 @@ import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
 from sae.cache.writer import CacheWriter
-from sae.commands import harvest as stage
 from sae.harvesting import fill as fill_module
+from sae.harvesting import harvest as stage
 from sae.harvesting.config import HarvestConfig
 
 CHUNKS, CONTEXT = 80, 16
@@ -270,7 +270,7 @@ def test_impossible_settings_are_refused_in_one_sentence():
         ({"hook_names": []}, "hook_names is empty"),
         ({"hook_names": [HOOK, HOOK]}, f"holds {HOOK} twice"),
         ({"context_size": 1}, "context_size=1; give 2 or more"),
-        ({"n_tokens": 100}, "n_tokens=100 is less than two rows"),
+        ({"n_tokens": 100}, "n_tokens=100 is less than two sequences"),
         ({"dtype": "int4"}, "dtype=int4 is unknown; choose one of float16"),
         ({"compression": "gzip"}, "compression=gzip is unknown; choose one of none, zstd"),
         ({"text_workers": -1}, "text_workers=-1 is negative"),
