@@ -1,7 +1,7 @@
-"""Two pages of HTML that need no network and no server: a run's report, a dictionary's atlas.
+"""Pages of HTML that need no network: a run's report, a dictionary's atlas, a run's atlases.
 
-Python only fills a template: the data goes in as JSON that the page's own script reads and
-shows as text, so nothing found in a data set can act as markup.
+Python only fills a template, which names its styles and scripts. Data goes in as JSON that the
+page's own script reads and shows as text, so nothing found in a data set can act as markup.
 """
 
 import html
@@ -13,28 +13,7 @@ from typing import Any
 from sae.atlas import AtlasRecord, Example
 from sae.pages.embed import embedded, plain
 
-_SHARED = ("elements.js", "tokens.js", "charts.js", "dictionaries.js", "pareto.js")
-"""In the order in which they build on each other; what a page has of its own comes after."""
-_REPORT = ("training.js", "cards.js", "page.js")
-_ATLAS = (
-    "data.js",
-    "search.js",
-    "colours.js",
-    "points.js",
-    "map.js",
-    "map-input.js",
-    "density.js",
-    "list.js",
-    "home.js",
-    "contexts.js",
-    "panels.js",
-    "feature.js",
-    "live.js",
-    "app.js",
-)
-"""In the folder `atlas`."""
-
-_SLOT = re.compile(r"\{\{(\w+)\}\}")
+_SLOT = re.compile(r"\{\{([\w./-]+)\}\}")
 
 
 def render_page(
@@ -42,7 +21,7 @@ def render_page(
     examples: Sequence[Example],
     curves: dict[str, list[dict[str, Any]]],
 ) -> str:
-    """The whole report: template, style, script and data.
+    """Return the whole report: template, style, script and data.
 
     Args:
         report: figures of the run, its dictionaries as `Pareto.for_page` gives them; what is
@@ -51,15 +30,13 @@ def render_page(
         examples: a few features of the chosen dictionary.
         curves: training metrics by dictionary id; a line need not hold all of them.
     """
-    slots = {
-        "title": html.escape(f"{report['model_name']}: {report['hook_name']}"),
-        "style": _joined("style.css", "page.css"),
-        "script": _joined(*_SHARED, *_REPORT),
-        "report": embedded(plain(report)),
-        "curves": embedded(plain(curves)),
-        "features": embedded(plain([_card(example) for example in examples])),
-    }
-    return _filled("page.html", slots)
+    return filled(
+        "page.html",
+        title=html.escape(f"{report['model_name']}: {report['hook_name']}"),
+        report=embedded(plain(report)),
+        curves=embedded(plain(curves)),
+        features=embedded(plain([_card(example) for example in examples])),
+    )
 
 
 def _card(example: Example) -> dict[str, Any]:
@@ -80,24 +57,29 @@ def _card(example: Example) -> dict[str, Any]:
 
 
 def atlas_page(record: AtlasRecord) -> str:
-    """The page of an atlas: `index.html`, which reads the scripts in `data/` beside it.
+    """Return the page of an atlas: `index.html`, which reads the scripts in `data/` beside it.
 
     Args:
         record: of the atlas; its dictionary is the title until the data is there.
     """
-    slots = {
-        "title": html.escape(f"{record.dictionary} · atlas"),
-        "style": _joined("style.css", "atlas.css", "atlas-feature.css"),
-        "script": _joined(*_SHARED, *(f"atlas/{name}" for name in _ATLAS)),
-    }
-    return _filled("atlas.html", slots)
+    return filled("atlas.html", title=html.escape(f"{record.dictionary} · atlas"))
 
 
-def _filled(template: str, slots: dict[str, str]) -> str:
+def filled(template: str, **slots: str) -> str:
+    """Return the text of a template with its slots filled.
+
+    Args:
+        template: a file of this folder; `{{name}}` in it is a slot, and `{{name.js}}` stands
+            for all of the file beside it.
+        slots: what to fill in, as markup.
+    """
+
+    def content(slot: re.Match[str]) -> str:
+        return slots[slot[1]] if slot[1] in slots else _text(slot[1])
+
     # One pass, so that a slot's name inside the data is not taken for a slot.
-    return _SLOT.sub(lambda slot: slots[slot[1]], _joined(template))
+    return _SLOT.sub(content, _text(template))
 
 
-def _joined(*names: str) -> str:
-    folder = files("sae.pages")
-    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names)
+def _text(name: str) -> str:
+    return files("sae.pages").joinpath(name).read_text(encoding="utf-8")

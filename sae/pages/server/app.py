@@ -5,53 +5,19 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 from urllib.parse import quote
 
 from aiohttp import web
 
+from sae.pages.page import filled
 from sae.pages.server.guard import add_headers, guard
-from sae.pages.server.requests import (
-    LabelRequest,
-    ReadRequest,
-    SteerRequest,
-    body_of,
-    label_request,
-    read_request,
-    steer_request,
-)
+from sae.pages.server.live import LiveAtlas
+from sae.pages.server.requests import LabelRequest, ReadRequest, SteerRequest, parsed
 from sae.pages.server.static import file_response, own_file
-from sae.pages.server.worker import Check, Worker
+from sae.pages.server.worker import Worker
 
 _MAX_BODY = 1 << 20
 _REPORT = ("report.html", "pareto.png")
-
-
-class ServedAtlas(Protocol):
-    """What the pages of one atlas can ask for beside its files."""
-
-    @property
-    def figures(self) -> dict[str, str]:
-        """What the list of atlases says about it."""
-
-    @property
-    def status(self) -> dict[str, str]:
-        """`model`: loading, ready or absent; and `why`."""
-
-    def prepare(self) -> None:
-        """Load what is needed to compute; `status` says how it went."""
-
-    def read(self, request: ReadRequest) -> dict[str, Any]:
-        """Features of a text."""
-
-    def steer(self, request: SteerRequest, check: Check) -> dict[str, Any]:
-        """Texts with and without a feature turned."""
-
-    def label(self, request: LabelRequest) -> str:
-        """The label that a feature has now."""
-
-    def refresh_labels(self) -> None:
-        """Bring the page's labels up to date with the file that people edit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +26,13 @@ class Pages:
 
     run: Path
     """Without links."""
-    atlases: Mapping[str, ServedAtlas]
+    atlases: Mapping[str, LiveAtlas]
     unreadable: Sequence[str]
     """A sentence for each atlas that cannot be shown."""
 
 
 def application(pages: Pages, is_own_name: Callable[[str], bool]) -> web.Application:
-    """The application; the first model is loaded in the background from now on."""
+    """Return the application; the first model is loaded in the background from now on."""
     handlers = _Handlers(pages)
     app = web.Application(
         middlewares=[guard(is_own_name)],  # type: ignore[list-item]
@@ -110,7 +76,7 @@ class _Handlers:
     async def close(self, _: web.Application) -> None:
         await self.worker.close()
 
-    def _atlas(self, request: web.Request) -> ServedAtlas:
+    def _atlas(self, request: web.Request) -> LiveAtlas:
         name = request.match_info["id"]
         if name not in self.pages.atlases:
             raise web.HTTPNotFound(text=f"there is no atlas {name[:80]!r} here")
@@ -154,17 +120,17 @@ class _Handlers:
 
     async def read(self, request: web.Request) -> web.StreamResponse:
         atlas = self._atlas(request)
-        wanted = read_request(body_of(await request.read()))
+        wanted = parsed(ReadRequest, await request.read())
         return web.json_response(await self.worker.do(lambda _: atlas.read(wanted)))
 
     async def steer(self, request: web.Request) -> web.StreamResponse:
         atlas = self._atlas(request)
-        wanted = steer_request(body_of(await request.read()))
+        wanted = parsed(SteerRequest, await request.read())
         return web.json_response(await self.worker.do(lambda check: atlas.steer(wanted, check)))
 
     async def label(self, request: web.Request) -> web.StreamResponse:
         atlas = self._atlas(request)
-        wanted = label_request(body_of(await request.read()))
+        wanted = parsed(LabelRequest, await request.read())
         async with self.labelling:
             label = await asyncio.to_thread(atlas.label, wanted)
         return web.json_response({"label": label})
@@ -172,32 +138,6 @@ class _Handlers:
 
 def _address(name: str) -> str:
     return f"/atlas/{quote(name, safe='')}/"
-
-
-_LIST = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
-body {{ max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
-dl {{ display: flex; flex-wrap: wrap; gap: 0 1.5rem; margin: 0 }}
-dl div {{ display: flex; gap: .4rem }}
-dd {{ margin: 0 }}
-li {{ margin: 1rem 0 }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<ul>
-{entries}
-</ul>
-</body>
-</html>
-"""
 
 
 def _list(pages: Pages, report: bool) -> str:
@@ -209,10 +149,11 @@ def _list(pages: Pages, report: bool) -> str:
     entries += [f"<li>{html.escape(sentence)}</li>" for sentence in pages.unreadable]
     if report:
         entries.append(f'<li><a href="/{_REPORT[0]}">the report of this run</a></li>')
-    return _LIST.format(title=html.escape(pages.run.name), entries="\n".join(entries))
+    title = html.escape(pages.run.name)
+    return filled("home.html", title=title, entries="\n".join(entries))
 
 
-def _figures(atlas: ServedAtlas) -> str:
+def _figures(atlas: LiveAtlas) -> str:
     return "".join(
         f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
         for key, value in atlas.figures.items()

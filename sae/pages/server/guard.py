@@ -19,9 +19,6 @@ from sae.base import UserError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_JSON = "application/json"
-
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -37,36 +34,33 @@ _INLINE = re.compile(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that is bound to `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    """Return whether only this machine can reach a server that is bound to `host`."""
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
 def name_check(host: str) -> Callable[[str], bool]:
-    """Whether a name is one of a server that is bound to `host`.
+    """Return what tells whether a name is one of a server that is bound to `host`.
 
     A site that lets its own name point to this machine (DNS rebinding) comes with that name.
     Beyond loopback every address in numbers is ours: it cannot be pointed elsewhere.
     """
-    names = {*_LOOPBACK, host.lower()}
+    names = {"localhost", "127.0.0.1", "::1", host.lower()}
     if is_loopback(host):
         return lambda name: name in names
     names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-    return lambda name: name in names or _is_address(name)
+    return lambda name: name in names or _address(name) is not None
 
 
-def _is_address(name: str) -> bool:
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(name)
+        return ipaddress.ip_address(name)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def guard(is_own_name: Callable[[str], bool]) -> Handler:
-    """A middleware that refuses foreign requests and turns refusals into one sentence each."""
+    """Return a middleware that refuses foreign requests and says each refusal in a sentence."""
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -76,25 +70,21 @@ def guard(is_own_name: Callable[[str], bool]) -> Handler:
                 raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD", "POST"])
             return await handler(request)
         except UserError as error:
-            return refusal(400, " ".join(str(error).split()))
+            status, sentence = 400, " ".join(str(error).split())
         except web.HTTPRequestEntityTooLarge:
-            return refusal(413, "the request is too large; give a shorter text")
+            status, sentence = 413, "the request is too large; give a shorter text"
         except web.HTTPClientError as error:
-            return refusal(error.status, error.text or error.reason)
+            status, sentence = error.status, error.text or error.reason
         except web.HTTPRedirection:
             raise
         except Exception:
             logging.getLogger("sae.pages.server").exception(
                 "%s %s", request.method, request.path
             )
-            return refusal(500, "the server has met a defect; its terminal says which")
+            status, sentence = 500, "the server has met a defect; its terminal says which"
+        return web.json_response({"error": sentence}, status=status)
 
     return guarded  # type: ignore[return-value]
-
-
-def refusal(status: int, sentence: str) -> web.Response:
-    """An answer that says why not."""
-    return web.json_response({"error": sentence}, status=status)
 
 
 def _check_names(request: web.Request, is_own_name: Callable[[str], bool]) -> None:
@@ -111,8 +101,8 @@ def _check_names(request: web.Request, is_own_name: Callable[[str], bool]) -> No
     origin = request.headers.get("Origin")
     if origin is not None and origin != f"http://{host}":
         raise web.HTTPForbidden(text=f"this server answers no pages of {origin[:80]!r}")
-    if request.content_type != _JSON:
-        raise web.HTTPUnsupportedMediaType(text=f"the request must be of type {_JSON}")
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="the request must be of type application/json")
 
 
 def _name(host: str) -> str:
@@ -124,7 +114,7 @@ def _name(host: str) -> str:
 
 
 async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    """What every answer says about how browsers may use it."""
+    """Say with every answer how browsers may use it."""
     response.headers.update(_HEADERS)
     response.headers.setdefault("Cache-Control", "no-store")
     # A policy in a 304 would take the place of the page's own.
@@ -133,7 +123,7 @@ async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
 
 
 def policy(page: str) -> str:
-    """The content security policy of a page: its scripts, by their hashes, and our files."""
+    """Return the content security policy of a page: its own scripts, by hash, and our files."""
     hashes = (hashlib.sha256(script.encode()).digest() for script in _INLINE.findall(page))
     scripts = " ".join(f"'sha256-{base64.b64encode(h).decode()}'" for h in hashes)
     return (

@@ -11,15 +11,13 @@ from aiohttp import web
 
 from sae.base import UserError
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; with port 0 on any free one.
+    """Return a socket that listens; with port 0 on any free one.
 
     Raises:
-        UserError: if the port is taken (names a free one), not allowed, or the host is not
-            this machine's.
+        UserError: if the port is taken (then a free one is named) or not allowed, or the host
+            is not this machine's.
     """
     try:
         (family, _, _, _, address), *_ = socket.getaddrinfo(
@@ -48,7 +46,7 @@ def _why_not(host: str, port: int, error: OSError) -> str:
 
 
 def address_of(listening: socket.socket) -> str:
-    """Where a browser on this machine finds the server."""
+    """Return the address at which a browser on this machine finds the server."""
     host, port = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
@@ -66,32 +64,28 @@ def serve_until_stopped(
         started: called once requests are answered, with a function that ends it from any
             thread.
     """
-    asyncio.run(_serve(make, listening, started))
 
+    async def serve() -> None:
+        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # Whoever started this in the background has its reasons.
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    loop.add_signal_handler(number, stopped.set)
 
-async def _serve(
-    make: Callable[[], web.Application],
-    listening: socket.socket,
-    started: Callable[[Callable[[], None]], None],
-) -> None:
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
-            # Whoever started this in the background has its reasons.
-            if signal.getsignal(number) != signal.SIG_IGN:
-                loop.add_signal_handler(number, stopped.set)
+        def stop() -> None:
+            loop.call_soon_threadsafe(stopped.set)
 
-    def stop() -> None:
-        loop.call_soon_threadsafe(stopped.set)
+        # Handlers are cancelled when their client goes, and with them what they wait for.
+        runner = web.AppRunner(
+            make(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5
+        )
+        try:
+            await runner.setup()
+            await web.SockSite(runner, listening).start()
+            started(stop)
+            await stopped.wait()
+        finally:
+            await runner.cleanup()
 
-    # Handlers are cancelled when their client goes, and with them what they wait for.
-    runner = web.AppRunner(
-        make(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5
-    )
-    try:
-        await runner.setup()
-        await web.SockSite(runner, listening).start()
-        started(stop)
-        await stopped.wait()
-    finally:
-        await runner.cleanup()
+    asyncio.run(serve())

@@ -2,11 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
-
-import torch
-from torch import Tensor
 
 from sae.atlas import LABELS_FILE, RECORD_FILE, Atlas, read_labels, set_label
 from sae.base import UserError, require, say
@@ -19,13 +16,6 @@ from sae.run import Run
 
 # Dictionaries that are held in memory at once, of all that a run has.
 _HELD = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    dictionary: Dictionary
-    max_activation: Tensor
-    """(d_sae,)."""
 
 
 class Answers(Protocol):
@@ -56,33 +46,32 @@ class Shelf:
     """Models and dictionaries of a run, each loaded once."""
 
     def __init__(self, run: Run, device: str, answers: Answers) -> None:
-        self.run, self.device, self.answers = run, device, answers
+        self.run, self.answers = run, answers
         self.model: Callable[[ModelRecord], LanguageModel] = lru_cache(maxsize=None)(
-            self._model
+            partial(recorded_model, device=device)
         )
-        self.measured: Callable[[str, tuple[int, ...]], _Measured] = lru_cache(_HELD)(
-            self._measured
+        self.measured: Callable[[str, tuple[int, ...]], tuple[Dictionary, list[float]]] = (
+            lru_cache(_HELD)(self._measured)
         )
 
-    def _model(self, record: ModelRecord) -> LanguageModel:
-        return recorded_model(record, self.device)
-
-    def _measured(self, name: str, _: tuple[int, ...]) -> _Measured:
+    def _measured(self, name: str, _: tuple[int, ...]) -> tuple[Dictionary, list[float]]:
+        """Load a dictionary, with the highest activation of each of its features."""
         atlas = Atlas(self.run.atlas(name))
         dictionary = self.run.load(name)[1]
         self.run.check_measured(name, dictionary, atlas.record, "analyze")
         table = atlas.feature_table(["max_activation"])
-        return _Measured(dictionary, torch.tensor(table["max_activation"].to_pylist()))
+        return dictionary, table["max_activation"].to_pylist()
 
 
 @dataclass(slots=True)
 class LiveAtlas:
-    """An atlas with what can be computed beside it: `sae.pages.server.app.ServedAtlas`."""
+    """An atlas with what can be computed beside it, when its pages ask."""
 
     name: str
     atlas: Atlas
     shelf: Shelf
-    _status: dict[str, str] = field(default_factory=lambda: {"model": "loading", "why": ""})
+    status: dict[str, str] = field(default_factory=lambda: {"model": "loading", "why": ""})
+    """`model`: loading, ready or absent; and `why`."""
 
     @property
     def figures(self) -> dict[str, str]:
@@ -97,18 +86,13 @@ class LiveAtlas:
             "tokens": "–" if record.n_rows is None else f"{record.n_rows:,}",
         }
 
-    @property
-    def status(self) -> dict[str, str]:
-        """`model`: loading, ready or absent; and `why`."""
-        return self._status
-
     def prepare(self) -> None:
         """Load model and dictionary; what is missing is said by `status`."""
-        if self._status["model"] != "loading":
+        if self.status["model"] != "loading":
             return
         try:
             self._loaded()
-            self._status = {"model": "ready", "why": ""}
+            self.status = {"model": "ready", "why": ""}
         except UserError as error:
             self._absent(" ".join(str(error).split()))
         except Exception as error:
@@ -116,42 +100,41 @@ class LiveAtlas:
             self._absent(f"the model could not be loaded ({type(error).__name__}: {error})")
 
     def _absent(self, why: str) -> None:
-        self._status = {"model": "absent", "why": why}
+        self.status = {"model": "absent", "why": why}
         say(f"serve: {self.name} is shown without live features: {why}")
 
-    def _loaded(self) -> tuple[LanguageModel, _Measured]:
+    def _loaded(self) -> tuple[LanguageModel, Dictionary, list[float]]:
         weights = self.shelf.run.dictionary(self.name) / WEIGHTS_FILE
         paths = [self.atlas.folder / RECORD_FILE, weights]
         stamps = tuple(path.stat().st_mtime_ns for path in paths if path.exists())
-        measured = self.shelf.measured(self.name, stamps)
-        dictionary = measured.dictionary
+        dictionary, highest = self.shelf.measured(self.name, stamps)
         # Of dictionaries of other tools the model's name is all that is known.
         record = dictionary.record.model or record_without_weights(dictionary.model_name)
-        return self.shelf.model(record), measured
+        return self.shelf.model(record), dictionary, highest
 
-    def _ready(self, feature: int | None) -> tuple[LanguageModel, _Measured]:
+    def _ready(self, feature: int | None) -> tuple[LanguageModel, Dictionary, list[float]]:
         self.prepare()
-        require(self._status["model"] == "ready", self._status["why"])
-        model, measured = self._loaded()
+        require(self.status["model"] == "ready", self.status["why"])
+        model, dictionary, highest = self._loaded()
         if feature is not None:
-            _check_feature(feature, measured.dictionary.d_sae)
-        return model, measured
+            _check_feature(feature, dictionary.d_sae)
+        return model, dictionary, highest
 
     def read(self, request: ReadRequest) -> dict[str, Any]:
         """Return the features of a text, the strongest of each token."""
-        model, measured = self._ready(request.feature)
-        return self.shelf.answers.read(model, measured.dictionary, request)
+        model, dictionary, _ = self._ready(request.feature)
+        return self.shelf.answers.read(model, dictionary, request)
 
     def steer(self, request: SteerRequest, check: Callable[[], None]) -> dict[str, Any]:
         """Continue a text plainly, with the feature turned, and with a random direction."""
-        model, measured = self._ready(request.feature)
-        highest = float(measured.max_activation[request.feature])
+        model, dictionary, highest = self._ready(request.feature)
+        unit = highest[request.feature]
         require(
-            highest > 0,
+            unit > 0,
             f"feature {request.feature} is dead: it fired nowhere in the text of this atlas, "
             "so it has no highest activation to take multiples of; choose a live one",
         )
-        return self.shelf.answers.steer(model, measured.dictionary, highest, request, check)
+        return self.shelf.answers.steer(model, dictionary, unit, request, check)
 
     def label(self, request: LabelRequest) -> str:
         """Write a label into `labels.csv`, and for the page."""
@@ -162,14 +145,15 @@ class LiveAtlas:
 
     def refresh_labels(self) -> None:
         """Write the page's labels anew if `labels.csv` was edited since."""
-        written = self.atlas.folder / DATA / "labels.js"
-        edited = self.atlas.folder / LABELS_FILE
-        if not edited.exists() or (
-            written.exists() and edited.stat().st_mtime_ns <= written.stat().st_mtime_ns
-        ):
+        folder = self.atlas.folder
+        written, edited = (
+            path.stat().st_mtime_ns if path.exists() else 0
+            for path in (folder / DATA / "labels.js", folder / LABELS_FILE)
+        )
+        if edited <= written:
             return
         try:
-            write_labels_data(self.atlas.folder, read_labels(self.atlas.folder))
+            write_labels_data(folder, read_labels(folder))
         except UserError as error:
             # The page keeps the labels that it had: half an edit may just have been saved.
             say(f"serve: {error}")

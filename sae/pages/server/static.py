@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,16 +9,12 @@ from aiohttp import web
 
 from sae.pages.server.guard import policy
 
-_TYPES = {
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".png": "image/png",
-}
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".png": "image/png"}
 _SMALL = 4096
 
 
 def own_file(root: Path, *parts: str) -> Path:
-    """The regular file at `parts` below `root`, which is a path without links.
+    """Return the regular file at `parts` below `root`, which is a path without links.
 
     Raises:
         HTTPNotFound: if there is none, a part starts with a dot or holds a separator, or the
@@ -34,23 +29,17 @@ def own_file(root: Path, *parts: str) -> Path:
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    body: bytes
-    policy: str
-
-
 async def file_response(
     request: web.Request, path: Path, *, live: bool = False
 ) -> web.StreamResponse:
-    """The file, or word that what the browser has is still right.
+    """Return the file, or word that what the browser has is still right.
 
     Args:
-        live: tell the page that it can ask this server to compute.
+        live: whether to tell the page that it can ask this server to compute.
     """
-    stat = path.stat()
-    packed = "gzip" in request.headers.get("Accept-Encoding", "") and stat.st_size > _SMALL
-    packed = packed and path.suffix != ".png"
+    stat, is_text = path.stat(), path.suffix != ".png"
+    accepted = "gzip" in request.headers.get("Accept-Encoding", "")
+    packed = accepted and is_text and stat.st_size > _SMALL
     tag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}{'-gzip' if packed else ''}"
     response = web.Response(headers={"Cache-Control": "no-cache", "Vary": "Accept-Encoding"})
     response.etag = tag
@@ -59,26 +48,22 @@ async def file_response(
         response.set_status(304)
         return response
     # Beside the loop: compressing a large file takes some hundredths of a second.
-    content = await asyncio.to_thread(_content, path, live=live, packed=packed)
-    response.body = content.body
+    await asyncio.to_thread(_fill, response, path, live=live, packed=packed)
     response.content_type = _TYPES[path.suffix]
-    if path.suffix != ".png":
-        response.charset = "utf-8"
-    if packed:
-        response.headers["Content-Encoding"] = "gzip"
-    if content.policy:
-        response.headers["Content-Security-Policy"] = content.policy
+    response.charset = "utf-8" if is_text else None
     return response
 
 
-def _content(path: Path, *, live: bool, packed: bool) -> _Content:
+def _fill(response: web.Response, path: Path, *, live: bool, packed: bool) -> None:
     body = path.read_bytes()
-    allowed = ""
+    if live:
+        body = body.replace(b'<html lang="en"', b'<html lang="en" data-live', 1)
     if path.suffix == ".html":
-        if live:
-            body = body.replace(b'<html lang="en"', b'<html lang="en" data-live', 1)
-        allowed = policy(body.decode("utf-8", "replace"))
-    return _Content(gzip.compress(body, 1, mtime=0) if packed else body, allowed)
+        response.headers["Content-Security-Policy"] = policy(body.decode("utf-8", "replace"))
+    if packed:
+        response.headers["Content-Encoding"] = "gzip"
+        body = gzip.compress(body, 1, mtime=0)
+    response.body = body
 
 
 def _is_current(request: web.Request, tag: str, modified: datetime | None) -> bool:

@@ -33,21 +33,23 @@ class Worker:
     async def close(self) -> None:
         """End the thread, in the middle of its job if it has one, as loading a model."""
         self._jobs.put(None)
+        number = ctypes.c_ulong(self._thread.ident or 0)
         while self._thread.is_alive():
-            _exit_in(self._thread)
+            # It raises this as soon as it is in Python code again.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))
             await asyncio.to_thread(self._thread.join, 0.1)
 
     def put(self, compute: Callable[[], T]) -> "Future[T]":
-        """Compute later; what has not begun can be cancelled."""
+        """Have something computed later; what has not begun can be cancelled."""
         future: Future[T] = Future()
         self._jobs.put((future, compute))
         return future
 
     async def do(self, compute: Callable[[Check], T]) -> T:
-        """The result of `compute`; if the caller is cancelled, it is not begun, or stopped.
+        """Return the result of `compute`; it is not begun, or stopped, if the caller is gone.
 
         Args:
-            compute: gets a function to call now and then, which raises once nobody waits.
+            compute: is given a function to call now and then, which raises once nobody waits.
         """
         dropped = threading.Event()
 
@@ -75,9 +77,3 @@ class Worker:
                     future.set_exception(error)
                 # Not kept until the next job comes.
                 del job, future, compute
-
-
-def _exit_in(thread: threading.Thread) -> None:
-    """Have a thread raise `SystemExit` as soon as it is in Python code again."""
-    number, error = ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, error)
