@@ -1,11 +1,9 @@
 """`AtlasRecord`: what an atlas was made from, and the file `atlas.json` that says it."""
 
-import reprlib
-import typing
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
-from sae.base import UNKNOWN, UserError, read_json, require, write_json
+from sae.base import UNKNOWN, JsonObject, UserError, read_json, require, write_json
 
 RECORD_FILE = "atlas.json"
 FORMAT = 2
@@ -79,33 +77,16 @@ class AtlasRecord:
         Raises:
             UserError: if it is of another format, or a value is missing or of another type.
         """
-        if type(found) is not dict:
+        if not isinstance(found, dict):
             raise UserError(f"{where} is no JSON object; run sae analyze again")
         made = found.get("format", 1)
         require(
             made == FORMAT,
             f"{where} has atlas format {made}, this is format {FORMAT}; run sae analyze again",
         )
-        hints = typing.get_type_hints(cls)
-        given = {name: found[name] for name in hints if name in found}
-        for field in fields(cls):
-            kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
-            # Not isinstance(): true is no number here.
-            if type(given.get(field.name, field.default)) not in kinds:
-                raise UserError(
-                    f"{where}: {field.name}={reprlib.repr(given.get(field.name))}, where an "
-                    f"atlas has {' or '.join(_WORDS[kind] for kind in kinds)}; run sae analyze "
-                    "again"
-                )
-        return cls(**given)
-
-
-_WORDS: dict[type, str] = {
-    str: "text",
-    int: "a whole number",
-    bool: "true or false",
-    type(None): "null",
-}
+        defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+        about = JsonObject(where, "", found, "run sae analyze again", "an atlas has")
+        return about.read(cls, **defaults)
 
 
 def read_record(folder: Path) -> AtlasRecord:

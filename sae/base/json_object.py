@@ -3,18 +3,19 @@
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from sae.base.errors import UserError
 
 T = TypeVar("T")
-_WORDS: dict[type, str] = {
+_WORDS: dict[object, str] = {
     str: "text",
     int: "a whole number",
     bool: "true or false",
     dict: "an object",
-    list: "a list",
     float: "a number",
+    NoneType: "null",
 }
 
 
@@ -33,17 +34,8 @@ class JsonObject:
     values: Mapping[str, object]
     cure: str
     """What to do about a wrong value."""
-
-    @classmethod
-    def of(cls, where: str, name: str, found: object, cure: str) -> "JsonObject":
-        """Return the object `found`.
-
-        Raises:
-            UserError: if it is something else.
-        """
-        if type(found) is not dict:
-            raise _odd(where, name, found, _WORDS[dict], cure)
-        return cls(where, name, found, cure)
+    writer: str = "sae-atlas writes"
+    """Who makes such files, before the words for what is right."""
 
     def get(self, key: str, kind: type[T]) -> T:
         """Return a value that has to be there.
@@ -51,7 +43,8 @@ class JsonObject:
         Raises:
             UserError: if it is missing or of another type; true is no number.
         """
-        return self._checked(key, kind, _WORDS[kind])
+        found: T = self._checked(key, kind, self.values.get(key))
+        return found
 
     def maybe(self, key: str, kind: type[T]) -> T | None:
         """Return a value that may be missing or null.
@@ -59,28 +52,53 @@ class JsonObject:
         Raises:
             UserError: if it is of another type.
         """
-        if self.values.get(key) is None:
-            return None
-        return self._checked(key, kind, f"{_WORDS[kind]} or null")
+        found: T | None = self._checked(key, kind | None, self.values.get(key))
+        return found
 
     def part(self, key: str) -> "JsonObject":
-        """Return an object inside this one."""
-        return JsonObject.of(self.where, self._path(key), self.values.get(key), self.cure)
+        """Return an object inside this one.
 
-    def _checked(self, key: str, kind: type[T], wanted: str) -> T:
-        found = self.values.get(key)
-        if kind is float and type(found) is int:
-            return found  # type: ignore[return-value]
-        # Not isinstance(): true would be a whole number.
-        if type(found) is not kind:
-            raise _odd(self.where, self._path(key), found, wanted, self.cure)
+        Raises:
+            UserError: if it is missing or something else.
+        """
+        name = f"{self.name}.{key}" if self.name else key
+        return JsonObject(self.where, name, self.get(key, dict), self.cure, self.writer)
+
+    def read(self, kind: type[T], **missing: object) -> T:
+        """Return the dataclass whose fields have the values of the same names.
+
+        Args:
+            missing: values of fields that older files have not got. Of the others only those
+                may be missing that may be None.
+
+        Raises:
+            UserError: if a value is missing or of another type.
+        """
+        values = missing | {**self.values}
+        hints = get_type_hints(kind).items()
+        return kind(
+            **{name: self._checked(name, hint, values.get(name)) for name, hint in hints}
+        )
+
+    def _checked(self, key: str, hint: Any, found: object) -> Any:
+        if get_origin(hint) is Literal:
+            right, words = found in get_args(hint), list(get_args(hint))
+        else:
+            hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+            kinds = [dict if get_origin(kind) is Mapping else kind for kind in hints]
+            # Not isinstance(): true would be a whole number.
+            right = type(found) in kinds or (float in kinds and type(found) is int)
+            words = [_WORDS[kind] for kind in kinds]
+        if not right:
+            name = f"{self.name}.{key}".strip(".")
+            raise UserError(
+                f"{self.where}: {name}={reprlib.repr(found)}, where {self.writer} "
+                f"{' or '.join(words)}; {self.cure}"
+            )
         return found
 
     def __contains__(self, key: str) -> bool:
         return key in self.values
-
-    def _path(self, key: str) -> str:
-        return f"{self.name}.{key}" if self.name else key
 
 
 def taken(found: dict[str, object], key: str, kind: type[T]) -> T | None:
@@ -90,9 +108,3 @@ def taken(found: dict[str, object], key: str, kind: type[T]) -> T | None:
         return None
     del found[key]
     return value
-
-
-def _odd(where: str, name: str, value: object, wanted: str, cure: str) -> UserError:
-    return UserError(
-        f"{where}: {name}={reprlib.repr(value)}, where sae-atlas writes {wanted}; {cure}"
-    )

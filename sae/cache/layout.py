@@ -234,8 +234,7 @@ class ActivationCache:
 
     def _part(self, name: str) -> JsonObject:
         """An object in the cache's description of itself."""
-        cure = "harvest again"
-        return JsonObject.of(self.location, name, self.attributes.get(name), cure)
+        return JsonObject(self.location, "", self.attributes, "harvest again").part(name)
 
     def _lost(self, name: str, error: Exception) -> UserError:
         return UserError(

@@ -80,10 +80,8 @@ class CacheWriter:
     @property
     def model(self) -> ModelRecord:
         """Which model its activations are of."""
-        found = self.attributes["model"]
-        return ModelRecord.from_json(
-            JsonObject.of(str(self.location), "model", found, "harvest again")
-        )
+        about = JsonObject(str(self.location), "", self.attributes, "harvest again")
+        return ModelRecord.from_json(about.part("model"))
 
     @property
     def dtype(self) -> str:

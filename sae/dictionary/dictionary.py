@@ -18,6 +18,13 @@ Place = Site | str
 """Where activations are: a site, or only the name of a hook, as in files of other tools."""
 CODER = ("W_enc", "b_enc", "W_dec", "b_dec")
 """The tensors that every dictionary has."""
+SHAPES = {
+    "W_enc": ("d_in", "d_sae"),
+    "W_dec": ("d_sae", "d_out"),
+    "b_dec": ("d_out",),
+    "W_skip": ("d_out", "d_in"),
+}
+"""Names of the dimensions of tensors; any other tensor has a number for each latent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +76,10 @@ class Dictionary:
             f"{len(self.writes)}",
         )
         (d_in, d_sae), d_out = self.W_enc.shape, self.W_dec.shape[-1]
-        shapes = {
-            "W_enc": (d_in, d_sae),
-            "W_dec": (d_sae, d_out),
-            "b_dec": (d_out,),
-            "W_skip": (d_out, d_in),
-        }
+        sizes = {"d_in": d_in, "d_sae": d_sae, "d_out": d_out}
         for name, tensor in self.tensors.items():
-            found, expected = tuple(tensor.shape), shapes.get(name, (d_sae,))
+            found = tuple(tensor.shape)
+            expected = tuple(sizes[key] for key in SHAPES.get(name, ("d_sae",)))
             require(
                 found == expected,
                 f"{name} has shape {found} where {expected} is right for W_enc "
@@ -161,16 +164,14 @@ class Dictionary:
     @property
     def digest(self) -> str:
         """Identifies the weights: what was measured on one dictionary holds for no other."""
-        weights = [
-            w.detach().cpu().contiguous().numpy().tobytes() for w in self.tensors.values()
-        ]
+        parts = [w.detach().cpu().contiguous().numpy().tobytes() for w in self.tensors.values()]
         if self.architecture != "standard" or self.W_skip is not None:
             # The bytes alone do not tell a topk from a standard one.
             numbers = self.activation.numbers
             others = [numbers[name] for name in sorted(numbers) if name != "k"]
             about = [self.architecture, numbers.get("k"), list(self.tensors), *others]
-            weights.append(json.dumps(about).encode())
-        return digest_bytes(weights)
+            parts.append(json.dumps(about).encode())
+        return digest_bytes(parts)
 
     @property
     def hook_name(self) -> str:
@@ -202,22 +203,26 @@ class Dictionary:
         """The model that it was trained on, as others know it, or "unknown"."""
         return self.record.model_name or UNKNOWN
 
-    def with_weights(self, weights: Mapping[str, Tensor]) -> "Dictionary":
+    def with_weights(
+        self, weights: Mapping[str, Tensor], activation: Activation | None = None
+    ) -> "Dictionary":
         """Return the dictionary with other tensors in the place of some, named as in `tensors`.
+
+        Args:
+            activation: what takes the place of its activation, before tensors of `weights` do.
 
         Raises:
             UserError: if the shapes do not fit each other.
         """
         (read,), (write,) = self.reads, self.writes
-        W_enc = weights.get("W_enc", self.W_enc)
-        W_dec, b_dec = weights.get("W_dec", write.W), weights.get("b_dec", write.b)
+        new = {**self.tensors, **weights}
         return replace(
             self,
-            reads=(replace(read, W=W_enc.t()),),
-            writes=(replace(write, W=W_dec, b=b_dec),),
-            b_enc=weights.get("b_enc", self.b_enc),
-            activation=self.activation.with_tensors(weights),
-            W_skip=weights.get("W_skip", self.W_skip),
+            reads=(replace(read, W=new["W_enc"].t()),),
+            writes=(replace(write, W=new["W_dec"], b=new["b_dec"]),),
+            b_enc=new["b_enc"],
+            activation=(activation or self.activation).with_tensors(weights),
+            W_skip=new.get("W_skip"),
         )
 
     def placed(self, read_at: Place, write_at: Place | None = None) -> "Dictionary":
@@ -239,14 +244,12 @@ class Dictionary:
         """
         if len(kept) == self.d_sae and bool((kept.diff() == 1).all()):
             return self
-        (read,), (write,) = self.reads, self.writes
-        return replace(
-            self,
-            reads=(replace(read, W=self.W_enc[:, kept].t()),),
-            writes=(replace(write, W=write.W[kept]),),
-            b_enc=self.b_enc[kept],
-            activation=self.activation.of_latents(kept),
-        )
+        weights = {
+            "W_enc": self.W_enc[:, kept],
+            "W_dec": self.W_dec[kept],
+            "b_enc": self.b_enc[kept],
+        }
+        return self.with_weights(weights, self.activation.of_latents(kept))
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Return the feature activations of raw activations `x`; they are never negative."""

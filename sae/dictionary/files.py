@@ -28,13 +28,12 @@ from torch import Tensor
 
 from sae.base import UserError, atomic_path, read_json, require
 from sae.dictionary.activations import ACTIVATIONS, Activation, JumpReLU, ReLU, TopK
-from sae.dictionary.dictionary import CODER, Dictionary
+from sae.dictionary.dictionary import CODER, SHAPES, Dictionary
 from sae.dictionary.folding import has_unit_rows, scaled_by_decoder_norm, without_b_dec
 from sae.dictionary.metadata import dictionary_of, metadata_of
 from sae.dictionary.record import Record
 from sae.dictionary.storage import FULL, INT8, dequantized, packed
 from sae.dictionary.tensors import (
-    Layout,
     TensorFile,
     check_sizes,
     flag,
@@ -76,52 +75,20 @@ class _Kind(NamedTuple):
         return word if self.activation is ReLU else f"{self.activation.name}_{word}"
 
     @property
-    def ours_alone(self) -> bool:
-        """Whether SAELens has no architecture of this name."""
-        activation = self.activation
-        return not (
-            activation.transcodes_in_saelens if self.transcoder else activation.in_saelens
-        )
-
-    @property
-    def tensors(self) -> dict[str, str]:
-        """Our names of its tensors, and those in the file."""
+    def names_in_file(self) -> dict[str, str]:
+        """The names of its tensors in the file, by ours."""
         skip = ["W_skip"] if self.skip else []
         renamed = self.activation.names_in_file
         names = (*CODER, *self.activation.tensor_names(), *skip)
         return {name: renamed.get(name, name) for name in names}
 
-    @property
-    def layout(self) -> Layout:
-        """Its tensors by their names in the file."""
-        d_out = "d_out" if self.transcoder else "d_in"
-        shapes = {
-            "W_enc": ("d_in", "d_sae"),
-            "W_dec": ("d_sae", d_out),
-            "b_dec": (d_out,),
-            "W_skip": (d_out, "d_in"),
-        }
-        return {file: shapes.get(name, ("d_sae",)) for name, file in self.tensors.items()}
-
-
-def _kinds() -> dict[str, _Kind]:
-    """Every `architecture` that is known, by its word in `cfg.json`."""
-    kinds = (
-        _Kind(activation, transcoder, skip)
-        for activation in ACTIVATIONS.values()
-        for transcoder, skip in ((False, False), (True, False), (True, True))
-    )
-    return {kind.name: kind for kind in kinds}
-
-
-def _kind_of(dictionary: Dictionary) -> _Kind:
-    skip = dictionary.W_skip is not None
-    return _Kind(type(dictionary.activation), dictionary.is_transcoder, skip)
-
 
 def loads_in_saelens(dictionary: Dictionary, dtype: str = FULL) -> bool:
     """Return whether SAELens has a class for what `save_dictionary` writes."""
-    return dtype != INT8 and not _kind_of(dictionary).ours_alone
+    activation = dictionary.activation
+    transcoder = dictionary.is_transcoder
+    known = activation.transcodes_in_saelens if transcoder else activation.in_saelens
+    return known and dtype != INT8
 
 
 def save_dictionary(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> None:
@@ -143,15 +110,21 @@ def write_files(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> None
     Raises:
         UserError: if a weight is beyond what `dtype` can say.
     """
-    kind, activation = _kind_of(dictionary), dictionary.activation
+    activation, transcoder = dictionary.activation, dictionary.is_transcoder
+    kind = _Kind(type(activation), transcoder, dictionary.W_skip is not None)
     stored = packed(dictionary.tensors, dtype, activation.never)
     config: dict[str, object] = {
         "architecture": kind.name,
         "d_in": dictionary.d_in,
         "d_sae": dictionary.d_sae,
-        **({"d_out": dictionary.d_out} if kind.transcoder else {}),
-        **activation.numbers,
-        **_topk_settings(activation, stored["W_dec"]),
+    }
+    if transcoder:
+        config["d_out"] = dictionary.d_out
+    config |= activation.numbers
+    if isinstance(activation, TopK):
+        # Whether SAELens may fold the norms of the decoder's rows, which top-k does not see.
+        config["rescale_acts_by_decoder_norm"] = has_unit_rows(stored["W_dec"])
+    config |= {
         "dtype": dtype,
         "device": "cpu",
         "apply_b_dec_to_input": False,
@@ -159,20 +132,15 @@ def write_files(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> None
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": "6.0.0", **metadata_of(dictionary)},
     }
-    tensors = {kind.tensors.get(name, name): tensor for name, tensor in stored.items()}
+    names = kind.names_in_file
     folder.mkdir()
     (folder / CONFIG_FILE).write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     # As bytes, not by `save_file`, whose errors hide that the disk is full.
-    (folder / WEIGHTS_FILE).write_bytes(save(tensors))
-
-
-def _topk_settings(activation: Activation, W_dec: Tensor) -> dict[str, bool]:
-    """Whether SAELens may fold the norms of the decoder's rows, which top-k does not see."""
-    if not isinstance(activation, TopK):
-        return {}
-    return {"rescale_acts_by_decoder_norm": has_unit_rows(W_dec)}
+    (folder / WEIGHTS_FILE).write_bytes(
+        save({names.get(name, name): t for name, t in stored.items()})
+    )
 
 
 def save_sparsity(density: Float[Tensor, " d_sae"], folder: Path) -> None:
@@ -188,10 +156,7 @@ def read_record(folder: Path) -> Record:
         UserError: if the file is missing or broken.
     """
     path = folder / CONFIG_FILE
-    metadata = _read_config(path).get("metadata", {})
-    if not isinstance(metadata, dict):
-        raise UserError(f"{path}: metadata={metadata}; give an object")
-    return Record.from_json(str(path), metadata)
+    return Record.from_json(str(path), _metadata_in(path, _read_config(path)))
 
 
 def load_dictionary(folder: str | Path) -> Dictionary:
@@ -216,27 +181,21 @@ def load_dictionary(folder: str | Path) -> Dictionary:
         f"{folder}: apply_b_dec_to_input=true, but a transcoder's b_dec is not of its input",
     )
     numbers = kind.activation.read_numbers(path, config)
-    metadata = config.get("metadata", {})
-    if not isinstance(metadata, dict):
-        raise UserError(f"{path}: metadata={metadata}; give an object")
+    metadata = _metadata_in(path, config)
     # What is wrong with our own record is said before the weights are read.
     Record.from_json(str(path), metadata)
     file = open_safetensors(folder / WEIGHTS_FILE)
     weights = _read(dequantized(file) if config.get("dtype") == INT8 else file, kind)
     (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
     check_sizes(path, config, {"d_in": d_in, "d_sae": d_sae, "d_out": d_out})
-    own = {name: weights[name] for name in kind.activation.tensor_names()}
-    found = dictionary_of(
-        weights,
-        kind.activation(**own, **numbers),
-        path,
-        metadata,
-        transcoder=kind.transcoder,
+    activation = kind.activation(
+        **{name: weights[name] for name in kind.activation.tensor_names()}, **numbers
     )
+    found = dictionary_of(weights, activation, path, metadata, transcoder=kind.transcoder)
     if subtracts:
         found = without_b_dec(found)
     rescales = flag(path, config, "rescale_acts_by_decoder_norm")
-    if rescales and isinstance(found.activation, TopK) and not has_unit_rows(found.W_dec):
+    if rescales and isinstance(activation, TopK) and not has_unit_rows(found.W_dec):
         # SAELens multiplies what goes into top-k by the norms, and divides what comes out.
         found = scaled_by_decoder_norm(found)
     return found
@@ -249,8 +208,21 @@ def _read_config(path: Path) -> dict[str, object]:
     return found
 
 
+def _metadata_in(path: Path, config: Mapping[str, object]) -> dict[str, object]:
+    metadata = config.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: metadata={metadata}; give an object")
+    return metadata
+
+
 def _kind_in(folder: Path, config: Mapping[str, object]) -> _Kind:
-    architecture, kinds = str(config.get("architecture")), _kinds()
+    architecture = str(config.get("architecture"))
+    kinds = {
+        kind.name: kind
+        for activation in ACTIVATIONS.values()
+        for transcoder, skip in ((False, False), (True, False), (True, True))
+        for kind in [_Kind(activation, transcoder, skip)]
+    }
     require(
         architecture not in _ONLY_IN_TRAINING,
         f"{folder} is a training checkpoint of {architecture}; save the dictionary in SAELens "
@@ -288,11 +260,15 @@ def _as_version_6(config: dict[str, object]) -> dict[str, object]:
 
 def _read(file: TensorFile, kind: _Kind) -> dict[str, Tensor]:
     """The weights of a file by our names."""
-    names, layout = dict(kind.tensors), dict(kind.layout)
+    names = kind.names_in_file
     old_threshold = kind.activation is JumpReLU and "log_threshold" in file.headers
     if old_threshold:
         names["threshold"] = "log_threshold"
-        layout["log_threshold"] = layout.pop("threshold")
+    same = {} if kind.transcoder else {"d_out": "d_in"}
+    layout = {
+        in_file: tuple(same.get(size, size) for size in SHAPES.get(name, ("d_sae",)))
+        for name, in_file in names.items()
+    }
     # A factor for each latent that SAELens once wrote, as ones; anything else is not known.
     layout["scaling_factor"] = ("d_sae",)
     found = file.read(layout, optional=("scaling_factor",))

@@ -5,8 +5,6 @@ bias first, scale activations to a common norm, or weigh what decides by the nor
 decoder's rows. Each of these is exact in one direction or both.
 """
 
-from dataclasses import replace
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -35,11 +33,8 @@ def with_b_dec(dictionary: Dictionary) -> Dictionary:
 
 def _moved(dictionary: Dictionary, sign: int) -> Dictionary:
     shift = sign * (dictionary.b_dec @ dictionary.W_enc)
-    return replace(
-        dictionary,
-        b_enc=dictionary.b_enc + shift,
-        activation=dictionary.activation.shifted(shift),
-    )
+    activation = dictionary.activation.shifted(shift)
+    return dictionary.with_weights({"b_enc": dictionary.b_enc + shift}, activation)
 
 
 def scaled_by_decoder_norm(dictionary: Dictionary) -> Dictionary:
@@ -48,15 +43,13 @@ def scaled_by_decoder_norm(dictionary: Dictionary) -> Dictionary:
     Which latents fire does not change, but for top-k: it sees activations times the norms.
     """
     norms = dictionary.W_dec.norm(dim=-1)
-    # A row of zeros stays one: its latent never fires.
-    rows = torch.nn.functional.normalize(dictionary.W_dec, dim=-1, eps=1e-30)
     weights = {
         "W_enc": dictionary.W_enc * norms,
         "b_enc": dictionary.b_enc * norms,
-        "W_dec": rows,
+        # A row of zeros stays one: its latent never fires.
+        "W_dec": torch.nn.functional.normalize(dictionary.W_dec, dim=-1, eps=1e-30),
     }
-    scaled = replace(dictionary, activation=dictionary.activation.scaled(norms))
-    return scaled.with_weights(weights)
+    return dictionary.with_weights(weights, dictionary.activation.scaled(norms))
 
 
 def has_unit_rows(W_dec: Float[Tensor, "d_sae d_out"]) -> bool:
@@ -88,8 +81,7 @@ def for_raw_activations(
         "W_dec": dictionary.W_dec * (scale_in / scale_out),
         "b_dec": dictionary.b_dec / scale_out,
     }
-    scaled = replace(dictionary, activation=dictionary.activation.scaled(1 / scale_in))
-    return scaled.with_weights(weights)
+    return dictionary.with_weights(weights, dictionary.activation.scaled(1 / scale_in))
 
 
 def threshold_before_norm(

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sae.base import UNKNOWN, JsonObject, require, taken
 from sae.dictionary.activations import Activation
-from sae.dictionary.dictionary import CODER, Dictionary, Place, Port
-from sae.dictionary.record import OURS, Record
+from sae.dictionary.dictionary import CODER, Dictionary, Place
+from sae.dictionary.record import OURS, Record, ours_in
 from sae.models.site import Site, site_before_records
 
 _SITES = "sites"
@@ -36,17 +36,12 @@ def dictionary_of(
     Raises:
         UserError: if shapes do not fit, or our own part of the metadata is damaged.
     """
+    ours = ours_in(str(path), metadata)
+    sites = ours.part(_SITES) if _SITES in ours else replace(ours, values={})
     found = {**metadata}
-    sites: Mapping[str, object] = {}
-    ours = found.get(OURS)
-    if isinstance(ours, dict) and _SITES in ours:
-        sites = ours[_SITES]
-        found[OURS] = {key: value for key, value in ours.items() if key != _SITES}
-    cure = f"take {OURS} out of the file"
-    said = JsonObject.of(str(path), f"{OURS}.{_SITES}", sites, cure)
     d_in, d_out = weights["W_enc"].shape[0], weights["W_dec"].shape[1]
-    read_at = _place(path, said, found, "", d_in)
-    write_at = _place(path, said, found, "_out", d_out)
+    read_at = _place(path, sites, found, "", d_in)
+    write_at = _place(path, sites, found, "_out", d_out)
     transcodes = transcoder or found.get("transcoder") is True
     if write_at == UNKNOWN and d_in == d_out and not transcodes:
         write_at = read_at
@@ -90,21 +85,15 @@ def _place(
 def metadata_of(dictionary: Dictionary) -> dict[str, object]:
     """Return what files say of a dictionary beside its weights; the pair of `dictionary_of`."""
     found = dictionary.record.to_json()
-    (read,), (write,) = dictionary.reads, dictionary.writes
-    ends = {"": read, "_out": write} if dictionary.is_transcoder else {"": read}
-    hooks: dict[str, object] = {}
-    sites: dict[str, object] = {}
-    for end, port in ends.items():
-        _describe(port, f"hook_name{end}", hooks, sites)
+    ends = {"hook_name": dictionary.reads[0]}
+    if dictionary.is_transcoder:
+        ends["hook_name_out"] = dictionary.writes[0]
+    sites = {key: port.site.to_json() for key, port in ends.items() if port.site}
     if sites:
-        ours = found.get(OURS)
-        found[OURS] = {**(ours if isinstance(ours, dict) else {}), _SITES: sites}
-    return {**found, **hooks}
-
-
-def _describe(port: Port, key: str, hooks: dict[str, object], sites: dict[str, object]) -> None:
-    if port.hook_name != UNKNOWN:
-        hooks[key] = port.hook_name
-    if port.site is not None:
-        hooks[f"hf_{key}"] = port.site.path
-        sites[key] = port.site.to_json()
+        found[OURS] = {**ours_in("", found).values, _SITES: sites}
+    for key, port in ends.items():
+        if port.hook_name != UNKNOWN:
+            found[key] = port.hook_name
+        if port.site:
+            found[f"hf_{key}"] = port.site.path
+    return found

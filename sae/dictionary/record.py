@@ -8,7 +8,7 @@ write it is refused.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 
 from sae.base import JsonObject, taken
 from sae.core.scaling import SINK_NORM_MULTIPLE
@@ -95,19 +95,19 @@ class Record:
 
     def to_json(self) -> dict[str, object]:
         """Return the metadata of a file, but for the hooks; what is not known is left out."""
-        ours: dict[str, object] = {
+        about: dict[str, object] = {
             "cache_digest": self.cache_digest,
-            "model": None if self.model is None else self.model.to_json(),
-            "data": None if self.text is None else self.text.to_json(),
+            "model": self.model and self.model.to_json(),
+            "data": self.text and self.text.to_json(),
             "bos_token_id": self.bos_token_id,
+            **(asdict(self.training) if self.training else {}),
         }
-        known = {key: value for key, value in ours.items() if value is not None}
-        if self.training is not None:
-            known |= _training_json(self.training)
-        if self.imported is not None:
-            known["imported"] = _origin_json(self.imported)
-        if known or self.max_norm_multiple != SINK_NORM_MULTIPLE:
-            known["max_norm_multiple"] = self.max_norm_multiple
+        if origin := self.imported:
+            said = {"record": dict(origin.record)} if origin.record else {}
+            about["imported"] = {"from": origin.source, "format": origin.format, **said}
+        ours = _known(about)
+        if ours or self.max_norm_multiple != SINK_NORM_MULTIPLE:
+            ours["max_norm_multiple"] = self.max_norm_multiple
         found: dict[str, object] = {
             "model_name": self.model_name,
             "model_class_name": self.model and self.model.class_name,
@@ -117,9 +117,9 @@ class Record:
             "dataset_path": self.dataset_path,
             "training_architecture": self.training and self.training.architecture,
             "transcoder": self.transcoder or None,
-            OURS: known or None,
+            OURS: ours or None,
         }
-        return {**self.others, **{k: v for k, v in found.items() if v is not None}}
+        return {**self.others, **_known(found)}
 
     @classmethod
     def from_json(cls, where: str, metadata: Mapping[str, object]) -> "Record":
@@ -133,13 +133,15 @@ class Record:
         Raises:
             UserError: if `sae_atlas` in it is not as we write it.
         """
-        found = _readable(metadata)
-        record = found.pop(OURS) if OURS in found else {}
-        ours = JsonObject.of(where, OURS, record, f"take {OURS} out of the file")
-        training = _training_from(ours)
+        # A round trip through JSON mends both.
+        text = json.dumps({**metadata}, ensure_ascii=False).encode("utf-8", "replace")
+        found: dict[str, object] = json.loads(text, parse_constant=lambda _: None)
+        ours = ours_in(where, found)
+        found.pop(OURS, None)
         model = ModelRecord.from_json(ours.part("model")) if "model" in ours else None
         if model is not None:
             found.pop("model_class_name", None)
+        training = _training_from(ours) if "training_tokens" in ours else None
         if training is not None:
             found.pop("training_architecture", None)
         limit = ours.maybe("max_norm_multiple", float)
@@ -161,47 +163,32 @@ class Record:
         )
 
 
+def ours_in(where: str, metadata: Mapping[str, object]) -> JsonObject:
+    """Return our own record in the metadata of the file `where`, empty where it has none.
+
+    Raises:
+        UserError: if it is no object.
+    """
+    cure = f"take {OURS} out of the file"
+    return JsonObject(where, "", {OURS: {}, **metadata}, cure).part(OURS)
+
+
 def upgraded_identity(identity: Mapping[str, object]) -> dict[str, object]:
     """Return what decides a training under the names that its keys have now."""
     return {_IDENTITY_BEFORE.get(key, key): value for key, value in identity.items()}
 
 
-def _readable(found: Mapping[str, object]) -> dict[str, object]:
-    text = json.dumps(dict(found), ensure_ascii=False).encode("utf-8", "replace").decode()
-    metadata: dict[str, object] = json.loads(text, parse_constant=lambda _: None)
-    return metadata
+def _known(found: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in found.items() if value is not None}
 
 
-def _training_json(training: TrainingRecord) -> dict[str, object]:
-    return {key.name: getattr(training, key.name) for key in fields(training)}
-
-
-def _training_from(ours: JsonObject) -> TrainingRecord | None:
-    if "training_tokens" not in ours:
-        return None
-    return TrainingRecord(
-        training_tokens=ours.get("training_tokens", int),
-        architecture=ours.get("architecture", str),
-        sae=ours.get("sae", dict),
-        optim=ours.get("optim", dict),
-        train_batch_size_tokens=ours.get("train_batch_size_tokens", int),
-        seed=ours.get("seed", int),
-        versions=_versions_from(ours.part("versions")),
-        digest=ours.get("digest", str),
-        identity=upgraded_identity(ours.get("identity", dict)),
-    )
-
-
-def _versions_from(found: JsonObject) -> dict[str, str]:
-    found.get("sae-atlas", str)
-    return {key: str(version) for key, version in found.values.items()}
-
-
-def _origin_json(origin: Origin) -> dict[str, object]:
-    record = {"record": dict(origin.record)} if origin.record else {}
-    return {"from": origin.source, "format": origin.format, **record}
+def _training_from(ours: JsonObject) -> TrainingRecord:
+    found = ours.read(TrainingRecord)
+    ours.part("versions").get("sae-atlas", str)
+    versions = {name: str(version) for name, version in found.versions.items()}
+    return replace(found, identity=upgraded_identity(found.identity), versions=versions)
 
 
 def _origin_from(found: JsonObject) -> Origin:
-    record = found.maybe("record", dict)
-    return Origin(found.get("from", str), found.maybe("format", str), record or {})
+    record = found.maybe("record", dict) or {}
+    return Origin(found.get("from", str), found.maybe("format", str), record)

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from sae.base import UserError, nearest, require
+from sae.base import nearest, require
 from sae.dictionary.dictionary import Dictionary
 from sae.dictionary.tensors import Header, TensorFile
 
@@ -29,7 +29,7 @@ _SCALED_OVER = {"W_enc": 0, "W_dec": 1, "W_skip": 1}
 
 
 def named_dtype(word: str) -> str:
-    """The type that `word` names; `bf16` and its like are short for the long names.
+    """Return the type that `word` names; `bf16` and its like are short for the long names.
 
     Raises:
         UserError: if it names none.
@@ -59,35 +59,26 @@ def packed(
     for name, tensor in tensors.items():
         plain = tensor.detach().float().cpu().contiguous()
         if dtype == INT8 and name in _SCALED_OVER:
-            found[name], found[f"{name}_scale"] = _quantized(plain, _SCALED_OVER[name])
+            dim = _SCALED_OVER[name]
+            scale = plain.abs().amax(dim, keepdim=True) / 127
+            found[name] = (plain / scale.where(scale > 0, 1)).round().to(torch.int8)
+            found[f"{name}_scale"] = scale.squeeze(dim)
+        elif dtype in (FULL, INT8):
+            found[name] = plain
         else:
-            whole = dtype in (FULL, INT8)
-            found[name] = plain if whole else _rounded(name, plain, dtype, name in never)
+            most = torch.finfo(_FLOATS[dtype]).max
+            cut = plain.clamp(max=most) if name in never else plain
+            found[name] = cut.to(_FLOATS[dtype])
+            require(
+                bool(found[name].isfinite().all()),
+                f"{name} has entries beyond {most:g}, the largest number of dtype={dtype}; "
+                "choose dtype=bfloat16 or float32",
+            )
     return found
 
 
-def _rounded(name: str, tensor: Tensor, dtype: str, cut: bool) -> Tensor:
-    torch_dtype = _FLOATS[dtype]
-    most = torch.finfo(torch_dtype).max
-    if cut:
-        tensor = tensor.clamp(max=most)
-    rounded = tensor.to(torch_dtype)
-    require(
-        bool(rounded.isfinite().all()),
-        f"{name} has entries beyond {most:g}, the largest number of dtype={dtype}; choose "
-        "dtype=bfloat16 or float32",
-    )
-    return rounded
-
-
-def _quantized(tensor: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    scale = tensor.abs().amax(dim, keepdim=True) / 127
-    integers = (tensor / scale.where(scale > 0, 1)).round().to(torch.int8)
-    return integers, scale.squeeze(dim)
-
-
 def as_loaded(dictionary: Dictionary, dtype: str) -> Dictionary:
-    """What `sae.load` makes of the dictionary once it was stored in `dtype`.
+    """Return what `sae.load` makes of the dictionary once it was stored in `dtype`.
 
     Raises:
         UserError: as `packed`.
@@ -106,31 +97,30 @@ def _unpacked(name: str, tensor: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def dequantized(file: TensorFile) -> TensorFile:
-    """A file of int8 tensors with their scales, as one of float32 tensors.
+    """Return a file of int8 tensors with their scales as one of float32 tensors.
 
     Raises:
         UserError: if a scale is missing or misshapen. An integer tensor of another type is
             refused when it is read.
     """
-    scales = {name: f"{name}_scale" for name in _SCALED_OVER if name in file.headers}
     headers = dict(file.headers)
+    scales = {name: f"{name}_scale" for name in _SCALED_OVER if name in headers}
     for name, scale in scales.items():
-        shape = file.headers[name].shape
+        shape = headers[name].shape
         expected = tuple(n for i, n in enumerate(shape) if i != _SCALED_OVER[name])
-        found = headers.pop(scale, None)
         require(
-            found is not None and found.floating and found.shape == expected,
+            headers.pop(scale, None) == Header(expected, floating=True),
             f"{file.path}: {name} is int8 and needs {scale} of shape {expected}; give the file "
             "as it was saved",
         )
         headers[name] = Header(shape, floating=True)
 
     def get(name: str) -> Tensor:
-        if name not in scales:
-            return file.get(name)
         integers = file.get(name)
+        if name not in scales:
+            return integers
         if integers.dtype != torch.int8:
-            raise UserError(f"{name} holds {integers.dtype}, where int8 is right")
+            raise TypeError(f"{name} holds {integers.dtype}, where int8 is right")
         return _unpacked(name, integers, file.get(scales[name]).float())
 
     return TensorFile(file.path, headers, get)

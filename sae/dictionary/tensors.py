@@ -14,15 +14,17 @@ is read, so that a file which is not what it should be costs nothing:
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from jaxtyping import Float, Shaped
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from sae.base import UserError, read_json, require
@@ -31,6 +33,7 @@ Layout = Mapping[str, tuple[str, ...]]
 """Sizes of each tensor by the names of its dimensions, such as `("d_in", "d_sae")`."""
 
 _WANTED = "give the file as it was saved"
+_FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,38 +52,10 @@ class TensorFile:
     headers: dict[str, Header]
     get: Callable[[str], Tensor]
 
-    def sizes(self, layout: Layout, optional: Collection[str] = ()) -> dict[str, int]:
-        """The sizes of the dimensions that `layout` names, each the same in all tensors.
-
-        Raises:
-            UserError: if a tensor is missing, is no floating-point one or has another shape.
-        """
-        missing = sorted({*layout} - {*self.headers, *optional})
-        require(not missing, f"{self.path} misses {', '.join(missing)}; {_WANTED}")
-        sizes: dict[str, int] = {}
-        for name, dimensions in layout.items():
-            if name not in self.headers:
-                continue
-            header = self.headers[name]
-            require(header.floating, f"{self.path}: {name} holds no floating-point numbers")
-            if len(header.shape) == len(dimensions):
-                for dimension, size in zip(dimensions, header.shape, strict=True):
-                    sizes.setdefault(dimension, size)
-            expected = tuple(sizes.get(dimension) for dimension in dimensions)
-            words = f"({', '.join(dimensions)})"
-            require(
-                header.shape == expected,
-                f"{self.path}: {name} has shape {header.shape}, where {words}"
-                f"{'' if None in expected else f' = {expected}'} is right",
-            )
-        empty = next((d for d, size in sizes.items() if size == 0), None)
-        require(empty is None, f"{self.path}: {empty} is 0, so there are no weights in it")
-        return sizes
-
     def read(
         self, layout: Layout, *, optional: Collection[str] = (), beside: Collection[str] = ()
     ) -> dict[str, Tensor]:
-        """The tensors of `layout` as float32, those in float32 without a copy.
+        """Return the tensors of `layout` as float32, those in float32 without a copy.
 
         Args:
             optional: names in `layout` that may be missing.
@@ -90,28 +65,52 @@ class TensorFile:
             UserError: if a tensor is missing, unknown, misshapen or damaged, holds NaN or
                 infinity, or the memory does not suffice.
         """
-        self.sizes(layout, optional)
+        missing = sorted({*layout} - {*self.headers, *optional})
+        require(not missing, f"{self.path} misses {', '.join(missing)}; {_WANTED}")
+        there = {name: names for name, names in layout.items() if name in self.headers}
+        self._check_shapes(there)
         unknown = sorted(set(self.headers) - {*layout, *beside})
         require(
             not unknown,
             f"{self.path} holds {', '.join(unknown)} beside {', '.join(layout)}; it is of "
             "another architecture than its configuration says",
         )
-        found = [name for name in layout if name in self.headers]
-        _check_memory(self.path, [self.headers[name] for name in found])
-        return {name: self._finite(name) for name in found}
+        needed = 4 * sum(math.prod(self.headers[name].shape) for name in there)
+        free = psutil.virtual_memory().available
+        require(
+            needed <= free,
+            f"{self.path}: its weights take {needed / 1e9:.1f} GB of memory as float32, and "
+            f"{free / 1e9:.1f} GB are free",
+        )
+        return {name: self._finite(name) for name in there}
+
+    def _check_shapes(self, layout: Layout) -> None:
+        """Refuse tensors in which a dimension of `layout` has another size than elsewhere."""
+        sizes: dict[str, int] = {}
+        for name, dimensions in layout.items():
+            header = self.headers[name]
+            require(header.floating, f"{self.path}: {name} holds no floating-point numbers")
+            if len(header.shape) == len(dimensions):
+                sizes = dict(zip(dimensions, header.shape, strict=True)) | sizes
+            expected = tuple(sizes.get(dimension) for dimension in dimensions)
+            words = f"({', '.join(dimensions)})"
+            require(
+                header.shape == expected,
+                f"{self.path}: {name} has shape {header.shape}, where {words}"
+                f"{'' if None in expected else f' = {expected}'} is right",
+            )
+        empty = next((d for d, size in sizes.items() if size == 0), None)
+        require(empty is None, f"{self.path}: {empty} is 0, so there are no weights in it")
 
     def _finite(self, name: str) -> Tensor:
-        try:
+        with _blaming(self.path):
             tensor = self.get(name).float()
-        except Exception as error:  # The libraries raise all kinds of them about damage.
-            raise _damaged(self.path, error) from error
         require(is_finite(tensor), f"{self.path}: {name} holds NaN or infinity")
         return tensor
 
 
 def is_finite(tensor: Shaped[Tensor, "..."]) -> bool:
-    """Whether all its numbers are: one pass, without temporaries of its size."""
+    """Return whether all its numbers are finite: one pass, without temporaries of its size."""
     # As it lies in memory: the other way around takes twenty times as long.
     lying = tensor if tensor.ndim < 2 or tensor.is_contiguous() else tensor.t()
     low, high = torch.aminmax(lying)
@@ -119,22 +118,24 @@ def is_finite(tensor: Shaped[Tensor, "..."]) -> bool:
 
 
 def from_logarithm(threshold: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
-    """The threshold of which `threshold` is the logarithm; at most the largest number."""
+    """Return what `threshold` is the logarithm of; at most the largest number."""
     return threshold.exp().clamp(max=torch.finfo(threshold.dtype).max)
 
 
 def flag(path: Path, config: Mapping[str, Any], key: str, default: bool = False) -> bool:
-    """What a configuration says to yes or no.
+    """Return the true or false that a configuration has under `key`.
+
+    Args:
+        default: what is meant where it is missing or null.
 
     Raises:
         UserError: if that is something else, such as the text "false".
     """
     value = config.get(key)
-    require(
-        value is None or isinstance(value, bool),
-        f"{path}: {key}={value!r}; give true or false",
-    )
-    return default if value is None else bool(value)
+    if value is None:
+        return default
+    require(isinstance(value, bool), f"{path}: {key}={value!r}; give true or false")
+    return bool(value)
 
 
 def check_sizes(path: Path, config: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
@@ -152,49 +153,46 @@ def check_sizes(path: Path, config: Mapping[str, Any], sizes: Mapping[str, int])
 
 
 def open_safetensors(path: Path) -> TensorFile:
-    """A safetensors file; its header is checked against its length.
+    """Open a safetensors file, whose header is checked against its length.
 
     Raises:
         UserError: if it is missing or damaged.
     """
-    index = index_of(path)
+    index = _index_of(path)
     in_parts = index.is_file() and not path.is_file()
     return _open_shards(index) if in_parts else _open_whole(path)
 
 
 def _open_whole(path: Path) -> TensorFile:
     require(path.is_file(), f"{path}: no such file")
-    try:
+    with _blaming(path):
         file: Any = safe_open(path, framework="pt")
-        headers = {}
-        for name in list(file.keys()):
-            part = file.get_slice(name)
-            shape = tuple(part.get_shape())
-            headers[name] = Header(shape, part.get_dtype() in ("F64", "F32", "F16", "BF16"))
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
+        parts = {name: file.get_slice(name) for name in list(file.keys())}
+        headers = {
+            name: Header(tuple(part.get_shape()), part.get_dtype() in _FLOATING)
+            for name, part in parts.items()
+        }
     return TensorFile(path, headers, file.get_tensor)
 
 
-def index_of(path: Path) -> Path:
-    """Where the index of the parts is that are there in place of the safetensors `path`."""
+def _index_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.index.json")
 
 
 def safetensors_there(path: Path) -> bool:
-    """Whether the safetensors file `path` is there, in one piece or in parts."""
-    return path.is_file() or index_of(path).is_file()
+    """Return whether the safetensors file `path` is there, in one piece or in parts."""
+    return path.is_file() or _index_of(path).is_file()
 
 
 def _open_shards(index: Path) -> TensorFile:
-    """The parts that an index of the Hub's names: `{"weight_map": {tensor: file, ...}}`.
+    """Open the parts that an index of the Hub's names: `{"weight_map": {tensor: file, ...}}`.
 
     https://huggingface.co/docs/safetensors/metadata_parsing has the layout.
     """
     found = read_json(index)
-    listed = found.get("weight_map") if isinstance(found, dict) else None
-    require(isinstance(listed, dict), f"{index} has no weight_map; {_WANTED}")
-    places: dict[str, Any] = dict(listed or {})
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict):
+        raise UserError(f"{index} has no weight_map; {_WANTED}")
     for name in places.values():
         # A part elsewhere on this disk is none of this dictionary's.
         require(
@@ -212,7 +210,7 @@ def _open_shards(index: Path) -> TensorFile:
 
 
 def open_npz(path: Path) -> TensorFile:
-    """A zip of numpy arrays, whose headers are checked against their lengths.
+    """Open a zip of numpy arrays, whose headers are checked against their lengths.
 
     Raises:
         UserError: if it is missing or damaged, or a member has a path or holds objects.
@@ -238,15 +236,13 @@ def open_npz(path: Path) -> TensorFile:
 
 
 def _npy_header(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
-    try:
-        with archive.open(member) as file:
-            # The other versions are for records, with headers of up to 4 GB.
-            version = np.lib.format.read_magic(file)
-            require(version == (1, 0), f"its arrays are of version {version}, not (1, 0)")
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            length = member.file_size - file.tell()
-    except Exception as error:  # numpy hands the header to Python's own parser.
-        raise _damaged(path, error) from error
+    with _blaming(path), archive.open(member) as file:
+        # The other versions are for records, with headers of up to 4 GB.
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"its arrays are of version {version}, not (1, 0)")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        length = member.file_size - file.tell()
     require(
         not dtype.hasobject,
         f"{path}: {member.filename} holds Python objects, which could run anything and are "
@@ -260,30 +256,27 @@ def _npy_header(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
 
 
 def load_pickle(path: Path) -> Any:
-    """What torch saved, with its weights mapped; only tensors and plain values are made.
+    """Return what torch saved, with its weights mapped; makes only tensors and plain values.
 
     Raises:
         UserError: if the file is missing or damaged, holds anything else or is packed so that
             its size in memory is not that on disk.
     """
-    archive = _open_zip(path)
-    with archive:
-        packed = [m.filename for m in archive.infolist() if m.compress_type != 0]
+    with _open_zip(path) as archive:
+        packed = any(member.compress_type != 0 for member in archive.infolist())
         require(not packed, f"{path} is compressed, as torch never saves; {_WANTED}")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors and plain values, which could run anything, so "
-            "nothing of it was loaded; give a state dict"
-        ) from error
-    except Exception as error:  # A flipped bit makes it raise nearly anything.
-        raise _damaged(path, error) from error
-    return found
+    with _blaming(path):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{path} holds more than tensors and plain values, which could run anything, "
+                "so nothing of it was loaded; give a state dict"
+            ) from error
 
 
 def tensors_of(path: Path, mapping: Any) -> TensorFile:
-    """The tensors of a mapping that came from the pickle `path`.
+    """Return the tensors of a mapping that came from the pickle `path`.
 
     Raises:
         UserError: if it is no mapping of tensors, or a tensor is bigger than the file.
@@ -294,7 +287,7 @@ def tensors_of(path: Path, mapping: Any) -> TensorFile:
     )
     odd = [name for name, value in mapping.items() if not _is_plain(value)]
     require(not odd, f"{path}: {', '.join(odd)} is no plain tensor; {_WANTED}")
-    length = path.stat().st_size
+    headers, length = {}, path.stat().st_size
     for name, tensor in mapping.items():
         # A tensor can repeat a few bytes without end.
         claimed = tensor.numel() * tensor.element_size()
@@ -302,14 +295,11 @@ def tensors_of(path: Path, mapping: Any) -> TensorFile:
             claimed <= length,
             f"{path}: {name} claims {claimed} bytes, but the file has {length}",
         )
-    headers = {
-        name: Header(tuple(tensor.shape), tensor.is_floating_point())
-        for name, tensor in mapping.items()
-    }
+        headers[name] = Header(tuple(tensor.shape), tensor.is_floating_point())
     return TensorFile(path, headers, lambda name: mapping[name].detach())
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     """Whether it is a tensor whose numbers are one after the other somewhere in memory."""
     return (
         isinstance(value, Tensor)
@@ -322,25 +312,20 @@ def _is_plain(value: Any) -> bool:
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
     require(path.is_file(), f"{path}: no such file")
-    try:
+    with _blaming(path):
         return zipfile.ZipFile(path)
-    except Exception as error:  # Not all that zipfile raises about damage is its own.
-        raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    first = str(error).strip().split("\n")[0] or type(error).__name__
-    return UserError(f"{path} is damaged or of another kind: {first}")
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Say of whatever goes wrong inside that the file is damaged.
 
-
-def _check_memory(path: Path, headers: Collection[Header]) -> None:
-    """Refuse what would not fit into memory as float32."""
-    import psutil
-
-    needed = 4 * sum(math.prod(header.shape) for header in headers)
-    free = psutil.virtual_memory().available
-    require(
-        needed <= free,
-        f"{path}: its weights take {needed / 1e9:.1f} GB of memory as float32, and "
-        f"{free / 1e9:.1f} GB are free",
-    )
+    The libraries raise errors of nearly any kind about a flipped bit.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is damaged or of another kind: {first}") from error

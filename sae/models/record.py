@@ -42,14 +42,4 @@ class ModelRecord:
         Raises:
             UserError: if a field is missing or of another type.
         """
-        name = found.get("name", str)
-        causal = found.maybe("causal", bool)
-        return cls(
-            name=name,
-            hub_id=found.maybe("hub_id", str) or name,
-            weight_digest=found.get("weight_digest", str),
-            causal=causal is not False,
-            revision=found.maybe("revision", str),
-            dtype=found.get("dtype", str),
-            bos_token=found.maybe("bos_token", str),
-        )
+        return found.read(cls, hub_id=found.get("name", str), causal=True)

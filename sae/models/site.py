@@ -4,7 +4,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from sae.base import JsonObject, require
+from sae.base import JsonObject
 
 Side = Literal["input", "output"]
 
@@ -61,19 +61,7 @@ class Site:
         Raises:
             UserError: if a field is missing or of another type.
         """
-        side = found.get("side", str)
-        require(
-            side in ("input", "output"),
-            f"{found.where}: {found.name}.side={side}, where sae-atlas writes input or output; "
-            f"{found.cure}",
-        )
-        return cls(
-            hook_name=found.get("hook_name", str),
-            module=found.get("module", str),
-            side="input" if side == "input" else "output",
-            width=found.get("width", int),
-            in_stream=found.get("in_stream", bool),
-        )
+        return found.read(cls)
 
 
 def named_in_stream(hook_name: str) -> bool:

@@ -83,7 +83,7 @@ def test_reading_what_was_written_is_the_identity_whatever_is_known():
 )
 def test_a_part_comes_back_as_it_was(kind, value):
     said = json.loads(json.dumps(value.to_json()))
-    assert kind.from_json(JsonObject.of("file", "part", said, "take it out")) == value
+    assert kind.from_json(JsonObject("file", "part", said, "take it out")) == value
 
 
 METADATA = {
@@ -198,7 +198,7 @@ DAMAGED = [
     ),
     (
         {"sites": {"hook_name": SITE.to_json() | {"side": "above"}}},
-        "sites.hook_name.side=above, where sae-atlas writes input or output",
+        "sites.hook_name.side='above', where sae-atlas writes input or output",
     ),
     (
         {"sites": {"hook_name": SITE.to_json() | {"width": 31}}},
@@ -237,7 +237,7 @@ def test_what_is_wrong_with_the_record_is_said_before_weights_are_read(tmp_path)
 
 def test_a_record_from_before_encoders_is_of_a_causal_model_by_one_name():
     said = {"name": "gpt2", "weight_digest": "abc", "dtype": "float32", "revision": None}
-    found = ModelRecord.from_json(JsonObject.of("file", "model", said, CURE))
+    found = ModelRecord.from_json(JsonObject("file", "model", said, CURE))
     assert found == ModelRecord("gpt2", "gpt2", "abc")
     assert (found.causal, found.class_name) == (True, "AutoModelForCausalLM")
     assert ModelRecord("x", "x", causal=False).class_name == "AutoModel"

@@ -1,16 +1,23 @@
 """What makes the latents of a dictionary active: one class a file, which owns its tensors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.base import UserError
 from sae.core.select import Active
+
+Inputs = Float[Tensor, "rows d_in"]
+Encoder = Float[Tensor, "d_sae d_in"]
+"""`W_enc` transposed."""
+Latents = Float[Tensor, "... d_sae"]
+"""A number for each latent, in each row of activations."""
+PerLatent = Float[Tensor, " d_sae"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +48,18 @@ class Activation(ABC):
     """Tensors whose largest entries stand for "never": a smaller float type may cut them."""
 
     @abstractmethod
-    def encode(
-        self, products: Float[Tensor, "... d_sae"], b_enc: Float[Tensor, " d_sae"]
-    ) -> Float[Tensor, "... d_sae"]:
+    def encode(self, products: Latents, b_enc: PerLatent) -> Latents:
         """Return feature activations, never negative."""
 
     @abstractmethod
-    def select(
-        self,
-        x: Float[Tensor, "rows d_in"],
-        weight: Float[Tensor, "d_sae d_in"],
-        b_enc: Float[Tensor, " d_sae"],
-    ) -> Active:
-        """Return the active entries of `encode` alone, in row order, equal up to rounding.
+    def select(self, x: Inputs, weight: Encoder, b_enc: PerLatent) -> Active:
+        """Return the active entries of `encode` alone, in row order, equal up to rounding."""
 
-        Args:
-            weight: `W_enc` transposed.
-        """
-
-    def scaled(self, gains: Float[Tensor, " d_sae"] | float) -> "Activation":
+    def scaled(self, gains: PerLatent | float) -> "Activation":
         """Return what gives `gains` times the activations for `gains` times the products."""
         return self
 
-    def shifted(self, shift: Float[Tensor, " d_sae"]) -> "Activation":
+    def shifted(self, shift: PerLatent) -> "Activation":
         """Return what gives the same activations where each product is smaller by `shift`.
 
         The shift has been added to `b_enc` already; this is for biases beside it.
@@ -72,19 +68,19 @@ class Activation(ABC):
 
     def of_latents(self, latents: Int[Tensor, " kept"]) -> "Activation":
         """Return the activation of some of the latents, in the order given."""
-        return self.changed(lambda tensor: tensor[latents])
+        return self.with_tensors({name: t[latents] for name, t in self.tensors.items()})
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors, by name."""
-        found = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: value for name, value in found if isinstance(value, Tensor)}
+        return {name: getattr(self, name) for name in self.tensor_names()}
 
     @property
     def numbers(self) -> dict[str, int]:
         """Its whole numbers, by name."""
-        found = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return {name: value for name, value in found if not isinstance(value, Tensor)}
+        return {
+            field.name: getattr(self, field.name) for field in fields(self) if field.type is int
+        }
 
     @classmethod
     def tensor_names(cls) -> tuple[str, ...]:
@@ -99,27 +95,18 @@ class Activation(ABC):
             UserError: if one is missing or no whole number.
         """
         found: dict[str, int] = {}
-        for field in fields(cls):
-            if field.type is int:
-                value = config.get(field.name)
-                if type(value) is not int:
-                    raise UserError(
-                        f"{path}: {field.name}={value}; a {cls.name} dictionary needs a whole "
-                        "number"
-                    )
-                found[field.name] = value
+        for name in (field.name for field in fields(cls) if field.type is int):
+            value = config.get(name)
+            if type(value) is not int:
+                raise UserError(
+                    f"{path}: {name}={value}; a {cls.name} dictionary needs a whole number"
+                )
+            found[name] = value
         return found
-
-    def changed(
-        self, change: Callable[[Shaped[Tensor, "..."]], Shaped[Tensor, "..."]]
-    ) -> "Activation":
-        """Return it with each of its tensors put through `change`, such as a move to a GPU."""
-        return replace(self, **{name: change(t) for name, t in self.tensors.items()})
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Activation":
         """Return it with those of its tensors that are in `tensors`."""
-        own = {name: tensors[name] for name in self.tensors if name in tensors}
-        return replace(self, **own) if own else self
+        return replace(self, **{n: tensors[n] for n in self.tensor_names() if n in tensors})
 
     def check(self, d_sae: int) -> None:
         """Refuse numbers that a dictionary of `d_sae` latents cannot have."""

@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae.core.select import Above, Active, select
 from sae.core.sparse import support_of
-from sae.dictionary.activations.base import Activation
+from sae.dictionary.activations.base import Activation, Encoder, Inputs, Latents, PerLatent
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +31,10 @@ acts = size * (pre > 0)"""
     r_mag: Tensor
     """Logarithm of the magnitudes' scale against the gate's, (d_sae,)."""
 
-    def encode(
-        self, products: Float[Tensor, "... d_sae"], b_enc: Float[Tensor, " d_sae"]
-    ) -> Float[Tensor, "... d_sae"]:
+    def encode(self, products: Latents, b_enc: PerLatent) -> Latents:
         return torch.relu(self.r_mag.exp() * products + self.b_mag) * (products + b_enc > 0)
 
-    def select(
-        self,
-        x: Float[Tensor, "rows d_in"],
-        weight: Float[Tensor, "d_sae d_in"],
-        b_enc: Float[Tensor, " d_sae"],
-    ) -> Active:
+    def select(self, x: Inputs, weight: Encoder, b_enc: PerLatent) -> Active:
         # The bound carries the gate's bias, so that the magnitudes see the bare products.
         ((support, products),) = select(x, weight, torch.zeros_like(b_enc), Above(-b_enc))
         columns = support.columns
@@ -52,9 +44,9 @@ acts = size * (pre > 0)"""
         counts = before[support.row_ends.long()].diff()
         return Active(support_of(counts, columns[fires], len(b_enc)), values[fires])
 
-    def scaled(self, gains: Float[Tensor, " d_sae"] | float) -> Activation:
+    def scaled(self, gains: PerLatent | float) -> Activation:
         # `r_mag` is a ratio of two products that both grow by the gain.
         return replace(self, b_mag=self.b_mag * gains)
 
-    def shifted(self, shift: Float[Tensor, " d_sae"]) -> Activation:
+    def shifted(self, shift: PerLatent) -> Activation:
         return replace(self, b_mag=self.b_mag + self.r_mag.exp() * shift)

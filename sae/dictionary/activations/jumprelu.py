@@ -1,14 +1,13 @@
 """JumpReLU: a latent is active where its pre-activation is above a threshold of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae.core.select import Above, Active, select
-from sae.dictionary.activations.base import Activation
+from sae.dictionary.activations.base import Activation, Encoder, Inputs, Latents, PerLatent
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +23,12 @@ class JumpReLU(Activation):
     threshold: Tensor
     """What each pre-activation has to exceed, (d_sae,)."""
 
-    def encode(
-        self, products: Float[Tensor, "... d_sae"], b_enc: Float[Tensor, " d_sae"]
-    ) -> Float[Tensor, "... d_sae"]:
+    def encode(self, products: Latents, b_enc: PerLatent) -> Latents:
         pre_acts = products + b_enc
         return torch.relu(pre_acts) * (pre_acts > self.threshold)
 
-    def select(
-        self,
-        x: Float[Tensor, "rows d_in"],
-        weight: Float[Tensor, "d_sae d_in"],
-        b_enc: Float[Tensor, " d_sae"],
-    ) -> Active:
-        (active,) = select(x, weight, b_enc, Above(self.threshold.clamp_min(0)))
-        return active
+    def select(self, x: Inputs, weight: Encoder, b_enc: PerLatent) -> Active:
+        return select(x, weight, b_enc, Above(self.threshold.clamp_min(0)))[0]
 
-    def scaled(self, gains: Float[Tensor, " d_sae"] | float) -> Activation:
-        return self.changed(lambda threshold: threshold * gains)
+    def scaled(self, gains: PerLatent | float) -> Activation:
+        return replace(self, threshold=self.threshold * gains)

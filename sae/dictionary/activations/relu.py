@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sae.core.select import Above, Active, select
-from sae.dictionary.activations.base import Activation
+from sae.dictionary.activations.base import Activation, Encoder, Inputs, Latents, PerLatent
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +18,8 @@ class ReLU(Activation):
     code: ClassVar[str] = "acts = torch.relu(pre)"
     transcodes_in_saelens: ClassVar[bool] = True
 
-    def encode(
-        self, products: Float[Tensor, "... d_sae"], b_enc: Float[Tensor, " d_sae"]
-    ) -> Float[Tensor, "... d_sae"]:
+    def encode(self, products: Latents, b_enc: PerLatent) -> Latents:
         return torch.relu(products + b_enc)
 
-    def select(
-        self,
-        x: Float[Tensor, "rows d_in"],
-        weight: Float[Tensor, "d_sae d_in"],
-        b_enc: Float[Tensor, " d_sae"],
-    ) -> Active:
-        (active,) = select(x, weight, b_enc, Above(torch.zeros_like(b_enc)))
-        return active
+    def select(self, x: Inputs, weight: Encoder, b_enc: PerLatent) -> Active:
+        return select(x, weight, b_enc, Above(torch.zeros_like(b_enc)))[0]

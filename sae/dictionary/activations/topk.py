@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sae.base import require
 from sae.core import select as selection
 from sae.core.select import Active
-from sae.dictionary.activations.base import Activation
+from sae.dictionary.activations.base import Activation, Encoder, Inputs, Latents, PerLatent
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +26,15 @@ acts = torch.zeros_like(pre).scatter(-1, latents, values)"""
     k: int
     """Latents of a row that are active, at most."""
 
-    def encode(
-        self, products: Float[Tensor, "... d_sae"], b_enc: Float[Tensor, " d_sae"]
-    ) -> Float[Tensor, "... d_sae"]:
+    def encode(self, products: Latents, b_enc: PerLatent) -> Latents:
         positive = torch.relu(products + b_enc)
         # By index, so that equals at the edge never make more than k.
         values, latents = positive.topk(self.k, dim=-1, sorted=False)
         return torch.zeros_like(positive).scatter(-1, latents, values)
 
-    def select(
-        self,
-        x: Float[Tensor, "rows d_in"],
-        weight: Float[Tensor, "d_sae d_in"],
-        b_enc: Float[Tensor, " d_sae"],
-    ) -> Active:
+    def select(self, x: Inputs, weight: Encoder, b_enc: PerLatent) -> Active:
         # Of equal latents at the edge the first are taken; `encode` leaves that to torch.
-        (active,) = selection.select(x, weight, b_enc, selection.TopK(self.k))
-        return active
+        return selection.select(x, weight, b_enc, selection.TopK(self.k))[0]
 
     def of_latents(self, latents: Int[Tensor, " kept"]) -> Activation:
         return replace(self, k=min(self.k, len(latents)))
