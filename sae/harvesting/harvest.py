@@ -136,7 +136,7 @@ def _on_own_device(config: ModelConfig, processes: Processes) -> ModelConfig:
 def _check_same_model(asked: Harvest, writer: CacheWriter, model: LanguageModel) -> None:
     """Refuse to mix activations of two models in one cache."""
     for what, begun, now in (
-        ("weights", writer.model.weight_digest, model.digest),
+        ("weights", writer.model.weight_digest, model.record.weight_digest),
         ("tokenizer", writer.attributes["tokenizer_digest"], tokenizer_digest(model)),
     ):
         require(
@@ -169,7 +169,7 @@ def _create(asked: Harvest, model: LanguageModel) -> CacheWriter:
         compression=asked.compression,
         attributes={
             "digest": asked.digest,
-            "model": model.record(reading.model).to_json(),
+            "model": model.record.to_json(),
             "tokenizer_digest": tokenizer_digest(model),
             "data": plain(reading.data),
             "one_document_a_row": reading.one_document_a_row,

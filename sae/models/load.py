@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sae.base import UNKNOWN, UserError, digest_bytes, nearest, require, say
 from sae.models.embedded import EMBEDDED, embedded_folder
@@ -47,33 +47,14 @@ class LanguageModel:
 
     module: Any
     tokenizer: Any
-    name: str
-    hub_id: str
-    causal: bool
-    """Whether it predicts a next token: an encoder, or a model without its head, does not."""
+    record: ModelRecord
+    """Which model it is, as is kept with what was computed by it."""
     bos_token_id: int | None
     """Put before every document and row; an encoder's is its class token."""
     end_token_id: int | None
     """Put after every document; only encoders have one, their separator."""
     pad_token_id: int
     """Fills up rows; what stands there is masked, so any token will do where none is named."""
-    digest: str
-
-    def record(self, config: "ModelConfig") -> ModelRecord:
-        """Return what is kept of this model with what was computed by it.
-
-        Args:
-            config: what it was loaded by.
-        """
-        return ModelRecord(
-            name=config.name,
-            hub_id=self.hub_id,
-            weight_digest=self.digest,
-            causal=self.causal,
-            revision=config.revision,
-            dtype=config.dtype,
-            bos_token=config.bos_token,
-        )
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +79,11 @@ class LanguageModel:
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` becomes the first GPU if there is one, else the CPU."""
+    """Return the device of that name; `auto` is the first GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: if there is no such device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -110,27 +95,20 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def model_folder(config: ModelConfig) -> str:
-    """What to hand to `from_pretrained`: a folder, or the Hub id."""
-    if config.name in EMBEDDED:
-        return str(embedded_folder(config.name))
-    if Path(config.name).is_dir():
-        require(
-            (Path(config.name) / "config.json").is_file(),
-            f"model.name={config.name} is a folder without a config.json; "
-            "give one that save_pretrained wrote",
-        )
-    return config.name
-
-
 def _from_pretrained(kind: Any, config: ModelConfig, **settings: Any) -> Any:
-    source = model_folder(config)
+    name = config.name
+    require(
+        name in EMBEDDED or not Path(name).is_dir() or (Path(name) / "config.json").is_file(),
+        f"model.name={name} is a folder without a config.json; "
+        "give one that save_pretrained wrote",
+    )
+    source = str(embedded_folder(name)) if name in EMBEDDED else name
     if config.revision is not None:
         settings["revision"] = config.revision
     try:
         return kind.from_pretrained(source, **settings)
     except (OSError, ValueError) as error:
-        raise UserError(_not_loaded(config.name, error)) from error
+        raise UserError(_not_loaded(name, error)) from error
 
 
 def _not_loaded(name: str, error: BaseException) -> str:
@@ -164,7 +142,7 @@ def _not_loaded(name: str, error: BaseException) -> str:
 
 
 def _settings(config: ModelConfig) -> Any:
-    """What the model's config.json says."""
+    """Read what the model's config.json says."""
     from transformers import AutoConfig
 
     settings = _from_pretrained(AutoConfig, config)
@@ -177,7 +155,7 @@ def _settings(config: ModelConfig) -> Any:
 
 
 def is_causal(config: ModelConfig) -> bool:
-    """Whether the model predicts a next token; reads its config.json and no weights."""
+    """Return whether the model predicts a next token; reads its config.json and no weights."""
     return _causal(_settings(config))
 
 
@@ -204,8 +182,11 @@ def record_without_weights(name: str) -> ModelRecord:
     Raises:
         UserError: if there is no such model.
     """
-    hub_id = EMBEDDED[name].hub_id if name in EMBEDDED else name
-    return ModelRecord(name, hub_id, causal=is_causal(ModelConfig(name=name)))
+    return ModelRecord(name, _hub_id(name), causal=is_causal(ModelConfig(name=name)))
+
+
+def _hub_id(name: str) -> str:
+    return EMBEDDED[name].hub_id if name in EMBEDDED else name
 
 
 def recorded_config(record: ModelRecord, device: str) -> ModelConfig:
@@ -226,19 +207,23 @@ def recorded_model(record: ModelRecord, device: str) -> LanguageModel:
         UserError: if the model found under that name has other weights now.
     """
     model = load_model(recorded_config(record, device))
-    if record.weight_digest == UNKNOWN:
+    now, then = model.record.weight_digest, record.weight_digest
+    if then == UNKNOWN:
         say(f"nothing tells whether {record.name} is the very model of these activations")
-        return model
     require(
-        model.digest == record.weight_digest,
-        f"model {record.name} has other weights now (digest {model.digest}) than those that "
-        f"were harvested ({record.weight_digest})",
+        then in (now, UNKNOWN),
+        f"model {record.name} has other weights now (digest {now}) than those that were "
+        f"harvested ({then})",
     )
     return model
 
 
 def load_skeleton(config: ModelConfig) -> nn.Module:
-    """The model's modules without weights (on the meta device): to check hooks in a second."""
+    """Return the model's modules without weights, on the meta device, to check hooks quickly.
+
+    Raises:
+        UserError: if there is no such model.
+    """
     settings = _settings(config)
     with torch.device("meta"):
         module: nn.Module = _kind(settings).from_config(settings)
@@ -246,7 +231,11 @@ def load_skeleton(config: ModelConfig) -> nn.Module:
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The model's tokenizer."""
+    """Return the model's tokenizer.
+
+    Raises:
+        UserError: if there is no such model.
+    """
     from transformers import AutoTokenizer
 
     return _from_pretrained(AutoTokenizer, config)
@@ -270,35 +259,28 @@ def load_model(config: ModelConfig) -> LanguageModel:
     pad = _first(tokenizer.pad_token_id, tokenizer.eos_token_id, bos)
     logging.disable_progress_bar()
     device = resolve_device(config.device)
-    kind = _kind(settings)
     module, found = _from_pretrained(
-        kind, config, dtype=DTYPES[config.dtype], output_loading_info=True
+        _kind(settings), config, dtype=DTYPES[config.dtype], output_loading_info=True
     )
-    missing = _missing(config, found["missing_keys"])
-    module = module.to(device).eval().requires_grad_(False)
-    embedded = EMBEDDED.get(config.name)
-    return LanguageModel(
-        module=module,
-        tokenizer=tokenizer,
-        name=config.name,
-        hub_id=embedded.hub_id if embedded else config.name,
-        causal=causal,
-        bos_token_id=bos,
-        end_token_id=end,
-        pad_token_id=0 if pad is None else pad,
-        digest=weight_digest(module, without=missing),
-    )
-
-
-def _missing(config: ModelConfig, missing: set[str]) -> set[str]:
-    """Names of weights that are made up; only the pooler's may be, which nothing here reads."""
+    # What is missing is made up at random, which only the pooler may be: nothing here reads it.
+    missing = found["missing_keys"]
     needed = sorted(name for name in missing if "pooler" not in name)
     if needed:
         raise UserError(
             f"model.name={config.name} lacks {len(needed)} of its weights, {needed[0]} among "
             "them; give a whole checkpoint"
         )
-    return missing
+    module = module.to(device).eval().requires_grad_(False)
+    record = ModelRecord(
+        name=config.name,
+        hub_id=_hub_id(config.name),
+        weight_digest=weight_digest(module, without=missing),
+        causal=causal,
+        revision=config.revision,
+        dtype=config.dtype,
+        bos_token=config.bos_token,
+    )
+    return LanguageModel(module, tokenizer, record, bos, end, 0 if pad is None else pad)
 
 
 def _check_vocabulary(
@@ -342,7 +324,7 @@ def _bos_token_id(config: ModelConfig, tokenizer: Any, causal: bool) -> int | No
 def weight_digest(
     module: nn.Module, samples: int = 65_536, without: Container[str] = ()
 ) -> str:
-    """Identifies weights by name, shape and up to `samples` evenly spaced values per tensor.
+    """Return a digest of names, shapes and up to `samples` evenly spaced values per tensor.
 
     Reading everything would take minutes for a large model; a fine-tune moves all values,
     so a sample tells it apart. Tensors named in `without` do not count.
@@ -353,7 +335,7 @@ def weight_digest(
             if name in without:
                 continue
             yield f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
-            flat: Tensor = tensor.detach().reshape(-1)
+            flat = tensor.detach().reshape(-1)
             step = max(1, flat.numel() // samples)
             yield flat[::step].float().cpu().numpy().tobytes()
 

@@ -88,7 +88,7 @@ class LiveRows:
     def identity(self) -> dict[str, object]:
         config, names = self._config, [site.hook_name for site in self._sites]
         return {
-            "weights": self._model.digest,
+            "weights": self._model.record.weight_digest,
             "tokenizer": tokenizer_digest(self._model),
             "bos_token_id": self._model.bos_token_id,
             "harvest": {
@@ -113,7 +113,7 @@ class LiveRows:
     def record(self) -> Record:
         model, config = self._model, self._config
         return record_of_rows(
-            model.record(config.model),
+            model.record,
             config.data.record,
             config.context_size,
             model.bos_token_id,

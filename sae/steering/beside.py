@@ -45,8 +45,8 @@ def generate_beside(
             to be written.
     """
     require(
-        model.causal,
-        f"{model.name} predicts no next token, so it writes nothing to steer; "
+        model.record.causal,
+        f"{model.record.name} predicts no next token, so it writes nothing to steer; "
         "reading activations works",
     )
     ids = prompt_ids(model, prompt)

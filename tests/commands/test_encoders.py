@@ -17,14 +17,14 @@ from sae.models.unembed import unembedding
 
 def test_an_encoder_puts_its_class_token_before_and_its_separator_after_documents(encoder):
     model = load_model(ModelConfig(name=str(encoder)))
-    assert not model.causal
+    assert not model.record.causal
     assert (model.bos_token_id, model.end_token_id, model.pad_token_id) == (CLS, SEP, PAD)
     assert model.special_token_ids == list(range(5))
 
 
 def test_a_causal_model_has_no_separator_and_pads_with_what_it_has(tiny_model):
     model = load_model(ModelConfig(name=str(tiny_model)))
-    assert model.causal
+    assert model.record.causal
     assert (model.bos_token_id, model.end_token_id, model.pad_token_id) == (0, None, 1)
 
 
@@ -45,7 +45,7 @@ def test_a_causal_model_takes_its_class_token_where_it_has_no_beginning(
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(encoder / file, folder)
     model = load_model(ModelConfig(name=str(folder)))
-    assert model.causal
+    assert model.record.causal
     assert (model.bos_token_id, model.end_token_id, model.pad_token_id) == (CLS, None, PAD)
 
 

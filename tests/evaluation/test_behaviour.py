@@ -77,7 +77,7 @@ def test_all_figures_equal_an_independent_computation(tiny_run, model, tokens):
     found = scores(model, tokens, dictionary)
     text = (tokens != 0) & (tokens != 1)
     scored = text[:, :-1] & text[:, 1:]
-    double = load_model(ModelConfig(name=model.name, device="cpu")).module.double()
+    double = load_model(ModelConfig(name=model.record.name, device="cpu")).module.double()
     block = double.model.layers[1]
     state = {}
 

@@ -308,7 +308,7 @@ REAL_HOOKS = ["blocks.2.hook_resid_post", "blocks.3.attn.hook_z", "blocks.4.hook
 )
 def test_hooks_of_a_real_model_read_the_very_bits_of_plain_hooks(name, causal):
     model = load_model(ModelConfig(name=name(), device="cpu"))
-    assert model.causal == causal
+    assert model.record.causal == causal
     text = "The capital of France is Paris, and the river that runs through it is the Seine."
     tokens = torch.tensor([model.tokenizer(text)["input_ids"]])
     points = [find_site(model.module, hook) for hook in REAL_HOOKS]

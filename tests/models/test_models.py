@@ -37,7 +37,7 @@ def no_beginning(tmp_path: Path, tiny_model: Path) -> Path:
 
 def test_the_weight_digest_does_not_change_when_the_model_is_loaded_again(tiny_model):
     config = ModelConfig(name=str(tiny_model))
-    assert load_model(config).digest == load_model(config).digest
+    assert load_model(config).record == load_model(config).record
 
 
 def test_the_weight_digest_changes_when_any_one_tensor_is_scaled(tiny_model):
@@ -64,9 +64,9 @@ def test_the_weight_digest_sees_the_end_of_tensors_that_are_only_sampled():
 def test_the_digest_tells_precisions_and_seeds_apart(tiny_model, tmp_path, tokenizer_folder):
     other = save_tiny_model("llama", tmp_path, tokenizer_folder, seed=1)
     digests = {
-        load_model(ModelConfig(name=str(tiny_model))).digest,
-        load_model(ModelConfig(name=str(tiny_model), dtype="bfloat16")).digest,
-        load_model(ModelConfig(name=str(other))).digest,
+        load_model(ModelConfig(name=str(tiny_model))).record.weight_digest,
+        load_model(ModelConfig(name=str(tiny_model), dtype="bfloat16")).record.weight_digest,
+        load_model(ModelConfig(name=str(other))).record.weight_digest,
     }
     assert len(digests) == 3
 
