@@ -1,11 +1,10 @@
 """`AtlasRecord`: what an atlas was made from, and the file `atlas.json` that says it."""
 
-import reprlib
-import typing
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
-from sae.base import UNKNOWN, UserError, read_json, require, write_json
+from sae.base import UNKNOWN, JsonObject, UserError, read_json, require, write_json
 
 RECORD_FILE = "atlas.json"
 FORMAT = 2
@@ -86,26 +85,17 @@ class AtlasRecord:
             made == FORMAT,
             f"{where} has atlas format {made}, this is format {FORMAT}; run sae analyze again",
         )
-        hints = typing.get_type_hints(cls)
-        given = {name: found[name] for name in hints if name in found}
+        given, hints = (
+            JsonObject(where, "", found, "run sae analyze again"),
+            get_type_hints(cls),
+        )
+        values: dict[str, Any] = {}
         for field in fields(cls):
-            kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
-            # Not isinstance(): true is no number here.
-            if type(given.get(field.name, field.default)) not in kinds:
-                raise UserError(
-                    f"{where}: {field.name}={reprlib.repr(given.get(field.name))}, where an "
-                    f"atlas has {' or '.join(_WORDS[kind] for kind in kinds)}; run sae analyze "
-                    "again"
-                )
-        return cls(**given)
-
-
-_WORDS: dict[type, str] = {
-    str: "text",
-    int: "a whole number",
-    bool: "true or false",
-    type(None): "null",
-}
+            if field.name in found or field.default is MISSING:
+                kind, *null = get_args(hints[field.name]) or [hints[field.name]]
+                take = given.maybe if null else given.get
+                values[field.name] = take(field.name, kind)
+        return cls(**values)
 
 
 def read_record(folder: Path) -> AtlasRecord:
