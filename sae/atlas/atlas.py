@@ -30,7 +30,7 @@ class Atlas:
 
     @property
     def digest(self) -> str | None:
-        """The digest of its record; None of a folder that `sae analyze` would make anew."""
+        """The digest of its record; None if `sae analyze` would make the atlas anew."""
         if not all((self.folder / table.file).is_file() for table in (FEATURES, CONTEXTS)):
             return None
         try:
@@ -39,26 +39,24 @@ class Atlas:
             return None
 
     def features(self) -> list[dict[str, Any]]:
-        """The records of `features.parquet`."""
-        found: list[dict[str, Any]] = self.feature_table().to_pylist()
-        return found
+        """Return the records of `features.parquet`."""
+        return list(self.feature_table().to_pylist())
 
     def contexts(self) -> list[dict[str, Any]]:
-        """The records of `contexts.parquet`, by feature, group and rank."""
-        found: list[dict[str, Any]] = self.context_table().to_pylist()
-        return found
+        """Return the records of `contexts.parquet`, by feature, group and rank."""
+        return list(self.context_table().to_pylist())
 
     def feature_table(self, names: Sequence[str] | None = None) -> "pyarrow.Table":
-        """`features.parquet`, or some of its columns, as an arrow table."""
+        """Return `features.parquet`, or some of its columns, as an arrow table."""
         read_record(self.folder)
         return FEATURES.read(self.folder, names)
 
     def context_table(self, names: Sequence[str] | None = None) -> "pyarrow.Table":
-        """`contexts.parquet`, or some of its columns, as an arrow table."""
+        """Return `contexts.parquet`, or some of its columns, as an arrow table."""
         read_record(self.folder)
         return CONTEXTS.read(self.folder, names)
 
     def context_batches(self) -> Iterator["pyarrow.RecordBatch"]:
-        """`contexts.parquet` as arrow record batches, so that little of it is in memory."""
+        """Yield `contexts.parquet` as arrow record batches, so that little is in memory."""
         read_record(self.folder)
         yield from CONTEXTS.batches(self.folder)

@@ -1,7 +1,6 @@
 """Features to show first: the clearest ones, with texts where they fire."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +43,8 @@ def clearest_features(
 ) -> list[Example]:
     """Choose the clearest features, with the first of their contexts.
 
-    Clearest: the promoted tokens speak of most of its contexts, and it fires strongly.
+    A feature is the clearer, the more of its contexts its promoted tokens speak of; of equally
+    clear ones, the one that fires more strongly comes first.
 
     Args:
         kept: numbers, rising, of the features that are left; the examples count these alone.
@@ -56,27 +56,27 @@ def clearest_features(
     table = atlas.feature_table()
     order = [("logit_agreement", "descending"), ("max_activation", "descending")]
     known = [key for key in order if key[0] in table.column_names]
-    best = table.filter(compute.field("n_active") > 0).sort_by(known).slice(0, n_features)
-    few = compute.field("feature").isin(best["feature"].to_pylist())
+    firing = table.filter(compute.field("n_active") > 0)
+    clearest = firing.sort_by(known).slice(0, n_features).to_pylist()
+    best = {record["feature"]: record for record in clearest}
+    few = compute.field("feature").isin([*best])
     few = few & (compute.field("rank") < n_contexts) & (compute.field("group") == "top")
-    labels = read_labels(atlas.folder).label
-    contexts: dict[int, list[ExampleContext]] = {}
-    # A few rows of a table that is far larger than all else here.
+    contexts: dict[int, list[ExampleContext]] = {feature: [] for feature in best}
+    # A few records of a table that is far larger than all else here.
     for batch in atlas.context_batches():
-        for row in pyarrow.Table.from_batches([batch]).filter(few).to_pylist():
-            contexts.setdefault(row["feature"], []).append(_context(row))
+        for one in pyarrow.Table.from_batches([batch]).filter(few).to_pylist():
+            peak = one["position"] - one["start"]
+            context = ExampleContext(one["tokens"], peak, one["activations"])
+            contexts[one["feature"]].append(context)
+    labels = read_labels(atlas.folder).label
     return [
         Example(
-            feature=row["feature"] if kept is None else int(kept.searchsorted(row["feature"])),
-            label=labels[row["feature"]],
-            density=row["density"],
-            max_activation=row["max_activation"],
-            promoted=row.get("top_logit_tokens", [])[:5],
-            contexts=contexts.get(row["feature"], []),
+            feature=feature if kept is None else int(kept.searchsorted(feature)),
+            label=labels[feature],
+            density=record["density"],
+            max_activation=record["max_activation"],
+            promoted=record.get("top_logit_tokens", [])[:5],
+            contexts=contexts[feature],
         )
-        for row in best.to_pylist()
+        for feature, record in best.items()
     ]
-
-
-def _context(row: dict[str, Any]) -> ExampleContext:
-    return ExampleContext(row["tokens"], row["position"] - row["start"], row["activations"])

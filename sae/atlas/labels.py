@@ -33,14 +33,13 @@ class Labels:
 
     @classmethod
     def all_automatic(cls, automatic: list[str]) -> "Labels":
-        """Labels to which nobody has added anything."""
+        """Return labels to which nobody has added anything."""
         return cls(automatic, list(automatic), [""] * len(automatic))
 
     @property
     def by_hand(self) -> list[int]:
-        """Features whose label is not the automatic one."""
-        pairs = enumerate(zip(self.automatic, self.label, strict=True))
-        return [feature for feature, (automatic, label) in pairs if automatic != label]
+        """The features whose label is not the automatic one."""
+        return [i for i, label in enumerate(self.label) if label != self.automatic[i]]
 
     @property
     def touched(self) -> bool:
@@ -49,10 +48,10 @@ class Labels:
 
 
 def read_labels(folder: Path) -> Labels:
-    """The labels of the atlas in `folder`: what `labels.csv` says, else the automatic ones.
+    """Return the labels of the atlas in `folder`: of `labels.csv`, else the automatic ones.
 
     The file may come back from a spreadsheet: with a byte order mark, semicolons or tabs, other
-    line ends, another order, rows missing (those features keep their automatic label, as do
+    line ends, another order, records missing (those features keep their automatic label, as do
     those with an empty one).
 
     Raises:
@@ -63,7 +62,7 @@ def read_labels(folder: Path) -> Labels:
     labels = Labels.all_automatic(automatic)
     path = folder / LABELS_FILE
     if path.exists():
-        for feature, label, explanation in _rows(path, len(automatic)):
+        for feature, label, explanation in _records(path, len(automatic)):
             labels.label[feature] = label or automatic[feature]
             labels.explanation[feature] = explanation
     return labels
@@ -75,7 +74,7 @@ def write_labels(folder: Path, labels: Labels) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for feature, cells in enumerate(zip(labels.label, labels.explanation, strict=True)):
-        writer.writerow([feature, *map(_protected, cells)])
+        writer.writerow([feature, *(f"'{c}" if _FORMULA.match(c) else c for c in cells)])
     content = text.getvalue().encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     write_text(folder / LABELS_FILE, content)
 
@@ -86,7 +85,7 @@ def set_label(folder: Path, feature: int, label: str) -> Labels:
     The file is read first, so that what was edited in it meanwhile stays.
 
     Raises:
-        UserError: as `read_labels`, and for a feature that the atlas does not have.
+        UserError: as `read_labels` does, and for a feature that the atlas does not have.
     """
     labels = read_labels(folder)
     last = len(labels.label) - 1
@@ -115,31 +114,28 @@ def carry_labels(old: Path, new: Path, automatic: list[str], dictionary_digest: 
     for kept in sorted(old.glob("labels-*.csv")):
         shutil.copy2(kept, new / kept.name)
     if (old / LABELS_FILE).exists():
-        digest = _digest(old)
+        digest = _dictionary_digest(old)
         if digest == dictionary_digest:
-            _carry(read_labels(old), labels)
-        elif _worth_keeping(old):
+            before = read_labels(old)
+            for feature in before.by_hand:
+                labels.label[feature] = before.label[feature]
+            labels.explanation[:] = before.explanation
+        elif _may_be_edited(old):
             shutil.copy2(old / LABELS_FILE, _unused(new, f"labels-{digest}"))
     write_labels(new, labels)
     return labels
 
 
-def _carry(before: Labels, labels: Labels) -> None:
-    for feature in before.by_hand:
-        labels.label[feature] = before.label[feature]
-    labels.explanation[:] = before.explanation
-
-
-def _digest(folder: Path) -> str:
-    """Return the digest of the dictionary that an atlas is of, whatever its format."""
+def _dictionary_digest(folder: Path) -> str:
+    """Return the digest of the dictionary that an atlas of any format is of."""
     try:
         return str(read_json(folder / RECORD_FILE)["dictionary_digest"])
     except (UserError, KeyError, TypeError):
         return "unknown"
 
 
-def _worth_keeping(folder: Path) -> bool:
-    """Whether a person wrote into `labels.csv`, or it cannot be told."""
+def _may_be_edited(folder: Path) -> bool:
+    """Return whether a person wrote into `labels.csv`; true of a file that cannot be read."""
     try:
         return read_labels(folder).touched
     except UserError:
@@ -153,41 +149,57 @@ def _unused(folder: Path, stem: str) -> Path:
     return path
 
 
-def _protected(cell: str) -> str:
-    return f"'{cell}" if _FORMULA.match(cell) else cell
-
-
-def _unprotected(cell: str) -> str:
-    cell = cell.strip()
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def _rows(path: Path, d_sae: int) -> Iterator[tuple[int, str, str]]:
-    """Feature, label and explanation of every row of a file that people edit."""
-    text = _text(path)
-    delimiter = next((d for d in ",;\t" if d in text.split("\n", 1)[0]), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def _records(path: Path, d_sae: int) -> Iterator[tuple[int, str, str]]:
+    """Yield feature, label and explanation of every record of a file that people edit."""
     places: list[int] = []
     seen: dict[int, int] = {}
+    for line, cells in _lines(path):
+        where = f"{path}, line {line}"
+        if not places:
+            places = _places(cells, where)
+            continue
+        beyond = [cell for i, cell in enumerate(cells) if i not in places and cell.strip()]
+        require(
+            not beyond,
+            f"{where}: {beyond[:1]} is in no column; put a cell with a comma in quotation "
+            "marks",
+        )
+        found = [cells[i].strip() if 0 <= i < len(cells) else "" for i in places]
+        # Without the apostrophe that keeps a spreadsheet from computing a cell.
+        cell, *texts = (c[1:] if c[:1] == "'" and _FORMULA.match(c) else c for c in found)
+        require(
+            cell.isascii() and cell.isdecimal() and int(cell) < d_sae,
+            f"{where}: {cell!r} is no feature of this atlas; give a number from 0 to "
+            f"{d_sae - 1}",
+        )
+        feature = int(cell)
+        require(
+            feature not in seen,
+            f"{where}: feature {feature} has a row already, at line {seen.get(feature)}; "
+            "keep one of them",
+        )
+        seen[feature] = line
+        yield feature, texts[0], texts[1]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of every line that is not blank, and the number of the line."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: not UTF-8; save the file as CSV with encoding UTF-8"
+        ) from error
+    delimiter = next((d for d in ",;\t" if d in text.split("\n", 1)[0]), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 1
     try:
         for cells in reader:
-            where = f"{path}, line {line}"
+            if any(cell.strip() for cell in cells):
+                yield line, cells
             line = reader.line_num + 1
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not places:
-                places = _header(cells, where)
-                continue
-            feature, label, explanation = _cells(cells, places, where)
-            number = _feature(feature, d_sae, where)
-            require(
-                number not in seen,
-                f"{where}: feature {number} has a row already, at line {seen.get(number)}; "
-                "keep one of them",
-            )
-            seen[number] = reader.line_num
-            yield number, label, explanation
     except csv.Error as error:
         raise UserError(
             f"{path}, line {line}: {error}; a quotation mark in a cell is written twice, and "
@@ -195,20 +207,9 @@ def _rows(path: Path, d_sae: int) -> Iterator[tuple[int, str, str]]:
         ) from error
 
 
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: not UTF-8; save the file as CSV with encoding UTF-8"
-        ) from error
-
-
-def _header(cells: list[str], where: str) -> list[int]:
-    """Where the columns are; −1 for explanations that are not there."""
-    names = [cell.strip().lower() for cell in cells]
+def _places(header: list[str], where: str) -> list[int]:
+    """Return where the columns are; −1 for explanations that are not there."""
+    names = [cell.strip().lower() for cell in header]
     wanted = ",".join(_COLUMNS)
     for name in filter(None, names):
         require(
@@ -218,21 +219,3 @@ def _header(cells: list[str], where: str) -> list[int]:
     for name in _COLUMNS[:2]:
         require(name in names, f"{where}: no column {name!r}; the first line is {wanted}")
     return [names.index(name) if name in names else -1 for name in _COLUMNS]
-
-
-def _cells(cells: list[str], places: list[int], where: str) -> list[str]:
-    """Return the cells of the known columns, without the protection from spreadsheets."""
-    beyond = [cell for place, cell in enumerate(cells) if place not in places and cell.strip()]
-    require(
-        not beyond,
-        f"{where}: {beyond[:1]} is in no column; put a cell with a comma in quotation marks",
-    )
-    return [_unprotected(cells[p]) if 0 <= p < len(cells) else "" for p in places]
-
-
-def _feature(cell: str, d_sae: int, where: str) -> int:
-    require(
-        cell.isascii() and cell.isdecimal() and int(cell) < d_sae,
-        f"{where}: {cell!r} is no feature of this atlas; give a number from 0 to {d_sae - 1}",
-    )
-    return int(cell)

@@ -1,13 +1,16 @@
 """Columns of lists, as one flat array and the length of every list."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from jaxtyping import Bool
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pyarrow
+
+    Columns: TypeAlias = pyarrow.Table | Mapping[str, pyarrow.ChunkedArray]
 
 
 def list_array(
@@ -24,9 +27,7 @@ def list_array(
     return pyarrow.ListArray.from_arrays(pyarrow.array(ends, pyarrow.int32()), values)
 
 
-def list_lengths(
-    table: "pyarrow.Table | Mapping[str, pyarrow.ChunkedArray]", name: str
-) -> NDArray[np.int64]:
+def list_lengths(table: "Columns", name: str) -> NDArray[np.int64]:
     """Return how long each list of a column is; 0 where there is none."""
     import pyarrow.compute as pc
 
@@ -35,11 +36,28 @@ def list_lengths(
     return found
 
 
-def flat_and_ends(
-    table: "pyarrow.Table | Mapping[str, pyarrow.ChunkedArray]", name: str
-) -> tuple["pyarrow.Array", NDArray[np.int64]]:
+def flat_and_ends(table: "Columns", name: str) -> tuple["pyarrow.Array", NDArray[np.int64]]:
     """Return the entries of a column of lists one after another, and where each list ends."""
     return table[name].combine_chunks().flatten(), np.cumsum(list_lengths(table, name))
+
+
+def kept_entries(
+    entries: "Mapping[str, pyarrow.Array]",
+    lengths: NDArray[np.int64],
+    kept: Bool[np.ndarray, " entry"],
+) -> dict[str, "pyarrow.ListArray"]:
+    """Return columns of lists that stand beside each other, without some of their entries.
+
+    Args:
+        entries: those of each column, one list after another.
+        lengths: how many of them each list has.
+        kept: whether each of them stays.
+    """
+    import pyarrow
+
+    owners = np.repeat(np.arange(len(lengths)), lengths)[kept]
+    left, mask = np.bincount(owners, minlength=len(lengths)), pyarrow.array(kept)
+    return {name: list_array(values.filter(mask), left) for name, values in entries.items()}
 
 
 def columns_of(table: "pyarrow.Table") -> dict[str, "pyarrow.ChunkedArray"]:

@@ -16,18 +16,17 @@ LOGITS = "logits"
 """Columns of features whose dictionary writes into the residual stream."""
 LOGIT_IDS = "logit ids"
 """More of the same, which an atlas that was imported does not have."""
-RENUMBERED = "renumbered"
-"""The column of an atlas from which features were left out."""
+_ORIGINAL = Column(
+    "original_feature",
+    "int32",
+    "number before others were left out, by `drop_dead=true`; only in such an export",
+    "renumbered",
+)
 
 FEATURES = TableSchema(
     "features.parquet",
     Column("feature", "int32", "number of the feature in its dictionary, from 0"),
-    Column(
-        "original_feature",
-        "int32",
-        "number before others were left out, by `drop_dead=true`; only in such an export",
-        RENUMBERED,
-    ),
+    _ORIGINAL,
     Column("label", "string", "label made from the data; what people wrote is in `labels.csv`"),
     Column("density", "double", "share of the text's tokens on which it is active, 0 to 1"),
     Column("n_active", "int64", "number of tokens on which it is active"),
@@ -66,21 +65,19 @@ FEATURES = TableSchema(
         "share of each token's occurrences where it is active, 0 to 1",
         beside="top_token_ids",
     ),
-    Column("decoder_norm", "float", "norm of its row of `W_dec`", from_directions=True),
-    Column("encoder_norm", "float", "norm of its column of `W_enc`", from_directions=True),
+    Column("decoder_norm", "float", "norm of its row of `W_dec`"),
+    Column("encoder_norm", "float", "norm of its column of `W_enc`"),
     Column(
         "neighbours",
         "list<int32>",
         "the ten features with the nearest decoder directions",
         names_features=True,
-        from_directions=True,
     ),
     Column(
         "neighbour_cosines",
         "list<float>",
         "cosines with the directions of `neighbours`",
         beside="neighbours",
-        from_directions=True,
     ),
     Column(
         "correlated",
@@ -171,22 +168,14 @@ FEATURES = TableSchema(
         "float",
         "place on the map from left to right, 0 to 1: UMAP of the exact nearest neighbours "
         "by cosine, from a start by PCA",
-        from_directions=True,
     ),
-    Column(
-        "map_y", "float", "place on the map from top to bottom, 0 to 1", from_directions=True
-    ),
+    Column("map_y", "float", "place on the map from top to bottom, 0 to 1"),
 )
 
 CONTEXTS = TableSchema(
     "contexts.parquet",
     Column("feature", "int32", "number of the feature that the context is of"),
-    Column(
-        "original_feature",
-        "int32",
-        "number before others were left out, by `drop_dead=true`; only in such an export",
-        RENUMBERED,
-    ),
+    _ORIGINAL,
     Column("group", "string", "`top`, `band` or `silent`, see below"),
     Column(
         "band",

@@ -28,8 +28,6 @@ class Column:
     """Column of lists that these lists stand beside, entry by entry."""
     names_features: bool = False
     """Whether its lists hold numbers of other features."""
-    from_directions: bool = False
-    """Whether it comes from the dictionary's directions alone, and from no text."""
 
     @property
     def type(self) -> "pyarrow.DataType":
@@ -56,7 +54,7 @@ class TableSchema:
     @property
     def required(self) -> list[str]:
         """The columns that every table has."""
-        return [name for name, column in self.columns.items() if not column.group]
+        return self._wanted(())
 
     def beside(self, name: str) -> list[str]:
         """Return the names of the lists that stand beside those of `name`."""
@@ -74,17 +72,15 @@ class TableSchema:
         """
         import pyarrow
 
-        for name in columns:
+        arrays = {}
+        for name, values in columns.items():
             if name not in self.columns:
                 raise ValueError(f"{self.file} has no column {name!r}")
-        arrays = {
-            name: _array(columns[name], column.type)
-            for name, column in self.columns.items()
-            if name in columns
-        }
-        table = pyarrow.table(arrays)
-        wrong = self._wrong(table.schema, self._wanted(arrays))
-        if wrong:
+            # What has a type of its own is not converted: it has to be the right one.
+            typed = isinstance(values, np.ndarray | pyarrow.Array | pyarrow.ChunkedArray)
+            arrays[name] = values if typed else pyarrow.array(values, self.columns[name].type)
+        table = pyarrow.table({name: arrays[name] for name in self.columns if name in arrays})
+        if wrong := self._wrong(table.schema, self._wanted(arrays)):
             raise ValueError(f"{self.file} {wrong}")
         return table
 
@@ -97,13 +93,13 @@ class TableSchema:
             names: of the columns; None for those that every table has.
         """
         import pyarrow
+        from pyarrow.types import is_list
 
-        found = {}
-        for name in self.required if names is None else names:
-            column = self.columns[name]
-            empty: list[object] | None = [] if column.kind.startswith("list<") else None
-            found[name] = pyarrow.array([empty] * n, column.type)
-        return found
+        kinds = {name: self.columns[name].type for name in names or self.required}
+        return {
+            name: pyarrow.repeat(pyarrow.scalar([] if is_list(kind) else None, kind), n)
+            for name, kind in kinds.items()
+        }
 
     def write(self, folder: Path, columns: Mapping[str, object]) -> "pyarrow.Table":
         """Write the file, and return the table as `table` makes it."""
@@ -134,8 +130,8 @@ class TableSchema:
 
         path = folder / self.file
         with _explained(path):
-            there = self._checked(path, pyarrow.parquet.read_schema(path), names)
-            return pyarrow.parquet.read_table(path, columns=there)
+            names = self._checked(path, pyarrow.parquet.read_schema(path), names)
+            return pyarrow.parquet.read_table(path, columns=names)
 
     def batches(self, folder: Path) -> Iterator["pyarrow.RecordBatch"]:
         """Read the file as record batches, so that little of it is in memory.
@@ -147,16 +143,15 @@ class TableSchema:
 
         path = folder / self.file
         with _explained(path), pyarrow.parquet.ParquetFile(path) as file:
-            there = self._checked(path, file.schema_arrow, None)
-            yield from file.iter_batches(batch_size=8192, columns=there)
+            names = self._checked(path, file.schema_arrow)
+            yield from file.iter_batches(batch_size=8192, columns=names)
 
     def _checked(
-        self, path: Path, found: "pyarrow.Schema", names: Sequence[str] | None
+        self, path: Path, found: "pyarrow.Schema", names: Sequence[str] | None = None
     ) -> list[str]:
         """Return the columns to read, if the file has them as they should be."""
         wanted = self._wanted(found.names) if names is None else [*names]
-        wrong = self._wrong(found, wanted)
-        if wrong:
+        if wrong := self._wrong(found, wanted):
             raise UserError(
                 f"{path} {wrong}; it is damaged or of another version: remove its folder and "
                 "run sae analyze"
@@ -165,8 +160,8 @@ class TableSchema:
 
     def _wanted(self, names: Collection[str]) -> list[str]:
         """Return the columns that a table has to have if it has these."""
-        groups = {column.group for name, column in self.columns.items() if name in names}
-        return [name for name, one in self.columns.items() if one.group in {"", *groups}]
+        groups = {"", *(one.group for name, one in self.columns.items() if name in names)}
+        return [name for name, one in self.columns.items() if one.group in groups]
 
     def _wrong(self, found: "pyarrow.Schema", wanted: Iterable[str]) -> str:
         """Say what is wrong with the columns that are wanted; nothing if they are right."""
@@ -177,15 +172,6 @@ class TableSchema:
             if kind != right:
                 return f"has the column {name!r} of type {kind}, not {right}"
         return ""
-
-
-def _array(values: object, kind: "pyarrow.DataType") -> "pyarrow.Array":
-    """Return values as an arrow array; only what has no type of its own is converted."""
-    import pyarrow
-
-    if isinstance(values, pyarrow.Array | pyarrow.ChunkedArray):
-        return values
-    return pyarrow.array(values, None if isinstance(values, np.ndarray) else kind)
 
 
 @contextmanager

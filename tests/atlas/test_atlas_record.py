@@ -34,12 +34,12 @@ def test_keys_that_are_not_there_are_not_known_and_others_are_left_out():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"d_sae": "64"}, "d_sae='64', where an atlas has a whole number; run sae analyze"),
-        ({"d_sae": True}, "d_sae=True, where an atlas has a whole number"),
+        ({"d_sae": "64"}, "d_sae='64', where sae-atlas writes a whole number; run sae analyze"),
+        ({"d_sae": True}, "d_sae=True, where sae-atlas writes a whole number"),
         ({"d_sae": None}, "d_sae=None, where"),
-        ({"hook_name_out": 3}, "hook_name_out=3, where an atlas has text or null"),
-        ({"imported": "yes"}, "imported='yes', where an atlas has true or false"),
-        ({"n_rows": 0.5}, "n_rows=0.5, where an atlas has a whole number or null"),
+        ({"hook_name_out": 3}, "hook_name_out=3, where sae-atlas writes text or null"),
+        ({"imported": "yes"}, "imported='yes', where sae-atlas writes true or false"),
+        ({"n_rows": 0.5}, "n_rows=0.5, where sae-atlas writes a whole number or null"),
         ({"format": 1}, "atlas format 1, this is format 2; run sae analyze"),
         ({"format": "new"}, "atlas format new, this is format 2"),
     ],
@@ -56,7 +56,7 @@ def test_a_record_without_what_every_atlas_has_is_refused(name, tmp_path):
     found = sample_record(4, 0).to_json()
     del found[name]
     (tmp_path / "atlas.json").write_text(json.dumps(found))
-    with pytest.raises(UserError, match=f"{name}=None, where an atlas has"):
+    with pytest.raises(UserError, match=f"{name}=None, where sae-atlas writes"):
         read_record(tmp_path)
 
 

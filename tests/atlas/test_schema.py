@@ -126,7 +126,7 @@ def test_the_types_of_format_two_stay_as_they_are(analyzed):
     }
 
 
-def test_what_comes_from_directions_is_said_to_do_so(tiny_run):
+def test_norms_neighbours_and_places_come_from_directions_alone(tiny_run):
     dictionary = sae.load(str(tiny_run / "dictionaries/strong"))
     columns = direction_columns(
         dictionary,
@@ -134,7 +134,9 @@ def test_what_comes_from_directions_is_said_to_do_so(tiny_run):
         np.zeros((64, 15), np.float32),
         np.zeros((64, 2), np.float32),
     )
-    assert set(columns) == {c.name for c in FEATURES.columns.values() if c.from_directions}
+    assert " ".join(columns) == (
+        "decoder_norm encoder_norm neighbours neighbour_cosines map_x map_y"
+    )
 
 
 # Written
