@@ -1,7 +1,7 @@
 """Rows of a cache as a PyTorch data set, for a training loop of one's own."""
 
 from collections.abc import Iterator
-from dataclasses import InitVar, dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,23 @@ class ActivationDataset(IterableDataset[Any]):
     """Opened, or where it is. It is opened again by whoever reads, in a worker or here."""
     hook_name: str | None = None
     """May be left out if there is only one."""
-    batch_size: int = field(kw_only=True)
+    _: KW_ONLY
+    batch_size: int
     """Rows a batch."""
-    hook_name_out: str | None = field(default=None, kw_only=True)
+    hook_name_out: str | None = None
     """A second hook; the same rows at both are given then."""
-    held_out: bool = field(default=False, kw_only=True)
+    held_out: bool = False
     """Whether the held-out rows are read, and not those for training."""
-    epochs: int = field(default=1, kw_only=True)
+    epochs: int = 1
     """How often all rows come in one iteration."""
-    seed: int = field(default=0, kw_only=True)
+    seed: int = 0
     """Decides the order."""
-    skip: int = field(default=0, kw_only=True)
+    skip: int = 0
     """Batches to leave out at the start without reading them, as a run that goes on does."""
-    max_norm_multiple: float | None = field(default=SINK_NORM_MULTIPLE, kw_only=True)
+    max_norm_multiple: float | None = SINK_NORM_MULTIPLE
     """Rows whose norm exceeds this multiple of the training rows' median are left out, as
     attention sinks; None keeps them."""
-    pool_bytes: int = field(default=2 << 30, kw_only=True)
+    pool_bytes: int = 2 << 30
     """Memory for rows that are shuffled together, of all workers."""
     location: str = field(init=False)
     """Where the cache is."""

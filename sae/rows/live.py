@@ -176,7 +176,7 @@ class LiveRows(RowSource):
             closing(_ahead(self._blocks(stopped), stopped, self._model.device)) as blocks,
         ):
             remove_unfinished(self._folder)
-            if not self._buffer.full:
+            if self._buffer.n_taken == 0:
                 say(f"train: {self._mix_rows:,} rows are computed to draw the first batch from")
             taken = noted(blocks)
             while True:
