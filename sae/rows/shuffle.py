@@ -77,14 +77,15 @@ class RowSelection:
 
 def select_rows(
     cache: ActivationCache,
-    *hook_names: str,
+    *hook_names: str | None,
     held_out: bool,
     max_norm_multiple: float | None = SINK_NORM_MULTIPLE,
 ) -> RowSelection:
     """Select the training or the held-out rows, without special tokens and attention sinks.
 
     Args:
-        hook_names: one or more; norms at the first one decide which rows are sinks.
+        hook_names: one or more, None for the only one; norms at the first decide which rows
+            are sinks.
         max_norm_multiple: rows whose norm exceeds this multiple of the training rows'
             median are left out (None keeps them). Such rows stand at the first position and
             at few other tokens, and would rule every squared error.
