@@ -26,8 +26,7 @@ from benchmarks.common import HOOK, RUN, write_results
 from benchmarks.reading import N_TOKENS
 from sae.base import read_json
 from sae.training.checkpoint import CheckpointConfig
-from sae.training.config import TrainConfig
-from sae.training.plan import SweepConfig
+from sae.training.config import SweepConfig, TrainConfig
 from sae.training.session import TIMING_FILE
 
 KILLS = 50

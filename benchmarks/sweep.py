@@ -32,10 +32,9 @@ from sae.core.select import BLOCK_BYTES, MIN_BLOCK_ROWS
 from sae.rows.shuffle import Rows
 from sae.rows.source import RowSource
 from sae.text.source import DataConfig, documents
-from sae.training.config import TrainConfig
+from sae.training.config import SweepConfig, TrainConfig
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
-from sae.training.plan import SweepConfig
 
 FOLDER = RUN / "sweep"
 D_SAE, BATCH = 4_608, 4_096

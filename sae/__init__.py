@@ -23,7 +23,7 @@ _HOMES = {
     "OptimConfig": "sae.training.optim",
     "PAnnealConfig": "sae.architectures",
     "StandardConfig": "sae.architectures",
-    "SweepConfig": "sae.training.plan",
+    "SweepConfig": "sae.training.config",
     "TopKConfig": "sae.architectures",
     "load": "sae.exchange.dictionaries",
     "open_cache": "sae.cache.layout",

@@ -43,10 +43,10 @@ from sae.rows.reading import Reading
 from sae.steering.steer import SteerConfig as SteerConfig
 from sae.text.source import DataConfig as DataConfig
 from sae.training.checkpoint import CheckpointConfig as CheckpointConfig
+from sae.training.config import SweepConfig as SweepConfig
 from sae.training.config import TrainConfig as TrainConfig
 from sae.training.loggers import LoggerConfig as LoggerConfig
 from sae.training.optim import OptimConfig as OptimConfig
-from sae.training.plan import SweepConfig as SweepConfig
 
 @overload
 def harvest(

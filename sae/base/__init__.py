@@ -1,6 +1,6 @@
 """What every room needs: errors for people, files that are whole, progress, provenance."""
 
-from sae.base.errors import UserError, nearest, require
+from sae.base.errors import UserError, nearest, require, require_at_least
 from sae.base.files import (
     atomic_path,
     check_free_space,
@@ -37,6 +37,7 @@ __all__ = [
     "read_json_lines",
     "remove_unfinished",
     "require",
+    "require_at_least",
     "say",
     "show",
     "size",

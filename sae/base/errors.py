@@ -22,3 +22,14 @@ def require(condition: bool, sentence: str) -> None:
     """Raise `UserError(sentence)` unless `condition` holds."""
     if not condition:
         raise UserError(sentence)
+
+
+def require_at_least(config: object, of: str = "", **least: int) -> None:
+    """Refuse a configuration with less than these numbers under their names; null may be.
+
+    Args:
+        of: what comes before the names on the command line, such as `sweep.`.
+    """
+    for name, number in least.items():
+        value = getattr(config, name)
+        require(value is None or value >= number, f"{of}{name}={value}; give {number} or more")

@@ -1,7 +1,7 @@
 """Rows of a cache as a PyTorch data set, for a training loop of one's own."""
 
 from collections.abc import Iterator
-from dataclasses import InitVar, dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sae.base import require
+from sae.base import require, require_at_least
 from sae.cache.layout import ActivationCache, open_cache
 from sae.core.scaling import SINK_NORM_MULTIPLE
-from sae.rows.shuffle import RowSelection, batches_of_epochs, select_rows
+from sae.rows.shuffle import Rows, RowSelection, batches_of_epochs, select_rows
 
 
 @dataclass(eq=False)
@@ -37,22 +37,23 @@ class ActivationDataset(IterableDataset[Any]):
     """Opened, or where it is. It is opened again by whoever reads, in a worker or here."""
     hook_name: str | None = None
     """May be left out if there is only one."""
-    batch_size: int = field(kw_only=True)
+    _: KW_ONLY
+    batch_size: int
     """Rows a batch."""
-    hook_name_out: str | None = field(default=None, kw_only=True)
+    hook_name_out: str | None = None
     """A second hook; the same rows at both are given then."""
-    held_out: bool = field(default=False, kw_only=True)
+    held_out: bool = False
     """Whether the held-out rows are read, and not those for training."""
-    epochs: int = field(default=1, kw_only=True)
+    epochs: int = 1
     """How often all rows come in one iteration."""
-    seed: int = field(default=0, kw_only=True)
+    seed: int = 0
     """Decides the order."""
-    skip: int = field(default=0, kw_only=True)
+    skip: int = 0
     """Batches to leave out at the start without reading them, as a run that goes on does."""
-    max_norm_multiple: float | None = field(default=SINK_NORM_MULTIPLE, kw_only=True)
+    max_norm_multiple: float | None = SINK_NORM_MULTIPLE
     """Rows whose norm exceeds this multiple of the training rows' median are left out, as
     attention sinks; None keeps them."""
-    pool_bytes: int = field(default=2 << 30, kw_only=True)
+    pool_bytes: int = 2 << 30
     """Memory for rows that are shuffled together, of all workers."""
     location: str = field(init=False)
     """Where the cache is."""
@@ -63,30 +64,25 @@ class ActivationDataset(IterableDataset[Any]):
 
     def __post_init__(self, cache: ActivationCache | str | Path) -> None:
         """Find out which rows are read; their activations are not read yet."""
-        for name, least in (("batch_size", 1), ("epochs", 1), ("seed", 0), ("skip", 0)):
-            value = getattr(self, name)
-            require(value >= least, f"{name}={value}; give {least} or more")
+        require_at_least(self, batch_size=1, epochs=1, seed=0, skip=0)
         if not isinstance(cache, ActivationCache):
             cache = open_cache(cache)
         self.location = cache.location
-        self.hook_name = cache.hook(self.hook_name)
-        if self.hook_name_out is not None:
-            self.hook_name_out = cache.hook(self.hook_name_out)
+        out = () if self.hook_name_out is None else (self.hook_name_out,)
         selection = select_rows(
             cache,
-            *self._hook_names,
+            self.hook_name,
+            *out,
             held_out=self.held_out,
             max_norm_multiple=self.max_norm_multiple,
         )
+        self._hook_names = selection.hook_names
+        self.hook_name, self.hook_name_out, *_ = *self._hook_names, None
         self.keep, self.n_rows = selection.keep, selection.n_rows
         require(
             self.n_rows > 0,
             f"{self.location} has no rows at {self.hook_name} with held_out={self.held_out}",
         )
-
-    @property
-    def _hook_names(self) -> tuple[str, ...]:
-        return tuple(filter(None, (self.hook_name, self.hook_name_out)))
 
     @property
     def batches_an_epoch(self) -> int:
@@ -97,7 +93,7 @@ class ActivationDataset(IterableDataset[Any]):
         """How many batches an iteration gives, of all epochs and without the skipped ones."""
         return max(0, self.epochs * self.batches_an_epoch - self.skip)
 
-    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Tensor | Rows]:
         worker = get_worker_info()
         n = 1 if worker is None else worker.num_workers
         # Loaders take one batch from each worker in turn, from the first one first. So every
@@ -114,29 +110,27 @@ class ActivationDataset(IterableDataset[Any]):
         )
         for batch in found:
             rows = tuple(x.float() for x in batch)
-            yield rows[0] if self.hook_name_out is None else (rows[0], rows[1])
+            yield rows if rows[1:] else rows[0]
 
     def _sizes(self, epoch: int, own: int, n: int) -> list[int]:
-        """Rows of those of an epoch's batches that are the `own`-th of `n` workers'."""
+        """Rows of each of an epoch's batches that is the `own`-th of `n` workers'."""
         many = self.batches_an_epoch
         mine = range((own - epoch * many) % n, many, n)
         return [min(self.batch_size, self.n_rows - i * self.batch_size) for i in mine]
 
     def _share(self, selection: RowSelection, epoch: int, own: int, n: int) -> RowSelection:
-        """An epoch's rows that are the `own`-th of `n` workers': those of random chunks.
+        """The rows of an epoch of the `own`-th of `n` workers: those of random chunks.
 
         They are as many as its batches hold, so two workers may share a chunk.
         """
         if n == 1:
             return selection
         counts = [sum(self._sizes(epoch, worker, n)) for worker in range(n)]
-        first = sum(counts[:own])
+        first, end = sum(counts[:own]), sum(counts[: own + 1])
         chunks = selection.chunks
         keep = np.zeros_like(selection.keep)
-        before = 0
         for i in np.random.default_rng([self.seed, epoch]).permutation(len(chunks)):
-            rows = np.flatnonzero(selection.keep[chunks[i]])
-            part = rows[max(0, first - before) : max(0, first + counts[own] - before)]
-            keep[chunks[i]].reshape(-1)[part] = True
-            before += len(rows)
+            rows = selection.kept(chunks[i])
+            keep[chunks[i]].reshape(-1)[rows[max(0, first) : max(0, end)]] = True
+            first, end = first - len(rows), end - len(rows)
         return RowSelection(selection.cache, selection.hook_names, keep)

@@ -1,13 +1,13 @@
 """Training rows straight from a model that runs beside the trainer; nothing is kept of them."""
 
-import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import astuple, dataclass, replace
-from functools import cached_property
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import astuple, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,22 +16,25 @@ from torch import Tensor
 from sae.base import UserError, digest, only_process, plain, remove_unfinished, require, say
 from sae.base.states import save_state, steps_saved
 from sae.cache.stored import from_stored, to_stored
-from sae.dictionary import Place, Record
-from sae.models import find_site, load_model, measured
+from sae.models import load_model, measured
 from sae.rows.live_text import LiveText, Position, check_enough, check_text
 from sae.rows.mixing import MixingBuffer
-from sae.rows.reading import Reading, activations, check_sites, tokenizer_digest
-from sae.rows.shuffle import Rows
-from sae.rows.source import SAMPLE_ROWS, record_of_rows
+from sae.rows.reading import Reading, activations, check_sites, sites_of, tokenizer_digest
+from sae.rows.shuffle import Rows, first_parts, joined
+from sae.rows.source import SAMPLE_ROWS, RowSource, hooks_asked, record_of_rows
 from sae.text.packing import RowBlock
 
-_BLOCKS_AHEAD = 2
+# Two that wait and one that is computed.
+_BLOCKS_AHEAD = 3
+
+_Block = tuple[Rows, Position]
+"""Rows of one forward pass, and the position of the one that comes next."""
 
 
-class LiveRows:
-    """A `RowSource` over a model that computes while others train.
+class LiveRows(RowSource):
+    """Rows of a model that computes while others train.
 
-    Its rows are those that a cache of the same text would give to training, in an order of its
+    They are those that a cache of the same text would give to training, in an order of its
     own: that of the text, mixed among `mix_rows`. A text that ends begins again.
 
     Args:
@@ -69,69 +72,53 @@ class LiveRows:
             f"mix_rows={mix_rows} is less than one batch of "
             f"train_batch_size_tokens={batch_size}; give that many or more",
         )
-        names = _hook_names(config, hook_name, hook_name_out)
-        self._config = replace(config, hook_names=names)
+        names = hooks_asked(hook_name, hook_name_out, partial(_named, config))
+        self._config = replace(config, hook_names=list(names))
         check_sites(self._config)
         check_text(config, batch_size)
         self._batch_size, self._mix_rows, self._seed = batch_size, mix_rows, seed
         self._max_norm_multiple = max_norm_multiple
-        self._model = load_model(config.model)
-        found = [find_site(self._model.module, name) for name in names]
-        self._sites = measured(self._model.module, found)
-        self._text = LiveText(config, self._model)
-        self._state_path = state_folder / f".stream-{digest(self.identity)}"
-        self._buffer = MixingBuffer(mix_rows, seed)
-        self._position = Position()
-        self._n_given = 0
-
-    @property
-    def identity(self) -> dict[str, object]:
-        config, names = self._config, [site.hook_name for site in self._sites]
-        return {
-            "weights": self._model.record.weight_digest,
-            "tokenizer": tokenizer_digest(self._model),
-            "bos_token_id": self._model.bos_token_id,
+        model = self._model = load_model(config.model)
+        self._sites = measured(model.module, sites_of(self._config, model))
+        self._text = LiveText(config, model)
+        hooks = [site.hook_name for site in self._sites]
+        self.identity = {
+            "weights": model.record.weight_digest,
+            "tokenizer": tokenizer_digest(model),
+            "bos_token_id": model.bos_token_id,
             "harvest": {
                 "data": plain(config.data),
                 "context_size": config.context_size,
                 "one_document_a_row": config.one_document_a_row,
                 "dtype": config.dtype,
             },
-            "hook_name": names[0],
-            "hook_name_out": names[1] if names[1:] else None,
-            "max_norm_multiple": self._max_norm_multiple,
-            "train_batch_size_tokens": self._batch_size,
-            "mix_rows": self._mix_rows,
-            "shuffle_seed": self._seed,
+            "hook_name": hooks[0],
+            "hook_name_out": hooks[1] if hooks[1:] else None,
+            "max_norm_multiple": max_norm_multiple,
+            "train_batch_size_tokens": batch_size,
+            "mix_rows": mix_rows,
+            "shuffle_seed": seed,
         }
-
-    @property
-    def places(self) -> tuple[Place, ...]:
-        return tuple(self._sites)
-
-    @property
-    def record(self) -> Record:
-        model, config = self._model, self._config
-        return record_of_rows(
-            model.record,
-            config.data.record,
-            config.context_size,
-            model.bos_token_id,
-            cache_digest=None,
-        )
+        self.places = tuple(self._sites)
+        about, bos = model.record, model.bos_token_id
+        self.record = record_of_rows(about, config.data.record, config.context_size, bos, None)
+        self._folder = state_folder / f".stream-{digest(self.identity)}"
+        self._buffer = MixingBuffer(mix_rows, seed)
+        self._position = Position()
+        self._n_given = 0
 
     def sample(self) -> Rows:
-        """The first training rows of the text."""
+        """Return the first training rows of the text."""
         return self._kept(self._first)
 
     def held_out(self, n_rows: int) -> Rows | None:
-        """The first held-out rows of the text."""
+        """Return the first held-out rows of the text."""
         blocks = (block for block in self._text.once() if block.held_out)
-        found = _joined((self._kept(self._rows(block)) for block in blocks), n_rows)
+        found = joined(first_parts((self._kept(self._rows(b)) for b in blocks), n_rows))
         return tuple(x[:n_rows] for x in found) if len(found[0]) else None
 
     def batches(self, first: int) -> Generator[Rows, None, None]:
-        """Endless batches, beginning with number `first`; a thread computes until it is closed.
+        """Give endless batches, from number `first` on; a thread computes until it is closed.
 
         One at a time: `save` is about the last one that was asked for.
         """
@@ -144,17 +131,14 @@ class LiveRows:
     def save(self, n_batches: int) -> None:
         if n_batches != self._n_given:
             raise ValueError(f"{self._n_given} batches were given, and not {n_batches}")
-        state = {
-            "position": astuple(self._position),
-            "buffer": self._buffer.state_dict(),
-        }
+        state = {"position": astuple(self._position), "buffer": self._buffer.state_dict()}
         save_state(self._saved(n_batches), state)
 
     def forget(self) -> None:
         # Other turns of a sweep, and whoever extends a training, begin where theirs stopped.
-        folders = self._state_path.parent.iterdir()
+        folders = self._folder.parent.iterdir()
         needed = {step for folder in folders for step in steps_saved(folder)}
-        for path in self._state_path.glob("stream_*.pt"):
+        for path in self._folder.glob("stream_*.pt"):
             if int(path.stem.removeprefix("stream_")) not in needed:
                 path.unlink()
 
@@ -163,56 +147,52 @@ class LiveRows:
         anew = "remove the checkpoints of this training to start it anew"
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            position, buffer = state["position"], state["buffer"]
+            self._position = Position(*state["position"])
+            self._buffer.load_state_dict(state["buffer"])
         except FileNotFoundError as error:
             raise UserError(
                 f"{path} is not there, and without it batch {first} cannot be had; {anew}"
             ) from error
         except Exception as error:
             raise UserError(f"{path} is damaged ({error}); {anew}") from error
-        self._position = Position(*position)
-        self._buffer.load_state_dict(buffer)
 
     def _saved(self, n_batches: int) -> Path:
-        return self._state_path / f"stream_{n_batches:010d}.pt"
+        return self._folder / f"stream_{n_batches:010d}.pt"
 
     def _batches(self) -> Generator[Rows, None, None]:
-        begin, _ = self._position, self._bound
+        def refusal(owner: str) -> UserError:
+            return UserError(
+                f"{self._folder.parent}: another process ({owner}) trains on the same rows; "
+                "wait for it, choose another run=..., or train it all by one command"
+            )
+
+        def noted(blocks: Iterator[_Block]) -> Iterator[Rows]:
+            for rows, self._position in blocks:
+                yield rows
+
+        stopped = threading.Event()
         with (
-            only_process(self._state_path / ".lock", self._refusal),
-            _Ahead(lambda s: self._blocks(begin, s), self._model.device) as ahead,
+            only_process(self._folder / ".lock", refusal),
+            closing(_ahead(self._blocks(stopped), stopped, self._model.device)) as blocks,
         ):
-            remove_unfinished(self._state_path)
-            taken = self._noted(ahead)
-            if not self._buffer.full:
+            remove_unfinished(self._folder)
+            if self._buffer.n_taken == 0:
                 say(f"train: {self._mix_rows:,} rows are computed to draw the first batch from")
+            taken = noted(blocks)
             while True:
                 rows = self._buffer.batch(taken, self._batch_size)
                 self._n_given += 1
                 yield rows
 
-    def _refusal(self, owner: str) -> UserError:
-        return UserError(
-            f"{self._state_path.parent}: another process ({owner}) trains on the same rows; "
-            "wait for it, choose another run=..., or train it all by one command"
-        )
-
-    def _noted(self, ahead: "_Ahead") -> Iterator[Rows]:
-        """The rows of blocks; how far the text is read with them is noted."""
-        while True:
-            block = ahead.take()
-            self._position = block.after
-            yield block.rows
-
-    def _blocks(self, begin: Position, stopped: threading.Event) -> Iterator["_Block"]:
-        for block, after in self._text.onwards(begin, stopped):
-            yield _Block(self._kept(self._rows(block)), after)
+    def _blocks(self, stopped: threading.Event) -> Generator[_Block, None, None]:
+        for block, after in self._text.onwards(self._position, stopped):
+            yield self._kept(self._rows(block)), after
 
     @cached_property
     def _first(self) -> Rows:
         """The text's first training rows, those with large norms included."""
         blocks = (block for block in self._text.once() if not block.held_out)
-        found = _joined(map(self._rows, blocks), SAMPLE_ROWS)
+        found = joined(first_parts(map(self._rows, blocks), SAMPLE_ROWS))
         # Fewer than that are the whole text.
         if len(found[0]) < SAMPLE_ROWS:
             check_enough(self._config, len(found[0]), self._batch_size)
@@ -226,7 +206,7 @@ class LiveRows:
         return self._max_norm_multiple * float(_norms(self._first[0]).quantile(0.5))
 
     def _rows(self, block: RowBlock) -> Rows:
-        """What a cache would hold of the text of some sequences, of each hook (row, d_in)."""
+        """What a cache would hold of the text of some sequences."""
         there, model = block.documents >= 0, self._model
         (seen,) = activations(
             block.tokens,
@@ -236,10 +216,8 @@ class LiveRows:
             batch_size=len(block.tokens),
         )
         keep = torch.from_numpy(there & ~np.isin(block.tokens, model.special_token_ids))
-        return tuple(self._stored(seen[site.hook_name])[keep] for site in self._sites)
-
-    def _stored(self, x: Tensor) -> Tensor:
-        return from_stored(*to_stored(x, self._config.dtype))
+        stored = (to_stored(seen[site.hook_name], self._config.dtype) for site in self._sites)
+        return tuple(from_stored(*x)[keep] for x in stored)
 
     def _kept(self, rows: Rows) -> Rows:
         if self._bound is None:
@@ -248,86 +226,13 @@ class LiveRows:
         return tuple(x[keep] for x in rows)
 
 
-def _hook_names(config: Reading, hook_name: str | None, hook_name_out: str | None) -> list[str]:
-    """The hook to read, and for a transcoder the one to predict."""
-    if hook_name_out is None:
-        require(
-            hook_name is not None or len(config.hook_names) == 1,
-            f"hook_name is not given, and harvest.hook_names={config.hook_names} names "
-            "several; choose one",
-        )
-        return [hook_name or config.hook_names[0]]
+def _named(config: Reading, hook_name: str | None) -> str:
     require(
-        hook_name is not None,
-        f"hook_name_out={hook_name_out} needs hook_name=..., the hook to read",
+        hook_name is not None or len(config.hook_names) == 1,
+        f"hook_name is not given, and harvest.hook_names={config.hook_names} names several; "
+        "choose one",
     )
-    require(
-        hook_name != hook_name_out,
-        f"hook_name_out={hook_name_out} is hook_name itself; leave it out to train an "
-        "autoencoder",
-    )
-    return [str(hook_name), hook_name_out]
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Rows of one forward pass."""
-
-    rows: Rows
-    after: Position
-    """Of the block that comes next."""
-
-
-class _Ahead:
-    """Blocks that a thread makes, a few ahead of whoever takes them.
-
-    Args:
-        make: called in the thread, with what tells it to stop.
-        device: where it computes.
-    """
-
-    def __init__(
-        self, make: Callable[[threading.Event], Iterator[_Block]], device: torch.device
-    ) -> None:
-        self._make, self._device = make, device
-        self._made: queue.Queue[_Block | BaseException] = queue.Queue(_BLOCKS_AHEAD)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="rows", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        while self._thread.is_alive():
-            # It may wait for room.
-            with suppress(queue.Empty):
-                self._made.get(timeout=0.01)
-
-    def take(self) -> _Block:
-        """The next block; raises here what went wrong there."""
-        found = self._made.get()
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-    def _run(self) -> None:
-        try:
-            with _own_stream(self._device):
-                for block in self._make(self._stopped):
-                    self._made.put(block)
-                    if self._stopped.is_set():
-                        break
-        except BaseException as error:
-            self._made.put(error)
-
-
-def _own_stream(device: torch.device) -> AbstractContextManager[Any]:
-    """On a GPU what this thread computes does not queue up behind what others do."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+    return hook_name or config.hook_names[0]
 
 
 def _norms(x: Tensor) -> Tensor:
@@ -335,12 +240,27 @@ def _norms(x: Tensor) -> Tensor:
     return norms
 
 
-def _joined(parts: Iterator[Rows], limit: int) -> Rows:
-    """Rows one after the other, up to the part that makes them `limit` or more."""
-    found, n = [], 0
-    for part in parts:
-        found.append(part)
-        n += len(part[0])
-        if n >= limit:
-            break
-    return tuple(torch.cat(sides) for sides in zip(*found, strict=True))
+def _ahead(
+    blocks: Generator[_Block, None, None], stopped: threading.Event, device: torch.device
+) -> Generator[_Block, None, None]:
+    """The same blocks, a few of them computed by a thread before they are taken.
+
+    Args:
+        stopped: is set at the end, for a block that is being made to be given up.
+    """
+    thread = ThreadPoolExecutor(1, "rows", _take_own_stream, (device,))
+    made = deque(thread.submit(next, blocks) for _ in range(_BLOCKS_AHEAD))
+    try:
+        while True:
+            yield made.popleft().result()
+            made.append(thread.submit(next, blocks))
+    finally:
+        stopped.set()
+        thread.shutdown(cancel_futures=True)
+        blocks.close()
+
+
+def _take_own_stream(device: torch.device) -> None:
+    """Have what this thread computes on a GPU not queue up behind what others do."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]

@@ -23,17 +23,15 @@ class Position:
     """How far the training side of a text was read."""
 
     reading: int = 0
-    """How often the text was read to its end."""
+    """Number of times that the text was read to its end."""
     sequences: int = 0
-    """Training sequences read since."""
+    """Number of training sequences that were read since."""
     digest: str = ""
-    """Of these."""
+    """Digest of the tokens of these sequences."""
 
 
 class LiveText:
-    """The sequences of a text, in blocks for one forward pass each.
-
-    They are those that a cache has which takes in the whole text.
+    """The sequences that a cache of a whole text has, in blocks for one forward pass each.
 
     Args:
         config: its data, context_size, one_document_a_row, batch_size and text_workers count.
@@ -42,14 +40,13 @@ class LiveText:
     def __init__(self, config: Reading, model: LanguageModel) -> None:
         self._config, self._model = config, model
         most = max(1, _MOST_TOKENS_A_FORWARD // config.context_size)
-        self.rows_a_block = config.batch_size or min(
-            config.sequences_a_batch(model.device), most
-        )
+        usual = min(config.sequences_a_batch(model.device), most)
+        self._sequences_a_block = config.batch_size or usual
 
     def once(
         self, stopped: threading.Event | None = None, *, n_workers: int = 0
     ) -> Iterator[RowBlock]:
-        """Blocks of both sides, until the text ends.
+        """Give blocks of both sides, until the text ends.
 
         Args:
             stopped: ends it within the next document, by `Stopped`.
@@ -64,13 +61,13 @@ class LiveText:
             TextCounts(),
             held_out_fraction=data.held_out_fraction,
             one_document_a_row=self._config.one_document_a_row,
-            rows_a_block=self.rows_a_block,
+            rows_a_block=self._sequences_a_block,
         )
 
     def onwards(
         self, begin: Position, stopped: threading.Event
     ) -> Iterator[tuple[RowBlock, Position]]:
-        """Blocks of the training side from a position on, endlessly, each with the next one's.
+        """Give training blocks from a position on, endlessly, each with the next one's.
 
         Raises:
             UserError: if the text before that position is not what it was.

@@ -1,16 +1,16 @@
 """Training rows that a user brings: tensors, in the order that they come in."""
 
 from collections.abc import Generator, Iterable, Iterator
-from itertools import chain, count
+from itertools import chain, count, repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae.base import UNKNOWN, UserError, digest_bytes, require, say
-from sae.dictionary import Place, Record
-from sae.rows.shuffle import Rows
-from sae.rows.source import SAMPLE_ROWS
+from sae.dictionary import Record
+from sae.rows.shuffle import Rows, cut_batches, first_parts, joined
+from sae.rows.source import SAMPLE_ROWS, RowSource
 
 OwnTensors = Iterable[Tensor | tuple[Tensor, Tensor]]
 """Activations (n, d_in) of any n, or pairs of those and of what to predict, (n, d_out)."""
@@ -21,8 +21,8 @@ _WANTED = (
 )
 
 
-class OwnRows:
-    """A `RowSource` over tensors (n, d_in), or pairs (n, d_in) and (n, d_out), of any n.
+class OwnRows(RowSource):
+    """Rows of tensors (n, d_in), or of pairs (n, d_in) and (n, d_out), of any n.
 
     Rows are trained on as they come: nothing is mixed, left out or held out. What can be gone
     through again, such as a list or a `DataLoader`, begins again when it ends. An iterator has
@@ -47,109 +47,75 @@ class OwnRows:
         hook_name_out: str | None = None,
         batch_size: int,
     ) -> None:
-        self._hook_name, self._hook_name_out = hook_name, hook_name_out
-        self._batch_size = batch_size
-        self._rows, self._once = rows, iter(rows)
-        self._comes_again = self._once is not rows
+        self._hook_name_out, self._batch_size = hook_name_out, batch_size
         self._widths: tuple[int, ...] = ()
-        self._first: list[Rows] = []
-        n = 0
-        while n < max(SAMPLE_ROWS, batch_size):
-            found = next(self._once, None)
-            if found is None:
-                break
-            self._first.append(self._checked(found))
-            n += len(self._first[-1][0])
+        once = iter(rows)
+        checked = map(self._checked, once)
+        first = first_parts(checked, max(SAMPLE_ROWS, batch_size))
+        n = sum(len(x) for x, *_ in first)
         require(
             n >= batch_size,
             f"there are {n:,} rows, less than one batch of train_batch_size_tokens="
             f"{batch_size:,}; give more rows or a smaller batch",
         )
-        if self._comes_again:
-            # It may be one that holds processes.
-            self._once = iter(())
-        self._begun = False
-
-    @property
-    def identity(self) -> dict[str, object]:
-        """What is known of the rows: the first of them."""
-        return {
-            "rows": f"digest {digest_bytes(map(_bytes, self.sample()))}",
+        # Of what comes again the iterator is let go: it may be one that holds processes.
+        self._again = None if once is rows else rows
+        self._once = chain(first, checked) if once is rows else None
+        self._sample = tuple(x[:SAMPLE_ROWS] for x in joined(first))
+        self.identity = {
+            "rows": f"digest {digest_bytes(map(_bytes, self._sample))}",
             "widths": list(self._widths),
-            "hook_name": self._hook_name,
-            "hook_name_out": self._hook_name_out,
-            "train_batch_size_tokens": self._batch_size,
+            "hook_name": hook_name,
+            "hook_name_out": hook_name_out,
+            "train_batch_size_tokens": batch_size,
         }
-
-    @property
-    def places(self) -> tuple[Place, ...]:
-        names = (self._hook_name, self._hook_name_out)
-        return tuple(name or UNKNOWN for name in names[: len(self._widths)])
-
-    @property
-    def record(self) -> Record:
-        """Nothing is known of them, but that they are for a transcoder where there are two."""
-        return Record(transcoder=len(self._widths) == 2)
+        names = (hook_name, hook_name_out)
+        self.places = tuple(name or UNKNOWN for name in names[: len(self._widths)])
+        self.record = Record(transcoder=len(self._widths) == 2)
 
     def sample(self) -> Rows:
-        """The first rows; they are trained on as well."""
-        return tuple(torch.cat(side)[:SAMPLE_ROWS] for side in zip(*self._first, strict=True))
+        """Return the first rows; they are trained on as well."""
+        return self._sample
 
-    def held_out(self, n_rows: int) -> Rows | None:
-        """None: all rows are trained on."""
+    def held_out(self, n_rows: int) -> None:
+        """Return None: all rows are trained on."""
 
     def batches(self, first: int) -> Generator[Rows, None, None]:
-        """Endless batches, the rows of those before `first` skipped.
+        """Give endless batches, the rows of those before `first` skipped.
 
         Raises:
             UserError: if an iterator is to be gone through a second time, or ends.
         """
-        require(
-            self._comes_again or not self._begun,
-            "these rows can be gone through once; give what can be gone through again, such "
-            "as a list",
-        )
-        self._begun = True
-        return self._batches(first * self._batch_size)
+        blocks = self._once if self._again is None else self._endless(self._again)
+        self._once = None
+        if blocks is None:
+            raise UserError(
+                "these rows can be gone through once; give what can be gone through again, "
+                "such as a list"
+            )
+        return self._batches(blocks, first)
 
-    def save(self, n_batches: int) -> None:
-        """Rows are skipped to go on: nothing to do."""
+    def _batches(self, blocks: Iterator[Rows], first: int) -> Generator[Rows, None, None]:
+        size, there = self._batch_size, 0
 
-    def forget(self) -> None:
-        """Nothing to do."""
+        def parts() -> Iterator[tuple[Rows, Tensor]]:
+            nonlocal there
+            for rows in blocks:
+                yield rows, torch.arange(len(rows[0]))[max(0, first * size - there) :]
+                there += len(rows[0])
 
-    def _batches(self, skip: int) -> Generator[Rows, None, None]:
-        size, rest, n, given = self._batch_size, [], 0, skip
-        for rows in self._blocks():
-            if skip >= len(rows[0]):
-                skip -= len(rows[0])
-                continue
-            rest.append(tuple(x[skip:] for x in rows))
-            n += len(rest[-1][0])
-            skip = 0
-            if n < size:
-                continue
-            together = tuple(map(torch.cat, zip(*rest, strict=True)))
-            for at in range(0, n - size + 1, size):
-                given += size
-                yield tuple(x[at : at + size] for x in together)
-            n %= size
-            rest = [tuple(x[len(x) - n :] for x in together)]
-        there = given - skip + n
+        yield from cut_batches(parts(), repeat(size))
+        needed = max(first + 1, there // size + 1) * size
         raise UserError(
-            f"the rows ended after {there:,}, and training needs {given + size:,} and perhaps "
-            "more; give more of them, lower training_tokens, or give what can be gone through "
+            f"the rows ended after {there:,}, and training needs {needed:,} and perhaps more; "
+            "give more of them, lower training_tokens, or give what can be gone through "
             "again, such as a list"
         )
 
-    def _blocks(self) -> Iterator[Rows]:
-        """Checked tensors; endless where they come again."""
-        if not self._comes_again:
-            yield from chain(self._first, map(self._checked, self._once))
-            return
+    def _endless(self, given: OwnTensors) -> Iterator[Rows]:
         for reading in count():
             n = 0
-            for rows in map(self._checked, self._rows):
+            for rows in map(self._checked, given):
                 n += len(rows[0])
                 yield rows
             if n == 0:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.base import digest, require
+from sae.base import digest, require, require_at_least
 from sae.cache.stored import STORED_DTYPES
 from sae.models import (
     LanguageModel,
@@ -23,7 +23,7 @@ from sae.text.packing import Marks
 from sae.text.source import DataConfig
 
 # 8 sequences of 128 are the fastest on two cores (docs/log.md). A GPU takes a whole chunk.
-_TOKENS_A_BATCH = {"cpu": 1024}
+_CPU_TOKENS, _GPU_TOKENS = 1024, 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,11 +56,7 @@ class Reading:
         require(bool(self.hook_names), "hook_names is empty; name at least one hook")
         twice = {name for name in self.hook_names if self.hook_names.count(name) > 1}
         require(not twice, f"hook_names holds {', '.join(sorted(twice))} twice; name each once")
-        require(self.context_size >= 2, f"context_size={self.context_size}; give 2 or more")
-        require(
-            self.batch_size is None or self.batch_size >= 1,
-            f"batch_size={self.batch_size}; give 1 or more",
-        )
+        require_at_least(self, context_size=2, batch_size=1)
         require(
             self.dtype in STORED_DTYPES,
             f"dtype={self.dtype} is unknown; choose one of {', '.join(STORED_DTYPES)}",
@@ -72,7 +68,7 @@ class Reading:
 
     def sequences_a_batch(self, device: torch.device) -> int:
         """Return how many sequences a forward pass has, as asked for or as suits the device."""
-        most = _TOKENS_A_BATCH.get(device.type, 1 << 20)
+        most = _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS
         return self.batch_size or max(1, most // self.context_size)
 
 

@@ -12,6 +12,7 @@ from itertools import chain, islice, repeat
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +27,20 @@ _READING_THREADS = 4
 
 Rows = tuple[Tensor, ...]
 """The same rows at one hook or more, (row, d_in) each."""
+
+
+def joined(parts: Iterable[Rows]) -> Rows:
+    """Return the rows of several parts one after the other; without parts nothing."""
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def first_parts(parts: Iterator[Rows], n_rows: int) -> list[Rows]:
+    """Take parts up to the one that makes them `n_rows` rows or more, or all there are."""
+    found: list[Rows] = []
+    while n_rows > 0 and (part := next(parts, None)) is not None:
+        found.append(part)
+        n_rows -= len(part[0])
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +62,30 @@ class RowSelection:
         """The sequences of each chunk, in order."""
         return self.cache.chunks(self.hook_names[0])
 
+    def kept(self, chunk: slice) -> Int[Tensor, " row"]:
+        """Return which rows of a chunk are read, counted from the chunk's first one."""
+        return torch.from_numpy(np.flatnonzero(self.keep[chunk]))
+
+    def check_batch(self, size: int) -> None:
+        """Refuse a batch of more rows than there are."""
+        require(
+            size <= self.n_rows,
+            f"train_batch_size_tokens={size} is larger than the cache, which has "
+            f"{self.n_rows} rows to train on",
+        )
+
 
 def select_rows(
     cache: ActivationCache,
-    *hook_names: str,
+    *hook_names: str | None,
     held_out: bool,
     max_norm_multiple: float | None = SINK_NORM_MULTIPLE,
 ) -> RowSelection:
     """Select the training or the held-out rows, without special tokens and attention sinks.
 
     Args:
-        hook_names: one or more; norms at the first one decide which rows are sinks.
+        hook_names: one or more, None for the only one; norms at the first decide which rows
+            are sinks.
         max_norm_multiple: rows whose norm exceeds this multiple of the training rows'
             median are left out (None keeps them). Such rows stand at the first position and
             at few other tokens, and would rule every squared error.
@@ -75,21 +103,17 @@ def select_rows(
 
 def rows_in_order(selection: RowSelection, limit: int | None = None) -> Iterator[Rows]:
     """Give the rows chunk by chunk, as stored; at most about `limit`, evenly spread."""
-    chunks = selection.chunks
-    counts = [int(selection.keep[c].sum()) for c in chunks]
-    step = 1
-    if limit is not None and sum(counts) > limit:
-        step = -(-sum(counts) // limit)
+    step = 1 if limit is None else max(1, -(-selection.n_rows // limit))
     before = 0
-    for chunk, count in zip(chunks, counts, strict=True):
+    for chunk in selection.chunks:
+        kept = selection.kept(chunk)
         # Every `step`-th row of them all: a chunk goes on where the one before it ended.
-        first = -before % step
-        before += count
-        if first < count:
+        chosen = kept[-before % step :: step]
+        before += len(kept)
+        if len(chosen):
             # Chosen by index: a slice of all kept rows would hold all of them in memory.
-            kept = torch.from_numpy(np.flatnonzero(selection.keep[chunk])[first::step])
             yield tuple(
-                selection.cache.read(name, chunk).flatten(0, 1)[kept]
+                selection.cache.read(name, chunk).flatten(0, 1)[chosen]
                 for name in selection.hook_names
             )
 
@@ -113,13 +137,9 @@ def shuffled_batches(
         pool_bytes: memory for rows, at all hooks: all of it if all rows fit; else half for
             those that are permuted together, half for those that come next.
     """
-    require(
-        batch_size <= selection.n_rows,
-        f"train_batch_size_tokens={batch_size} is larger than the cache, which has "
-        f"{selection.n_rows} rows to train on",
-    )
-    pools = _pools(repeat(selection), seed, pool_bytes)
-    return _batches(repeat(batch_size), pools, skip * batch_size)
+    selection.check_batch(batch_size)
+    epochs, sizes = repeat(selection), repeat(batch_size)
+    return batches_of_epochs(epochs, sizes, seed=seed, skip=skip, pool_bytes=pool_bytes)
 
 
 def batches_of_epochs(
@@ -139,13 +159,41 @@ def batches_of_epochs(
         sizes: rows of each batch; all of them together are the rows of the selections.
         skip: batches to leave out at the start, without reading them.
     """
-    some = (s for s in selections if s.n_rows)
-    first = next(some, None)
-    if first is None:
-        return iter(())
+    generator = torch.Generator().manual_seed(seed)
+    pools = chain.from_iterable(
+        _pools(selection, generator, pool_bytes) for selection in selections if selection.n_rows
+    )
     left = iter(sizes)
     rows_to_skip = sum(islice(left, skip))
-    return _batches(left, _pools(chain([first], some), seed, pool_bytes), rows_to_skip)
+    return cut_batches(_read_ahead(_without(pools, rows_to_skip)), left)
+
+
+def cut_batches(
+    parts: Iterable[tuple[Rows, Int[Tensor, " row"]]], sizes: Iterator[int]
+) -> Iterator[Rows]:
+    """Give batches of given sizes, of the rows of one part after the other.
+
+    Args:
+        parts: rows, and the indices of those that are given, in the order to give them in.
+    """
+    rest: list[Rows] = []
+    waiting = 0
+    size = next(sizes, None)
+    for rows, order in parts:
+        start = 0
+        while size is not None and waiting + len(order) - start >= size:
+            take = order[start : start + size - waiting]
+            start += len(take)
+            taken = _taken(rows, take)
+            yield joined([*rest, taken]) if rest else taken
+            rest, waiting, size = [], 0, next(sizes, None)
+        if start < len(order):
+            rest.append(_taken(rows, order[start:]))
+            waiting += len(order) - start
+
+
+def _taken(rows: Rows, order: Tensor) -> Rows:
+    return tuple(x.index_select(0, order.to(x.device)) for x in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,41 +206,20 @@ class _Pool:
     order: Tensor
     """Indices of rows, (row,); fewer than `n_rows` where some are skipped."""
 
-
-def _batches(sizes: Iterator[int], pools: Iterator[_Pool], rows_to_skip: int) -> Iterator[Rows]:
-    """The pools' rows in their order, cut into batches of these sizes."""
-    rest: list[Rows] = []
-    waiting = 0
-    size = next(sizes, None)
-    for rows, order in _read_ahead(_without(pools, rows_to_skip)):
-        start = 0
-        while size is not None and waiting + len(order) - start >= size:
-            take = order[start : start + size - waiting]
-            start += len(take)
-            taken = tuple(x.index_select(0, take) for x in rows)
-            yield tuple(map(torch.cat, zip(*rest, taken, strict=True))) if rest else taken
-            rest, waiting, size = [], 0, next(sizes, None)
-        if start < len(order):
-            rest.append(tuple(x.index_select(0, order[start:]) for x in rows))
-            waiting += len(order) - start
+    def holds_the_same(self, other: "_Pool") -> bool:
+        return self.selection is other.selection and self.chunks == other.chunks
 
 
-def _pools(selections: Iterable[RowSelection], seed: int, pool_bytes: int) -> Iterator[_Pool]:
-    """Pools of one epoch after the other: their chunks, and the order of their rows."""
-    generator = torch.Generator().manual_seed(seed)
-    for selection in selections:
-        yield from _epoch(selection, generator, pool_bytes)
-
-
-def _epoch(
+def _pools(
     selection: RowSelection, generator: torch.Generator, pool_bytes: int
 ) -> Iterator[_Pool]:
+    """The pools of one epoch."""
     cache, chunks = selection.cache, selection.chunks
     counts = [int(selection.keep[c].sum()) for c in chunks]
     width = ROW_DTYPES[cache.dtype].itemsize * sum(map(cache.d_in, selection.hook_names))
     # Twice: the next pool is read while this one is used. One of all rows is read once.
     times = 1 if sum(counts) * width <= pool_bytes else 2
-    most = max(1, pool_bytes // max(1, times * max(counts) * width))
+    most = max(1, pool_bytes // (times * max(counts) * width))
     # All alike, as a small one in the end would mix little.
     size = len(chunks) if times == 1 else -(-len(chunks) // -(-len(chunks) // most))
     # A pool of all chunks keeps them in their order, so that the next epoch has them already.
@@ -209,7 +236,7 @@ def _epoch(
         yield _Pool(selection, [chunks[j] for j in members], n, order)
 
 
-def _without(pools: Iterator[_Pool], rows: int) -> Iterator[_Pool]:
+def _without(pools: Iterable[_Pool], rows: int) -> Iterator[_Pool]:
     """The pools without their first `rows` rows; what is left out is not read."""
     for pool in pools:
         if rows < len(pool.order):
@@ -219,52 +246,37 @@ def _without(pools: Iterator[_Pool], rows: int) -> Iterator[_Pool]:
 
 def _read_ahead(pools: Iterator[_Pool]) -> Iterator[tuple[Rows, Tensor]]:
     """Rows and order of each pool; the next one is read by threads meanwhile."""
-    pool = next(pools, None)
-    if pool is None:
-        return
-    with ThreadPoolExecutor(_READING_THREADS) as threads:
-        reading = _Reading(pool, threads)
-        try:
-            for coming in pools:
-                rows = reading.rows()
-                same = coming.selection is pool.selection and coming.chunks == pool.chunks
-                if not same:
-                    reading = _Reading(coming, threads)
-                yield rows, pool.order
-                pool = coming
-            yield reading.rows(), pool.order
-        finally:
-            reading.cancel()
+    threads = ThreadPoolExecutor(_READING_THREADS)
+    coming, reading = next(pools, None), None
+    try:
+        while (pool := coming) is not None:
+            rows, parts = reading = reading or _begin_reading(pool, threads)
+            coming = next(pools, None)
+            for part in parts:
+                part.result()
+            if coming is not None and not coming.holds_the_same(pool):
+                reading = _begin_reading(coming, threads)
+            yield rows, pool.order
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
-class _Reading:
-    """The selected rows of a pool's chunks on their way into memory."""
-
-    def __init__(self, pool: _Pool, threads: ThreadPoolExecutor) -> None:
-        cache, hook_names = pool.selection.cache, pool.selection.hook_names
-        self._rows = tuple(
-            torch.empty((pool.n_rows, cache.d_in(name)), dtype=ROW_DTYPES[cache.dtype])
-            for name in hook_names
-        )
-        self._parts: list[Future[None]] = []
-        start = 0
-        for chunk in pool.chunks:
-            kept = torch.from_numpy(np.flatnonzero(pool.selection.keep[chunk]))
-            for name, rows in zip(hook_names, self._rows, strict=True):
-                place = rows[start : start + len(kept)]
-                self._parts.append(threads.submit(_read_rows, cache, name, chunk, kept, place))
-            start += len(kept)
-
-    def rows(self) -> Rows:
-        """(row, d_in) at each hook, once all are there."""
-        for part in self._parts:
-            part.result()
-        return self._rows
-
-    def cancel(self) -> None:
-        """Read no further."""
-        for part in self._parts:
-            part.cancel()
+def _begin_reading(pool: _Pool, threads: ThreadPoolExecutor) -> tuple[Rows, list[Future[None]]]:
+    """Memory for the rows of a pool, and what is to be waited for until they are there."""
+    cache, hook_names = pool.selection.cache, pool.selection.hook_names
+    rows = tuple(
+        torch.empty((pool.n_rows, cache.d_in(name)), dtype=ROW_DTYPES[cache.dtype])
+        for name in hook_names
+    )
+    parts = []
+    start = 0
+    for chunk in pool.chunks:
+        kept = pool.selection.kept(chunk)
+        for name, x in zip(hook_names, rows, strict=True):
+            place = x[start : start + len(kept)]
+            parts.append(threads.submit(_read_rows, cache, name, chunk, kept, place))
+        start += len(kept)
+    return rows, parts
 
 
 def _read_rows(

@@ -1,8 +1,9 @@
 """Where rows to train on come from: a cache, a model that runs beside, or one's own tensors."""
 
-from collections.abc import Generator
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
 
+from sae.base import require
 from sae.dictionary import Place, Record
 from sae.models import ModelRecord
 from sae.rows.shuffle import Rows
@@ -12,32 +13,30 @@ SAMPLE_ROWS = 16_384
 """Rows that centring, scaling and initial directions are taken from."""
 
 
-class RowSource(Protocol):
+class RowSource(ABC):
     """Rows in an order of its own. The same source gives the same rows, whoever asks again."""
 
-    @property
-    def identity(self) -> dict[str, object]:
-        """What decides the rows and their order, ready for JSON.
+    identity: dict[str, object]
+    """What decides the rows and their order, ready for JSON.
 
-        A training goes on from a checkpoint only where this is the same.
-        """
+    A training goes on from a checkpoint only where this is the same.
+    """
+    places: tuple[Place, ...]
+    """Where rows are read; and where others are to be predicted, where those are from."""
+    record: Record
+    """What a dictionary of these rows says of where they come from."""
 
-    @property
-    def places(self) -> tuple[Place, ...]:
-        """Where rows are read; and where others are to be predicted, where those are from."""
-
-    @property
-    def record(self) -> Record:
-        """What a dictionary of these rows says of where they come from."""
-
+    @abstractmethod
     def sample(self) -> Rows:
-        """At most `SAMPLE_ROWS` training rows, or a few more."""
+        """Return at most `SAMPLE_ROWS` training rows, or a few more."""
 
+    @abstractmethod
     def held_out(self, n_rows: int) -> Rows | None:
-        """At most about `n_rows` rows that are never trained on; None if there are none."""
+        """Return about `n_rows` rows at most that are never trained on; None without any."""
 
+    @abstractmethod
     def batches(self, first: int) -> Generator[Rows, None, None]:
-        """Endless batches, beginning with number `first` (from 0).
+        """Give endless batches, beginning with number `first` (from 0).
 
         Raises:
             UserError: if it cannot begin there.
@@ -46,11 +45,38 @@ class RowSource(Protocol):
     def save(self, n_batches: int) -> None:
         """Make sure that a later process can begin with batch number `n_batches`.
 
-        Called by whoever takes the batches, after that many of them.
+        Called by whoever takes the batches, after that many of them. Most can begin anywhere.
         """
+        return
 
     def forget(self) -> None:
         """Drop what was made sure of and no checkpoint needs any more."""
+        return
+
+
+def hooks_asked(
+    hook_name: str | None, hook_name_out: str | None, find: Callable[[str | None], str]
+) -> tuple[str, ...]:
+    """Return the name of the hook to read, and for a transcoder that of the one to predict.
+
+    Args:
+        find: the name of a hook that was asked for, and without a name of the only one.
+
+    Raises:
+        UserError: if a hook to predict is asked for without another one to read.
+    """
+    if hook_name_out is None:
+        return (find(hook_name),)
+    require(
+        hook_name is not None,
+        f"hook_name_out={hook_name_out} needs hook_name=..., the hook to read",
+    )
+    names = find(hook_name), find(hook_name_out)
+    require(
+        names[0] != names[1],
+        f"hook_name_out={names[1]} is hook_name itself; leave it out to train an autoencoder",
+    )
+    return names
 
 
 def record_of_rows(

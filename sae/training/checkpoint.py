@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 
-from sae.base import UserError, require
+from sae.base import UserError, require, require_at_least
 from sae.base.states import save_state, steps_saved
-
-_MISSING = "nothing"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,11 +27,7 @@ class CheckpointConfig:
             self.every_seconds >= 0,
             f"checkpoint.every_seconds={self.every_seconds} is negative; give 0 or more",
         )
-        require(self.keep_last >= 1, f"checkpoint.keep_last={self.keep_last}; give 1 or more")
-        require(
-            self.keep_every_steps is None or self.keep_every_steps >= 1,
-            f"checkpoint.keep_every_steps={self.keep_every_steps}; give 1 or more, or null",
-        )
+        require_at_least(self, of="checkpoint.", keep_last=1, keep_every_steps=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +90,3 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step:010d}.pt"
-
-
-def differences(
-    found: Mapping[str, object], wanted: Mapping[str, object]
-) -> dict[str, tuple[object, object]]:
-    """Return the keys of two identities that are not the same, with both values."""
-    keys = [*wanted, *(key for key in found if key not in wanted)]
-    pairs = {key: (found.get(key, _MISSING), wanted.get(key, _MISSING)) for key in keys}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested keys as dotted ones, as on the command line."""
-    found: dict[str, object] = {}
-    for key, entry in value.items():
-        if isinstance(entry, dict):
-            found |= flat(entry, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = entry
-    return found

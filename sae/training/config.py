@@ -4,18 +4,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae.architectures import ArchitectureConfig, StandardConfig
-from sae.base import plain, require
+from sae.base import plain, require, require_at_least
 from sae.rows.reading import Reading
 from sae.run import RUN_CACHE, Run, cache_location
 from sae.training.checkpoint import CheckpointConfig
 from sae.training.loggers import LoggerConfig
 from sae.training.optim import OptimConfig
-from sae.training.plan import SweepConfig
 
 _MIX_ROWS = 262_144
 _SEED = 42
 # Evaluated rows over trained ones, at most; one costs three times the other.
 _EVALUATED_SHARE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepConfig:
+    """What holds for a sweep as a whole; of no meaning for a single dictionary."""
+
+    memory_gb: float | None = None
+    """Gigabytes that dictionaries in training may take; by default four fifths of what is
+    free."""
+    evaluate: bool = True
+    """Measure all dictionaries of a sweep on held-out text afterwards, as `sae eval` does."""
+    n_behaviour_tokens: int = 2_048
+    """Number of held-out tokens that cross-entropy and KL divergence are measured on, for each
+    dictionary of a sweep; `sae eval` takes more."""
+    max_l0: float = 60.0
+    """Highest L0 of the dictionary that is recommended: the most faithful one up to it."""
+    yes: bool = False
+    """Train as many dictionaries as were asked for, even if they are more than a hundred."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.memory_gb is None or self.memory_gb > 0,
+            f"sweep.memory_gb={self.memory_gb}; give more than 0",
+        )
+        require_at_least(self, of="sweep.", n_behaviour_tokens=1)
+        require(self.max_l0 > 0, f"sweep.max_l0={self.max_l0}; give more than 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,9 +111,12 @@ class TrainConfig:
             not self.name or Path(self.name).name == self.name != "..",
             f"name={self.name} is no name of one folder; leave out the slashes",
         )
-        require(
-            self.train_batch_size_tokens >= 1,
-            f"train_batch_size_tokens={self.train_batch_size_tokens}; give 1 or more",
+        require_at_least(
+            self,
+            train_batch_size_tokens=1,
+            log_every_steps=1,
+            eval_every_steps=1,
+            n_eval_rows=1,
         )
         require(
             self.training_tokens >= self.train_batch_size_tokens,
@@ -104,20 +132,7 @@ class TrainConfig:
             self.max_norm_multiple is None or self.max_norm_multiple > 0,
             f"max_norm_multiple={self.max_norm_multiple}; give more than 0, or null",
         )
-        require(
-            self.log_every_steps >= 1, f"log_every_steps={self.log_every_steps}; give 1 or more"
-        )
-        require(
-            self.eval_every_steps is None or self.eval_every_steps >= 1,
-            f"eval_every_steps={self.eval_every_steps}; give 1 or more",
-        )
-        require(self.n_eval_rows >= 1, f"n_eval_rows={self.n_eval_rows}; give 1 or more")
         self._check_harvest()
-        require(
-            self.cache is not None or self.mix_rows >= self.train_batch_size_tokens,
-            f"mix_rows={self.mix_rows} is less than one batch of "
-            f"train_batch_size_tokens={self.train_batch_size_tokens}",
-        )
         require(
             self.matmul_dtype in ("auto", "float32", "bfloat16"),
             f"matmul_dtype={self.matmul_dtype} is unknown; choose auto, float32 or bfloat16",
@@ -128,26 +143,32 @@ class TrainConfig:
             "hook to predict",
         )
 
-    def idle_keys(self) -> dict[str, str | None]:
-        """Return the keys of training without a cache, or with one, whichever this is not."""
-        if self.cache is None:
-            return {}
-        return {"harvest": "cache=null", "mix_rows": "cache=null"}
-
     def _check_harvest(self) -> None:
-        """Refuse keys of a harvest, and of its mixing, that would do nothing here."""
+        if self.cache is None:
+            require(
+                self.mix_rows >= self.train_batch_size_tokens,
+                f"mix_rows={self.mix_rows} is less than one batch of "
+                f"train_batch_size_tokens={self.train_batch_size_tokens}",
+            )
+            return
         require(
-            self.cache is None or self.mix_rows == _MIX_ROWS,
+            self.mix_rows == _MIX_ROWS,
             f"mix_rows={self.mix_rows} counts only with cache=null; this training reads "
             f"{self.cache_location}, whose rows are all mixed",
         )
         usual, asked = plain(Reading()), plain(self.harvest)
         idle = [name for name in usual if asked[name] != usual[name]]
         require(
-            self.cache is None or not idle,
+            not idle,
             f"harvest.{', harvest.'.join(idle)} counts only with cache=null; this training "
             f"reads {self.cache_location}",
         )
+
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return the keys of training without a cache, or with one, whichever this is not."""
+        if self.cache is None:
+            return {}
+        return {"harvest": "cache=null", "mix_rows": "cache=null"}
 
     @property
     def id(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sae.base import explained_failures, require, say, write_text
+from sae.base import explained_failures, require, write_text
 from sae.base.files import whole_lines
 
 # Wandb's own patience is a minute and a half.
@@ -67,7 +67,8 @@ class JsonlLogger:
         self._path = path
         with explained_failures(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = _lines_up_to(path, resume_step) if path.exists() else []
+            lines = whole_lines(path) if path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= resume_step]
             # Replaced as a whole, so that a kill in between loses no line.
             write_text(path, "".join(kept))
             self._file = path.open("a", encoding="utf-8")
@@ -83,12 +84,13 @@ class JsonlLogger:
             self._file.close()
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    return [line for line in whole_lines(path) if json.loads(line)["step"] <= step]
-
-
 class WandbLogger:
-    """The same figures as a wandb run; a resumed run continues it."""
+    """A run of wandb, which goes on where the training does.
+
+    Args:
+        folder: where wandb keeps its own files.
+        settings: the configuration, for wandb to show.
+    """
 
     def __init__(
         self, config: LoggerConfig, folder: Path, run_id: str, name: str, settings: Any
@@ -111,40 +113,12 @@ class WandbLogger:
         )
 
     def log(self, step: int, metrics: Metrics) -> None:
-        self._run.log({key: self._shown(value) for key, value in metrics.items()}, step=step)
-
-    def _shown(self, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        histogram = np.array(value["counts"]), np.array(value["log10_edges"])
-        return self._wandb.Histogram(np_histogram=histogram)
+        shown = dict(metrics)
+        for key, value in metrics.items():
+            if isinstance(value, dict):
+                histogram = np.array(value["counts"]), np.array(value["log10_edges"])
+                shown[key] = self._wandb.Histogram(np_histogram=histogram)
+        self._run.log(shown, step=step)
 
     def close(self) -> None:
         self._run.finish()
-
-
-class Logbooks:
-    """Opens the loggers of one dictionary after the other; wandb is given up at most once."""
-
-    def __init__(self, config: LoggerConfig) -> None:
-        self._config = config
-        self._with_wandb = config.name == "wandb"
-
-    def open(
-        self, path: Path, *, folder: Path, name: str, run_id: str, step: int, settings: Any
-    ) -> list[Logger]:
-        """Where the figures of one dictionary go; training goes on if wandb does not.
-
-        Args:
-            path: of `metrics.jsonl`, whose lines after `step` are dropped.
-            folder: where wandb keeps its own files.
-            settings: the configuration, for wandb to show.
-        """
-        loggers: list[Logger] = [JsonlLogger(path, step)]
-        if self._with_wandb:
-            try:
-                loggers.append(WandbLogger(self._config, folder, run_id, name, settings))
-            except Exception as error:
-                self._with_wandb = False
-                say(f"wandb could not be started ({error}); figures go to {path} only")
-        return loggers

@@ -1,68 +1,56 @@
 """One dictionary in training with its files: checkpoints, figures, time spent."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.base import read_json, write_json
+from sae.base import read_json, require, say, write_json
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary
-from sae.rows.shuffle import Rows
 from sae.training.checkpoint import Checkpoints
 from sae.training.loggers import Logger, Metrics
-from sae.training.loop import StepReport, Trainer
+from sae.training.loop import StepReport
+from sae.training.start import Start, make_trainer
+from sae.training.task import Task
 
 TIMING_FILE = "timing.json"
 _ROWS_AT_ONCE = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """What is looked at while training, and how often."""
-
-    log_every: int
-    """Steps between two lines of figures of one batch."""
-    eval_every: int
-    """Steps between two looks at densities and held-out rows."""
-    held_out: Rows | None
-    """Rows that are never trained on, raw, if there are any."""
-
-
 class Session:
-    """A trainer, and what is kept of its work.
+    """A trainer, at its newest checkpoint if there is one, and what is kept of its work.
 
-    Args:
-        identity: what decides the weights; a checkpoint of another one is none of ours.
+    Raises:
+        UserError: if that checkpoint is of another training or damaged, or if it is gone and
+            the dictionary is to be extended.
     """
 
-    def __init__(
-        self,
-        name: str,
-        trainer: Trainer,
-        folder: Path,
-        identity: Mapping[str, object],
-        *,
-        checkpoints: Checkpoints,
-        watch: Watch,
-    ) -> None:
-        self.name = name
-        self.trainer = trainer
-        self.identity = identity
+    def __init__(self, task: Task, start: Start) -> None:
+        config = self.config = task.config
         self.loggers: list[Logger] = []
         self.latest: Metrics = {}
-        self._timing = folder / TIMING_FILE
-        self._checkpoints = checkpoints
-        self._watch = watch
-        self._fired = torch.zeros_like(trainer.rows_since_fired)
+        self._checkpoints = Checkpoints(config.state_path, config.checkpoint)
+        found = self._checkpoints.newest()
+        require(
+            found is not None or not config.dictionary_path.exists(),
+            f"extend=true: {config.state_path} holds no checkpoint of {config.dictionary_path} "
+            f"to go on from; train to training_tokens={config.training_tokens} under another "
+            "name=...",
+        )
+        self.identity = task.identity if found is None else task.continued(found)
+        self.trainer = make_trainer(config, start)
+        self._held_out = start.held_out
+        self._timing = config.state_path / TIMING_FILE
+        self._fired = torch.zeros_like(self.trainer.rows_since_fired)
         self._rows = 0
         self._seconds = 0.0
         self._saved_step = -1
+        if found is not None:
+            self._load(found.state)
+            say(f"train: {config.id} goes on from step {self.step:,} of {config.n_steps:,}")
 
     @property
     def step(self) -> int:
@@ -72,7 +60,7 @@ class Session:
     @property
     def over(self) -> bool:
         """Whether all steps are done."""
-        return self.trainer.step >= self.trainer.n_steps
+        return self.step >= self.trainer.n_steps
 
     @property
     def asks_to_be_saved(self) -> bool:
@@ -80,8 +68,7 @@ class Session:
         due = self.over or self._checkpoints.due(self.step)
         return due and self._saved_step != self.step
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint holds."""
+    def _load(self, state: dict[str, Any]) -> None:
         self.trainer.load_state_dict(state["trainer"])
         self._fired.copy_(state["fired"])
         self._rows = state["rows"]
@@ -99,17 +86,14 @@ class Session:
         if self._saved_step == self.step:
             return
         self.trainer.check_finite()
-        state = {
-            "trainer": self.trainer.state_dict(),
-            "fired": self._fired,
-            "rows": self._rows,
-        }
+        trainer = self.trainer.state_dict()
+        state = {"trainer": trainer, "fired": self._fired, "rows": self._rows}
         write_json(self._timing, {"seconds": self._seconds})
         self._checkpoints.save(self.step, self.identity, state)
         self._saved_step = self.step
 
     def update(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]) -> None:
-        """One step on scaled rows, with all that is due after it.
+        """Take one step on scaled rows, with all that is due after it.
 
         Raises:
             Diverged: if a figure that is due is no number.
@@ -126,7 +110,7 @@ class Session:
         self._seconds += time.perf_counter() - began
 
     def close(self) -> None:
-        """No more figures come."""
+        """Close the loggers: no more figures come."""
         for logger in self.loggers:
             logger.close()
         self.loggers = []
@@ -137,13 +121,10 @@ class Session:
         return trainer.sae.dictionary(trainer.scaling, trainer.output_scaling)
 
     def _due(self, report: StepReport) -> Metrics:
-        found: Metrics = {}
-        look = report.step % self._watch.eval_every == 0 or self.over
-        if look or report.step % self._watch.log_every == 0:
-            found |= report.metrics()
+        look = report.step % self.config.eval_interval == 0 or self.over
         if look:
-            found |= self._densities() | self._held_out_figures()
-        return found
+            return report.metrics() | self._densities() | self._held_out_figures()
+        return {} if report.step % self.config.log_every_steps else report.metrics()
 
     def _densities(self) -> Metrics:
         """How often each latent fired since this was last asked, under SAELens's names."""
@@ -160,16 +141,16 @@ class Session:
     @torch.no_grad()
     def _held_out_figures(self) -> Metrics:
         """Explained variance and L0 of the dictionary as it would be saved now."""
-        if self._watch.held_out is None:
+        if self._held_out is None:
             return {}
         dictionary = self.dictionary()
         statistics = ReconstructionStatistics(dictionary.d_out, dictionary.d_sae)
-        sides = (torch.split(side, _ROWS_AT_ONCE) for side in self._watch.held_out)
+        sides = (torch.split(side, _ROWS_AT_ONCE) for side in self._held_out)
         for rows in zip(*sides, strict=True):
-            x, *rest = (side.to(self.trainer.device).float() for side in rows)
-            feature_acts = dictionary.encode(x)
-            x_hat = dictionary.reconstruct(x, feature_acts)
-            statistics.add(rest[0] if rest else x, x_hat, feature_acts)
+            moved = [side.to(self.trainer.device).float() for side in rows]
+            feature_acts = dictionary.encode(moved[0])
+            x_hat = dictionary.reconstruct(moved[0], feature_acts)
+            statistics.add(moved[-1], x_hat, feature_acts)
         figures = statistics.metrics()
         return {
             "reconstruction_quality/explained_variance": figures["explained_variance"],

@@ -2,21 +2,23 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sae.base import UserError, plain, remove_unfinished
-from sae.dictionary import load_dictionary
+from sae.base import UserError, digest, plain, remove_unfinished, require, versions
+from sae.dictionary import Record, TrainingRecord, load_dictionary
 from sae.dictionary.files import read_record
 from sae.dictionary.record import upgraded_identity
 from sae.rows.source import RowSource
 from sae.run import held
-from sae.training.checkpoint import Checkpoint, differences, flat
+from sae.training.checkpoint import Checkpoint
 from sae.training.config import TrainConfig
 
 Identity = Mapping[str, object]
 """What decides the weights, by dotted key."""
 
-_EXTENDED = "extended_at"
+_TOKENS, _EXTENDED = "training_tokens", "extended_at"
+_MISSING = "nothing"
+_MOST_SAID = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +39,26 @@ class Task:
         Raises:
             UserError: if it is of another training.
         """
-        config, path = self.config, self.config.dictionary_path
+        path = self.config.dictionary_path
         if not path.exists():
             return False
         training = read_record(path).training
         begun: Identity = {} if training is None else training.identity
-        different = differences(begun, self.identity)
-        if not different or (config.extend and set(different) == {_EXTENDED}):
-            return True
-        if _extends(config, begun, different):
-            return False
-        _explain_extension(config, begun, different)
+        different = self._different(begun)
+        if not different or self._extends(begun, different):
+            return not different
+        if set(different) <= {_TOKENS, _EXTENDED}:
+            tokens, wanted = _tokens(begun), self.config.training_tokens
+            require(
+                tokens <= wanted,
+                f"{path} has training_tokens={tokens} already, more than {wanted}; give this "
+                "one another name=...",
+            )
+            raise UserError(
+                f"{path} was trained with training_tokens={tokens}, in "
+                f"{len(_extensions(begun)) + 1} parts; add extend=true to go on with it, or "
+                "give this one another name=..."
+            )
         raise UserError(
             f"{path} holds a dictionary of another configuration or cache: "
             f"{_said(different)}; give this one another name=... or remove that one"
@@ -61,12 +72,64 @@ class Task:
             remove_unfinished(self.config.state_path)
             yield
 
+    def continued(self, found: Checkpoint) -> Identity:
+        """Return the identity of the training that goes on from a checkpoint.
+
+        Raises:
+            UserError: if it cannot, which keys differ.
+        """
+        begun = upgraded_identity(found.identity)
+        different, before = self._different(begun), _extensions(begun)
+        if self._extends(begun, different):
+            before = [*before, found.state["trainer"]["step"]]
+        elif different:
+            raise UserError(
+                f"{found.path} is a checkpoint of another configuration or cache: "
+                f"{_said(different)}; give this run another name=... or remove the checkpoint "
+                "to start anew"
+            )
+        return {**self.identity, _EXTENDED: before}
+
+    def record(self, source: RowSource, identity: Identity) -> Record:
+        """Return what travels with the weights: where rows come from, and how it was trained.
+
+        Args:
+            identity: the task's own, with the steps at which it was extended.
+        """
+        config = self.config
+        training = TrainingRecord(
+            digest=digest(identity),
+            identity=identity,
+            architecture=config.sae.architecture,
+            sae=plain(config.sae),
+            optim={**plain(config.optim), "lr": config.lr},
+            training_tokens=config.n_steps * config.train_batch_size_tokens,
+            train_batch_size_tokens=config.train_batch_size_tokens,
+            seed=config.seed,
+            versions=versions(),
+        )
+        limit = config.max_norm_multiple
+        return replace(source.record, training=training, max_norm_multiple=limit)
+
+    def _different(self, begun: Identity) -> dict[str, tuple[object, object]]:
+        """The keys in which what was begun is another training, with both values."""
+        # Who asks to extend does not mind that it was extended before.
+        ignored = {_EXTENDED} if self.config.extend else set()
+        keys = [key for key in {**self.identity, **begun} if key not in ignored]
+        pairs = {k: (begun.get(k, _MISSING), self.identity.get(k, _MISSING)) for k in keys}
+        return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+    def _extends(self, begun: Identity, different: Mapping[str, object]) -> bool:
+        """Whether what was begun is the same training, only shorter, and may be extended."""
+        shorter = _tokens(begun) < self.config.training_tokens
+        return self.config.extend and shorter and set(different) == {_TOKENS}
+
 
 def tasks_of(configs: Sequence[TrainConfig], source: RowSource) -> list[Task]:
-    """The configurations with their identities; what they share is looked at once."""
+    """Return the configurations with their identities; what they share is looked at once."""
     folders = {config.init_from for config in configs if config.init_from is not None}
     beginnings = {folder: load_dictionary(folder).digest for folder in folders}
-    rows = flat(source.identity)
+    rows = _flat(source.identity)
     return [
         Task(config, _identity(config, rows, beginnings.get(config.init_from or "")))
         for config in configs
@@ -76,9 +139,9 @@ def tasks_of(configs: Sequence[TrainConfig], source: RowSource) -> list[Task]:
 def _identity(config: TrainConfig, rows: Identity, begun_with: str | None) -> Identity:
     """What decides the weights: not where they go, nor how progress is reported."""
     return {
-        **flat({"sae": {"architecture": config.sae.architecture, **plain(config.sae)}}),
-        **flat({"optim": {**plain(config.optim), "lr": config.lr}}),
-        "training_tokens": config.training_tokens,
+        **_flat({"sae": {"architecture": config.sae.architecture, **plain(config.sae)}}),
+        **_flat({"optim": {**plain(config.optim), "lr": config.lr}}),
+        _TOKENS: config.training_tokens,
         "dead_feature_window": config.dead_feature_window,
         "seed": config.seed,
         "matmul_dtype": config.matmul_dtype,
@@ -88,65 +151,30 @@ def _identity(config: TrainConfig, rows: Identity, begun_with: str | None) -> Id
     }
 
 
-def _extends(
-    config: TrainConfig, begun: Identity, different: dict[str, tuple[object, object]]
-) -> bool:
-    """Whether what was begun is the same training, only shorter, and may be extended."""
-    shorter = _tokens(begun) < config.training_tokens
-    return config.extend and shorter and set(different) <= {"training_tokens", _EXTENDED}
+def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested keys as dotted ones, as on the command line."""
+    found: dict[str, object] = {}
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            found |= _flat(entry, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = entry
+    return found
 
 
 def _tokens(begun: Identity) -> int:
-    tokens = begun.get("training_tokens")
+    tokens = begun.get(_TOKENS)
     return tokens if isinstance(tokens, int) else 0
 
 
-def _parts(begun: Identity) -> list[object]:
+def _extensions(begun: Identity) -> list[object]:
     """The steps at which a training was extended."""
     found = begun.get(_EXTENDED)
     return found if isinstance(found, list) else []
 
 
-def _explain_extension(
-    config: TrainConfig, begun: Identity, different: dict[str, tuple[object, object]]
-) -> None:
-    """Say so if all that differs is how long a training is."""
-    if not set(different) <= {"training_tokens", _EXTENDED}:
-        return
-    path, tokens = config.dictionary_path, _tokens(begun)
-    if tokens > config.training_tokens:
-        raise UserError(
-            f"{path} has training_tokens={tokens} already, more than {config.training_tokens}; "
-            "give this one another name=..."
-        )
-    raise UserError(
-        f"{path} was trained with training_tokens={tokens}, in {len(_parts(begun)) + 1} "
-        "parts; add extend=true to go on with it, or give this one another name=..."
-    )
-
-
-def _said(different: dict[str, tuple[object, object]], most: int = 3) -> str:
+def _said(different: dict[str, tuple[object, object]]) -> str:
     """The keys that differ, for a sentence."""
     said = [f"{key} is {there} there, {here} here" for key, (there, here) in different.items()]
-    more = [f"{len(said) - most} more keys differ"] if len(said) > most else []
-    return ", ".join(said[:most] + more)
-
-
-def continued(task: Task, found: Checkpoint) -> Identity:
-    """The identity of a training that goes on from `found`.
-
-    Raises:
-        UserError: if it cannot, which keys differ.
-    """
-    config, wanted = task.config, task.identity
-    begun = upgraded_identity(found.identity)
-    different = differences(begun, wanted)
-    before = _parts(begun)
-    if not different or (config.extend and set(different) == {_EXTENDED}):
-        return {**wanted, _EXTENDED: before}
-    if _extends(config, begun, different):
-        return {**wanted, _EXTENDED: [*before, found.state["trainer"]["step"]]}
-    raise UserError(
-        f"{found.path} is a checkpoint of another configuration or cache: {_said(different)}; "
-        "give this run another name=... or remove the checkpoint to start anew"
-    )
+    left = len(said) - _MOST_SAID
+    return ", ".join(said[:_MOST_SAID] + ([f"{left} more keys differ"] if left > 0 else []))

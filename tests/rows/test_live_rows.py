@@ -66,7 +66,7 @@ def in_order(rows: Rows) -> list[list[float]]:
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "rows"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("rows")]
 
 
 @pytest.mark.parametrize(

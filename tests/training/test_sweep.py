@@ -21,11 +21,10 @@ from sae.base.files import read_json_lines
 from sae.commands import sweep
 from sae.dictionary.metadata import metadata_of
 from sae.training.checkpoint import CheckpointConfig, Checkpoints
-from sae.training.config import TrainConfig
+from sae.training.config import SweepConfig, TrainConfig
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
-from sae.training.plan import Load, SweepConfig, bytes_together, turns
-from sae.training.turns import load_of
+from sae.training.turns import Load, bytes_together, turns
 
 ARCHITECTURES = {
     "standard": sae.StandardConfig(d_sae=48, l1_coefficient=1.0),
@@ -100,7 +99,7 @@ def test_too_little_memory_means_turns_and_the_same_weights(tiny_run, tmp_path, 
     grid = three(tiny_run, tmp_path / "turns")
     together = sae.sweep(three(tiny_run, tmp_path / "together"))
     assert "3 dictionaries in one pass" in capsys.readouterr().err
-    alone = max(bytes_together([load_of(one, [32])]) for one in grid)
+    alone = max(bytes_together([Load.of(one, [32])]) for one in grid)
     little = SweepConfig(evaluate=False, memory_gb=alone / 1e9)
     found = sae.sweep([replace(one, sweep=little) for one in grid])
     assert "3 dictionaries in 3 turns of 1 and 1 and 1" in capsys.readouterr().err
@@ -465,14 +464,12 @@ def test_a_sweep_in_wandb_is_a_group_of_runs(tiny_run, tmp_path):
 
 
 def test_a_wandb_that_cannot_be_reached_is_said_once(tiny_run, tmp_path, monkeypatch, capsys):
-    from sae.training import loggers
-
     class Unreachable:
         def __init__(self, *_):
             raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(loggers, "WandbLogger", Unreachable)
-    online = loggers.LoggerConfig(name="wandb", mode="online")
+    monkeypatch.setattr("sae.training.train.WandbLogger", Unreachable)
+    online = sae.LoggerConfig(name="wandb", mode="online")
     grid = [replace(one, logger=online) for one in three(tiny_run, tmp_path)]
     sae.sweep(grid)
     assert capsys.readouterr().err.count("no route to host") == 1

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from torch import Tensor
 
 from sae.base.errors import UserError
 from sae.cache.layout import ActivationCache, open_cache
-from sae.rows.shuffle import RowSelection, rows_in_order, select_rows, shuffled_batches
+from sae.rows.shuffle import (
+    Rows,
+    RowSelection,
+    rows_in_order,
+    select_rows,
+    shuffled_batches,
+)
 
 SEQUENCES, CONTEXT = 150, 8
 LOUD = [(3, 5), (40, 1), (149, 7)]
@@ -45,8 +52,15 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> ActivationCache:
     return cache_of(path, tokens, HELD_OUT, {"h": x, "out": out}, special=(0, 1))
 
 
-def training(cache: ActivationCache, multiple: float | None = 10.0) -> RowSelection:
-    return select_rows(cache, "h", held_out=False, max_norm_multiple=multiple)
+def training(
+    cache: ActivationCache, multiple: float | None = 10.0, hooks: tuple[str, ...] = ("h",)
+) -> RowSelection:
+    return select_rows(cache, *hooks, held_out=False, max_norm_multiple=multiple)
+
+
+def alone(batches: Iterable[Rows]) -> list[Tensor]:
+    """The rows of batches of one hook."""
+    return [x for (x,) in batches]
 
 
 def numbers(rows: Tensor) -> list[int]:
@@ -95,7 +109,7 @@ def test_an_epoch_holds_every_selected_row_exactly_once(numbered, pool_bytes):
     selection = training(numbered)
     n = selection.n_rows
     batches = shuffled_batches(selection, 1, seed=3, pool_bytes=pool_bytes)
-    rows = numbers(torch.cat(list(islice(batches, 3 * n))))
+    rows = numbers(torch.cat(alone(islice(batches, 3 * n))))
     epochs = [rows[i * n : (i + 1) * n] for i in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == chosen(False)
@@ -109,18 +123,17 @@ def test_batches_of_any_size_cut_the_same_order(numbered, pool_bytes, size):
     selection = training(numbered)
     n = 2 * selection.n_rows // size * size
     one = shuffled_batches(selection, 1, seed=3, pool_bytes=pool_bytes)
-    many = list(
-        islice(shuffled_batches(selection, size, seed=3, pool_bytes=pool_bytes), n // size)
-    )
+    some = shuffled_batches(selection, size, seed=3, pool_bytes=pool_bytes)
+    many = alone(islice(some, n // size))
     assert {len(batch) for batch in many} == {size}
-    assert torch.equal(torch.cat(many), torch.cat(list(islice(one, n))))
+    assert torch.equal(torch.cat(many), torch.cat(alone(islice(one, n))))
 
 
 @pytest.mark.parametrize("pool_bytes", POOLS)
 def test_the_order_depends_on_the_seed_alone(numbered, pool_bytes):
     def order(seed: int) -> list[int]:
         batches = shuffled_batches(training(numbered), 50, seed=seed, pool_bytes=pool_bytes)
-        return numbers(torch.cat(list(islice(batches, 30))))
+        return numbers(torch.cat(alone(islice(batches, 30))))
 
     first = order(1)
     torch.manual_seed(99)
@@ -129,8 +142,8 @@ def test_the_order_depends_on_the_seed_alone(numbered, pool_bytes):
 
 
 def test_the_default_pool_mixes_rows_of_all_chunks(numbered):
-    batch = numbers(next(shuffled_batches(training(numbered), 200, seed=0)))
-    assert {row // (32 * CONTEXT) for row in batch} == {0, 1, 2, 3}
+    (batch,) = next(shuffled_batches(training(numbered), 200, seed=0))
+    assert {row // (32 * CONTEXT) for row in numbers(batch)} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("pool_bytes", POOLS)
@@ -145,7 +158,7 @@ def test_skipping_gives_what_reading_and_dropping_gives(numbered, pool_bytes, si
     n = 3 * selection.n_rows // size + 4
     read = list(islice(batches(), n + 3))
     for skip in range(n):
-        for ours, theirs in zip(batches(skip), read[skip : skip + 3], strict=False):
+        for (ours,), (theirs,) in zip(batches(skip), read[skip : skip + 3], strict=False):
             assert torch.equal(ours, theirs), skip
 
 
@@ -169,23 +182,22 @@ def test_a_batch_larger_than_the_selection_is_refused_at_once(numbered):
 
 
 def test_rows_in_order_are_all_rows_in_order(numbered):
-    assert numbers(torch.cat(list(rows_in_order(training(numbered))))) == chosen(False)
+    assert numbers(torch.cat(alone(rows_in_order(training(numbered))))) == chosen(False)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 10, 99, 400, 700, 10_000])
 def test_a_limit_gives_evenly_spread_rows_and_no_more_than_that(numbered, limit):
     rows = chosen(False)
-    found = numbers(torch.cat(list(rows_in_order(training(numbered), limit=limit))))
+    found = numbers(torch.cat(alone(rows_in_order(training(numbered), limit=limit))))
     assert min(limit, len(rows)) / 2 <= len(found) <= limit
     assert found == rows[:: -(-len(rows) // limit)]
 
 
 @pytest.mark.parametrize("limit", [None, 1, 99, 700])
 def test_pairs_in_order_are_todays_rows_beside_the_same_rows_of_the_other_hook(numbered, limit):
-    selection = training(numbered)
-    pairs = list(rows_in_order(selection, limit, hook_name_out="out"))
+    pairs = list(rows_in_order(training(numbered, hooks=("h", "out")), limit))
     x, y = (torch.cat(side) for side in zip(*pairs, strict=True))
-    assert torch.equal(x, torch.cat(list(rows_in_order(selection, limit))))
+    assert torch.equal(x, torch.cat(alone(rows_in_order(training(numbered), limit))))
     assert y.shape == (len(x), 2)
     assert y[:, 0].tolist() == numbers(x)
 
@@ -193,11 +205,9 @@ def test_pairs_in_order_are_todays_rows_beside_the_same_rows_of_the_other_hook(n
 @pytest.mark.parametrize("pool_bytes", POOLS)
 @pytest.mark.parametrize("skip", [0, 5])
 def test_shuffled_pairs_are_the_same_rows_of_both_hooks(numbered, pool_bytes, skip):
-    selection = training(numbered)
+    selection = training(numbered, hooks=("h", "out"))
     n = 3 * selection.n_rows // 37
-    pairs = shuffled_batches(
-        selection, 37, seed=5, skip=skip, pool_bytes=pool_bytes, hook_name_out="out"
-    )
+    pairs = shuffled_batches(selection, 37, seed=5, skip=skip, pool_bytes=pool_bytes)
     found = list(islice(pairs, n))
     assert {(x.shape, y.shape) for x, y in found} == {((37, 3), (37, 2))}
     rows = [row for x, _ in found for row in numbers(x)]
@@ -206,45 +216,37 @@ def test_shuffled_pairs_are_the_same_rows_of_both_hooks(numbered, pool_bytes, sk
 
 
 def test_pairs_come_in_the_order_in_which_one_hook_is_read(numbered):
-    selection = training(numbered)
-    pairs = shuffled_batches(selection, 64, seed=2, skip=3, hook_name_out="out")
-    alone = shuffled_batches(selection, 64, seed=2, skip=3)
-    for (x, _), expected in islice(zip(pairs, alone, strict=True), 30):
+    both, one = training(numbered, hooks=("h", "out")), training(numbered)
+    pairs = shuffled_batches(both, 64, seed=2, skip=3)
+    singles = shuffled_batches(one, 64, seed=2, skip=3)
+    for (x, _), (expected,) in islice(zip(pairs, singles, strict=True), 30):
         assert torch.equal(x, expected)
 
 
-@pytest.mark.parametrize(("hook_name_out", "chunks"), [(None, 4), ("out", 2)])
+@pytest.mark.parametrize(("hooks", "chunks"), [(("h",), 4), (("h", "out"), 2)])
 def test_a_pool_counts_the_bytes_of_every_hook_that_it_holds(
-    numbered, monkeypatch, hook_name_out, chunks
+    numbered, monkeypatch, hooks, chunks
 ):
     reads: list[str] = []
     original = ActivationCache.read
     monkeypatch.setattr(ActivationCache, "read", lambda *a: reads.append(a[1]) or original(*a))
-    selection = training(numbered)
+    selection = training(numbered, hooks=hooks)
     largest = max(int(selection.keep[c].sum()) for c in numbered.chunks("h"))
     most = 0
     for seed in range(10):
         reads.clear()
-        batches = shuffled_batches(
-            selection,
-            1,
-            seed=seed,
-            pool_bytes=4 * largest * 3 * 4,
-            hook_name_out=hook_name_out,
-        )
+        batches = shuffled_batches(selection, 1, seed=seed, pool_bytes=4 * largest * 3 * 4)
         next(batches)
         # One pool is there, and threads read the next.
         time.sleep(0.05)
-        assert reads.count("out") == (reads.count("h") if hook_name_out else 0)
+        assert reads.count("out") == (reads.count("h") if "out" in hooks else 0)
         most = max(most, reads.count("h"))
     assert most == chunks
 
 
 def test_an_output_hook_that_the_cache_does_not_hold_is_refused_at_once(numbered):
     with pytest.raises(UserError, match=r"hook_name=oot is not in .*; nearest: out"):
-        shuffled_batches(training(numbered), 8, seed=0, hook_name_out="oot")
-    with pytest.raises(UserError, match="hook_name=oot is not in"):
-        rows_in_order(training(numbered), hook_name_out="oot")
+        training(numbered, hooks=("h", "oot"))
 
 
 def test_a_lost_chunk_of_norms_is_refused_and_not_taken_for_sinks(numbered, tmp_path):
@@ -269,5 +271,5 @@ def test_training_batches_of_a_harvest_hold_its_training_rows_and_nothing_else(t
     assert len(never) > 100
     selection = select_rows(open_cache(tiny_run / "cache.zarr"), HOOK, held_out=False)
     batches = shuffled_batches(selection, 1, seed=0)
-    epoch = torch.cat(list(islice(batches, selection.n_rows))).numpy()
+    epoch = torch.cat(alone(islice(batches, selection.n_rows))).numpy()
     assert Counter(row.tobytes() for row in epoch) == expected
