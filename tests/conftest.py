@@ -12,7 +12,8 @@ import pytest
 from jaxtyping import install_import_hook
 from support.world import harvest_settings, save_tiny_model, sentences
 
-pytest_plugins = ["support.browser", "support.dashboards", "support.encoders"]
+_PLUGINS = ("browser", "commands", "dashboards", "encoders")
+pytest_plugins = [f"support.{name}" for name in _PLUGINS]
 
 # A shell that starts the tests in the background has Ctrl-C ignored; some of them send it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -172,7 +173,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def two_threads() -> Iterator[None]:
     """Kernels share rows out among threads, as they do for users."""
     import torch

@@ -14,6 +14,8 @@ from sae.analysis.tables import Vocabulary, agreement_of_ids
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 RADIUS = 5
 SETTINGS = {"n_contexts": 4, "context_radius": RADIUS}
 

@@ -1,7 +1,6 @@
 """Several processes at one cache: together as `torchrun` starts them, or against each other."""
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -39,21 +38,23 @@ def settings(run: Path, model: Path, text: Path, **others: Any) -> dict[str, Any
     return given | {"text_workers": 0} | others
 
 
-def harvest_in_child(given: dict[str, Any], rank: int = 0, port: int = 0, n: int = 1) -> None:
-    """As one of `n` processes, which are told of each other as `torchrun` does it."""
-    job = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in job.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
+def pair() -> list[dict[str, str]]:
+    """What `torchrun` tells each of two processes of the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [job | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+
+
+def harvest_in_child(given: dict[str, Any], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     sae.harvest(**given)
 
 
 def in_pairs(processes: Any, given: dict[str, Any]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     children = [
-        processes.Process(target=harvest_in_child, args=(given, rank, port, 2))
-        for rank in range(2)
+        processes.Process(target=harvest_in_child, args=(given, told)) for told in pair()
     ]
     for child in children:
         child.start()
@@ -66,14 +67,14 @@ def words(run: Path, model: Path, text: Path, *others: str) -> list[str]:
     """The same, as words of the command line."""
     given = [f"run={run}", f"model.name={model}", f"data.name={text}", f"hook_names=[{HOOK}]"]
     given += [f"n_tokens={N_TOKENS}", "context_size=32", "batch_size=1", "text_workers=0"]
-    return ["-m", "sae.cli", "harvest", *given, *others]
+    return ["harvest", *given, *others]
 
 
-def together(given: list[str]) -> tuple[int, str]:
+def together(script: Path, *given: str) -> tuple[int, str]:
     """Exit status of `torchrun`, and what both of its processes said."""
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [sys.executable, *run, *given],
+        [sys.executable, *run, str(script), *given],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -105,9 +106,7 @@ def test_two_processes_share_the_chunks_give_the_bytes_of_one_and_repair_them(
 ):
     (tmp_path / "counted.py").write_text(COUNTED)
     run = tmp_path / "run"
-    status, said = together(
-        [str(tmp_path / "counted.py"), *words(run, tiny_model, tiny_text)[2:]]
-    )
+    status, said = together(tmp_path / "counted.py", *words(run, tiny_model, tiny_text))
     assert status == 0, said
     cache = run / "cache.zarr"
     wrote = [
@@ -131,22 +130,27 @@ def test_two_processes_share_the_chunks_give_the_bytes_of_one_and_repair_them(
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*")} == before
 
 
-def test_what_is_wrong_is_said_once_and_the_other_processes_end_with_a_sentence(
-    tmp_path, tiny_model, tiny_text
+def test_what_is_wrong_is_said_once_and_the_other_process_ends_with_a_sentence(
+    tmp_path, tiny_model, tiny_text, start
 ):
-    status, said = together(words(tmp_path, tiny_model, tiny_text, "context_size=999"))
-    assert status != 0
-    assert len(re.findall(r"sae harvest: .*longer than the model's 128 positions", said)) == 1
-    # Unless torchrun, which ends those that are left, was quicker than the sentence.
-    ended = "another process of this job has ended; it says why" in said
-    assert ended or "closing signal SIGTERM" in said
-    # `torchrun` itself says more afterwards.
-    assert "Traceback" not in said.split("torch/distributed/elastic")[0], said
+    asked = words(tmp_path, tiny_model, tiny_text, "context_size=999")
+    both = [start(*asked, **told) for told in pair()]
+    first, other = (one.ended() for one in both)
+    assert first.returncode != 0 != other.returncode
+    assert "longer than the model's 128 positions" in last_line(first)
+    assert "another process of this job has ended; it says why" in last_line(other)
+    assert "Traceback" not in first.stderr + other.stderr
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("sae harvest: ")
+    return line
 
 
 def started(processes: Any, given: dict[str, Any]) -> Any:
     """A harvest in another process, stopped when it has begun to fill its cache."""
-    child = processes.Process(target=harvest_in_child, args=(given,))
+    child = processes.Process(target=harvest_in_child, args=(given, {}))
     child.start()
     while child.is_alive() and not (Path(given["run"]) / "cache.zarr").exists():
         time.sleep(0.005)

@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -289,14 +287,9 @@ def test_what_only_work_can_find_is_refused_with_a_sentence(case, places, refuse
 
 
 @pytest.mark.parametrize("case", ["an unknown command", "an unknown key", "a missing cache"])
-def test_the_exit_status_of_the_process_is_two(case, places):
-    command, fragments = TABLE[case]
-    done = subprocess.run(
-        [sys.executable, "-m", "sae.cli", *words_of(command, places)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_the_exit_status_of_the_process_is_two(case, places, command):
+    words, fragments = TABLE[case]
+    done = command(*words_of(words, places))
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1

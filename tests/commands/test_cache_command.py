@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter
 from sae.cli import main
+from sae.commands.cache import CacheVerifyConfig, verify
 from sae.config.commands import family
 from sae.config.keys import keys
 from sae.models.site import Site
@@ -78,6 +77,12 @@ def unfinished(path: Path, n_chunks: int, *, text: bool = True) -> CacheWriter:
 def said(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) -> str:
     """What a command prints on standard output."""
     assert main(["cache", *map(str, words)]) == status
+    return capsys.readouterr().out
+
+
+def found_damaged(capsys: pytest.CaptureFixture[str], path: Path) -> str:
+    """What `sae cache verify` prints of a damaged cache, without the command line around it."""
+    assert not verify(CacheVerifyConfig(cache=str(path)))
     return capsys.readouterr().out
 
 
@@ -385,7 +390,7 @@ def test_one_flipped_byte_in_any_chunk_of_any_array_is_found_and_named(
     for i, file in enumerate(files):
         whole = file.read_bytes()
         flip(file, at=i * 7919)
-        first, *rest = said(capsys, "verify", path, status=1).splitlines()
+        first, *rest = found_damaged(capsys, path).splitlines()
         array = str(file.parent.relative_to(path))
         assert re.match(rf"{array}: \w+ \d+ to \d+: is damaged \(", first), file
         number = int(file.name.split(".")[1])
@@ -407,11 +412,11 @@ def test_a_deleted_or_shortened_chunk_of_any_array_is_found_and_named(
     for file in chunk_files(path):
         whole, array = file.read_bytes(), str(file.parent.relative_to(path))
         file.unlink()
-        printed = said(capsys, "verify", path, status=1)
+        printed = found_damaged(capsys, path)
         assert re.match(rf"{array}: \w+ \d+ to \d+: is not there\n", printed)
         for cut in (whole[:-7], b""):
             file.write_bytes(cut)
-            printed = said(capsys, "verify", path, status=1)
+            printed = found_damaged(capsys, path)
             assert re.match(rf"{array}: \w+ \d+ to \d+: is damaged \(", printed)
         file.write_bytes(whole)
 
@@ -478,11 +483,10 @@ def test_what_verify_advises_repairs_the_cache(tmp_path, tiny_model, tiny_text, 
     assert said(capsys, "verify", path).startswith("intact")
 
 
-def test_verify_as_a_process_ends_with_its_status(tmp_path):
+def test_verify_as_a_process_ends_with_its_status(tmp_path, command):
     made(tmp_path / "c.zarr")
     flip(tmp_path / "c.zarr" / "tokens" / "c.0.0")
-    command = [sys.executable, "-m", "sae.cli", "cache", "verify", str(tmp_path / "c.zarr")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = command("cache", "verify", str(tmp_path / "c.zarr"))
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith("tokens: sequences 0 to 99: is damaged")
 

@@ -1,10 +1,10 @@
 """`sae import` of what it must not take, and where it must not write."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -12,7 +12,9 @@ from support.world import HOOK, random_dictionary
 
 import sae
 from sae.base.errors import UserError
+from sae.base.files import only_process
 from sae.cli import main
+from sae.dictionary import files
 from sae.dictionary.files import save_dictionary
 from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import write_dictionary
@@ -113,45 +115,39 @@ def test_what_overflows_once_it_is_folded_is_refused_before_anything_is_written(
     assert not (run / "dictionaries/over").exists()
 
 
-KILLED = """
-import os, signal, sys
-import sae.commands.import_ as stage
-from sae.dictionary import files
-files.save = lambda tensors: os.kill(os.getpid(), signal.SIGKILL)
-import sae
-sae.import_(folder=sys.argv[1], run=sys.argv[2], name="killed")
-"""
+def import_killed(folder, run):
+    files.save = lambda tensors: os.kill(os.getpid(), signal.SIGKILL)
+    sae.import_(folder=folder, run=run, name="killed")
 
 
-@pytest.mark.slow
-def test_what_a_killed_import_left_is_removed_by_the_next(run, tmp_path):
+def test_what_a_killed_import_left_is_removed_by_the_next(run, tmp_path, processes):
     folder = named(tmp_path / "one")
-    command = [sys.executable, "-c", KILLED, str(folder), str(run)]
-    done = subprocess.run(command, check=False, capture_output=True)
-    assert done.returncode == -signal.SIGKILL
+    child = processes.Process(target=import_killed, args=(str(folder), str(run)))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert list((run / "dictionaries").glob(".killed.*.partial"))
     sae.import_(folder=str(folder), run=str(run), name="killed")
     assert not list((run / "dictionaries").glob(".killed.*"))
 
 
-HOLDS = """
-import sys, time
-from pathlib import Path
-from sae.base.files import only_process
-with only_process(Path(sys.argv[1]), print):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def hold(lock, held):
+    with only_process(lock, UserError):
+        held.set()
+        time.sleep(60)
 
 
-def test_an_import_of_a_name_that_another_process_writes_is_refused(run, tmp_path):
-    command = [sys.executable, "-c", HOLDS, str(run / "training/held/.lock")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        sentence = f"is being made by another process .process {other.pid}"
-        with pytest.raises(UserError, match=sentence):
-            sae.import_(folder=str(named(tmp_path / "one")), run=str(run), name="held")
-        other.kill()
+def test_an_import_of_a_name_that_another_process_writes_is_refused(run, tmp_path, processes):
+    held = processes.Event()
+    other = processes.Process(target=hold, args=(run / "training/held/.lock", held))
+    other.start()
+    assert held.wait(20)
+    with pytest.raises(
+        UserError, match=f"is being made by another process .process {other.pid}"
+    ):
+        sae.import_(folder=str(named(tmp_path / "one")), run=str(run), name="held")
+    other.kill()
+    other.join()
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,11 @@ def test_the_help_of_a_command_is_printed_by_the_process():
     assert all(f"  {name}=" in done.stdout for name in listed)
 
 
-def test_the_hooks_of_a_model_are_listed_from_its_configuration_alone(tiny_model, tmp_path):
+def test_the_hooks_of_a_model_are_listed_from_its_configuration_alone(
+    tiny_model, tmp_path, command
+):
     shutil.copy(tiny_model / "config.json", tmp_path)
-    done = run("harvest", f"model={tmp_path}", "--list-hooks")
+    done = command("harvest", f"model={tmp_path}", "--list-hooks")
     assert done.returncode == 0, done.stderr
     header, *rows = (line.split() for line in done.stdout.splitlines())
     assert header == ["hook_name", "module", "side", "width"]
@@ -214,9 +216,9 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
         main(["train", f"run={tmp_path}"])
 
 
-def test_a_sweep_trains_one_dictionary_for_each_value(tmp_path, tiny_run):
+def test_a_sweep_trains_one_dictionary_for_each_value(tmp_path, tiny_run, command):
     words = ["train", "-m", f"run={tmp_path}", f"cache={tiny_run / 'cache.zarr'}", *SMALL]
-    done = run(*words, "sae.l1_coefficient=0.5,2", cwd=tmp_path)
+    done = command(*words, "sae.l1_coefficient=0.5,2", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     folders = {p.name for p in (tmp_path / "dictionaries").iterdir()}
     assert folders == {"standard-16-l1-0.5", "standard-16-l1-2"}
@@ -237,7 +239,7 @@ def test_a_sweep_trains_one_dictionary_for_each_value(tmp_path, tiny_run):
     ],
 )
 def test_a_bad_value_in_a_sweep_is_refused_before_its_first_run(
-    word, sentence, tmp_path, tiny_run
+    word, sentence, tmp_path, tiny_run, command
 ):
     words = [
         "train",
@@ -246,7 +248,7 @@ def test_a_bad_value_in_a_sweep_is_refused_before_its_first_run(
         f"cache={tiny_run / 'cache.zarr'}",
         *SMALL,
     ]
-    done = run(*words, word, cwd=tmp_path)
+    done = command(*words, word, folder=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(sentence)

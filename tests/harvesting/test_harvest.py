@@ -4,8 +4,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,8 +61,9 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
-def start(run: Path, model: Path, text: Path) -> subprocess.Popen[str]:
-    words = [
+def words(run: Path, model: Path, text: Path) -> list[str]:
+    return [
+        "harvest",
         f"run={run}",
         f"model.name={model}",
         f"data.name={text}",
@@ -73,11 +72,6 @@ def start(run: Path, model: Path, text: Path) -> subprocess.Popen[str]:
         f"context_size={CONTEXT}",
         "batch_size=1",
     ]
-    return subprocess.Popen(
-        [sys.executable, "-m", "sae.cli", "harvest", *words],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def chunks_in(run: Path) -> int:
@@ -87,30 +81,29 @@ def chunks_in(run: Path) -> int:
 
 @pytest.mark.slow
 def test_a_harvest_killed_at_any_instant_goes_on_to_the_same_bytes(
-    tmp_path, tiny_model, long_text, reference
+    tmp_path, tiny_model, long_text, reference, start
 ):
+    asked = words(tmp_path, tiny_model, long_text)
     seed = time.time_ns()
     draw = random.Random(seed)
     seen = [0]
     for first in (True, False, False, False):
         goal = seen[-1] + draw.randint(1, 16)
-        child = start(tmp_path, tiny_model, long_text)
+        child = start(*asked)
         # The first is killed while it lays out the cache, the others while they fill it.
-        while child.poll() is None:
+        while child.process.is_alive():
             if any(tmp_path.glob("*cache.zarr*")) if first else chunks_in(tmp_path) >= goal:
                 break
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.03))
-        child.send_signal(signal.SIGKILL)
-        _, said = child.communicate()
-        assert child.returncode == -signal.SIGKILL, f"it ended before it was killed: {said}"
+        done = child.kill()
+        assert done.returncode == -signal.SIGKILL, f"it ended before it was killed: {done}"
         seen.append(chunks_in(tmp_path))
     assert seen == sorted(seen), f"seed {seed}: chunks were lost: {seen}"
     assert 3 <= seen[-1] < CHUNKS, f"seed {seed}: the kills missed the harvest: {seen}"
-    child = start(tmp_path, tiny_model, long_text)
-    _, said = child.communicate(timeout=120)
-    assert child.returncode == 0, said
-    assert "tokens are there already, going on" in said
+    done = start(*asked).ended()
+    assert done.returncode == 0, done
+    assert "tokens are there already, going on" in done.stderr
     assert tree(tmp_path / "cache.zarr") == tree(reference), f"seed {seed}: {seen}"
 
 

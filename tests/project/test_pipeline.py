@@ -1,7 +1,6 @@
 """The whole path, on a tiny model: what it leaves behind, again, and after being killed."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import sae
 
 def words(run, model, text):
     return [
+        "demo",
         f"run={run}",
         f"model@harvest.model={model}",
         f"data@harvest.data={text}",
@@ -36,17 +36,14 @@ def words(run, model, text):
     ]
 
 
-def demo(*arguments):
-    command = [sys.executable, "-m", "sae.cli", "demo", *words(*arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_model, tiny_text):
+    """The run of a demo, and what it said."""
     run = tmp_path_factory.mktemp("demo") / "run"
-    return run, demo(run, tiny_model, tiny_text)
+    command = [sys.executable, "-m", "sae.cli", *words(run, tiny_model, tiny_text)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run, done.stderr
 
 
 def test_the_report_has_every_promised_figure(finished):
@@ -90,11 +87,11 @@ def test_the_page_shows_every_feature_and_needs_no_network(finished):
 
 
 def test_a_second_demo_reuses_every_stage_and_keeps_the_timings(
-    finished, tiny_model, tiny_text
+    finished, tiny_model, tiny_text, command
 ):
     run, _ = finished
     before = json.loads((run / "report.json").read_text())
-    said = demo(run, tiny_model, tiny_text)
+    said = command(*words(run, tiny_model, tiny_text)).stderr
     for stage in ("harvest", "eval", "analyze", "steer", "export"):
         assert any(
             line.startswith(f"{stage}:") and "reused" in line for line in said.splitlines()
@@ -116,20 +113,19 @@ def test_the_pictures_of_the_readme_are_made_from_a_demo(finished, tmp_path):
 
 
 def test_a_demo_killed_at_several_instants_ends_with_the_same_dictionaries(
-    finished, tmp_path, tiny_model, tiny_text
+    finished, tmp_path, tiny_model, tiny_text, start
 ):
     whole, run = finished[0], tmp_path / "killed"
-    command = [sys.executable, "-m", "sae.cli", "demo", *words(run, tiny_model, tiny_text)]
+    asked = words(run, tiny_model, tiny_text)
     for stage in ("cache.zarr", "training", "dictionaries"):
-        child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        child = start(*asked)
         deadline = time.monotonic() + 300
-        while not (run / stage).exists() and child.poll() is None:
+        while not (run / stage).exists() and child.process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(0.2)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    demo(run, tiny_model, tiny_text)
+        child.kill()
+    assert start(*asked).ended(300).returncode == 0
     names = sorted(p.name for p in (whole / "dictionaries").iterdir())
     assert names == sorted(p.name for p in (run / "dictionaries").iterdir())
     for name in names:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -194,20 +195,19 @@ def run(tiny_run, tmp_path_factory):
 
 SCRIPT = """
 import json, sys, sae
-for words in map(json.loads, sys.argv[1:]):
+for words in map(json.loads, sys.stdin):
     try:
-        if "load" in words:
-            print(json.dumps(sae.load(words["load"]).digest))
-        else:
-            print(json.dumps(str(sae.export(**words))))
+        found = sae.load(words["load"]).digest if "load" in words else sae.export(**words)
     except ValueError as error:
         assert type(error).__name__ == "UserError", repr(error)
-        print(json.dumps(str(error)))
+        found = error
+    print(json.dumps(str(found)), flush=True)
 """
 
 
-def in_a_process(hub, cache, *words, **environment):
-    """What each call gives, or its sentence."""
+@contextmanager
+def exporter(hub, cache, **environment):
+    """Asks a process for one export after the other: the folder of each, or its sentence."""
     settings = {
         "HF_ENDPOINT": hub.address,
         "HF_HUB_OFFLINE": "0",
@@ -215,15 +215,28 @@ def in_a_process(hub, cache, *words, **environment):
         "HF_HUB_CACHE": str(cache),
         "HF_TOKEN": TOKEN,
     }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(json.dumps, words)],
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
         env={**os.environ, **settings, **environment},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    ) as child:
+
+        def ask(**words):
+            child.stdin.write(json.dumps(words) + "\n")
+            child.stdin.flush()
+            return json.loads(child.stdout.readline())
+
+        yield ask
+        child.stdin.close()
+    assert child.returncode == 0
+
+
+@pytest.fixture
+def export(hub, tmp_path):
+    with exporter(hub, tmp_path / "c") as ask:
+        yield ask
 
 
 def files(folder):
@@ -244,9 +257,11 @@ def without_the_hubs(found):
 
 
 @pytest.mark.slow
-def test_an_export_arrives_byte_by_byte_as_a_model_and_as_a_data_set(hub, run, tmp_path):
+def test_an_export_arrives_byte_by_byte_as_a_model_and_as_a_data_set(
+    hub, run, tmp_path, export
+):
     wanted = {"run": str(run), "push": "org/name", "out": str(tmp_path / "out")}
-    folder, digest = in_a_process(hub, tmp_path / "c", wanted, {"load": f"org/name:{HOOK}"})
+    folder, digest = export(**wanted), export(load=f"org/name:{HOOK}")
     there = files(folder)
     assert without_the_hubs(hub.repositories["model:org/name"]) == there
     tables = {"README.md", "export.json", "labels.csv", "features.parquet", "contexts.parquet"}
@@ -263,20 +278,22 @@ def test_an_export_arrives_byte_by_byte_as_a_model_and_as_a_data_set(hub, run, t
 
 
 @pytest.mark.slow
-def test_a_second_push_replaces_the_first_and_leaves_nothing_of_it(hub, run, tmp_path):
+def test_a_second_push_replaces_the_first_and_leaves_nothing_of_it(hub, run, tmp_path, export):
     wanted = {"run": str(run), "push": "org/name", "private": True}
     smaller = {**wanted, "drop_dead": True, "dtype": "int8"}
     for words in (smaller, wanted):
-        (folder,) = in_a_process(hub, tmp_path / "c", words)
+        folder = export(**words)
         assert without_the_hubs(hub.repositories["model:org/name"]) == files(folder)
     assert "feature_map.csv" not in hub.repositories["dataset:org/name"]
     assert set(hub.private.values()) == {"private"}
 
 
 @pytest.mark.slow
-def test_only_an_export_of_the_same_dictionary_is_replaced_on_the_hub(hub, run, tmp_path):
+def test_only_an_export_of_the_same_dictionary_is_replaced_on_the_hub(
+    hub, run, tmp_path, export
+):
     wanted = {"run": str(run), "push": "org/name", "out": str(tmp_path / "out")}
-    in_a_process(hub, tmp_path / "c", wanted)
+    export(**wanted)
     ours = {where: dict(found) for where, found in hub.repositories.items()}
     foreign = {"export.json": b'{"digest": "a"}', "thesis.csv": b"1"}
     stamp = json.loads(ours["model:org/name"]["export.json"])
@@ -294,13 +311,13 @@ def test_only_an_export_of_the_same_dictionary_is_replaced_on_the_hub(hub, run, 
         there = {} if change is foreign else ours[f"{kind}:org/name"]
         hub.repositories[f"{kind}:org/name"] = there | change
         before = {where: dict(found) for where, found in hub.repositories.items()}
-        (said,) = in_a_process(hub, tmp_path / "c", wanted)
+        said = export(**wanted)
         assert f"push=org/name: the {kind} of that name holds {sentence}" in said
         assert hub.repositories == before
 
 
 @pytest.mark.slow
-def test_what_the_hub_refuses_is_a_sentence_and_the_folder_stays(hub, run, tmp_path):
+def test_what_the_hub_refuses_is_a_sentence_and_the_folder_stays(hub, run, tmp_path, export):
     hub.repositories["dataset:org/theirs"] = {"README.md": b"", "thesis.csv": b"1"}
     hub.cut = {"org/cut"}
     out = tmp_path / "out"
@@ -308,7 +325,7 @@ def test_what_the_hub_refuses_is_a_sentence_and_the_folder_stays(hub, run, tmp_p
         {"run": str(run), "out": str(out), "push": name}
         for name in ("closed/name", "org/theirs", "org/cut")
     ]
-    closed, theirs, cut = in_a_process(hub, tmp_path / "c", *words)
+    closed, theirs, cut = (export(**one) for one in words)
     assert "the Hub does not let you write to push=closed/name; choose another name" in closed
     assert f"{out} is there, and the same command goes on" in closed
     assert (
@@ -321,17 +338,18 @@ def test_what_the_hub_refuses_is_a_sentence_and_the_folder_stays(hub, run, tmp_p
     assert "501" in cut
     assert sae.load(str(out / HOOK)).d_sae == 64
     hub.cut = set()
-    (again,) = in_a_process(hub, tmp_path / "c", words[2])
+    again = export(**words[2])
     assert without_the_hubs(hub.repositories["model:org/cut"]) == files(again)
 
 
 @pytest.mark.slow
 def test_a_wrong_token_and_a_hub_that_is_gone_are_sentences(hub, run, tmp_path):
     wanted = {"run": str(run), "push": "org/name", "out": str(tmp_path / "out")}
-    (wrong,) = in_a_process(hub, tmp_path / "c", wanted, HF_TOKEN="hf_other")
+    with exporter(hub, tmp_path / "c", HF_TOKEN="hf_other") as export:
+        wrong = export(**wanted)
     assert "the Hub does not accept your token for push=org/name; log in with" in wrong
-    gone = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    (silent,) = in_a_process(hub, tmp_path / "c", wanted, **gone)
+    with exporter(hub, tmp_path / "c", HF_ENDPOINT="http://127.0.0.1:9") as export:
+        silent = export(**wanted)
     assert "push=org/name did not reach the Hub: " in silent
     assert hub.repositories == {}
 

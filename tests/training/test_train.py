@@ -115,6 +115,7 @@ def figures_of(run):
     return read_json_lines(next(run.glob("training/*/metrics.jsonl")))
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_ctrl_c_saves_and_the_training_ends_in_the_same_bits(tiny_run, tmp_path, monkeypatch):
     whole = sae.train(**settings(tiny_run, tmp_path / "whole", eval_every_steps=15))
     broken = settings(tiny_run, tmp_path / "broken", eval_every_steps=15)
@@ -129,20 +130,20 @@ def test_ctrl_c_saves_and_the_training_ends_in_the_same_bits(tiny_run, tmp_path,
     assert figures_of(tmp_path / "broken") == figures_of(tmp_path / "whole")
 
 
-def test_sigterm_saves_within_seconds_and_exits_with_143(tiny_run, tmp_path):
-    words = [sys.executable, "-m", "sae.cli", "train", f"cache={tiny_run}/cache.zarr"]
+def test_sigterm_saves_within_seconds_and_exits_with_143(tiny_run, tmp_path, start):
+    words = ["train", f"cache={tiny_run}/cache.zarr"]
     words += ["sae.d_sae=48", "training_tokens=20_000_000", "train_batch_size_tokens=128"]
     words += ["name=x", f"run={tmp_path}"]
-    child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    child = start(*words)
     figures = tmp_path / "training/x/metrics.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not figures.exists():
         time.sleep(0.05)
     time.sleep(0.5)
-    child.send_signal(signal.SIGTERM)
-    _, said = child.communicate(timeout=10)
-    assert child.returncode == 143
-    assert "run the same command again to go on" in said
+    child.process.terminate()
+    done = child.ended(seconds=10)
+    assert done.returncode == 143
+    assert "run the same command again to go on" in done.stderr
     (checkpoint,) = tmp_path.glob("training/x/step_*.pt")
     step = int(checkpoint.stem.removeprefix("step_"))
     assert step > 0
