@@ -110,13 +110,7 @@ See = Callable[
 
 
 @contextmanager
-def hooked(
-    module: nn.Module,
-    point: Site,
-    see: See,
-    *,
-    first: bool = False,
-) -> Iterator[None]:
+def hooked(module: nn.Module, point: Site, see: See, *, first: bool = False) -> Iterator[None]:
     """Inside this context `see` is called with the activations at `point` in every forward.
 
     A tensor that it returns takes their place, but a block may have put a copy of them aside:
