@@ -25,7 +25,7 @@ from sae.base import (
     versions,
     write_json,
 )
-from sae.commands import analyze, export, harvest, steer, sweep
+from sae.commands import analyze, export, harvest, steer, train
 from sae.evaluation.evaluate import EvalConfig, evaluate
 from sae.harvesting.config import HarvestConfig
 from sae.models import is_causal
@@ -196,7 +196,7 @@ def _sweep(config: DemoConfig) -> list[str]:
         )
         for coefficient in config.l1_coefficients
     ]
-    sweep.run(configs)
+    train.run_all(configs)
     return [one.id for one in configs]
 
 
