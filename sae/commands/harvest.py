@@ -10,7 +10,7 @@ from sae.harvesting.harvest import Harvest, harvest
 from sae.models import list_sites, load_skeleton, measured
 from sae.run import Run
 
-__all__ = ["HarvestConfig", "run"]
+__all__ = ["HarvestConfig", "HarvestListHooksConfig", "list_hooks", "run"]
 
 
 def run(config: HarvestConfig) -> ActivationCache:
