@@ -85,7 +85,7 @@ class AtlasRecord:
             f"{where} has atlas format {made}, this is format {FORMAT}; run sae analyze again",
         )
         defaults = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
-        about = JsonObject(where, "", found, "run sae analyze again", "an atlas has")
+        about = JsonObject(where, "", found, "run sae analyze again")
         return about.read(cls, **defaults)
 
 
