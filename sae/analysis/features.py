@@ -20,8 +20,8 @@ from sae.analysis.shards import (
 from sae.analysis.work import Arrays, Work
 from sae.atlas import N_BANDS, N_LISTED
 from sae.base import progress
-from sae.core import coactivation_kernels, panel_kernels
-from sae.core.threads import use_threads
+from sae.core import panel_kernels
+from sae.core.cpu_kernels import use_threads
 
 PAIR_BYTES = 256 << 20
 """Memory for the counts and products of some features with all others."""
@@ -193,7 +193,7 @@ def _related_to(
     together = np.zeros((n, d_sae), np.int32)
     products = np.zeros((n, d_sae))
     for group in groups:
-        coactivation_kernels.coactivate(
+        panel_kernels.coactivate(
             entries.ends,
             entries.tokens,
             entries.values,
@@ -206,7 +206,7 @@ def _related_to(
         )
     correlated, coactive = np.full((2, n, N_LISTED), -1)
     correlations, overlaps = np.zeros((2, n, N_LISTED))
-    coactivation_kernels.strongest_pairs(
+    panel_kernels.strongest_pairs(
         entries.features.start,
         n_rows,
         counts,

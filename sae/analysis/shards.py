@@ -17,7 +17,7 @@ from sae.analysis.work import ArrayFile, Arrays, Work
 from sae.base import UserError, progress
 from sae.cache.layout import ActivationCache
 from sae.core import panel_kernels
-from sae.core.threads import use_threads
+from sae.core.cpu_kernels import use_threads
 from sae.dictionary import Dictionary
 
 SHARD_ROWS = 65_536

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep, level
 from sae.architectures.penalty import Coefficient
 from sae.base import require
-from sae.core.losses import squared_error, weighted_l1, weighted_l1_on
+from sae.core.fidelity import squared_error, weighted_l1, weighted_l1_on
 from sae.core.select import Above
 from sae.core.sparse import Support, encode_on, reconstruct_on
 from sae.dictionary import Activation, ReLU
