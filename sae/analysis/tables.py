@@ -14,7 +14,7 @@ from sae.analysis.features import ContextSelection
 from sae.analysis.shards import Text
 from sae.analysis.work import Arrays, Work
 from sae.atlas import GROUPS, N_BANDS, list_array
-from sae.atlas.agreement import logit_agreement, word_numbers
+from sae.atlas.directions import logit_agreement, word_numbers
 
 if TYPE_CHECKING:
     import pyarrow
