@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import powered
+from support.powered import Powered
 
 import sae
 
@@ -108,8 +108,8 @@ def test_a_recipe_is_one_file_and_its_line(house, own_run):
     house.change(
         "architectures/__init__.py",
         (
-            "import GatedConfig\n",
-            "import GatedConfig\n"
+            ", TrainingStep\n",
+            ", TrainingStep\n"
             "from sae.architectures.fixed_threshold import FixedThresholdConfig\n",
         ),
         ("        GatedConfig,\n", "        GatedConfig,\n        FixedThresholdConfig,\n"),
@@ -128,18 +128,13 @@ def test_a_recipe_is_one_file_and_its_line(house, own_run):
 
 
 @pytest.mark.slow
-def test_an_activation_is_one_file_and_its_line(house, own_run):
-    house.add(
-        "dictionary/activations/powered.py",
-        inspect.getsource(powered),
-    )
+def test_an_activation_is_one_class_in_one_file(house, own_run):
+    path = "dictionary/activations.py"
+    classes, registry = "\n\n\nACTIVATIONS: ", " in (ReLU, "
     house.change(
-        "dictionary/activations/__init__.py",
-        (
-            "import JumpReLU\n",
-            "import JumpReLU\nfrom sae.dictionary.activations.powered import Powered\n",
-        ),
-        ("(ReLU, ", "(Powered, ReLU, "),
+        path,
+        (classes, f"\n\n\n{inspect.getsource(Powered)}{classes}"),
+        (registry, " in (Powered, ReLU, "),
     )
     # It has no estimator to train it by, so one is made of another dictionary's weights.
     house.runs(
@@ -148,7 +143,7 @@ def test_an_activation_is_one_file_and_its_line(house, own_run):
 from dataclasses import replace
 import torch, sae
 from sae.dictionary import load_dictionary, save_dictionary
-from sae.dictionary.activations.powered import Powered
+from sae.dictionary.activations import Powered
 weak = load_dictionary({str(own_run / "dictionaries/weak")!r})
 ones = torch.ones(weak.d_sae)
 save_dictionary(
@@ -158,10 +153,7 @@ save_dictionary(
     )
     house.sae("eval", f"run={own_run}", "n_behaviour_tokens=64")
     assert json.loads((own_run / "evals/p.json").read_text())["architecture"] == "powered"
-    assert house.changed == [
-        "dictionary/activations/__init__.py",
-        "dictionary/activations/powered.py",
-    ]
+    assert house.changed == [path]
 
 
 @pytest.mark.slow
@@ -242,43 +234,45 @@ def test_a_format_is_one_file_and_its_line(house, own_run):
         "exchange/formats/lists.py",
         '''"""Weights as lists in one JSON file, and an activation that is ReLU."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from sae.dictionary import Dictionary, ReLU, dictionary_of
-from sae.exchange.formats.parts import as_json, read_config, read_metadata, write_folder
-
-NAME = "lists"
-FILES: tuple[str, ...] = ("weights.json",)
-TITLE = "Lists"
-LOAD = "import json; json.load(open('{folder}/weights.json'))"
-LOST = "nothing"
+from sae.exchange.formats.parts import (
+    Written, as_json, read_config, read_metadata, write_folder
+)
 
 
-def recognises(path: Path) -> bool:
-    return (path / FILES[0]).is_file()
+class Lists(Written):
+    name = "lists"
+    files = ("weights.json",)
+    title = "Lists"
+    load = "import json; json.load(open('{folder}/weights.json'))"
+    lost = "nothing"
+    activations = (ReLU,)
+    limits = (("activation", "it holds ReLU alone"),)
 
+    def recognises(self, path: Path) -> bool:
+        return (path / "weights.json").is_file()
 
-def read(path: Path) -> Dictionary:
-    found = {k: torch.tensor(v) for k, v in read_config(path / FILES[0]).items()}
-    return dictionary_of(found, ReLU(), path, read_metadata(path, {}))
+    def read(self, path: Path) -> Dictionary:
+        lists = read_config(path / "weights.json")
+        weights = {name: torch.tensor(rows) for name, rows in lists.items()}
+        return dictionary_of(weights, ReLU(), path, read_metadata(path, {}))
 
-
-def cannot_hold(dictionary: Dictionary) -> str | None:
-    return None if isinstance(dictionary.activation, ReLU) else "it holds ReLU alone"
-
-
-def write(dictionary: Dictionary, folder: Path) -> None:
-    lists = {name: weight.tolist() for name, weight in dictionary.tensors.items()}
-    write_folder(folder, dictionary, {FILES[0]: as_json(lists)})
+    def write(self, dictionary: Dictionary, folder: Path) -> None:
+        lists = {name: weight.tolist() for name, weight in dictionary.tensors.items()}
+        write_folder(folder, dictionary, {"weights.json": as_json(lists)})
 ''',
     )
     house.change(
         "exchange/formats/__init__.py",
-        ("    gemma_scope_2,\n    openai,", "    gemma_scope_2,\n    lists,\n    openai,"),
-        ("    gemma_scope_2,\n)", "    gemma_scope_2,\n    lists,\n)"),
+        (
+            "import GemmaScope2\n",
+            "import GemmaScope2\nfrom sae.exchange.formats.lists import Lists\n",
+        ),
+        ("    GemmaScope2(),\n", "    GemmaScope2(),\n    Lists(),\n"),
     )
     house.sae("export", f"run={own_run}", f"out={own_run}/out", "format=lists")
     house.sae("import", f"{own_run}/out", f"run={own_run}", "name=again")
@@ -288,9 +282,9 @@ def write(dictionary: Dictionary, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_edit_mode_is_a_class_and_its_name_at_the_door(house, tiny_model):
+def test_an_edit_mode_is_one_class_in_one_file(house, tiny_model):
     house.change(
-        "edits/changes.py",
+        "edits.py",
         (
             "@dataclass(frozen=True, slots=True)\nclass Put:",
             "@dataclass(frozen=True, slots=True)\nclass Scale:\n"
@@ -300,11 +294,6 @@ def test_an_edit_mode_is_a_class_and_its_name_at_the_door(house, tiny_model):
             "        return self.factor * y\n\n\n"
             "@dataclass(frozen=True, slots=True)\nclass Put:",
         ),
-    )
-    house.change(
-        "edits/__init__.py",
-        ("Put, Reconstruction, Splice\n", "Put, Reconstruction, Scale, Splice\n"),
-        ('    "Splice",\n', '    "Scale",\n    "Splice",\n'),
     )
     said = house.runs(
         "-c",
@@ -326,4 +315,4 @@ print(torch.equal(seen[1][:, others], 0.5 * seen[0][:, others]))
 """,
     )
     assert said.splitlines()[:2] == ["True", "True"]
-    assert house.changed == ["edits/__init__.py", "edits/changes.py"]
+    assert house.changed == ["edits.py"]

@@ -1,13 +1,14 @@
-"""A fifth activation, written as a file of `sae/dictionary/activations/` would be."""
+"""A fifth activation, written as `sae/dictionary/activations.py` would have it."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
-from sae.core.select import Above, Active, select
+from sae.core import select
+from sae.core.select import Above, Active
 from sae.core.sparse import support_of
-from sae.dictionary.activations.base import Activation
+from sae.dictionary import Activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Powered(Activation):
         return self.size * torch.relu(products + b_enc - self.offset) ** self.power
 
     def select(self, x, weight, b_enc):
-        ((support, pre),) = select(x, weight, b_enc, Above(self.offset))
+        ((support, pre),) = select.select(x, weight, b_enc, Above(self.offset))
         columns = support.columns
         values = self.size[columns] * (pre - self.offset[columns]) ** self.power
         fires = values > 0
