@@ -19,7 +19,7 @@ from sae.architectures.base import (
     level,
 )
 from sae.base import require
-from sae.core.losses import squared_error, weighted_l1, weighted_l1_on
+from sae.core.fidelity import squared_error, weighted_l1, weighted_l1_on
 from sae.core.scaling import InputScaling
 from sae.core.select import Above
 from sae.core.sparse import Support, encode_on, reconstruct_on

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from sae.base import progress
 from sae.cache.layout import ActivationCache, chunk_key, chunk_slices
-from sae.cache.quantiles import QuantileSketch
 from sae.cache.store import stored_bytes, stored_keys
+from sae.core.row_statistics import QuantileSketch
 from sae.core.scaling import SINK_NORM_MULTIPLE
 from sae.text.packing import ROWS_A_BLOCK
 

@@ -29,10 +29,14 @@ from sae.cache.layout import (
     chunk_key,
     chunk_slices,
 )
-from sae.cache.quantiles import QuantileSketch
 from sae.cache.store import explained_store_failures, open_group, stored_keys
 from sae.cache.stored import STORED_DTYPES, Stored, from_stored, to_stored
-from sae.core.row_statistics import merged_moments, norms_and_moments, split_moments
+from sae.core.row_statistics import (
+    QuantileSketch,
+    merged_moments,
+    norms_and_moments,
+    split_moments,
+)
 from sae.core.scaling import SINK_NORM_MULTIPLE
 from sae.models import ModelRecord
 from sae.text.packing import TextPlan

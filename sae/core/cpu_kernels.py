@@ -5,16 +5,29 @@ times; these read it once or twice while it is in the processor's cache, and wri
 entries alone. Products of sparse with dense matrices are left to torch and MKL, which are as
 fast.
 """
+# Kernels are no Python: numba finds the types of their arguments.
+# ruff: noqa: ANN001, ANN202, PLR0913, PLR0917
 
-from typing import Any
-
+import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numba import njit, prange
 from torch import Tensor
 
-from sae.core.threads import use_threads
+
+def use_threads() -> int:
+    """Let numba use as many threads as torch does; returns how many.
+
+    Numba starts its threads at the first call, and tells OpenMP how many they are, which torch
+    shares. So torch is told again what it was told before.
+    """
+    asked = torch.get_num_threads()
+    n: int = min(asked, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(n)
+    if torch.get_num_threads() != asked:
+        torch.set_num_threads(asked)
+    return n
 
 
 def count_above(
@@ -91,7 +104,7 @@ def nested_errors(
     return squares.sum(0), error
 
 
-def adam_unit_rows_(  # noqa: PLR0913
+def adam_unit_rows_(
     weight: Float[Tensor, "d_sae d_out"],
     grad: Float[Tensor, "d_sae d_out"],
     exp_avg: Float[Tensor, "d_sae d_out"],
@@ -123,7 +136,7 @@ _compiled = njit(parallel=True, cache=True, nogil=True)
 
 
 @njit(cache=True, nogil=True)
-def _dot(a: Any, b: Any) -> float:
+def _dot(a, b):
     """`Σ a b` in the type of `a`: four sums side by side, as each waits for its last one."""
     s0 = s1 = s2 = s3 = a.dtype.type(0)
     whole = len(a) - len(a) % 4
@@ -134,12 +147,11 @@ def _dot(a: Any, b: Any) -> float:
         s3 += a[q + 3] * b[q + 3]
     for q in range(whole, len(a)):
         s0 += a[q] * b[q]
-    total: float = (s0 + s1) + (s2 + s3)
-    return total
+    return (s0 + s1) + (s2 + s3)
 
 
 @_compiled
-def _count_above(products: Any, bias: Any, bound: Any, counts: Any) -> None:
+def _count_above(products, bias, bound, counts):
     n, m = products.shape
     for i in prange(n):
         count = 0
@@ -149,9 +161,7 @@ def _count_above(products: Any, bias: Any, bound: Any, counts: Any) -> None:
 
 
 @_compiled
-def _fill_above(
-    products: Any, bias: Any, bound: Any, starts: Any, columns: Any, values: Any
-) -> None:
+def _fill_above(products, bias, bound, starts, columns, values):
     n, m = products.shape
     for i in prange(n):
         at = starts[i]
@@ -164,7 +174,7 @@ def _fill_above(
 
 
 @njit(cache=True, nogil=True)
-def _candidates(row: Any, bias: Any, guess: float, found: Any, columns: Any) -> int:
+def _candidates(row, bias, guess, found, columns):
     """Entries above `guess`; most chunks have none, which the processor sees in one go."""
     guess = row.dtype.type(guess)
     n = 0
@@ -188,7 +198,7 @@ def _candidates(row: Any, bias: Any, guess: float, found: Any, columns: Any) -> 
 
 
 @njit(cache=True, nogil=True)
-def _kth_largest(values: Any, k: int) -> float:
+def _kth_largest(values, k):
     """Quickselect; reorders `values`."""
     low, high, at = 0, len(values) - 1, k - 1
     while low < high:
@@ -209,12 +219,11 @@ def _kth_largest(values: Any, k: int) -> float:
             low = i
         else:
             break
-    kth: float = values[at]
-    return kth
+    return values[at]
 
 
 @njit(cache=True, nogil=True)
-def _careful_guess(row: Any, bias: Any, k: int) -> float:
+def _careful_guess(row, bias, k):
     """A value that most likely more than `k` and less than some hundred entries exceed.
 
     Rows differ a lot, so each is sampled. Of the `k` largest about `k / stride` are in the
@@ -228,7 +237,7 @@ def _careful_guess(row: Any, bias: Any, k: int) -> float:
 
 
 @_compiled
-def _top_k_rows(products: Any, bias: Any, counts: Any, columns: Any, values: Any) -> None:
+def _top_k_rows(products, bias, counts, columns, values):
     n, m = products.shape
     k = columns.shape[1]
     for i in prange(n):
@@ -257,10 +266,9 @@ def _top_k_rows(products: Any, bias: Any, counts: Any, columns: Any, values: Any
 
 
 @_compiled
-def _nested_errors(  # noqa: PLR0913, PLR0917
-    row_ends: Any, columns: Any, values: Any, weight: Any, target: Any,
-    level_weights: Any, gradients: Any, squares: Any, error: Any,
-) -> None:  # fmt: skip
+def _nested_errors(
+    row_ends, columns, values, weight, target, level_weights, gradients, squares, error
+):
     n, levels, d = gradients.shape
     for i in prange(n):
         for q in range(d):
@@ -281,7 +289,7 @@ def _nested_errors(  # noqa: PLR0913, PLR0917
 
 
 @_compiled
-def _adam_unit_rows(weight: Any, grad: Any, mean: Any, square: Any, numbers: Any) -> None:
+def _adam_unit_rows(weight, grad, mean, square, numbers):
     beta1, beta2, size, root, eps = numbers
     one = numbers.dtype.type(1)
     n, d = weight.shape

@@ -1,18 +1,46 @@
-"""Figures of a reconstruction, streamed over any number of batches in float64.
+"""What an autoencoder is trained to minimise, and figures of its reconstructions.
 
-One formula for each name, the same in training, evaluation and reports.
+There is one formula for each name, the same in training, evaluation and reports.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class ReconstructionStatistics:
-    """Accumulates rows, their reconstructions and their feature activations.
+def squared_error(
+    x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]
+) -> Float[Tensor, ""]:
+    """Summed over the width, averaged over the batch (SAELens's `losses/mse_loss`)."""
+    return (x_hat - x).square().sum(-1).mean()
 
-    `sae/metrics.py` has the formula of each figure.
+
+def weighted_l1(
+    feature_acts: Float[Tensor, "batch d_sae"], w_dec: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, ""]:
+    """`Σ_j f_j ‖W_dec,j‖`, averaged over the batch; `feature_acts` must not be negative.
+
+    Weighing by the decoder norm makes the penalty blind to the scale that an encoder and a
+    decoder can trade, so no unit-norm constraint is needed (Anthropic, April 2024 update).
     """
+    penalty: Tensor = feature_acts.mean(0) @ torch.linalg.vector_norm(w_dec, dim=1)
+    return penalty
+
+
+def weighted_l1_on(
+    values: Float[Tensor, " nnz"],
+    columns: Int[Tensor, " nnz"],
+    w_dec: Float[Tensor, "d_sae d_in"],
+    batch: int,
+) -> Float[Tensor, ""]:
+    """`weighted_l1` of sparse activations with `values` at latents `columns`."""
+    sums = torch.zeros_like(w_dec[:, 0]).index_add(0, columns, values)
+    penalty: Tensor = sums @ torch.linalg.vector_norm(w_dec, dim=1) / batch
+    return penalty
+
+
+class ReconstructionStatistics:
+    """Figures streamed over batches in float64; `sae/metrics.py` has the formula of each."""
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         self.n_rows = 0
@@ -57,6 +85,7 @@ class ReconstructionStatistics:
         """All figures over the rows so far."""
         n, total = self.n_rows, self._totals
         variance = self._squares - float(self._sum.square().sum()) / n
+        bias = total["hat_squares"] / total["inner"] if total["inner"] else 0.0
         return {
             "explained_variance": 1 - total["error"] / variance,
             "mse": total["error"] / n,
@@ -64,9 +93,7 @@ class ReconstructionStatistics:
             "l1": total["l1"] / n,
             "cossim": total["cossim"] / n,
             "l2_ratio": total["l2_ratio"] / n,
-            "relative_reconstruction_bias": (
-                total["hat_squares"] / total["inner"] if total["inner"] else 0.0
-            ),
+            "relative_reconstruction_bias": bias,
             "dead_fraction": float((self.fired == 0).double().mean()),
         }
 

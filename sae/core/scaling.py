@@ -1,10 +1,13 @@
 """Centring and scaling of activations for training, undone exactly in the saved weights."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from sae.base import require
 
 SINK_NORM_MULTIPLE = 10.0
 """Activations of a norm above this multiple of the median count as attention sinks."""
@@ -24,11 +27,20 @@ class InputScaling:
     scale: float
 
     @classmethod
-    def from_moments(
-        cls, mean: Float[Tensor, " d_in"], mean_square_distance: float
-    ) -> "InputScaling":
-        """From the rows' mean and their mean squared distance to it."""
-        return cls(mean.float(), (mean.numel() / mean_square_distance) ** 0.5)
+    def of(cls, x: Float[Tensor, "row d_in"]) -> "InputScaling":
+        """Return the scaling of rows, whose moments are summed in float64.
+
+        Raises:
+            UserError: if rows hold NaN or infinity, or are all the same.
+        """
+        mean = x.mean(0, dtype=torch.float64)
+        square_distance = float((x.double() - mean).square().sum(1).mean())
+        require(
+            not math.isnan(square_distance),
+            "the rows hold NaN or infinite activations; nothing was trained, verify the cache",
+        )
+        require(square_distance > 0, "all rows are the same; nothing to learn")
+        return cls(mean.float(), (mean.numel() / square_distance) ** 0.5)
 
     def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Centre and scale rows, in float32."""
@@ -61,11 +73,3 @@ class InputScaling:
         """Decoder weights that return scaled `x` where the given ones return raw `x`."""
         b = (b_dec.double() - self.mean.double()) * self.scale
         return (w_dec.double() * self.scale).float(), b.float()
-
-
-def moments(
-    x: Float[Tensor, "batch d_in"],
-) -> tuple[Float[Tensor, " d_in"], float]:
-    """The mean of rows and their mean squared distance to it, accumulated in float64."""
-    mean = x.mean(0, dtype=torch.float64)
-    return mean, float((x.double() - mean).square().sum(1).mean())

@@ -1,15 +1,12 @@
 """What a training begins with: scales, first rows, and an autoencoder at its first step."""
 
-import math
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sae.base import require
-from sae.core.scaling import InputScaling, moments
+from sae.core.scaling import InputScaling
 from sae.dictionary import Dictionary, load_dictionary
 from sae.models import resolve_device
 from sae.rows.shuffle import Rows
@@ -32,7 +29,7 @@ class Start:
     def of(cls, sample: Rows, held_out: Rows | None) -> Self:
         """From raw rows."""
         raw = [side.float() for side in sample]
-        scalings = [_scaling(side) for side in raw]
+        scalings = list(map(InputScaling.of, raw))
         scaled = (scaling(side) for scaling, side in zip(scalings, raw, strict=True))
         return cls(scalings, tuple(scaled), held_out)
 
@@ -81,13 +78,3 @@ def _matmul_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | No
         config.matmul_dtype == "auto" and device.type == "cuda"
     )
     return torch.bfloat16 if narrow else None
-
-
-def _scaling(sample: Float[Tensor, "row d"]) -> InputScaling:
-    mean, mean_square_distance = moments(sample)
-    require(
-        not math.isnan(mean_square_distance),
-        "the rows hold NaN or infinite activations; nothing was trained, verify the cache",
-    )
-    require(mean_square_distance > 0, "all rows are the same; nothing to learn")
-    return InputScaling.from_moments(mean, mean_square_distance)
