@@ -144,7 +144,7 @@ def processes() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "sae.commands.sweep",
+            "sae.commands.train",
             "sae.config.launch",
             "datasets",
             "transformers.models.llama.modeling_llama",

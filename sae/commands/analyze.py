@@ -16,6 +16,8 @@ from sae.run import Run, make
 if TYPE_CHECKING:
     import pyarrow
 
+__all__ = ["AnalyzeConfig", "run"]
+
 
 def run(config: AnalyzeConfig) -> Atlas:
     """Make the atlas, or reuse one made from the same dictionary, cache and settings.

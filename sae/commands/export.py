@@ -11,6 +11,8 @@ from sae.publishing.push import check_can_push, push
 from sae.publishing.smaller import smaller
 from sae.run import held, make
 
+__all__ = ["ExportConfig", "run"]
+
 
 def run(config: ExportConfig) -> Path:
     """Write the folder; it replaces nothing but what an export of the same dictionary left."""

@@ -15,7 +15,7 @@ from sae.dictionary import Dictionary
 from sae.evaluation.behaviour import behaviour
 from sae.evaluation.reconstruction import measured_rows, reconstruction
 from sae.figures import SETTINGS, Figures
-from sae.models import LanguageModel, is_causal, recorded_config, recorded_model, resolve_device
+from sae.models import LanguageModel, recorded_config, recorded_model, resolve_device
 from sae.rows.origin import check_held_out, check_same_origin
 from sae.run import RUN_CACHE, PathArtefact, Run, cache_location, make_together
 
@@ -147,7 +147,7 @@ def _evaluate_hooks(
             figures[name] = _reconstruction_figures(config, cache, name, dictionary)
             bar.update(1)
     record = cache.model
-    if is_causal(recorded_config(record, config.device)):
+    if recorded_config(record, config.device).is_causal():
         model = recorded_model(record, config.device)
         n_tokens, scores = behaviour_scores(
             model, cache, hooks, on_device, config.n_behaviour_tokens, config.batch_size

@@ -40,6 +40,10 @@ class ModelConfig:
             f"model.dtype={self.dtype} is unknown; choose one of {', '.join(DTYPES)}",
         )
 
+    def is_causal(self) -> bool:
+        """Return whether the model predicts a next token; reads config.json and no weights."""
+        return _causal(_settings(self))
+
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
@@ -154,11 +158,6 @@ def _settings(config: ModelConfig) -> Any:
     return settings
 
 
-def is_causal(config: ModelConfig) -> bool:
-    """Return whether the model predicts a next token; reads its config.json and no weights."""
-    return _causal(_settings(config))
-
-
 def _causal(settings: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -183,7 +182,7 @@ def record_without_weights(name: str) -> ModelRecord:
         UserError: if there is no such model.
     """
     names = _recorded_names(name)
-    return ModelRecord(*names, causal=is_causal(ModelConfig(name=name)))
+    return ModelRecord(*names, causal=ModelConfig(name=name).is_causal())
 
 
 def _recorded_names(name: str) -> tuple[str, str]:

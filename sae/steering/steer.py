@@ -10,7 +10,6 @@ from sae.atlas import Atlas
 from sae.base import UserError, progress, require
 from sae.dictionary import Dictionary
 from sae.models import (
-    is_causal,
     locate,
     record_without_weights,
     recorded_config,
@@ -102,7 +101,7 @@ def check_causal(name: str, dictionary: Dictionary, device: str) -> None:
         UserError: if it is an encoder.
     """
     record = dictionary.record.model
-    if record is not None and not is_causal(recorded_config(record, device)):
+    if record is not None and not recorded_config(record, device).is_causal():
         raise UserError(
             f"{name} is a dictionary of {record.name}, which predicts no next token, so it "
             "writes nothing to steer; take one of a causal model"
