@@ -38,11 +38,9 @@ row, (sequence, position)."""
 
 
 def to_stored(x: Float[Tensor, "sequence position d_in"], dtype: str) -> Stored:
-    """Activations as the numpy array that is written for `dtype`, and scales for int8.
+    """Return activations as they are written for `dtype`, and for int8 the factor of each row.
 
-    Returns:
-        The array, and for int8 the factor of each row, (sequence, position): the row's largest
-        magnitude over 127, so that nothing is clipped.
+    The factor is the row's largest magnitude over 127, so that nothing is clipped.
 
     Raises:
         UserError: if a value is not finite, or too large for `dtype`.
@@ -90,8 +88,7 @@ def mapped_chunk(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ND
     The array may be written to without a change to the file.
 
     Raises:
-        FileNotFoundError: if there is no such chunk.
-        ValueError: if its length or its checksum is wrong.
+        FileNotFoundError or ValueError: if there is no such chunk, or its bytes are wrong.
     """
     raw = np.memmap(file, dtype=np.uint8, mode="c")
     size = int(np.prod(shape)) * dtype.itemsize

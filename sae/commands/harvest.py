@@ -3,8 +3,7 @@
 from sae.base.processes import joined_processes
 from sae.cache.layout import ActivationCache, open_cache
 from sae.harvesting.config import HarvestConfig
-from sae.harvesting.harvest import Harvest, harvest
-from sae.run import Run
+from sae.harvesting.harvest import harvest
 
 __all__ = ["HarvestConfig", "run"]
 
@@ -14,15 +13,6 @@ def run(config: HarvestConfig) -> ActivationCache:
 
     Started by `torchrun`, several processes fill one cache, taking turns with its chunks.
     """
-    asked = Harvest(
-        reading=config,
-        place=config.cache_location,
-        digest=config.digest,
-        n_tokens=config.n_tokens,
-        compression=config.compression,
-        verify=config.verify,
-        timing_path=Run.at(config.run).harvest_timing,
-    )
     with joined_processes() as processes:
-        harvest(asked, processes)
+        harvest(config, processes)
     return open_cache(config.cache_location)

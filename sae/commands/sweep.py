@@ -11,8 +11,7 @@ from sae.pages.compare import say_comparison, write_comparison
 from sae.run import Run, missing
 from sae.training.config import TrainConfig
 from sae.training.loop import Diverged
-from sae.training.source import open_source
-from sae.training.task import tasks_of
+from sae.training.task import open_source, tasks_of
 from sae.training.train import train_together
 from sae.training.turns import in_turns
 

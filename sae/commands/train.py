@@ -4,8 +4,7 @@ from sae.base import check_writable
 from sae.dictionary import Dictionary, load_dictionary
 from sae.rows.own import OwnTensors
 from sae.training.config import TrainConfig
-from sae.training.source import open_source
-from sae.training.task import tasks_of
+from sae.training.task import open_source, tasks_of
 from sae.training.train import train_together
 
 __all__ = ["TrainConfig", "run"]

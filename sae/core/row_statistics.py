@@ -19,11 +19,9 @@ _BINS = 1 << 19
 def norms_and_moments(
     rows: Float[ndarray, "row d_in"], keep: Bool[ndarray, " row"]
 ) -> tuple[Float[ndarray, " row"], Float[ndarray, " moment"]]:
-    """Norms of float32 rows, and of the kept ones their number, mean and spread.
+    """Norms of float32 rows (float32), and moments of the kept ones in one float64 array.
 
-    Returns:
-        Norms (float32), and in float64 one array of the count, d_in means and d_in sums of
-        squared distances from them; zeros without a kept row.
+    These are the count, d_in means and d_in sums of squared distances from them.
     """
     norms = np.empty(len(rows), np.float32)
     moments = np.zeros(1 + 2 * rows.shape[1])

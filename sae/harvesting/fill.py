@@ -1,7 +1,6 @@
 """Filling a cache chunk by chunk: those that are missing, as soon as their text is there."""
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,40 +13,36 @@ from sae.base import duration, progress, read_json, say, write_json
 from sae.base.processes import Processes
 from sae.cache.stored import joined_stored, to_stored
 from sae.cache.writer import CacheWriter
-from sae.harvesting.text_stream import TextStream
-
-Batches = list[dict[str, Tensor]]
-"""Activations by hook, (sequence, position, d_in), of one batch of rows after the other."""
-Compute = Callable[[NDArray[np.int32], NDArray[np.bool_]], Batches]
-"""From token ids and which of them are text, (sequence, position), to activations."""
+from sae.harvesting.artefact import Harvest
+from sae.models import LanguageModel
+from sae.rows.reading import activations, sites_of
+from sae.run import Run
 
 _POLL_SECONDS = 0.1
 
 
 def fill(
+    asked: Harvest,
     writer: CacheWriter,
-    compute: Compute,
-    text: TextStream | None,
+    model: LanguageModel,
+    text: Future[None] | None,
     processes: Processes,
-    *,
-    verify: bool,
-    timing_path: Path,
 ) -> None:
     """Compute and store the chunks of this process that are not there, as their text comes.
 
-    Args:
-        compute: gives activations of some rows at every hook.
-        text: the text on its way, if this process streams it in.
-        verify: whether chunks that are there are read, and computed again if damaged.
-        timing_path: where the first process keeps the time that was spent.
+    `text` is on its way, if this process streams it in. Chunks that are there are read, if so
+    asked, and computed again if damaged. The first process keeps the time that was spent.
     """
-    missing = writer.missing(verify=verify, rank=processes.rank, n_ranks=processes.size)
+    sites, size = sites_of(asked.config, model), asked.config.sequences_a_batch(model.device)
+    missing = writer.missing(
+        verify=asked.config.verify, rank=processes.rank, n_ranks=processes.size
+    )
     width = writer.plan.context_size
     todo = sum(c.stop - c.start for c in missing) * width
     share = sum(c.stop - c.start for c in writer.chunks()[processes.rank :: processes.size])
     if todo < share * width:
         say(f"harvest: {share * width - todo:,} tokens are there already, going on")
-    pace = _Pace(timing_path if processes.rank == 0 else None, todo)
+    pace = _Pace(Run.at(asked.config.run).harvest_timing if processes.rank == 0 else None, todo)
     with (
         writer.explained_full_disk(),
         progress(share * width, "harvest", "tok", share * width - todo) as bar,
@@ -59,32 +54,29 @@ def fill(
             chunk, tokens = _final(writer, planned, text)
             if tokens is None:
                 break
-            pace.begin()
-            seen = compute(tokens, writer.documents(chunk) >= 0)
+            began = time.perf_counter()
+            seen = activations(tokens, writer.documents(chunk) >= 0, model, sites, size)
             # One chunk is written while the next one is computed.
             if writing is not None:
                 writing.result()
             writing = disk.submit(_store, writer, chunk, seen)
             n = (chunk.stop - chunk.start) * width
-            pace.end(n)
+            pace.add(n, time.perf_counter() - began)
             bar.update(n)
         if writing is not None:
             writing.result()
         if text is not None:
-            text.finish()
+            text.result()
             writer.refresh()
 
 
 def _final(
-    writer: CacheWriter, chunk: slice, text: TextStream | None
+    writer: CacheWriter, chunk: slice, text: Future[None] | None
 ) -> tuple[slice, NDArray[np.int32] | None]:
-    """A chunk, cut where the text ends, with its tokens once they are final.
-
-    None in place of tokens if the text ended before it.
-    """
+    """A chunk, cut where the text ends, with its final tokens; None if the text ends before."""
     while True:
-        if text is not None:
-            text.check()
+        if text is not None and text.done():
+            text.result()
         n = writer.plan.n_sequences
         found = slice(chunk.start, min(chunk.stop, n))
         if chunk.start >= n:
@@ -98,7 +90,7 @@ def _final(
         writer.refresh()
 
 
-def _store(writer: CacheWriter, chunk: slice, seen: Batches) -> None:
+def _store(writer: CacheWriter, chunk: slice, seen: list[dict[str, Tensor]]) -> None:
     # Each batch as it is stored, and then together: half the bytes that have to be moved.
     parts = {h: [to_stored(batch[h], writer.dtype) for batch in seen] for h in writer.hooks}
     writer.write_stored(chunk, ((h, joined_stored(stored)) for h, stored in parts.items()))
@@ -109,19 +101,12 @@ class _Pace:
 
     def __init__(self, path: Path | None, todo: int) -> None:
         self._path, self._todo = path, todo
-        there = path is not None and path.exists()
-        spent = read_json(path) if path is not None and there else {}
+        spent = read_json(path) if path is not None and path.exists() else {}
         self._seconds: float = spent.get("seconds", 0.0)
         self._tokens: int = spent.get("tokens", 0)
         self._first = True
 
-    def begin(self) -> None:
-        """A chunk is begun."""
-        self._began = time.perf_counter()
-
-    def end(self, n_tokens: int) -> None:
-        """It is computed."""
-        spent = time.perf_counter() - self._began
+    def add(self, n_tokens: int, spent: float) -> None:
         self._seconds += spent
         self._tokens += n_tokens
         self._todo -= n_tokens

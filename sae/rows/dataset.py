@@ -63,7 +63,6 @@ class ActivationDataset(IterableDataset[Any]):
     """Rows an epoch."""
 
     def __post_init__(self, cache: ActivationCache | str | Path) -> None:
-        """Find out which rows are read; their activations are not read yet."""
         require_at_least(self, batch_size=1, epochs=1, seed=0, skip=0)
         if not isinstance(cache, ActivationCache):
             cache = open_cache(cache)

@@ -83,9 +83,8 @@ class UnitRowAdam(torch.optim.Optimizer):
         assert weight.grad is not None
         state = self.state[weight]
         if not state:
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(weight)
-            state["exp_avg_sq"] = torch.zeros_like(weight)
+            zeros = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            state.update(step=torch.tensor(0.0), **zeros)
         state["step"] += 1
         kernels: ModuleType = cpu_kernels
         if weight.is_cuda:
