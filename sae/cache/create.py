@@ -120,11 +120,8 @@ def sequences_a_chunk(bytes_a_sequence: int) -> int:
 def find_cache(location: str | Path, digest: str) -> CacheWriter | None:
     """The cache at `location` if it is, or is to become, the one that `digest` describes.
 
-    Returns None if nothing is there, or nothing but another one's text: its harvest ended
+    Something else is refused, unless it is nothing but another one's text, whose harvest ended
     before the first chunk, as it does when dtype cannot hold the activations.
-
-    Raises:
-        UserError: if something else is there; it is left as it is.
     """
     if not holds_something(location):
         return None

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.base import JsonObject, UserError, digest, nearest
+from sae.base import JsonObject, UserError, digest, nearest, require
 from sae.cache.store import explained_store_failures, local_folder, open_group
 from sae.cache.stored import Stored, from_stored, mapped_chunk
 from sae.models import ModelRecord, Site
@@ -135,12 +135,12 @@ class ActivationCache:
         """
         sites, hooks = self.sites, self.hook_names
         if hook_name is None:
-            if len(sites) == 1:
-                return sites[0]
-            raise UserError(
+            require(
+                len(sites) == 1,
                 f"{self.location} holds {len(hooks)} hooks; choose one with "
-                f"hook_name={hooks[0]}"
+                f"hook_name={hooks[0]}",
             )
+            return sites[0]
         for site in sites:
             if hook_name in (site.hook_name, site.path):
                 return site
@@ -196,14 +196,12 @@ class ActivationCache:
 
     def read_stored(self, hook_name: str, sequences: slice) -> Stored:
         """What `read` gives as it is stored: an array, and for int8 its rows' scales."""
-        name = f"activations/{hook_name}"
+        name, scales = f"activations/{hook_name}", None
+        group, location = self.group, self.location
         with self._explained(name, sequences):
-            stored = written_rows(self.group, self.location, name, sequences)
-            scales = None
+            stored = written_rows(group, location, name, sequences)
             if stored.dtype == np.int8:
-                scales = written_rows(
-                    self.group, self.location, f"scales/{hook_name}", sequences
-                )
+                scales = written_rows(group, location, f"scales/{hook_name}", sequences)
         return stored, scales
 
     def array(self, name: str) -> Any:
@@ -231,12 +229,12 @@ class ActivationCache:
                     f"{self.location}: {name} misses a chunk{where}; run the same harvest again"
                 ) from error
             except (KeyError, ValueError) as error:
-                wrong = f"is missing or damaged ({error}); harvest again"
-                if part is not None:
-                    wrong = (
-                        f"is damaged{where} ({error}); run the same harvest again to repair it"
-                    )
-                raise UserError(f"{self.location}: {name} {wrong}") from error
+                wrong, cure = f"damaged{where}", "run the same harvest again to repair it"
+                if part is None:
+                    wrong, cure = "missing or damaged", "harvest again"
+                raise UserError(
+                    f"{self.location}: {name} is {wrong} ({error}); {cure}"
+                ) from error
 
     def _part(self, name: str) -> JsonObject:
         return JsonObject(self.location, "", self.attributes, "harvest again").part(name)
@@ -326,10 +324,13 @@ def open_cache(location: str | Path, *, unfinished: bool = False) -> ActivationC
 
 def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
     """Refuse what is no cache, or one that another version of this package wrote."""
-    if attributes.get("format") != FORMAT:
-        raise UserError(f"{location} is a zarr group but no activation cache of sae-atlas")
-    if attributes.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{location} has cache format version {attributes.get('format_version')}, this is "
-            f"version {FORMAT_VERSION}; harvest again"
-        )
+    require(
+        attributes.get("format") == FORMAT,
+        f"{location} is a zarr group but no activation cache of sae-atlas",
+    )
+    found = attributes.get("format_version")
+    require(
+        found == FORMAT_VERSION,
+        f"{location} has cache format version {found}, this is version {FORMAT_VERSION}; "
+        "harvest again",
+    )

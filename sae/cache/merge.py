@@ -77,12 +77,8 @@ def copy_sequences(out: str | Path, parts: Sequence[Part], *, source: str) -> Ac
     Training sequences of all parts come first, in the order of the parts, then the held-out
     ones. Documents are counted anew, without those that have no token in a chosen sequence.
     Memory does not grow with the tokens, but by some bytes for every sequence and document.
-    `source` is the word that says in the new cache how it was made.
-
-    Raises:
-        UserError: if the caches differ in model, tokenizer, hooks or the like, a document is
-            on both sides of the split, a side is empty, a chunk is damaged, or `out` is
-            something else.
+    `source` is the word that says in the new cache how it was made. Caches that differ in model
+    or the like, or a document on both sides of the split, are refused.
     """
     one = parts[0][0]
     kind = _kind(one)

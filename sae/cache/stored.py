@@ -24,11 +24,8 @@ STORED_DTYPES: dict[str, tuple[str, Any]] = {
     "int8": ("int8", -128),
 }
 # What a row is read as.
-ROW_DTYPES = {
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.float32,
+ROW_DTYPES: dict[str, torch.dtype] = {
+    name: torch.float32 if name == "int8" else getattr(torch, name) for name in STORED_DTYPES
 }
 CHECKSUM_BYTES = 4
 

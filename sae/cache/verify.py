@@ -38,10 +38,6 @@ class CheckedChunk:
     missing: bool = False
 
 
-_ToRead = tuple[Any, slice, str]
-"""An array, some of its rows, and which they are for people."""
-
-
 def array_names(cache: ActivationCache) -> list[str]:
     """The arrays that a cache consists of; those of its statistics only once it is complete."""
     kinds = ["activations", "norms", "moments", *(["scales"] if cache.dtype == "int8" else [])]
@@ -75,8 +71,8 @@ def check_chunks(cache: ActivationCache) -> Iterator[CheckedChunk]:
             yield from threads.map(lambda chunk: _checked(cache, chunk), some)
 
 
-def _chunks(cache: ActivationCache) -> Iterator[_ToRead | CheckedChunk]:
-    """The chunks to be read; of what cannot be read it is known what is wrong."""
+def _chunks(cache: ActivationCache) -> Iterator[tuple[Any, slice, str] | CheckedChunk]:
+    """Array, rows and words for them of what is to be read; what is wrong with the rest."""
     n = sum(cache.attributes["rows"].values())
     for name in array_names(cache):
         try:
@@ -103,7 +99,9 @@ def _chunks(cache: ActivationCache) -> Iterator[_ToRead | CheckedChunk]:
                 yield CheckedChunk(name, where, 0, "is not there", missing=True)
 
 
-def _checked(cache: ActivationCache, chunk: _ToRead | CheckedChunk) -> CheckedChunk:
+def _checked(
+    cache: ActivationCache, chunk: tuple[Any, slice, str] | CheckedChunk
+) -> CheckedChunk:
     if isinstance(chunk, CheckedChunk):
         return chunk
     array, rows, where = chunk

@@ -42,7 +42,6 @@ class ReconstructionStatistics:
         self.fired = torch.zeros(d_sae, dtype=torch.int64)
 
     def add(self, x: Vectors, x_hat: Vectors, feature_acts: Latents) -> None:
-        """Count one batch."""
         x64, hat64 = x.double(), x_hat.double()
         self.n_rows += len(x)
         self._sum += x64.sum(0).cpu()

@@ -278,8 +278,7 @@ def stretches(ends, tokens, values, context_size, chosen, found):
 def extremes(rows, high, high_places, low, low_places):
     """The highest and the lowest entries of dense rows, (row, n) each, best first.
 
-    Most pieces of a row hold none, which the processor sees in one go. Ties fall to the
-    lower place.
+    Most pieces of a row hold none, as is seen in one go. Ties fall to the lower place.
     """
     k, width = high.shape[1], rows.shape[1]
     for r in prange(len(rows)):
@@ -307,10 +306,8 @@ def coactivate(
 ):
     """Add what some tokens say of some features: `counts` and `products` (feature, d_sae).
 
-    This is Gustavson's way with sparse products: for each entry of a feature the row of its
-    token is added into one dense row of counts and one of products, which stay in the
-    processor's cache. Only pairs that fire together are ever touched.
-
+    This is Gustavson's way with sparse products: the row of each entry's token is added into
+    dense rows that stay in the processor's cache. Only pairs that fire together are touched.
     `row_ends`, `columns` and `row_values` are the entries of all features at each token from
     `first_token` on; others are left out. Columns are uint32: numba asks of every signed index
     whether it counts from the end.

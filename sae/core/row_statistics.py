@@ -40,11 +40,9 @@ def norms_and_moments(
 
 def merged_moments(parts: Iterable[Float[ndarray, " moment"]]) -> Float[ndarray, " moment"]:
     """Moments of all parts together, in their order (Chan, Golub and LeVeque 1979)."""
-    whole = np.zeros(1)
-    for part in parts:
-        if whole.size == 1:
-            whole = part.copy()
-            continue
+    rest = iter(parts)
+    whole = next(rest, np.zeros(1)).copy()
+    for part in rest:
         (n, mean, squares), (m, part_mean, part_squares) = map(split_moments, (whole, part))
         if m:
             delta = part_mean - mean

@@ -43,7 +43,6 @@ class InputScaling:
         return cls(mean.float(), (mean.numel() / square_distance) ** 0.5)
 
     def __call__(self, x: Vectors) -> Vectors:
-        """Centre and scale rows, in float32."""
         return (x.float() - self.mean) * self.scale
 
     def fold_encoder(

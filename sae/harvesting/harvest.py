@@ -55,19 +55,15 @@ def _fill_share(asked: Harvest, processes: Processes) -> None:
     processes.barrier()
     if leads:
         writer.finish()
-        _say_what_rows(writer)
+        for hook, about in writer.attributes["hooks"].items():
+            rows = about["training_rows"]
+            special, sinks = rows["all"] - rows["text"], rows["sinks"]
+            say(
+                f"harvest: {hook}: of {rows['all']:,} training rows "
+                f"{special / rows['all']:.2%} are special tokens or padding, "
+                f"{sinks / rows['all']:.2%} attention sinks; both are left out of training"
+            )
     processes.barrier()
-
-
-def _say_what_rows(writer: CacheWriter) -> None:
-    for hook, about in writer.attributes["hooks"].items():
-        rows = about["training_rows"]
-        special, sinks = rows["all"] - rows["text"], rows["sinks"]
-        say(
-            f"harvest: {hook}: of {rows['all']:,} training rows {special / rows['all']:.2%} "
-            f"are special tokens or padding, {sinks / rows['all']:.2%} attention sinks; both "
-            "are left out of training"
-        )
 
 
 def _model(asked: Harvest, processes: Processes) -> LanguageModel:

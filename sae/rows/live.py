@@ -123,15 +123,11 @@ _Block = tuple[Rows, Position]
 class LiveRows(RowSource):
     """Rows of a model that computes while others train.
 
-    They are those that a cache of the same text would give to training, in an order of its
-    own: that of the text, mixed among `mix_rows`, which are in memory. A text that ends begins
-    again. Norms are compared with the median of the first rows. What going on needs is kept in
-    a folder of this stream in `state_folder`, beside the folders of the checkpoints that go
-    with it.
-
-    Raises:
-        UserError: before weights are loaded, if these are no places in the model, or the text
-            cannot be read or does not fill a batch.
+    They are those that a cache of the same text would give to training, in the order of the
+    text, mixed among `mix_rows` in memory. A text that ends begins again. Norms are compared
+    with the median of the first rows. What going on needs is kept in a folder of this stream in
+    `state_folder`, beside those of the checkpoints that go with it. Unknown places and texts
+    that cannot be read or do not fill a batch are refused before weights are loaded.
     """
 
     def __init__(
@@ -180,9 +176,6 @@ class LiveRows(RowSource):
         about, bos = model.record, model.bos_token_id
         self.record = record_of_rows(about, config.data.record, config.context_size, bos, None)
         self._folder = state_folder / f".stream-{digest(self.identity)}"
-        self._buffer = MixingBuffer(mix_rows, asked.seed)
-        self._position = Position()
-        self._n_given = 0
 
     def sample(self) -> Rows:
         return self._kept(self._first)

@@ -25,11 +25,9 @@ class OwnRows(RowSource):
     """Rows of tensors (n, d_in), or of pairs (n, d_in) and (n, d_out), of any n.
 
     Rows are trained on as they come: nothing is mixed, left out or held out. What can be gone
-    through again, such as a list or a `DataLoader`, begins again when it ends. An iterator has
-    to last for the whole training. To go on with a training the same rows have to come again
-    from the first one on: those that were seen are skipped.
-
-    The first `SAMPLE_ROWS` are read at once, and stay in memory. Hooks are only noted down.
+    through again, such as a list or a `DataLoader`, begins again when it ends; an iterator has
+    to last for the whole training. To go on with one, the same rows have to come from the first
+    one on. The first `SAMPLE_ROWS` are read at once, and stay in memory.
 
     Raises:
         UserError: if there are no such tensors, or fewer rows than a batch.

@@ -34,7 +34,6 @@ class Asked:
         """Return the names of the hook to read and, for a transcoder, of the one to predict.
 
         `find` gives the name of a hook that is asked for, and for None that of the only one.
-        A hook to predict is refused without another one to read.
         """
         if self.hook_name_out is None:
             return (find(self.hook_name),)
@@ -77,10 +76,7 @@ class RowSource(ABC):
         """Give endless batches, beginning with number `first` (from 0), if possible."""
 
     def save(self, n_batches: int) -> None:
-        """Make sure that a later process can begin with batch number `n_batches`.
-
-        Called by whoever takes the batches, after that many of them. Most can begin anywhere.
-        """
+        """Make sure, after so many batches, that a later process can begin with the next."""
         return
 
     def forget(self) -> None:

@@ -98,10 +98,7 @@ def document_digest(text: str) -> int:
 
 
 def is_held_out(digest: int, fraction: float) -> bool:
-    """Whether a document belongs to the held-out share; depends on its text alone.
-
-    So a text that comes twice, in another order or another file, is never on both sides.
-    """
+    """Whether a document is held out: its text decides, so that it is never on both sides."""
     return digest / 2**64 < fraction
 
 

@@ -70,11 +70,10 @@ class DataConfig:
 
 
 def documents(config: DataConfig) -> Iterator[str | Chat]:
-    """Documents in a fixed order, read as they are asked for; empty ones included.
+    """Give documents in a fixed order, read as they are asked for; empty ones included.
 
     Raises:
-        UserError: if there is no such text, it has no readable document, or the network that
-            it comes over is gone for longer than `datasets` waits.
+        UserError: if there is no such text, none is readable, or the network is gone.
     """
     if config.name in EMBEDDED_TEXTS:
         return EMBEDDED_TEXTS[config.name]()
@@ -205,7 +204,7 @@ def _column(rows: Any, column: str, source: str) -> Iterator[str | Chat]:
         value = row[column]
         if value is None or value == [] or isinstance(value, str):
             yield value or ""
-        elif _is_chat(value):
+        elif isinstance(value, list) and all(map(_is_message, value)):
             yield value
         else:
             raise UserError(
@@ -214,19 +213,16 @@ def _column(rows: Any, column: str, source: str) -> Iterator[str | Chat]:
             )
 
 
-def _is_chat(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(message, dict) and {"role", "content"} <= set(message) for message in value
-    )
+def _is_message(value: object) -> bool:
+    return isinstance(value, dict) and {"role", "content"} <= set(value)
 
 
 def miscellany() -> Iterator[str]:
     """News, web pages, essays, reviews, abstracts, tickets and code, evenly mixed.
 
-    The 155 probing data sets of `sae-probes` (MIT): 232 MB. Many of them are lists of names
-    or share their texts, so texts under 64 characters and repeated texts are left out
-    (about 183,000 documents, 104 million characters remain). Files take turns so that each
-    has given about as many characters as any other at every point of the stream; inside a
+    The 155 probing data sets of `sae-probes` (MIT), 232 MB, without texts under 64 characters
+    and repeated ones: about 183,000 documents, 104 million characters. Files take turns so that
+    each has given about as many characters as any other at every point of the stream; inside a
     file the order is that of a digest.
     """
     folder = package_folder(SAE_PROBES) / "sae_probes" / "data" / "cleaned_data"

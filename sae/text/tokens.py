@@ -35,12 +35,9 @@ def encoded(
     n_workers: int | None = 0,
     stopped: threading.Event | None = None,
 ) -> Iterator[Document]:
-    """Give digest and token ids of every document of a text, until `stopped` is set.
-
-    Without a number of workers a quarter of the cores tokenise, at most 8, and none on a small
-    machine.
-    """
+    """Give digest and token ids of every document of a text, until `stopped` is set."""
     if n_workers is None:
+        # A quarter of the cores, and none on a small machine.
         n_workers = min(8, (os.cpu_count() or 1) // 4)
     for document in tokenized(documents(config), tokenizer, n_workers):
         if stopped is not None and stopped.is_set():

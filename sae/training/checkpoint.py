@@ -55,17 +55,13 @@ class Checkpoints:
     def save(self, step: int, identity: Mapping[str, object], state: dict[str, Any]) -> None:
         """Write one; older ones go when it is there, and stay if the disk is full."""
         save_state(self._path(step), {"identity": dict(identity), "state": state})
-        kept = [s for s in self.steps() if not self.due(s)]
+        kept = [s for s in steps_saved(self.folder) if not self.due(s)]
         for old in kept[: -self.config.keep_last]:
             self._path(old).unlink(missing_ok=True)
 
-    def steps(self) -> list[int]:
-        """Steps of which there are checkpoints, rising."""
-        return steps_saved(self.folder)
-
     def newest(self) -> Checkpoint | None:
         """Return the one to go on from, if there is any; a damaged one is refused."""
-        steps = self.steps()
+        steps = steps_saved(self.folder)
         if not steps:
             return None
         path = self._path(steps[-1])

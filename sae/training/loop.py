@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae.architectures import TrainableSAE, TrainingStep
 from sae.base import UserError, require
+from sae.core import Vectors
 from sae.core.scaling import InputScaling
 from sae.dictionary import load_dictionary
 from sae.models import resolve_device
@@ -59,9 +59,8 @@ class StepReport:
 class Trainer:
     """An autoencoder with all that changes while it is trained.
 
-    `lr` is the peak learning rate; schedules are shares of `n_steps`, those of the whole run.
-    A latent is dead when it was silent over `dead_window_rows` rows. `output_scaling` is that
-    of the rows that a transcoder predicts, by default the input's.
+    `lr` is the peak learning rate, and `n_steps` are those of the whole run. A latent is dead
+    when it was silent over `dead_window_rows` rows.
     """
 
     def __init__(
@@ -108,9 +107,7 @@ class Trainer:
                 f"lower optim.lr (now {self.lr:g}); what was saved before is kept"
             )
 
-    def scaled(
-        self, rows: Rows
-    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]:
+    def scaled(self, rows: Rows) -> tuple[Vectors, Vectors]:
         """Return a batch of numbers as `update` takes it: to read and to reconstruct."""
         for side in rows:
             # One number tells: any NaN or infinity survives the sum. Rows on a GPU are not
@@ -125,9 +122,7 @@ class Trainer:
             return x, x
         return x, self.output_scaling(rows[1].to(self.device, non_blocking=True))
 
-    def update(
-        self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]
-    ) -> StepReport:
+    def update(self, x: Vectors, y: Vectors) -> StepReport:
         """Take one step on scaled rows `x`, to reconstruct `y`."""
         lr = self.lr * schedule(self.config, self.step, self.n_steps)
         dead = self.rows_since_fired >= self.dead_window_rows

@@ -136,34 +136,29 @@ def tasks_of(configs: Sequence[TrainConfig], source: RowSource) -> list[Task]:
     folders = {config.init_from for config in configs if config.init_from is not None}
     beginnings = {folder: load_dictionary(folder).digest for folder in folders}
     rows = _flat(source.identity)
-    return [
-        Task(config, _identity(config, rows, beginnings.get(config.init_from or "")))
-        for config in configs
-    ]
 
+    def identity(config: TrainConfig) -> Identity:
+        # What decides the weights: not where they go, nor how progress is reported.
+        return {
+            **_flat({"sae": {"architecture": config.sae.architecture, **plain(config.sae)}}),
+            **_flat({"optim": {**plain(config.optim), "lr": config.lr}}),
+            _TOKENS: config.training_tokens,
+            "dead_feature_window": config.dead_feature_window,
+            "seed": config.seed,
+            "matmul_dtype": config.matmul_dtype,
+            "init_from": beginnings.get(config.init_from or ""),
+            **rows,
+            _EXTENDED: [],
+        }
 
-def _identity(config: TrainConfig, rows: Identity, begun_with: str | None) -> Identity:
-    """What decides the weights: not where they go, nor how progress is reported."""
-    return {
-        **_flat({"sae": {"architecture": config.sae.architecture, **plain(config.sae)}}),
-        **_flat({"optim": {**plain(config.optim), "lr": config.lr}}),
-        _TOKENS: config.training_tokens,
-        "dead_feature_window": config.dead_feature_window,
-        "seed": config.seed,
-        "matmul_dtype": config.matmul_dtype,
-        "init_from": begun_with,
-        **rows,
-        _EXTENDED: [],
-    }
+    return [Task(config, identity(config)) for config in configs]
 
 
 def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     found: dict[str, object] = {}
     for key, entry in value.items():
-        if isinstance(entry, dict):
-            found |= _flat(entry, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = entry
+        name = f"{prefix}{key}"
+        found |= _flat(entry, f"{name}.") if isinstance(entry, dict) else {name: entry}
     return found
 
 

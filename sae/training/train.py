@@ -10,17 +10,17 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae.base import digest, plain, progress, read_json, require, say, write_json
+from sae.core import Vectors
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary, save_dictionary
 from sae.rows.source import RowSource
 from sae.run import make_together
 from sae.training.checkpoint import Checkpoints
 from sae.training.loggers import JsonlLogger, Logger, Metrics, WandbLogger
-from sae.training.loop import Diverged, Start, StepReport, make_trainer
+from sae.training.loop import Diverged, Start, make_trainer
 from sae.training.task import Task
 
 TIMING_FILE = "timing.json"
@@ -92,13 +92,17 @@ class Session:
         self._checkpoints.save(self.step, self.identity, state)
         self._saved_step = self.step
 
-    def update(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]) -> None:
+    def update(self, x: Vectors, y: Vectors) -> None:
         """Take one step on scaled rows, with all that is due after it."""
         began = time.perf_counter()
         report = self.trainer.update(x, y)
         self._fired += report.result.fired
         self._rows += len(x)
-        due = self._due(report)
+        due: Metrics = {}
+        if report.step % self.config.eval_interval == 0 or self.over:
+            due = report.metrics() | self._densities() | self._held_out_figures()
+        elif report.step % self.config.log_every_steps == 0:
+            due = report.metrics()
         if due:
             self.latest = {**self.latest, **due}
             for logger in self.loggers:
@@ -109,12 +113,6 @@ class Session:
         """Return the dictionary as it is now, for raw activations."""
         trainer = self.trainer
         return trainer.sae.dictionary(trainer.scaling, trainer.output_scaling)
-
-    def _due(self, report: StepReport) -> Metrics:
-        look = report.step % self.config.eval_interval == 0 or self.over
-        if look:
-            return report.metrics() | self._densities() | self._held_out_figures()
-        return {} if report.step % self.config.log_every_steps else report.metrics()
 
     def _densities(self) -> Metrics:
         """How often each latent fired since this was last asked, under SAELens's names."""
@@ -153,7 +151,6 @@ def train_together(tasks: Sequence[Task], source: RowSource) -> list[Task]:
     """Train dictionaries from the batches of one source, and return those that were not there.
 
     Raises:
-        UserError: if another process trains one, or it was begun with another configuration.
         Diverged: if one diverged; the others are finished first.
     """
     return make_together(tasks, lambda left: _train(left, source), command="train")
@@ -201,13 +198,9 @@ def _open_loggers(sessions: Sequence[Session], stack: ExitStack) -> None:
 def _side_by_side(sessions: Sequence[Session], source: RowSource) -> dict[Session, Diverged]:
     """Take every session to its last step, and return those that diverged, and how.
 
-    Each sees every batch of the source once. Sessions may be at different steps, as after a
-    kill between two of their checkpoints: the stream begins where the first of them is, and
-    each waits for its own next batch. One that diverges leaves, and the others go on. All have
-    one size of batches, and are saved together.
-
-    Raises:
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, when everything is saved.
+    Sessions may be at different steps, as after a kill between two of their checkpoints: the
+    stream begins where the first of them is, and each waits for its own next batch. All have
+    one size of batches, and are saved together, also before Ctrl-C or SIGTERM ends them.
     """
     running = _Running(sessions, source)
     if not running.sessions:
@@ -230,7 +223,8 @@ def _side_by_side(sessions: Sequence[Session], source: RowSource) -> dict[Sessio
                 bar.set_postfix(running.summary(), refresh=False)
                 if interrupts.asked is not None or running.to_be_saved:
                     running.save(step + 1)
-                    interrupts.check()
+                    if interrupts.asked is not None:
+                        raise interrupts.asked
                 running.sessions = [s for s in running.sessions if not s.over]
                 if not running.sessions:
                     break
@@ -248,7 +242,6 @@ class _Running:
         self._saved_at = time.perf_counter()
 
     def update(self, step: int, x: Tensor, y: Tensor) -> None:
-        """Give batch number `step`, scaled, to those that wait for it."""
         for session in tuple(self.sessions):
             if session.step == step:
                 with self._dropped_if_diverged(session):
@@ -299,16 +292,9 @@ class Terminated(KeyboardInterrupt):
 
 @dataclass
 class Interrupts:
-    """Whether somebody has asked to stop, and by which signal."""
+    """What is to be raised if somebody has asked to stop."""
 
-    asked: int | None = None
-
-    def check(self) -> None:
-        """Stop if asked to: by `Terminated` after SIGTERM, else by `KeyboardInterrupt`."""
-        if self.asked == signal.SIGTERM:
-            raise Terminated
-        if self.asked is not None:
-            raise KeyboardInterrupt
+    asked: KeyboardInterrupt | None = None
 
 
 @contextmanager
@@ -326,7 +312,7 @@ def deferred_interrupts() -> Iterator[Interrupts]:
     before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def note(number: int, _: object) -> None:
-        interrupts.asked = number
+        interrupts.asked = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
         restore()
         say("stopping as soon as this step is saved; asked once more, at once")
 
