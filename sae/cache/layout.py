@@ -324,13 +324,10 @@ def open_cache(location: str | Path, *, unfinished: bool = False) -> ActivationC
 
 def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
     """Refuse what is no cache, or one that another version of this package wrote."""
-    require(
-        attributes.get("format") == FORMAT,
-        f"{location} is a zarr group but no activation cache of sae-atlas",
-    )
-    found = attributes.get("format_version")
-    require(
-        found == FORMAT_VERSION,
-        f"{location} has cache format version {found}, this is version {FORMAT_VERSION}; "
-        "harvest again",
-    )
+    if attributes.get("format") != FORMAT:
+        raise UserError(f"{location} is a zarr group but no activation cache of sae-atlas")
+    if attributes.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{location} has cache format version {attributes.get('format_version')}, this is "
+            f"version {FORMAT_VERSION}; harvest again"
+        )
