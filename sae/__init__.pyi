@@ -8,12 +8,12 @@ from torch import Tensor
 
 from sae.analysis.analyze import AnalyzeConfig as AnalyzeConfig
 from sae.architectures.base import ArchitectureConfig
-from sae.architectures.batch_topk import BatchTopKConfig as BatchTopKConfig
-from sae.architectures.gated import GatedConfig as GatedConfig
 from sae.architectures.jumprelu import JumpReLUConfig as JumpReLUConfig
-from sae.architectures.matryoshka import MatryoshkaConfig as MatryoshkaConfig
-from sae.architectures.p_anneal import PAnnealConfig as PAnnealConfig
-from sae.architectures.standard import StandardConfig as StandardConfig
+from sae.architectures.penalised import GatedConfig as GatedConfig
+from sae.architectures.penalised import PAnnealConfig as PAnnealConfig
+from sae.architectures.penalised import StandardConfig as StandardConfig
+from sae.architectures.topk import BatchTopKConfig as BatchTopKConfig
+from sae.architectures.topk import MatryoshkaConfig as MatryoshkaConfig
 from sae.architectures.topk import TopKConfig as TopKConfig
 from sae.atlas.atlas import Atlas
 from sae.cache.layout import ActivationCache as ActivationCache

@@ -35,8 +35,7 @@ install_import_hook(
     [
         *(f"sae.core.{name}" for name in _CORE),
         "sae.dictionary.activations",
-        "sae.edits.changes",
-        "sae.edits.positions",
+        "sae.edits",
     ],
     "beartype.beartype",
 )

@@ -1,7 +1,8 @@
 """What a cache's entries say of every feature: figures, tokens, contexts, kin."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,8 @@ from sae.analysis.shards import (
     Shard,
     Text,
     TokenEntries,
+    blocks,
     entry_counts,
-    feature_blocks,
     read_by_token,
     read_entries,
 )
@@ -59,9 +60,8 @@ def feature_panels(
     """
     counts = entry_counts(shards, work)
     found = []
-    blocks = feature_blocks(counts, BLOCK_ENTRIES, max(1, len(counts)))
     with progress(len(counts), "panels", "feature") as bar:
-        for i, features in enumerate(blocks):
+        for i, features in enumerate(blocks(counts, BLOCK_ENTRIES, len(counts))):
             name = f"panel-{i:05d}"
             if not work.has(name):
                 entries = read_entries(features, counts, shards, work)
@@ -146,44 +146,32 @@ def related_features(
     """
     counts = entry_counts(shards, work)
     moments = np.concatenate([work.open(name).read("moments") for _, name in panels])
-    blocks = feature_blocks(counts, BLOCK_ENTRIES, max(1, PAIR_BYTES // (12 * len(counts))))
-    groups = _Groups(shards, work)
+    sizes = np.array([work.open(shard.name).length("columns") for shard in shards])
+    groups = blocks(sizes, GROUP_ENTRIES, len(sizes))
+
+    # If they are one group it is read once.
+    @lru_cache(maxsize=1 if len(groups) == 1 else 0)
+    def entries_by_token(start: int, stop: int) -> TokenEntries:
+        return read_by_token(shards[start:stop], work)
+
     found = []
+    most = max(1, PAIR_BYTES // (12 * len(counts)))
     with progress(len(counts), "co-activation", "feature") as bar:
-        for i, features in enumerate(blocks):
+        for i, features in enumerate(blocks(counts, BLOCK_ENTRIES, most)):
 
             def compute(features: slice = features) -> Arrays:
                 entries = read_entries(features, counts, shards, work)
-                return _related_to(entries, groups, counts, moments, text.n_rows)
+                by_token = (entries_by_token(group.start, group.stop) for group in groups)
+                return _related_to(entries, by_token, counts, moments, text.n_rows)
 
             found.append(work.once(f"related-{i:05d}", compute))
             bar.update(features.stop - features.start)
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-class _Groups:
-    """Entries by token; if they are one group they are read once."""
-
-    def __init__(self, shards: list[Shard], work: Work) -> None:
-        self._shards, self._work = shards, work
-        self._only: list[TokenEntries] = []
-
-    def __iter__(self) -> Iterator[TokenEntries]:
-        if self._only:
-            yield from self._only
-            return
-        n, last = 0, None
-        for group in read_by_token(self._shards, self._work, GROUP_ENTRIES):
-            last = None
-            yield group
-            n, last = n + 1, group
-        if n == 1 and last is not None:
-            self._only = [last]
-
-
 def _related_to(
     entries: Entries,
-    groups: _Groups,
+    groups: Iterable[TokenEntries],
     counts: NDArray[np.int64],
     moments: NDArray[np.float64],
     n_rows: int,

@@ -24,18 +24,14 @@ def feature_map(
 ) -> Float[Tensor, "d_sae 2"]:
     """Places in the plane at which features with similar decoder directions lie together.
 
-    UMAP (arXiv 1802.03426) on the given neighbours, starting from the principal components of
-    the directions. The same input gives the same bits. Few features, or such as differ in
-    nothing, are placed by their principal components alone.
-
-    Args:
-        w_dec: decoder, (d_sae, d_out); the rows' norms do not matter.
-        neighbours: the nearest other decoder directions of every feature, (d_sae, k).
-        cosines: their cosines, (d_sae, k), descending.
+    UMAP (arXiv 1802.03426) on the nearest other directions of every feature and their cosines,
+    descending, starting from the principal components of the directions, whose norms do not
+    matter. The same input gives the same bits. Few features, or such as differ in nothing, are
+    placed by their principal components alone.
 
     Returns:
-        (d_sae, 2), float32 on the CPU, each coordinate within 0..1. The outermost thousandth
-        at either end lies on the edge, so that one outlier does not press the others together.
+        float32 on the CPU, each coordinate within 0..1. The outermost thousandth at either end
+        lies on the edge, so that one outlier does not press the others together.
     """
     places = _principal_components(w_dec)
     if len(places) >= _FEWEST and neighbours.shape[1] > 1 and np.ptp(places, axis=0).min() > 0:
@@ -44,7 +40,6 @@ def feature_map(
 
 
 def _principal_components(w_dec: Tensor) -> np.ndarray:
-    """The two widest directions of the unit rows, (d_sae, 2); zeros where there are none."""
     rows = torch.nn.functional.normalize(w_dec.detach().float().nan_to_num(), dim=1)
     centred = rows - rows.mean(0)
     # In float64 and by way of (d_out, d_out): exact, and the same on every call.
@@ -59,7 +54,6 @@ def _principal_components(w_dec: Tensor) -> np.ndarray:
 
 
 def _laid_out(start: np.ndarray, neighbours: Tensor, cosines: Tensor) -> np.ndarray:
-    """UMAP's places, (d_sae, 2), from a start and the neighbours of every feature."""
     umap = _umap()
     own = np.arange(len(start))[:, None]
     indices = np.concatenate([own, neighbours.cpu().numpy()], axis=1)
@@ -83,7 +77,6 @@ def _laid_out(start: np.ndarray, neighbours: Tensor, cosines: Tensor) -> np.ndar
 
 
 def _umap() -> Any:
-    """The library, imported when it is needed and told to keep what it compiles."""
     with warnings.catch_warnings():
         # Without Tensorflow it says that one of its variants is missing.
         warnings.filterwarnings("ignore", category=ImportWarning, module="umap")
@@ -97,7 +90,6 @@ def _umap() -> Any:
 
 
 def _scaled(places: np.ndarray) -> np.ndarray:
-    """Each coordinate within 0..1; one that does not vary is 0.5."""
     if len(places) == 0:
         return places
     low, high = np.quantile(places, [_MARGIN, 1 - _MARGIN], axis=0)

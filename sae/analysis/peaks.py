@@ -37,7 +37,6 @@ class TopContexts:
     """Top contexts of all features as flat arrays of token numbers."""
 
     def __init__(self, contexts: "pyarrow.Table") -> None:
-        """Take them from the table of `contexts.parquet`, in its order."""
         import pyarrow.compute as pc
 
         columns = ["feature", "position", "start", "tokens"]
@@ -85,6 +84,41 @@ class TopContexts:
             for row in rows
         ]
 
+    def topics(self) -> dict[int, list[str]]:
+        """Find words in many of a feature's contexts and few of all: the most telling first.
+
+        Words are told by whole tokens: what a tokenizer cuts in pieces is left out.
+        """
+        words, number = _words_of_tokens(self)
+        chosen = number[self.codes]
+        lengths = self.ends - self.starts
+        if self.spaced:
+            # A token that the next one carries on is no whole word.
+            begins = np.array([text[:1].isalpha() for text in self.texts], dtype=bool)
+            carries_on = begins[self.codes]
+            carries_on[self.starts[lengths > 0]] = False
+            chosen[:-1][carries_on[1:]] = -1
+        context = np.repeat(np.arange(len(lengths)), lengths)
+        keep = chosen >= 0
+        if not keep.any():
+            return {}
+        pairs, _ = _counted(context[keep] * len(words) + chosen[keep])
+        context, word = np.divmod(pairs, len(words))
+        overall = np.bincount(word, minlength=len(words)) / len(self.starts)
+        # What one in fifty contexts has is no matter of its own, however often it is found.
+        rare = max(0.02, 3 / len(np.unique(self.features)))
+        key, counts = _counted(self.features[context].astype(np.int64) * len(words) + word)
+        feature, word = np.divmod(key, len(words))
+        share = counts / np.bincount(self.features)[feature]
+        lift = share / overall[word]
+        found = (counts >= 3) & (share >= 0.4) & (lift >= 8) & (overall[word] <= rare)
+        feature, word, score = feature[found], word[found], (share * np.log(lift))[found]
+        order = np.lexsort((word, -score, feature))
+        topics: dict[int, list[str]] = {}
+        for f, w in zip(feature[order].tolist(), word[order].tolist(), strict=True):
+            topics.setdefault(f, []).append(words[w])
+        return topics
+
 
 def _peak(window: list[str], position: int, spaced: bool) -> Peak:
     first = last = _LEFT
@@ -106,65 +140,14 @@ def _peak(window: list[str], position: int, spaced: bool) -> Peak:
 
 
 def _joined(left: str, right: str) -> bool:
-    """Whether two neighbouring tokens are parts of one word or one number."""
+    # Whether they are parts of one word or one number.
     if not (left and right):
         return False
     a, b = left[-1], right[0]
     return (a.isalpha() and b.isalpha()) or (a.isdigit() and b.isdigit())
 
 
-class Topics:
-    """Words that are in many of a feature's top contexts and in few of all features'.
-
-    Words are told by whole tokens: what a tokenizer cuts in pieces is left out.
-    """
-
-    def __init__(self, contexts: TopContexts) -> None:
-        self._words: dict[int, list[str]] = {}
-        words, number = _words_of_tokens(contexts)
-        codes = contexts.codes
-        chosen = number[codes]
-        # A token that the next one carries on is no whole word.
-        begins = np.array([text[:1].isalpha() for text in contexts.texts], dtype=bool)
-        lengths = contexts.ends - contexts.starts
-        if contexts.spaced:
-            carries_on = begins[codes]
-            carries_on[contexts.starts[lengths > 0]] = False
-            chosen[:-1][carries_on[1:]] = -1
-        context = np.repeat(np.arange(len(lengths)), lengths)
-        keep = chosen >= 0
-        self._find(contexts, words, context[keep] * len(words) + chosen[keep])
-
-    def _find(self, contexts: TopContexts, words: list[str], pairs: np.ndarray) -> None:
-        """Find them from pairs of context and word, some of which come more than once."""
-        if not len(pairs):
-            return
-        pairs, _ = _counted(pairs)
-        context, word = np.divmod(pairs, len(words))
-        overall = np.bincount(word, minlength=len(words)) / len(contexts.starts)
-        # What one in fifty contexts has is no matter of its own, however often it is found.
-        rare = max(0.02, 3 / len(np.unique(contexts.features)))
-        owner = contexts.features[context].astype(np.int64)
-        key, counts = _counted(owner * len(words) + word)
-        feature, word = np.divmod(key, len(words))
-        n_contexts = np.bincount(contexts.features)[feature]
-        share = counts / n_contexts
-        lift = share / overall[word]
-        found = (counts >= 3) & (share >= 0.4) & (lift >= 8) & (overall[word] <= rare)
-        score = share * np.log(lift)
-        order = np.lexsort((word[found], -score[found], feature[found]))
-        for f, w in zip(
-            feature[found][order].tolist(), word[found][order].tolist(), strict=True
-        ):
-            self._words.setdefault(f, []).append(words[w])
-
-    def of(self, feature: int) -> list[str]:
-        """The words of one feature, most characteristic first."""
-        return self._words.get(feature, [])
-
-
 def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values, ascending, and how often each is there."""
     # Nearly sorted already, which a sort makes use of and numpy's hash table does not.
     values = np.sort(values, kind="stable")
     first = np.flatnonzero(np.diff(values, prepend=values[0] - 1))
@@ -172,7 +155,7 @@ def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _words_of_tokens(contexts: TopContexts) -> tuple[list[str], np.ndarray]:
-    """The folded words that whole tokens spell, and each token's number among them or −1."""
+    # And the number of each token among them, or −1.
     words: dict[str, int] = {}
     number = np.full(len(contexts.texts), -1, dtype=np.int64)
     for code, text in enumerate(contexts.texts):

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae.base import UserError, require
@@ -51,14 +50,19 @@ def read_text(
     ids, own = _ids(model, text)
     point = locate(model.module, dictionary.reads[0].place)
     (x,) = read_activations(model.module, [point], ids[None]).values()
-    special = torch.isin(ids, torch.tensor(model.special_token_ids, device=ids.device))[own]
+    special = torch.isin(ids.cpu(), torch.tensor(model.special_token_ids))
     strongest: list[list[tuple[int, float]]] = []
     acts: list[float] = []
-    for rows, silent in zip(
-        torch.split(x[0, own], _ROWS), torch.split(special, _ROWS), strict=True
-    ):
-        found = _encoded(dictionary, rows).masked_fill(silent[:, None], 0)
-        strongest += _strongest(found, n_strongest)
+    # The weights stay where they are; so few rows are quickly brought there.
+    for rows in torch.split(torch.arange(len(ids))[own], _ROWS):
+        sent = x[0, rows].to(dictionary.W_enc.device, torch.float32)
+        found = dictionary.encode(sent).float()
+        found[special[rows]] = 0
+        best = found.topk(min(n_strongest, found.shape[1]), dim=1)
+        strongest += [
+            [(i, act) for i, act in zip(*row, strict=True) if act > 0]
+            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
         if feature is not None:
             acts += found[:, feature].tolist()
     strings = token_strings(model.tokenizer, ids[own])
@@ -66,7 +70,7 @@ def read_text(
 
 
 def _ids(model: LanguageModel, text: str) -> tuple[Tensor, slice]:
-    """The text with its marks, (position,), and where in it the text is."""
+    """The text with its marks, and where in it the text is."""
     found = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     require(bool(found), "the text is empty; write something to read")
     marks = Marks(model.bos_token_id, model.end_token_id, model.pad_token_id)
@@ -79,18 +83,3 @@ def _ids(model: LanguageModel, text: str) -> tuple[Tensor, slice]:
         )
     end = len(ids) - (marks.end is not None)
     return torch.from_numpy(ids).long().to(model.device), slice(end - len(found), end)
-
-
-def _encoded(
-    dictionary: Dictionary, x: Float[Tensor, "row d_in"]
-) -> Float[Tensor, "row d_sae"]:
-    # The weights stay where they are; so few rows are quickly brought there.
-    return dictionary.encode(x.to(dictionary.W_enc.device, torch.float32)).float()
-
-
-def _strongest(feature_acts: Tensor, n: int) -> list[list[tuple[int, float]]]:
-    best = feature_acts.topk(min(n, feature_acts.shape[1]), dim=1)
-    return [
-        [(i, value) for i, value in zip(features, values, strict=True) if value > 0]
-        for features, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]

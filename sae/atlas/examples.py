@@ -1,6 +1,6 @@
 """Features to show first: the clearest ones, with texts where they fire."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ class ExampleContext:
     peak: int
     """Place of that token among the tokens."""
     activations: list[float]
-    """The feature's activation at each token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +26,10 @@ class Example:
     feature: int
     label: str
     density: float
-    """Share of the text's tokens on which it is active."""
     max_activation: float
-    promoted: list[str] = field(default_factory=list)
+    promoted: list[str]
     """Tokens that its direction pushes up, the strongest first; none if not known."""
-    contexts: list[ExampleContext] = field(default_factory=list)
+    contexts: list[ExampleContext]
     """Where it fires most, the strongest first."""
 
 
@@ -44,11 +42,8 @@ def clearest_features(
     """Choose the clearest features, with the first of their contexts.
 
     A feature is the clearer, the more of its contexts its promoted tokens speak of; of equally
-    clear ones, the one that fires more strongly comes first.
-
-    Args:
-        kept: numbers, rising, of the features that are left; the examples count these alone.
-            Those that fire are among them.
+    clear ones, the one that fires more strongly comes first. Where only the features `kept`
+    (rising, all that fire among them) are left, examples have their new numbers.
     """
     import pyarrow
     from pyarrow import compute
@@ -58,10 +53,9 @@ def clearest_features(
     known = [key for key in order if key[0] in table.column_names]
     firing = table.filter(compute.field("n_active") > 0)
     clearest = firing.sort_by(known).slice(0, n_features).to_pylist()
-    best = {record["feature"]: record for record in clearest}
-    few = compute.field("feature").isin([*best])
+    contexts: dict[int, list[ExampleContext]] = {record["feature"]: [] for record in clearest}
+    few = compute.field("feature").isin([*contexts])
     few = few & (compute.field("rank") < n_contexts) & (compute.field("group") == "top")
-    contexts: dict[int, list[ExampleContext]] = {feature: [] for feature in best}
     # A few records of a table that is far larger than all else here.
     for batch in atlas.context_batches():
         for one in pyarrow.Table.from_batches([batch]).filter(few).to_pylist():
@@ -71,12 +65,14 @@ def clearest_features(
     labels = read_labels(atlas.folder).label
     return [
         Example(
-            feature=feature if kept is None else int(kept.searchsorted(feature)),
-            label=labels[feature],
+            feature=int(
+                record["feature"] if kept is None else kept.searchsorted(record["feature"])
+            ),
+            label=labels[record["feature"]],
             density=record["density"],
             max_activation=record["max_activation"],
             promoted=record.get("top_logit_tokens", [])[:5],
-            contexts=contexts[feature],
+            contexts=contexts[record["feature"]],
         )
-        for feature, record in best.items()
+        for record in clearest
     ]

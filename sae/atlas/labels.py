@@ -1,8 +1,7 @@
 """`labels.csv`: what every feature is called, automatic until a person writes something else.
 
-A record a feature: its number, its label, and a longer explanation (empty until somebody writes
-one). The automatic labels are in `features.parquet` as well, so that what differs from them is
-known to be a person's.
+The automatic labels are in `features.parquet` as well, so that what differs from them is known
+to be a person's.
 """
 
 import csv
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.atlas.record import RECORD_FILE
+from sae.atlas.atlas import RECORD_FILE
 from sae.atlas.schema import FEATURES
 from sae.base import UserError, read_json, require, write_text
 
@@ -101,12 +100,6 @@ def carry_labels(old: Path, new: Path, automatic: list[str], dictionary_digest: 
     If that was of the same dictionary, labels by hand and explanations go over. If it was of
     another, they mean other features: the file is kept beside, as `labels-{its digest}.csv`.
 
-    Args:
-        old: folder of the atlas that will be replaced; need not exist.
-        new: folder in which the new atlas is being written.
-        automatic: the new automatic labels.
-        dictionary_digest: of the new atlas.
-
     Raises:
         UserError: if the file of the same dictionary has a broken line.
     """
@@ -127,7 +120,7 @@ def carry_labels(old: Path, new: Path, automatic: list[str], dictionary_digest: 
 
 
 def _dictionary_digest(folder: Path) -> str:
-    """Return the digest of the dictionary that an atlas of any format is of."""
+    # Of an atlas of any format.
     try:
         return str(read_json(folder / RECORD_FILE)["dictionary_digest"])
     except (UserError, KeyError, TypeError):
@@ -135,7 +128,7 @@ def _dictionary_digest(folder: Path) -> str:
 
 
 def _may_be_edited(folder: Path) -> bool:
-    """Return whether a person wrote into `labels.csv`; true of a file that cannot be read."""
+    # As a file is that cannot be read.
     try:
         return read_labels(folder).touched
     except UserError:
@@ -150,7 +143,6 @@ def _unused(folder: Path, stem: str) -> Path:
 
 
 def _records(path: Path, d_sae: int) -> Iterator[tuple[int, str, str]]:
-    """Yield feature, label and explanation of every record of a file that people edit."""
     places: list[int] = []
     seen: dict[int, int] = {}
     for line, cells in _lines(path):
@@ -183,7 +175,6 @@ def _records(path: Path, d_sae: int) -> Iterator[tuple[int, str, str]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of every line that is not blank, and the number of the line."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -208,7 +199,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _places(header: list[str], where: str) -> list[int]:
-    """Return where the columns are; −1 for explanations that are not there."""
+    # −1 for explanations that are not there.
     names = [cell.strip().lower() for cell in header]
     wanted = ",".join(_COLUMNS)
     for name in filter(None, names):

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from sae.atlas.atlas import Atlas
 from sae.atlas.labels import Labels, read_labels, write_labels
-from sae.atlas.lists import columns_of, flat_and_ends, kept_entries, list_lengths
 from sae.atlas.schema import CONTEXTS, FEATURES
+from sae.atlas.table import columns_of, flat_and_ends, kept_entries, list_lengths
 from sae.base import write_text
 
 if TYPE_CHECKING:
@@ -23,10 +23,7 @@ MAP_FILE = "feature_map.csv"
 
 
 def write_subset(atlas: Atlas, kept: NDArray[np.int64], folder: Path) -> None:
-    """Write features, contexts, labels and `feature_map.csv` of the features `kept`.
-
-    Args:
-        kept: their numbers in the atlas, rising.
+    """Write features, contexts, labels and `feature_map.csv` of the features `kept`, rising.
 
     Raises:
         UserError: if a table of the atlas is missing or damaged, or a label's line is broken.
@@ -55,7 +52,6 @@ def write_subset(atlas: Atlas, kept: NDArray[np.int64], folder: Path) -> None:
 
 
 def _numbered(table: "pyarrow.Table", new: NDArray[np.int32]) -> dict[str, "pyarrow.Array"]:
-    """Return the columns of the features that stay, under their new numbers."""
     import pyarrow
 
     table = table.filter(pyarrow.array(new[table["feature"].to_numpy()] >= 0))

@@ -28,7 +28,6 @@ def run(config: AnalyzeConfig) -> Atlas:
     name, dictionary = run.load(config.dictionary)
     check_same_origin(name, dictionary, cache)
     analysis = Analysis(config, cache, name, dictionary)
-    analysis.check()
     atlas = Atlas(run.atlas(name))
     wanted = analysis.digest
 

@@ -8,7 +8,7 @@ from sae.base import require, say
 from sae.cache.store import is_url
 from sae.dictionary import Dictionary, load_dictionary, metadata_of
 from sae.dictionary.files import write_files
-from sae.exchange.formats import read_dictionary, readable_format, saelens
+from sae.exchange.formats import WRITTEN, read_dictionary, readable_format
 from sae.exchange.hub import check_names, local_path
 from sae.exchange.importing import Asked, belonging
 from sae.run import RUN_CACHE, Run, cache_location, make
@@ -119,7 +119,7 @@ def _is_there(target: Path, dictionary: Dictionary) -> bool:
     Raises:
         UserError: if something else is there.
     """
-    if not saelens.recognises(target):
+    if not WRITTEN["saelens"].recognises(target):
         require(
             not target.exists() or (target.is_dir() and not any(target.iterdir())),
             f"{target} holds something that is no dictionary; give this one another name=...",

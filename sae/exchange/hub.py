@@ -85,7 +85,7 @@ def check_names(path: str | Path) -> None:
 
 def _holds_one(place: Path) -> bool:
     # A folder of such files has those that were asked for before, which says nothing.
-    fitting = (f for f in FORMATS.values() if place.is_file() or "*" not in f.FILES[-1])
+    fitting = (f for f in FORMATS.values() if place.is_file() or "*" not in f.files[-1])
     return any(format.recognises(place) for format in fitting)
 
 
@@ -97,7 +97,7 @@ def _wanted(folder: str) -> Iterator[str]:
     if not folder:
         yield STAMP_FILE
     for format in FORMATS.values():
-        for name in format.FILES:
+        for name in format.files:
             if "*" in name:
                 continue
             # The Hub takes patterns, and a folder is none.
@@ -111,7 +111,7 @@ def _wanted(folder: str) -> Iterator[str]:
 
 def _is_file(path: str) -> bool:
     """Whether it is named as a file that is a dictionary of its own."""
-    names = (name for format in FORMATS.values() for name in format.FILES)
+    names = (name for format in FORMATS.values() for name in format.files)
     # `*.pt` would be anybody's.
     return any("*" in name[1:] and fnmatchcase(Path(path).name, name) for name in names)
 
@@ -175,7 +175,7 @@ def _dictionaries(repository: str, revision: str | None, stamp: Path) -> list[st
         export = read_stamp(stamp)
         names = [] if export is None else [str(name) for name in export.files]
     files = [path for name in names if ".." not in (path := Path(name)).parts]
-    last = (Path(name) for format in FORMATS.values() for name in format.FILES[-2:])
+    last = (Path(name) for format in FORMATS.values() for name in format.files[-2:])
     weights = {path.name for path in last if path.suffix != ".json"}
     there = (file for file in files if file.name.removesuffix(".index.json") in weights)
     alone = {str(file) for file in files if _is_file(str(file))}

@@ -11,7 +11,8 @@ from sae.atlas.subset import write_subset
 from sae.base import say, size, write_text
 from sae.dictionary import save_dictionary
 from sae.dictionary.files import save_sparsity
-from sae.exchange.formats import saelens, write_dictionary
+from sae.exchange.formats import write_dictionary
+from sae.exchange.formats.saelens import SAELens
 from sae.exchange.stamp import CARD_FILE, write_stamp
 from sae.figures import ShrinkingCost
 from sae.publishing.card import Export, model_card
@@ -30,7 +31,7 @@ def write_folder(
         cost: what making it smaller costs; None where nothing was made smaller.
     """
     config, place = plan.config, folder / plan.subfolder
-    if config.format == saelens.NAME:
+    if config.format == SAELens.name:
         save_dictionary(smaller.dictionary, place, plan.dtype)
         densities = plan.atlas.feature_table(["density"])["density"].to_numpy()
         save_sparsity(torch.from_numpy(densities[smaller.kept]), place)

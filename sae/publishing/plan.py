@@ -10,7 +10,9 @@ from sae.base import UserError, digest, require
 from sae.base.assets import cache_folder
 from sae.dictionary import Dictionary
 from sae.dictionary.storage import FULL, named_dtype
-from sae.exchange.formats import check_holds, named_format, saelens, sparsify
+from sae.exchange.formats import check_holds, named_format
+from sae.exchange.formats.saelens import SAELens
+from sae.exchange.formats.sparsify import Sparsify, hookpoint
 from sae.exchange.stamp import (
     CARD_FILE,
     LAYOUT,
@@ -70,7 +72,7 @@ class ExportConfig:
         named_format(self.format)
         dtype = named_dtype(self.dtype)
         require(
-            dtype == FULL or self.format == saelens.NAME,
+            dtype == FULL or self.format == SAELens.name,
             f"dtype={self.dtype} format={self.format}: only format=saelens says in which type "
             "its weights are; leave out one of the two",
         )
@@ -96,7 +98,7 @@ class ExportConfig:
         if self.out:
             return Path(self.out)
         parts = [name]
-        if self.format != saelens.NAME:
+        if self.format != SAELens.name:
             parts.append(self.format)
         if named_dtype(self.dtype) != FULL:
             parts.append(named_dtype(self.dtype))
@@ -147,8 +149,8 @@ class Plan:
 
         sparsify's tools look for the module of that name.
         """
-        if self.config.format == sparsify.NAME:
-            return sparsify.hookpoint(self.dictionary)
+        if self.config.format == Sparsify.name:
+            return hookpoint(self.dictionary)
         return self.dictionary.hook_name
 
     @property

@@ -143,7 +143,7 @@ def cell(format: Written, dictionary: Dictionary, folder: Path, reasons: list[st
         if reason not in reasons:
             reasons.append(reason)
         return f"no ({reasons.index(reason) + 1})"
-    write_dictionary(dictionary, folder, format.NAME)
+    write_dictionary(dictionary, folder, format.name)
     again, x = read_dictionary(folder), rows()
     assert same(again.encode(x), dictionary.encode(x))
     assert same(again(x), dictionary(x))
@@ -171,7 +171,7 @@ def page() -> str:
     lines += [f"| {name} | all |{' only read |' * len(KINDS)}" for name in only_read]
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]
     lines += ["", "## What does not reach the other tool", "", "| format | lost |", "|---|---|"]
-    lines += [f"| {name} | {format.LOST} |" for name, format in WRITTEN.items()]
+    lines += [f"| {name} | {format.lost} |" for name, format in WRITTEN.items()]
     return "\n".join(lines) + "\n" + OTHERS
 
 

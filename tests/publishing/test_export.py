@@ -439,8 +439,8 @@ def test_settings_that_are_switched_off_have_no_row():
 def test_tools_are_called_what_they_call_themselves(format):
     card = card_of({"sae_atlas": OURS}, format=format)
     titles = re.findall("### With (.*)", card)
-    assert titles[1] == WRITTEN[format].TITLE
-    assert f"encoder and decoder for {WRITTEN[format].TITLE}, float32" in card
+    assert titles[1] == WRITTEN[format].title
+    assert f"encoder and decoder for {WRITTEN[format].title}, float32" in card
     # The heading says it: no comment repeats it.
     assert not re.search(r"^from .*  #", card, re.M)
 

@@ -8,7 +8,7 @@ import torch
 
 import sae
 from sae.base.errors import UserError
-from sae.edits.edit import edited
+from sae.edits import edited
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 from sae.steering.beside import generate_beside, with_baseline

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae.atlas import FEATURES, columns_of, flat_and_ends, list_array, list_lengths
-from sae.atlas.agreement import logit_agreement, word_numbers
+from sae.atlas.directions import logit_agreement, word_numbers
 from sae.base import require
 
 if TYPE_CHECKING:

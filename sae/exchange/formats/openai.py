@@ -11,7 +11,6 @@ they reconstruct by that deviation. A `Dictionary` is one map for all rows: they
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,28 +20,20 @@ from sae.dictionary.folding import with_b_dec, without_b_dec
 from sae.dictionary.tensors import load_pickle, tensors_of
 from sae.exchange.formats import qwen_scope
 from sae.exchange.formats.parts import (
+    Written,
     as_pickle,
     layer_of,
-    plain,
+    named_tensors,
     read_metadata,
+    read_weights,
     write_folder,
 )
 
-NAME = "openai"
-FILES: tuple[str, ...] = ("*.pt",)
-TITLE = "OpenAI's sparse_autoencoder"
-LOAD = """\
-import glob, torch
-from sparse_autoencoder import Autoencoder
-(path,) = glob.glob("{folder}/*.pt")
-dictionary = Autoencoder.from_state_dict(torch.load(path))"""
-LOST = "metadata, but for the layer in the file's name"
-
-_LAYOUT = {
-    "pre_bias": ("d_in",),
-    "encoder.weight": ("d_sae", "d_in"),
-    "latent_bias": ("d_sae",),
-    "decoder.weight": ("d_in", "d_sae"),
+_NAMES = {
+    "pre_bias": "b_dec",
+    "encoder.weight": "W_enc.T",
+    "latent_bias": "b_enc",
+    "decoder.weight": "W_dec.T",
 }
 _COUNTS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 # Which places of GPT-2 the files are named after, in openai/sparse_autoencoder's README.
@@ -55,50 +46,74 @@ _PLACES = {
 }
 
 
-def recognises(path: Path) -> bool:
-    """Whether it is a `.pt` file, or a folder with some that are named after layers."""
-    theirs = path.suffix == ".pt" and not path.name.endswith(qwen_scope.SUFFIX)
-    return (path.is_file() and theirs) or bool(_files(path))
+class OpenAI(Written):
+    """A file, or the folder with this one file, which is named after the layer."""
+
+    name = "openai"
+    files = ("*.pt",)
+    title = "OpenAI's sparse_autoencoder"
+    load = """\
+import glob, torch
+from sparse_autoencoder import Autoencoder
+(path,) = glob.glob("{folder}/*.pt")
+dictionary = Autoencoder.from_state_dict(torch.load(path))"""
+    lost = "metadata, but for the layer in the file's name"
+    activations = (ReLU,)
+    limits = (
+        ("transcoder", "it reconstructs what it reads"),
+        ("activation", "of its activations ReLU alone reads raw rows"),
+    )
+
+    def recognises(self, path: Path) -> bool:
+        theirs = path.suffix == ".pt" and not path.name.endswith(qwen_scope.SUFFIX)
+        return (path.is_file() and theirs) or bool(_files(path))
+
+    def read(self, path: Path) -> Dictionary:
+        found = [path] if path.is_file() else _files(path)
+        require(
+            len(found) == 1, f"{path} holds {len(found)} layers as .pt files; give one of them"
+        )
+        (file,) = found
+        state = load_pickle(file)
+        require(
+            isinstance(state, Mapping),
+            f"{file} holds no state dict; give the file as it was saved",
+        )
+        activation = state.get("activation", "ReLU")
+        require(
+            activation != "TopK",
+            f"{file}: activation=TopK reads each row over its own standard deviation, which no "
+            "dictionary of raw activations does; only the ones with ReLU can be read",
+        )
+        require(
+            activation == "ReLU", f"{file}: activation={activation}; only ReLU is known here"
+        )
+        settings = ("activation", "activation_state_dict")
+        tensors = tensors_of(file, {k: v for k, v in state.items() if k not in settings})
+        weights = read_weights(tensors, _NAMES, beside=_COUNTS)
+        metadata = read_metadata(file.parent, _native(file))
+        return without_b_dec(dictionary_of(weights, ReLU(), file, metadata))
+
+    def write(self, dictionary: Dictionary, folder: Path) -> None:
+        d_sae = dictionary.d_sae
+        state = {
+            **named_tensors(with_b_dec(dictionary), _NAMES),
+            # As they are before training.
+            "stats_last_nonzero": torch.zeros(d_sae, dtype=torch.long),
+            "latents_activation_frequency": torch.ones(d_sae),
+            "latents_mean_square": torch.zeros(d_sae),
+            "activation": "ReLU",
+            "activation_state_dict": {},
+        }
+        name = f"{layer_of(dictionary) or 0}.pt"
+        write_folder(folder, dictionary, {name: as_pickle(state)})
 
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*.pt") if path.stem.isdigit()]
 
 
-def read(path: Path) -> Dictionary:
-    """The dictionary of a file, or of the folder with this one file.
-
-    Raises:
-        UserError: if the file is missing or broken, or the activation is not ReLU.
-    """
-    found = [path] if path.is_file() else _files(path)
-    require(len(found) == 1, f"{path} holds {len(found)} layers as .pt files; give one of them")
-    (file,) = found
-    state = load_pickle(file)
-    require(
-        isinstance(state, Mapping), f"{file} holds no state dict; give the file as it was saved"
-    )
-    activation = state.get("activation", "ReLU")
-    require(
-        activation != "TopK",
-        f"{file}: activation=TopK reads each row over its own standard deviation, which no "
-        "dictionary of raw activations does; only the ones with ReLU can be read",
-    )
-    require(activation == "ReLU", f"{file}: activation={activation}; only ReLU is known here")
-    settings = ("activation", "activation_state_dict")
-    tensors = tensors_of(file, {k: v for k, v in state.items() if k not in settings})
-    weights = tensors.read(_LAYOUT, beside=_COUNTS)
-    named = {
-        "W_enc": weights["encoder.weight"].t(),
-        "b_enc": weights["latent_bias"],
-        "W_dec": weights["decoder.weight"].t(),
-        "b_dec": weights["pre_bias"],
-    }
-    metadata = read_metadata(file.parent, _native(file))
-    return without_b_dec(dictionary_of(named, ReLU(), file, metadata))
-
-
-def _native(file: Path) -> dict[str, Any]:
+def _native(file: Path) -> dict[str, object]:
     """Model and hook, if the file is where OpenAI has it."""
     parts = file.absolute().parts[-4:]
     if len(parts) < 4 or parts[0] != "gpt2-small" or not file.stem.isdigit():
@@ -107,30 +122,3 @@ def _native(file: Path) -> dict[str, Any]:
     place = next((hook for name, hook in _PLACES.items() if parts[1].startswith(name)), None)
     hook_name = None if place is None else f"blocks.{file.stem}.{place}"
     return {"model_name": "gpt2", "hook_name": hook_name}
-
-
-def cannot_hold(dictionary: Dictionary) -> str | None:
-    """Why these files have no place for it."""
-    if dictionary.is_transcoder:
-        return "it reconstructs what it reads"
-    if not isinstance(dictionary.activation, ReLU):
-        return "of its activations ReLU alone reads raw rows"
-    return None
-
-
-def write(dictionary: Dictionary, folder: Path) -> None:
-    """Write `folder`, appearing all at once, with one file named after the layer."""
-    weights, d_sae = with_b_dec(dictionary).tensors, dictionary.d_sae
-    state = {
-        "pre_bias": plain(weights["b_dec"]),
-        "encoder.weight": plain(weights["W_enc"].t()),
-        "latent_bias": plain(weights["b_enc"]),
-        "decoder.weight": plain(weights["W_dec"].t()),
-        # As they are before training.
-        "stats_last_nonzero": torch.zeros(d_sae, dtype=torch.long),
-        "latents_activation_frequency": torch.ones(d_sae),
-        "latents_mean_square": torch.zeros(d_sae),
-        "activation": "ReLU",
-        "activation_state_dict": {},
-    }
-    write_folder(folder, dictionary, {f"{layer_of(dictionary) or 0}.pt": as_pickle(state)})

@@ -16,10 +16,24 @@ Until June 2025 the tensors were those of linear layers: `encoder.weight` (d_sae
 `encoder.bias`, `decoder.weight` (d_in, d_sae), `decoder.bias`, and until April that year
 `log_jumprelu_threshold` without the module before it. Llama Scope R1-Distill is of these.
 Until that June, too, `apply_decoder_bias_to_pre_encoder` took the decoder's bias from x once it
-was scaled. What OpenMOSS wrote in 2024 is read by `sae.exchange.formats.openmoss_2024`.
+was scaled.
+
+What was written in 2024, Llama Scope first of all, has `hyperparams.json` instead, beside
+`checkpoints/final.safetensors` or `sae_weights.safetensors`, with linear layers.
+`SparseAutoEncoder.from_config` of OpenMOSS/Language-Model-SAEs as of November 2024 makes of
+them, in this order:
+
+- `norm_activation: dataset-wise`: scales for raw activations, from the average norms `in` and
+  `out` in `hyperparams.json`;
+- `sparsity_include_decoder_norm`: unit rows of the decoder, the encoder times their norms;
+- `act_fn: topk` with a `jump_relu_threshold` above 0 becomes jumprelu. This one number for all
+  latents was measured after both steps, so neither of them changes it.
+
+SAELens's loader of these files arrives at the same threshold, but leaves out the second step.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +51,6 @@ from sae.dictionary.folding import (
     without_b_dec,
 )
 from sae.dictionary.tensors import (
-    Layout,
     TensorFile,
     check_sizes,
     flag,
@@ -47,76 +60,138 @@ from sae.dictionary.tensors import (
     safetensors_there,
     tensors_of,
 )
-from sae.exchange.formats import openmoss_2024
-from sae.exchange.formats.openmoss_2024 import MODEL_FILE, model_and_hooks
 from sae.exchange.formats.parts import (
+    Names,
+    Written,
     as_json,
-    plain,
+    named_tensors,
     read_config,
     read_metadata,
+    read_weights,
     write_folder,
 )
 
-NAME = "openmoss"
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
-PICKLE_FILE = "sae_weights.pt"
-FILES: tuple[str, ...] = (
-    openmoss_2024.CONFIG_FILE,
-    *openmoss_2024.WEIGHTS_FILES,
-    CONFIG_FILE,
-    MODEL_FILE,
-    WEIGHTS_FILE,
-    PICKLE_FILE,
-)
-TITLE = "OpenMOSS's Language-Model-SAEs"
-LOAD = """\
-from llamascopium import SparseDictionary
-dictionary = SparseDictionary.from_pretrained("{folder}")"""
-LOST = "metadata, but for model and hooks; thresholds are rounded by their logarithm"
-
-_LATENT, _WIDTH = ("d_sae",), ("d_in",)
-_DIRECT: Layout = {"W_E": ("d_in", "d_sae"), "b_E": _LATENT, "W_D": ("d_sae", "d_in")}
-_LINEAR: Layout = {
-    "encoder.weight": ("d_sae", "d_in"),
-    "encoder.bias": _LATENT,
-    "decoder.weight": ("d_in", "d_sae"),
+_CONFIG_2024, _CONFIG, _MODEL = "hyperparams.json", "config.json", "lm_config.json"
+_WEIGHTS, _PICKLE = "sae_weights.safetensors", "sae_weights.pt"
+_FINAL = "checkpoints/final.safetensors"
+_DIRECT = {"W_E": "W_enc", "b_E": "b_enc", "W_D": "W_dec", "b_D": "b_dec"}
+_LINEAR = {
+    "encoder.weight": "W_enc.T",
+    "encoder.bias": "b_enc",
+    "decoder.weight": "W_dec.T",
+    "decoder.bias": "b_dec",
 }
 _LOG_THRESHOLD = "activation_function.log_jumprelu_threshold"
 _LOG_THRESHOLDS = (_LOG_THRESHOLD, "log_jumprelu_threshold")
-_NORM = "dataset_average_activation_norm."
+_NORM = "dataset_average_activation_norm"
 _ARCHITECTURES: dict[str, type[Activation]] = {"relu": ReLU, "jumprelu": JumpReLU, "topk": TopK}
 
 
-def recognises(path: Path) -> bool:
-    """Whether configuration and weights are there, or the configuration of 2024."""
-    weights = safetensors_there(path / WEIGHTS_FILE) or (path / PICKLE_FILE).is_file()
-    return (weights and (path / CONFIG_FILE).is_file()) or _is_of_2024(path)
+class OpenMOSS(Written):
+    """A folder of today's, or of 2024's."""
+
+    name = "openmoss"
+    files = (_CONFIG_2024, _WEIGHTS, _FINAL, _CONFIG, _MODEL, _WEIGHTS, _PICKLE)
+    title = "OpenMOSS's Language-Model-SAEs"
+    load = """\
+from llamascopium import SparseDictionary
+dictionary = SparseDictionary.from_pretrained("{folder}")"""
+    lost = "metadata, but for model and hooks; thresholds are rounded by their logarithm"
+    activations = tuple(_ARCHITECTURES.values())
+    limits = (
+        ("activation", "its latents are chosen by relu, jumprelu or top-k"),
+        ("width", "it reads and writes activations of one width"),
+        ("skip", "it has no skip connection"),
+    )
+
+    def recognises(self, path: Path) -> bool:
+        weights = safetensors_there(path / _WEIGHTS) or (path / _PICKLE).is_file()
+        return (weights and (path / _CONFIG).is_file()) or _is_of_2024(path)
+
+    def read(self, path: Path) -> Dictionary:
+        of_2024 = _is_of_2024(path)
+        config_path = path / (_CONFIG_2024 if of_2024 else _CONFIG)
+        config = read_config(config_path)
+        require(
+            not flag(config_path, config, "use_glu_encoder"),
+            f"{config_path}: use_glu_encoder=true, but an encoder here is one product with x",
+        )
+        model, hooks = path / _MODEL, [config.get(f"hook_point_{end}") for end in ("in", "out")]
+        native = {
+            "model_name": read_config(model).get("model_name") if model.is_file() else None,
+            "hook_name": hooks[0],
+            "hook_name_out": hooks[1] if hooks[1] != hooks[0] else None,
+        }
+        read = _read_2024 if of_2024 else _read
+        return read(path, config_path, config, read_metadata(path, native))
+
+    def write(self, dictionary: Dictionary, folder: Path) -> None:
+        tensors, activation = named_tensors(dictionary, _DIRECT), dictionary.activation
+        if isinstance(activation, JumpReLU):
+            # A threshold of 0 or less does what the smallest one does: relu comes first.
+            threshold = named_tensors(dictionary, {"threshold": "threshold"})["threshold"]
+            positive = threshold.clamp(min=torch.finfo(torch.float32).tiny)
+            tensors[_LOG_THRESHOLD] = positive.log()
+        names = {ours: theirs for theirs, ours in _ARCHITECTURES.items()}
+        hooks = ["" if name == UNKNOWN else name for name in dictionary.hook_names]
+        config = {
+            "sae_type": "sae",
+            "d_model": dictionary.d_in,
+            "expansion_factor": _factor(dictionary.d_in, dictionary.d_sae),
+            "use_decoder_bias": True,
+            "act_fn": names[type(activation)],
+            "norm_activation": "inference",
+            "sparsity_include_decoder_norm": False,
+            "hook_point_in": hooks[0],
+            "hook_point_out": hooks[1],
+            "use_glu_encoder": False,
+            **({"top_k": activation.k} if isinstance(activation, TopK) else {}),
+            "dtype": "torch.float32",
+            "device": "cpu",
+        }
+        model = as_json({"model_name": dictionary.record.model_name or ""})
+        files = {_CONFIG: as_json(config), _MODEL: model, _WEIGHTS: save(tensors)}
+        write_folder(folder, dictionary, files)
 
 
 def _is_of_2024(path: Path) -> bool:
-    return (path / openmoss_2024.CONFIG_FILE).is_file() and not (path / CONFIG_FILE).is_file()
+    return (path / _CONFIG_2024).is_file() and not (path / _CONFIG).is_file()
 
 
-def read(path: Path) -> Dictionary:
-    """The dictionary of a folder.
+def _read(
+    path: Path, config_path: Path, config: dict[str, Any], metadata: Mapping[str, object]
+) -> Dictionary:
+    """What `config.json` says.
 
     Where the decoder's norms decide in top-k, activations come times these norms, and the rows
     of the decoder over them.
-
-    Raises:
-        UserError: if a file is missing or broken, or its kind, activation or norm has no
-            counterpart.
     """
-    if _is_of_2024(path):
-        return openmoss_2024.read(path)
-    config_path = path / CONFIG_FILE
-    config = read_config(config_path)
-    architecture = _architecture(config_path, config)
+    kind = config.get("sae_type", "sae")
+    require(
+        kind == "sae",
+        f"{config_path}: sae_type={kind}; only sae is known here, of one hook each way",
+    )
+    norm = _norm(config_path, config, "dataset-wise", ("dataset-wise", "inference"))
+    act_fn = str(config.get("act_fn", "relu")).lower()
+    known = ", ".join(_ARCHITECTURES)
+    require(
+        act_fn in _ARCHITECTURES,
+        f"{config_path}: act_fn={act_fn} chooses by the batch or is unknown; known: {known}",
+    )
     file = _open(path)
-    bias = flag(config_path, config, "use_decoder_bias", default=True)
-    weights, activation = _weights(file, config_path, config, architecture, bias=bias)
+    linear = "encoder.weight" in file.headers
+    names = dict(_LINEAR if linear else _DIRECT)
+    if _ARCHITECTURES[act_fn] is JumpReLU:
+        there = [name for name in _LOG_THRESHOLDS if name in file.headers]
+        names[there[0] if there else _LOG_THRESHOLD] = "log_threshold"
+    norms = tuple(name for name in file.headers if name.startswith(f"{_NORM}."))
+    weights = _weights(file, names, config_path, config, norms)
     d_in, d_sae = weights["W_enc"].shape
+    activation: Activation = ReLU()
+    if act_fn == "topk":
+        activation = _top_k(config_path, config)
+    elif act_fn == "jumprelu":
+        activation = JumpReLU(from_logarithm(weights["log_threshold"]))
     check_sizes(config_path, config, {"d_model": d_in})
     factor = config.get("expansion_factor")
     require(
@@ -125,49 +200,88 @@ def read(path: Path) -> Dictionary:
         f"{config_path}: expansion_factor={factor} of d_model={d_in}, but the weights have "
         f"{d_sae} latents",
     )
-    metadata = read_metadata(path, model_and_hooks(path, config))
     found = dictionary_of(weights, activation, path, metadata)
     if flag(config_path, config, "apply_decoder_bias_to_pre_encoder"):
         found = without_b_dec(found)
     if flag(config_path, config, "sparsity_include_decoder_norm", default=True):
         found = _decided_without_norms(found)
-    if config.get("norm_activation", "dataset-wise") == "dataset-wise":
-        scales = [
-            _scale(file, config, key, d_in) for key in ("hook_point_in", "hook_point_out")
-        ]
-        found = for_raw_activations(found, *scales)
+    if norm == "dataset-wise":
+        scales = [_scale(file, config, key) for key in ("hook_point_in", "hook_point_out")]
+        found = for_raw_activations(found, *(math.sqrt(d_in) / scale for scale in scales))
     return found
 
 
-def _architecture(path: Path, config: dict[str, Any]) -> type[Activation]:
-    """Its activation, where the rest of it is what a dictionary can be."""
-    kind = config.get("sae_type", "sae")
-    require(
-        kind == "sae", f"{path}: sae_type={kind}; only sae is known here, of one hook each way"
-    )
-    require(
-        not flag(path, config, "use_glu_encoder"),
-        f"{path}: use_glu_encoder=true, but an encoder here is one product with x",
-    )
-    norm = config.get("norm_activation", "dataset-wise")
-    require(
-        norm in ("dataset-wise", "inference"),
-        f"{path}: norm_activation={norm} scales each row by its own norm, which no dictionary "
-        "of raw activations does; known: dataset-wise, inference",
-    )
-    activation = str(config.get("act_fn", "relu")).lower()
-    if activation not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
+def _read_2024(
+    path: Path, config_path: Path, config: dict[str, Any], metadata: Mapping[str, object]
+) -> Dictionary:
+    threshold = config.get("jump_relu_threshold", 0.0)
+    if not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
         raise UserError(
-            f"{path}: act_fn={activation} chooses by the batch or is unknown; known: {known}"
+            f"{config_path}: jump_relu_threshold={threshold}; give a number from 0 on"
         )
-    return _ARCHITECTURES[activation]
+    act_fn = str(config.get("act_fn", "relu")).lower()
+    if act_fn == "topk" and threshold > 0:
+        act_fn = "jumprelu"
+    known = ", ".join(_ARCHITECTURES)
+    require(
+        act_fn in _ARCHITECTURES, f"{config_path}: act_fn={act_fn} is unknown; known: {known}"
+    )
+    there = [path / name for name in (_WEIGHTS, _FINAL) if (path / name).is_file()]
+    file = open_safetensors(there[0] if there else path / _FINAL)
+    weights = _weights(file, _LINEAR, config_path, config)
+    d_in, d_sae = weights["W_enc"].shape
+    check_sizes(config_path, config, {"d_model": d_in, "d_sae": d_sae})
+    activation = _top_k(config_path, config) if act_fn == "topk" else ReLU()
+    found = dictionary_of(weights, activation, path, metadata)
+    norm = _norm(config_path, config, "token-wise", ("dataset-wise", "inference", "none"))
+    if norm == "dataset-wise":
+        norms: Any = config.get(_NORM)
+        require(
+            isinstance(norms, dict),
+            f"{config_path}: {_NORM}={norms}; give an object with in and out",
+        )
+        for end in ("in", "out"):
+            size = norms.get(end)
+            require(
+                isinstance(size, int | float) and 0 < size < math.inf,
+                f"{config_path}: {_NORM} of {end} is {size}; give a norm above 0",
+            )
+        scales = [math.sqrt(d_in) / norms[end] for end in ("in", "out")]
+        found = for_raw_activations(found, *scales)
+    if flag(config_path, config, "apply_decoder_bias_to_pre_encoder", default=True):
+        found = without_b_dec(found)
+    if flag(config_path, config, "sparsity_include_decoder_norm", default=True):
+        found = scaled_by_decoder_norm(found)
+    if act_fn == "jumprelu":
+        # One number for all latents, compared with activations as its own loader scales them.
+        return replace(found, activation=JumpReLU(torch.full((d_sae,), float(threshold))))
+    return found
+
+
+def _norm(
+    path: Path, config: Mapping[str, object], default: str, known: tuple[str, ...]
+) -> str:
+    """How activations are scaled, where a dictionary of raw ones can do the same."""
+    norm = config.get("norm_activation", default)
+    require(
+        norm in known,
+        f"{path}: norm_activation={norm} scales each row by its own norm, which no dictionary "
+        f"of raw activations does; known: {', '.join(known)}",
+    )
+    return str(norm)
+
+
+def _top_k(path: Path, config: Mapping[str, object]) -> TopK:
+    k = config.get("top_k")
+    if type(k) is not int:
+        raise UserError(f"{path}: top_k={k}; give a number")
+    return TopK(k)
 
 
 def _open(path: Path) -> TensorFile:
-    if safetensors_there(path / WEIGHTS_FILE):
-        return open_safetensors(path / WEIGHTS_FILE)
-    pickle = path / PICKLE_FILE
+    if safetensors_there(path / _WEIGHTS):
+        return open_safetensors(path / _WEIGHTS)
+    pickle = path / _PICKLE
     saved = load_pickle(pickle)
     require(isinstance(saved, dict) and "sae" in saved, f"{pickle} has no weights under sae")
     return tensors_of(pickle, saved["sae"])
@@ -175,34 +289,17 @@ def _open(path: Path) -> TensorFile:
 
 def _weights(
     file: TensorFile,
+    names: Names,
     path: Path,
-    config: dict[str, Any],
-    architecture: type[Activation],
-    *,
-    bias: bool,
-) -> tuple[dict[str, Tensor], Activation]:
-    """What the file holds, of either layout, by our names and in our shapes."""
-    linear = "encoder.weight" in file.headers
-    layout = dict(_LINEAR if linear else _DIRECT)
-    b_dec = "decoder.bias" if linear else "b_D"
-    if bias:
-        layout[b_dec] = _WIDTH
-    thresholds = [name for name in _LOG_THRESHOLDS if name in file.headers]
-    log_threshold = thresholds[0] if thresholds else _LOG_THRESHOLD
-    if architecture is JumpReLU:
-        layout[log_threshold] = _LATENT
-    norms = tuple(name for name in file.headers if name.startswith(_NORM))
-    found = file.read(layout, beside=norms)
-    weights = {
-        "W_enc": found["encoder.weight"].t() if linear else found["W_E"],
-        "b_enc": found["encoder.bias" if linear else "b_E"],
-        "W_dec": found["decoder.weight"].t() if linear else found["W_D"],
-    }
-    d_in = len(weights["W_enc"])
-    weights["b_dec"] = found[b_dec] if bias else torch.zeros(d_in)
-    if architecture is JumpReLU:
-        return weights, JumpReLU(from_logarithm(found[log_threshold]))
-    return weights, openmoss_2024.top_k(path, config) if architecture is TopK else ReLU()
+    config: Mapping[str, object],
+    beside: tuple[str, ...] = (),
+) -> dict[str, Tensor]:
+    """The tensors by our names; zeros for the decoder's bias if there is none."""
+    if flag(path, config, "use_decoder_bias", default=True):
+        return read_weights(file, names, beside=beside)
+    names = {theirs: ours for theirs, ours in names.items() if ours != "b_dec"}
+    found = read_weights(file, names, beside=beside)
+    return found | {"b_dec": torch.zeros(len(found["W_enc"]))}
 
 
 def _decided_without_norms(found: Dictionary) -> Dictionary:
@@ -216,73 +313,19 @@ def _decided_without_norms(found: Dictionary) -> Dictionary:
     return found
 
 
-def _scale(file: TensorFile, config: dict[str, Any], key: str, d_in: int) -> float:
-    """What brings activations of a hook to a mean norm of sqrt(d_in)."""
-    # Without an output it is the input.
-    name = f"{_NORM}{config.get(key) or config.get('hook_point_in')}"
+def _scale(file: TensorFile, config: Mapping[str, object], key: str) -> float:
+    """The mean norm of activations at a hook; without an output it is the input."""
+    name = f"{_NORM}.{config.get(key) or config.get('hook_point_in')}"
     header = file.headers.get(name)
-    require(
-        header is not None,
-        f"{file.path} misses {name}, which norm_activation=dataset-wise needs",
-    )
-    assert header is not None
+    if header is None:
+        raise UserError(f"{file.path} misses {name}, which norm_activation=dataset-wise needs")
     require(
         header.floating and math.prod(header.shape) == 1,
         f"{file.path}: {name} has shape {header.shape}; give one number",
     )
     norm = float(file.get(name))
     require(0 < norm < math.inf, f"{file.path}: {name}={norm:g}; give a norm above 0")
-    return math.sqrt(d_in) / norm
-
-
-def cannot_hold(dictionary: Dictionary) -> str | None:
-    """Why it has no place for it."""
-    if type(dictionary.activation) not in _ARCHITECTURES.values():
-        return "its latents are chosen by relu, jumprelu or top-k"
-    if dictionary.d_in != dictionary.d_out:
-        return "it reads and writes activations of one width"
-    if dictionary.W_skip is not None:
-        return "it has no skip connection"
-    return None
-
-
-def write(dictionary: Dictionary, folder: Path) -> None:
-    """Write `folder`, appearing all at once."""
-    tensors = {
-        "W_E": plain(dictionary.W_enc),
-        "b_E": plain(dictionary.b_enc),
-        "W_D": plain(dictionary.W_dec),
-        "b_D": plain(dictionary.b_dec),
-    }
-    activation = dictionary.activation
-    if isinstance(activation, JumpReLU):
-        # A threshold of 0 or less does what the smallest one does: relu comes first.
-        positive = plain(activation.threshold).clamp(min=torch.finfo(torch.float32).tiny)
-        tensors[_LOG_THRESHOLD] = positive.log()
-    names = {ours: theirs for theirs, ours in _ARCHITECTURES.items()}
-    hooks = ["" if name == UNKNOWN else name for name in dictionary.hook_names]
-    config = {
-        "sae_type": "sae",
-        "d_model": dictionary.d_in,
-        "expansion_factor": _factor(dictionary.d_in, dictionary.d_sae),
-        "use_decoder_bias": True,
-        "act_fn": names[type(activation)],
-        "norm_activation": "inference",
-        "sparsity_include_decoder_norm": False,
-        "hook_point_in": hooks[0],
-        "hook_point_out": hooks[1],
-        "use_glu_encoder": False,
-        **({"top_k": activation.k} if isinstance(activation, TopK) else {}),
-        "dtype": "torch.float32",
-        "device": "cpu",
-    }
-    model = {"model_name": dictionary.record.model_name or ""}
-    files = {
-        CONFIG_FILE: as_json(config),
-        MODEL_FILE: as_json(model),
-        WEIGHTS_FILE: save(tensors),
-    }
-    write_folder(folder, dictionary, files)
+    return norm
 
 
 def _factor(d_in: int, d_sae: int) -> float:

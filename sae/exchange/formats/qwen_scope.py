@@ -17,64 +17,56 @@ from pathlib import Path
 from sae.base import UserError
 from sae.dictionary import Dictionary, TopK, dictionary_of
 from sae.dictionary.tensors import load_pickle, tensors_of
+from sae.exchange.formats.parts import Format, read_weights
 
-NAME = "qwen_scope"
 SUFFIX = ".sae.pt"
-FILES: tuple[str, ...] = (f"layer*{SUFFIX}",)
-
-_LAYOUT = {
-    "W_enc": ("d_sae", "d_in"),
-    "W_dec": ("d_in", "d_sae"),
-    "b_enc": ("d_sae",),
-    "b_dec": ("d_in",),
-}
+_NAMES = {"W_enc": "W_enc.T", "W_dec": "W_dec.T", "b_enc": "b_enc", "b_dec": "b_dec"}
 _LAYER = re.compile(r"layer(\d+)\.sae\.pt")
 _REPOSITORY = re.compile(r"(?:SAE-Res-(?P<model>.+)-W(?P<width>\d+)K-)?L0_(?P<k>\d+)$")
 
 
-def recognises(path: Path) -> bool:
-    """Whether it is a `.sae.pt` file, or a folder with some that are named after layers."""
-    return (path.is_file() and path.name.endswith(SUFFIX)) or bool(_files(path))
+class QwenScope(Format):
+    """A file, or the folder with this one file."""
 
+    name = "qwen_scope"
+    files = (f"layer*{SUFFIX}",)
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob(FILES[0]) if _LAYER.fullmatch(path.name))
+    def recognises(self, path: Path) -> bool:
+        return (path.is_file() and path.name.endswith(SUFFIX)) or bool(self._there(path))
 
+    def _there(self, folder: Path) -> list[Path]:
+        found = sorted(folder.glob(self.files[0]))
+        return [path for path in found if _LAYER.fullmatch(path.name)]
 
-def read(path: Path) -> Dictionary:
-    """The dictionary of a file, or of the folder with this one file.
-
-    Raises:
-        UserError: if the file is missing or broken, or its folder's name does not say k or
-            contradicts the weights.
-    """
-    found = [path] if path.is_file() else _files(path)
-    if len(found) != 1:
-        some = f", such as {found[0]}" if found else f", layer0{SUFFIX} say"
-        raise UserError(f"{path} holds {len(found)} layers as {FILES[0]}; give one{some}")
-    (file,) = found
-    name = _repository(file)
-    said = _REPOSITORY.search(name)
-    if said is None:
-        raise UserError(
-            f"{file} does not hold k, and the name of its folder, {name}, does not end in it "
-            "as Qwen's do; give it by a folder, or a link to one, that ends in L0_50 if k is 50"
-        )
-    weights = tensors_of(file, load_pickle(file)).read(_LAYOUT)
-    d_sae, asked = len(weights["b_enc"]), said["width"]
-    if asked is not None and int(asked) * 1024 != d_sae:
-        raise UserError(
-            f"{file}: {name} says W{asked}K, {int(asked) * 1024} latents, but the file has "
-            f"{d_sae}; put it into a folder named as its repository"
-        )
-    layer = _LAYER.fullmatch(file.name)
-    metadata = {
-        "model_name": said["model"] and f"Qwen/{said['model']}",
-        "hook_name": layer and f"blocks.{layer[1]}.hook_resid_post",
-    }
-    weights |= {name: weights[name].t() for name in ("W_enc", "W_dec")}
-    known = {key: value for key, value in metadata.items() if value}
-    return dictionary_of(weights, TopK(int(said["k"])), file, known)
+    def read(self, path: Path) -> Dictionary:
+        found = [path] if path.is_file() else self._there(path)
+        if len(found) != 1:
+            some = f", such as {found[0]}" if found else f", layer0{SUFFIX} say"
+            raise UserError(
+                f"{path} holds {len(found)} layers as {self.files[0]}; give one{some}"
+            )
+        (file,) = found
+        name = _repository(file)
+        said = _REPOSITORY.search(name)
+        if said is None:
+            raise UserError(
+                f"{file} does not hold k, and the name of its folder, {name}, does not end in "
+                "it as Qwen's do; give it by a folder, or a link to one, that ends in L0_50 if "
+                "k is 50"
+            )
+        weights = read_weights(tensors_of(file, load_pickle(file)), _NAMES)
+        d_sae, asked = len(weights["b_enc"]), said["width"]
+        if asked is not None and int(asked) * 1024 != d_sae:
+            raise UserError(
+                f"{file}: {name} says W{asked}K, {int(asked) * 1024} latents, but the file has "
+                f"{d_sae}; put it into a folder named as its repository"
+            )
+        layer, known = _LAYER.fullmatch(file.name), {}
+        if said["model"]:
+            known["model_name"] = f"Qwen/{said['model']}"
+        if layer:
+            known["hook_name"] = f"blocks.{layer[1]}.hook_resid_post"
+        return dictionary_of(weights, TopK(int(said["k"])), file, known)
 
 
 def _repository(file: Path) -> str:

@@ -12,145 +12,111 @@ reads the module's input.
 
 import re
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 
 from sae.base import UserError, require
 from sae.dictionary import Dictionary, TopK, dictionary_of
 from sae.dictionary.folding import with_b_dec, without_b_dec
-from sae.dictionary.tensors import check_sizes, flag, open_safetensors, safetensors_there
+from sae.dictionary.tensors import check_sizes, flag, open_safetensors
 from sae.exchange.formats.parts import (
+    Written,
     as_json,
     hook_of_module,
-    plain,
+    named_tensors,
     read_config,
     read_metadata,
+    read_weights,
     write_folder,
 )
 
-NAME = "sparsify"
-CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae.safetensors"
-FILES: tuple[str, ...] = (CONFIG_FILE, "../config.json", WEIGHTS_FILE)
-TITLE = "sparsify"
-LOAD = """\
+_CONFIG, _WEIGHTS = "cfg.json", "sae.safetensors"
+_NAMES = {
+    "encoder.weight": "W_enc.T",
+    "encoder.bias": "b_enc",
+    "W_dec": "W_dec",
+    "b_dec": "b_dec",
+}
+_WITH_SKIP = _NAMES | {"W_skip": "W_skip"}
+
+
+class Sparsify(Written):
+    """The folder of a hookpoint."""
+
+    name = "sparsify"
+    files = (_CONFIG, "../config.json", _WEIGHTS)
+    title = "sparsify"
+    load = """\
 from sparsify import Sae
 dictionary = Sae.load_from_disk("{folder}")"""
-LOST = "metadata, but for the hookpoint in the folder's name"
-
-_LAYOUT = {
-    "encoder.weight": ("d_sae", "d_in"),
-    "encoder.bias": ("d_sae",),
-    "W_dec": ("d_sae", "d_in"),
-    "b_dec": ("d_in",),
-}
-
-
-def recognises(path: Path) -> bool:
-    """Whether the weights are there."""
-    return safetensors_there(path / WEIGHTS_FILE)
-
-
-def read(path: Path) -> Dictionary:
-    """The dictionary of a hookpoint's folder.
-
-    Raises:
-        UserError: if a file is missing or broken, or `activation` is not topk.
-    """
-    config_path = path / CONFIG_FILE
-    config = read_config(config_path)
-    activation = config.get("activation", "topk")
-    require(
-        activation == "topk",
-        f"{config_path}: activation={activation}; only topk is known here, where the k largest "
-        "of all latents are active",
+    lost = "metadata, but for the hookpoint in the folder's name"
+    activations = (TopK,)
+    limits = (
+        ("activation", "its latents are chosen by top-k alone"),
+        ("width", "it reads and writes activations of one width"),
     )
-    require(
-        not flag(config_path, config, "signed"),
-        f"{config_path}: signed=true, but activations below zero are not known here",
-    )
-    k, skip = config.get("k"), flag(config_path, config, "skip_connection")
-    if type(k) is not int:
-        raise UserError(f"{config_path}: k={k}; give a whole number")
-    layout = _LAYOUT | ({"W_skip": ("d_in", "d_in")} if skip else {})
-    found = open_safetensors(path / WEIGHTS_FILE).read(layout)
-    d_sae, d_in = found["encoder.weight"].shape
-    # Zero latents mean: as the factor says.
-    factor = config.get("expansion_factor", 32)
-    require(type(factor) is int, f"{config_path}: expansion_factor={factor}; give a number")
-    latents = config.get("num_latents") or d_in * factor
-    check_sizes(
-        config_path, {**config, "num_latents": latents}, {"d_in": d_in, "num_latents": d_sae}
-    )
-    weights = {
-        "W_enc": found["encoder.weight"].t(),
-        "b_enc": found["encoder.bias"],
-        "W_dec": found["W_dec"],
-        "b_dec": found["b_dec"],
-    }
-    transcodes = flag(config_path, config, "transcode")
-    if skip:
-        weights["W_skip"] = found["W_skip"]
-    metadata = read_metadata(path, _native(path, transcodes))
-    dictionary = dictionary_of(weights, TopK(k), path, metadata, transcoder=transcodes)
-    return dictionary if transcodes else without_b_dec(dictionary)
+
+    def read(self, path: Path) -> Dictionary:
+        config_path = path / _CONFIG
+        config = read_config(config_path)
+        activation = config.get("activation", "topk")
+        require(
+            activation == "topk",
+            f"{config_path}: activation={activation}; only topk is known here, where the k "
+            "largest of all latents are active",
+        )
+        require(
+            not flag(config_path, config, "signed"),
+            f"{config_path}: signed=true, but activations below zero are not known here",
+        )
+        k, skip = config.get("k"), flag(config_path, config, "skip_connection")
+        if type(k) is not int:
+            raise UserError(f"{config_path}: k={k}; give a whole number")
+        file = open_safetensors(path / _WEIGHTS)
+        weights = read_weights(file, _WITH_SKIP if skip else _NAMES)
+        d_in, d_sae = weights["W_enc"].shape
+        # Zero latents mean: as the factor says.
+        factor = config.get("expansion_factor", 32)
+        require(type(factor) is int, f"{config_path}: expansion_factor={factor}; give a number")
+        said = {**config, "num_latents": config.get("num_latents") or d_in * factor}
+        check_sizes(config_path, said, {"d_in": d_in, "num_latents": d_sae})
+        transcodes = flag(config_path, config, "transcode")
+        metadata = read_metadata(path, _native(path, transcodes))
+        found = dictionary_of(weights, TopK(k), path, metadata, transcoder=transcodes)
+        return found if transcodes else without_b_dec(found)
+
+    def write(self, dictionary: Dictionary, folder: Path) -> None:
+        transcodes, skip = dictionary.is_transcoder, dictionary.W_skip is not None
+        folded = dictionary if transcodes else with_b_dec(dictionary)
+        config = {
+            "activation": "topk",
+            "expansion_factor": 32,
+            "normalize_decoder": True,
+            "num_latents": dictionary.d_sae,
+            **dictionary.activation.numbers,
+            "multi_topk": False,
+            "skip_connection": skip,
+            "transcode": transcodes,
+            "d_in": dictionary.d_in,
+        }
+        weights = save(named_tensors(folded, _WITH_SKIP if skip else _NAMES))
+        write_folder(folder, dictionary, {_CONFIG: as_json(config), _WEIGHTS: weights})
 
 
-def _native(path: Path, transcodes: bool) -> dict[str, Any]:
+def _native(path: Path, transcodes: bool) -> dict[str, object]:
     """Model and hooks, from where the folder is."""
     place = path.resolve()
     if re.fullmatch(r"seed\d+", place.name):
         place = place.parent
-    run = place.parent / "config.json"
-    found: dict[str, Any] = {
-        "model_name": read_config(run).get("model") if run.is_file() else None
-    }
-    if not re.search(r"\.\d+(\.|$)", place.name):
-        return found
-    output = hook_of_module(place.name)
+    run, name = place.parent / "config.json", place.name
+    model = {"model_name": read_config(run).get("model") if run.is_file() else None}
+    if not re.search(r"\.\d+(\.|$)", name):
+        return model
+    output, read_from = hook_of_module(name), hook_of_module(name, "input")
     if not transcodes:
-        return found | {"hook_name": output, "hf_hook_name": place.name}
-    read_from = hook_of_module(place.name, "input")
-    known = read_from if read_from != place.name else None
-    return found | {"hook_name": known, "hook_name_out": output, "hf_hook_name_out": place.name}
-
-
-def cannot_hold(dictionary: Dictionary) -> str | None:
-    """Why sparsify has no place for it."""
-    if not isinstance(dictionary.activation, TopK):
-        return "its latents are chosen by top-k alone"
-    if dictionary.d_in != dictionary.d_out:
-        return "it reads and writes activations of one width"
-    return None
-
-
-def write(dictionary: Dictionary, folder: Path) -> None:
-    """Write `folder`, appearing all at once; named as the hookpoint others find the module."""
-    transcodes = dictionary.is_transcoder
-    skip = dictionary.W_skip
-    weights = (dictionary if transcodes else with_b_dec(dictionary)).tensors
-    tensors = {
-        "encoder.weight": plain(weights["W_enc"].t()),
-        "encoder.bias": plain(weights["b_enc"]),
-        "W_dec": plain(weights["W_dec"]),
-        "b_dec": plain(weights["b_dec"]),
-        **({} if skip is None else {"W_skip": plain(skip)}),
-    }
-    config = {
-        "activation": "topk",
-        "expansion_factor": 32,
-        "normalize_decoder": True,
-        "num_latents": dictionary.d_sae,
-        **dictionary.activation.numbers,
-        "multi_topk": False,
-        "skip_connection": skip is not None,
-        "transcode": transcodes,
-        "d_in": dictionary.d_in,
-    }
-    write_folder(
-        folder, dictionary, {CONFIG_FILE: as_json(config), WEIGHTS_FILE: save(tensors)}
-    )
+        return model | {"hook_name": output, "hf_hook_name": name}
+    known = read_from if read_from != name else None
+    return model | {"hook_name": known, "hook_name_out": output, "hf_hook_name_out": name}
 
 
 def hookpoint(dictionary: Dictionary) -> str:

@@ -11,7 +11,8 @@ from sae.base import UNKNOWN
 from sae.dictionary import Dictionary, Record, TrainingRecord
 from sae.dictionary.files import loads_in_saelens
 from sae.dictionary.storage import FULL
-from sae.exchange.formats import named_format, saelens
+from sae.exchange.formats import named_format
+from sae.exchange.formats.saelens import SAELens
 from sae.figures import Figures, ShrinkingCost
 from sae.publishing.card.activations import input_section
 from sae.publishing.card.figures import figures_section, limits, smaller_section
@@ -37,7 +38,7 @@ class Export:
 
     folder: str
     """Where in it the dictionary is."""
-    format: str = saelens.NAME
+    format: str = SAELens.name
     dtype: str = FULL
     """Of the weights in the files."""
     shrunk: ShrinkingCost | None = None
@@ -120,7 +121,7 @@ unless somebody wrote another one.
 
 
 def _files(dictionary: Dictionary, n_features: int, export: Export) -> str:
-    title = named_format(export.format).TITLE
+    title = named_format(export.format).title
     rows = {
         f"{export.folder}/": f"encoder and decoder for {title}, {export.dtype}",
         DIRECTIONS_FILE: f"`W_dec` ({dictionary.d_sae}, {dictionary.d_out}): what each feature "
@@ -262,7 +263,7 @@ def _nested(export: Export) -> str:
 
 def _front_matter(dictionary: Dictionary, export: Export) -> str:
     """What the Hub reads of a card: the base model, the licence, and which tables to show."""
-    in_saelens = export.format == saelens.NAME and loads_in_saelens(dictionary, export.dtype)
+    in_saelens = export.format == SAELens.name and loads_in_saelens(dictionary, export.dtype)
     text = dictionary.record.text
     data = "" if text is None else text.name or ""
     lines = [f"library_name: {'saelens' if in_saelens else 'sae-atlas'}"]

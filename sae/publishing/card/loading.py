@@ -6,7 +6,8 @@ What is in a folder is named relative to it; what is on the Hub by its repositor
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE, loads_in_saelens
 from sae.dictionary.storage import FULL, INT8
-from sae.exchange.formats import named_format, saelens
+from sae.exchange.formats import named_format
+from sae.exchange.formats.saelens import SAELens
 from sae.publishing.card.text import quoted
 from sae.publishing.smaller import DIRECTIONS_FILE
 
@@ -37,9 +38,9 @@ def loading(
     """
     where = folder if repository is None else f"{repository}:{folder}"
     sections = {"With sae-atlas": _ours(dictionary, where)}
-    ours = format == saelens.NAME
+    ours = format == SAELens.name
     if not ours:
-        sections[f"With {named_format(format).TITLE}"] = _local(repository) + _of_format(
+        sections[f"With {named_format(format).title}"] = _local(repository) + _of_format(
             folder, format
         )
     elif loads_in_saelens(dictionary, dtype):
@@ -103,12 +104,12 @@ os.chdir(snapshot_download({quoted(repository)}))
 
 
 def _of_format(folder: str, format: str) -> str:
-    return named_format(format).LOAD.format(folder=quoted(folder)[1:-1])
+    return named_format(format).load.format(folder=quoted(folder)[1:-1])
 
 
 def _of_saelens(folder: str, dtype: str, repository: str | None) -> str:
     if repository is None:
-        return _of_format(folder, saelens.NAME)
+        return _of_format(folder, SAELens.name)
     return _SAELENS_ON_THE_HUB.format(
         repository=quoted(repository), folder=quoted(folder), dtype=dtype
     )
