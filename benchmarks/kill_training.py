@@ -27,7 +27,7 @@ from benchmarks.reading import N_TOKENS
 from sae.base import read_json
 from sae.training.checkpoint import CheckpointConfig
 from sae.training.config import SweepConfig, TrainConfig
-from sae.training.session import TIMING_FILE
+from sae.training.train import TIMING_FILE
 
 KILLS = 50
 BATCH, N_STEPS, LOG_EVERY = 512, 850, 10

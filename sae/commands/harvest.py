@@ -6,9 +6,8 @@ from sae.base import require, show
 from sae.base.processes import joined_processes
 from sae.cache.layout import ActivationCache, open_cache
 from sae.harvesting.config import HarvestConfig
-from sae.harvesting.harvest import Harvest, harvest
+from sae.harvesting.harvest import harvest
 from sae.models import list_sites, load_skeleton, measured
-from sae.run import Run
 
 __all__ = ["HarvestConfig", "HarvestListHooksConfig", "list_hooks", "run"]
 
@@ -18,17 +17,8 @@ def run(config: HarvestConfig) -> ActivationCache:
 
     Started by `torchrun`, several processes fill one cache, taking turns with its chunks.
     """
-    asked = Harvest(
-        reading=config,
-        place=config.cache_location,
-        digest=config.digest,
-        n_tokens=config.n_tokens,
-        compression=config.compression,
-        verify=config.verify,
-        timing_path=Run.at(config.run).harvest_timing,
-    )
     with joined_processes() as processes:
-        harvest(asked, processes)
+        harvest(config, processes)
     return open_cache(config.cache_location)
 
 

@@ -12,8 +12,7 @@ from sae.rows.own import OwnTensors
 from sae.run import Run, missing
 from sae.training.config import TrainConfig
 from sae.training.loop import Diverged
-from sae.training.source import open_source
-from sae.training.task import tasks_of
+from sae.training.task import open_source, tasks_of
 from sae.training.train import train_together
 from sae.training.turns import in_turns
 

@@ -1,9 +1,7 @@
 """Loops over pre-activations that no library has, compiled by numba for the CPU.
 
-A plain `torch.topk` or `nonzero` reads and writes the whole (batch, d_sae) matrix several
-times; these read it once or twice while it is in the processor's cache, and write the active
-entries alone. Products of sparse with dense matrices are left to torch and MKL, which are as
-fast.
+A plain `torch.topk` or `nonzero` goes through the whole (batch, d_sae) matrix several times;
+these do once or twice, while it is in the processor's cache.
 """
 # Kernels are no Python: numba finds the types of their arguments.
 # ruff: noqa: ANN001, ANN202, PLR0913, PLR0917
@@ -14,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from numba import njit, prange
 from torch import Tensor
+
+from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight
 
 
 def use_threads() -> int:
@@ -30,11 +30,7 @@ def use_threads() -> int:
     return n
 
 
-def count_above(
-    products: Float[Tensor, "batch d_sae"],
-    bias: Float[Tensor, " d_sae"],
-    bound: Float[Tensor, " d_sae"],
-) -> Int[Tensor, " batch"]:
+def count_above(products: Latents, bias: PerLatent, bound: PerLatent) -> PerRow:
     """How many entries of each row of `products + bias` exceed their column's bound, int64."""
     use_threads()
     counts = torch.empty(len(products), dtype=torch.int64)
@@ -43,11 +39,8 @@ def count_above(
 
 
 def fill_above(
-    products: Float[Tensor, "batch d_sae"],
-    bias: Float[Tensor, " d_sae"],
-    bound: Float[Tensor, " d_sae"],
-    counts: Int[Tensor, " batch"],
-) -> tuple[Int[Tensor, " nnz"], Float[Tensor, " nnz"]]:
+    products: Latents, bias: PerLatent, bound: PerLatent, counts: PerRow
+) -> tuple[Indices, Values]:
     """Columns (int32, ascending in a row) and values of the entries that were counted."""
     use_threads()
     ends = counts.cumsum(0)
@@ -59,9 +52,7 @@ def fill_above(
     return columns, values
 
 
-def top_k_rows(
-    products: Float[Tensor, "batch d_sae"], bias: Float[Tensor, " d_sae"], k: int
-) -> tuple[Int[Tensor, " batch"], Int[Tensor, " nnz"], Float[Tensor, " nnz"]]:
+def top_k_rows(products: Latents, bias: PerLatent, k: int) -> tuple[PerRow, Indices, Values]:
     """The k largest positive entries of each row of `products + bias`, or all that are.
 
     Of equal entries those of lower columns are taken. Returns the number of entries of each
@@ -81,13 +72,13 @@ def top_k_rows(
 
 def nested_errors(
     row_ends: Int[Tensor, " batch_levels_plus_1"],
-    columns: Int[Tensor, " nnz"],
-    values: Float[Tensor, " nnz"],
-    weight: Float[Tensor, "d_sae d_out"],
-    target: Float[Tensor, "batch d_out"],
+    columns: Indices,
+    values: Values,
+    weight: Weight,
+    target: Vectors,
     level_weights: Float[Tensor, " levels"],
     gradients: Float[Tensor, "batch levels d_out"],
-) -> tuple[Float[Tensor, " levels"], Float[Tensor, "batch d_out"]]:
+) -> tuple[Float[Tensor, " levels"], Vectors]:
     """Decode sparse rows level by level, compare with the target, and differentiate.
 
     With `e_g = Σ_{h≤g} (what level h decodes to) − target`: returns `Σ_rows ‖e_g‖²` of each
@@ -105,10 +96,10 @@ def nested_errors(
 
 
 def adam_unit_rows_(
-    weight: Float[Tensor, "d_sae d_out"],
-    grad: Float[Tensor, "d_sae d_out"],
-    exp_avg: Float[Tensor, "d_sae d_out"],
-    exp_avg_sq: Float[Tensor, "d_sae d_out"],
+    weight: Weight,
+    grad: Weight,
+    exp_avg: Weight,
+    exp_avg_sq: Weight,
     *,
     step: int,
     lr: float,

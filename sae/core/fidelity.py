@@ -1,23 +1,18 @@
-"""What an autoencoder is trained to minimise, and figures of its reconstructions.
-
-There is one formula for each name, the same in training, evaluation and reports.
-"""
+"""What an autoencoder is trained to minimise, and figures of its reconstructions."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from sae.core import Indices, Latents, PerLatent, Values, Vectors, Weight
 
-def squared_error(
-    x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]
-) -> Float[Tensor, ""]:
+
+def squared_error(x: Vectors, x_hat: Vectors) -> Float[Tensor, ""]:
     """Summed over the width, averaged over the batch (SAELens's `losses/mse_loss`)."""
     return (x_hat - x).square().sum(-1).mean()
 
 
-def weighted_l1(
-    feature_acts: Float[Tensor, "batch d_sae"], w_dec: Float[Tensor, "d_sae d_in"]
-) -> Float[Tensor, ""]:
+def weighted_l1(feature_acts: Latents, w_dec: Weight) -> Float[Tensor, ""]:
     """`Σ_j f_j ‖W_dec,j‖`, averaged over the batch; `feature_acts` must not be negative.
 
     Weighing by the decoder norm makes the penalty blind to the scale that an encoder and a
@@ -28,10 +23,7 @@ def weighted_l1(
 
 
 def weighted_l1_on(
-    values: Float[Tensor, " nnz"],
-    columns: Int[Tensor, " nnz"],
-    w_dec: Float[Tensor, "d_sae d_in"],
-    batch: int,
+    values: Values, columns: Indices, w_dec: Weight, batch: int
 ) -> Float[Tensor, ""]:
     """`weighted_l1` of sparse activations with `values` at latents `columns`."""
     sums = torch.zeros_like(w_dec[:, 0]).index_add(0, columns, values)
@@ -49,13 +41,7 @@ class ReconstructionStatistics:
         self._totals: dict[str, float] = {}
         self.fired = torch.zeros(d_sae, dtype=torch.int64)
 
-    def add(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        x_hat: Float[Tensor, "batch d_in"],
-        feature_acts: Float[Tensor, "batch d_sae"],
-    ) -> None:
-        """Count one batch."""
+    def add(self, x: Vectors, x_hat: Vectors, feature_acts: Latents) -> None:
         x64, hat64 = x.double(), x_hat.double()
         self.n_rows += len(x)
         self._sum += x64.sum(0).cpu()
@@ -77,7 +63,7 @@ class ReconstructionStatistics:
             self._totals[name] = self._totals.get(name, 0.0) + float(value)
 
     @property
-    def density(self) -> Float[Tensor, " d_sae"]:
+    def density(self) -> PerLatent:
         """Share of the rows in which each latent was active, float64."""
         return self.fired.double() / self.n_rows
 
@@ -98,7 +84,7 @@ class ReconstructionStatistics:
         }
 
 
-def density_histogram(density: Float[Tensor, " d_sae"]) -> dict[str, list[float]]:
+def density_histogram(density: PerLatent) -> dict[str, list[float]]:
     """Counts of live latents by log10 density, from 1e-6 to 1 in steps of a quarter."""
     edges = torch.linspace(-6, 0, 25, dtype=torch.float64)
     logs = torch.log10(density[density > 0].double()).clamp(-6, 0)

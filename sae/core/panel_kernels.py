@@ -1,9 +1,8 @@
 """Loops over the entries of one feature after the other, compiled by numba.
 
-All of them take entries by feature: those of feature f are `ends[f]` up to `ends[f + 1]`, at
-ascending `tokens` (places in the cache's flattened token array) with positive `values`. A
-feature belongs to one thread, which goes through its entries in order, so results depend
-neither on the number of threads nor on how features are cut into blocks.
+Entries of feature f are `ends[f]` up to `ends[f + 1]`, at ascending `tokens` (places in the
+cache's flattened token array) with positive `values`. A feature belongs to one thread, so
+results depend neither on the number of threads nor on how features are cut into blocks.
 """
 # Kernels are no Python: numba finds the types of their arguments.
 # ruff: noqa: ANN001, ANN201, ANN202, PLR0913, PLR0917
@@ -73,12 +72,9 @@ def _bin(value, highest, bins):
 def occurrences(ends, tokens, names, sizes, best, counts, distinct):
     """How often the name of an entry's token comes up: a token id, or a document.
 
-    Args:
-        names: (token,) of the whole cache.
-        sizes: how many names there are, and how many threads.
-        best: (feature, n): the names that come up most, ties to the lower; −1 where fewer.
-        counts: (feature, n): how often each does.
-        distinct: (feature,): how many names come up at all.
+    `names` are those of all tokens, `sizes` the numbers of names and of threads. `best` and
+    `counts` (feature, n) are the names that come up most, ties to the lower, and how often
+    (−1 where fewer); `distinct` (feature,) is how many come up at all.
     """
     n_names, n_threads = sizes
     for thread in prange(n_threads):
@@ -201,15 +197,13 @@ def top_entries(ends, tokens, values, context_size, chosen):
 
 
 @_compiled
-def band_entries(ends, tokens, values, highest, rule, first_feature, chosen):
+def band_entries(ends, tokens, values, highest, settings, first_feature, chosen):
     """Peaks drawn from equal parts of (0, highest], one a sequence.
 
-    Args:
-        highest: (feature,).
-        rule: context size, radius of a peak's stretch, seed.
-        chosen: (feature, band, n) tokens, lowest band first, by falling value; −1 where fewer.
+    `settings` are the context size, the radius of a peak's stretch and the seed. `chosen`
+    (feature, band, n) are tokens, lowest band first, by falling value; −1 where fewer.
     """
-    context_size, radius, seed = rule
+    context_size, radius, seed = settings
     _, bands, n = chosen.shape
     for f in prange(len(ends) - 1):
         mine, heights = tokens[ends[f] : ends[f + 1]], values[ends[f] : ends[f + 1]]
@@ -232,15 +226,13 @@ def band_entries(ends, tokens, values, highest, rule, first_feature, chosen):
 
 
 @_compiled
-def silent_tokens(ends, tokens, is_text, rule, first_feature, chosen):
+def silent_tokens(ends, tokens, is_text, settings, first_feature, chosen):
     """Text tokens in whose whole stretch the feature has no entry, drawn uniformly.
 
-    Args:
-        is_text: (token,) of the whole cache, negative where it is none.
-        rule: context size, radius of the stretch, seed.
-        chosen: (feature, n) tokens, all different; −1 where fewer were found.
+    `is_text` (token,) is negative where there is no text. `chosen` (feature, n) are different
+    tokens; −1 where fewer were found.
     """
-    context_size, radius, seed = rule
+    context_size, radius, seed = settings
     n = chosen.shape[1]
     for f in prange(len(ends) - 1):
         mine = tokens[ends[f] : ends[f + 1]]
@@ -286,8 +278,7 @@ def stretches(ends, tokens, values, context_size, chosen, found):
 def extremes(rows, high, high_places, low, low_places):
     """The highest and the lowest entries of dense rows, (row, n) each, best first.
 
-    Most pieces of a row hold none, which the processor sees in one go. Ties fall to the
-    lower place.
+    Most pieces of a row hold none, as is seen in one go. Ties fall to the lower place.
     """
     k, width = high.shape[1], rows.shape[1]
     for r in prange(len(rows)):
@@ -315,16 +306,11 @@ def coactivate(
 ):
     """Add what some tokens say of some features: `counts` and `products` (feature, d_sae).
 
-    This is Gustavson's way with sparse products: for each entry of a feature the row of its
-    token is added into one dense row of counts and one of products, which stay in the
-    processor's cache. Only pairs that fire together are ever touched.
-
-    Args:
-        ends: with `tokens` and `values` the entries of the features.
-        first_token: whose row is the first of `row_ends`; entries at tokens without a row
-            are left out.
-        row_ends: with `columns` and `row_values` the entries of each token, all features.
-            Columns are uint32: numba asks of every signed index whether it counts from the end.
+    This is Gustavson's way with sparse products: the row of each entry's token is added into
+    dense rows that stay in the processor's cache. Only pairs that fire together are touched.
+    `row_ends`, `columns` and `row_values` are the entries of all features at each token from
+    `first_token` on; others are left out. Columns are uint32: numba asks of every signed index
+    whether it counts from the end.
     """
     end_token = first_token + len(row_ends) - 1
     for f in prange(len(ends) - 1):
@@ -346,17 +332,13 @@ def coactivate(
 @_compiled
 def strongest_pairs(
     first_feature, n_rows, fired, sums, squares, counts, products,
-    correlated, correlations, coactive, overlaps,
+    correlated, correlations, coactive, overlaps
 ):  # fmt: skip
     """The partners of each feature of a block with the highest Pearson r, and Jaccard.
 
     Pearson over all `n_rows` rows, those where neither fires included; only r > 0, and only
-    pairs that fire together. Ties fall to the lower feature.
-
-    Args:
-        fired: (d_sae,), with `sums` and `squares` of each feature's activations.
-        correlated: (feature, n), filled with −1; `correlations` with 0.
-        coactive: (feature, n), filled with −1; `overlaps` with 0.
+    pairs that fire together. Ties fall to the lower feature. Features, (feature, n), come
+    filled with −1, and their correlations and overlaps with 0.
     """
     spreads = np.sqrt(np.maximum(0.0, squares - sums * sums / n_rows))
     n = correlated.shape[1]

@@ -19,11 +19,9 @@ _BINS = 1 << 19
 def norms_and_moments(
     rows: Float[ndarray, "row d_in"], keep: Bool[ndarray, " row"]
 ) -> tuple[Float[ndarray, " row"], Float[ndarray, " moment"]]:
-    """Norms of float32 rows, and of the kept ones their number, mean and spread.
+    """Norms of float32 rows (float32), and moments of the kept ones in one float64 array.
 
-    Returns:
-        Norms (float32), and in float64 one array of the count, d_in means and d_in sums of
-        squared distances from them; zeros without a kept row.
+    These are the count, d_in means and d_in sums of squared distances from them.
     """
     norms = np.empty(len(rows), np.float32)
     moments = np.zeros(1 + 2 * rows.shape[1])
@@ -42,11 +40,9 @@ def norms_and_moments(
 
 def merged_moments(parts: Iterable[Float[ndarray, " moment"]]) -> Float[ndarray, " moment"]:
     """Moments of all parts together, in their order (Chan, Golub and LeVeque 1979)."""
-    whole = np.zeros(1)
-    for part in parts:
-        if whole.size == 1:
-            whole = part.copy()
-            continue
+    rest = iter(parts)
+    whole = next(rest, np.zeros(1)).copy()
+    for part in rest:
         (n, mean, squares), (m, part_mean, part_squares) = map(split_moments, (whole, part))
         if m:
             delta = part_mean - mean

@@ -1,8 +1,7 @@
 """Which latents are active on a batch: the encoder's product and the choice, block by block.
 
-The pre-activations of a whole batch (batch, d_sae) are the largest tensor of a dense step. Here
-the product is computed for a block of rows at a time, into memory that is used again, and
-only the entries that a selection keeps outlive their block.
+All pre-activations would be the largest tensor of a step. Blocks of rows share their memory,
+and only the entries that a selection keeps outlive their block.
 """
 
 from abc import ABC, abstractmethod
@@ -11,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from sae.core import cpu_kernels
+from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight, cpu_kernels
 from sae.core.sparse import Support, products_at, support_of
 
 # On two cores, d_in 576: 32 MB stay in the last cache until they are read, and rows fewer
@@ -27,13 +26,13 @@ class Active(NamedTuple):
     """The entries that a selection kept, and their pre-activations (in row order)."""
 
     support: Support
-    values: Float[Tensor, " nnz"]
+    values: Values
 
 
 class _Entries(NamedTuple):
-    counts: Int[Tensor, " rows"]
-    columns: Int[Tensor, " nnz"]
-    values: Float[Tensor, " nnz"]
+    counts: PerRow
+    columns: Indices
+    values: Values
 
 
 @dataclass(eq=False)
@@ -42,7 +41,7 @@ class Selection(ABC):
 
     _parts: list[_Entries] = field(default_factory=list, init=False, repr=False)
 
-    def add(self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]) -> None:
+    def add(self, products: Latents, bias: PerLatent) -> None:
         """Look at the next block of rows, which is overwritten afterwards."""
         self._parts.append(self._choose(products, bias))
 
@@ -67,7 +66,7 @@ class Selection(ABC):
 class Above(Selection):
     """Entries above the bound of their latent."""
 
-    bound: Float[Tensor, " d_sae"]
+    bound: PerLatent
 
     def _choose(self, products: Tensor, bias: Tensor) -> _Entries:
         return _above(products, bias, self.bound)
@@ -166,10 +165,8 @@ def _above(products: Tensor, bias: Tensor, bound: Tensor) -> _Entries:
 
 
 def product_blocks(
-    x: Float[Tensor, "batch d_in"],
-    weight: Float[Tensor, "d_sae d_in"],
-    dtype: torch.dtype | None = None,
-) -> Iterator[Float[Tensor, "rows d_sae"]]:
+    x: Vectors, weight: Weight, dtype: torch.dtype | None = None
+) -> Iterator[Latents]:
     """Give `x @ weight.T`, some rows at a time, all in the same memory, from inputs of `dtype`.
 
     Without the bias: torch would copy it over the whole block before the product is added,
@@ -192,9 +189,9 @@ def product_blocks(
 
 @torch.no_grad()
 def select(
-    x: Float[Tensor, "batch d_in"],
-    weight: Float[Tensor, "d_sae d_in"],
-    bias: Float[Tensor, " d_sae"],
+    x: Vectors,
+    weight: Weight,
+    bias: PerLatent,
     *selections: Selection,
     dtype: torch.dtype | None = None,
 ) -> list[Active]:

@@ -229,10 +229,10 @@ def test_a_lock_is_renewed_while_it_is_held(address, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "others"),
     [
-        ("sae.cache.create._array", {}),
+        ("zarr.Group.create_array", {}),
         # A cache of something else was laid out, and nothing computed.
         (
-            "sae.harvesting.harvest.fill",
+            "sae.harvesting.harvest._fill",
             {"n_tokens": 4096, "hook_names": ["blocks.0.hook_mlp_out"]},
         ),
     ],

@@ -14,7 +14,7 @@ from sae.base.provenance import code_version
 from sae.cli import main
 from sae.config.commands import COMMANDS, FAMILIES, python_calls
 from sae.config.keys import idle_keys, is_below, keys
-from sae.training.interrupts import Terminated
+from sae.training.train import Terminated
 
 SMALL = ["sae.d_sae=16", "training_tokens=2048", "train_batch_size_tokens=256"]
 
