@@ -29,9 +29,9 @@ from sae.commands import analyze, export, harvest, steer, sweep
 from sae.evaluation.evaluate import EvalConfig, evaluate
 from sae.harvesting.config import HarvestConfig
 from sae.models import is_causal
-from sae.pages.compare import say_comparison, write_comparison
+from sae.pages.compare import say_comparison, write_comparison, write_report
 from sae.pages.pareto import Pareto
-from sae.pages.report import cache_figures, export_figures, write_report
+from sae.pages.report import cache_figures, export_figures
 from sae.publishing.plan import ExportConfig
 from sae.run import Run
 from sae.steering.steer import SteerConfig
@@ -174,7 +174,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "export": export_figures(exported),
         "versions": versions(),
     }
-    write_report(run, report, atlas, names)
+    write_report(run, report, names, atlas)
     say_comparison(pareto)
     spent = sum(clock.seconds.values()) / 60
     say(f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work")

@@ -1,23 +1,19 @@
-"""The report of a demo: everything that came out of it, on one page."""
+"""What the report of a demo says of its activations and of its export."""
 
 from pathlib import Path
 from typing import Any
 
-from sae.atlas import Atlas, clearest_features
-from sae.base import read_json, write_json, write_text
+from sae.base import read_json
 from sae.cache.layout import ActivationCache
 from sae.cache.store import stored_bytes
-from sae.pages.compare import training_curves
-from sae.pages.page import render_page
 from sae.run import Run
 
 
 def cache_figures(run: Run, cache: ActivationCache) -> dict[str, Any]:
-    """Return what a report says of the activations: where they are from and how many."""
+    """Return where the activations are from, and how many there are."""
     (hook_name,) = cache.hook_names
     text = cache.text_rows()
     timing = read_json(run.harvest_timing)
-    size = stored_bytes(cache.location)
     return {
         "hook_name": hook_name,
         "d_in": cache.d_in(hook_name),
@@ -30,13 +26,13 @@ def cache_figures(run: Run, cache: ActivationCache) -> dict[str, Any]:
             "n_held_out_rows": int(text[cache.held_out].sum()),
             "data": cache.text.name,
             "dtype": cache.attributes["dtype"],
-            "bytes": size,
+            "bytes": stored_bytes(cache.location),
         },
     }
 
 
 def export_figures(folder: Path) -> dict[str, Any]:
-    """Return what a report says of an export: its files, and how others load them."""
+    """Return the files of an export, and how other tools load them."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     (inner,) = (p for p in folder.iterdir() if p.is_dir())
     return {
@@ -50,11 +46,3 @@ def export_figures(folder: Path) -> dict[str, Any]:
             f'import pandas\nfeatures = pandas.read_parquet("{folder}/features.parquet")',
         ],
     }
-
-
-def write_report(run: Run, report: dict[str, Any], atlas: Atlas, names: list[str]) -> None:
-    """Write the report of a demo, as `report.json` and `report.html`."""
-    write_json(run.report_data, report)
-    curves = training_curves(run, names, report["chosen"]["id"])
-    page = render_page(report, clearest_features(atlas), curves)
-    write_text(run.report, page)

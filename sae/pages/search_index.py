@@ -42,13 +42,7 @@ class SearchIndex:
         self._weights = array("i")
 
     def add(self, feature: int, tokens: list[str], text: str) -> None:
-        """What belongs to one feature.
-
-        Args:
-            feature: its number.
-            tokens: that it fires on or promotes.
-            text: of its top contexts.
-        """
+        """Add the tokens that a feature fires on or promotes, and the text of its contexts."""
         counts = Counter(words_of(text))
         for word in set(words_of("\n".join(tokens))):
             counts[word] += _CHARACTERISTIC
@@ -59,30 +53,23 @@ class SearchIndex:
 
     def files(self) -> Iterator[tuple[str, dict[str, list[int]]]]:
         """The key of every file, and its words: `[how many features, the first of them]`."""
-        words, features, weights = (
-            np.frombuffer(column, dtype=np.int32) if column else np.zeros(0, np.int32)
-            for column in (self._words, self._features, self._weights)
-        )
+        columns = (self._words, self._features, self._weights)
+        words, features, weights = map(np.asarray, columns)
         order = np.lexsort((features, -weights, words))
         features = features[order]
-        ends = np.cumsum(np.bincount(words, minlength=len(self._numbers))).tolist()
+        counts = np.bincount(words, minlength=len(self._numbers))
+        ends = [0, *np.cumsum(counts).tolist()]
         by_key = defaultdict(list)
         for word, number in self._numbers.items():
             by_key[key_of(word)].append((word, number))
         for key, members in sorted(by_key.items()):
-            counts = np.array([ends[n] - (ends[n - 1] if n else 0) for _, n in members])
-            listed = _listed(counts)
+            counts = np.array([ends[number + 1] - ends[number] for _, number in members])
+            listed = LISTED
+            while listed > 1 and np.minimum(counts, listed).sum() > _LISTED_A_FILE:
+                listed = listed * 4 // 5
             found = {}
-            for (word, number), count in sorted(zip(members, counts.tolist(), strict=True)):
-                start = ends[number] - count
-                best = features[start : start + min(count, listed)]
-                found[word] = [count, *best.tolist()]
+            for word, number in sorted(members):
+                start, end = ends[number : number + 2]
+                best = features[start : min(end, start + listed)]
+                found[word] = [end - start, *best.tolist()]
             yield key, found
-
-
-def _listed(counts: np.ndarray) -> int:
-    """How many features each word of a file lists at most."""
-    listed = LISTED
-    while listed > 1 and np.minimum(counts, listed).sum() > _LISTED_A_FILE:
-        listed = listed * 4 // 5
-    return listed
