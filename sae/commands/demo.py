@@ -22,16 +22,14 @@ from sae.base import (
     read_json,
     require,
     say,
-    versions,
     write_json,
 )
 from sae.commands import analyze, export, harvest, steer, sweep
 from sae.evaluation.evaluate import EvalConfig, evaluate
 from sae.harvesting.config import HarvestConfig
 from sae.models import is_causal
-from sae.pages.compare import say_comparison, write_comparison, write_report
+from sae.pages.compare import cache_figures, say_comparison, write_comparison, write_report
 from sae.pages.pareto import Pareto
-from sae.pages.report import cache_figures, export_figures
 from sae.publishing.plan import ExportConfig
 from sae.run import Run
 from sae.steering.steer import SteerConfig
@@ -171,10 +169,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "atlas": quote(f"{atlas.folder.relative_to(run.folder).as_posix()}/index.html"),
         "steering": steering,
         "timings": clock.seconds,
-        "export": export_figures(exported),
-        "versions": versions(),
     }
-    write_report(run, report, names, atlas)
+    write_report(run, report, names, atlas, exported)
     say_comparison(pareto)
     spent = sum(clock.seconds.values()) / 60
     say(f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work")

@@ -1,12 +1,14 @@
-"""A run's evaluated dictionaries compared: table, picture and page, and one recommended."""
+"""A run's evaluated dictionaries compared, one recommended, and the report that shows it."""
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sae.atlas import Atlas, clearest_features
 from sae.base import read_json, read_json_lines, require, say, versions, write_json, write_text
-from sae.dictionary import load_dictionary
+from sae.cache.layout import ActivationCache
+from sae.cache.store import stored_bytes
 from sae.dictionary.files import read_record
 from sae.figures import Figures
 from sae.pages.page import render_page
@@ -42,7 +44,7 @@ def write_comparison(
         f"{run.folder} has no evaluated dictionaries; run: sae eval run={run.folder}",
     )
     known.sort(key=lambda one: (one.trained_as, one.hook_name, -one.values["l0"]))
-    dictionary = load_dictionary(run.dictionary(known[0].id))
+    dictionary = run.load(known[0].id)[1]
     pareto = Pareto(
         run=str(run.folder),
         model_name=dictionary.record.model_name or "a model",
@@ -81,15 +83,24 @@ def _write_page(run: Run, pareto: Pareto) -> None:
         "hook_name": pareto.recommended.hook_name,
         "d_in": pareto.d_in,
         **pareto.for_page(),
-        "versions": versions(),
     }
     write_report(run, report, [figures.id for figures in pareto.dictionaries])
 
 
 def write_report(
-    run: Run, report: dict[str, Any], names: list[str], atlas: Atlas | None = None
+    run: Run,
+    report: dict[str, Any],
+    names: list[str],
+    atlas: Atlas | None = None,
+    exported: Path | None = None,
 ) -> None:
-    """Write `report.json` and the page `report.html`, with the training curves of `names`."""
+    """Write `report.json` and the page `report.html`, with the training curves of `names`.
+
+    Features of the atlas, what the export at `exported` holds, and versions are added.
+    """
+    if exported:
+        report["export"] = _export_figures(exported)
+    report["versions"] = versions()
     write_json(run.report_data, report)
     curves = training_curves(run, names, report["chosen"]["id"])
     examples = clearest_features(atlas) if atlas else []
@@ -127,3 +138,42 @@ def say_comparison(pareto: Pareto) -> None:
     if max(one.values["explained_variance"] for one in pareto.dictionaries) <= 0:
         say("pareto: none of them explains more than the mean of the rows does")
     say(f"pareto: {pareto.run}/pareto.png, .csv, .json\nreport: {pareto.run}/report.html")
+
+
+def cache_figures(run: Run, cache: ActivationCache) -> dict[str, Any]:
+    """Return where the activations are from, and how many there are."""
+    (hook_name,) = cache.hook_names
+    text = cache.text_rows()
+    timing = read_json(run.harvest_timing)
+    return {
+        "hook_name": hook_name,
+        "d_in": cache.d_in(hook_name),
+        "cache": {
+            "n_tokens": int(text.size),
+            "tokens_per_second": timing["tokens_per_second"],
+            "n_sequences": len(text),
+            "context_size": cache.context_size,
+            "n_training_rows": int(text[~cache.held_out].sum()),
+            "n_held_out_rows": int(text[cache.held_out].sum()),
+            "data": cache.text.name,
+            "dtype": cache.attributes["dtype"],
+            "bytes": stored_bytes(cache.location),
+        },
+    }
+
+
+def _export_figures(folder: Path) -> dict[str, Any]:
+    # Its files, and how other tools load them.
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    (inner,) = (p for p in folder.iterdir() if p.is_dir())
+    return {
+        "folder": str(folder),
+        "files": [
+            {"name": str(p.relative_to(folder)), "bytes": p.stat().st_size} for p in files
+        ],
+        "load": [
+            f'import sae\ndictionary = sae.load("{inner}")',
+            f'from sae_lens import SAE\ndictionary = SAE.load_from_disk("{inner}")',
+            f'import pandas\nfeatures = pandas.read_parquet("{folder}/features.parquet")',
+        ],
+    }
