@@ -44,16 +44,11 @@ class ContextSelection:
     """Tokens on either side."""
     seed: int
 
-    @property
-    def n_slots(self) -> int:
-        """Contexts of a feature, at most."""
-        return self.n_top + N_BANDS * self.n_band + self.n_silent
-
 
 def feature_panels(
     selection: ContextSelection, shards: list[Shard], text: Text, work: Work
 ) -> list[tuple[slice, str]]:
-    """Look at every feature's entries, some features at a time.
+    """Look at every feature's entries, block by block.
 
     Returns:
         The features of each block, and under which name `work` keeps what `_panel` found.
@@ -74,18 +69,15 @@ def feature_panels(
 def _panel(selection: ContextSelection, entries: Entries, text: Text) -> Arrays:
     """Arrays with a row a feature of one block.
 
-    `n_active`; `moments` (sum, sum of squares, highest, spread); `histogram`, `positions`;
-    `top_token_ids` and `top_token_counts`; `n_documents`, `top_document` (entries in the
-    document that has most); `chosen` (slot,): the tokens of contexts, −1 for none, first the
-    top ones, then the bands from high to low, then the silent ones; `activations` (slot,
-    2 radius + 1) around them.
+    `moments` are sum, sum of squares, highest and spread; `top_document` counts entries in the
+    document that has most; `chosen` are the tokens of contexts, −1 for none: the top ones, then
+    the bands from high to low, then the silent ones.
     """
-    n = len(entries.ends) - 1
-    threads = use_threads()
-    where = entries.ends, entries.tokens
+    n, first, threads = len(entries.ends) - 1, entries.features.start, use_threads()
+    where, values = (entries.ends, entries.tokens), entries.values
     moments = np.zeros((n, 4))
     histogram = np.zeros((n, panel_kernels.HISTOGRAM_BINS), np.int64)
-    panel_kernels.moments(entries.ends, entries.values, moments, histogram)
+    panel_kernels.moments(entries.ends, values, moments, histogram)
     positions = np.zeros((n, panel_kernels.POSITION_BINS), np.int64)
     panel_kernels.position_counts(*where, text.context_size, positions)
     ids, id_counts = _most(n, panel_kernels.MOST_TOKENS)
@@ -97,7 +89,18 @@ def _panel(selection: ContextSelection, entries: Entries, text: Text) -> Arrays:
     panel_kernels.occurrences(
         *where, text.documents, sizes, document, document_counts, distinct
     )
-    chosen, activations = _contexts(selection, entries, text, moments[:, 2].copy())
+    settings = np.array([text.context_size, selection.radius, selection.seed])
+    top = np.full((n, selection.n_top), -1)
+    panel_kernels.top_entries(*where, values, text.context_size, top)
+    bands = np.full((n, N_BANDS, selection.n_band), -1)
+    if selection.n_band:
+        highest = moments[:, 2].copy()
+        panel_kernels.band_entries(*where, values, highest, settings, first, bands)
+    silent = np.full((n, selection.n_silent), -1)
+    panel_kernels.silent_tokens(*where, text.documents, settings, first, silent)
+    chosen = np.concatenate([top, bands[:, ::-1].reshape(n, -1), silent], axis=1)
+    activations = np.zeros((*chosen.shape, 2 * selection.radius + 1), np.float32)
+    panel_kernels.stretches(*where, values, text.context_size, chosen, activations)
     return {
         "n_active": np.diff(entries.ends),
         "moments": moments,
@@ -114,25 +117,6 @@ def _panel(selection: ContextSelection, entries: Entries, text: Text) -> Arrays:
 
 def _most(n: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.full((n, k), -1), np.zeros((n, k), np.int64)
-
-
-def _contexts(
-    selection: ContextSelection, entries: Entries, text: Text, highest: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    n, first = len(highest), entries.features.start
-    where = entries.ends, entries.tokens
-    settings = np.array([text.context_size, selection.radius, selection.seed])
-    top = np.full((n, selection.n_top), -1)
-    panel_kernels.top_entries(*where, entries.values, text.context_size, top)
-    bands = np.full((n, N_BANDS, selection.n_band), -1)
-    if selection.n_band:
-        panel_kernels.band_entries(*where, entries.values, highest, settings, first, bands)
-    silent = np.full((n, selection.n_silent), -1)
-    panel_kernels.silent_tokens(*where, text.documents, settings, first, silent)
-    chosen = np.concatenate([top, bands[:, ::-1].reshape(n, -1), silent], axis=1)
-    activations = np.zeros((n, selection.n_slots, 2 * selection.radius + 1), np.float32)
-    panel_kernels.stretches(*where, entries.values, text.context_size, chosen, activations)
-    return chosen, activations
 
 
 def related_features(

@@ -1,7 +1,6 @@
 """A map of all features: their decoder directions laid out in the plane."""
 
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +53,15 @@ def _principal_components(w_dec: Tensor) -> np.ndarray:
 
 
 def _laid_out(start: np.ndarray, neighbours: Tensor, cosines: Tensor) -> np.ndarray:
-    umap = _umap()
+    with warnings.catch_warnings():
+        # Without Tensorflow it says that one of its variants is missing.
+        warnings.filterwarnings("ignore", category=ImportWarning, module="umap")
+        import umap
+        from umap.umap_ import compute_membership_strengths, smooth_knn_dist
+    # Numba compiles these two for some five seconds in every process unless told to keep them.
+    # The layout is quick to compile, and has `fastmath`: kept code may round differently.
+    for function in (smooth_knn_dist, compute_membership_strengths):
+        function.enable_caching()
     own = np.arange(len(start))[:, None]
     indices = np.concatenate([own, neighbours.cpu().numpy()], axis=1)
     distances = (1 - cosines.detach().float().cpu().nan_to_num()).clamp_min(0).numpy()
@@ -74,19 +81,6 @@ def _laid_out(start: np.ndarray, neighbours: Tensor, cosines: Tensor) -> np.ndar
         # It takes only the number of points from what it is given besides the neighbours.
         places: np.ndarray = layout.fit_transform(start)
     return places
-
-
-def _umap() -> Any:
-    with warnings.catch_warnings():
-        # Without Tensorflow it says that one of its variants is missing.
-        warnings.filterwarnings("ignore", category=ImportWarning, module="umap")
-        import umap
-        from umap.umap_ import compute_membership_strengths, smooth_knn_dist
-    # Numba compiles these two for some five seconds in every process unless told to keep them.
-    # The layout is quick to compile, and has `fastmath`: kept code may round differently.
-    for function in (smooth_knn_dist, compute_membership_strengths):
-        function.enable_caching()
-    return umap
 
 
 def _scaled(places: np.ndarray) -> np.ndarray:

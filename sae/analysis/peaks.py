@@ -1,7 +1,6 @@
 """What stands at and around the peaks of all features' top contexts."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,41 +47,27 @@ class TopContexts:
         self.starts = self.ends - list_lengths(contexts, "tokens")
         self.features = contexts["feature"].to_numpy()
         self.positions = contexts["position"].to_numpy()
-        self.peaks = self.starts + self.positions - contexts["start"].to_numpy()
-
-    @cached_property
-    def spaced(self) -> bool:
-        """Whether tokens tell by a leading space where a word begins."""
-        return sum(text.startswith(" ") for text in self.texts) > 0.05 * len(self.texts)
-
-    @cached_property
-    def _windows(self) -> list[list[int]]:
-        """Token numbers from `_LEFT` before each peak to `_RIGHT` after; −1 beyond the ends."""
-        at = self.peaks[:, None] + np.arange(-_LEFT, _RIGHT + 1)
+        peaks = self.starts + self.positions - contexts["start"].to_numpy()
+        # Whether tokens tell by a leading space where a word begins.
+        self.spaced = sum(t.startswith(" ") for t in self.texts) > 0.05 * len(self.texts)
+        # Token numbers around each peak; −1 beyond the ends.
+        at = peaks[:, None] + np.arange(-_LEFT, _RIGHT + 1)
         inside = (at >= self.starts[:, None]) & (at < self.ends[:, None])
         windows = np.where(inside, self.codes[np.where(inside, at, 0)], -1)
-        return windows.tolist()  # type: ignore[no-any-return]
-
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        """Where each feature's contexts begin, and the end."""
+        self._windows: list[list[int]] = windows.tolist()
+        # Where each feature's contexts begin, and the end.
         last = int(self.features[-1]) + 1 if len(self.features) else 0
-        return np.searchsorted(self.features, np.arange(last + 1))
+        self._rows = np.searchsorted(self.features, np.arange(last + 1)).tolist()
 
     def peaks_of(self, feature: int) -> list[Peak]:
         """Return the peaks of the contexts of one feature, the highest first."""
         if feature + 1 >= len(self._rows):
             return []
-        rows = range(int(self._rows[feature]), int(self._rows[feature + 1]))
-        texts = self.texts
-        return [
-            _peak(
-                [texts[code] if code >= 0 else "" for code in self._windows[row]],
-                int(self.positions[row]),
-                self.spaced,
-            )
-            for row in rows
-        ]
+        found = []
+        for row in range(*self._rows[feature : feature + 2]):
+            window = [self.texts[code] if code >= 0 else "" for code in self._windows[row]]
+            found.append(_peak(window, int(self.positions[row]), self.spaced))
+        return found
 
     def topics(self) -> dict[int, list[str]]:
         """Find words in many of a feature's contexts and few of all: the most telling first.

@@ -76,9 +76,13 @@ def read_text(cache: ActivationCache, work: Work) -> Text:
         seen = _added(seen, np.bincount(owners[text]) > 0)
     tokens.flush()
     documents.flush()
+    flat_tokens, flat_documents = (
+        np.asarray(np.load(work.folder / f"{name}.npy", mmap_mode="r")).reshape(-1)
+        for name in ("tokens", "documents")
+    )
     return Text(
-        _mapped(work, "tokens"),
-        _mapped(work, "documents"),
+        flat_tokens,
+        flat_documents,
         *shape,
         n_rows=int(counts.sum()),
         n_documents=int(seen.sum()),
@@ -93,10 +97,6 @@ def _added(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     longer = longer.copy()
     longer[: len(shorter)] += shorter
     return longer
-
-
-def _mapped(work: Work, name: str) -> NDArray[np.int32]:
-    return np.asarray(np.load(work.folder / f"{name}.npy", mmap_mode="r")).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)

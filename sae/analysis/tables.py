@@ -1,7 +1,6 @@
 """The tables of an atlas: `features.parquet` and `contexts.parquet`, column by column."""
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +28,7 @@ class Vocabulary:
         self._places = np.full(int(ids.max(initial=-1)) + 1, -1)
         self._places[ids] = np.arange(len(ids))
         self._strings = pyarrow.array(strings, pyarrow.string())
+        self._words = word_numbers(strings)
 
     def strings(self, ids: NDArray[np.integer]) -> "pyarrow.Array":
         """Return the texts of ids of any shape, one after another."""
@@ -38,10 +38,6 @@ class Vocabulary:
         """Return `word_numbers` of the texts of ids of any shape."""
         found: NDArray[np.int64] = self._words[self._places[ids]]
         return found
-
-    @cached_property
-    def _words(self) -> NDArray[np.int64]:
-        return word_numbers(self._strings.to_pylist())
 
 
 def _known(names: NDArray[np.int64], **columns: NDArray[np.generic]) -> dict[str, object]:
@@ -58,53 +54,41 @@ def context_pieces(
     vocabulary: Vocabulary,
 ) -> Iterator[dict[str, object]]:
     """Yield the columns of `contexts.parquet`, of some features at a time."""
-    for features, name in panels:
-        file = work.open(name)
-        for start in range(0, features.stop - features.start, _GROUP_FEATURES):
-            stop = min(start + _GROUP_FEATURES, features.stop - features.start)
-            chosen, activations = (file.read(n, start, stop) for n in ("chosen", "activations"))
-            first = features.start + start
-            yield _context_columns(first, chosen, activations, selection, text, vocabulary)
-
-
-def _context_columns(
-    first_feature: int,
-    chosen: NDArray[np.int64],
-    activations: NDArray[np.float32],
-    selection: ContextSelection,
-    text: Text,
-    vocabulary: Vocabulary,
-) -> dict[str, object]:
     import pyarrow
 
-    there = chosen >= 0
-    feature, slot = there.nonzero()
-    token = chosen[there]
-    position = token % text.context_size
-    start = np.maximum(position - selection.radius, 0)
-    length = np.minimum(position + selection.radius + 1, text.context_size) - start
-    inside = np.arange(2 * selection.radius + 1) < length[:, None]
-    first = token - position + start
-    ids = text.tokens[(first[:, None] + np.arange(inside.shape[1]))[inside]]
-    activations = activations[there]
     sizes = [selection.n_top, *[selection.n_band] * N_BANDS, selection.n_silent]
     groups = np.repeat([0, *[1] * N_BANDS, 2], sizes)
     bands = np.repeat([-1, *range(N_BANDS - 1, -1, -1), -1], sizes).astype(np.int8)
     # The rank counts what was found: places in a group may be empty at the end alone.
     ranks = np.concatenate([np.arange(size) for size in sizes]).astype(np.int32)
-    return {
-        "feature": (feature + first_feature).astype(np.int32),
-        "group": pyarrow.array(GROUPS).take(groups[slot]),
-        "band": bands[slot],
-        "rank": ranks[slot],
-        "sequence": token // text.context_size,
-        "position": position.astype(np.int32),
-        "start": start.astype(np.int32),
-        "activation": activations[np.arange(len(token)), position - start],
-        "token_ids": list_array(ids, length),
-        "tokens": list_array(vocabulary.strings(ids), length),
-        "activations": list_array(activations[inside], length),
-    }
+    for features, name in panels:
+        file = work.open(name)
+        for first in range(features.start, features.stop, _GROUP_FEATURES):
+            stop = min(first + _GROUP_FEATURES, features.stop)
+            rows = first - features.start, stop - features.start
+            chosen, acts = file.read("chosen", *rows), file.read("activations", *rows)
+            there = chosen >= 0
+            feature, slot = there.nonzero()
+            token, acts = chosen[there], acts[there]
+            position = token % text.context_size
+            start = np.maximum(position - selection.radius, 0)
+            length = np.minimum(position + selection.radius + 1, text.context_size) - start
+            inside = np.arange(2 * selection.radius + 1) < length[:, None]
+            places = (token - position + start)[:, None] + np.arange(inside.shape[1])
+            ids = text.tokens[places[inside]]
+            yield {
+                "feature": (feature + first).astype(np.int32),
+                "group": pyarrow.array(GROUPS).take(groups[slot]),
+                "band": bands[slot],
+                "rank": ranks[slot],
+                "sequence": token // text.context_size,
+                "position": position.astype(np.int32),
+                "start": start.astype(np.int32),
+                "activation": acts[np.arange(len(token)), position - start],
+                "token_ids": list_array(ids, length),
+                "tokens": list_array(vocabulary.strings(ids), length),
+                "activations": list_array(acts[inside], length),
+            }
 
 
 def panel_columns(panel: Arrays, text: Text, vocabulary: Vocabulary) -> dict[str, object]:
@@ -168,10 +152,7 @@ def logit_columns(
 
 
 def agreement_of_ids(
-    promoted: NDArray[np.int64],
-    chosen: NDArray[np.int64],
-    text: Text,
-    vocabulary: Vocabulary,
+    promoted: NDArray[np.int64], chosen: NDArray[np.int64], text: Text, vocabulary: Vocabulary
 ) -> NDArray[np.float64]:
     """Return the `logit_agreement` of features from what they promote and where they peak.
 

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sae.atlas import Atlas, clearest_features
-from sae.base import read_json, versions, write_json, write_text
+from sae.atlas import Atlas
+from sae.base import read_json
 from sae.cache.layout import ActivationCache
 from sae.cache.store import stored_bytes
-from sae.pages.compare import say_comparison, training_curves
-from sae.pages.page import render_page
+from sae.pages.compare import say_comparison, write_page
 from sae.pages.pareto import Pareto
 from sae.run import Run
 
@@ -39,11 +38,8 @@ def write_report(
         "atlas": quote(f"{atlas.folder.relative_to(run.folder).as_posix()}/index.html"),
         **more,
         "export": _export_figures(exported),
-        "versions": versions(),
     }
-    write_json(run.report_data, report)
-    curves = training_curves(run, names, pareto.recommended.id)
-    write_text(run.report, render_page(report, clearest_features(atlas), curves))
+    write_page(run, report, names, atlas)
     say_comparison(pareto)
     return report
 
@@ -52,7 +48,6 @@ def _cache_figures(run: Run, cache: ActivationCache) -> dict[str, Any]:
     (hook_name,) = cache.hook_names
     text = cache.text_rows()
     timing = read_json(run.harvest_timing)
-    size = stored_bytes(cache.location)
     return {
         "hook_name": hook_name,
         "d_in": cache.d_in(hook_name),
@@ -65,7 +60,7 @@ def _cache_figures(run: Run, cache: ActivationCache) -> dict[str, Any]:
             "n_held_out_rows": int(text[cache.held_out].sum()),
             "data": cache.text.name,
             "dtype": cache.attributes["dtype"],
-            "bytes": size,
+            "bytes": stored_bytes(cache.location),
         },
     }
 

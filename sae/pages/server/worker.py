@@ -11,9 +11,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-Check = Callable[[], None]
-"""Raises if whoever asked has gone."""
-
 
 class Dropped(Exception):
     """Nobody waits for the result any more."""
@@ -45,11 +42,10 @@ class Worker:
         self._jobs.put((future, compute))
         return future
 
-    async def do(self, compute: Callable[[Check], T]) -> T:
+    async def do(self, compute: Callable[[Callable[[], None]], T]) -> T:
         """Return the result of `compute`; it is not begun, or stopped, if the caller is gone.
 
-        Args:
-            compute: is given a function to call now and then, which raises once nobody waits.
+        It is given a function to call now and then, which raises once nobody waits.
         """
         dropped = threading.Event()
 
@@ -67,13 +63,18 @@ class Worker:
         # `close` has it exit wherever it is, between two jobs as well.
         with suppress(SystemExit):
             while (job := self._jobs.get()) is not None:
-                future, compute = job
-                if not future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    future.set_result(compute())
-                except BaseException as error:
-                    # It belongs to whoever waits; the thread goes on.
-                    future.set_exception(error)
+                _finish(*job)
                 # Not kept until the next job comes.
-                del job, future, compute
+                del job
+
+
+def _finish(future: Future[Any], compute: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = compute()
+    except BaseException as error:
+        # It belongs to whoever waits; the thread goes on.
+        future.set_exception(error)
+    else:
+        future.set_result(result)
