@@ -24,15 +24,10 @@ from sae.atlas.directions import direction_columns, nearest_features
 from sae.base import UNKNOWN, UserError, code_version, digest_bytes, require
 from sae.dictionary import Dictionary
 from sae.exchange.dashboards import neuronpedia, neuronpedia_read, saedashboard
-from sae.exchange.dashboards.columns import (
-    agreement_of_texts,
-    contexts_with_own_scale,
-    with_own_scale,
-)
-from sae.exchange.dashboards.exporting import dictionary_beside
-from sae.exchange.dashboards.new_folder import check_new, new_folder
-from sae.exchange.dashboards.parts import feature_number
-from sae.exchange.dashboards.rows import unit_norms
+from sae.exchange.dashboards.columns import agreement_of_texts
+from sae.exchange.dashboards.files import feature_number
+from sae.exchange.dashboards.folders import check_new, dictionary_beside, new_folder
+from sae.exchange.dashboards.scale import rescaled, unit_norms
 from sae.exchange.dashboards.tables import Found
 
 if TYPE_CHECKING:
@@ -139,18 +134,16 @@ def _write(
     makers: Makers,
 ) -> None:
     features = found.collected.features(record.d_sae, record.n_rows)
-    columns, norms = columns_of(features), None
+    columns, tables = columns_of(features), found.collected.contexts()
+    pieces = (columns_of(table) for table in tables)
     if dictionary is not None and record.folded:
         # From now on they are the dictionary's own.
         record = replace(record, folded=False)
         lengths = dictionary.W_dec.float().norm(dim=1).cpu().numpy()
         norms = unit_norms(lengths, dictionary.architecture)
-        columns = with_own_scale(features, norms)
-    tables = found.collected.contexts()
-    CONTEXTS.write_pieces(
-        folder,
-        (columns_of(t) if norms is None else contexts_with_own_scale(t, norms) for t in tables),
-    )
+        columns = rescaled(features, norms, fold=False)
+        pieces = (rescaled(t, norms, fold=False) for t in tables)
+    CONTEXTS.write_pieces(folder, pieces)
     contexts = CONTEXTS.read(folder)
     if "top_logits" in columns:
         columns["logit_agreement"] = agreement_of_texts(features, contexts)

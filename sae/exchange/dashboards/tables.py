@@ -16,9 +16,8 @@ import numpy as np
 from sae.atlas import FEATURES, list_lengths
 from sae.atlas.table import arrow_type
 from sae.base import UserError, require
-from sae.exchange.dashboards.columns import feature_table
-from sae.exchange.dashboards.contexts import context_rows, ordered
-from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number
+from sae.exchange.dashboards.columns import context_rows, feature_table, ordered
+from sae.exchange.dashboards.files import Row, check_lengths, column, feature_number
 
 if TYPE_CHECKING:
     import pyarrow
@@ -89,8 +88,8 @@ class Scratch:
 class Collected:
     """Rows of features and of contexts, file by file."""
 
-    def __init__(self, scratch: Scratch) -> None:
-        self._scratch = scratch
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = Scratch(scratch)
         self._features: list[pyarrow.Table] = []
         self._highest = np.full(0, -np.inf)
         """Highest activation in the contexts of each feature; −inf for none."""
@@ -112,26 +111,28 @@ class Collected:
         table = pyarrow.table(columns)
         for one, other in _PAIRS:
             check_lengths(table, one, other, (_WORDS[one][0], _WORDS[other][0]), path)
-        density = table["density"].to_numpy()
-        wrong = np.flatnonzero(~((density >= 0) & (density <= 1)) & ~np.isnan(density))
-        if len(wrong):
-            raise UserError(
-                f"{path}: feature {numbers[wrong[0]]} has frac_nonzero={density[wrong[0]]:g}; "
-                "a share of tokens is from 0 to 1"
-            )
-        highest = table["highest"].to_numpy()
-        wrong = np.flatnonzero(abs(highest) > np.finfo(np.float32).max)
-        if len(wrong):
-            raise UserError(
-                f"{path}: feature {numbers[wrong[0]]} has maxActApprox={highest[wrong[0]]:g}; "
-                "no activation is that high"
-            )
+        density, highest = (table[name].to_numpy() for name in ("density", "highest"))
         bars = list_lengths(table, "heights")
-        if bars.max() > _MOST_BARS:
-            raise UserError(
-                f"{path}: feature {numbers[int(bars.argmax())]} has a histogram of "
-                f"{bars.max():,} bars; {_MOST_BARS} are the most that are read"
-            )
+        for values, wrong, said in (
+            (
+                density,
+                (density < 0) | (density > 1),
+                "frac_nonzero={:g}; a share of tokens is from 0 to 1",
+            ),
+            (
+                highest,
+                abs(highest) > np.finfo(np.float32).max,
+                "maxActApprox={:g}; no activation is that high",
+            ),
+            (
+                bars,
+                bars > _MOST_BARS,
+                f"a histogram of {{:,}} bars; {_MOST_BARS} are the most that are read",
+            ),
+        ):
+            if wrong.any():
+                i = int(wrong.argmax())
+                raise UserError(f"{path}: feature {numbers[i]} has {said.format(values[i])}")
         self._features.append(table)
 
     def add_contexts(self, rows: Iterable[Row], path: Path) -> None:
