@@ -21,7 +21,7 @@ from sae.dictionary.storage import as_loaded, named_dtype
 from sae.evaluation.cost import held_out_rows, shrinking_cost
 from sae.evaluation.reconstruction import reconstruction
 from sae.publishing.card import Export, model_card
-from sae.publishing.smaller import nested_widths
+from sae.publishing.folder import nested_widths
 from sae.rows.shuffle import select_rows
 
 HOOK = "blocks.1.hook_resid_post"

@@ -33,7 +33,6 @@ def feature_table(
     Args:
         rows: a row a feature, in their order; null where no file has the feature.
         in_contexts: (d_sae,): the highest activation in a feature's contexts, −inf for none.
-        n_rows: tokens that were read, if that is known.
     """
     import pyarrow
 
@@ -65,7 +64,6 @@ def feature_table(
 def _pairs(
     rows: "pyarrow.Table", names: str, values: str
 ) -> list[list[tuple[str | int, float]]]:
-    """Return what two lists of each row say side by side, where that is a finite number."""
     return [
         [
             (name, value)
@@ -77,7 +75,6 @@ def _pairs(
 
 
 def _logits(rows: "pyarrow.Table", tokens: str, values: str) -> dict[str, object]:
-    """Return tokens and their logits, none where there were none."""
     pairs = _pairs(rows, tokens, values)
     return {
         tokens: [[text for text, _ in each] for each in pairs],
@@ -118,7 +115,6 @@ def _histograms(
 
 
 def _others(rows: "pyarrow.Table", names: str, values: str) -> dict[str, object]:
-    """Return lists of other features that are there, and of what stands beside them."""
     n, kept_names, kept_values = len(rows), [], []
     for i, each in enumerate(_pairs(rows, names, values)):
         known = [(int(other), value) for other, value in each if int(other) < n]
@@ -168,11 +164,7 @@ def agreement_of_texts(
 
 
 def context_rows(rows: list[Row], path: Path) -> "pyarrow.Table":
-    """Contexts as they came, with what they are told by, and `highest` of each.
-
-    Args:
-        rows: in Neuronpedia's words.
-        path: where they are from.
+    """Return contexts as they came, in Neuronpedia's words, with the `highest` of each.
 
     Raises:
         UserError: if a row is not of the form.
@@ -253,12 +245,9 @@ def _groups(
 
 
 def ordered(table: "pyarrow.Table") -> "pyarrow.Table":
-    """Return a table of an atlas's contexts, by feature, group and rank.
+    """Return tables of `context_rows` as one of an atlas, by feature, group and rank.
 
     Ids of tokens are null, for no dashboard holds them.
-
-    Args:
-        table: as `context_rows` gives it, in any order.
     """
     import pyarrow
 

@@ -32,7 +32,7 @@ def export_atlas(
     fold: bool = True,
     **who: str,
 ) -> Path:
-    """Write an atlas in the form of another tool.
+    """Write an atlas in the form of another tool, and return the folder that was written.
 
     If the dictionary is in the same run, the neurons that features are aligned with are in it.
 
@@ -40,18 +40,12 @@ def export_atlas(
         location: folder of the atlas, or of a run that has one.
         out: a new folder; for `neuronpedia` it may hold other models and sources.
         format: one of `FORMATS`.
-        model_id: Neuronpedia's id of the model; made of the model's name if None.
-        source: Neuronpedia's `LAYER-SET`; made of hook and dictionary if None.
         fold: whether activations and logits are those of unit decoder directions, as tools show
             them that load SAELens's folders; those of circuit-tracer never are.
-        who: `creator` and `creator_id`, who it is shown as made by.
-
-    Returns:
-        The folder that was written.
+        who: `creator` and `creator_id`; ids that are not given are made, see `place_of`.
 
     Raises:
-        UserError: for an unfinished or damaged atlas, a folder that is there already, or ids
-            that Neuronpedia does not take.
+        UserError: for an atlas that is not whole, a folder that is there, or wrong ids.
     """
     require(
         format in FORMATS,

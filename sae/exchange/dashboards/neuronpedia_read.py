@@ -76,7 +76,6 @@ def _chunks(folder: Path) -> Iterator[tuple[Path, list[Row]]]:
 
 
 def _texts(folder: Path) -> dict[int, list[tuple[str, str]]]:
-    """Explanations of features in the order of the files."""
     found: dict[int, list[tuple[str, str]]] = {}
     for path, rows in _chunks(folder):
         for row in rows:

@@ -214,7 +214,6 @@ def _lists(table: "pyarrow.Table", name: str) -> list[Any]:
 
 
 def _moments(features: "pyarrow.Table") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and mean square of every feature over all tokens, silent ones too."""
     density, mean, std = (
         features[name].to_numpy().astype(np.float64)
         for name in ("density", "mean_activation", "std_activation")
@@ -241,7 +240,6 @@ def _cosines(
 
 
 def _shares(histogram: NDArray[np.int64], density: float, n_bands: int) -> list[float | None]:
-    """Share of all tokens in each of the equal parts of the way up to the highest."""
     total = int(histogram.sum()) if len(histogram) else 0
     if not total:
         return [None] * n_bands
@@ -314,7 +312,6 @@ def _block(
 
 
 def _centres(n_bars: int, highest: float) -> NDArray[np.float64]:
-    """The middles of equal bars from 0 to the highest activation."""
     middles: NDArray[np.float64] = np.arange(n_bars, dtype=np.float64) + 0.5
     return middles * (highest / max(1, n_bars))
 

@@ -41,7 +41,6 @@ def write_dashboards(atlas: Exported, place: Place, folder: Path) -> None:
 
 
 def _settings(record: AtlasRecord, head: Mapping[str, object]) -> dict[str, object]:
-    """What of its runner's settings holds for an atlas, and the record of that."""
     return {
         "sae_set": head["sae_set"],
         "sae_path": record.hook_name,
@@ -146,7 +145,6 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _batch(path: Path) -> tuple[Row, list[Row]]:
-    """A file's object, and its features."""
     try:
         found = parsed(path.read_bytes(), str(path))
     except OSError as error:
@@ -166,7 +164,6 @@ def _batch(path: Path) -> tuple[Row, list[Row]]:
 
 
 def _contexts(rows: list[Row], path: Path) -> Iterator[Row]:
-    """The contexts in Neuronpedia's words."""
     for row in rows:
         contexts = row.get("activations") or []
         if not isinstance(contexts, list) or not all(isinstance(c, dict) for c in contexts):

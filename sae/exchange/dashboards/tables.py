@@ -17,7 +17,13 @@ from sae.atlas import FEATURES, list_lengths
 from sae.atlas.table import arrow_type
 from sae.base import UserError, require
 from sae.exchange.dashboards.columns import context_rows, feature_table, ordered
-from sae.exchange.dashboards.files import Row, check_lengths, column, feature_number
+from sae.exchange.dashboards.files import (
+    MOST_FEATURES,
+    Row,
+    check_lengths,
+    column,
+    feature_number,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -91,7 +97,7 @@ class Collected:
     def __init__(self, scratch: Path) -> None:
         self._scratch = Scratch(scratch)
         self._features: list[pyarrow.Table] = []
-        self._highest = np.full(0, -np.inf)
+        self._highest = np.full(MOST_FEATURES, -np.inf)
         """Highest activation in the contexts of each feature; −inf for none."""
 
     def add_features(self, rows: list[Row], key: str, path: Path) -> None:
@@ -144,13 +150,8 @@ class Collected:
         source = iter(rows)
         while chunk := list(islice(source, _CHUNK)):
             table = context_rows(chunk, path)
-            owners = table["feature"].to_numpy()
-            most = int(owners.max()) + 1
-            if most > len(self._highest):
-                grown = np.full(max(most, 2 * len(self._highest)), -np.inf)
-                grown[: len(self._highest)] = self._highest
-                self._highest = grown
-            np.maximum.at(self._highest, owners, table["highest"].to_numpy())
+            owners, highest = (table[name].to_numpy() for name in ("feature", "highest"))
+            np.maximum.at(self._highest, owners, highest)
             self._scratch.add(table.drop_columns(["highest"]))
 
     @property
@@ -164,13 +165,10 @@ class Collected:
         return max((int(t["feature"].to_numpy().max()) + 1 for t in self._features), default=0)
 
     def features(self, n: int, n_rows: int | None) -> "pyarrow.Table":
-        """The table of `features.parquet`, a row for each of `n` features.
+        """Return the table of `features.parquet`, a row for each of `n` features.
 
         Features that no file has are silent ones. Others that a list names and that are not
         among the `n` are left out of it.
-
-        Args:
-            n_rows: tokens that were read, if that is known.
 
         Raises:
             UserError: for a feature that is there twice, or has contexts and no row.
