@@ -43,7 +43,6 @@ _FILE_BYTES = 1 << 30
 _WANTED = "give the folder that SAELens's CacheActivationsRunner wrote"
 
 Rows = NDArray[np.intp]
-"""Indices of a data set's rows, (sequence,)."""
 
 
 def export_to_hf(
@@ -65,11 +64,10 @@ def export_to_hf(
         held_out: False for the training sequences, True for the held-out ones, None for both.
 
     Returns:
-        Sequences written.
+        How many were written.
 
     Raises:
-        UserError: if `folder` exists, a hook is not in the cache, no sequence is on that side,
-            a chunk is damaged or the disk is full.
+        UserError: if `folder` exists, or a hook, a sequence of that side or space is missing.
     """
     import pyarrow as pa
     from datasets import Dataset
@@ -102,7 +100,6 @@ def export_to_hf(
 
 
 def _features(cache: ActivationCache, hooks: list[str]) -> tuple[Any, int]:
-    """The columns, and bytes a row."""
     from datasets import Array2D, Features, Value
     from datasets import Sequence as Fixed
 
@@ -117,16 +114,16 @@ def _batches(
 ) -> Iterator[dict[str, NDArray[Any]]]:
     tokens = cache.tokens
     for chunk in chunks:
+        kept = keep[chunk]
         batch: dict[str, NDArray[Any]] = {}
         for hook in hooks:
-            x = cache.read(hook, chunk)[torch.from_numpy(keep[chunk])]
+            x = cache.read(hook, chunk)[torch.from_numpy(kept)]
             # numpy has no bfloat16; each of its values is a float32.
             batch[hook] = (x if x.dtype == torch.float16 else x.float()).numpy()
-        yield {**batch, TOKENS: tokens[chunk][keep[chunk]]}
+        yield {**batch, TOKENS: tokens[chunk][kept]}
 
 
 def _describe(folder: Path, names: list[str], features: Any, description: str) -> None:
-    """The two files of JSON that make a folder of Arrow files a data set."""
     from datasets import DatasetInfo
 
     DatasetInfo(description=description, features=features).write_to_directory(str(folder))
@@ -160,14 +157,11 @@ def import_from_saelens(
     Args:
         out: the cache, such as `runs/mine/cache.zarr`.
         model_name: the model that the activations are of, as in `model.name`.
-        held_out_fraction: share of the sequences that is never trained on.
-        dtype: stored precision, as in `sae harvest`.
         special_token_ids: tokens that are no text, not trained on; without, all count as text.
 
     Raises:
-        UserError: if `folder` is no such data set or has rows without tokens, `out` is
-            something else, the model has not got the hooks, `dtype` cannot hold a value, or a
-            side of the split has no sequence.
+        UserError: if `folder` is no such data set, `out` is something else, the model has not
+            got the hooks, `dtype` cannot hold a value, or a side has no sequence.
     """
     folder = Path(folder)
     known = ", ".join(STORED_DTYPES)
@@ -182,7 +176,14 @@ def import_from_saelens(
         f"held_out_fraction={held_out_fraction} holds out {plan.n_held_out} of {len(side)} "
         f"sequences of {folder}; give a share that leaves some on both sides",
     )
-    about = _attributes(str(folder), model_name, held_out_fraction, special_token_ids)
+    about: dict[str, Any] = {
+        "source": "saelens",
+        "model": record_without_weights(model_name).to_json(),
+        "tokenizer_digest": UNKNOWN,
+        "data": {"name": str(folder), "held_out_fraction": held_out_fraction},
+        "bos_token_id": None,
+        "special_token_ids": sorted({*special_token_ids}),
+    }
     # The fingerprint stands for the activations, which are too many to hash.
     content = [dataset._fingerprint, digests.tolist()]
     about |= {"code_version": code_version(), "digest": digest([about, dtype, *content])}
@@ -199,21 +200,7 @@ def import_from_saelens(
     return open_cache(out)
 
 
-def _attributes(
-    name: str, model_name: str, held_out_fraction: float, special_token_ids: Sequence[int]
-) -> dict[str, Any]:
-    return {
-        "source": "saelens",
-        "model": record_without_weights(model_name).to_json(),
-        "tokenizer_digest": UNKNOWN,
-        "data": {"name": name, "held_out_fraction": held_out_fraction},
-        "bos_token_id": None,
-        "special_token_ids": sorted({*special_token_ids}),
-    }
-
-
 def _open_dataset(folder: Path, model_name: str) -> tuple[Any, dict[str, Site]]:
-    """The data set, and the hook of each column of activations."""
     from datasets import Array2D, Dataset, load_from_disk
 
     require(folder.is_dir(), f"{folder}: no such folder")
@@ -233,10 +220,10 @@ def _open_dataset(folder: Path, model_name: str) -> tuple[Any, dict[str, Site]]:
     empty = not len(dataset) or dataset.data.column(TOKENS).null_count
     require(not empty, f"{folder} has rows without tokens; {_WANTED}")
     skeleton = load_skeleton(ModelConfig(name=model_name))
-    hooks = {}
-    for name, shape in shapes.items():
-        hooks[name] = replace(find_site(skeleton, name), width=shape[1])
-    return dataset, hooks
+    return dataset, {
+        name: replace(find_site(skeleton, name), width=shape[1])
+        for name, shape in shapes.items()
+    }
 
 
 def _column(dataset: Any, name: str, rows: Rows) -> Any:

@@ -22,13 +22,9 @@ def load(path: str, format: str | None = None) -> Dictionary:
 
 
 def save(dictionary: Dictionary, path: str, format: str = "saelens") -> None:
-    """Write a dictionary as a folder that other tools load, all at once.
+    """Write a dictionary as a folder that other tools load, in a format of `docs/formats.md`.
 
     `export` writes a folder for the Hub instead, with the tables and figures of a run.
-
-    Args:
-        path: the folder; one that holds something is not touched.
-        format: `docs/formats.md` lists those that are written.
 
     Raises:
         UserError: if the folder holds something, or the format has no place for the dictionary.

@@ -90,7 +90,6 @@ def _holds_one(place: Path) -> bool:
 
 
 def _wanted(folder: str) -> Iterator[str]:
-    """The files of a dictionary in `folder`, in any format that has names for them."""
     if _is_file(folder):
         yield glob.escape(os.path.normpath(folder))
         return
@@ -110,14 +109,12 @@ def _wanted(folder: str) -> Iterator[str]:
 
 
 def _is_file(path: str) -> bool:
-    """Whether it is named as a file that is a dictionary of its own."""
     names = (name for format in FORMATS.values() for name in format.files)
     # `*.pt` would be anybody's.
     return any("*" in name[1:] and fnmatchcase(Path(path).name, name) for name in names)
 
 
 def _fetched(repository: str, revision: str | None, folder: str) -> Path:
-    """Where `folder` is on this disk, with the files of a dictionary that it has."""
     from huggingface_hub import snapshot_download
 
     files = list(_wanted(folder))
@@ -131,7 +128,6 @@ def _fetched(repository: str, revision: str | None, folder: str) -> Path:
 
 
 def _not_fetched(repository: str, revision: str | None, error: Exception) -> str:
-    """Why, and what to do about it."""
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
@@ -183,7 +179,6 @@ def _dictionaries(repository: str, revision: str | None, stamp: Path) -> list[st
 
 
 def _nothing_there(repository: str, revision: str | None, folder: str, there: list[str]) -> str:
-    """That there is no dictionary, and where in the repository there are some."""
     asked = repository + (f":{folder}" if folder else "") + (f"@{revision}" if revision else "")
     some = nearest(folder, there) or (f"; it has {there[0]}" if there else "")
     return f"{asked} holds no dictionary that is known; give {repository}:FOLDER{some}"

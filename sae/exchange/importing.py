@@ -172,6 +172,5 @@ def _model_by_name(asked: Asked, name: str) -> ModelRecord:
 
 
 def _site(skeleton: nn.Module, name: str) -> Site:
-    """The hook of that name, or of that path below the base model."""
     below = f"{getattr(skeleton, 'base_model_prefix', '')}.{name}"
     return find_site(skeleton, below if below in dict(skeleton.named_modules()) else name)

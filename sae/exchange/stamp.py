@@ -6,13 +6,14 @@ By it an export knows what is its own. Nothing else is ever replaced, in a folde
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sae.base import UserError, digest, read_json, write_json
 from sae.dictionary import Dictionary
 
 STAMP_FILE = "export.json"
 CARD_FILE = "README.md"
+DIRECTIONS_FILE = "decoder.safetensors"
 LAYOUT = 4
 """Of the folder and its stamp; a stamp of another one is nobody's."""
 
@@ -32,8 +33,7 @@ class Stamp:
     """SHA-256 of every file but the stamp."""
 
 
-@dataclass(frozen=True, slots=True)
-class Differences:
+class Differences(NamedTuple):
     """What a folder holds now beside what its export wrote."""
 
     strange: list[str]
@@ -42,7 +42,7 @@ class Differences:
 
 
 def subject(name: str, dictionary: Dictionary) -> dict[str, str]:
-    """Of which dictionary an export is; one of another of the same name is not replaced."""
+    """Return which dictionary an export is of; the export of another one is not replaced."""
     return {
         "dictionary": name,
         "model_name": dictionary.model_name,
@@ -80,16 +80,13 @@ def read_stamp(path: Path) -> Stamp | None:
 
 def differences(folder: Path, stamp: Stamp) -> Differences:
     """Which files of the folder are not as its export left them."""
-    there = _names(folder)
-    return Differences(
-        strange=sorted(there - set(stamp.files)),
-        missing=sorted(set(stamp.files) - there),
-        edited=sorted(
-            name
-            for name in there & set(stamp.files)
-            if not (folder / name).is_file() or _sha256(folder / name) != stamp.files[name]
-        ),
+    there, known = _names(folder), set(stamp.files)
+    edited = (
+        name
+        for name in there & known
+        if not (folder / name).is_file() or _sha256(folder / name) != stamp.files[name]
     )
+    return Differences(sorted(there - known), sorted(known - there), sorted(edited))
 
 
 def _seal(found: dict[str, Any]) -> str:

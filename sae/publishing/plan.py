@@ -220,7 +220,6 @@ def is_there(plan: Plan) -> bool:
 
 
 def _is_current(plan: Plan, other: str) -> bool:
-    """Return what `is_there` does, for a folder that is not empty."""
     target = plan.target
     stamp_path = plan.place / STAMP_FILE
     require(stamp_path.is_file(), f"{target} holds something that is no export; {other}")

@@ -85,7 +85,6 @@ def push(folder: Path, repository: str, *, private: bool) -> None:
 
 
 def _check_ours(api: Any, repository: str, kind: str, wanted: Stamp | None) -> None:
-    """Refuse a repository of something else, which would be deleted."""
     there = set(api.list_repo_files(repository, repo_type=kind)) - _FROM_THE_HUB
     if not there:
         return
@@ -114,7 +113,6 @@ def _stamp(api: Any, repository: str, kind: str) -> Stamp | None:
 
 @contextmanager
 def _in_a_sentence(repository: str, folder: Path) -> Iterator[None]:
-    """What the Hub and the way to it refuse becomes one sentence."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # Its base is that of the HTTP library, from which what becomes of the connection comes too.

@@ -41,7 +41,8 @@ from sae.config.commands import family
 from sae.exchange.dashboards.circuit_tracer import paired
 from sae.exchange.dashboards.exporting import export_atlas
 from sae.exchange.dashboards.place import place_of
-from sae.exchange.dashboards.rows import Exported, dashboards, unit_norms
+from sae.exchange.dashboards.rows import Exported, dashboards
+from sae.exchange.dashboards.scale import unit_norms
 
 # Of its database: Neuron, Activation and Explanation in apps/webapp/prisma/schema.prisma.
 NEURON = set(
@@ -257,7 +258,7 @@ def test_contexts_are_read_as_they_are_needed():
             taken.append(first)
             owners = np.repeat(np.arange(first, first + 4), 3).astype(np.int32)
             n = len(owners)
-            yield pyarrow.record_batch(
+            yield pyarrow.table(
                 {
                     "feature": owners,
                     "group": ["top"] * n,
@@ -280,8 +281,7 @@ def test_contexts_are_read_as_they_are_needed():
             features,
             batches(),
             Labels([], [], []),
-            np.ones(64, np.float32),
-            None,
+            {},
         ),
         8,
     )

@@ -21,7 +21,7 @@ from sae.base.files import only_process
 from sae.cli import main
 from sae.config.commands import COMMANDS
 from sae.exchange.dashboards.exporting import FORMATS, export_atlas
-from sae.exchange.dashboards.new_folder import new_folder
+from sae.exchange.dashboards.folders import new_folder
 from sae.exchange.dashboards.tables import Scratch
 
 FEATURE = {

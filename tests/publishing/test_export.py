@@ -34,7 +34,7 @@ from sae.models.load import ModelConfig, load_model
 from sae.models.record import ModelRecord
 from sae.publishing.card import Export, model_card
 from sae.publishing.card.text import example_table, public
-from sae.publishing.smaller import save_directions
+from sae.publishing.folder import save_directions
 
 HOOK = "blocks.1.hook_resid_post"
 OURS = training_json()

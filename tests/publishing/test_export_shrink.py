@@ -20,7 +20,7 @@ from sae.dictionary.files import load_dictionary, save_dictionary
 from sae.dictionary.storage import as_loaded, named_dtype
 from sae.evaluation.evaluate import held_out_rows, reconstruction, shrinking_cost
 from sae.publishing.card import Export, model_card
-from sae.publishing.smaller import nested_widths
+from sae.publishing.folder import nested_widths
 from sae.rows.shuffle import select_rows
 
 HOOK = "blocks.1.hook_resid_post"

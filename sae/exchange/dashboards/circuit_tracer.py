@@ -9,34 +9,28 @@ that its graphs have for a feature of a layer, Cantor's pairing of the two.
 from itertools import groupby
 from pathlib import Path
 
-from sae.base import progress
-from sae.exchange.dashboards.new_folder import new_folder
 from sae.exchange.dashboards.place import Place
-from sae.exchange.dashboards.rows import TOP, Dashboard, Exported, dashboards, json_bytes
+from sae.exchange.dashboards.rows import TOP, Dashboard, Exported, json_bytes, write_features
 
 _BLOCK = 256
 
 
-def write_features(atlas: Exported, place: Place, folder: Path) -> None:
-    """Write a file for each feature, dead ones too.
-
-    Raises:
-        UserError: if the folder exists, or another process writes it.
-    """
+def write_feature_files(atlas: Exported, place: Place, folder: Path) -> None:
+    """Write a file for each feature, dead ones too."""
     scan = f"{place.model_id}/{place.source}"
-    with (
-        new_folder(folder) as temporary,
-        progress(len(atlas.features), "export", "feature") as bar,
-    ):
-        for block in dashboards(atlas, _BLOCK):
-            for one in block:
-                path = temporary / f"{paired(place.layer, one.feature)}.json"
-                path.write_bytes(json_bytes(_feature(scan, one)))
-            bar.update(len(block))
+    write_features(
+        atlas,
+        folder,
+        _BLOCK,
+        lambda _, block: (
+            (f"{paired(place.layer, one.feature)}.json", json_bytes(_feature(scan, one)))
+            for one in block
+        ),
+    )
 
 
 def paired(layer: int, feature: int) -> int:
-    """One number for two: (l + f)(l + f + 1) / 2 + f."""
+    """Return one number for two: (l + f)(l + f + 1) / 2 + f."""
     both = layer + feature
     return both * (both + 1) // 2 + feature
 

@@ -1,20 +1,30 @@
-"""Columns of `features.parquet` from what dashboards of other tools say of features."""
+"""The columns of an atlas's two tables, from what dashboards of other tools say."""
 
+import re
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.atlas import FEATURES, columns_of, flat_and_ends, list_array, list_lengths
+from sae.atlas import (
+    CONTEXTS,
+    FEATURES,
+    GROUPS,
+    flat_and_ends,
+    list_lengths,
+)
 from sae.atlas.directions import logit_agreement, word_numbers
-from sae.base import require
+from sae.base import UserError, require
+from sae.exchange.dashboards.files import Row, check_lengths, column, feature_number
 
 if TYPE_CHECKING:
     import pyarrow
 
 _BINS = 50
 _HIGHEST, _MOST_TOKENS = 1e38, 1 << 53
+_PLACE = re.compile(r"(\d{1,15}):(\d{1,9})")
 _ROUNDING = 1.01e-5
 """SAEDashboard reads densities back from titles, to five digits behind the point."""
 
@@ -29,7 +39,6 @@ def feature_table(
     Args:
         rows: a row a feature, in their order; null where no file has the feature.
         in_contexts: (d_sae,): the highest activation in a feature's contexts, −inf for none.
-        n_rows: tokens that were read, if that is known.
     """
     import pyarrow
 
@@ -61,7 +70,6 @@ def feature_table(
 def _pairs(
     rows: "pyarrow.Table", names: str, values: str
 ) -> list[list[tuple[str | int, float]]]:
-    """Return what two lists of each row say side by side, where that is a finite number."""
     return [
         [
             (name, value)
@@ -73,7 +81,6 @@ def _pairs(
 
 
 def _logits(rows: "pyarrow.Table", tokens: str, values: str) -> dict[str, object]:
-    """Return tokens and their logits, none where there were none."""
     pairs = _pairs(rows, tokens, values)
     return {
         tokens: [[text for text, _ in each] for each in pairs],
@@ -114,7 +121,6 @@ def _histograms(
 
 
 def _others(rows: "pyarrow.Table", names: str, values: str) -> dict[str, object]:
-    """Return lists of other features that are there, and of what stands beside them."""
     n, kept_names, kept_values = len(rows), [], []
     for i, each in enumerate(_pairs(rows, names, values)):
         known = [(int(other), value) for other, value in each if int(other) < n]
@@ -139,44 +145,6 @@ def _map(rows: "pyarrow.Table", density: NDArray[np.float64]) -> dict[str, objec
     return places
 
 
-def with_own_scale(
-    features: "pyarrow.Table", norms: NDArray[np.float32]
-) -> dict[str, "pyarrow.Array"]:
-    """Return the columns of a dictionary whose norms had been folded, in its own scale.
-
-    Args:
-        features: a table of `feature_table`.
-        norms: (d_sae,), as `sae.exchange.dashboards.rows.unit_norms` gives them.
-    """
-    columns = columns_of(features)
-    columns["max_activation"] = features["max_activation"].to_numpy() / norms
-    for name in ("top_logits", "bottom_logits"):
-        if name in columns:
-            columns[name] = _scaled(features, name, norms)
-    return columns
-
-
-def contexts_with_own_scale(
-    contexts: "pyarrow.Table", norms: NDArray[np.float32]
-) -> dict[str, "pyarrow.Array"]:
-    """Return the columns of contexts as `with_own_scale` does those of features."""
-    factors = 1 / norms.astype(np.float64)[contexts["feature"].to_numpy()]
-    activation = (contexts["activation"].to_numpy() * factors).astype(np.float32)
-    return columns_of(contexts) | {
-        "activation": activation,
-        "activations": _scaled(contexts, "activations", factors),
-    }
-
-
-def _scaled(
-    table: "pyarrow.Table", name: str, factors: NDArray[np.floating]
-) -> "pyarrow.ListArray":
-    """Return a column of lists of numbers, each list multiplied by a factor."""
-    lengths = list_lengths(table, name)
-    flat = flat_and_ends(table, name)[0].to_numpy() * np.repeat(factors, lengths)
-    return list_array(flat.astype(np.float32), lengths)
-
-
 def agreement_of_texts(
     features: "pyarrow.Table", contexts: "pyarrow.Table"
 ) -> NDArray[np.float64]:
@@ -199,3 +167,110 @@ def agreement_of_texts(
     beside = words[len(texts) :].reshape(2, -1).T.copy()
     beside[after == peaks, 1] = -2
     return logit_agreement(promoted, contexts["feature"].to_numpy(), beside)
+
+
+def context_rows(rows: list[Row], path: Path) -> "pyarrow.Table":
+    """Return contexts as they came, in Neuronpedia's words, with the `highest` of each.
+
+    Raises:
+        UserError: if a row is not of the form.
+    """
+    import pyarrow as pa
+
+    numbers = [feature_number(row.get("index"), path) for row in rows]
+    table = pa.table(
+        {
+            "feature": pa.array(numbers, pa.int32()),
+            "tokens": column(rows, "tokens", pa.list_(pa.string()), path),
+            "values": column(rows, "values", pa.list_(pa.float32()), path),
+            "low": column(rows, "binMin", pa.float64(), path),
+            "high": column(rows, "binMax", pa.float64(), path),
+        }
+    )
+    check_lengths(table, "tokens", "values", ("tokens", "values"), path)
+    sizes = list_lengths(table, "values")
+    flat = table["values"].combine_chunks().flatten()
+    values = flat.to_numpy(zero_copy_only=False)
+    nothing = table["tokens"].combine_chunks().flatten().null_count
+    if nothing or not sizes.all() or not np.isfinite(values).all():
+        raise UserError(
+            f"{path} has a context without tokens, or with an activation that is no finite "
+            "number"
+        )
+    starts = np.cumsum(sizes) - sizes
+    highest = np.maximum.reduceat(values, starts)
+    peaks = [
+        _peak(row, values[start : start + length])
+        for row, start, length in zip(rows, starts.tolist(), sizes.tolist(), strict=True)
+    ]
+    places = [_place(row, n) for row, n in zip(rows, sizes.tolist(), strict=True)]
+    low, high = (table[name].to_numpy() for name in ("low", "high"))
+    group, band = _groups(low, high, highest)
+    return pa.table(
+        {
+            "feature": table["feature"],
+            "group": pa.array(group, pa.int8()),
+            "band": pa.array(band, pa.int8()),
+            "sequence": pa.array([sequence for sequence, _ in places], pa.int64()),
+            "start": pa.array([start for _, start in places], pa.int32()),
+            "peak": pa.array(peaks, pa.int32()),
+            "activation": pa.array(values[starts + np.array(peaks)], pa.float32()),
+            "tokens": table["tokens"],
+            "activations": table["values"],
+            "highest": pa.array(highest, pa.float64()),
+        }
+    )
+
+
+def _peak(row: Row, values: NDArray[np.float32]) -> int:
+    """The place that a context was chosen for; SAEDashboard's own may lie before the first."""
+    peak = row.get("qualifyingTokenIndex")
+    if type(peak) is int and 0 <= peak < len(values):
+        return peak
+    return int(values.argmax())
+
+
+def _place(row: Row, length: int) -> tuple[int, int]:
+    """Sequence and first position; −1 where the sequence is not told."""
+    told = _PLACE.fullmatch(str(row.get("dataIndex")))
+    if told:
+        return int(told[1]), int(told[2])
+    # A whole prompt without its first token.
+    return -1, int(row.get("n_tokens_in_prompt") == length + 1)
+
+
+def _groups(
+    low: NDArray[np.float64], high: NDArray[np.float64], highest: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """0 for top, 1 for a band, 2 for silent; and which band, −1 for none."""
+    within = (low >= 0) & (high > low)
+    band = np.where(within, np.rint(low / np.where(within, high - low, 1)), -1)
+    group = np.where(highest <= 0, 2, np.where(within, 1, 0))
+    band = np.where(group == 1, np.clip(band, -1, 99), -1)
+    return group, band.astype(np.int64)
+
+
+def ordered(table: "pyarrow.Table") -> "pyarrow.Table":
+    """Return tables of `context_rows` as one of an atlas, by feature, group and rank.
+
+    Ids of tokens are null, for no dashboard holds them.
+    """
+    import pyarrow
+
+    feature, group, band = (table[name].to_numpy() for name in ("feature", "group", "band"))
+    strongest = np.where(group == 0, -table["activation"].to_numpy(), 0)
+    order = np.lexsort((np.arange(len(table)), strongest, -band.astype(int), group, feature))
+    table = table.take(pyarrow.array(order))
+    feature, group, band = feature[order], group[order], band[order]
+    same = np.r_[False, (np.diff(feature) == 0) & (np.diff(group) == 0) & (np.diff(band) == 0)]
+    began = np.maximum.accumulate(np.where(same, 0, np.arange(len(same))))
+    columns = {name: table[name] for name in table.column_names if name != "peak"}
+    return CONTEXTS.table(
+        {
+            **columns,
+            "group": pyarrow.array(GROUPS).take(pyarrow.array(group)),
+            "rank": (np.arange(len(same)) - began).astype(np.int32),
+            "position": table["start"].to_numpy() + table["peak"].to_numpy(),
+            "token_ids": pyarrow.nulls(len(table), CONTEXTS.columns["token_ids"].type),
+        }
+    )

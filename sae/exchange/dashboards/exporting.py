@@ -1,23 +1,23 @@
 """An atlas written in the form of another tool: what `sae atlas export` does."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from sae.atlas import FEATURES, RECORD_FILE, Atlas, AtlasRecord, read_labels
+from sae.atlas import FEATURES, Atlas, AtlasRecord, read_labels
 from sae.base import nearest, require, say
-from sae.dictionary import Dictionary
-from sae.exchange.dashboards import (
-    circuit_tracer,
-    neuronpedia,
-    neuronpedia_upload,
-    saedashboard,
-)
+from sae.exchange.dashboards import circuit_tracer, neuronpedia, saedashboard
+from sae.exchange.dashboards.folders import atlas_at, dictionary_beside
 from sae.exchange.dashboards.place import place_of
-from sae.exchange.dashboards.rows import Exported, alignment, unit_norms
-from sae.run import Run
+from sae.exchange.dashboards.rows import Exported, alignment
+from sae.exchange.dashboards.scale import rescaled, unit_norms
+
+if TYPE_CHECKING:
+    import pyarrow
 
 FORMATS = ("neuronpedia", "upload", "saedashboard", "circuit_tracer")
 
@@ -32,7 +32,7 @@ def export_atlas(
     fold: bool = True,
     **who: str,
 ) -> Path:
-    """Write an atlas in the form of another tool.
+    """Write an atlas in the form of another tool, and return the folder that was written.
 
     If the dictionary is in the same run, the neurons that features are aligned with are in it.
 
@@ -40,47 +40,36 @@ def export_atlas(
         location: folder of the atlas, or of a run that has one.
         out: a new folder; for `neuronpedia` it may hold other models and sources.
         format: one of `FORMATS`.
-        model_id: Neuronpedia's id of the model; made of the model's name if None.
-        source: Neuronpedia's `LAYER-SET`; made of hook and dictionary if None.
         fold: whether activations and logits are those of unit decoder directions, as tools show
             them that load SAELens's folders; those of circuit-tracer never are.
-        who: `creator` and `creator_id`, who it is shown as made by.
-
-    Returns:
-        The folder that was written.
+        who: `creator` and `creator_id`; ids that are not given are made, see `place_of`.
 
     Raises:
-        UserError: for an unfinished or damaged atlas, a folder that is there already, or ids
-            that Neuronpedia does not take.
+        UserError: for an atlas that is not whole, a folder that is there, or wrong ids.
     """
     require(
         format in FORMATS,
         f"format={format} is unknown{nearest(format, FORMATS, 1)}; choose one of "
         f"{', '.join(FORMATS)}",
     )
-    atlas, folder = _atlas(Path(location)), Path(out)
+    atlas, folder = atlas_at(Path(location)), Path(out)
     place = place_of(atlas.record, model_id, source, **who)
     exported = _exported(atlas, fold=fold and format != "circuit_tracer")
     if format == "neuronpedia":
         return neuronpedia.write_bulk(exported, place, folder, _model_sizes(exported.record))
     if format == "upload":
-        written, left = neuronpedia_upload.write_uploads(exported, place, folder)
+        written, left = neuronpedia.write_uploads(exported, place, folder)
         say(f"atlas: {written:,} features to upload; {left:,} that never fire are left out")
     elif format == "saedashboard":
         saedashboard.write_dashboards(exported, place, folder)
     else:
-        circuit_tracer.write_features(exported, place, folder)
+        circuit_tracer.write_feature_files(exported, place, folder)
     return folder
 
 
-def dictionary_beside(atlas: Path) -> Dictionary | None:
-    """Load the dictionary of the same name in the run that an atlas is, or will be, in."""
-    run, name = Run(atlas.resolve().parent.parent), atlas.resolve().name
-    return run.load(name)[1] if name in run.dictionary_names else None
-
-
 def _exported(atlas: Atlas, *, fold: bool) -> Exported:
-    """Return what dashboards are made of; `fold` as for `export_atlas`."""
+    import pyarrow
+
     record = atlas.record
     dictionary = dictionary_beside(atlas.folder)
     if dictionary is None or dictionary.digest != record.dictionary_digest:
@@ -90,16 +79,18 @@ def _exported(atlas: Atlas, *, fold: bool) -> Exported:
     norms = np.ones(len(features), np.float32)
     if fold:
         norms = unit_norms(features["decoder_norm"].to_numpy(), record.architecture)
-    aligned = None
-    if dictionary is not None:
-        aligned = alignment(dictionary.W_dec.float().cpu() / torch.from_numpy(norms)[:, None])
+
+    def contexts() -> Iterator["pyarrow.Table"]:
+        for batch in atlas.context_batches():
+            yield pyarrow.table(rescaled(pyarrow.Table.from_batches([batch]), norms, fold=True))
+
+    unit = torch.from_numpy(norms)[:, None]
     return Exported(
         replace(record, folded=record.folded or bool((norms != 1).any())),
-        features,
-        atlas.context_batches(),
+        FEATURES.table(rescaled(features, norms, fold=True)),
+        contexts(),
         read_labels(atlas.folder),
-        norms,
-        aligned,
+        {} if dictionary is None else alignment(dictionary.W_dec.float().cpu() / unit),
     )
 
 
@@ -117,23 +108,3 @@ def _model_sizes(record: AtlasRecord) -> tuple[int, int]:
     # Configs of GPT-2's kind leave it open where it is four times the width.
     neurons = (getattr(config, names[0]) or 4 * config.hidden_size) if names else 0
     return int(getattr(config, "num_hidden_layers", 0)), int(neurons)
-
-
-def _atlas(location: Path) -> Atlas:
-    """Return the atlas in a folder, or the only one of a run."""
-    require(location.is_dir(), f"{location} is no folder; give an atlas, or a run that has one")
-    if not (location / RECORD_FILE).exists():
-        inside = sorted(
-            path.parent for path in Run(location).atlases.glob(f"[!.]*/{RECORD_FILE}")
-        )
-        require(
-            len(inside) <= 1,
-            f"{location} has {len(inside)} atlases; give one: {', '.join(map(str, inside))}",
-        )
-        require(
-            bool(inside) or (location / FEATURES.file).exists(),
-            f"{location} holds no atlas; give the folder of one, or a run for which sae "
-            "analyze has made one",
-        )
-        location = inside[0] if inside else location
-    return Atlas(location)

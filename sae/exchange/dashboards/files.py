@@ -1,4 +1,4 @@
-"""Files of dashboards from elsewhere: which there are, and their lines."""
+"""Files of dashboards from elsewhere, their rows, and the values in these, checked."""
 
 import gzip
 import json
@@ -7,18 +7,26 @@ import zlib
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from sae.atlas import list_lengths
 from sae.base import UserError, require
 
+if TYPE_CHECKING:
+    import pyarrow
+
+Row = dict[str, object]
+MOST_FEATURES = 1 << 22
+"""As many as the page of an atlas can order."""
 _LONGEST_LINE = 1 << 26
 """Bytes of a row; the longest that were seen have some hundred thousand."""
-
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def numbered(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    """The files `batch-N.ENDING` of a folder in the order of N.
+    """Return the files `batch-N.ENDING` of a folder in the order of N.
 
     Raises:
         UserError: for a link that leads out of the folder.
@@ -35,7 +43,7 @@ def numbered(folder: Path, endings: tuple[str, ...]) -> list[Path]:
 
 
 def parsed(content: bytes, where: str) -> Any:
-    """JSON as it comes: NaN is taken too, and halves of a pair of surrogates are replaced.
+    """Parse JSON as it comes: NaN is taken too, halves of a pair of surrogates are replaced.
 
     Raises:
         UserError: if it is none.
@@ -64,8 +72,8 @@ def _whole(value: object) -> Any:
     return value
 
 
-def json_lines(path: Path) -> Iterator[dict[str, object]]:
-    """The rows of a file of JSON lines, compressed or not.
+def json_lines(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file of JSON lines, compressed or not.
 
     Raises:
         UserError: if the file is missing, cut off or damaged, which line is no object, or that
@@ -90,3 +98,75 @@ def json_lines(path: Path) -> Iterator[dict[str, object]]:
         raise UserError(
             f"{path} is missing, cut off or damaged ({error}); fetch it again"
         ) from error
+
+
+def feature_number(value: object, where: object) -> int:
+    """Return the number of a feature, given as a number or as digits.
+
+    Raises:
+        UserError: if it is none, or greater than an atlas can have.
+    """
+    text = str(value) if isinstance(value, int | str) else ""
+    good = text.isascii() and text.isdecimal() and len(text) <= 10
+    require(
+        good and int(text) < MOST_FEATURES,
+        f"{where}: {str(value)[:40]!r} is no number of a feature; they run from 0 to "
+        f"{MOST_FEATURES - 1:,} at most",
+    )
+    return int(text)
+
+
+def column(rows: list[Row], word: str, kind: "pyarrow.DataType", path: Path) -> "pyarrow.Array":
+    """Return what rows have under a word, as an arrow array.
+
+    Raises:
+        UserError: if one has something of another kind there.
+    """
+    found = _array([row.get(word) for row in rows], kind)
+    if found is not None:
+        return found
+    row = next(row for row in rows if _array([row.get(word)], kind) is None)
+    number = str(row.get("index", row.get("feature_index")))
+    raise UserError(
+        f"{path}, feature {number[:40]}: {word} is not {_SAID[str(kind)]} but "
+        f"{ascii(row.get(word))[:80]}"
+    )
+
+
+def _array(values: list[object], kind: "pyarrow.DataType") -> "pyarrow.Array | None":
+    import pyarrow
+
+    # Arrow would take a text for the list of its characters.
+    if any(isinstance(value, str) for value in values):
+        return None
+    try:
+        return pyarrow.array(values, kind)
+    except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
+        return None
+
+
+_SAID = {
+    "double": "a number",
+    "int64": "a whole number",
+    "list<item: string>": "a list of texts",
+    "list<item: float>": "a list of numbers",
+    "list<item: double>": "a list of numbers",
+    "list<item: int64>": "a list of whole numbers",
+}
+
+
+def check_lengths(
+    table: "pyarrow.Table", one: str, other: str, words: tuple[str, str], path: Path
+) -> None:
+    """Refuse lists side by side that are not equally long; `words` are the file's for them.
+
+    Raises:
+        UserError: which feature has them.
+    """
+    wrong = np.flatnonzero(list_lengths(table, one) != list_lengths(table, other))
+    if len(wrong):
+        feature = table["feature"][int(wrong[0])].as_py()
+        raise UserError(
+            f"{path}: feature {feature} has lists of different lengths, "
+            f"{words[0]} and {words[1]}"
+        )

@@ -24,34 +24,20 @@ from sae.atlas.directions import direction_columns, nearest_features
 from sae.base import UNKNOWN, UserError, code_version, digest_bytes, require
 from sae.dictionary import Dictionary
 from sae.exchange.dashboards import neuronpedia, neuronpedia_read, saedashboard
-from sae.exchange.dashboards.columns import (
-    agreement_of_texts,
-    contexts_with_own_scale,
-    with_own_scale,
-)
-from sae.exchange.dashboards.exporting import dictionary_beside
-from sae.exchange.dashboards.new_folder import check_new, new_folder
-from sae.exchange.dashboards.parts import feature_number
-from sae.exchange.dashboards.rows import unit_norms
+from sae.exchange.dashboards.columns import agreement_of_texts
+from sae.exchange.dashboards.files import feature_number
+from sae.exchange.dashboards.folders import check_new, dictionary_beside, new_folder
+from sae.exchange.dashboards.scale import rescaled, unit_norms
 from sae.exchange.dashboards.tables import Found
 
 if TYPE_CHECKING:
     import pyarrow
 
+_OF_DICTIONARY = ("architecture", "model_name", "hook_name", "hook_name_out", "d_in")
+_COUNTS = ("d_in", "n_rows", "n_sequences", "context_size", "n_documents", "n_contexts")
 _KEPT: dict[str, type] = {
-    "architecture": str,
-    "model_name": str,
-    "hook_name": str,
-    "hook_name_out": str,
-    "data": str,
-    "d_in": int,
-    "n_rows": int,
-    "n_sequences": int,
-    "context_size": int,
-    "n_documents": int,
-    "n_contexts": int,
-    "n_band_contexts": int,
-    "context_radius": int,
+    **dict.fromkeys((*_OF_DICTIONARY, "data"), str),
+    **dict.fromkeys((*_COUNTS, "n_band_contexts", "context_radius"), int),
 }
 """What is taken over from the record of an atlas that was exported here."""
 _MOST_COUNTED = 1 << 53
@@ -66,7 +52,6 @@ class Makers:
     """What is made from the tables by those who know how: labels, the map, the pages."""
 
     labels: Callable[["pyarrow.Table", "pyarrow.Table"], list[str]]
-    """An automatic label for each feature, from the tables of features and contexts."""
     n_neighbours: int
     """Nearest directions of each feature that the map is laid out by."""
     places: Callable[
@@ -79,25 +64,19 @@ class Makers:
     ]
     """Places on the map, from decoder directions, their nearest others and the cosines."""
     pages: Callable[[Path, "pyarrow.Table", "pyarrow.Table", AtlasRecord, Labels], None]
-    """Writes the pages into the folder, from both tables."""
 
 
 def import_atlas(location: str | Path, out: str | Path, makers: Makers) -> Atlas:
     """Read dashboards of another tool as an atlas, its pages included.
 
-    What those formats do not hold is left empty, and the pages leave it out. If `out` is
-    `RUN/atlas/NAME` and the run has a dictionary of that name, norms, neighbours and the map
-    come from its directions.
-
-    Args:
-        location: a source of a Neuronpedia export, or a folder that holds one; or a folder of
-            SAEDashboard's.
-        out: a new folder.
-        makers: how labels, map and pages are made.
+    What those formats do not hold is left empty, and the pages leave it out. If `out`, a new
+    folder, is `RUN/atlas/NAME` and the run has a dictionary of that name, norms, neighbours and
+    the map come from its directions. The dashboards are a source of a Neuronpedia export, a
+    folder that holds one, or a folder of SAEDashboard's.
 
     Raises:
-        UserError: if there is nothing to read, `out` exists or another process writes it, or a
-            file is missing, damaged or of another form.
+        UserError: if `out` exists or another process writes it, or what is read is missing,
+            damaged or of another form.
     """
     target = Path(out)
     check_new(target)
@@ -116,7 +95,6 @@ def import_atlas(location: str | Path, out: str | Path, makers: Makers) -> Atlas
 
 
 def _reader(location: Path) -> tuple[Path, Callable[[Path, Path], Found]]:
-    """Where the files are, and what reads them."""
     require(location.is_dir(), f"{location} is no folder; give one of a Neuronpedia export")
     if saedashboard.is_dashboards(location):
         return location, saedashboard.read_dashboards
@@ -139,18 +117,16 @@ def _write(
     makers: Makers,
 ) -> None:
     features = found.collected.features(record.d_sae, record.n_rows)
-    columns, norms = columns_of(features), None
+    columns, tables = columns_of(features), found.collected.contexts()
+    pieces = (columns_of(table) for table in tables)
     if dictionary is not None and record.folded:
         # From now on they are the dictionary's own.
         record = replace(record, folded=False)
         lengths = dictionary.W_dec.float().norm(dim=1).cpu().numpy()
         norms = unit_norms(lengths, dictionary.architecture)
-        columns = with_own_scale(features, norms)
-    tables = found.collected.contexts()
-    CONTEXTS.write_pieces(
-        folder,
-        (columns_of(t) if norms is None else contexts_with_own_scale(t, norms) for t in tables),
-    )
+        columns = rescaled(features, norms, fold=False)
+        pieces = (rescaled(t, norms, fold=False) for t in tables)
+    CONTEXTS.write_pieces(folder, pieces)
     contexts = CONTEXTS.read(folder)
     if "top_logits" in columns:
         columns["logit_agreement"] = agreement_of_texts(features, contexts)
@@ -193,13 +169,7 @@ def _record(found: Found, dictionary: Dictionary | None, name: str, digest: str)
             f"not {dictionary.digest}); give the atlas another name",
         )
         n, of = dictionary.d_sae, dictionary.digest
-        about |= {
-            "architecture": dictionary.architecture,
-            "model_name": dictionary.model_name,
-            "hook_name": dictionary.hook_name,
-            "hook_name_out": dictionary.hook_name_out,
-            "d_in": dictionary.d_in,
-        }
+        about |= {name: getattr(dictionary, name) for name in _OF_DICTIONARY}
     else:
         told_of = found.collected.n_told_of + len(set(there))
         require(
@@ -223,7 +193,6 @@ def _record(found: Found, dictionary: Dictionary | None, name: str, digest: str)
 
 
 def _is(value: object, kind: type) -> bool:
-    """Whether a value from elsewhere is a text, or a number that counts something."""
     if kind is str:
         return isinstance(value, str)
     return type(value) is int and 0 <= value < _MOST_COUNTED
@@ -249,7 +218,6 @@ def _labels(automatic: list[str], found: Found) -> Labels:
 
 
 def _contents(folder: Path) -> Iterator[bytes]:
-    """The bytes of all files below a folder, in the order of their names."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:

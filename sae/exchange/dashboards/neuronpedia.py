@@ -1,4 +1,4 @@
-"""An atlas for Neuronpedia: the folder that it imports in bulk.
+"""An atlas for Neuronpedia: the folder that it imports in bulk, or bodies for its upload call.
 
 The bulk layout is that of its public exports (docs.neuronpedia.org/api-and-data/exports) and of
 SAEDashboard's `neuronpedia_export.py`: `{model}/{layer}-{set}/` with `release.jsonl`,
@@ -7,24 +7,39 @@ SAEDashboard's `neuronpedia_export.py`: `{model}/{layer}-{set}/` with `release.j
 database (`apps/webapp/prisma/schema.prisma`: Neuron, Activation, Explanation, Source,
 SourceSet, SourceRelease, Model). What else is known of an atlas goes into the free field
 `saelensConfig` of its source.
+
+The call is `POST /api/feature/upload-batch` with 1 to 128 features a body. One value that
+the schema of its route refuses (`apps/webapp/app/api/feature/upload-batch/route.tsx`, read in
+November 2026) refuses the whole body: an empty token, a quantile's share below zero, and names
+of methods and models that its database does not know.
 """
 
 import gzip
 import hashlib
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 from sae.atlas import AtlasRecord
-from sae.base import progress
-from sae.exchange.dashboards.neuronpedia_heads import heads
-from sae.exchange.dashboards.new_folder import new_folder
+from sae.base import require
 from sae.exchange.dashboards.place import Place
-from sae.exchange.dashboards.rows import Dashboard, Exported, Shown, dashboards, json_bytes
+from sae.exchange.dashboards.rows import (
+    TOP,
+    Dashboard,
+    Exported,
+    Shown,
+    json_bytes,
+    write_features,
+)
 
-BATCH = 1024
-"""Features a file of the bulk layout."""
 BY_HAND, AUTOMATIC, EXPLANATION = "label by hand", "automatic label", "explanation"
 """What an explanation's notes say it is."""
+_BATCH, _UPLOAD = 1024, 128
+_MOST_LOGITS, _MOST_TOKENS, _LONGEST_TEXT = 20, 1024, 512
+
+Row = dict[str, object]
 
 
 def write_bulk(
@@ -36,54 +51,51 @@ def write_bulk(
     explanation. Memory does not grow with the number of features beyond the table of them.
 
     Args:
-        folder: where the model's folder goes.
         sizes: layers of the model, and neurons of each; zeros if they are not known.
 
     Raises:
         UserError: if the source's folder exists, or another process writes it.
     """
-    target = folder / place.model_id / place.source
-    with (
-        new_folder(target) as temporary,
-        progress(len(atlas.features), "export", "feature") as bar,
-    ):
-        for name, row in heads(atlas.record, place, sizes).items():
-            (temporary / f"{name}.jsonl").write_bytes(json_bytes(row) + b"\n")
-        for number, block in enumerate(dashboards(atlas, BATCH)):
-            kinds = {
-                "features": (_feature(atlas.record, place, one) for one in block),
-                "activations": (_activation(*each) for each in _contexts(atlas, place, block)),
-                "explanations": _explanations(atlas, place, block),
-            }
-            for kind, rows in kinds.items():
-                _write_rows(temporary / kind / f"batch-{number}.jsonl.gz", rows)
-            bar.update(len(block))
+    target, record = folder / place.model_id / place.source, atlas.record
+    heads = _release_and_model(record, place, sizes) | _set_and_source(record, place)
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    whose = {"creatorId": place.creator_id, "createdAt": now, "visibility": "PUBLIC"}
+    heads["model"]["updatedAt"] = now
+
+    def files(number: int, block: list[Dashboard]) -> Iterator[tuple[str, bytes]]:
+        kinds = {
+            "features": (_feature(record, place, one) for one in block),
+            "activations": _activations(record, place, block),
+            "explanations": _explanations(atlas, place, block),
+        }
+        for kind, rows in kinds.items():
+            yield f"{kind}/batch-{number}.jsonl.gz", _compressed(rows)
+
+    lines = {f"{name}.jsonl": json_bytes(row | whose) + b"\n" for name, row in heads.items()}
+    write_features(atlas, target, _BATCH, files, lines)
     return target
 
 
-def _write_rows(path: Path, rows: Iterable[dict[str, object]]) -> None:
-    path.parent.mkdir(exist_ok=True)
+def _compressed(rows: Iterable[Row]) -> bytes:
+    raw = io.BytesIO()
     # No name and no time inside, so that the same rows are the same bytes.
-    with (
-        path.open("wb") as raw,
-        gzip.GzipFile("", "wb", compresslevel=5, fileobj=raw, mtime=0) as file,
-    ):
+    with gzip.GzipFile("", "wb", compresslevel=5, fileobj=raw, mtime=0) as file:
         for row in rows:
             file.write(json_bytes(row) + b"\n")
+    return raw.getvalue()
 
 
-def _id(place: Place, *what: object) -> str:
-    """25 characters that the same row has every time, as its database's ids look."""
+def _owned(place: Place, feature: int, *what: object) -> Row:
+    """What rows of a feature begin with; the id is the same every time, as 25 characters."""
     name = "/".join(map(str, (place.model_id, place.source, *what)))
-    return "c" + hashlib.sha256(name.encode()).hexdigest()[:24]
+    own: Row = {"id": "c" + hashlib.sha256(name.encode()).hexdigest()[:24]} if what else {}
+    return own | {"modelId": place.model_id, "layer": place.source, "index": str(feature)}
 
 
-def _feature(record: AtlasRecord, place: Place, one: Dashboard) -> dict[str, object]:
+def _feature(record: AtlasRecord, place: Place, one: Dashboard) -> Row:
     x, y = one.place or (None, None)
     return {
-        "modelId": place.model_id,
-        "layer": place.source,
-        "index": str(one.feature),
+        **_owned(place, one.feature),
         "sourceSetName": place.source_set,
         "creatorId": place.creator_id,
         "maxActApprox": one.highest,
@@ -100,27 +112,20 @@ def _feature(record: AtlasRecord, place: Place, one: Dashboard) -> dict[str, obj
     }
 
 
-def _contexts(
-    atlas: Exported, place: Place, block: list[Dashboard]
-) -> Iterable[tuple[dict[str, object], Shown]]:
-    """Every context, with what its row says besides."""
+def _activations(record: AtlasRecord, place: Place, block: list[Dashboard]) -> Iterator[Row]:
     for one in block:
         for number, context in enumerate(one.contexts):
-            about: dict[str, object] = {
-                "id": _id(place, "activation", one.feature, number),
-                "modelId": place.model_id,
-                "layer": place.source,
-                "index": str(one.feature),
+            yield {
+                **_owned(place, one.feature, "activation", one.feature, number),
                 "creatorId": place.creator_id,
-                "dataSource": atlas.record.data,
+                "dataSource": record.data,
+                **_activation(context),
             }
-            yield about, context
 
 
-def _activation(about: dict[str, object], context: Shown) -> dict[str, object]:
+def _activation(context: Shown) -> Row:
     known = context.sequence >= 0
     return {
-        **about,
         "dataIndex": f"{context.sequence}:{context.start}" if known else None,
         "tokens": context.tokens,
         "values": context.values,
@@ -139,7 +144,7 @@ def _activation(about: dict[str, object], context: Shown) -> dict[str, object]:
     }
 
 
-def texts_of(atlas: Exported, feature: int) -> list[tuple[str, str]]:
+def _texts(atlas: Exported, feature: int) -> list[tuple[str, str]]:
     """What is said of a feature, and of which kind that is; of a dead one only by people."""
     label, explanation = atlas.labels.label[feature], atlas.labels.explanation[feature]
     found = []
@@ -152,16 +157,11 @@ def texts_of(atlas: Exported, feature: int) -> list[tuple[str, str]]:
     return [(text.replace("\x00", "\ufffd"), kind) for text, kind in found]
 
 
-def _explanations(
-    atlas: Exported, place: Place, block: list[Dashboard]
-) -> Iterable[dict[str, object]]:
+def _explanations(atlas: Exported, place: Place, block: list[Dashboard]) -> Iterator[Row]:
     for one in block:
-        for text, kind in texts_of(atlas, one.feature):
+        for text, kind in _texts(atlas, one.feature):
             yield {
-                "id": _id(place, kind, one.feature),
-                "modelId": place.model_id,
-                "layer": place.source,
-                "index": str(one.feature),
+                **_owned(place, one.feature, kind, one.feature),
                 "authorId": place.creator_id,
                 "description": text,
                 "notes": kind,
@@ -169,3 +169,149 @@ def _explanations(
                 "typeName": None,
                 "explanationModelName": None,
             }
+
+
+def _about(record: AtlasRecord) -> str:
+    return f"{record.dictionary} at {record.hook_name} of {record.model_name}"
+
+
+def _release_and_model(
+    record: AtlasRecord, place: Place, sizes: tuple[int, int]
+) -> dict[str, Row]:
+    model = record.model_name
+    return {
+        "release": {
+            "name": place.source_set,
+            "description": _about(record),
+            "descriptionShort": record.dictionary,
+            "urls": [],
+            "creatorName": place.creator,
+            "creatorNameShort": place.creator,
+            "isNewUi": False,
+            "featured": False,
+            "defaultUmapSourceIds": [],
+        },
+        "model": {
+            "id": place.model_id,
+            "displayName": model.split("/")[-1],
+            "displayNameShort": model.split("/")[-1],
+            "instruct": "instruct" in model.lower() or model.endswith("-it"),
+            "inferenceEnabled": False,
+            "layers": sizes[0],
+            "neuronsPerLayer": sizes[1],
+            "owner": model.split("/")[0] if "/" in model else "",
+        },
+    }
+
+
+def _set_and_source(record: AtlasRecord, place: Place) -> dict[str, Row]:
+    config = {
+        "architecture": record.architecture,
+        "d_in": record.d_in,
+        "d_sae": record.d_sae,
+        "metadata": {
+            "model_name": record.model_name,
+            "hook_name": record.hook_name,
+            "hook_name_out": record.hook_name_out,
+            "sae_atlas_manifest": record.to_json(),
+        },
+    }
+    return {
+        "sourceset": {
+            "modelId": place.model_id,
+            "name": place.source_set,
+            "hasDashboards": True,
+            "description": _about(record),
+            "type": "",
+            "creatorName": place.creator,
+            "urls": [],
+            "releaseName": place.source_set,
+            "defaultRange": 1,
+            "defaultShowBreaks": True,
+            "showDfa": False,
+            "showCorrelated": True,
+            "showHeadAttribution": False,
+            "showUmap": False,
+        },
+        "source": {
+            "id": place.source,
+            "modelId": place.model_id,
+            "setName": place.source_set,
+            "hasDashboards": True,
+            "inferenceEnabled": False,
+            "saelensConfig": config,
+            "hasUmap": False,
+            "hasUmapLogSparsity": False,
+            "hasUmapClusters": False,
+            "num_prompts": record.n_sequences,
+            "num_tokens_in_prompt": record.context_size,
+            "dataset": record.data,
+        },
+    }
+
+
+def write_uploads(atlas: Exported, place: Place, folder: Path) -> tuple[int, int]:
+    """Write bodies for the upload call, one a file; returns features written, and left out.
+
+    A feature needs a context there, so one that never fires is left out.
+
+    Raises:
+        UserError: if the folder exists, another process writes it, or a context is longer
+            than the call takes.
+    """
+    numbers, written = count(), 0
+
+    def body(_: int, block: list[Dashboard]) -> Iterator[tuple[str, bytes]]:
+        nonlocal written
+        rows = [_upload(atlas, one) for one in block if one.contexts]
+        written += len(rows)
+        if rows:
+            found = {"modelId": place.model_id, "source": place.source, "features": rows}
+            yield f"batch-{next(numbers)}.json", json_bytes(found)
+
+    write_features(atlas, folder, _UPLOAD, body)
+    return written, len(atlas.features) - written
+
+
+def _upload(atlas: Exported, one: Dashboard) -> Row:
+    """A feature as the upload call takes it, no more of anything than it allows."""
+    longest = max(len(context.tokens) for context in one.contexts)
+    require(
+        longest <= _MOST_TOKENS,
+        f"feature {one.feature} has a context of {longest} tokens, and an upload takes "
+        f"{_MOST_TOKENS}; run sae analyze with context_radius={_MOST_TOKENS // 2 - 1} or less",
+    )
+    logits = {}
+    for name, sign in (("topLogits", "pos"), ("bottomLogits", "neg")):
+        pairs = zip(one.fields[f"{sign}_str"], one.fields[f"{sign}_values"], strict=True)
+        rows = [{"token": _some(token), "value": value} for token, value in pairs]
+        logits[name] = rows[:_MOST_LOGITS]
+    texts = [_cut(text) for text, _ in _texts(atlas, one.feature) if text]
+    return {
+        "index": one.feature,
+        "density": one.fields["frac_nonzero"],
+        **logits,
+        "explanations": [{"text": text} for text in texts],
+        "activations": [
+            {
+                "tokens": [_some(token) for token in context.tokens],
+                "values": context.values,
+                "quantileMin": context.bin_min,
+                "quantileMax": context.bin_max,
+                "quantileFraction": None
+                if context.bin_contains == TOP
+                else context.bin_contains,
+            }
+            for context in one.contexts
+        ],
+    }
+
+
+def _some(token: str) -> str:
+    """A token that is not empty: half a character, say, is one that cannot be seen."""
+    return token or "\u200b"
+
+
+def _cut(text: str) -> str:
+    """As much of a text as a call takes; it counts in UTF-16, and half a character is none."""
+    return text.encode("utf-16-le")[: 2 * _LONGEST_TEXT].decode("utf-16-le", "ignore")

@@ -6,9 +6,8 @@ from itertools import islice
 from pathlib import Path
 
 from sae.base import UserError, require
-from sae.exchange.dashboards.files import json_lines, numbered
-from sae.exchange.dashboards.parts import feature_number
-from sae.exchange.dashboards.tables import Collected, Found, Scratch
+from sae.exchange.dashboards.files import Row, feature_number, json_lines, numbered
+from sae.exchange.dashboards.tables import Collected, Found
 
 _ENDINGS = ("jsonl.gz", "jsonl")
 _ROWS = 4096
@@ -16,7 +15,7 @@ _ROWS = 4096
 
 
 def sources(folder: Path) -> list[Path]:
-    """The folders of sources in `folder`, itself or up to two below: `{model}/{source}`."""
+    """Return the sources in `folder`: itself, or up to two below, as `{model}/{source}`."""
     found = [folder, *sorted(folder.glob("[!.]*")), *sorted(folder.glob("[!.]*/[!.]*"))]
     return [path for path in found if numbered(path / "features", _ENDINGS)]
 
@@ -28,65 +27,58 @@ def read_bulk(folder: Path, scratch: Path) -> Found:
     numbers as texts.
 
     Args:
-        folder: with `features/` and `activations/`.
         scratch: an empty folder for what does not fit in memory.
 
     Raises:
         UserError: for a file that is missing, damaged or of another form, in one sentence.
     """
-    source = _head(folder / "source.jsonl")
-    config = source.get("saelensConfig")
-    config = config if isinstance(config, dict) else {}
-    metadata = config.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
-    ours = metadata.get("sae_atlas_manifest")
-    collected, hook, of = Collected(Scratch(scratch)), metadata.get("hook_name"), None
-    for path in numbered(folder / "features", _ENDINGS):
-        for rows in _chunks(path):
-            for row in rows:
-                own = (row.get("modelId"), row.get("layer"))
-                of = of or own
-                require(
-                    own == of,
-                    f"{path} has features of {own[0]}/{own[1]} beside those of "
-                    f"{of[0]}/{of[1]}; keep each source in a folder of its own",
-                )
-                hook = hook or row.get("hookName")
-            collected.add_features(rows, "index", path)
-    for path in numbered(folder / "activations", _ENDINGS):
-        for rows in _chunks(path):
-            size = source.get("num_tokens_in_prompt")
-            for row in rows:
-                row.setdefault("n_tokens_in_prompt", size)
-            collected.add_contexts(rows, path)
+    head = folder / "source.jsonl"
+    # It may be missing, for what it says is seldom needed.
+    source = next(json_lines(head), {}) if head.is_file() else {}
+    metadata = _object(_object(source, "saelensConfig"), "metadata")
+    size = source.get("num_tokens_in_prompt")
+    collected, hook, of = Collected(scratch), metadata.get("hook_name"), None
+    for path, rows in _chunks(folder / "features"):
+        for row in rows:
+            own = (row.get("modelId"), row.get("layer"))
+            of = of or own
+            require(
+                own == of,
+                f"{path} has features of {own[0]}/{own[1]} beside those of {of[0]}/{of[1]}; "
+                "keep each source in a folder of its own",
+            )
+            hook = hook or row.get("hookName")
+        collected.add_features(rows, "index", path)
+    for path, rows in _chunks(folder / "activations"):
+        collected.add_contexts(({"n_tokens_in_prompt": size, **row} for row in rows), path)
     model_id, layer = of or ("unknown", "unknown")
     about = {
         "model_name": str(metadata.get("model_name") or model_id),
         "hook_name": str(hook or layer),
         "data": source.get("dataset"),
         "n_sequences": source.get("num_prompts"),
-        "context_size": source.get("num_tokens_in_prompt"),
+        "context_size": size,
     }
-    ours = ours if isinstance(ours, dict) else {}
-    return Found(collected, about, ours, texts=_texts(folder))
+    ours = _object(metadata, "sae_atlas_manifest")
+    return Found(collected, about, ours, texts=_texts(folder / "explanations"))
 
 
-def _head(path: Path) -> dict[str, object]:
-    """The one row of a file; nothing if it is not there, for what it says is seldom needed."""
-    return next(json_lines(path), {}) if path.is_file() else {}
+def _object(row: Row, key: str) -> Row:
+    found = row.get(key)
+    return found if isinstance(found, dict) else {}
 
 
-def _chunks(path: Path) -> Iterator[list[dict[str, object]]]:
-    rows = json_lines(path)
-    while chunk := list(islice(rows, _ROWS)):
-        yield chunk
+def _chunks(folder: Path) -> Iterator[tuple[Path, list[Row]]]:
+    for path in numbered(folder, _ENDINGS):
+        rows = json_lines(path)
+        while chunk := list(islice(rows, _ROWS)):
+            yield path, chunk
 
 
 def _texts(folder: Path) -> dict[int, list[tuple[str, str]]]:
-    """Explanations of features in the order of the files."""
     found: dict[int, list[tuple[str, str]]] = {}
-    for path in numbered(folder / "explanations", _ENDINGS):
-        for row in json_lines(path):
+    for path, rows in _chunks(folder):
+        for row in rows:
             text = row.get("description")
             if not isinstance(text, str):
                 raise UserError(f"{path} has an explanation without a description: {text!r}")

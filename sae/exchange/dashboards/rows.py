@@ -5,14 +5,11 @@ words (`sae_dashboard/neuronpedia/neuronpedia_dashboard.py`, version 0.8). Two t
 from what SAEDashboard writes: numbers are not rounded, and the density is the measured one, not
 read back from the title of a chart. Token strings are as there: plain text, spaces and line
 ends as such.
-
-These tools fold the norms of decoder rows into the encoder before they look (SAELens's
-`fold_W_dec_norm`), so that activations are those of unit directions and logits are a unit
-direction's. So are these, unless the norms are given as ones.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +18,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from sae.atlas import AtlasRecord, Labels, flat_and_ends
-from sae.base import require
+from sae.base import progress, require
+from sae.exchange.dashboards.folders import new_folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,28 +28,48 @@ N_ALIGNED = 3
 """Neurons that a feature's direction is largest on: rows of that table in SAEDashboard."""
 TOP = -1
 """`bin_min` and `bin_contains` of the strongest contexts, as SAEDashboard marks them."""
+_LISTS = {
+    "correlated_features_indices": "correlated",
+    "correlated_features_pearson": "correlations",
+    "neg_str": "bottom_logit_tokens",
+    "neg_values": "bottom_logits",
+    "pos_str": "top_logit_tokens",
+    "pos_values": "top_logits",
+}
+"""Columns of lists by the words for them."""
+_WORDS = (
+    "neuron_alignment_indices",
+    "neuron_alignment_values",
+    "neuron_alignment_l1",
+    "correlated_neurons_indices",
+    "correlated_neurons_l1",
+    "correlated_neurons_pearson",
+    "correlated_features_indices",
+    "correlated_features_l1",
+    "correlated_features_pearson",
+    "neg_str",
+    "neg_values",
+    "pos_str",
+    "pos_values",
+    "frac_nonzero",
+    "freq_hist_data_bar_values",
+    "freq_hist_data_bar_heights",
+    "logits_hist_data_bar_heights",
+    "logits_hist_data_bar_values",
+)
+"""What SAEDashboard and Neuronpedia both have of a feature, in their order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Alignment:
-    """Where a feature's decoder direction is largest, (d_sae, N_ALIGNED) each."""
+def alignment(w_dec: Float[torch.Tensor, "d_sae d_out"]) -> dict[str, NDArray[np.generic]]:
+    """Return the neurons that decoder directions are largest on, (d_sae, N_ALIGNED) each.
 
-    indices: NDArray[np.int64]
-    values: NDArray[np.float32]
-    shares: NDArray[np.float32]
-    """Magnitudes of these values as shares of the sum of all magnitudes."""
-
-
-def alignment(w_dec: Float[torch.Tensor, "d_sae d_out"]) -> Alignment:
-    """The neurons that decoder directions are largest on.
-
-    Args:
-        w_dec: (d_sae, d_out).
+    These are their numbers, the values there, and the magnitudes of these as shares of all.
     """
     rows = w_dec.detach().float().cpu()
     best = rows.topk(min(N_ALIGNED, rows.shape[1]), dim=1)
     shares = best.values.abs() / rows.abs().sum(1, keepdim=True).clamp_min(1e-30)
-    return Alignment(best.indices.numpy(), best.values.numpy(), shares.numpy())
+    parts = (best.indices.numpy(), best.values.numpy(), shares.numpy())
+    return dict(zip(_WORDS[:3], parts, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +79,11 @@ class Exported:
     record: AtlasRecord
     """The record of the atlas, whose `folded` is that of what is written."""
     features: "pyarrow.Table"
-    """The table of `features.parquet`."""
-    contexts: Iterable["pyarrow.RecordBatch"]
-    """Record batches of `contexts.parquet`, sorted by feature; read once, from the first on."""
+    contexts: Iterable["pyarrow.Table"]
+    """Pieces of `contexts.parquet`, sorted by feature; read once, from the first on."""
     labels: Labels
-    norms: NDArray[np.float32]
-    """(d_sae,): what activations are multiplied by and logits divided by; see `unit_norms`."""
-    aligned: Alignment | None
-    """Alignment of unit directions if norms are folded; None without the dictionary."""
+    aligned: Mapping[str, NDArray[np.generic]]
+    """The `alignment` of what features add; empty without the dictionary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +118,38 @@ class Dashboard:
     contexts: list[Shown]
 
 
-def unit_norms(norms: NDArray[np.float32], architecture: str | None) -> NDArray[np.float32]:
-    """What activations are multiplied by so that decoder directions have norm one.
-
-    Ones for norms that are not known or hardly differ from one; and for top-k, whose latents
-    would be others: SAELens folds nothing there.
+def write_features(
+    atlas: Exported,
+    folder: Path,
+    size: int,
+    files: Callable[[int, list[Dashboard]], Iterable[tuple[str, bytes]]],
+    heads: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a new folder, `size` features at a time.
 
     Args:
-        norms: of the decoder's rows, (d_sae,); NaN where not known.
+        files: names and contents, from the number of a block and its features.
+        heads: files that stand beside them.
+
+    Raises:
+        UserError: if the folder exists, or another process writes it.
     """
-    plain = ~(norms > 0) | (np.abs(norms - 1) < 1e-5)
-    one = np.float32(1)
-    return np.where(plain | (architecture == "topk"), one, norms).astype(np.float32)
+    with (
+        new_folder(folder) as temporary,
+        progress(len(atlas.features), "export", "feature") as bar,
+    ):
+        for name, content in (heads or {}).items():
+            (temporary / name).write_bytes(content)
+        for number, block in enumerate(dashboards(atlas, size)):
+            for name, content in files(number, block):
+                path = temporary / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
+            bar.update(len(block))
 
 
 def dashboards(atlas: Exported, size: int) -> Iterator[list[Dashboard]]:
-    """Every feature in order, `size` of them at a time.
+    """Yield every feature in order, `size` of them at a time.
 
     Contexts in which a feature is silent are left out: these formats have no place for them.
 
@@ -129,48 +160,48 @@ def dashboards(atlas: Exported, size: int) -> Iterator[list[Dashboard]]:
     pieces = _by_feature(atlas.contexts, len(atlas.features), size)
     for first, contexts in zip(range(0, len(atlas.features), size), pieces, strict=True):
         table = atlas.features.slice(first, size).combine_chunks()
-        shown = _shown(atlas, table, contexts, first)
+        shown = _shown(table, contexts, first, atlas.record.n_bands)
         yield _block(atlas, table, shown, moments, first)
 
 
 def _by_feature(
-    batches: Iterable["pyarrow.RecordBatch"], n: int, size: int
+    tables: Iterable["pyarrow.Table"], n: int, size: int
 ) -> Iterator["pyarrow.Table | None"]:
     """Tables of the contexts of `size` features each; None where there are none."""
     import pyarrow
 
-    held: list[pyarrow.RecordBatch] = []
-    source, last = iter(batches), -1
+    held: list[pyarrow.Table] = []
+    source, last = iter(tables), -1
     for stop in range(size, n + size, size):
         while not held or held[-1]["feature"][-1].as_py() < stop:
-            batch = next(source, None)
-            if batch is None:
+            piece = next(source, None)
+            if piece is None:
                 break
-            if not len(batch):
+            if not len(piece):
                 continue
-            owners = batch["feature"].to_numpy()
+            owners = piece["feature"].to_numpy()
             require(
                 owners[0] >= last and bool((np.diff(owners) >= 0).all()),
                 "contexts.parquet is not sorted by feature; run sae analyze again",
             )
             last = int(owners[-1])
-            held.append(batch)
+            held.append(piece)
         if not held:
             yield None
             continue
-        table = pyarrow.Table.from_batches(held).combine_chunks()
+        table = pyarrow.concat_tables(held).combine_chunks()
         end = int(np.searchsorted(table["feature"].to_numpy(), stop))
-        held = table.slice(end).to_batches() if end < len(table) else []
+        held = [table.slice(end)] if end < len(table) else []
         yield table.slice(0, end)
 
 
-def pieces(table: "pyarrow.Table", name: str) -> list[Any]:
+def _lists(table: "pyarrow.Table", name: str) -> list[Any]:
     """The lists of a column, arrays of numbers or lists of texts; empty where there is none."""
     import pyarrow
     import pyarrow.compute as pc
 
     if name not in table.column_names:
-        return [np.zeros(0, np.float32)] * len(table)
+        return [[]] * len(table)
     flat, ends = flat_and_ends(table, name)
     values: Any
     if pyarrow.types.is_string(flat.type):
@@ -183,7 +214,6 @@ def pieces(table: "pyarrow.Table", name: str) -> list[Any]:
 
 
 def _moments(features: "pyarrow.Table") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and mean square of every feature over all tokens, silent ones too."""
     density, mean, std = (
         features[name].to_numpy().astype(np.float64)
         for name in ("density", "mean_activation", "std_activation")
@@ -210,7 +240,6 @@ def _cosines(
 
 
 def _shares(histogram: NDArray[np.int64], density: float, n_bands: int) -> list[float | None]:
-    """Share of all tokens in each of the equal parts of the way up to the highest."""
     total = int(histogram.sum()) if len(histogram) else 0
     if not total:
         return [None] * n_bands
@@ -225,38 +254,29 @@ def _shares(histogram: NDArray[np.int64], density: float, n_bands: int) -> list[
 
 
 def _shown(
-    atlas: Exported, table: "pyarrow.Table", contexts: "pyarrow.Table | None", first: int
+    table: "pyarrow.Table", contexts: "pyarrow.Table | None", first: int, n_bands: int
 ) -> list[list[Shown]]:
     """The contexts of each feature of a block, in their order, without the silent ones."""
     found: list[list[Shown]] = [[] for _ in range(len(table))]
     if contexts is None:
         return found
-    n_bands = atlas.record.n_bands
-    norms = atlas.norms[first : first + len(table)]
-    highest = table["max_activation"].to_numpy() * norms
-    shares = [
-        _shares(histogram, density, n_bands)
-        for histogram, density in zip(
-            pieces(table, "histogram"), table["density"].to_pylist(), strict=True
-        )
-    ]
+    highest = table["max_activation"].to_pylist()
+    histograms = zip(_lists(table, "histogram"), table["density"].to_pylist(), strict=True)
+    shares = [_shares(histogram, density, n_bands) for histogram, density in histograms]
     names = ("feature", "group", "band", "sequence", "position", "start")
     columns = [contexts[name].to_pylist() for name in names]
-    lists = pieces(contexts, "tokens"), pieces(contexts, "activations")
-    for owner, group, band, sequence, position, start, tokens, values in zip(
-        *columns, *lists, strict=True
-    ):
+    columns += [_lists(contexts, name) for name in ("tokens", "activations")]
+    rows = zip(*columns, strict=True)
+    for feature, group, band, sequence, position, start, tokens, values in rows:
         if group == "silent":
             continue
-        most, own = float(highest[owner - first]), shares[owner - first]
+        owner = feature - first
+        most = highest[owner]
         edges: tuple[float, float, float | None] = (TOP, most, TOP)
         if group == "band":
-            edges = (band * most / n_bands, (band + 1) * most / n_bands, own[band])
-        found[owner - first].append(
-            Shown(
-                *edges, tokens, values * norms[owner - first], position - start, sequence, start
-            )
-        )
+            low, high = band * most / n_bands, (band + 1) * most / n_bands
+            edges = (low, high, shares[owner][band])
+        found[owner].append(Shown(*edges, tokens, values, position - start, sequence, start))
     return found
 
 
@@ -267,68 +287,37 @@ def _block(
     moments: tuple[NDArray[np.float64], NDArray[np.float64]],
     first: int,
 ) -> list[Dashboard]:
-    names = (
-        "histogram",
-        "correlated",
-        "correlations",
-        "neighbours",
-        "neighbour_cosines",
-        "top_logit_tokens",
-        "top_logits",
-        "bottom_logit_tokens",
-        "bottom_logits",
-    )
-    lists = zip(*(pieces(table, name) for name in names), strict=True)
-    density = table["density"].to_pylist()
-    norms = atlas.norms[first : first + len(table)]
-    highest = table["max_activation"].to_numpy() * norms
-    x, y = (table[name].to_numpy() for name in ("map_x", "map_y"))
+    lists = {word: _lists(table, name) for word, name in _LISTS.items()}
+    names = ("neighbours", "neighbour_cosines", "histogram")
+    near, cosines, histograms = (_lists(table, name) for name in names)
+    numbers = ("density", "max_activation", "map_x", "map_y")
+    rows = zip(*(table[name].to_pylist() for name in numbers), strict=True)
     found = []
-    for i, (bars, others, r, near, cosines, top, ups, bottom, downs) in enumerate(lists):
-        most = float(highest[i])
-        live = density[i] > 0
-        fields = {
-            **_aligned(atlas.aligned, first + i),
-            "correlated_neurons_indices": [],
-            "correlated_neurons_l1": [],
-            "correlated_neurons_pearson": [],
-            "correlated_features_indices": others,
-            "correlated_features_l1": _cosines(first + i, others, r, moments)
-            if len(others)
-            else [],
-            "correlated_features_pearson": r,
-            "neg_str": list(bottom),
-            "neg_values": downs / norms[i],
-            "pos_str": list(top),
-            "pos_values": ups / norms[i],
-            "frac_nonzero": density[i],
-            "freq_hist_data_bar_values": _centres(len(bars), most) if live else [],
-            "freq_hist_data_bar_heights": bars if live else [],
-            "logits_hist_data_bar_heights": [],
-            "logits_hist_data_bar_values": [],
-        }
-        place = (float(x[i]), float(y[i])) if np.isfinite(x[i] + y[i]) else None
-        found.append(Dashboard(first + i, most, fields, near, cosines, place, shown[i]))
+    for i, (density, highest, x, y) in enumerate(rows):
+        fields = {key: [] for key in _WORDS} | {word: lists[word][i] for word in _LISTS}
+        fields |= {word: values[first + i] for word, values in atlas.aligned.items()}
+        fields["frac_nonzero"] = density
+        others = fields["correlated_features_indices"]
+        if len(others):
+            r = fields["correlated_features_pearson"]
+            fields["correlated_features_l1"] = _cosines(first + i, others, r, moments)
+        if density > 0:
+            bars = histograms[i]
+            fields["freq_hist_data_bar_values"] = _centres(len(bars), highest)
+            fields["freq_hist_data_bar_heights"] = bars
+        place = None if x is None or not np.isfinite(x + y) else (x, y)
+        own = (near[i], cosines[i], place, shown[i])
+        found.append(Dashboard(first + i, highest, fields, *own))
     return found
-
-
-def _aligned(aligned: Alignment | None, feature: int) -> dict[str, object]:
-    names = ("neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1")
-    if aligned is None:
-        return {name: [] for name in names}
-    parts: tuple[NDArray[np.generic], ...] = (aligned.indices, aligned.values, aligned.shares)
-    return {name: part[feature] for name, part in zip(names, parts, strict=True)}
 
 
 def _centres(n_bars: int, highest: float) -> NDArray[np.float64]:
-    """The middles of equal bars from 0 to the highest activation."""
-    middles = np.arange(n_bars, dtype=np.float64) + 0.5
-    found: NDArray[np.float64] = (middles * (highest / max(1, n_bars))).astype(np.float64)
-    return found
+    middles: NDArray[np.float64] = np.arange(n_bars, dtype=np.float64) + 0.5
+    return middles * (highest / max(1, n_bars))
 
 
 def json_bytes(value: object) -> bytes:
-    """As JSON: float32 as the shortest decimal that reads back the same, NaN as null."""
+    """Return JSON: float32 as the shortest decimal that reads back the same, NaN as null."""
     import orjson
 
     found: bytes = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)

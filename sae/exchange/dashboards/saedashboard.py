@@ -8,53 +8,39 @@ atlas holds contexts, not texts.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sae.atlas import AtlasRecord
-from sae.base import UserError, progress, require, write_json
-from sae.exchange.dashboards.files import numbered, parsed
-from sae.exchange.dashboards.new_folder import new_folder
+from sae.base import UserError, require
+from sae.exchange.dashboards.files import Row, numbered, parsed
 from sae.exchange.dashboards.place import Place
-from sae.exchange.dashboards.rows import Dashboard, Exported, Shown, dashboards, json_bytes
-from sae.exchange.dashboards.tables import Collected, Found, Scratch
+from sae.exchange.dashboards.rows import Dashboard, Exported, Shown, json_bytes, write_features
+from sae.exchange.dashboards.tables import Collected, Found
+from sae.exchange.formats.parts import as_json
 
-BATCH = 128
-"""Features a file."""
+_BATCH = 128
 _SETTINGS, _SKIPPED = "run_settings.json", "skipped_indexes.json"
 _HOOK = re.compile(r"blocks\.\d+\.(?:\w+\.)?hook_[a-z_]*[a-z]")
 
 
 def write_dashboards(atlas: Exported, place: Place, folder: Path) -> None:
-    """Write every feature of an atlas, dead ones too.
-
-    Raises:
-        UserError: if the folder exists, or another process writes it.
-    """
+    """Write every feature of an atlas, dead ones too."""
     record = atlas.record
-    head: dict[str, object] = {
-        "model_id": place.model_id,
-        "layer": place.layer,
-        "sae_set": place.source_set,
-        "sae_id_suffix": None,
-    }
-    with (
-        new_folder(folder) as temporary,
-        progress(len(atlas.features), "export", "feature") as bar,
-    ):
-        write_json(temporary / _SETTINGS, _settings(record, head))
-        skipped = {**head, "layer": str(place.layer), "log_sparsity": -6, "skipped_indexes": []}
-        del skipped["sae_id_suffix"]
-        write_json(temporary / _SKIPPED, skipped)
-        for number, block in enumerate(dashboards(atlas, BATCH)):
-            batch = {**head, "features": [_feature(record, one) for one in block]}
-            (temporary / f"batch-{number}.json").write_bytes(json_bytes(batch))
-            bar.update(len(block))
+    head = {"model_id": place.model_id, "layer": place.layer, "sae_set": place.source_set}
+    skipped = {**head, "layer": str(place.layer), "log_sparsity": -6, "skipped_indexes": []}
+
+    def batch(number: int, block: list[Dashboard]) -> Iterator[tuple[str, bytes]]:
+        features = [_feature(record, one) for one in block]
+        found = {**head, "sae_id_suffix": None, "features": features}
+        yield f"batch-{number}.json", json_bytes(found)
+
+    beside = {_SETTINGS: as_json(_settings(record, head)), _SKIPPED: as_json(skipped)}
+    write_features(atlas, folder, _BATCH, batch, beside)
 
 
-def _settings(record: AtlasRecord, head: dict[str, object]) -> dict[str, object]:
-    """What of its runner's settings holds for an atlas, and the record of that."""
+def _settings(record: AtlasRecord, head: Mapping[str, object]) -> dict[str, object]:
     return {
         "sae_set": head["sae_set"],
         "sae_path": record.hook_name,
@@ -63,7 +49,7 @@ def _settings(record: AtlasRecord, head: dict[str, object]) -> dict[str, object]
         "huggingface_dataset_path": record.data or "",
         "n_prompts_total": record.n_sequences,
         "n_tokens_in_prompt": record.context_size,
-        "n_features_at_a_time": BATCH,
+        "n_features_at_a_time": _BATCH,
         "n_quantiles": record.n_bands,
         "top_acts_group_size": record.n_contexts,
         "quantile_group_size": record.n_band_contexts,
@@ -102,7 +88,7 @@ def _activation(context: Shown) -> dict[str, object]:
 
 
 def is_dashboards(folder: Path) -> bool:
-    """Whether there are SAEDashboard's files in a folder."""
+    """Return whether there are SAEDashboard's files in a folder."""
     return bool(numbered(folder, ("json",)))
 
 
@@ -117,10 +103,10 @@ def read_dashboards(folder: Path, scratch: Path) -> Found:
     """
     settings = _optional(folder / _SETTINGS)
     ours = settings.get("sae_atlas_manifest")
-    collected = Collected(Scratch(scratch))
-    first: dict[str, Any] = {}
+    collected = Collected(scratch)
+    first: dict[str, object] = {}
     for path in numbered(folder, ("json",)):
-        batch = _batch(path)
+        batch, rows = _batch(path)
         # Files of another dictionary in one folder would be taken for one.
         names = {name: batch.get(name) for name in ("model_id", "layer", "sae_set")}
         first = first or names
@@ -129,22 +115,22 @@ def read_dashboards(folder: Path, scratch: Path) -> Found:
             f"{path} is of {names}, and another file here of {first}; keep each in a folder of "
             "its own",
         )
-        rows = batch["features"]
         collected.add_features(rows, "feature_index", path)
         collected.add_contexts(_contexts(rows, path), path)
         for row in rows[:1]:
-            first_row = {
-                k: row.get(k) for k in ("n_prompts_total", "n_tokens_in_prompt", "dataset")
-            }
-            settings = {**first_row, **settings}
+            of_row = ("n_prompts_total", "n_tokens_in_prompt", "dataset")
+            settings = {name: row.get(name) for name in of_row} | settings
     skipped = _optional(folder / _SKIPPED).get("skipped_indexes") or []
     require(
         isinstance(skipped, list),
         f"{folder / _SKIPPED}: skipped_indexes is no list of features",
     )
+    # Its runner writes the hook into the folder's name and often into the path.
+    places = (str(settings.get("sae_path")), folder.resolve().name)
+    hooks = [found[0] for found in map(_HOOK.search, places) if found]
     about = {
         "model_name": str(first.get("model_id")),
-        "hook_name": _hook(folder, settings) or f"layer {first.get('layer')}",
+        "hook_name": hooks[0] if hooks else f"layer {first.get('layer')}",
         "data": settings.get("huggingface_dataset_path") or settings.get("dataset"),
         "n_sequences": settings.get("n_prompts_total"),
         "context_size": settings.get("n_tokens_in_prompt"),
@@ -153,40 +139,38 @@ def read_dashboards(folder: Path, scratch: Path) -> Found:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    found = parsed(path.read_bytes(), str(path))
+    found = parsed(path.read_bytes(), str(path)) if path.is_file() else {}
     require(isinstance(found, dict), f"{path} is no JSON object; fetch it again")
     return dict(found)
 
 
-def _batch(path: Path) -> dict[str, Any]:
+def _batch(path: Path) -> tuple[Row, list[Row]]:
     try:
         found = parsed(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); fetch it again") from error
+    found = found if isinstance(found, dict) else {}
     require(
-        not (isinstance(found, dict) and {"modelId", "source", "features"} <= set(found)),
+        not {"modelId", "source", "features"} <= set(found),
         f"{path} is a body for Neuronpedia's upload call, and these are not read; give what "
         "format=neuronpedia or format=saedashboard wrote",
     )
-    rows = found.get("features") if isinstance(found, dict) else None
-    require(
-        isinstance(rows, list) and all(isinstance(row, dict) for row in rows),
-        f"{path} has no list of features; give a folder that SAEDashboard wrote",
-    )
-    batch: dict[str, Any] = found
-    return batch
+    rows = found.get("features")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(
+            f"{path} has no list of features; give a folder that SAEDashboard wrote"
+        )
+    return found, rows
 
 
-def _contexts(rows: list[dict[str, Any]], path: Path) -> Iterator[dict[str, Any]]:
-    """The contexts in Neuronpedia's words."""
+def _contexts(rows: list[Row], path: Path) -> Iterator[Row]:
     for row in rows:
         contexts = row.get("activations") or []
-        require(
-            isinstance(contexts, list) and all(isinstance(each, dict) for each in contexts),
-            f"{path}: activations of feature {row.get('feature_index')} are no list of objects",
-        )
+        if not isinstance(contexts, list) or not all(isinstance(c, dict) for c in contexts):
+            raise UserError(
+                f"{path}: activations of feature {row.get('feature_index')} are no list of "
+                "objects"
+            )
         for context in contexts:
             yield {
                 "index": row.get("feature_index"),
@@ -197,12 +181,3 @@ def _contexts(rows: list[dict[str, Any]], path: Path) -> Iterator[dict[str, Any]
                 "qualifyingTokenIndex": context.get("qualifying_token_index"),
                 "n_tokens_in_prompt": row.get("n_tokens_in_prompt"),
             }
-
-
-def _hook(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The hook, which its runner writes into the folder's name and often into the path."""
-    for text in (settings.get("sae_path"), folder.resolve().name):
-        found = _HOOK.search(str(text))
-        if found:
-            return found[0]
-    return None

@@ -16,9 +16,14 @@ import numpy as np
 from sae.atlas import FEATURES, list_lengths
 from sae.atlas.table import arrow_type
 from sae.base import UserError, require
-from sae.exchange.dashboards.columns import feature_table
-from sae.exchange.dashboards.contexts import context_rows, ordered
-from sae.exchange.dashboards.parts import Row, check_lengths, column, feature_number
+from sae.exchange.dashboards.columns import context_rows, feature_table, ordered
+from sae.exchange.dashboards.files import (
+    MOST_FEATURES,
+    Row,
+    check_lengths,
+    column,
+    feature_number,
+)
 
 if TYPE_CHECKING:
     import pyarrow
@@ -89,10 +94,10 @@ class Scratch:
 class Collected:
     """Rows of features and of contexts, file by file."""
 
-    def __init__(self, scratch: Scratch) -> None:
-        self._scratch = scratch
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = Scratch(scratch)
         self._features: list[pyarrow.Table] = []
-        self._highest = np.full(0, -np.inf)
+        self._highest = np.full(MOST_FEATURES, -np.inf)
         """Highest activation in the contexts of each feature; −inf for none."""
 
     def add_features(self, rows: list[Row], key: str, path: Path) -> None:
@@ -112,26 +117,28 @@ class Collected:
         table = pyarrow.table(columns)
         for one, other in _PAIRS:
             check_lengths(table, one, other, (_WORDS[one][0], _WORDS[other][0]), path)
-        density = table["density"].to_numpy()
-        wrong = np.flatnonzero(~((density >= 0) & (density <= 1)) & ~np.isnan(density))
-        if len(wrong):
-            raise UserError(
-                f"{path}: feature {numbers[wrong[0]]} has frac_nonzero={density[wrong[0]]:g}; "
-                "a share of tokens is from 0 to 1"
-            )
-        highest = table["highest"].to_numpy()
-        wrong = np.flatnonzero(abs(highest) > np.finfo(np.float32).max)
-        if len(wrong):
-            raise UserError(
-                f"{path}: feature {numbers[wrong[0]]} has maxActApprox={highest[wrong[0]]:g}; "
-                "no activation is that high"
-            )
+        density, highest = (table[name].to_numpy() for name in ("density", "highest"))
         bars = list_lengths(table, "heights")
-        if bars.max() > _MOST_BARS:
-            raise UserError(
-                f"{path}: feature {numbers[int(bars.argmax())]} has a histogram of "
-                f"{bars.max():,} bars; {_MOST_BARS} are the most that are read"
-            )
+        for values, wrong, said in (
+            (
+                density,
+                (density < 0) | (density > 1),
+                "frac_nonzero={:g}; a share of tokens is from 0 to 1",
+            ),
+            (
+                highest,
+                abs(highest) > np.finfo(np.float32).max,
+                "maxActApprox={:g}; no activation is that high",
+            ),
+            (
+                bars,
+                bars > _MOST_BARS,
+                f"a histogram of {{:,}} bars; {_MOST_BARS} are the most that are read",
+            ),
+        ):
+            if wrong.any():
+                i = int(wrong.argmax())
+                raise UserError(f"{path}: feature {numbers[i]} has {said.format(values[i])}")
         self._features.append(table)
 
     def add_contexts(self, rows: Iterable[Row], path: Path) -> None:
@@ -143,13 +150,8 @@ class Collected:
         source = iter(rows)
         while chunk := list(islice(source, _CHUNK)):
             table = context_rows(chunk, path)
-            owners = table["feature"].to_numpy()
-            most = int(owners.max()) + 1
-            if most > len(self._highest):
-                grown = np.full(max(most, 2 * len(self._highest)), -np.inf)
-                grown[: len(self._highest)] = self._highest
-                self._highest = grown
-            np.maximum.at(self._highest, owners, table["highest"].to_numpy())
+            owners, highest = (table[name].to_numpy() for name in ("feature", "highest"))
+            np.maximum.at(self._highest, owners, highest)
             self._scratch.add(table.drop_columns(["highest"]))
 
     @property
@@ -163,13 +165,10 @@ class Collected:
         return max((int(t["feature"].to_numpy().max()) + 1 for t in self._features), default=0)
 
     def features(self, n: int, n_rows: int | None) -> "pyarrow.Table":
-        """The table of `features.parquet`, a row for each of `n` features.
+        """Return the table of `features.parquet`, a row for each of `n` features.
 
         Features that no file has are silent ones. Others that a list names and that are not
         among the `n` are left out of it.
-
-        Args:
-            n_rows: tokens that were read, if that is known.
 
         Raises:
             UserError: for a feature that is there twice, or has contexts and no row.

@@ -131,7 +131,6 @@ def _detected(path: Path, formats: Collection[Format]) -> tuple[Format, Path]:
 
 
 def _reader_of_file(path: Path, formats: Collection[Format]) -> Format:
-    """Which of the formats reads a file alone."""
     owners = [f for f in FORMATS.values() if path.name in (Path(name).name for name in f.files)]
     require(
         not owners,

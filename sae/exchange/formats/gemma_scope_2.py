@@ -104,7 +104,6 @@ def _hook(end: object) -> str | None:
 
 
 def _end(port: Port) -> str:
-    """The module and its side; the hook's own name where the module is not known."""
     if port.site is not None:
         return f"{port.site.module}.{port.site.side}"
     return "" if port.hook_name == UNKNOWN else port.hook_name

@@ -114,7 +114,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _native(file: Path) -> dict[str, object]:
-    """Model and hook, if the file is where OpenAI has it."""
     parts = file.absolute().parts[-4:]
     if len(parts) < 4 or parts[0] != "gpt2-small" or not file.stem.isdigit():
         return {}

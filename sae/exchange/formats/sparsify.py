@@ -104,7 +104,6 @@ dictionary = Sae.load_from_disk("{folder}")"""
 
 
 def _native(path: Path, transcodes: bool) -> dict[str, object]:
-    """Model and hooks, from where the folder is."""
     place = path.resolve()
     if re.fullmatch(r"seed\d+", place.name):
         place = place.parent

@@ -13,10 +13,10 @@ from sae.dictionary.files import loads_in_saelens
 from sae.dictionary.storage import FULL
 from sae.exchange.formats import named_format
 from sae.exchange.formats.saelens import SAELens
+from sae.exchange.stamp import DIRECTIONS_FILE
 from sae.figures import Figures, ShrinkingCost
-from sae.publishing.card.activations import input_section
 from sae.publishing.card.figures import figures_section, limits, smaller_section
-from sae.publishing.card.loading import loading, queries
+from sae.publishing.card.loading import input_section, loading, queries
 from sae.publishing.card.text import (
     cell,
     code,
@@ -25,7 +25,6 @@ from sae.publishing.card.text import (
     plain,
     public,
 )
-from sae.publishing.smaller import DIRECTIONS_FILE
 from sae.text.record import TextRecord
 
 # `datasets` reads all tables of a repository in one format, so that labels.csv is none of them.
@@ -155,7 +154,6 @@ def _trained_here(dictionary: Dictionary) -> TrainingRecord | None:
 
 
 def _origin(dictionary: Dictionary, atlas: AtlasRecord | None) -> str:
-    """A sentence or two on where it is from."""
     record, training = dictionary.record, _trained_here(dictionary)
     if training is not None:
         version = training.versions.get("sae-atlas")
@@ -198,7 +196,6 @@ def _rows_seen(record: Record, training: TrainingRecord, atlas: AtlasRecord | No
 
 
 def _training(dictionary: Dictionary) -> str:
-    """The settings that were given; what is switched off is left out."""
     record, training = dictionary.record, _trained_here(dictionary)
     if training is None:
         return ""
@@ -239,7 +236,6 @@ def _widths(dictionary: Dictionary) -> str:
 
 
 def _formula(dictionary: Dictionary) -> str:
-    """How activations and reconstruction are computed, from the weights' names."""
     activation = dictionary.activation
     numbers = "".join(f" and `{name} = {n}`" for name, n in activation.numbers.items())
     skip = "" if dictionary.W_skip is None else " + x @ W_skip.T"

@@ -57,7 +57,6 @@ On held-out text{of_text}, special tokens left out: {figures.n_rows:,} rows{beha
 
 
 def _told(key: str) -> str:
-    """A metric in words and as a formula."""
     metric = METRICS[key]
     return f"{metric.title}: {metric.meaning}, `{metric.formula}`"
 

@@ -1,4 +1,4 @@
-"""The code in a card: how to load what was exported, and how to query its tables.
+"""The code in a card: how to load what was exported, what it reads, and queries of its tables.
 
 What is in a folder is named relative to it; what is on the Hub by its repository.
 """
@@ -8,8 +8,10 @@ from sae.dictionary.files import WEIGHTS_FILE, loads_in_saelens
 from sae.dictionary.storage import FULL, INT8
 from sae.exchange.formats import named_format
 from sae.exchange.formats.saelens import SAELens
-from sae.publishing.card.text import quoted
-from sae.publishing.smaller import DIRECTIONS_FILE
+from sae.exchange.stamp import DIRECTIONS_FILE
+from sae.models import ModelRecord, Site
+from sae.models.load import DTYPES
+from sae.publishing.card.text import code, public, quoted
 
 _SAELENS_ON_THE_HUB = """\
 from sae_lens import SAE
@@ -24,6 +26,24 @@ _ABOUT = {
     True: f"Paths start in the folder of this file. {_NOTHING_OF_OURS}",
 }
 _ROWS = "rows of activations; how to get real ones is below"
+_KEEP = {
+    "output": """\
+def keep(module, args, output):
+    seen.append(output[0] if isinstance(output, tuple) else output)
+
+
+hook = place.register_forward_hook(keep)""",
+    "input": """\
+def keep(module, args, kwargs):
+    seen.append(args[0] if args else kwargs["hidden_states"])
+
+
+hook = place.register_forward_pre_hook(keep, with_kwargs=True)""",
+}
+_UNFOLDED = (
+    "The model's weights are as they come, nothing folded or centred: in TransformerLens that "
+    "is `from_pretrained_no_processing`. "
+)
 _SCALES = {"W_enc": "", "W_dec": "[:, None]", "W_skip": "[:, None]"}
 
 
@@ -50,7 +70,7 @@ def loading(
         sections[title] = _plain(dictionary, folder, dtype, repository)
     sections["The decoder's directions alone"] = _directions(dtype, repository)
     return _ABOUT[repository is None] + "\n".join(
-        f"### {title}\n\n```python\n{code}\n```\n" for title, code in sections.items()
+        f"### {title}\n\n```python\n{lines}\n```\n" for title, lines in sections.items()
     )
 
 
@@ -124,7 +144,6 @@ def _file(name: str, repository: str | None) -> tuple[str, str]:
 
 
 def _plain(dictionary: Dictionary, folder: str, dtype: str, repository: str | None) -> str:
-    """What encode and decode do, in the words of the file."""
     importing, path = _file(f"{folder}/{WEIGHTS_FILE}", repository)
     activation = dictionary.activation
     gate = activation.names_in_file.get("b_enc", "b_enc")
@@ -160,3 +179,78 @@ def _directions(dtype: str, repository: str | None) -> str:
 
 {_weights("decoder", path, dtype, ("W_dec",))}
 direction = decoder["W_dec"][0]  # what feature 0 adds, times its activation"""
+
+
+def input_section(dictionary: Dictionary) -> str:
+    """A section that says where `x` is from; code with it if the module is known."""
+    site = dictionary.reads[0].site
+    if site is None:
+        return (
+            f"It reads what stands at {code(dictionary.hook_name)}. {_UNFOLDED}"
+            f"{_about_text(dictionary)}\n"
+        )
+    reads = {"output": "puts out", "input": "is given"}[site.side]
+    return f"""\
+It reads what the module {code(site.module)} of the model {reads}. {_UNFOLDED}\
+{_about_text(dictionary)}
+
+```python
+{_code(dictionary, site)}
+```
+"""
+
+
+def _about_text(dictionary: Dictionary) -> str:
+    size = dictionary.record.context_size
+    bos = _bos(dictionary)
+    said = []
+    if size is not None:
+        said.append(f"contexts were {size:,} tokens long")
+    if bos is not None:
+        said.append(f"each context began with the token {bos}")
+    if dictionary.record.exclude_special_tokens:
+        said.append("rows of special tokens were left out")
+    return f"In training {'; '.join(said)}." if said else "Its contexts are not known here."
+
+
+def _bos(dictionary: Dictionary) -> int | None:
+    """The token that stood before every text, where the model is one that takes it alone."""
+    record = dictionary.record
+    causal = record.model is None or record.model.causal
+    return record.bos_token_id if causal else None
+
+
+def _code(dictionary: Dictionary, site: Site) -> str:
+    model = dictionary.record.model or ModelRecord("", "")
+    kind = model.class_name
+    classes = ", ".join(sorted((kind, "AutoTokenizer")))
+    dtype = model.dtype if model.dtype in DTYPES else "float32"
+    bos = _bos(dictionary)
+    text = '"The river ran past the old mill."'
+    if bos is None:
+        tokens = f'tokens = tokenizer({text}, return_tensors="pt").input_ids'
+        rows = "x = seen[0][0].float()  # a row a token, special tokens too"
+    else:
+        tokens = (
+            f"ids = tokenizer({text}, add_special_tokens=False).input_ids\n"
+            f"tokens = torch.tensor([[{bos}, *ids]])"
+        )
+        rows = "x = seen[0][0, 1:].float()  # a row a token"
+    at = "" if model.revision is None else f", revision={quoted(model.revision)}"
+    return f"""\
+import torch
+from transformers import {classes}
+
+name = {quoted(public(dictionary.model_name))}
+tokenizer = AutoTokenizer.from_pretrained(name{at})
+model = {kind}.from_pretrained(name{at}, dtype=torch.{dtype})
+{tokens}
+place = model.get_submodule({quoted(site.module)})
+seen = []
+
+
+{_KEEP[site.side]}
+with torch.no_grad():
+    model(tokens)
+hook.remove()
+{rows}"""

@@ -90,7 +90,6 @@ def example_table(examples: Sequence[Example]) -> str:
 
 
 def _context(context: ExampleContext) -> str:
-    """The token of the peak is bold, and the text beside it cut."""
     tokens, peak = context.tokens, context.peak
     before, after = "".join(tokens[:peak]), "".join(tokens[peak + 1 :])
     if len(before) > _BEFORE:
