@@ -27,13 +27,13 @@ from sae.commands.cache import CacheVerifyConfig as CacheVerifyConfig
 from sae.commands.cache_exchange import CacheExportConfig as CacheExportConfig
 from sae.commands.cache_exchange import CacheImportConfig as CacheImportConfig
 from sae.commands.demo import DemoConfig as DemoConfig
-from sae.commands.import_ import ImportConfig as ImportConfig
 from sae.commands.serve import ServeConfig as ServeConfig
 from sae.commands.sweep import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
 from sae.evaluation.evaluate import EvalConfig as EvalConfig
 from sae.exchange.dictionaries import load as load
 from sae.exchange.dictionaries import save as save
+from sae.exchange.importing import ImportConfig as ImportConfig
 from sae.figures import Figures
 from sae.harvesting.config import HarvestConfig as HarvestConfig
 from sae.models.load import ModelConfig as ModelConfig
