@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.atlas import (
@@ -54,14 +54,7 @@ class Makers:
     labels: Callable[["pyarrow.Table", "pyarrow.Table"], list[str]]
     n_neighbours: int
     """Nearest directions of each feature that the map is laid out by."""
-    places: Callable[
-        [
-            Float[Tensor, "d_sae d_out"],
-            Int[Tensor, "d_sae n_neighbours"],
-            Float[Tensor, "d_sae n_neighbours"],
-        ],
-        Float[Tensor, "d_sae 2"],
-    ]
+    places: Callable[[Tensor, Tensor, Tensor], Float[Tensor, "d_sae 2"]]
     """Places on the map, from decoder directions, their nearest others and the cosines."""
     pages: Callable[[Path, "pyarrow.Table", "pyarrow.Table", AtlasRecord, Labels], None]
 

@@ -48,10 +48,8 @@ def write_bulk(
     """Write the layout that Neuronpedia imports; returns `{folder}/{model}/{source}`.
 
     A feature has one row, a context that is not silent has one, and so has a label or an
-    explanation. Memory does not grow with the number of features beyond the table of them.
-
-    Args:
-        sizes: layers of the model, and neurons of each; zeros if they are not known.
+    explanation. Memory does not grow with the number of features beyond the table of them. The
+    `sizes` are layers of the model, and neurons of each; zeros if they are not known.
 
     Raises:
         UserError: if the source's folder exists, or another process writes it.

@@ -24,10 +24,7 @@ def read_bulk(folder: Path, scratch: Path) -> Found:
     """Read a source in the bulk layout.
 
     The order of rows does not matter: Neuronpedia's own exports have features in that of their
-    numbers as texts.
-
-    Args:
-        scratch: an empty folder for what does not fit in memory.
+    numbers as texts. What does not fit in memory goes to `scratch`, an empty folder.
 
     Raises:
         UserError: for a file that is missing, damaged or of another form, in one sentence.

@@ -24,6 +24,8 @@ from sae.exchange.dashboards.folders import new_folder
 if TYPE_CHECKING:
     import pyarrow
 
+_Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Mean and mean square of every feature over all tokens, silent ones too."""
 N_ALIGNED = 3
 """Neurons that a feature's direction is largest on: rows of that table in SAEDashboard."""
 TOP = -1
@@ -213,7 +215,7 @@ def _lists(table: "pyarrow.Table", name: str) -> list[Any]:
     return [values[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
 
 
-def _moments(features: "pyarrow.Table") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _moments(features: "pyarrow.Table") -> _Moments:
     density, mean, std = (
         features[name].to_numpy().astype(np.float64)
         for name in ("density", "mean_activation", "std_activation")
@@ -225,7 +227,7 @@ def _cosines(
     feature: int,
     others: NDArray[np.int32],
     correlations: NDArray[np.float32],
-    moments: tuple[NDArray[np.float64], NDArray[np.float64]],
+    moments: _Moments,
 ) -> NDArray[np.float32] | list[float]:
     """Cosines of activations over all tokens, from their correlations.
 
@@ -284,7 +286,7 @@ def _block(
     atlas: Exported,
     table: "pyarrow.Table",
     shown: list[list[Shown]],
-    moments: tuple[NDArray[np.float64], NDArray[np.float64]],
+    moments: _Moments,
     first: int,
 ) -> list[Dashboard]:
     lists = {word: _lists(table, name) for word, name in _LISTS.items()}

@@ -95,8 +95,7 @@ def is_dashboards(folder: Path) -> bool:
 def read_dashboards(folder: Path, scratch: Path) -> Found:
     """Read what SAEDashboard, or `write_dashboards`, wrote.
 
-    Args:
-        scratch: an empty folder for what does not fit in memory.
+    What does not fit in memory goes to `scratch`, an empty folder.
 
     Raises:
         UserError: for a file that is missing, damaged or of another form, in one sentence.

@@ -1,8 +1,8 @@
-"""Gemma Scope: `params.npz` with `W_enc`, `W_dec`, `b_enc`, `b_dec` and `threshold`.
+"""Gemma Scope: `params.npz`, without a configuration.
 
 Latents are `relu(x @ W_enc + b_enc)` where that is above the threshold (2408.05147); nothing is
-subtracted or scaled. There is no configuration: model and hook are in the folders' names on the
-Hub, `google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`. The autoencoders of the
+subtracted or scaled. Model and hook are in the folders' names on the Hub,
+`google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82`. The autoencoders of the
 embedding read it before the model multiplies it by sqrt(d_in), where no hook is.
 """
 
@@ -16,13 +16,7 @@ import numpy as np
 from sae.base import require
 from sae.dictionary import CODER, Dictionary, JumpReLU, ReLU, dictionary_of
 from sae.dictionary.tensors import open_npz
-from sae.exchange.formats.parts import (
-    Written,
-    named_tensors,
-    read_metadata,
-    read_weights,
-    write_folder,
-)
+from sae.exchange.formats import parts
 
 _WEIGHTS = "params.npz"
 _NAMES = {name: name for name in (*CODER, "threshold")}
@@ -32,7 +26,7 @@ _RELEASE = re.compile(
 _PLACES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 
 
-class GemmaScope(Written):
+class GemmaScope(parts.Written):
     """A folder with one file of arrays."""
 
     name = "gemma_scope"
@@ -56,19 +50,19 @@ weights = numpy.load("{folder}/params.npz")"""
             f"{path} reads the embedding before it is multiplied by sqrt(d_in), where no hook "
             "is",
         )
-        weights = read_weights(open_npz(path / _WEIGHTS), _NAMES, d_out="d_out")
-        metadata = read_metadata(path, {} if release is None else _native(release))
+        weights = parts.read_weights(open_npz(path / _WEIGHTS), _NAMES, d_out="d_out")
+        metadata = parts.read_metadata(path, {} if release is None else _native(release))
         activation = JumpReLU(weights["threshold"])
         transcodes = release is not None and release["kind"] == "transcoders"
         return dictionary_of(weights, activation, path, metadata, transcoder=transcodes)
 
     def write(self, dictionary: Dictionary, folder: Path) -> None:
-        weights = named_tensors(dictionary, {name: name for name in dictionary.tensors})
+        weights = parts.named_tensors(dictionary, {name: name for name in dictionary.tensors})
         arrays: dict[str, Any] = {name: weight.numpy() for name, weight in weights.items()}
         arrays.setdefault("threshold", np.zeros(dictionary.d_sae, np.float32))
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
-        write_folder(folder, dictionary, {_WEIGHTS: buffer.getbuffer()})
+        parts.write_folder(folder, dictionary, {_WEIGHTS: buffer.getbuffer()})
 
 
 def _native(release: re.Match[str]) -> dict[str, object]:

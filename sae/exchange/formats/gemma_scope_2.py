@@ -1,10 +1,7 @@
 """Gemma Scope 2: `config.json` beside `params.safetensors`.
 
-Tensors `w_enc` (d_in, d_sae), `b_enc`, `w_dec` (d_sae, d_out), `b_dec`, `threshold` (d_sae,),
-and of a transcoder with an affine connection `affine_skip_connection` (d_in, d_out). Latents
-are `relu(x @ w_enc + b_enc)` where that is above the threshold, as in the first Gemma Scope.
-The configuration says `architecture: jump_relu`, `model_name`, and for each end a module and
-its side: `hf_hook_point_in: model.layers.12.output`.
+Latents are those of the first Gemma Scope. For each end the configuration says a module and its
+side: `hf_hook_point_in: model.layers.12.output`.
 """
 
 from pathlib import Path
@@ -15,16 +12,7 @@ from safetensors.torch import save
 from sae.base import UNKNOWN, require
 from sae.dictionary import Dictionary, JumpReLU, Port, ReLU, dictionary_of
 from sae.dictionary.tensors import check_sizes, flag, open_safetensors
-from sae.exchange.formats.parts import (
-    Written,
-    as_json,
-    hook_of_module,
-    named_tensors,
-    read_config,
-    read_metadata,
-    read_weights,
-    write_folder,
-)
+from sae.exchange.formats import parts
 
 _CONFIG, _WEIGHTS = "config.json", "params.safetensors"
 _CODER = {"w_enc": "W_enc", "b_enc": "b_enc", "w_dec": "W_dec", "b_dec": "b_dec"}
@@ -32,7 +20,7 @@ _THRESHOLD = {"threshold": "threshold"}
 _SKIP = {"affine_skip_connection": "W_skip.T"}
 
 
-class GemmaScope2(Written):
+class GemmaScope2(parts.Written):
     """A folder with a configuration that names modules."""
 
     name = "gemma_scope_2"
@@ -50,7 +38,7 @@ weights = load_file("{folder}/params.safetensors")"""
 
     def read(self, path: Path) -> Dictionary:
         config_path = path / _CONFIG
-        config = read_config(config_path)
+        config = parts.read_config(config_path)
         architecture = config.get("architecture")
         require(
             architecture == "jump_relu",
@@ -64,7 +52,7 @@ weights = load_file("{folder}/params.safetensors")"""
         )
         affine = flag(config_path, config, "affine_connection")
         names = _CODER | _THRESHOLD | (_SKIP if affine else {})
-        weights = read_weights(open_safetensors(path / _WEIGHTS), names, d_out="d_out")
+        weights = parts.read_weights(open_safetensors(path / _WEIGHTS), names, d_out="d_out")
         check_sizes(config_path, config, {"width": len(weights["b_enc"])})
         transcodes = kind == "transcoder"
         # Some say gemma-v3-1b-pt without the owner.
@@ -75,7 +63,7 @@ weights = load_file("{folder}/params.safetensors")"""
             "hook_name_out": _hook(config.get("hf_hook_point_out")) if transcodes else None,
         }
         activation = JumpReLU(weights["threshold"])
-        metadata = read_metadata(path, said)
+        metadata = parts.read_metadata(path, said)
         return dictionary_of(weights, activation, path, metadata, transcoder=transcodes)
 
     def write(self, dictionary: Dictionary, folder: Path) -> None:
@@ -92,14 +80,16 @@ weights = load_file("{folder}/params.safetensors")"""
             "width": dictionary.d_sae,
             "affine_connection": skip,
         }
-        weights = save(zeros | named_tensors(dictionary, names))
-        write_folder(folder, dictionary, {_CONFIG: as_json(config), _WEIGHTS: weights})
+        weights = save(zeros | parts.named_tensors(dictionary, names))
+        parts.write_folder(
+            folder, dictionary, {_CONFIG: parts.as_json(config), _WEIGHTS: weights}
+        )
 
 
 def _hook(end: object) -> str | None:
     """The hook of such as `model.layers.12.output`; there is no name for most inputs."""
     module, _, side = str(end).rpartition(".")
-    hook_name = hook_of_module(module, side)
+    hook_name = parts.hook_of_module(module, side)
     return hook_name if side == "output" or hook_name != module else None
 
 
