@@ -5,8 +5,8 @@ from pathlib import Path
 from sae.base import require, say
 from sae.dictionary import Dictionary, load_dictionary, metadata_of
 from sae.dictionary.files import write_files
+from sae.exchange.dictionaries import local_path
 from sae.exchange.formats import WRITTEN, read_dictionary
-from sae.exchange.hub import local_path
 from sae.exchange.importing import ImportConfig, belonging
 from sae.run import Run, make
 

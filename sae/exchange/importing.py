@@ -12,8 +12,8 @@ from sae.cache.layout import open_cache
 from sae.cache.store import is_url
 from sae.dictionary import Dictionary, Record, metadata_of
 from sae.dictionary.record import OURS, Origin
+from sae.exchange.dictionaries import check_names
 from sae.exchange.formats import readable_format
-from sae.exchange.hub import check_names
 from sae.models import (
     ModelConfig,
     ModelRecord,

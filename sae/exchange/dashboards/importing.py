@@ -23,12 +23,11 @@ from sae.atlas import (
 from sae.atlas.directions import direction_columns, nearest_features
 from sae.base import UNKNOWN, UserError, code_version, digest_bytes, require
 from sae.dictionary import Dictionary
-from sae.exchange.dashboards import neuronpedia, neuronpedia_read, saedashboard
-from sae.exchange.dashboards.columns import agreement_of_texts
+from sae.exchange.dashboards import neuronpedia_read, saedashboard
+from sae.exchange.dashboards.columns import agreement_of_texts, rescaled, unit_norms
 from sae.exchange.dashboards.files import feature_number
 from sae.exchange.dashboards.folders import check_new, dictionary_beside, new_folder
-from sae.exchange.dashboards.scale import rescaled, unit_norms
-from sae.exchange.dashboards.tables import Found
+from sae.exchange.dashboards.tables import BY_HAND, EXPLANATION, Found
 
 if TYPE_CHECKING:
     import pyarrow
@@ -109,8 +108,8 @@ def _write(
     dictionary: Dictionary | None,
     makers: Makers,
 ) -> None:
-    features = found.collected.features(record.d_sae, record.n_rows)
-    columns, tables = columns_of(features), found.collected.contexts()
+    features = found.features(record.d_sae, record.n_rows)
+    columns, tables = columns_of(features), found.contexts()
     pieces = (columns_of(table) for table in tables)
     if dictionary is not None and record.folded:
         # From now on they are the dictionary's own.
@@ -141,7 +140,7 @@ def _write(
 
 def _record(found: Found, dictionary: Dictionary | None, name: str, digest: str) -> AtlasRecord:
     """Return what is known before the tables are made; what is not, is None."""
-    ours = found.record
+    ours = found.record if isinstance(found.record, dict) else {}
     about: dict[str, Any] = {
         key: next((s[key] for s in (ours, found.about) if _is(s.get(key), kind)), None)
         for key, kind in _KEPT.items()
@@ -150,7 +149,7 @@ def _record(found: Found, dictionary: Dictionary | None, name: str, digest: str)
         n_rows = about["n_sequences"] * about["context_size"]
         about["n_rows"] = n_rows if _is(n_rows, int) else None
     there = [feature_number(value, "skipped_indexes.json") for value in found.skipped]
-    n = max([found.collected.n_features, *(value + 1 for value in there)])
+    n = max([found.n_features, *(value + 1 for value in there)])
     require(n > 0, "there is not one feature in these files")
     if _is(ours.get("d_sae"), int):
         n = max(n, feature_number(ours["d_sae"], "d_sae"))
@@ -164,7 +163,7 @@ def _record(found: Found, dictionary: Dictionary | None, name: str, digest: str)
         n, of = dictionary.d_sae, dictionary.digest
         about |= {name: getattr(dictionary, name) for name in _OF_DICTIONARY}
     else:
-        told_of = found.collected.n_told_of + len(set(there))
+        told_of = found.n_told_of + len(set(there))
         require(
             n <= max(_FEW_FEATURES, (1 + _MOST_SILENT) * told_of),
             f"feature {n - 1:,} is far beyond the {told_of:,} that these files tell of; if "
@@ -199,8 +198,8 @@ def _labels(automatic: list[str], found: Found) -> Labels:
             raise UserError(
                 f"an explanation is of feature {feature}, and there are {len(automatic):,}"
             )
-        by_hand = [text for text, kind in texts if kind == neuronpedia.BY_HAND]
-        explanations = [text for text, kind in texts if kind == neuronpedia.EXPLANATION]
+        by_hand = [text for text, kind in texts if kind == BY_HAND]
+        explanations = [text for text, kind in texts if kind == EXPLANATION]
         others = [text for text, kind in texts if text not in (*by_hand, *explanations)]
         for text in others[:1]:
             labels.automatic[feature] = labels.label[feature] = text

@@ -33,9 +33,8 @@ from sae.exchange.dashboards.rows import (
     json_bytes,
     write_features,
 )
+from sae.exchange.dashboards.tables import AUTOMATIC, BY_HAND, EXPLANATION
 
-BY_HAND, AUTOMATIC, EXPLANATION = "label by hand", "automatic label", "explanation"
-"""What an explanation's notes say it is."""
 _BATCH, _UPLOAD = 1024, 128
 _MOST_LOGITS, _MOST_TOKENS, _LONGEST_TEXT = 20, 1024, 512
 

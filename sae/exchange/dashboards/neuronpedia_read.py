@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sae.base import UserError, require
 from sae.exchange.dashboards.files import Row, feature_number, json_lines, numbered
-from sae.exchange.dashboards.tables import Collected, Found
+from sae.exchange.dashboards.tables import Found
 
 _ENDINGS = ("jsonl.gz", "jsonl")
 _ROWS = 4096
@@ -34,7 +34,7 @@ def read_bulk(folder: Path, scratch: Path) -> Found:
     source = next(json_lines(head), {}) if head.is_file() else {}
     metadata = _object(_object(source, "saelensConfig"), "metadata")
     size = source.get("num_tokens_in_prompt")
-    collected, hook, of = Collected(scratch), metadata.get("hook_name"), None
+    found, hook, of = Found(scratch), metadata.get("hook_name"), None
     for path, rows in _chunks(folder / "features"):
         for row in rows:
             own = (row.get("modelId"), row.get("layer"))
@@ -45,19 +45,20 @@ def read_bulk(folder: Path, scratch: Path) -> Found:
                 "keep each source in a folder of its own",
             )
             hook = hook or row.get("hookName")
-        collected.add_features(rows, "index", path)
+        found.add_features(rows, "index", path)
     for path, rows in _chunks(folder / "activations"):
-        collected.add_contexts(({"n_tokens_in_prompt": size, **row} for row in rows), path)
+        found.add_contexts(({"n_tokens_in_prompt": size, **row} for row in rows), path)
     model_id, layer = of or ("unknown", "unknown")
-    about = {
+    found.about = {
         "model_name": str(metadata.get("model_name") or model_id),
         "hook_name": str(hook or layer),
         "data": source.get("dataset"),
         "n_sequences": source.get("num_prompts"),
         "context_size": size,
     }
-    ours = _object(metadata, "sae_atlas_manifest")
-    return Found(collected, about, ours, texts=_texts(folder / "explanations"))
+    found.record = metadata.get("sae_atlas_manifest")
+    found.texts = _texts(folder / "explanations")
+    return found
 
 
 def _object(row: Row, key: str) -> Row:

@@ -17,7 +17,7 @@ from sae.base import UserError, require
 from sae.exchange.dashboards.files import Row, numbered, parsed
 from sae.exchange.dashboards.place import Place
 from sae.exchange.dashboards.rows import Dashboard, Exported, Shown, json_bytes, write_features
-from sae.exchange.dashboards.tables import Collected, Found
+from sae.exchange.dashboards.tables import Found
 from sae.exchange.formats.parts import as_json
 
 _BATCH = 128
@@ -101,8 +101,8 @@ def read_dashboards(folder: Path, scratch: Path) -> Found:
         UserError: for a file that is missing, damaged or of another form, in one sentence.
     """
     settings = _optional(folder / _SETTINGS)
-    ours = settings.get("sae_atlas_manifest")
-    collected = Collected(scratch)
+    found = Found(scratch)
+    found.record = settings.get("sae_atlas_manifest")
     first: dict[str, object] = {}
     for path in numbered(folder, ("json",)):
         batch, rows = _batch(path)
@@ -114,8 +114,8 @@ def read_dashboards(folder: Path, scratch: Path) -> Found:
             f"{path} is of {names}, and another file here of {first}; keep each in a folder of "
             "its own",
         )
-        collected.add_features(rows, "feature_index", path)
-        collected.add_contexts(_contexts(rows, path), path)
+        found.add_features(rows, "feature_index", path)
+        found.add_contexts(_contexts(rows, path), path)
         for row in rows[:1]:
             of_row = ("n_prompts_total", "n_tokens_in_prompt", "dataset")
             settings = {name: row.get(name) for name in of_row} | settings
@@ -126,15 +126,16 @@ def read_dashboards(folder: Path, scratch: Path) -> Found:
     )
     # Its runner writes the hook into the folder's name and often into the path.
     places = (str(settings.get("sae_path")), folder.resolve().name)
-    hooks = [found[0] for found in map(_HOOK.search, places) if found]
-    about = {
+    hooks = [hook[0] for hook in map(_HOOK.search, places) if hook]
+    found.skipped = skipped
+    found.about = {
         "model_name": str(first.get("model_id")),
         "hook_name": hooks[0] if hooks else f"layer {first.get('layer')}",
         "data": settings.get("huggingface_dataset_path") or settings.get("dataset"),
         "n_sequences": settings.get("n_prompts_total"),
         "context_size": settings.get("n_tokens_in_prompt"),
     }
-    return Found(collected, about, ours if isinstance(ours, dict) else {}, skipped)
+    return found
 
 
 def _optional(path: Path) -> dict[str, Any]:
