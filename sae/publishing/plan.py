@@ -225,21 +225,21 @@ def _is_current(plan: Plan, other: str) -> bool:
         f"{target} is the export of another dictionary, {spoken(stamp.of)}, and this one is "
         f"{spoken(plan.subject)}; {other}",
     )
-    found = differences(plan.place, stamp)
+    strange, missing, edited = differences(plan.place, stamp)
     require(
-        not found.strange,
-        f"{target} holds {', '.join(found.strange[:3])} beside the export; move that away, or "
+        not strange,
+        f"{target} holds {', '.join(strange[:3])} beside the export; move that away, or "
         f"{other}",
     )
     # Where the model was not to be had, it may be now.
     cost = stamp.shrunk
     measured = cost is None or cost["n_behaviour_tokens"] > 0 or not plan.has_ce
-    current = stamp.digest == plan.digest and measured and not found.missing
-    if current and set(found.edited) <= {CARD_FILE}:
+    current = stamp.digest == plan.digest and measured and not missing
+    if current and set(edited) <= {CARD_FILE}:
         return True
     require(
-        not found.edited,
-        f"{target} would be replaced, but {', '.join(found.edited[:3])} in it changed since it "
+        not edited,
+        f"{target} would be replaced, but {', '.join(edited[:3])} in it changed since it "
         f"was exported; move that out of the folder, or {other}",
     )
     return False

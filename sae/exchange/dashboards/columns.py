@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32
 from numpy.typing import NDArray
 
 from sae.atlas import (
@@ -121,9 +120,8 @@ def _histograms(
             if highest[i] <= 0:
                 highest[i] = middle[-1] + width / 2
             places = np.floor(middle / max(highest[i], 1e-30) * most)
-            np.add.at(
-                histogram, np.clip(places, 0, most - 1).astype(int), np.rint(height).astype(int)
-            )
+            places = np.clip(places, 0, most - 1).astype(int)
+            np.add.at(histogram, places, np.rint(height).astype(int))
         found.append(histogram)
     return highest, found
 
@@ -281,9 +279,7 @@ def ordered(table: "pyarrow.Table") -> "pyarrow.Table":
     )
 
 
-def unit_norms(
-    norms: Float32[np.ndarray, " d_sae"], architecture: str | None
-) -> Float32[np.ndarray, " d_sae"]:
+def unit_norms(norms: NDArray[np.float32], architecture: str | None) -> NDArray[np.float32]:
     """Return what activations are multiplied by so that decoder directions have norm one.
 
     That is one for norms that are not known (NaN) or hardly differ from one; and for top-k,
@@ -294,14 +290,11 @@ def unit_norms(
 
 
 def rescaled(
-    table: "pyarrow.Table", norms: Float32[np.ndarray, " d_sae"], *, fold: bool
+    table: "pyarrow.Table", norms: NDArray[np.float32], *, fold: bool
 ) -> dict[str, "pyarrow.Array"]:
     """Return the columns of features or contexts, with norms folded in or taken out again.
 
-    Args:
-        norms: as `unit_norms` gives them.
-        fold: whether activations are multiplied by norms and logits divided by them, or the
-            other way round.
+    To fold is to multiply activations by the norms that `unit_norms` gives, and divide logits.
     """
     columns, own = columns_of(table), norms[table["feature"].to_numpy()]
     for name in columns.keys() & {*_ACTIVATIONS, *_LOGITS}:

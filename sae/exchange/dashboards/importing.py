@@ -23,7 +23,7 @@ from sae.atlas import (
 from sae.atlas.directions import direction_columns, nearest_features
 from sae.base import UNKNOWN, UserError, code_version, digest_bytes, require
 from sae.dictionary import Dictionary
-from sae.exchange.dashboards import neuronpedia_read, saedashboard
+from sae.exchange.dashboards import neuronpedia, saedashboard
 from sae.exchange.dashboards.columns import agreement_of_texts, rescaled, unit_norms
 from sae.exchange.dashboards.files import feature_number
 from sae.exchange.dashboards.folders import check_new, dictionary_beside, new_folder
@@ -90,7 +90,7 @@ def _reader(location: Path) -> tuple[Path, Callable[[Path, Path], Found]]:
     require(location.is_dir(), f"{location} is no folder; give one of a Neuronpedia export")
     if saedashboard.is_dashboards(location):
         return location, saedashboard.read_dashboards
-    found = neuronpedia_read.sources(location)
+    found = neuronpedia.sources(location)
     require(
         len(found) == 1,
         f"{location} holds {len(found)} sources; give one: {', '.join(map(str, found))}"
@@ -98,7 +98,7 @@ def _reader(location: Path) -> tuple[Path, Callable[[Path, Path], Found]]:
         else f"{location} has neither features/batch-N.jsonl.gz, as Neuronpedia's exports, nor "
         "batch-N.json, as SAEDashboard's folders",
     )
-    return found[0], neuronpedia_read.read_bulk
+    return found[0], neuronpedia.read_bulk
 
 
 def _write(

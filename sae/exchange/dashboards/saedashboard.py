@@ -8,7 +8,7 @@ atlas holds contexts, not texts.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,9 @@ def write_dashboards(atlas: Exported, place: Place, folder: Path) -> None:
     """Write every feature of an atlas, dead ones too."""
     record = atlas.record
     head = {"model_id": place.model_id, "layer": place.layer, "sae_set": place.source_set}
-    skipped = {**head, "layer": str(place.layer), "log_sparsity": -6, "skipped_indexes": []}
-
-    def batch(number: int, block: list[Dashboard]) -> Iterator[tuple[str, bytes]]:
-        features = [_feature(record, one) for one in block]
-        found = {**head, "sae_id_suffix": None, "features": features}
-        yield f"batch-{number}.json", json_bytes(found)
-
-    beside = {_SETTINGS: as_json(_settings(record, head)), _SKIPPED: as_json(skipped)}
-    write_features(atlas, folder, _BATCH, batch, beside)
-
-
-def _settings(record: AtlasRecord, head: Mapping[str, object]) -> dict[str, object]:
-    return {
-        "sae_set": head["sae_set"],
+    # What of its runner's settings holds for an atlas, and the record of that.
+    settings = {
+        "sae_set": place.source_set,
         "sae_path": record.hook_name,
         "np_sae_id_suffix": None,
         "np_set_name": None,
@@ -53,10 +42,19 @@ def _settings(record: AtlasRecord, head: Mapping[str, object]) -> dict[str, obje
         "n_quantiles": record.n_bands,
         "top_acts_group_size": record.n_contexts,
         "quantile_group_size": record.n_band_contexts,
-        "model_id": head["model_id"],
-        "layer": head["layer"],
+        "model_id": place.model_id,
+        "layer": place.layer,
         "sae_atlas_manifest": record.to_json(),
     }
+    skipped = {**head, "layer": str(place.layer), "log_sparsity": -6, "skipped_indexes": []}
+
+    def batch(number: int, block: list[Dashboard]) -> Iterator[tuple[str, bytes]]:
+        features = [_feature(record, one) for one in block]
+        found = {**head, "sae_id_suffix": None, "features": features}
+        yield f"batch-{number}.json", json_bytes(found)
+
+    beside = {_SETTINGS: as_json(settings), _SKIPPED: as_json(skipped)}
+    write_features(atlas, folder, _BATCH, batch, beside)
 
 
 def _feature(record: AtlasRecord, one: Dashboard) -> dict[str, object]:

@@ -57,11 +57,9 @@ _SCALES = {"W_enc": "", "W_dec": "[:, None]", "W_skip": "[:, None]"}
 def loading(
     dictionary: Dictionary, folder: str, format: str, dtype: str, repository: str | None
 ) -> str:
-    """A section a tool: ours, the format's own, and none but torch and safetensors.
+    """Return a section a tool: ours, the format's own, and none but torch and safetensors.
 
-    Args:
-        folder: where in the export the dictionary is.
-        repository: where on the Hub the export is, if it is there.
+    The dictionary is in a `folder` of the export, which may be a `repository` on the Hub.
     """
     where = folder if repository is None else f"{repository}:{folder}"
     ours = f"""\
