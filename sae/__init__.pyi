@@ -27,13 +27,13 @@ from sae.commands.cache import CacheMergeConfig as CacheMergeConfig
 from sae.commands.cache import CacheSampleConfig as CacheSampleConfig
 from sae.commands.cache import CacheVerifyConfig as CacheVerifyConfig
 from sae.commands.demo import DemoConfig as DemoConfig
-from sae.commands.import_ import ImportConfig as ImportConfig
 from sae.commands.serve import ServeConfig as ServeConfig
 from sae.commands.train import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
 from sae.evaluation.evaluate import EvalConfig as EvalConfig
 from sae.exchange.dictionaries import load as load
 from sae.exchange.dictionaries import save as save
+from sae.exchange.importing import ImportConfig as ImportConfig
 from sae.figures import Figures
 from sae.harvesting.config import HarvestConfig as HarvestConfig
 from sae.models.load import ModelConfig as ModelConfig

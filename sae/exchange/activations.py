@@ -52,7 +52,7 @@ def export_to_hf(
     *,
     held_out: bool | None = False,
 ) -> int:
-    """Write sequences of `cache` as a data set that SAELens trains from.
+    """Write sequences of `cache` as a data set that SAELens trains from; returns how many.
 
     In SAELens say `use_cached_activations=True`, `cached_activations_path=folder` and as
     `hook_name` a column's. A float16 cache stays float16, any other becomes float32. Special
@@ -62,9 +62,6 @@ def export_to_hf(
     Args:
         hook_names: columns to write; all hooks if None.
         held_out: False for the training sequences, True for the held-out ones, None for both.
-
-    Returns:
-        How many were written.
 
     Raises:
         UserError: if `folder` exists, or a hook, a sequence of that side or space is missing.
@@ -163,8 +160,7 @@ def import_from_saelens(
         UserError: if `folder` is no such data set, `out` is something else, the model has not
             got the hooks, `dtype` cannot hold a value, or a side has no sequence.
     """
-    folder = Path(folder)
-    known = ", ".join(STORED_DTYPES)
+    folder, known = Path(folder), ", ".join(STORED_DTYPES)
     require(dtype in STORED_DTYPES, f"dtype={dtype} is unknown; choose one of {known}")
     dataset, hooks = _open_dataset(folder, model_name)
     digests = _row_digests(dataset)
@@ -190,11 +186,12 @@ def import_from_saelens(
     with only_writer(out):
         writer = find_cache(out, about["digest"])
         if writer is None:
-            shapes = [*hooks.values()]
-            writer = create_cache(out, shapes, plan, dtype=dtype, attributes=about)
+            writer = create_cache(out, [*hooks.values()], plan, dtype=dtype, attributes=about)
         if not writer.text_intact():
-            blocks = _blocks(dataset, order, plan.n_training)
-            counts = TextCounts(used=len(order))
+            blocks, counts = (
+                _blocks(dataset, order, plan.n_training),
+                TextCounts(used=len(order)),
+            )
             write_text(writer, blocks, lambda: digests[order], counts.summary)
         _copy_rows(dataset, hooks, order, writer)
     return open_cache(out)

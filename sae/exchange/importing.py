@@ -1,16 +1,19 @@
-"""Which model a dictionary of another tool is of, and where in it the dictionary belongs."""
+"""What an import is asked for, and which model and hooks the dictionary then belongs to."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
 from sae.base import UNKNOWN, UserError, require
 from sae.cache.layout import open_cache
+from sae.cache.store import is_url
 from sae.dictionary import Dictionary, Record, metadata_of
 from sae.dictionary.record import OURS, Origin
-from sae.exchange.hub import check_names
+from sae.exchange.dictionaries import check_names
+from sae.exchange.formats import readable_format
 from sae.models import (
     ModelConfig,
     ModelRecord,
@@ -21,55 +24,109 @@ from sae.models import (
     record_without_weights,
 )
 from sae.models.embedded import EMBEDDED
+from sae.run import RUN_CACHE, Run, cache_location
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What whoever imports a dictionary says of it."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportConfig:
+    """Take a dictionary of another tool into a run.
+
+    The dictionary's biases and scales are folded, so that `sae eval`, `analyze`, `steer` and
+    `export` work on it as on one trained here.
+    """
 
     folder: str
-    """Where it is, as it was given."""
-    origin: str
-    """Where it is, for others to read."""
-    format: str | None
-    model_name: str | None
-    hook_name: str | None
-    hook_name_out: str | None
-    cache: str | None
-    """A cache of its model, if there is one."""
+    """Where the dictionary is: a folder, a file of OpenAI's or Qwen's, or
+    `ORG/NAME:FOLDER@REVISION` on the Hub, with or without the folder and the revision."""
+    run: str = "runs/default"
+    """Folder of the run; the dictionary goes to `{run}/dictionaries/{name}`."""
+    name: str | None = None
+    """Name of the dictionary in the run; by default that of its folder, with the one above it
+    for `trainer_0`."""
+    format: str | None = None
+    """Format of the dictionary, if its files do not tell: saelens, sparsify,
+    dictionary_learning, openai, openmoss, gemma_scope, gemma_scope_2 or qwen_scope."""
+    cache: str = RUN_CACHE
+    """Cache of the dictionary's model; if there is none, the model is taken by its name
+    alone."""
+    model_name: str | None = None
+    """Model that the dictionary belongs to, a folder or a Hub id; needed if its files do not
+    say, or name it in another way than the cache."""
+    hook_name: str | None = None
+    """Hook that the dictionary reads; needed if its files do not say."""
+    hook_name_out: str | None = None
+    """Hook that a transcoder reconstructs; needed if its files do not say."""
+
+    def __post_init__(self) -> None:
+        require(
+            not self.name or Path(self.name).name == self.name != "..",
+            f"name={self.name} is no name of one folder; leave out the slashes",
+        )
+        # Longer by as much while it is written.
+        check_names(f"{self.id}.0123456789.unfinished")
+        if self.format is not None:
+            readable_format(self.format)
+
+    @property
+    def id(self) -> str:
+        """The name in the run."""
+        place = Path(self.folder)
+        found = place.name
+        if re.fullmatch(r"trainer_\d+", found):
+            # dictionary_learning numbers them anew in each of its runs.
+            found = f"{place.absolute().parent.name}-{found}"
+        found = self.name or re.sub(r"[^\w.=-]+", "-", found)
+        return found.strip(".") or "imported"
+
+    @property
+    def target(self) -> Path:
+        """The folder to write."""
+        return Run.at(self.run).dictionary(self.id)
+
+    @property
+    def origin(self) -> str:
+        """Where it is from, for others to read: on this disk only the folder's name."""
+        path = Path(self.folder)
+        return path.absolute().name if path.exists() else self.folder
+
+    @property
+    def known_cache(self) -> str | None:
+        """Path or address of the cache, if there is one."""
+        cache = cache_location(self.run, self.cache)
+        return cache if is_url(cache) or Path(cache).exists() else None
 
 
-def belonging(asked: Asked, found: Dictionary) -> Dictionary:
+def belonging(config: ImportConfig, found: Dictionary) -> Dictionary:
     """Return a dictionary with its model, and with its sites as they were found in the model.
 
     Raises:
         UserError: if neither the dictionary nor what was asked for says model or hooks, if they
             contradict each other or the model, or if there is no such model.
     """
-    ends = [("hook_name", asked.hook_name, found.reads[0])]
-    if asked.hook_name_out or found.is_transcoder:
-        ends.append(("hook_name_out", asked.hook_name_out, found.writes[0]))
+    ends = [("hook_name", config.hook_name, found.reads[0])]
+    if config.hook_name_out or found.is_transcoder:
+        ends.append(("hook_name_out", config.hook_name_out, found.writes[0]))
     said = {key: port.hook_name for key, _, port in ends if port.hook_name != UNKNOWN}
-    _check_said(asked, found, said, [key for key, _, _ in ends])
-    model = _model(asked, found.record.model_name)
+    _check_said(config, found, said, [key for key, _, _ in ends])
+    model = _model(config, found.record.model_name)
     skeleton = load_skeleton(ModelConfig(name=model.name, revision=model.revision))
     sites = []
     for key, hook_name, port in ends:
         site = _site(skeleton, hook_name or port.hook_name)
         if hook_name and key in said:
-            _check_same_hook(asked, skeleton, key, said[key], hook_name)
+            _check_same_hook(config, skeleton, key, said[key], hook_name)
         (site,) = measured(skeleton, [site])
         width = port.W.shape[1]
         require(
             site.width in (0, width),
-            f"{asked.folder} has width {width} at {site.hook_name}, where {model.name} "
+            f"{config.folder} has width {width} at {site.hook_name}, where {model.name} "
             f"has {site.width}",
         )
         sites.append(replace(site, width=width))
-    return replace(found.placed(*sites), record=_record(asked, found, model))
+    return replace(found.placed(*sites), record=_record(config, found, model))
 
 
-def _record(asked: Asked, found: Dictionary, model: ModelRecord) -> Record:
+def _record(config: ImportConfig, found: Dictionary, model: ModelRecord) -> Record:
     """Our record of it: what was known of its model and text, and nothing of a training.
 
     Whatever else is in the file was not seen here, and stays beside where it is from.
@@ -86,7 +143,7 @@ def _record(asked: Asked, found: Dictionary, model: ModelRecord) -> Record:
         bos_token_id=None,
         cache_digest=None,
         training=None,
-        imported=Origin(asked.origin, asked.format, ours if isinstance(ours, dict) else {}),
+        imported=Origin(config.origin, config.format, ours if isinstance(ours, dict) else {}),
     )
 
 
@@ -98,27 +155,27 @@ _MISSING = {
 
 
 def _check_said(
-    asked: Asked, found: Dictionary, said: Mapping[str, str], hooks: list[str]
+    config: ImportConfig, found: Dictionary, said: Mapping[str, str], hooks: list[str]
 ) -> None:
     """Refuse at once all that neither the dictionary nor the command says."""
-    location, known = asked.cache, {*said}
+    location, known = config.known_cache, {*said}
     if found.record.model_name:
         known.add("model_name")
     needed = hooks if location else ["model_name", *hooks]
-    missing = [key for key in needed if not getattr(asked, key) and key not in known]
+    missing = [key for key in needed if not getattr(config, key) and key not in known]
     if not missing:
         return
     there = ""
     if location and not {*missing}.isdisjoint(hooks):
         there = f"; {location} has {', '.join(open_cache(location).hook_names)}"
     raise UserError(
-        f"{asked.folder} does not say {' and '.join(_MISSING[key] for key in missing)}; give "
+        f"{config.folder} does not say {' and '.join(_MISSING[key] for key in missing)}; give "
         f"{' '.join(f'{key}=...' for key in missing)}{there}"
     )
 
 
 def _check_same_hook(
-    asked: Asked, skeleton: nn.Module, key: str, said: str, hook_name: str
+    config: ImportConfig, skeleton: nn.Module, key: str, said: str, hook_name: str
 ) -> None:
     """Refuse another place than the dictionary says, unless that is none of this model's."""
     try:
@@ -127,7 +184,7 @@ def _check_same_hook(
         return
     require(
         _behind_block(theirs) == _behind_block(_site(skeleton, hook_name)),
-        f"{asked.folder} is of {theirs.hook_name}, but {key}={hook_name}; leave out {key}=...",
+        f"{config.folder} is of {theirs.hook_name}, but {key}={hook_name}; leave out {key}=...",
     )
 
 
@@ -137,36 +194,36 @@ def _behind_block(point: Site) -> str:
     return f"blocks.{int(before[1]) - 1}.hook_resid_post" if before else point.hook_name
 
 
-def _model(asked: Asked, said: str | None) -> ModelRecord:
+def _model(config: ImportConfig, said: str | None) -> ModelRecord:
     """The record of the model: the cache's if it is the same, else one by name alone."""
-    location = asked.cache
+    location = config.known_cache
     if location is None:
-        return _model_by_name(asked, str(asked.model_name or said))
+        return _model_by_name(config, str(config.model_name or said))
     record = open_cache(location).model
-    name = asked.model_name or said or record.name
+    name = config.model_name or said or record.name
     hub_id = EMBEDDED[name].hub_id if name in EMBEDDED else name
     # Without the owner, as TransformerLens names many models.
     known = {record.hub_id, record.name, record.hub_id.split("/")[-1]}
     require(
         hub_id in known,
-        f"{asked.folder} is of {name}, but {location} is of {record.hub_id}; if these are "
+        f"{config.folder} is of {name}, but {location} is of {record.hub_id}; if these are "
         f"one model, say model_name={record.name}",
     )
     return record
 
 
-def _model_by_name(asked: Asked, name: str) -> ModelRecord:
+def _model_by_name(config: ImportConfig, name: str) -> ModelRecord:
     embedded = (key for key, model in EMBEDDED.items() if model.hub_id == name)
     try:
         check_names(name)
         return record_without_weights(next(embedded, name))
     except UserError as error:
-        if asked.model_name:
+        if config.model_name:
             # Here it is given by another key.
             raise UserError(str(error).replace("model.name=", "model_name=", 1)) from error
         said = str(error).replace("model.name=", "", 1)
         raise UserError(
-            f"{asked.folder} says that it is of {name}, and {said}; if that is the name of a "
+            f"{config.folder} says that it is of {name}, and {said}; if that is the name of a "
             "model that you have, give model_name=..."
         ) from error
 

@@ -6,7 +6,7 @@ By it an export knows what is its own. Nothing else is ever replaced, in a folde
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sae.base import UserError, digest, read_json, write_json
 from sae.dictionary import Dictionary
@@ -31,14 +31,6 @@ class Stamp:
     """What was made smaller, if anything was."""
     files: dict[str, str]
     """SHA-256 of every file but the stamp."""
-
-
-class Differences(NamedTuple):
-    """What a folder holds now beside what its export wrote."""
-
-    strange: list[str]
-    missing: list[str]
-    edited: list[str]
 
 
 def subject(name: str, dictionary: Dictionary) -> dict[str, str]:
@@ -78,15 +70,15 @@ def read_stamp(path: Path) -> Stamp | None:
         return None
 
 
-def differences(folder: Path, stamp: Stamp) -> Differences:
-    """Which files of the folder are not as its export left them."""
+def differences(folder: Path, stamp: Stamp) -> tuple[list[str], list[str], list[str]]:
+    """Return which files are strange, missing or edited since the export of the folder."""
     there, known = _names(folder), set(stamp.files)
     edited = (
         name
         for name in there & known
         if not (folder / name).is_file() or _sha256(folder / name) != stamp.files[name]
     )
-    return Differences(sorted(there - known), sorted(known - there), sorted(edited))
+    return sorted(there - known), sorted(known - there), sorted(edited)
 
 
 def _seal(found: dict[str, Any]) -> str:

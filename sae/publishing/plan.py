@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from sae.atlas import Atlas, read_labels
@@ -97,14 +98,10 @@ class ExportConfig:
         """Return where the export of the dictionary `name` goes."""
         if self.out:
             return Path(self.out)
-        parts = [name]
-        if self.format != SAELens.name:
-            parts.append(self.format)
-        if named_dtype(self.dtype) != FULL:
-            parts.append(named_dtype(self.dtype))
-        if self.drop_dead:
-            parts.append("alive")
-        return Run.at(self.run).export("-".join(parts))
+        dtype = named_dtype(self.dtype)
+        said = (self.format != SAELens.name, dtype != FULL, self.drop_dead)
+        words = compress((self.format, dtype, "alive"), said)
+        return Run.at(self.run).export("-".join((name, *words)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,7 @@ class Plan:
     figures: Figures
     target: Path
     digest: str
-    """Digest of everything that goes into it."""
+    """Of everything that goes into it."""
 
     @property
     def place(self) -> Path:
@@ -127,10 +124,7 @@ class Plan:
 
     @property
     def lock(self) -> Path:
-        """Lock of whoever writes there.
-
-        It is not beside the folder, which may be anywhere and hold nothing of ours.
-        """
+        """Lock of whoever writes there; not beside a folder that holds nothing of ours."""
         return cache_folder() / "locks" / f"export-{digest(str(self.place))}"
 
     @property
@@ -145,10 +139,7 @@ class Plan:
 
     @property
     def subfolder(self) -> str:
-        """SAELens's way on the Hub: a folder for each dictionary, named after its hook.
-
-        sparsify's tools look for the module of that name.
-        """
+        """The folder named after the hook, as SAELens has it; for sparsify after the module."""
         if self.config.format == Sparsify.name:
             return hookpoint(self.dictionary)
         return self.dictionary.hook_name
@@ -234,21 +225,21 @@ def _is_current(plan: Plan, other: str) -> bool:
         f"{target} is the export of another dictionary, {spoken(stamp.of)}, and this one is "
         f"{spoken(plan.subject)}; {other}",
     )
-    found = differences(plan.place, stamp)
+    strange, missing, edited = differences(plan.place, stamp)
     require(
-        not found.strange,
-        f"{target} holds {', '.join(found.strange[:3])} beside the export; move that away, or "
+        not strange,
+        f"{target} holds {', '.join(strange[:3])} beside the export; move that away, or "
         f"{other}",
     )
     # Where the model was not to be had, it may be now.
     cost = stamp.shrunk
     measured = cost is None or cost["n_behaviour_tokens"] > 0 or not plan.has_ce
-    current = stamp.digest == plan.digest and measured and not found.missing
-    if current and set(found.edited) <= {CARD_FILE}:
+    current = stamp.digest == plan.digest and measured and not missing
+    if current and set(edited) <= {CARD_FILE}:
         return True
     require(
-        not found.edited,
-        f"{target} would be replaced, but {', '.join(found.edited[:3])} in it changed since it "
+        not edited,
+        f"{target} would be replaced, but {', '.join(edited[:3])} in it changed since it "
         f"was exported; move that out of the folder, or {other}",
     )
     return False

@@ -52,17 +52,13 @@ def check_can_push(repository: str) -> None:
 
 
 def push(folder: Path, repository: str, *, private: bool) -> None:
-    """Make model and data set `repository` mirrors of `folder`, creating them if needed.
+    """Make model and data set `repository` mirrors of an export, creating them if needed.
 
-    What they hold is replaced if it is an export of the same dictionary.
-
-    Args:
-        folder: an export.
-        private: of repositories that are created here; else the organisation's default.
+    What they hold is replaced if it is an export of the same dictionary. If not `private`,
+    what is created is so by the organisation's default.
 
     Raises:
-        UserError: if a repository holds something else, may not be written to, or the Hub
-            cannot be reached.
+        UserError: if a repository is something else's, or cannot be reached or written to.
     """
     from huggingface_hub import HfApi
 
@@ -70,8 +66,7 @@ def push(folder: Path, repository: str, *, private: bool) -> None:
     kinds: dict[str, list[str] | None] = {"model": None, "dataset": list(TABLES)}
     with _in_a_sentence(repository, folder):
         for kind in kinds:
-            wanted = True if private else None
-            api.create_repo(repository, repo_type=kind, private=wanted, exist_ok=True)
+            api.create_repo(repository, repo_type=kind, private=private or None, exist_ok=True)
             _check_ours(api, repository, kind, read_stamp(folder / STAMP_FILE))
         for kind, patterns in kinds.items():
             api.upload_folder(

@@ -39,10 +39,10 @@ from sae.cache.layout import open_cache
 from sae.cli import main
 from sae.config.commands import family
 from sae.exchange.dashboards.circuit_tracer import paired
+from sae.exchange.dashboards.columns import unit_norms
 from sae.exchange.dashboards.exporting import export_atlas
 from sae.exchange.dashboards.place import place_of
 from sae.exchange.dashboards.rows import Exported, dashboards
-from sae.exchange.dashboards.scale import unit_norms
 
 # Of its database: Neuron, Activation and Explanation in apps/webapp/prisma/schema.prisma.
 NEURON = set(

@@ -125,7 +125,7 @@ MAPPINGS = {"dict", "Mapping"}
 
 def has_bare_tensor(annotation: ast.AST | None) -> bool:
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        annotation = ast.parse(annotation.value, mode="eval").body
+        annotation = ast.parse(annotation.value.strip(), mode="eval").body
     if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
         known = annotation.value.id in SHAPED | MAPPINGS
         return not known and has_bare_tensor(annotation.slice)

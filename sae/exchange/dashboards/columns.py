@@ -1,9 +1,14 @@
-"""The columns of an atlas's two tables, from what dashboards of other tools say."""
+"""The columns of an atlas's two tables, from what dashboards of other tools say.
+
+SAEDashboard and Neuronpedia fold the norms of decoder rows into the encoder before they look
+(SAELens's `fold_W_dec_norm`), so that activations are those of unit directions and logits are a
+unit direction's; `rescaled` goes there and back.
+"""
 
 import re
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +17,9 @@ from sae.atlas import (
     CONTEXTS,
     FEATURES,
     GROUPS,
+    columns_of,
     flat_and_ends,
+    list_array,
     list_lengths,
 )
 from sae.atlas.directions import logit_agreement, word_numbers
@@ -22,6 +29,9 @@ from sae.exchange.dashboards.files import Row, check_lengths, column, feature_nu
 if TYPE_CHECKING:
     import pyarrow
 
+_NUMBERS = ("max_activation", "activation")
+_ACTIVATIONS = (*_NUMBERS, "activations")
+_LOGITS = ("top_logits", "bottom_logits")
 _BINS = 50
 _HIGHEST, _MOST_TOKENS = 1e38, 1 << 53
 _PLACE = re.compile(r"(\d{1,15}):(\d{1,9})")
@@ -61,29 +71,26 @@ def feature_table(
         **_map(rows, density),
     }
     if len(flat_and_ends(rows, "top_logit_tokens")[0]):
-        columns |= _logits(rows, "top_logit_tokens", "top_logits")
-        columns |= _logits(rows, "bottom_logit_tokens", "bottom_logits")
+        columns |= _pairs(rows, "top_logit_tokens", "top_logits")
+        columns |= _pairs(rows, "bottom_logit_tokens", "bottom_logits")
         columns |= FEATURES.nothing(n, ["logit_agreement"])
     return FEATURES.table(FEATURES.nothing(n) | columns)
 
 
-def _pairs(
-    rows: "pyarrow.Table", names: str, values: str
-) -> list[list[tuple[str | int, float]]]:
-    return [
+def _pairs(rows: "pyarrow.Table", names: str, values: str) -> dict[str, list[list[Any]]]:
+    """Two columns of lists side by side, without what is not known or is no feature here."""
+    columns = zip(rows[names].to_pylist(), rows[values].to_pylist(), strict=True)
+    pairs = [
         [
             (name, value)
             for name, value in zip(named or [], beside or [], strict=True)
             if name is not None and value is not None and isfinite(value)
+            if isinstance(name, str) or name < len(rows)
         ]
-        for named, beside in zip(rows[names].to_pylist(), rows[values].to_pylist(), strict=True)
+        for named, beside in columns
     ]
-
-
-def _logits(rows: "pyarrow.Table", tokens: str, values: str) -> dict[str, object]:
-    pairs = _pairs(rows, tokens, values)
     return {
-        tokens: [[text for text, _ in each] for each in pairs],
+        names: [[name for name, _ in each] for each in pairs],
         values: [[value for _, value in each] for each in pairs],
     }
 
@@ -113,22 +120,18 @@ def _histograms(
             if highest[i] <= 0:
                 highest[i] = middle[-1] + width / 2
             places = np.floor(middle / max(highest[i], 1e-30) * most)
-            np.add.at(
-                histogram, np.clip(places, 0, most - 1).astype(int), np.rint(height).astype(int)
-            )
+            places = np.clip(places, 0, most - 1).astype(int)
+            np.add.at(histogram, places, np.rint(height).astype(int))
         found.append(histogram)
     return highest, found
 
 
-def _others(rows: "pyarrow.Table", names: str, values: str) -> dict[str, object]:
-    n, kept_names, kept_values = len(rows), [], []
-    for i, each in enumerate(_pairs(rows, names, values)):
-        known = [(int(other), value) for other, value in each if int(other) < n]
-        low = min((other for other, _ in known), default=0)
+def _others(rows: "pyarrow.Table", names: str, values: str) -> dict[str, list[list[Any]]]:
+    found = _pairs(rows, names, values)
+    for i, others in enumerate(found[names]):
+        low = min(others, default=0)
         require(low >= 0, f"feature {i} names feature {low}, and there is none below 0")
-        kept_names.append([other for other, _ in known])
-        kept_values.append([value for _, value in known])
-    return {names: kept_names, values: kept_values}
+    return found
 
 
 def _map(rows: "pyarrow.Table", density: NDArray[np.float64]) -> dict[str, object]:
@@ -274,3 +277,31 @@ def ordered(table: "pyarrow.Table") -> "pyarrow.Table":
             "token_ids": pyarrow.nulls(len(table), CONTEXTS.columns["token_ids"].type),
         }
     )
+
+
+def unit_norms(norms: NDArray[np.float32], architecture: str | None) -> NDArray[np.float32]:
+    """Return what activations are multiplied by so that decoder directions have norm one.
+
+    That is one for norms that are not known (NaN) or hardly differ from one; and for top-k,
+    whose latents would be others: SAELens folds nothing there.
+    """
+    plain = ~(norms > 0) | (np.abs(norms - 1) < 1e-5) | (architecture == "topk")
+    return np.where(plain, np.float32(1), norms)
+
+
+def rescaled(
+    table: "pyarrow.Table", norms: NDArray[np.float32], *, fold: bool
+) -> dict[str, "pyarrow.Array"]:
+    """Return the columns of features or contexts, with norms folded in or taken out again.
+
+    To fold is to multiply activations by the norms that `unit_norms` gives, and divide logits.
+    """
+    columns, own = columns_of(table), norms[table["feature"].to_numpy()]
+    for name in columns.keys() & {*_ACTIVATIONS, *_LOGITS}:
+        scale = np.multiply if fold == (name in _ACTIVATIONS) else np.divide
+        if name in _NUMBERS:
+            columns[name] = scale(table[name].to_numpy(), own)
+        else:
+            flat, lengths = flat_and_ends(table, name)[0], list_lengths(table, name)
+            columns[name] = list_array(scale(flat.to_numpy(), np.repeat(own, lengths)), lengths)
+    return columns

@@ -11,10 +11,10 @@ import torch
 from sae.atlas import FEATURES, Atlas, AtlasRecord, read_labels
 from sae.base import nearest, require, say
 from sae.exchange.dashboards import circuit_tracer, neuronpedia, saedashboard
+from sae.exchange.dashboards.columns import rescaled, unit_norms
 from sae.exchange.dashboards.folders import atlas_at, dictionary_beside
 from sae.exchange.dashboards.place import place_of
 from sae.exchange.dashboards.rows import Exported, alignment
-from sae.exchange.dashboards.scale import rescaled, unit_norms
 
 if TYPE_CHECKING:
     import pyarrow

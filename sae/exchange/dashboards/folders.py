@@ -12,11 +12,7 @@ from sae.run import Run, held
 
 
 def check_new(target: Path) -> None:
-    """Refuse, before any work, a folder that is there already or could not be written.
-
-    Raises:
-        UserError: if it is so.
-    """
+    """Refuse, before any work, a folder that is there already or could not be written."""
     require(not target.exists(), f"{target} is there already; choose another or remove it")
     check_writable(target.parent)
 
@@ -25,11 +21,8 @@ def check_new(target: Path) -> None:
 def new_folder(target: Path, lock: Path | None = None) -> Iterator[Path]:
     """Give a folder to write to, moved to `target` when all went well.
 
-    What a killed process left of it is removed first.
-
-    Args:
-        lock: what else writes `target` holds too; by default one that is not beside it, for
-            `target` may be anywhere.
+    What a killed process left of it is removed first. Whatever else writes `target` holds the
+    `lock` too; by default it is not beside it, for `target` may be anywhere.
 
     Raises:
         UserError: if it is there, or another process writes it.

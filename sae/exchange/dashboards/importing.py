@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.atlas import (
@@ -23,12 +23,11 @@ from sae.atlas import (
 from sae.atlas.directions import direction_columns, nearest_features
 from sae.base import UNKNOWN, UserError, code_version, digest_bytes, require
 from sae.dictionary import Dictionary
-from sae.exchange.dashboards import neuronpedia, neuronpedia_read, saedashboard
-from sae.exchange.dashboards.columns import agreement_of_texts
+from sae.exchange.dashboards import neuronpedia, saedashboard
+from sae.exchange.dashboards.columns import agreement_of_texts, rescaled, unit_norms
 from sae.exchange.dashboards.files import feature_number
 from sae.exchange.dashboards.folders import check_new, dictionary_beside, new_folder
-from sae.exchange.dashboards.scale import rescaled, unit_norms
-from sae.exchange.dashboards.tables import Found
+from sae.exchange.dashboards.tables import BY_HAND, EXPLANATION, Found
 
 if TYPE_CHECKING:
     import pyarrow
@@ -54,14 +53,7 @@ class Makers:
     labels: Callable[["pyarrow.Table", "pyarrow.Table"], list[str]]
     n_neighbours: int
     """Nearest directions of each feature that the map is laid out by."""
-    places: Callable[
-        [
-            Float[Tensor, "d_sae d_out"],
-            Int[Tensor, "d_sae n_neighbours"],
-            Float[Tensor, "d_sae n_neighbours"],
-        ],
-        Float[Tensor, "d_sae 2"],
-    ]
+    places: Callable[[Tensor, Tensor, Tensor], Float[Tensor, "d_sae 2"]]
     """Places on the map, from decoder directions, their nearest others and the cosines."""
     pages: Callable[[Path, "pyarrow.Table", "pyarrow.Table", AtlasRecord, Labels], None]
 
@@ -98,7 +90,7 @@ def _reader(location: Path) -> tuple[Path, Callable[[Path, Path], Found]]:
     require(location.is_dir(), f"{location} is no folder; give one of a Neuronpedia export")
     if saedashboard.is_dashboards(location):
         return location, saedashboard.read_dashboards
-    found = neuronpedia_read.sources(location)
+    found = neuronpedia.sources(location)
     require(
         len(found) == 1,
         f"{location} holds {len(found)} sources; give one: {', '.join(map(str, found))}"
@@ -106,7 +98,7 @@ def _reader(location: Path) -> tuple[Path, Callable[[Path, Path], Found]]:
         else f"{location} has neither features/batch-N.jsonl.gz, as Neuronpedia's exports, nor "
         "batch-N.json, as SAEDashboard's folders",
     )
-    return found[0], neuronpedia_read.read_bulk
+    return found[0], neuronpedia.read_bulk
 
 
 def _write(
@@ -116,8 +108,8 @@ def _write(
     dictionary: Dictionary | None,
     makers: Makers,
 ) -> None:
-    features = found.collected.features(record.d_sae, record.n_rows)
-    columns, tables = columns_of(features), found.collected.contexts()
+    features = found.features(record.d_sae, record.n_rows)
+    columns, tables = columns_of(features), found.contexts()
     pieces = (columns_of(table) for table in tables)
     if dictionary is not None and record.folded:
         # From now on they are the dictionary's own.
@@ -148,7 +140,7 @@ def _write(
 
 def _record(found: Found, dictionary: Dictionary | None, name: str, digest: str) -> AtlasRecord:
     """Return what is known before the tables are made; what is not, is None."""
-    ours = found.record
+    ours = found.record if isinstance(found.record, dict) else {}
     about: dict[str, Any] = {
         key: next((s[key] for s in (ours, found.about) if _is(s.get(key), kind)), None)
         for key, kind in _KEPT.items()
@@ -157,7 +149,7 @@ def _record(found: Found, dictionary: Dictionary | None, name: str, digest: str)
         n_rows = about["n_sequences"] * about["context_size"]
         about["n_rows"] = n_rows if _is(n_rows, int) else None
     there = [feature_number(value, "skipped_indexes.json") for value in found.skipped]
-    n = max([found.collected.n_features, *(value + 1 for value in there)])
+    n = max([found.n_features, *(value + 1 for value in there)])
     require(n > 0, "there is not one feature in these files")
     if _is(ours.get("d_sae"), int):
         n = max(n, feature_number(ours["d_sae"], "d_sae"))
@@ -171,7 +163,7 @@ def _record(found: Found, dictionary: Dictionary | None, name: str, digest: str)
         n, of = dictionary.d_sae, dictionary.digest
         about |= {name: getattr(dictionary, name) for name in _OF_DICTIONARY}
     else:
-        told_of = found.collected.n_told_of + len(set(there))
+        told_of = found.n_told_of + len(set(there))
         require(
             n <= max(_FEW_FEATURES, (1 + _MOST_SILENT) * told_of),
             f"feature {n - 1:,} is far beyond the {told_of:,} that these files tell of; if "
@@ -206,8 +198,8 @@ def _labels(automatic: list[str], found: Found) -> Labels:
             raise UserError(
                 f"an explanation is of feature {feature}, and there are {len(automatic):,}"
             )
-        by_hand = [text for text, kind in texts if kind == neuronpedia.BY_HAND]
-        explanations = [text for text, kind in texts if kind == neuronpedia.EXPLANATION]
+        by_hand = [text for text, kind in texts if kind == BY_HAND]
+        explanations = [text for text, kind in texts if kind == EXPLANATION]
         others = [text for text, kind in texts if text not in (*by_hand, *explanations)]
         for text in others[:1]:
             labels.automatic[feature] = labels.label[feature] = text

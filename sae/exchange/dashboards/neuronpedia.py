@@ -1,4 +1,4 @@
-"""An atlas for Neuronpedia: the folder that it imports in bulk, or bodies for its upload call.
+"""Neuronpedia: the folder that it imports in bulk, written and read, and bodies for uploads.
 
 The bulk layout is that of its public exports (docs.neuronpedia.org/api-and-data/exports) and of
 SAEDashboard's `neuronpedia_export.py`: `{model}/{layer}-{set}/` with `release.jsonl`,
@@ -17,29 +17,29 @@ of methods and models that its database does not know.
 import gzip
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 from sae.atlas import AtlasRecord
-from sae.base import require
+from sae.base import UserError, require
+from sae.exchange.dashboards.files import Row, feature_number, json_lines, numbered
 from sae.exchange.dashboards.place import Place
 from sae.exchange.dashboards.rows import (
     TOP,
     Dashboard,
     Exported,
-    Shown,
     json_bytes,
     write_features,
 )
+from sae.exchange.dashboards.tables import AUTOMATIC, BY_HAND, EXPLANATION, Found
 
-BY_HAND, AUTOMATIC, EXPLANATION = "label by hand", "automatic label", "explanation"
-"""What an explanation's notes say it is."""
-_BATCH, _UPLOAD = 1024, 128
+_ENDINGS = ("jsonl.gz", "jsonl")
+_BATCH, _UPLOAD, _ROWS = 1024, 128, 4096
+"""Features of a file, of an upload, and rows that are held as Python objects at once."""
 _MOST_LOGITS, _MOST_TOKENS, _LONGEST_TEXT = 20, 1024, 512
-
-Row = dict[str, object]
 
 
 def write_bulk(
@@ -48,10 +48,8 @@ def write_bulk(
     """Write the layout that Neuronpedia imports; returns `{folder}/{model}/{source}`.
 
     A feature has one row, a context that is not silent has one, and so has a label or an
-    explanation. Memory does not grow with the number of features beyond the table of them.
-
-    Args:
-        sizes: layers of the model, and neurons of each; zeros if they are not known.
+    explanation. Memory does not grow with the number of features beyond the table of them. The
+    `sizes` are layers of the model, and neurons of each; zeros if they are not known.
 
     Raises:
         UserError: if the source's folder exists, or another process writes it.
@@ -115,33 +113,27 @@ def _feature(record: AtlasRecord, place: Place, one: Dashboard) -> Row:
 def _activations(record: AtlasRecord, place: Place, block: list[Dashboard]) -> Iterator[Row]:
     for one in block:
         for number, context in enumerate(one.contexts):
+            place_in_text = f"{context.sequence}:{context.start}"
             yield {
                 **_owned(place, one.feature, "activation", one.feature, number),
                 "creatorId": place.creator_id,
                 "dataSource": record.data,
-                **_activation(context),
+                "dataIndex": place_in_text if context.sequence >= 0 else None,
+                "tokens": context.tokens,
+                "values": context.values,
+                "maxValue": context.values.max(),
+                "maxValueTokenIndex": int(context.values.argmax()),
+                "minValue": context.values.min(),
+                "qualifyingTokenIndex": context.peak,
+                "binMin": context.bin_min,
+                "binMax": context.bin_max,
+                "binContains": context.bin_contains,
+                "dfaValues": [],
+                "dfaTargetIndex": None,
+                "dfaMaxValue": None,
+                "lossValues": [],
+                "logitContributions": None,
             }
-
-
-def _activation(context: Shown) -> Row:
-    known = context.sequence >= 0
-    return {
-        "dataIndex": f"{context.sequence}:{context.start}" if known else None,
-        "tokens": context.tokens,
-        "values": context.values,
-        "maxValue": context.values.max(),
-        "maxValueTokenIndex": int(context.values.argmax()),
-        "minValue": context.values.min(),
-        "qualifyingTokenIndex": context.peak,
-        "binMin": context.bin_min,
-        "binMax": context.bin_max,
-        "binContains": context.bin_contains,
-        "dfaValues": [],
-        "dfaTargetIndex": None,
-        "dfaMaxValue": None,
-        "lossValues": [],
-        "logitContributions": None,
-    }
 
 
 def _texts(atlas: Exported, feature: int) -> list[tuple[str, str]]:
@@ -250,6 +242,78 @@ def _set_and_source(record: AtlasRecord, place: Place) -> dict[str, Row]:
     }
 
 
+def sources(folder: Path) -> list[Path]:
+    """Return the sources in `folder`: itself, or up to two below, as `{model}/{source}`."""
+    found = [folder, *sorted(folder.glob("[!.]*")), *sorted(folder.glob("[!.]*/[!.]*"))]
+    return [path for path in found if numbered(path / "features", _ENDINGS)]
+
+
+def read_bulk(folder: Path, scratch: Path) -> Found:
+    """Read a source in the bulk layout.
+
+    The order of rows does not matter: Neuronpedia's own exports have features in that of their
+    numbers as texts. What does not fit in memory goes to `scratch`, an empty folder.
+
+    Raises:
+        UserError: for a file that is missing, damaged or of another form, in one sentence.
+    """
+    head = folder / "source.jsonl"
+    # It may be missing, for what it says is seldom needed.
+    source = next(json_lines(head), {}) if head.is_file() else {}
+    metadata = _object(_object(source, "saelensConfig"), "metadata")
+    size = source.get("num_tokens_in_prompt")
+    found, hook, of = Found(scratch), metadata.get("hook_name"), None
+    for path, rows in _chunks(folder / "features"):
+        for row in rows:
+            own = (row.get("modelId"), row.get("layer"))
+            of = of or own
+            require(
+                own == of,
+                f"{path} has features of {own[0]}/{own[1]} beside those of {of[0]}/{of[1]}; "
+                "keep each source in a folder of its own",
+            )
+            hook = hook or row.get("hookName")
+        found.add_features(rows, "index", path)
+    for path, rows in _chunks(folder / "activations"):
+        found.add_contexts(({"n_tokens_in_prompt": size, **row} for row in rows), path)
+    model_id, layer = of or ("unknown", "unknown")
+    found.about = {
+        "model_name": str(metadata.get("model_name") or model_id),
+        "hook_name": str(hook or layer),
+        "data": source.get("dataset"),
+        "n_sequences": source.get("num_prompts"),
+        "context_size": size,
+    }
+    found.record = metadata.get("sae_atlas_manifest")
+    found.texts = _explained(folder / "explanations")
+    return found
+
+
+def _object(row: Row, key: str) -> Row:
+    found = row.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _chunks(folder: Path) -> Iterator[tuple[Path, list[Row]]]:
+    for path in numbered(folder, _ENDINGS):
+        rows = json_lines(path)
+        while chunk := list(islice(rows, _ROWS)):
+            yield path, chunk
+
+
+def _explained(folder: Path) -> dict[int, list[tuple[str, str]]]:
+    found: dict[int, list[tuple[str, str]]] = {}
+    for path, rows in _chunks(folder):
+        for row in rows:
+            text = row.get("description")
+            if not isinstance(text, str):
+                raise UserError(f"{path} has an explanation without a description: {text!r}")
+            words = " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
+            feature = feature_number(row.get("index"), path)
+            found.setdefault(feature, []).append((words, str(row.get("notes"))))
+    return found
+
+
 def write_uploads(atlas: Exported, place: Place, folder: Path) -> tuple[int, int]:
     """Write bodies for the upload call, one a file; returns features written, and left out.
 
@@ -286,7 +350,9 @@ def _upload(atlas: Exported, one: Dashboard) -> Row:
         pairs = zip(one.fields[f"{sign}_str"], one.fields[f"{sign}_values"], strict=True)
         rows = [{"token": _some(token), "value": value} for token, value in pairs]
         logits[name] = rows[:_MOST_LOGITS]
-    texts = [_cut(text) for text, _ in _texts(atlas, one.feature) if text]
+    # The call counts in UTF-16, and half a character is none.
+    units = [text.encode("utf-16-le") for text, _ in _texts(atlas, one.feature) if text]
+    texts = [unit[: 2 * _LONGEST_TEXT].decode("utf-16-le", "ignore") for unit in units]
     return {
         "index": one.feature,
         "density": one.fields["frac_nonzero"],
@@ -310,8 +376,3 @@ def _upload(atlas: Exported, one: Dashboard) -> Row:
 def _some(token: str) -> str:
     """A token that is not empty: half a character, say, is one that cannot be seen."""
     return token or "\u200b"
-
-
-def _cut(text: str) -> str:
-    """As much of a text as a call takes; it counts in UTF-16, and half a character is none."""
-    return text.encode("utf-16-le")[: 2 * _LONGEST_TEXT].decode("utf-16-le", "ignore")

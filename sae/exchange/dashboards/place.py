@@ -11,6 +11,17 @@ DEFAULT_CREATOR_ID = "clkht01d40000jv08hvalcvly"
 DEFAULT_CREATOR = "sae-atlas"
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SOURCE = re.compile(r"\d{1,4}-[A-Za-z0-9][A-Za-z0-9._-]{0,120}")
+_FORMS = {
+    "model_id": (
+        _PART,
+        "Neuronpedia's ids have letters, digits, dots, dashes and underscores, as gpt2-small",
+    ),
+    "source": (
+        _SOURCE,
+        "Neuronpedia's are a layer, a dash and the name of a set, as 8-res-jb",
+    ),
+    "creator_id": (_PART, "give the id of a user, letters and digits"),
+}
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 _KINDS = (("resid", "res"), ("mlp", "mlp"), ("attn", "att"))
 _MODEL_IDS = {"gpt2": "gpt2-small"}
@@ -27,20 +38,9 @@ class Place:
     creator_id: str = DEFAULT_CREATOR_ID
 
     def __post_init__(self) -> None:
-        require(
-            _PART.fullmatch(self.model_id) is not None,
-            f"model_id={self.model_id}; Neuronpedia's ids have letters, digits, dots, dashes "
-            "and underscores, as gpt2-small",
-        )
-        require(
-            _SOURCE.fullmatch(self.source) is not None,
-            f"source={self.source}; Neuronpedia's are a layer, a dash and the name of a set, "
-            "as 8-res-jb",
-        )
-        require(
-            _PART.fullmatch(self.creator_id) is not None,
-            f"creator_id={self.creator_id}; give the id of a user, letters and digits",
-        )
+        for name, (pattern, said) in _FORMS.items():
+            value = getattr(self, name)
+            require(pattern.fullmatch(value) is not None, f"{name}={value}; {said}")
         require(
             self.creator.isprintable() and self.creator != "",
             f"creator={self.creator!a}; give a name that can be shown",
@@ -60,11 +60,7 @@ class Place:
 def place_of(
     record: AtlasRecord, model_id: str | None = None, source: str | None = None, **who: str
 ) -> Place:
-    """Where an atlas goes; ids that are not given are made of its model, hook and name.
-
-    Args:
-        record: of the atlas.
-        who: `creator` and `creator_id`.
+    """Return where an atlas goes; missing ids are made of its model, hook and name.
 
     Raises:
         UserError: for ids that Neuronpedia does not take, or a hook that names no layer.

@@ -24,6 +24,8 @@ from sae.exchange.dashboards.folders import new_folder
 if TYPE_CHECKING:
     import pyarrow
 
+_Moments = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Mean and mean square of every feature over all tokens, silent ones too."""
 N_ALIGNED = 3
 """Neurons that a feature's direction is largest on: rows of that table in SAEDashboard."""
 TOP = -1
@@ -127,9 +129,8 @@ def write_features(
 ) -> None:
     """Write a new folder, `size` features at a time.
 
-    Args:
-        files: names and contents, from the number of a block and its features.
-        heads: files that stand beside them.
+    Names and contents come from `files`, given a block's number and features; `heads` stand
+    beside them.
 
     Raises:
         UserError: if the folder exists, or another process writes it.
@@ -171,14 +172,12 @@ def _by_feature(
     import pyarrow
 
     held: list[pyarrow.Table] = []
-    source, last = iter(tables), -1
+    source, last = filter(len, tables), -1
     for stop in range(size, n + size, size):
         while not held or held[-1]["feature"][-1].as_py() < stop:
             piece = next(source, None)
             if piece is None:
                 break
-            if not len(piece):
-                continue
             owners = piece["feature"].to_numpy()
             require(
                 owners[0] >= last and bool((np.diff(owners) >= 0).all()),
@@ -213,7 +212,7 @@ def _lists(table: "pyarrow.Table", name: str) -> list[Any]:
     return [values[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
 
 
-def _moments(features: "pyarrow.Table") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _moments(features: "pyarrow.Table") -> _Moments:
     density, mean, std = (
         features[name].to_numpy().astype(np.float64)
         for name in ("density", "mean_activation", "std_activation")
@@ -225,7 +224,7 @@ def _cosines(
     feature: int,
     others: NDArray[np.int32],
     correlations: NDArray[np.float32],
-    moments: tuple[NDArray[np.float64], NDArray[np.float64]],
+    moments: _Moments,
 ) -> NDArray[np.float32] | list[float]:
     """Cosines of activations over all tokens, from their correlations.
 
@@ -243,14 +242,10 @@ def _shares(histogram: NDArray[np.int64], density: float, n_bands: int) -> list[
     total = int(histogram.sum()) if len(histogram) else 0
     if not total:
         return [None] * n_bands
-    counts = np.zeros(n_bands)
-    np.add.at(
-        counts, (2 * np.arange(len(histogram)) + 1) * n_bands // (2 * len(histogram)), histogram
-    )
-    shares = counts / total * density
+    bands = (2 * np.arange(len(histogram)) + 1) * n_bands // (2 * len(histogram))
+    shares = np.bincount(bands, histogram, n_bands) / total * density
     shares[0] += 1 - density
-    found: list[float | None] = shares.tolist()
-    return found
+    return list(shares.tolist())
 
 
 def _shown(
@@ -284,7 +279,7 @@ def _block(
     atlas: Exported,
     table: "pyarrow.Table",
     shown: list[list[Shown]],
-    moments: tuple[NDArray[np.float64], NDArray[np.float64]],
+    moments: _Moments,
     first: int,
 ) -> list[Dashboard]:
     lists = {word: _lists(table, name) for word, name in _LISTS.items()}
@@ -302,18 +297,13 @@ def _block(
             r = fields["correlated_features_pearson"]
             fields["correlated_features_l1"] = _cosines(first + i, others, r, moments)
         if density > 0:
-            bars = histograms[i]
-            fields["freq_hist_data_bar_values"] = _centres(len(bars), highest)
-            fields["freq_hist_data_bar_heights"] = bars
+            bars = fields["freq_hist_data_bar_heights"] = histograms[i]
+            width = highest / max(1, len(bars))
+            fields["freq_hist_data_bar_values"] = (np.arange(len(bars)) + 0.5) * width
         place = None if x is None or not np.isfinite(x + y) else (x, y)
         own = (near[i], cosines[i], place, shown[i])
         found.append(Dashboard(first + i, highest, fields, *own))
     return found
-
-
-def _centres(n_bars: int, highest: float) -> NDArray[np.float64]:
-    middles: NDArray[np.float64] = np.arange(n_bars, dtype=np.float64) + 0.5
-    return middles * (highest / max(1, n_bars))
 
 
 def json_bytes(value: object) -> bytes:

@@ -8,7 +8,7 @@ atlas holds contexts, not texts.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sae.base import UserError, require
 from sae.exchange.dashboards.files import Row, numbered, parsed
 from sae.exchange.dashboards.place import Place
 from sae.exchange.dashboards.rows import Dashboard, Exported, Shown, json_bytes, write_features
-from sae.exchange.dashboards.tables import Collected, Found
+from sae.exchange.dashboards.tables import Found
 from sae.exchange.formats.parts import as_json
 
 _BATCH = 128
@@ -29,20 +29,9 @@ def write_dashboards(atlas: Exported, place: Place, folder: Path) -> None:
     """Write every feature of an atlas, dead ones too."""
     record = atlas.record
     head = {"model_id": place.model_id, "layer": place.layer, "sae_set": place.source_set}
-    skipped = {**head, "layer": str(place.layer), "log_sparsity": -6, "skipped_indexes": []}
-
-    def batch(number: int, block: list[Dashboard]) -> Iterator[tuple[str, bytes]]:
-        features = [_feature(record, one) for one in block]
-        found = {**head, "sae_id_suffix": None, "features": features}
-        yield f"batch-{number}.json", json_bytes(found)
-
-    beside = {_SETTINGS: as_json(_settings(record, head)), _SKIPPED: as_json(skipped)}
-    write_features(atlas, folder, _BATCH, batch, beside)
-
-
-def _settings(record: AtlasRecord, head: Mapping[str, object]) -> dict[str, object]:
-    return {
-        "sae_set": head["sae_set"],
+    # What of its runner's settings holds for an atlas, and the record of that.
+    settings = {
+        "sae_set": place.source_set,
         "sae_path": record.hook_name,
         "np_sae_id_suffix": None,
         "np_set_name": None,
@@ -53,10 +42,19 @@ def _settings(record: AtlasRecord, head: Mapping[str, object]) -> dict[str, obje
         "n_quantiles": record.n_bands,
         "top_acts_group_size": record.n_contexts,
         "quantile_group_size": record.n_band_contexts,
-        "model_id": head["model_id"],
-        "layer": head["layer"],
+        "model_id": place.model_id,
+        "layer": place.layer,
         "sae_atlas_manifest": record.to_json(),
     }
+    skipped = {**head, "layer": str(place.layer), "log_sparsity": -6, "skipped_indexes": []}
+
+    def batch(number: int, block: list[Dashboard]) -> Iterator[tuple[str, bytes]]:
+        features = [_feature(record, one) for one in block]
+        found = {**head, "sae_id_suffix": None, "features": features}
+        yield f"batch-{number}.json", json_bytes(found)
+
+    beside = {_SETTINGS: as_json(settings), _SKIPPED: as_json(skipped)}
+    write_features(atlas, folder, _BATCH, batch, beside)
 
 
 def _feature(record: AtlasRecord, one: Dashboard) -> dict[str, object]:
@@ -95,15 +93,14 @@ def is_dashboards(folder: Path) -> bool:
 def read_dashboards(folder: Path, scratch: Path) -> Found:
     """Read what SAEDashboard, or `write_dashboards`, wrote.
 
-    Args:
-        scratch: an empty folder for what does not fit in memory.
+    What does not fit in memory goes to `scratch`, an empty folder.
 
     Raises:
         UserError: for a file that is missing, damaged or of another form, in one sentence.
     """
     settings = _optional(folder / _SETTINGS)
-    ours = settings.get("sae_atlas_manifest")
-    collected = Collected(scratch)
+    found = Found(scratch)
+    found.record = settings.get("sae_atlas_manifest")
     first: dict[str, object] = {}
     for path in numbered(folder, ("json",)):
         batch, rows = _batch(path)
@@ -115,8 +112,8 @@ def read_dashboards(folder: Path, scratch: Path) -> Found:
             f"{path} is of {names}, and another file here of {first}; keep each in a folder of "
             "its own",
         )
-        collected.add_features(rows, "feature_index", path)
-        collected.add_contexts(_contexts(rows, path), path)
+        found.add_features(rows, "feature_index", path)
+        found.add_contexts(_contexts(rows, path), path)
         for row in rows[:1]:
             of_row = ("n_prompts_total", "n_tokens_in_prompt", "dataset")
             settings = {name: row.get(name) for name in of_row} | settings
@@ -127,15 +124,16 @@ def read_dashboards(folder: Path, scratch: Path) -> Found:
     )
     # Its runner writes the hook into the folder's name and often into the path.
     places = (str(settings.get("sae_path")), folder.resolve().name)
-    hooks = [found[0] for found in map(_HOOK.search, places) if found]
-    about = {
+    hooks = [hook[0] for hook in map(_HOOK.search, places) if hook]
+    found.skipped = skipped
+    found.about = {
         "model_name": str(first.get("model_id")),
         "hook_name": hooks[0] if hooks else f"layer {first.get('layer')}",
         "data": settings.get("huggingface_dataset_path") or settings.get("dataset"),
         "n_sequences": settings.get("n_prompts_total"),
         "context_size": settings.get("n_tokens_in_prompt"),
     }
-    return Found(collected, about, ours if isinstance(ours, dict) else {}, skipped)
+    return found
 
 
 def _optional(path: Path) -> dict[str, Any]:

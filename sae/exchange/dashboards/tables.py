@@ -6,7 +6,6 @@ co-activation, and contexts in which a feature is silent.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,26 +27,13 @@ from sae.exchange.dashboards.files import (
 if TYPE_CHECKING:
     import pyarrow
 
+BY_HAND, AUTOMATIC, EXPLANATION = "label by hand", "automatic label", "explanation"
+"""What an explanation's notes say it is, where it was written here."""
 _CHUNK = 4096
 _BUCKET = 1024
 """Features whose contexts are read at once, and later lie in a row group."""
 _MOST_BARS = 200
 """Bars of a histogram. Every feature gets as many as the one with most; usually all have 50."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a folder of dashboards holds."""
-
-    collected: "Collected"
-    about: dict[str, object]
-    """Fields of the atlas's record: model, hook, text, sequences and their size."""
-    record: dict[str, object]
-    """What is said of the atlas that it was written from; empty if it was not written here."""
-    skipped: list[object] = field(default_factory=list)
-    """Features that were left out as dead."""
-    texts: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
-    """What is said of features, and of which kind that is."""
 
 
 class Scratch:
@@ -91,10 +77,18 @@ class Scratch:
                 yield pyarrow.Table.from_batches(batches).combine_chunks()
 
 
-class Collected:
-    """Rows of features and of contexts, file by file."""
+class Found:
+    """What a folder of dashboards holds: rows of features and of contexts, file by file."""
 
     def __init__(self, scratch: Path) -> None:
+        self.about: dict[str, object] = {}
+        """Fields of the atlas's record: model, hook, text, sequences and their size."""
+        self.record: object = {}
+        """What is said of the atlas that it was written from, if it was written here."""
+        self.skipped: list[object] = []
+        """Features that were left out as dead."""
+        self.texts: dict[int, list[tuple[str, str]]] = {}
+        """What is said of features, and of which kind that is."""
         self._scratch = Scratch(scratch)
         self._features: list[pyarrow.Table] = []
         self._highest = np.full(MOST_FEATURES, -np.inf)

@@ -11,13 +11,11 @@ from typing import TypeVar
 
 from sae.base import UserError, nearest, require
 from sae.dictionary import Dictionary
-from sae.dictionary.tensors import is_finite
 from sae.exchange.formats.dictionary_learning import DictionaryLearning
-from sae.exchange.formats.gemma_scope import GemmaScope
-from sae.exchange.formats.gemma_scope_2 import GemmaScope2
+from sae.exchange.formats.gemma_scope import GemmaScope, GemmaScope2
 from sae.exchange.formats.openai import OpenAI
 from sae.exchange.formats.openmoss import OpenMOSS
-from sae.exchange.formats.parts import Format, Written
+from sae.exchange.formats.parts import Format, Written, check_finite
 from sae.exchange.formats.qwen_scope import QwenScope
 from sae.exchange.formats.saelens import SAELens
 from sae.exchange.formats.sparsify import Sparsify
@@ -90,12 +88,7 @@ def read_dictionary(path: str | Path, format: str | None = None) -> Dictionary:
     except OSError as error:
         # A folder in the place of a file, a name that is too long, what nobody may read.
         raise UserError(f"{path} could not be read: {error.strerror or error}") from error
-    odd = [name for name, weight in found.tensors.items() if not is_finite(weight)]
-    require(
-        not odd,
-        f"{path}: {', '.join(odd)} would hold NaN or infinity once biases and scales are "
-        "folded, which float32 has no room for",
-    )
+    check_finite(found, path)
     return found
 
 

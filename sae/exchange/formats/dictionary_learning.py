@@ -1,17 +1,12 @@
 """dictionary_learning: `ae.pt`, a state dict, beside `config.json` with `trainer.dict_class`.
 
-Linear layers have `encoder.weight` (d_sae, d_in) and `decoder.weight` (d_in, d_sae). By the
-classes of dictionary-learning 0.1.0, which decide what a file means:
+What a file means is decided by the classes of dictionary-learning 0.1.0, all below:
 
-- `AutoEncoder`: `relu(W (x - bias) + b)`. Its `from_pretrained` rescales latents to unit rows
-  of the decoder unless told `normalize_decoder=False`; here they stay as they are in the file.
-- `AutoEncoderNew`: `relu(W x + b)`, nothing subtracted.
-- `GatedAutoEncoder`: `W (x - decoder_bias)` goes into gate and magnitude.
-- `AutoEncoderTopK`: the k largest of `relu(W (x - b_dec) + b)`; its threshold is for callers
-  that ask for it.
+- `AutoEncoder`: its `from_pretrained` rescales latents to unit rows of the decoder unless told
+  `normalize_decoder=False`; here they stay as they are in the file.
+- `AutoEncoderTopK`: its threshold is for callers that ask for it.
 - `BatchTopKSAE`, `MatryoshkaBatchTopKSAE`: `relu(W (x - b_dec) + b)` where it is above
   `threshold`, one number, negative while it was never set.
-- `JumpReluAutoEncoder`: `W_enc` (d_in, d_sae), a threshold each, nothing subtracted.
 """
 
 import re
@@ -26,23 +21,12 @@ from sae.base import UserError, require
 from sae.dictionary import Activation, Dictionary, Gated, JumpReLU, ReLU, TopK, dictionary_of
 from sae.dictionary.folding import with_b_dec, without_b_dec
 from sae.dictionary.tensors import Layout, check_sizes, load_pickle, tensors_of
-from sae.exchange.formats.parts import (
-    Names,
-    Written,
-    as_json,
-    as_pickle,
-    layer_of,
-    named_tensors,
-    read_config,
-    read_metadata,
-    read_weights,
-    write_folder,
-)
+from sae.exchange.formats import parts
 
 
 class _Class(NamedTuple):
     activation: type[Activation]
-    names: Names
+    names: parts.Names
     subtracts: bool
     """Whether b_dec goes from what is encoded."""
     beside: tuple[str, ...] = ()
@@ -84,7 +68,7 @@ _WRITTEN: dict[type[Activation], str] = {
 _ORDER = ("b_enc", "b_dec", "W_enc", "W_dec", "b_mag", "r_mag", "threshold")
 
 
-class DictionaryLearning(Written):
+class DictionaryLearning(parts.Written):
     """The folder of a trainer."""
 
     name = "dictionary_learning"
@@ -102,13 +86,13 @@ dictionary, config = load_dictionary("{folder}", "cpu")"""
 
     def read(self, path: Path) -> Dictionary:
         config_path = path / _CONFIG
-        config = read_config(config_path)
+        config = parts.read_config(config_path)
         trainer: Any = config.get("trainer")
         require(isinstance(trainer, dict), f"{config_path}: trainer={trainer}; give an object")
         kind = _class_of(config_path, trainer)
         state = load_pickle(path / _WEIGHTS)
         file = tensors_of(path / _WEIGHTS, state)
-        weights = read_weights(file, kind.names, sizes=kind.sizes, beside=kind.beside)
+        weights = parts.read_weights(file, kind.names, sizes=kind.sizes, beside=kind.beside)
         d_in, d_sae = weights["W_enc"].shape
         check_sizes(config_path, trainer, {"activation_dim": d_in, "dict_size": d_sae})
         native = _native(trainer, config.get("buffer"))
@@ -130,7 +114,7 @@ dictionary, config = load_dictionary("{folder}", "cpu")"""
             native["group_sizes"] = state["group_sizes"].tolist()
         own = {name: weights[name] for name in kind.activation.tensor_names()}
         activation = kind.activation(**own, **numbers)
-        found = dictionary_of(weights, activation, path, read_metadata(path, native))
+        found = dictionary_of(weights, activation, path, parts.read_metadata(path, native))
         return without_b_dec(found) if kind.subtracts else found
 
     def write(self, dictionary: Dictionary, folder: Path) -> None:
@@ -139,13 +123,15 @@ dictionary, config = load_dictionary("{folder}", "cpu")"""
         kind = _CLASSES[name]
         names = sorted(kind.names.items(), key=lambda i: _ORDER.index(i[1].removesuffix(".T")))
         folded = with_b_dec(dictionary) if kind.subtracts else dictionary
-        state = named_tensors(folded, dict(names))
+        state = parts.named_tensors(folded, dict(names))
         if isinstance(activation, TopK):
             state["k"] = torch.tensor(activation.k, dtype=torch.int)
             state["threshold"] = torch.tensor(-1.0)
         buffer = {"ctx_len": dictionary.record.context_size, "io": "out"}
-        config = as_json({"trainer": _trainer(dictionary, name), "buffer": buffer})
-        write_folder(folder, dictionary, {_CONFIG: config, _WEIGHTS: as_pickle(state)})
+        config = parts.as_json({"trainer": _trainer(dictionary, name), "buffer": buffer})
+        parts.write_folder(
+            folder, dictionary, {_CONFIG: config, _WEIGHTS: parts.as_pickle(state)}
+        )
 
 
 def _class_of(path: Path, trainer: Mapping[str, object]) -> _Class:
@@ -192,7 +178,7 @@ def _native(trainer: Mapping[str, object], buffer: object) -> dict[str, object]:
 
 
 def _trainer(dictionary: Dictionary, name: str) -> dict[str, object]:
-    layer, hook_name = layer_of(dictionary), dictionary.hook_name
+    layer, hook_name = parts.layer_of(dictionary), dictionary.hook_name
     places = {
         f"blocks.{layer}.{hook}": f"{place}_layer_{layer}" for place, hook in _PLACES.items()
     }

@@ -1,12 +1,10 @@
 """OpenAI's autoencoders of GPT-2 small: one file `{layer}.pt` in a folder `autoencoders`.
 
-`.../gpt2-small/{location}/autoencoders/{layer}.pt` is a state dict: `pre_bias` (d_in,),
-`encoder.weight` (d_sae, d_in), `latent_bias` (d_sae,), `decoder.weight` (d_in, d_sae), three
-counts of each latent, and `activation` with its settings. By `Autoencoder` of
-openai/sparse_autoencoder the latents are `activation(W (x - pre_bias) + latent_bias)`.
-
-Those with `TopK` read each row less its mean over its standard deviation, and multiply what
-they reconstruct by that deviation. A `Dictionary` is one map for all rows: they are refused.
+`.../gpt2-small/{location}/autoencoders/{layer}.pt` is a state dict, with counts of each latent
+and `activation` with its settings. By `Autoencoder` of openai/sparse_autoencoder the latents
+are `activation(W (x - pre_bias) + latent_bias)`. Those with `TopK` read each row less its mean
+over its standard deviation, and multiply what they reconstruct by that deviation. A
+`Dictionary` is one map for all rows: they are refused.
 """
 
 from collections.abc import Mapping
@@ -18,16 +16,7 @@ from sae.base import require
 from sae.dictionary import Dictionary, ReLU, dictionary_of
 from sae.dictionary.folding import with_b_dec, without_b_dec
 from sae.dictionary.tensors import load_pickle, tensors_of
-from sae.exchange.formats import qwen_scope
-from sae.exchange.formats.parts import (
-    Written,
-    as_pickle,
-    layer_of,
-    named_tensors,
-    read_metadata,
-    read_weights,
-    write_folder,
-)
+from sae.exchange.formats import parts, qwen_scope
 
 _NAMES = {
     "pre_bias": "b_dec",
@@ -46,7 +35,7 @@ _PLACES = {
 }
 
 
-class OpenAI(Written):
+class OpenAI(parts.Written):
     """A file, or the folder with this one file, which is named after the layer."""
 
     name = "openai"
@@ -90,14 +79,14 @@ dictionary = Autoencoder.from_state_dict(torch.load(path))"""
         )
         settings = ("activation", "activation_state_dict")
         tensors = tensors_of(file, {k: v for k, v in state.items() if k not in settings})
-        weights = read_weights(tensors, _NAMES, beside=_COUNTS)
-        metadata = read_metadata(file.parent, _native(file))
+        weights = parts.read_weights(tensors, _NAMES, beside=_COUNTS)
+        metadata = parts.read_metadata(file.parent, _native(file))
         return without_b_dec(dictionary_of(weights, ReLU(), file, metadata))
 
     def write(self, dictionary: Dictionary, folder: Path) -> None:
         d_sae = dictionary.d_sae
         state = {
-            **named_tensors(with_b_dec(dictionary), _NAMES),
+            **parts.named_tensors(with_b_dec(dictionary), _NAMES),
             # As they are before training.
             "stats_last_nonzero": torch.zeros(d_sae, dtype=torch.long),
             "latents_activation_frequency": torch.ones(d_sae),
@@ -105,8 +94,8 @@ dictionary = Autoencoder.from_state_dict(torch.load(path))"""
             "activation": "ReLU",
             "activation_state_dict": {},
         }
-        name = f"{layer_of(dictionary) or 0}.pt"
-        write_folder(folder, dictionary, {name: as_pickle(state)})
+        name = f"{parts.layer_of(dictionary) or 0}.pt"
+        parts.write_folder(folder, dictionary, {name: parts.as_pickle(state)})
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """OpenMOSS's Language-Model-SAEs (llamascopium): `config.json` beside `sae_weights`.
 
-The weights are `sae_weights.safetensors`, or `.pt` with the tensors under `sae`: `W_E` (d_in,
-d_sae), `b_E`, `W_D` (d_sae, d_in), `b_D`, `activation_function.log_jumprelu_threshold`, and a
+The weights are `sae_weights.safetensors`, or `.pt` with the tensors under `sae`, and a
 `dataset_average_activation_norm.{hook}` each. By `SparseAutoEncoder` of llamascopium 2.0:
 
 - latents are `act(x W_E + b_E)`, with `sparsity_include_decoder_norm` decided by that times the
@@ -12,16 +11,11 @@ d_sae), `b_E`, `W_D` (d_sae, d_in), `b_D`, `activation_function.log_jumprelu_thr
 
 Its own folding leaves a jumprelu's threshold as it was. Such a file is read as it is.
 
-Until June 2025 the tensors were those of linear layers: `encoder.weight` (d_sae, d_in),
-`encoder.bias`, `decoder.weight` (d_in, d_sae), `decoder.bias`, and until April that year
-`log_jumprelu_threshold` without the module before it. Llama Scope R1-Distill is of these.
-Until that June, too, `apply_decoder_bias_to_pre_encoder` took the decoder's bias from x once it
-was scaled.
+Until June 2025 the tensors were those of linear layers, as Llama Scope R1-Distill's are, and
+`apply_decoder_bias_to_pre_encoder` took the decoder's bias from x once it was scaled.
 
-What was written in 2024, Llama Scope first of all, has `hyperparams.json` instead, beside
-`checkpoints/final.safetensors` or `sae_weights.safetensors`, with linear layers.
-`SparseAutoEncoder.from_config` of OpenMOSS/Language-Model-SAEs as of November 2024 makes of
-them, in this order:
+What was written in 2024, Llama Scope first of all, has `hyperparams.json` instead, and linear
+layers too. `SparseAutoEncoder.from_config` of November 2024 makes of them, in this order:
 
 - `norm_activation: dataset-wise`: scales for raw activations, from the average norms `in` and
   `out` in `hyperparams.json`;
@@ -60,16 +54,7 @@ from sae.dictionary.tensors import (
     safetensors_there,
     tensors_of,
 )
-from sae.exchange.formats.parts import (
-    Names,
-    Written,
-    as_json,
-    named_tensors,
-    read_config,
-    read_metadata,
-    read_weights,
-    write_folder,
-)
+from sae.exchange.formats import parts
 
 _CONFIG_2024, _CONFIG, _MODEL = "hyperparams.json", "config.json", "lm_config.json"
 _WEIGHTS, _PICKLE = "sae_weights.safetensors", "sae_weights.pt"
@@ -87,7 +72,7 @@ _NORM = "dataset_average_activation_norm"
 _ARCHITECTURES: dict[str, type[Activation]] = {"relu": ReLU, "jumprelu": JumpReLU, "topk": TopK}
 
 
-class OpenMOSS(Written):
+class OpenMOSS(parts.Written):
     """A folder of today's, or of 2024's."""
 
     name = "openmoss"
@@ -111,25 +96,27 @@ dictionary = SparseDictionary.from_pretrained("{folder}")"""
     def read(self, path: Path) -> Dictionary:
         of_2024 = _is_of_2024(path)
         config_path = path / (_CONFIG_2024 if of_2024 else _CONFIG)
-        config = read_config(config_path)
+        config = parts.read_config(config_path)
         require(
             not flag(config_path, config, "use_glu_encoder"),
             f"{config_path}: use_glu_encoder=true, but an encoder here is one product with x",
         )
         model, hooks = path / _MODEL, [config.get(f"hook_point_{end}") for end in ("in", "out")]
         native = {
-            "model_name": read_config(model).get("model_name") if model.is_file() else None,
+            "model_name": parts.read_config(model).get("model_name")
+            if model.is_file()
+            else None,
             "hook_name": hooks[0],
             "hook_name_out": hooks[1] if hooks[1] != hooks[0] else None,
         }
         read = _read_2024 if of_2024 else _read
-        return read(path, config_path, config, read_metadata(path, native))
+        return read(path, config_path, config, parts.read_metadata(path, native))
 
     def write(self, dictionary: Dictionary, folder: Path) -> None:
-        tensors, activation = named_tensors(dictionary, _DIRECT), dictionary.activation
+        tensors, activation = parts.named_tensors(dictionary, _DIRECT), dictionary.activation
         if isinstance(activation, JumpReLU):
             # A threshold of 0 or less does what the smallest one does: relu comes first.
-            threshold = named_tensors(dictionary, {"threshold": "threshold"})["threshold"]
+            threshold = parts.named_tensors(dictionary, {"threshold": "threshold"})["threshold"]
             positive = threshold.clamp(min=torch.finfo(torch.float32).tiny)
             tensors[_LOG_THRESHOLD] = positive.log()
         names = {ours: theirs for theirs, ours in _ARCHITECTURES.items()}
@@ -149,9 +136,9 @@ dictionary = SparseDictionary.from_pretrained("{folder}")"""
             "dtype": "torch.float32",
             "device": "cpu",
         }
-        model = as_json({"model_name": dictionary.record.model_name or ""})
-        files = {_CONFIG: as_json(config), _MODEL: model, _WEIGHTS: save(tensors)}
-        write_folder(folder, dictionary, files)
+        model = parts.as_json({"model_name": dictionary.record.model_name or ""})
+        files = {_CONFIG: parts.as_json(config), _MODEL: model, _WEIGHTS: save(tensors)}
+        parts.write_folder(folder, dictionary, files)
 
 
 def _is_of_2024(path: Path) -> bool:
@@ -289,16 +276,16 @@ def _open(path: Path) -> TensorFile:
 
 def _weights(
     file: TensorFile,
-    names: Names,
+    names: parts.Names,
     path: Path,
     config: Mapping[str, object],
     beside: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
     """The tensors by our names; zeros for the decoder's bias if there is none."""
     if flag(path, config, "use_decoder_bias", default=True):
-        return read_weights(file, names, beside=beside)
+        return parts.read_weights(file, names, beside=beside)
     names = {theirs: ours for theirs, ours in names.items() if ours != "b_dec"}
-    found = read_weights(file, names, beside=beside)
+    found = parts.read_weights(file, names, beside=beside)
     return found | {"b_dec": torch.zeros(len(found["W_enc"]))}
 
 

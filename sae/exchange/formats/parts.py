@@ -14,7 +14,7 @@ from torch import Tensor
 from sae.base import atomic_path, read_json, require
 from sae.dictionary import Activation, Dictionary, metadata_of
 from sae.dictionary.dictionary import SHAPES
-from sae.dictionary.tensors import Layout, TensorFile, safetensors_there
+from sae.dictionary.tensors import Layout, TensorFile, is_finite, safetensors_there
 
 METADATA_FILE = "sae_atlas.json"
 """All that we know of a dictionary, in a file that other tools do not look at."""
@@ -116,6 +116,16 @@ def named_tensors(dictionary: Dictionary, names: Names) -> dict[str, Tensor]:
         .clone(memory_format=torch.contiguous_format)
         for theirs, ours in names.items()
     }
+
+
+def check_finite(dictionary: Dictionary, path: Path) -> None:
+    """Refuse the dictionary that `path` holds if folding made it too big for float32."""
+    odd = [name for name, weight in dictionary.tensors.items() if not is_finite(weight)]
+    require(
+        not odd,
+        f"{path}: {', '.join(odd)} would hold NaN or infinity once biases and scales are "
+        "folded, which float32 has no room for",
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """Qwen Scope: one file `layer{n}.sae.pt` for each layer, side by side in a repository.
 
 The name of the repository, `Qwen/SAE-Res-{model}-W{width}K-L0_{k}`, says what no file in it
-does: the model, the width in units of 1,024 latents, and k. A file is a dict of `W_enc` (d_sae,
-d_in), `W_dec` (d_in, d_sae), `b_enc` and `b_dec`. By the card of each repository the latents
-are the k largest of `W_enc x + b_enc`, where x is the residual stream behind layer n; nothing
-is subtracted. Of these k the ones below zero are left out here, as by SAELens: the code in the
-card keeps them, which differs where a row has fewer than k of its 32,768 or more above zero.
-
-It is only read, as what is written has no place for k.
+does: the model, the width in units of 1,024 latents, and k. By the card of each repository the
+latents are the k largest of `W_enc x + b_enc`, where x is the residual stream behind layer n;
+nothing is subtracted. Of these k the ones below zero are left out here, as by SAELens: the code
+in the card keeps them, which differs where a row has fewer than k of its 32,768 or more above
+zero. It is only read, as what is written has no place for k.
 """
 
 import os

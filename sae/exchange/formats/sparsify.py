@@ -1,13 +1,10 @@
 """EleutherAI's sparsify, and its layout on the Hub: a folder for each hookpoint.
 
 `{run}/{hookpoint}/cfg.json` beside `sae.safetensors`, with several seeds
-`{hookpoint}/seed{n}/`; `{run}/config.json` names the model. Tensors (latents first):
-`encoder.weight` (d_sae, d_in), `encoder.bias`, `W_dec` (d_sae, d_in), `b_dec`, and with
-`skip_connection` `W_skip` (d_in, d_in). `SparseCoder.encode` of eai-sparsify 1.3.3: the k
-largest of `relu(W (x - b_dec) + b)`, where a transcoder (`transcode`) does not subtract b_dec.
-
-A hookpoint is a module's path below the base model, its output the activation; a transcoder
-reads the module's input.
+`{hookpoint}/seed{n}/`; `{run}/config.json` names the model. `SparseCoder.encode` of
+eai-sparsify 1.3.3: the k largest of `relu(W (x - b_dec) + b)`, where a transcoder (`transcode`)
+does not subtract b_dec. A hookpoint is a module's path below the base model, its output the
+activation; a transcoder reads the module's input.
 """
 
 import re
@@ -19,16 +16,7 @@ from sae.base import UserError, require
 from sae.dictionary import Dictionary, TopK, dictionary_of
 from sae.dictionary.folding import with_b_dec, without_b_dec
 from sae.dictionary.tensors import check_sizes, flag, open_safetensors
-from sae.exchange.formats.parts import (
-    Written,
-    as_json,
-    hook_of_module,
-    named_tensors,
-    read_config,
-    read_metadata,
-    read_weights,
-    write_folder,
-)
+from sae.exchange.formats import parts
 
 _CONFIG, _WEIGHTS = "cfg.json", "sae.safetensors"
 _NAMES = {
@@ -40,7 +28,7 @@ _NAMES = {
 _WITH_SKIP = _NAMES | {"W_skip": "W_skip"}
 
 
-class Sparsify(Written):
+class Sparsify(parts.Written):
     """The folder of a hookpoint."""
 
     name = "sparsify"
@@ -58,7 +46,7 @@ dictionary = Sae.load_from_disk("{folder}")"""
 
     def read(self, path: Path) -> Dictionary:
         config_path = path / _CONFIG
-        config = read_config(config_path)
+        config = parts.read_config(config_path)
         activation = config.get("activation", "topk")
         require(
             activation == "topk",
@@ -73,7 +61,7 @@ dictionary = Sae.load_from_disk("{folder}")"""
         if type(k) is not int:
             raise UserError(f"{config_path}: k={k}; give a whole number")
         file = open_safetensors(path / _WEIGHTS)
-        weights = read_weights(file, _WITH_SKIP if skip else _NAMES)
+        weights = parts.read_weights(file, _WITH_SKIP if skip else _NAMES)
         d_in, d_sae = weights["W_enc"].shape
         # Zero latents mean: as the factor says.
         factor = config.get("expansion_factor", 32)
@@ -81,7 +69,7 @@ dictionary = Sae.load_from_disk("{folder}")"""
         said = {**config, "num_latents": config.get("num_latents") or d_in * factor}
         check_sizes(config_path, said, {"d_in": d_in, "num_latents": d_sae})
         transcodes = flag(config_path, config, "transcode")
-        metadata = read_metadata(path, _native(path, transcodes))
+        metadata = parts.read_metadata(path, _native(path, transcodes))
         found = dictionary_of(weights, TopK(k), path, metadata, transcoder=transcodes)
         return found if transcodes else without_b_dec(found)
 
@@ -99,8 +87,10 @@ dictionary = Sae.load_from_disk("{folder}")"""
             "transcode": transcodes,
             "d_in": dictionary.d_in,
         }
-        weights = save(named_tensors(folded, _WITH_SKIP if skip else _NAMES))
-        write_folder(folder, dictionary, {_CONFIG: as_json(config), _WEIGHTS: weights})
+        weights = save(parts.named_tensors(folded, _WITH_SKIP if skip else _NAMES))
+        parts.write_folder(
+            folder, dictionary, {_CONFIG: parts.as_json(config), _WEIGHTS: weights}
+        )
 
 
 def _native(path: Path, transcodes: bool) -> dict[str, object]:
@@ -108,10 +98,10 @@ def _native(path: Path, transcodes: bool) -> dict[str, object]:
     if re.fullmatch(r"seed\d+", place.name):
         place = place.parent
     run, name = place.parent / "config.json", place.name
-    model = {"model_name": read_config(run).get("model") if run.is_file() else None}
+    model = {"model_name": parts.read_config(run).get("model") if run.is_file() else None}
     if not re.search(r"\.\d+(\.|$)", name):
         return model
-    output, read_from = hook_of_module(name), hook_of_module(name, "input")
+    output, read_from = parts.hook_of_module(name), parts.hook_of_module(name, "input")
     if not transcodes:
         return model | {"hook_name": output, "hf_hook_name": name}
     known = read_from if read_from != name else None

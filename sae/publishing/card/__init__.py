@@ -24,6 +24,7 @@ from sae.publishing.card.text import (
     on_the_hub,
     plain,
     public,
+    table,
 )
 from sae.text.record import TextRecord
 
@@ -132,8 +133,8 @@ def _files(dictionary: Dictionary, n_features: int, export: Export) -> str:
     }
     if export.shrunk is not None and export.shrunk.n_dropped:
         rows["feature_map.csv"] = "the numbers that the features had before"
-    lines = (f"| {cell(name)} | {meaning} |" for name, meaning in rows.items())
-    return "| file | what it holds |\n|---|---|\n" + "\n".join(lines) + "\n"
+    told = ((cell(name), meaning) for name, meaning in rows.items())
+    return table("file | what it holds", told) + "\n"
 
 
 def _licence(export: Export) -> str:
@@ -208,12 +209,8 @@ def _training(dictionary: Dictionary) -> str:
         ("max_norm_multiple", record.max_norm_multiple),
         ("seed", training.seed),
     ]
-    rows = "\n".join(
-        f"| {cell(key)} | {cell(value)} |"
-        for key, value in flat
-        if value is not None and value is not False
-    )
-    return f"\n## Training\n\n| key | value |\n|---|---|\n{rows}\n"
+    given = ((cell(k), cell(v)) for k, v in flat if v is not None and v is not False)
+    return f"\n## Training\n\n{table('key | value', given)}\n"
 
 
 def _title(dictionary: Dictionary) -> str:

@@ -4,7 +4,7 @@ from sae.dictionary import Dictionary
 from sae.dictionary.storage import FULL, INT8
 from sae.figures import Figures, ShrinkingCost
 from sae.metrics import METRICS
-from sae.publishing.card.text import code
+from sae.publishing.card.text import code, table
 
 _CE = "ce_loss_without_sae"
 _CE_SAE = "ce_loss_with_sae"
@@ -24,14 +24,10 @@ _LIMITS = (
 def figures_section(
     dictionary: Dictionary, figures: Figures, shrunk: ShrinkingCost | None, text: str | None
 ) -> str:
-    """Where figures were measured, and a table of them.
-
-    Args:
-        text: name of the text that they were measured on, if that is known.
-    """
+    """Return where figures were measured, on which text if that is known, and their table."""
     dropped = shrunk is not None and shrunk.n_dropped > 0
-    rows = "\n".join(
-        f"| {_told(key)} | {figures.values[key]:.4g} |"
+    rows = (
+        (_told(key), f"{figures.values[key]:.4g}")
         for key in METRICS
         # What was dropped is in no file: that is said where it is told.
         if key in figures.values and not (dropped and key == "dead_fraction")
@@ -50,9 +46,7 @@ def figures_section(
 On held-out text{of_text}, special tokens left out: {figures.n_rows:,} rows{behaviour}.\
 {density}{_target(dictionary)}
 
-| metric | value |
-|---|---|
-{rows}
+{table("metric | value", rows)}
 """
 
 
@@ -102,13 +96,11 @@ def smaller_section(figures: Figures, shrunk: ShrinkingCost | None, dtype: str) 
 {" ".join(said)} The figures above are of the dictionary before that. Measured on
 {shrunk.n_rows:,} held-out rows{tokens}, sums in float32:
 
-| metric | before | as it is here |
-|---|---|---|
-{_shrunk_rows(shrunk)}
+{_shrunk_table(shrunk)}
 {note}"""
 
 
-def _shrunk_rows(shrunk: ShrinkingCost) -> str:
+def _shrunk_table(shrunk: ShrinkingCost) -> str:
     sides = shrunk.before, shrunk.after
     rows = [(_told(key), [side[key] for side in sides]) for key in _SHRUNK_METRICS]
     if shrunk.n_dropped:
@@ -118,9 +110,8 @@ def _shrunk_rows(shrunk: ShrinkingCost) -> str:
         added = [side[_CE_SAE] - side[_CE] for side in sides]
         rows.append(("CE added, nats a token, `CE_sae − CE_clean`", added))
         rows += [(_told(key), [side[key] for side in sides]) for key in _SHRUNK_BEHAVIOUR]
-    return "\n".join(
-        f"| {meaning} | {before:.6g} | {after:.6g} |" for meaning, (before, after) in rows
-    )
+    told = ((meaning, *(f"{number:.6g}" for number in pair)) for meaning, pair in rows)
+    return table("metric | before | as it is here", told)
 
 
 def limits(figures: Figures, *, one_seed: bool) -> str:

@@ -17,6 +17,13 @@ _SAELENS_ON_THE_HUB = """\
 from sae_lens import SAE
 
 dictionary = SAE.from_pretrained({repository}, {folder}, dtype="{dtype}")"""
+_FETCHING = """\
+import os
+
+from huggingface_hub import snapshot_download
+
+os.chdir(snapshot_download({repository}))
+"""
 _NOTHING_OF_OURS = (
     "`sae` is sae-atlas, installed with `pip install .` in a clone of its repository; only the "
     "first way needs it.\n\n"
@@ -50,38 +57,36 @@ _SCALES = {"W_enc": "", "W_dec": "[:, None]", "W_skip": "[:, None]"}
 def loading(
     dictionary: Dictionary, folder: str, format: str, dtype: str, repository: str | None
 ) -> str:
-    """A section a tool: ours, the format's own, and none but torch and safetensors.
+    """Return a section a tool: ours, the format's own, and none but torch and safetensors.
 
-    Args:
-        folder: where in the export the dictionary is.
-        repository: where on the Hub the export is, if it is there.
+    The dictionary is in a `folder` of the export, which may be a `repository` on the Hub.
     """
     where = folder if repository is None else f"{repository}:{folder}"
-    sections = {"With sae-atlas": _ours(dictionary, where)}
-    ours = format == SAELens.name
-    if not ours:
-        sections[f"With {named_format(format).title}"] = _local(repository) + _of_format(
-            folder, format
-        )
-    elif loads_in_saelens(dictionary, dtype):
-        sections["With SAELens"] = _of_saelens(folder, dtype, repository)
-    if ours:
-        title = "With torch and safetensors alone"
-        sections[title] = _plain(dictionary, folder, dtype, repository)
-    sections["The decoder's directions alone"] = _directions(dtype, repository)
-    return _ABOUT[repository is None] + "\n".join(
-        f"### {title}\n\n```python\n{lines}\n```\n" for title, lines in sections.items()
-    )
-
-
-def _ours(dictionary: Dictionary, where: str) -> str:
-    return f"""\
+    ours = f"""\
 import sae
 import torch
 
 dictionary = sae.load({quoted(where)})
 x = torch.randn(4, {dictionary.d_in})  # {_ROWS}
 acts = dictionary.encode(x)  # (4, {dictionary.d_sae})"""
+    sections = {"With sae-atlas": ours}
+    tool = named_format(format)
+    local = tool.load.format(folder=quoted(folder)[1:-1])
+    on_the_hub = {"repository": quoted(repository or ""), "folder": quoted(folder)}
+    if format != SAELens.name:
+        # Tools that know nothing of the Hub are given a folder, and run in it.
+        fetching = "" if repository is None else _FETCHING.format(**on_the_hub)
+        sections[f"With {tool.title}"] = fetching + local
+    else:
+        if loads_in_saelens(dictionary, dtype):
+            from_hub = _SAELENS_ON_THE_HUB.format(**on_the_hub, dtype=dtype)
+            sections["With SAELens"] = local if repository is None else from_hub
+        title = "With torch and safetensors alone"
+        sections[title] = _plain(dictionary, folder, dtype, repository)
+    sections["The decoder's directions alone"] = _directions(dtype, repository)
+    return _ABOUT[repository is None] + "\n".join(
+        f"### {title}\n\n```python\n{lines}\n```\n" for title, lines in sections.items()
+    )
 
 
 def queries(repository: str | None) -> str:
@@ -108,31 +113,6 @@ named = duckdb.sql("""
 """).df()
 ```
 '''
-
-
-def _local(repository: str | None) -> str:
-    """Tools that know nothing of the Hub are given a folder, and run in it."""
-    if repository is None:
-        return ""
-    return f"""\
-import os
-
-from huggingface_hub import snapshot_download
-
-os.chdir(snapshot_download({quoted(repository)}))
-"""
-
-
-def _of_format(folder: str, format: str) -> str:
-    return named_format(format).load.format(folder=quoted(folder)[1:-1])
-
-
-def _of_saelens(folder: str, dtype: str, repository: str | None) -> str:
-    if repository is None:
-        return _of_format(folder, SAELens.name)
-    return _SAELENS_ON_THE_HUB.format(
-        repository=quoted(repository), folder=quoted(folder), dtype=dtype
-    )
 
 
 def _file(name: str, repository: str | None) -> tuple[str, str]:

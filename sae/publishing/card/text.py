@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +70,24 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def part(found: Any, *keys: str) -> Any:
-    """What lies in metadata under some keys; None where it is not there or of another kind."""
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+def table(head: str, rows: Iterable[Iterable[str]]) -> str:
+    """Return a table whose columns are named in `head`, with bars between the names."""
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"| {head} |\n|{'---|' * (1 + head.count('|'))}\n{lines}"
 
 
 def example_table(examples: Sequence[Example]) -> str:
     """Return a table of features, each with the text where it fires most."""
-    lines = (
-        f"| {one.feature} | {_plain(one.label, cell)} | {100 * one.density:.2g}% | "
-        f"{_context(one.contexts[0]) if one.contexts else ''} |"
+    rows = (
+        (
+            str(one.feature),
+            _plain(one.label, cell),
+            f"{100 * one.density:.2g}%",
+            _context(one.contexts[0]) if one.contexts else "",
+        )
         for one in examples
     )
-    return "| feature | label | share of rows | where it fires most |\n|---|---|---|---|\n" + (
-        "\n".join(lines)
-    )
+    return table("feature | label | share of rows | where it fires most", rows)
 
 
 def _context(context: ExampleContext) -> str:
