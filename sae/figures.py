@@ -114,7 +114,6 @@ class Figures:
     dictionary_digest: str | None = None
     training_digest: str | None = None
     data: str | None = None
-    """Name of the text."""
     n_rows: int = 0
     """Held-out rows behind the reconstruction's figures."""
     n_density_rows: int = 0

@@ -32,16 +32,13 @@ GROUP_ENTRIES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class ContextSelection:
-    """Which contexts of a feature to keep."""
+    """Which contexts of a feature to keep, and the tokens on either side of each."""
 
     n_top: int
-    """Sequences in which it is highest."""
     n_band: int
     """Peaks drawn from each of `N_BANDS` bands."""
     n_silent: int
-    """Stretches drawn where it is silent."""
     radius: int
-    """Tokens on either side."""
     seed: int
 
 
@@ -80,11 +77,12 @@ def _panel(selection: ContextSelection, entries: Entries, text: Text) -> Arrays:
     panel_kernels.moments(entries.ends, values, moments, histogram)
     positions = np.zeros((n, panel_kernels.POSITION_BINS), np.int64)
     panel_kernels.position_counts(*where, text.context_size, positions)
-    ids, id_counts = _most(n, panel_kernels.MOST_TOKENS)
+    ids = np.full((n, panel_kernels.MOST_TOKENS), -1)
+    id_counts = np.zeros(ids.shape, np.int64)
     distinct = np.zeros(n, np.int64)
     sizes = np.array([len(text.counts), threads])
     panel_kernels.occurrences(*where, text.tokens, sizes, ids, id_counts, distinct)
-    document, document_counts = _most(n, 1)
+    document, document_counts = np.full((n, 1), -1), np.zeros((n, 1), np.int64)
     sizes = np.array([text.document_end, threads])
     panel_kernels.occurrences(
         *where, text.documents, sizes, document, document_counts, distinct
@@ -113,10 +111,6 @@ def _panel(selection: ContextSelection, entries: Entries, text: Text) -> Arrays:
         "chosen": chosen,
         "activations": activations,
     }
-
-
-def _most(n: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return np.full((n, k), -1), np.zeros((n, k), np.int64)
 
 
 def related_features(

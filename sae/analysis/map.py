@@ -26,11 +26,8 @@ def feature_map(
     UMAP (arXiv 1802.03426) on the nearest other directions of every feature and their cosines,
     descending, starting from the principal components of the directions, whose norms do not
     matter. The same input gives the same bits. Few features, or such as differ in nothing, are
-    placed by their principal components alone.
-
-    Returns:
-        float32 on the CPU, each coordinate within 0..1. The outermost thousandth at either end
-        lies on the edge, so that one outlier does not press the others together.
+    placed by their principal components alone. Coordinates are within 0..1, and the outermost
+    thousandth at either end lies on the edge, so that no outlier presses the others together.
     """
     places = _principal_components(w_dec)
     if len(places) >= _FEWEST and neighbours.shape[1] > 1 and np.ptp(places, axis=0).min() > 0:

@@ -135,10 +135,7 @@ def related_columns(found: Arrays) -> dict[str, object]:
 def logit_columns(
     logits: Arrays, agreement: NDArray[np.float64], vocabulary: Vocabulary
 ) -> dict[str, object]:
-    """Columns of `features.parquet` that say what a feature promotes.
-
-    `logits` has the arrays of `sae.models.unembed.ExtremeLogits`.
-    """
+    """Columns of `features.parquet` that say what a feature promotes, from `ExtremeLogits`."""
     columns: dict[str, object] = {}
     for name in ("top", "bottom"):
         ids, values = logits[f"{name}_ids"], logits[f"{name}_values"]
@@ -154,10 +151,7 @@ def logit_columns(
 def agreement_of_ids(
     promoted: NDArray[np.int64], chosen: NDArray[np.int64], text: Text, vocabulary: Vocabulary
 ) -> NDArray[np.float64]:
-    """Return the `logit_agreement` of features from what they promote and where they peak.
-
-    `promoted` are token ids, (d_sae, k), and `chosen` places in the cache, (d_sae, n), or −1.
-    """
+    """Return the `logit_agreement` of features, from ids they promote and places of peaks."""
     there = chosen >= 0
     peaks = chosen[there]
     after = np.minimum(peaks + 1, len(text.tokens) - 1)

@@ -10,7 +10,6 @@ index.html, data/  the pages
 """
 
 from sae.atlas.atlas import FORMAT, RECORD_FILE, Atlas, AtlasRecord, read_record, write_record
-from sae.atlas.examples import Example, ExampleContext, clearest_features
 from sae.atlas.labels import (
     LABELS_FILE,
     Labels,
@@ -20,6 +19,7 @@ from sae.atlas.labels import (
     write_labels,
 )
 from sae.atlas.schema import CONTEXTS, FEATURES, GROUPS, N_BANDS, N_LISTED
+from sae.atlas.subset import Example, ExampleContext, clearest_features
 from sae.atlas.table import columns_of, flat_and_ends, list_array, list_lengths
 
 __all__ = [

@@ -48,15 +48,13 @@ class AtlasRecord:
     n_contexts: int | None = None
     """Contexts of the group `top` that a feature has at most."""
     n_bands: int
-    """Bands that contexts were drawn from."""
     n_band_contexts: int | None = None
-    """Contexts of a band that a feature has at most."""
+    """Contexts of each band that a feature has at most."""
     n_silent: int | None = None
     """Contexts of the group `silent` that a feature has at most."""
     context_radius: int | None = None
     """Tokens that are shown on either side of the one that a context was chosen for."""
     seed: int | None = None
-    """Seed of the contexts that were drawn."""
     folded: bool = False
     """Whether activations are those of decoder directions of norm one."""
     imported: bool = False

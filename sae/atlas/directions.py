@@ -69,12 +69,8 @@ def logit_agreement(
     """Return, for each feature, the share of its contexts that its promoted tokens speak of.
 
     A context counts when the token at its peak, or the one after, is among the tokens that the
-    feature promotes. A feature without contexts has 0.
-
-    Args:
-        promoted: number of the word of each promoted token; −1 for none.
-        features: which feature each context is of.
-        near: words at the peak and after it, by the same numbers; −2 for none.
+    feature promotes; a feature without contexts has 0. `promoted` and `near` (at the peaks and
+    after them) are `word_numbers`, or −1 and −2 for none.
     """
     agrees = (near[:, :, None] == promoted[features][:, None, :]).any(axis=(1, 2))
     total, agreeing = (

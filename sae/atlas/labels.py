@@ -9,6 +9,7 @@ import io
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,7 @@ def read_labels(folder: Path) -> Labels:
     those with an empty one).
 
     Raises:
-        UserError: if a line is broken (which one, and why), or the feature table is missing or
-            damaged.
+        UserError: if a line is broken, or the feature table is missing or damaged.
     """
     automatic = FEATURES.read(folder, ["label"])["label"].to_pylist()
     labels = Labels.all_automatic(automatic)
@@ -81,11 +81,10 @@ def write_labels(folder: Path, labels: Labels) -> None:
 def set_label(folder: Path, feature: int, label: str) -> Labels:
     """Give one feature a label in `labels.csv`; an empty one restores the automatic label.
 
-    The file is read first, so that what was edited in it meanwhile stays.
-
     Raises:
-        UserError: as `read_labels` does, and for a feature that the atlas does not have.
+        UserError: if a line of the file is broken, or the atlas does not have the feature.
     """
+    # Read first, so that what was edited meanwhile stays.
     labels = read_labels(folder)
     last = len(labels.label) - 1
     require(0 <= feature <= last, f"feature={feature}; the atlas has features 0 to {last}")
@@ -107,32 +106,23 @@ def carry_labels(old: Path, new: Path, automatic: list[str], dictionary_digest: 
     for kept in sorted(old.glob("labels-*.csv")):
         shutil.copy2(kept, new / kept.name)
     if (old / LABELS_FILE).exists():
-        digest = _dictionary_digest(old)
+        digest, touched = "unknown", True
+        with suppress(UserError, KeyError, TypeError):
+            # That of an atlas of any format.
+            digest = str(read_json(old / RECORD_FILE)["dictionary_digest"])
         if digest == dictionary_digest:
             before = read_labels(old)
             for feature in before.by_hand:
                 labels.label[feature] = before.label[feature]
             labels.explanation[:] = before.explanation
-        elif _may_be_edited(old):
-            shutil.copy2(old / LABELS_FILE, _unused(new, f"labels-{digest}"))
+        else:
+            # A file that cannot be read may have been edited too.
+            with suppress(UserError):
+                touched = read_labels(old).touched
+            if touched:
+                shutil.copy2(old / LABELS_FILE, _unused(new, f"labels-{digest}"))
     write_labels(new, labels)
     return labels
-
-
-def _dictionary_digest(folder: Path) -> str:
-    # Of an atlas of any format.
-    try:
-        return str(read_json(folder / RECORD_FILE)["dictionary_digest"])
-    except (UserError, KeyError, TypeError):
-        return "unknown"
-
-
-def _may_be_edited(folder: Path) -> bool:
-    # As a file is that cannot be read.
-    try:
-        return read_labels(folder).touched
-    except UserError:
-        return True
 
 
 def _unused(folder: Path, stem: str) -> Path:

@@ -90,7 +90,7 @@ class TableSchema:
     def nothing(
         self, n: int, names: Collection[str] | None = None
     ) -> dict[str, "pyarrow.Array"]:
-        """Return columns (or all required ones) of `n` records with nulls and empty lists."""
+        """Return columns, or all required ones, of `n` records of nulls and empty lists."""
         import pyarrow
         from pyarrow.types import is_list
 
@@ -129,11 +129,7 @@ class TableSchema:
             return file.read(columns=wanted)
 
     def batches(self, folder: Path) -> Iterator["pyarrow.RecordBatch"]:
-        """Read the file as record batches, so that little of it is in memory.
-
-        Raises:
-            UserError: as `read`.
-        """
+        """Read the file as `read` does, but as record batches: little of it is in memory."""
         with self._opened(folder) as (file, wanted):
             yield from file.iter_batches(batch_size=8192, columns=wanted)
 

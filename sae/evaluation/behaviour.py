@@ -1,13 +1,10 @@
 """What the model loses when a dictionary's reconstruction takes the activations' place.
 
 Every score compares three runs over the same held-out tokens: untouched, with the
-reconstruction, and with the activations ablated (to zero, or to their mean). A transcoder reads
-one hook and takes the place of the activations at another, in the same forward pass. Only text
-positions are replaced; special tokens keep their activations. Figures are means over the
-positions whose own token and next token are both text; `sae/metrics.py` has their formulas.
-
-`KL(clean ‖ replaced)` is summed as `Σ p log p − Σ p·logits + logsumexp(logits)`, which reads
-each vocabulary-wide row twice instead of writing new ones.
+reconstruction, and with the activations ablated (to zero, or to their mean). Only text
+positions are replaced. Figures are means over the positions whose own token and next token are
+both text; `sae/metrics.py` has their formulas. `KL(clean ‖ replaced)` is summed as
+`Σ p log p − Σ p·logits + logsumexp(logits)`, which writes no new vocabulary-wide rows.
 """
 
 from collections.abc import Mapping

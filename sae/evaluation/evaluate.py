@@ -297,7 +297,12 @@ def shrinking_cost(
     statistics = {name: reconstruction(d, rows, limit=_SHRUNK_ROWS) for name, d in both.items()}
     figures = {name: found.metrics() for name, found in statistics.items()}
     n_tokens = 0
-    if causal and (model := _model_if_there(rows.cache)):
+    try:
+        model = recorded_model(rows.cache.model, "auto") if causal else None
+    except UserError as error:
+        say(f"export: what this does to the model's CE is not measured: {error}")
+        model = None
+    if model is not None:
         n_tokens, scores = behaviour_scores(
             model, rows.cache, both, _SHRUNK_TOKENS, _SHRUNK_SEQUENCES
         )
@@ -310,11 +315,3 @@ def shrinking_cost(
         n_behaviour_tokens=n_tokens,
         **figures,
     )
-
-
-def _model_if_there(cache: ActivationCache) -> LanguageModel | None:
-    try:
-        return recorded_model(cache.model, "auto")
-    except UserError as error:
-        say(f"export: what this does to the model's CE is not measured: {error}")
-        return None

@@ -133,16 +133,12 @@ def _histogram(about: dict[str, Any]) -> Iterator[str]:
         if low >= threshold * (1 - 1e-9) and said:
             yield said
             said = ""
-        bar = _bar(count / max(counts))
+        # What is not zero is seen.
+        eighths = max(round(count / max(counts) * _WIDTH * 8), int(count > 0))
+        bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
         yield f"  {low:>9.4g} to {high:<9.4g} {bar:<{_WIDTH}} {count:,}".rstrip()
     if said:
         yield said
-
-
-def _bar(share: float) -> str:
-    # What is not zero is seen.
-    eighths = max(round(share * _WIDTH * 8), int(share > 0))
-    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
 def sides(cache: ActivationCache) -> str:

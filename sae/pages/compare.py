@@ -23,12 +23,9 @@ def write_comparison(
 ) -> Pareto:
     """Write `pareto.json`, `.csv` and `.png` over a run's evaluated dictionaries, and the page.
 
-    The page is left alone where a demo, which shows more on it, has written its own.
-
-    Args:
-        max_l0: up to which the most faithful dictionary is recommended.
-        names: of the dictionaries to compare; by default all that were evaluated.
-        page: whether to write `report.html` and `report.json` as well.
+    Of the dictionaries in `names`, or of all, the most faithful one up to `max_l0` is
+    recommended. The page, `report.html` and `report.json`, is left alone where a demo, which
+    shows more on it, has written its own.
 
     Raises:
         UserError: if none was evaluated.
@@ -52,8 +49,17 @@ def write_comparison(
     write_json(run.pareto("json"), pareto.to_json())
     write_text(run.pareto("csv"), as_csv(pareto))
     draw_pareto(pareto, run.pareto("png"))
-    if page:
-        _write_page(run, pareto)
+    if page and run.report_data.exists() and "steering" in read_json(run.report_data):
+        say(f"pareto: {run.report} is a demo's and shows more, so it stays as it is")
+    elif page:
+        report = {
+            "run": pareto.run,
+            "model_name": pareto.model_name,
+            "hook_name": pareto.recommended.hook_name,
+            "d_in": pareto.d_in,
+            **pareto.for_page(),
+        }
+        write_page(run, report, [figures.id for figures in known])
     return pareto
 
 
@@ -67,21 +73,6 @@ def _figures(run: Run, name: str) -> Figures | None:
     timing = run.training(name) / "timing.json"
     seconds = read_json(timing).get("seconds") if timing.exists() else None
     return replace(figures, training_seconds=seconds)
-
-
-def _write_page(run: Run, pareto: Pareto) -> None:
-    path = run.report_data
-    if path.exists() and "steering" in read_json(path):
-        say(f"pareto: {run.report} is a demo's and shows more, so it stays as it is")
-        return
-    report = {
-        "run": pareto.run,
-        "model_name": pareto.model_name,
-        "hook_name": pareto.recommended.hook_name,
-        "d_in": pareto.d_in,
-        **pareto.for_page(),
-    }
-    write_page(run, report, [figures.id for figures in pareto.dictionaries])
 
 
 def write_page(

@@ -20,19 +20,13 @@ _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def render_page(
-    report: dict[str, Any],
-    examples: Sequence[Example],
-    curves: dict[str, list[dict[str, Any]]],
+    report: dict[str, Any], examples: Sequence[Example], curves: dict[str, list[dict[str, Any]]]
 ) -> str:
     """Return the whole report: template, style, script and data.
 
-    What is missing or empty is left out of the page.
-
-    Args:
-        report: figures of the run, its dictionaries as `Pareto.for_page` gives them. `atlas` is
-            the address of the chosen dictionary's atlas, as seen from the report.
-        examples: a few features of the chosen dictionary.
-        curves: training metrics by dictionary id; a line need not hold all of them.
+    What is missing or empty is left out of the page. In the report `atlas` is the address of
+    the chosen dictionary's atlas as seen from it, and the rest is as in `Pareto.for_page`.
+    Examples are features of the chosen dictionary, curves training metrics by dictionary id.
     """
     return filled(
         "page.html",

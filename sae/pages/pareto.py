@@ -162,7 +162,7 @@ def as_text(pareto: Pareto) -> str:
     """The table for a terminal; of several, `*` marks the one that is recommended."""
     rows, several = pareto.dictionaries, len(pareto.dictionaries) > 1
     shown = [m for m in shown_in("table") if any(m.key in one.values for one in rows)]
-    cells = [["dictionary", *(metric.heading for metric in shown)]]
+    cells = [["dictionary", *(metric.short or metric.title for metric in shown)]]
     for one in rows:
         known = one.values
         figures = (format(known[m.key], m.form) if m.key in known else "–" for m in shown)

@@ -1,9 +1,8 @@
 """The atlas as a folder of static files: the page, and its data in small scripts.
 
 A page that is opened from disk may not fetch files, but it may add script elements: each file
-calls `atlas.take` with its name and its content. What a page shows first is in
-`data/index.js`, 32 features are in each of `data/features/*.js`, and `data/search/*.js` lead
-from words to features.
+calls `atlas.take` with its name and its content. What a page shows first is in `index.js`, 32
+features are in each of `features/*.js`, and `search/*.js` lead from words to features.
 """
 
 import re

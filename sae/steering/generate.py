@@ -43,10 +43,7 @@ def random_direction(like: Float[Tensor, " d_out"], seed: int) -> Float[Tensor, 
 def steered(
     site: Site, vectors: Float[Tensor, " d_out"] | Float[Tensor, "sequence d_out"]
 ) -> Edit:
-    """Return the edit that adds one vector, or one a sequence, at all positions but the first.
-
-    A sequence whose vector is zero keeps its activations to the bit.
-    """
+    """Return the edit that adds a vector, or one a sequence, at all positions but the first."""
     return Edit(site, Add(vectors), ALL_BUT_FIRST)
 
 
@@ -87,11 +84,7 @@ def generate(
     if noise is not None:
         how["logits_processor"] = [noise]
     devices = [model.device] if model.device.type == "cuda" else []
-    with (
-        torch.inference_mode(),
-        torch.random.fork_rng(devices),
-        edited(model.module, edits),
-    ):
+    with torch.inference_mode(), torch.random.fork_rng(devices), edited(model.module, edits):
         torch.manual_seed(sampling.seed)
         texts: Tensor = model.module.generate(
             prompts,
@@ -110,10 +103,7 @@ def perplexity(
     prompts: Int[Tensor, "sequence position"],
     continuations: Int[Tensor, "sequence new_position"],
 ) -> Float[Tensor, " sequence"]:
-    """Return how surprising the model, unedited, finds each continuation of its prompt.
-
-    This is the exponential of the mean negative log-probability of the continuation's tokens.
-    """
+    """Return exp of the mean −log p of each continuation's tokens, under the unedited model."""
     texts = torch.cat([prompts, continuations], dim=1)
     with torch.inference_mode():
         logits = model.module(texts, use_cache=False).logits[:, prompts.shape[1] - 1 : -1]

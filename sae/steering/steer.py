@@ -108,7 +108,17 @@ def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str
     rows = atlas.features()
     chosen = config.features or choose_features(rows, config.n_features)
     for feature in chosen:
-        _check_feature(feature, rows)
+        require(
+            0 <= feature < len(rows),
+            f"features={feature} is out of range; this dictionary has 0 to {len(rows) - 1}",
+        )
+        highest = rows[feature]["max_activation"]
+        require(highest > 0, f"features={feature} is dead; choose a live one")
+        require(
+            "top_logit_ids" in rows[feature],
+            "this dictionary does not write to the residual stream, so its features have no "
+            "top tokens to measure; steer with one of a hook_resid_* hook",
+        )
     criterion = "Named on the command line." if config.features else CRITERION
     began, results = time.perf_counter(), []
     record = dictionary.record.model or record_without_weights(dictionary.model_name)
@@ -145,21 +155,6 @@ def check_causal(name: str, dictionary: Dictionary, device: str) -> None:
         )
 
 
-def _check_feature(feature: int, rows: list[dict[str, Any]]) -> None:
-    if not 0 <= feature < len(rows):
-        raise UserError(
-            f"features={feature} is out of range; this dictionary has 0 to {len(rows) - 1}"
-        )
-    require(
-        rows[feature]["max_activation"] > 0, f"features={feature} is dead; choose a live one"
-    )
-    require(
-        "top_logit_ids" in rows[feature],
-        "this dictionary does not write to the residual stream, so its features have no top "
-        "tokens to measure; steer with one of a hook_resid_* hook",
-    )
-
-
 def choose_features(features: list[dict[str, Any]], n: int) -> list[int]:
     """Return the first `n` features by `CRITERION`, of the records of `features.parquet`."""
     live = [f for f in features if f["max_activation"] > 0 and "top_logit_tokens" in f]
@@ -192,7 +187,6 @@ def dose_response(
     """Return texts and figures at every strength, for the feature and both baselines.
 
     `direction` is the feature's `unit_dose`, and `row` its record in `features.parquet`.
-
     `logprob_shift` is the change, against the unsteered model, of the log-probability that the
     next token is one of the feature's top tokens, after the prompt. `perplexity` is that of
     the continuation under the unsteered model. Both are averaged over prompts (perplexity
@@ -231,12 +225,6 @@ def dose_response(
     return {"measurements": measurements, "samples": samples}
 
 
-def _prompt_baseline(top_tokens: list[str]) -> str:
-    # What one would write before the prompt instead of steering.
-    words = [token.strip() for token in top_tokens if token.strip()]
-    return f"The following text is about {', '.join(words[:5])}.\n\n"
-
-
 def _response(
     model: LanguageModel,
     site: Site,
@@ -251,7 +239,10 @@ def _response(
         len(ids) >= 2,
         f"the prompt {prompt!r} has one token, and the first is never steered; write more",
     )
-    told = prompt_ids(model, _prompt_baseline(row["top_logit_tokens"]) + prompt)[None]
+    words = [token.strip() for token in row["top_logit_tokens"] if token.strip()]
+    # What one would write before the prompt instead of steering.
+    baseline = f"The following text is about {', '.join(words[:5])}.\n\n"
+    told = prompt_ids(model, baseline + prompt)[None]
     # The unsteered model is a sequence of the same batch: strength 0 shifts by 0 exactly.
     with_plain = torch.cat([torch.zeros_like(vectors[:1]), vectors])
     prompts = ids.expand(len(with_plain), -1)

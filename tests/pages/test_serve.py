@@ -30,8 +30,8 @@ from sae.cli import main
 from sae.commands.serve import ServeConfig, pages_of
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
+from sae.pages.server.app import Dropped, Worker
 from sae.pages.server.guard import address_of, listen, name_check
-from sae.pages.server.worker import Dropped, Worker
 from sae.rows.reading import activations
 from sae.steering.generate import (
     Sampling,

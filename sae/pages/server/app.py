@@ -1,12 +1,18 @@
-"""The web application: what can be asked of a run, and nothing else of it can be reached."""
+"""The web application: what can be asked of a run, and the one thread that computes it."""
 
 import asyncio
+import ctypes
 import gzip
 import html
+import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from aiohttp import web
@@ -14,12 +20,12 @@ from aiohttp import web
 from sae.pages.page import filled
 from sae.pages.server.guard import add_headers, guard, policy
 from sae.pages.server.live import LabelRequest, LiveAtlas, ReadRequest, SteerRequest, parsed
-from sae.pages.server.worker import Worker
 
 _MAX_BODY = 1 << 20
 _REPORT = ("report.html", "pareto.png")
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".png": "image/png"}
 _SMALL = 4096
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +97,14 @@ class _Handlers:
         names = list(self.pages.atlases)
         if len(names) == 1 and not self.pages.unreadable:
             raise web.HTTPFound(_address(names[0]))
-        entries = [
-            f'<li><a href="{_address(name)}">{html.escape(name)}</a>'
-            f"<dl>{_figures(atlas)}</dl></li>"
-            for name, atlas in self.pages.atlases.items()
-        ]
+        entries = []
+        for name, atlas in self.pages.atlases.items():
+            figures = "".join(
+                f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
+                for key, value in atlas.figures.items()
+            )
+            link = f'<a href="{_address(name)}">{html.escape(name)}</a>'
+            entries.append(f"<li>{link}<dl>{figures}</dl></li>")
         entries += [f"<li>{html.escape(sentence)}</li>" for sentence in self.pages.unreadable]
         if (self.pages.run / _REPORT[0]).is_file():
             entries.append(f'<li><a href="/{_REPORT[0]}">the report of this run</a></li>')
@@ -150,13 +159,6 @@ def _address(name: str) -> str:
     return f"/atlas/{quote(name, safe='')}/"
 
 
-def _figures(atlas: LiveAtlas) -> str:
-    return "".join(
-        f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
-        for key, value in atlas.figures.items()
-    )
-
-
 def _own_file(root: Path, *parts: str) -> Path:
     """Return the regular file at `parts` below `root`, if no link is on the way to it."""
     for part in parts:
@@ -209,3 +211,71 @@ def _is_current(request: web.Request, tag: str, modified: datetime | None) -> bo
         return any(etag.value in (tag, "*") for etag in request.if_none_match)
     since = request.if_modified_since
     return since is not None and modified is not None and modified <= since
+
+
+class Dropped(Exception):
+    """Nobody waits for the result any more."""
+
+
+class Worker:
+    """A model runs once at a time: two at once would take as long, and twice the memory."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        # No daemon: Python would take away what torch is using, and abort.
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """End the thread, in the middle of its job if it has one, as loading a model."""
+        self._jobs.put(None)
+        number = ctypes.c_ulong(self._thread.ident or 0)
+        while self._thread.is_alive():
+            # It raises this as soon as it is in Python code again.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))
+            await asyncio.to_thread(self._thread.join, 0.1)
+
+    def put(self, compute: Callable[[], T]) -> "Future[T]":
+        """Have something computed later; what has not begun can be cancelled."""
+        future: Future[T] = Future()
+        self._jobs.put((future, compute))
+        return future
+
+    async def do(self, compute: Callable[[Callable[[], None]], T]) -> T:
+        """Return the result of `compute`; it is not begun, or stopped, if the caller is gone.
+
+        It is given a function to call now and then, which raises once nobody waits.
+        """
+        dropped = threading.Event()
+
+        def check() -> None:
+            if dropped.is_set():
+                raise Dropped
+
+        try:
+            return await asyncio.wrap_future(self.put(lambda: compute(check)))
+        except asyncio.CancelledError:
+            dropped.set()
+            raise
+
+    def _run(self) -> None:
+        # `close` has it exit wherever it is, between two jobs as well.
+        with suppress(SystemExit):
+            while (job := self._jobs.get()) is not None:
+                _finish(*job)
+                # Not kept until the next job comes.
+                del job
+
+
+def _finish(future: Future[Any], compute: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = compute()
+    except BaseException as error:
+        # It belongs to whoever waits; the thread goes on.
+        future.set_exception(error)
+    else:
+        future.set_result(result)

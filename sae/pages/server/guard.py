@@ -141,8 +141,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens; with port 0 on any free one.
 
     Raises:
-        UserError: if the port is taken (then a free one is named) or not allowed, or the host
-            is not this machine's.
+        UserError: if the port is taken or not allowed, or the host is not this machine's.
     """
     try:
         (family, _, _, _, address), *_ = socket.getaddrinfo(

@@ -90,7 +90,7 @@ def _checked(name: str, value: object) -> Any:
     if name in _RANGES:
         low, high = _RANGES[name]
         whole = isinstance(low, int)
-        kinds: tuple[type, ...] = (int,) if whole else (int, float)
+        kinds = [int] if whole else [int, float]
         # Not isinstance(): true would be a number. NaN is in no range.
         if type(value) in kinds and low <= value <= high:  # type: ignore[operator]
             return value if whole else float(value)  # type: ignore[arg-type]
