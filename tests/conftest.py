@@ -46,6 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-pages", action="store_true", help="write the pages of docs/ anew")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with what takes minutes: nobody waits for it in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 @pytest.fixture
 def check_page(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
     """Compares a page of `docs/` with what it should be; with --write-pages it is written."""
