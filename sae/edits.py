@@ -104,7 +104,7 @@ class Rows:
     sequence: Int[Tensor, " row"]
     position: Int[Tensor, " row"]
     n_sequences: int
-    """Of the whole batch."""
+    """Sequences in the whole batch."""
 
     def own(self, values: Float[Tensor, "*place d"]) -> Float[Tensor, "*row d"]:
         """Return each row's part of values (d,), (sequence, d) or (sequence, position, d)."""

@@ -110,7 +110,7 @@ class Figures:
     hook_name: str
     hook_name_out: str | None = None
     digest: str | None = None
-    """Of the dictionary and all that its figures depend on."""
+    """Identifies the dictionary and all that its figures depend on."""
     dictionary_digest: str | None = None
     training_digest: str | None = None
     data: str | None = None

@@ -24,7 +24,7 @@ SHARD_ROWS = 65_536
 SHARD_ENTRIES = 8 << 20
 """Where many features fire at once a shard has fewer rows, so that it has about so many."""
 ROW_BYTES = 512 << 20
-"""And where activations are wide, so that the rows take no more than this."""
+"""Where activations are wide a shard has fewer rows, so that they take no more bytes."""
 BLOCK_ENTRIES = 16 << 20
 """Entries of the features that are looked at together: 192 MB."""
 _SAMPLE_ROWS = 1024

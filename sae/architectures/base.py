@@ -53,7 +53,7 @@ class ArchitectureConfig(ABC):
     """Size of an autoencoder; each architecture adds its own keys."""
 
     architecture: ClassVar[str]
-    """Its name in the registry, and on the command line: `sae=topk`."""
+    """The name in the registry, and on the command line: `sae=topk`."""
     saved_as: ClassVar[type[Activation]]
     """The activation of the trained dictionary."""
     autoencoder: ClassVar["type[TrainableSAE]"]
@@ -120,7 +120,7 @@ class TrainableSAE(nn.Module, ABC):
     """Parameters that learn faster or slower than the others, by name."""
 
     matmul_dtype: torch.dtype | None = None
-    """Of the inputs of the encoder's product that finds active latents; None is the rows'."""
+    """Type that the product finding active latents computes in; None is that of the rows."""
 
     def __init__(
         self,

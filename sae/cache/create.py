@@ -118,7 +118,7 @@ def sequences_a_chunk(bytes_a_sequence: int) -> int:
 
 
 def find_cache(location: str | Path, digest: str) -> CacheWriter | None:
-    """The cache at `location` if it is, or is to become, the one that `digest` describes.
+    """Return the cache at `location` if it is, or will be, the one that `digest` describes.
 
     Something else is refused, unless it is nothing but another one's text, whose harvest ended
     before the first chunk, as it does when dtype cannot hold the activations.

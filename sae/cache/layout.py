@@ -48,7 +48,7 @@ class ActivationCache:
     """An opened cache; arrays are read when they are asked for."""
 
     location: str
-    """Its folder, or its address in an object store."""
+    """The cache's folder, or its address in an object store."""
     group: zarr.Group
 
     @property
@@ -171,7 +171,7 @@ class ActivationCache:
         return ~special & (self.documents >= 0)
 
     def read_rows(self, name: str, sequences: slice) -> NDArray[Any]:
-        """Some sequences of `tokens`, `documents` or `norms/{hook_name}`, each chunk verified.
+        """Return some sequences of `tokens`, `documents` or `norms/{hook_name}`, verified.
 
         What is not written yet has the array's fill value.
         """
@@ -180,7 +180,7 @@ class ActivationCache:
             return np.asarray(array[sequences])
 
     def chunks(self, hook_name: str) -> list[slice]:
-        """The sequences of each chunk, in order."""
+        """Return the sequences of each chunk, in order."""
         array = self.array(f"activations/{hook_name}")
         return chunk_slices(array.shape[0], array.chunks[0])
 
@@ -195,7 +195,7 @@ class ActivationCache:
         return from_stored(*self.read_stored(hook_name, sequences))
 
     def read_stored(self, hook_name: str, sequences: slice) -> Stored:
-        """What `read` gives as it is stored: an array, and for int8 its rows' scales."""
+        """Return what `read` gives as it is stored: an array, and for int8 its rows' scales."""
         name, scales = f"activations/{hook_name}", None
         group, location = self.group, self.location
         with self._explained(name, sequences):

@@ -112,7 +112,7 @@ def copy_sequences(out: str | Path, parts: Sequence[Part], *, source: str) -> Ac
 
 
 def _kind(cache: ActivationCache) -> dict[str, object]:
-    """What must be alike in caches that are put together."""
+    """Return what must be alike in caches that are put together."""
     about, model = cache.attributes, cache.model
     hooks = sorted(
         f"{site.hook_name} ({site.side} of {site.module}, width {site.width})"
@@ -290,7 +290,7 @@ def _gather(
     rows: slice,
     held: dict[str, tuple[tuple[int, int], Stored]],
 ) -> Stored:
-    """Some rows of the new cache at a hook; `held` is the chunk that was read last of each."""
+    """Return rows of the new cache at a hook; `held` is the chunk read last of each old one."""
     found = []
     for part, chunk, places in chosen.groups(f"activations/{hook}", rows):
         key = (part, chunk.start)

@@ -35,7 +35,7 @@ def is_url(location: str | Path) -> bool:
 
 
 def local_folder(location: str | Path) -> Path | None:
-    """The folder of a local cache; None for one in an object store."""
+    """Return the folder of a local cache; None for one in an object store."""
     return None if is_url(location) else Path(location)
 
 

@@ -62,7 +62,7 @@ def to_stored(x: Float[Tensor, "sequence position d_in"], dtype: str) -> Stored:
 
 
 def joined_stored(parts: Sequence[Stored]) -> Stored:
-    """Some sequences after the others."""
+    """Return some sequences after the others."""
     scales = [factors for _, factors in parts if factors is not None]
     arrays = np.concatenate([array for array, _ in parts])
     return arrays, np.concatenate(scales) if scales else None
@@ -71,7 +71,7 @@ def joined_stored(parts: Sequence[Stored]) -> Stored:
 def from_stored(
     array: NDArray[Any], scales: NDArray[np.float32] | None = None
 ) -> Float[Tensor, "sequence position d_in"]:
-    """What was stored, as a tensor of the cache's dtype; float32 for int8 with its scales."""
+    """Return what was stored as a tensor of the cache's dtype; int8 becomes float32."""
     if scales is not None:
         return torch.from_numpy(array).float() * torch.from_numpy(scales)[..., None]
     if array.dtype == np.uint16:
@@ -80,7 +80,7 @@ def from_stored(
 
 
 def mapped_chunk(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A raw chunk file as an array over the file's own pages, after its checksum was seen to.
+    """Map a raw chunk file as an array over the file's own pages, once its checksum is right.
 
     The array may be written to without a change to the file.
 

@@ -39,7 +39,7 @@ class CheckedChunk:
 
 
 def array_names(cache: ActivationCache) -> list[str]:
-    """The arrays that a cache consists of; those of its statistics only once it is complete."""
+    """Return the arrays of a cache; those of its statistics only once it is complete."""
     kinds = ["activations", "norms", "moments", *(["scales"] if cache.dtype == "int8" else [])]
     names = [*TEXT] if cache.attributes["text_complete"] else ["tokens", "documents"]
     for hook in cache.hook_names:

@@ -132,7 +132,7 @@ class CacheWriter:
         return found
 
     def damaged_text(self) -> UserError:
-        """What to say of text that was complete and does not read as it was written."""
+        """Return what to say of text that was complete and does not read as it was written."""
         return UserError(
             f"{self.location}: its text is damaged; run the same harvest with verify=true, "
             "which repairs it"
@@ -208,7 +208,7 @@ class CacheWriter:
         self.write_stored(chunk, found)
 
     def write_stored(self, chunk: slice, activations: Iterable[tuple[str, Stored]]) -> None:
-        """What `write` does, from arrays of the cache's dtype that are taken bit for bit."""
+        """Write like `write`, from arrays of the cache's dtype that are taken bit for bit."""
         i = chunk.start // self._chunk_size
         keep = self._training_rows(chunk)
         with explained_store_failures(self.location):

@@ -27,7 +27,7 @@ class Key:
     name: str
     """With dots, from the configuration's top."""
     kind: object
-    """Its type."""
+    """The type of its value."""
     value: object
     """As it is now, or `REQUIRED`."""
     meaning: str

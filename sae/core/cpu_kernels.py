@@ -53,7 +53,7 @@ def fill_above(
 
 
 def top_k_rows(products: Latents, bias: PerLatent, k: int) -> tuple[PerRow, Indices, Values]:
-    """The k largest positive entries of each row of `products + bias`, or all that are.
+    """Return the k largest positive entries of each row of `products + bias`, or all that are.
 
     Of equal entries those of lower columns are taken. Returns the number of entries of each
     row (int64), their columns (int32, ascending in a row) and values.
@@ -215,7 +215,7 @@ def _kth_largest(values, k):
 
 @njit(cache=True, nogil=True)
 def _careful_guess(row, bias, k):
-    """A value that most likely more than `k` and less than some hundred entries exceed.
+    """Return a value that most likely more than `k` and less than some hundred entries exceed.
 
     Rows differ a lot, so each is sampled. Of the `k` largest about `k / stride` are in the
     sample, seldom more than three standard deviations more; then the row is read again.

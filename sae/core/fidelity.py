@@ -8,7 +8,7 @@ from sae.core import Indices, Latents, PerLatent, Values, Vectors, Weight
 
 
 def squared_error(x: Vectors, x_hat: Vectors) -> Float[Tensor, ""]:
-    """Summed over the width, averaged over the batch (SAELens's `losses/mse_loss`)."""
+    """Return the error summed over the width, averaged over the batch (`losses/mse_loss`)."""
     return (x_hat - x).square().sum(-1).mean()
 
 
@@ -85,7 +85,7 @@ class ReconstructionStatistics:
 
 
 def density_histogram(density: PerLatent) -> dict[str, list[float]]:
-    """Counts of live latents by log10 density, from 1e-6 to 1 in steps of a quarter."""
+    """Return counts of live latents by log10 density, from 1e-6 to 1 in steps of a quarter."""
     edges = torch.linspace(-6, 0, 25, dtype=torch.float64)
     logs = torch.log10(density[density > 0].double()).clamp(-6, 0)
     counts = torch.histogram(logs, edges).hist

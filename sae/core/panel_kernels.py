@@ -38,7 +38,7 @@ def place_entries(shard_ends, shard_tokens, shard_values, first_token, filled, t
 
 @_compiled
 def moments(ends, values, found, histogram):
-    """Of each feature the sum, the sum of squares, the highest, and the spread.
+    """Put each feature's sum, sum of squares, highest activation and spread in `found`.
 
     `found` (feature, 4) is float64; the spread is the standard deviation over the entries.
     `histogram` (feature, bin) counts values in equal bins of (0, highest]; a bin holds its
@@ -64,7 +64,7 @@ def moments(ends, values, found, histogram):
 
 @_inner
 def _bin(value, highest, bins):
-    """Of `bins` equal parts of (0, highest] the one that holds `value`; upper edges belong."""
+    """Find the one of `bins` equal parts of (0, highest] with `value`; upper edges belong."""
     return min(bins - 1, max(0, int(np.ceil(value * bins / highest)) - 1))
 
 
@@ -118,7 +118,7 @@ def position_counts(ends, tokens, context_size, found):
 
 @_inner
 def _uniform(seed, feature, token):
-    """A number in [0, 1) that depends on these three alone (splitmix64 of each in turn)."""
+    """Draw from [0, 1) what depends on these three alone (splitmix64 of each in turn)."""
     state = np.uint64(seed)
     for part in (feature, token):
         state += np.uint64(part) * np.uint64(0xD1342543DE82EF95)
@@ -180,7 +180,7 @@ def _is_peak(tokens, values, e, radius, context_size):
 
 @_compiled
 def top_entries(ends, tokens, values, context_size, chosen):
-    """The highest entries, one a sequence: `chosen` (feature, n) tokens, −1 where fewer.
+    """Return the highest entries, one a sequence: `chosen` (feature, n) tokens, −1 where fewer.
 
     Descending; ties fall to the earlier sequence, and in a sequence to the earlier token.
     """
@@ -254,7 +254,7 @@ def silent_tokens(ends, tokens, is_text, settings, first_feature, chosen):
 
 @_compiled
 def stretches(ends, tokens, values, context_size, chosen, found):
-    """The activations around chosen tokens: `found` (feature, slot, 2 radius + 1), zeroed.
+    """Put activations around chosen tokens in `found` (feature, slot, 2 radius + 1), zeroed.
 
     The first is that of the stretch's first token, which is a sequence's first one at least.
     """
@@ -276,7 +276,7 @@ def stretches(ends, tokens, values, context_size, chosen, found):
 
 @_compiled
 def extremes(rows, high, high_places, low, low_places):
-    """The highest and the lowest entries of dense rows, (row, n) each, best first.
+    """Return the highest and the lowest entries of dense rows, (row, n) each, best first.
 
     Most pieces of a row hold none, as is seen in one go. Ties fall to the lower place.
     """
@@ -334,7 +334,7 @@ def strongest_pairs(
     first_feature, n_rows, fired, sums, squares, counts, products,
     correlated, correlations, coactive, overlaps
 ):  # fmt: skip
-    """The partners of each feature of a block with the highest Pearson r, and Jaccard.
+    """Return the partners of each feature of a block with the highest Pearson r, and Jaccard.
 
     Pearson over all `n_rows` rows, those where neither fires included; only r > 0, and only
     pairs that fire together. Ties fall to the lower feature. Features, (feature, n), come

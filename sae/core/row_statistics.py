@@ -110,7 +110,7 @@ class QuantileSketch:
         return int(self.counts.sum())
 
     def quantiles(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The values below which these shares of all lie, linear between neighbours."""
+        """Return the values below which these shares of all lie, linear between neighbours."""
         ranks = shares * (self.total - 1)
         return self._at(np.floor(ranks)) + (ranks % 1) * (
             self._at(np.ceil(ranks)) - self._at(np.floor(ranks))

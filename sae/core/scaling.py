@@ -48,27 +48,27 @@ class InputScaling:
     def fold_encoder(
         self, w_enc: Float[Tensor, "d_in d_sae"], b_enc: PerLatent
     ) -> tuple[Float[Tensor, "d_in d_sae"], PerLatent]:
-        """Encoder weights that do on raw `x` what the given ones do on scaled `x`."""
+        """Return encoder weights that do on raw `x` what the given ones do on scaled `x`."""
         w = w_enc.double() * self.scale
         return w.float(), (b_enc.double() - self.mean.double() @ w).float()
 
     def fold_decoder(
         self, w_dec: Weight, b_dec: Float[Tensor, " d_in"]
     ) -> tuple[Weight, Float[Tensor, " d_in"]]:
-        """Decoder weights that return raw `x` where the given ones return scaled `x`."""
+        """Return decoder weights that return raw `x` where the given ones return scaled `x`."""
         b = b_dec.double() / self.scale + self.mean.double()
         return (w_dec.double() / self.scale).float(), b.float()
 
     def unfold_encoder(
         self, w_enc: Float[Tensor, "d_in d_sae"], b_enc: PerLatent
     ) -> tuple[Float[Tensor, "d_in d_sae"], PerLatent]:
-        """Encoder weights that do on scaled `x` what the given ones do on raw `x`."""
+        """Return encoder weights that do on scaled `x` what the given ones do on raw `x`."""
         w = w_enc.double()
         return (w / self.scale).float(), (b_enc.double() + self.mean.double() @ w).float()
 
     def unfold_decoder(
         self, w_dec: Weight, b_dec: Float[Tensor, " d_in"]
     ) -> tuple[Weight, Float[Tensor, " d_in"]]:
-        """Decoder weights that return scaled `x` where the given ones return raw `x`."""
+        """Return decoder weights that return scaled `x` where the given ones return raw `x`."""
         b = (b_dec.double() - self.mean.double()) * self.scale
         return (w_dec.double() * self.scale).float(), b.float()

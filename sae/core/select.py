@@ -138,7 +138,7 @@ class BatchTopK(Selection):
 
 
 def _largest(found: _Entries, n: int) -> _Entries:
-    """The `n` largest entries, the first among equals."""
+    """Return the `n` largest entries, the first among equals."""
     least = found.values.topk(n, sorted=False).values.amin()
     keep = found.values > least
     ties = (found.values == least).nonzero()[:, 0]

@@ -30,7 +30,7 @@ class Support(NamedTuple):
     columns: Indices
     """Latent of each entry, ascending inside a row."""
     column_ends: Int[Tensor, " d_sae_plus_1"]
-    """The same entries by latent: those of latent j end before `column_ends[j + 1]`."""
+    """Entries in the order of latents: those of latent j end before `column_ends[j + 1]`."""
     by_column: Indices
     """int64; which entry, in row order, comes at each place in column order."""
     rows_by_column: Indices
@@ -38,7 +38,7 @@ class Support(NamedTuple):
     shape: tuple[int, int]
 
     def matrix(self, values: Values) -> Latents:
-        """The sparse matrix that holds `values` (in row order)."""
+        """Return the sparse matrix that holds `values` (in row order)."""
         return torch.sparse_csr_tensor(
             self.row_ends, self.columns, values, self.shape, check_invariants=False
         )
@@ -53,7 +53,7 @@ class Support(NamedTuple):
         return batch.repeat_interleave(self.row_ends.diff(), output_size=len(self.columns))
 
     def by_level(self, level_ends: Int[Tensor, " levels"]) -> "Support":
-        """The same entries, each row cut into one row a level: (batch · levels, d_sae).
+        """Return the support with each row cut into one row a level: (batch · levels, d_sae).
 
         Latent j belongs to the first level whose end exceeds j. Entries keep their order.
         """

@@ -33,7 +33,7 @@ PROGRAMS = 4096
 @triton.jit
 @no_type_check  # Triton compiles the source: nothing is to check or wrap the function.
 def _rows_of(matrix, index, within, width, across):
-    """A tile: the columns `across` of the rows `index`, zero where there are none."""
+    """Return a tile: the columns `across` of the rows `index`, zero where there are none."""
     return tl.load(
         matrix + index.to(tl.int64)[:, None] * width + across[None, :],
         mask=within[:, None] & (across < width)[None, :],
@@ -237,7 +237,7 @@ def _products(
 def decode(
     row_ends: Int[Tensor, " batch_plus_1"], columns: Indices, values: Values, weight: Weight
 ) -> Vectors:
-    """The CSR matrix of `values`, (batch, d_sae), times `weight`."""
+    """Return the CSR matrix of `values`, (batch, d_sae), times `weight`."""
     return _products(row_ends, columns, values, weight, piece=0)
 
 
@@ -247,7 +247,7 @@ def transposed_product(
     values_by_column: Values,
     dense: Vectors,
 ) -> Weight:
-    """The transposed CSR matrix times `dense`; the entries come in the order of latents.
+    """Return the transposed CSR matrix times `dense`; the entries come in the order of latents.
 
     A latent that fires in every row must not hold up the rest. So a first launch sums every
     piece of `PIECE` entries that lies within one latent, and a latent's own program adds those
@@ -260,7 +260,7 @@ def transposed_product(
 def sampled_product(
     row_ends: Int[Tensor, " batch_plus_1"], columns: Indices, a: Vectors, weight: Weight
 ) -> Values:
-    """`(a @ weight.T)[i, j]` at each entry (i, j) of a CSR matrix."""
+    """Return `(a @ weight.T)[i, j]` at each entry (i, j) of a CSR matrix."""
     batch, d = a.shape
     out = a.new_empty(len(columns), dtype=torch.result_type(a, weight))
     splits = max(1, min(16, PROGRAMS // max(batch, 1))) if len(columns) else 0

@@ -75,12 +75,12 @@ class Activation(ABC):
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors, by name."""
+        """The activation's tensors, by name."""
         return {name: getattr(self, name) for name in self.tensor_names()}
 
     @property
     def numbers(self) -> dict[str, int]:
-        """Its whole numbers, by name."""
+        """The activation's whole numbers, by name."""
         return {
             field.name: getattr(self, field.name) for field in fields(self) if field.type is int
         }

@@ -189,7 +189,7 @@ def _check_same_hook(
 
 
 def _behind_block(point: Site) -> str:
-    """Its name; of what a block reads, that of what the block before writes."""
+    """Return a hook's name; for what a block reads, that of what the block before writes."""
     before = re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", point.hook_name)
     return f"blocks.{int(before[1]) - 1}.hook_resid_post" if before else point.hook_name
 

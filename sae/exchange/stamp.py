@@ -15,7 +15,7 @@ STAMP_FILE = "export.json"
 CARD_FILE = "README.md"
 DIRECTIONS_FILE = "decoder.safetensors"
 LAYOUT = 4
-"""Of the folder and its stamp; a stamp of another one is nobody's."""
+"""Version of the folder and its stamp; a stamp of another version is nobody's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Stamp:
     """What an export says of itself."""
 
     digest: str
-    """Of everything that went into it."""
+    """Identifies everything that went into the export."""
     of: dict[str, str]
     """Which dictionary: what stays the same when it is trained again."""
     figures: dict[str, Any]

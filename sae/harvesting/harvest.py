@@ -75,7 +75,7 @@ def _fill_share(asked: Harvest, processes: Processes) -> None:
 
 
 def _model(asked: Harvest, processes: Processes) -> LanguageModel:
-    """The model, on a GPU of its own for each process of a machine, where there are several."""
+    """Give each process of a machine a GPU of its own, where there are several."""
     config = asked.config.model
     several = processes.size > 1 and config.device in ("auto", "cuda")
     if several and torch.cuda.is_available():
@@ -148,7 +148,7 @@ def _fill(
 def _final(
     writer: CacheWriter, chunk: slice, text: Future[None] | None
 ) -> tuple[slice, NDArray[np.int32] | None]:
-    """A chunk, cut where the text ends, with its final tokens; None if the text ends before."""
+    """Return a chunk, cut where the text ends, with its tokens; None if it ends before."""
     while True:
         if text is not None and text.done():
             text.result()

@@ -115,7 +115,7 @@ class Plan:
     figures: Figures
     target: Path
     digest: str
-    """Of everything that goes into it."""
+    """Identifies everything that goes into the export."""
 
     @property
     def place(self) -> Path:

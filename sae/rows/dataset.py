@@ -113,7 +113,7 @@ class ActivationDataset(IterableDataset[Any]):
         return [min(self.batch_size, self.n_rows - i * self.batch_size) for i in mine]
 
     def _share(self, selection: RowSelection, epoch: int, own: int, n: int) -> RowSelection:
-        """The rows of an epoch of the `own`-th of `n` workers: those of random chunks.
+        """Return the rows of an epoch of the `own`-th of `n` workers: those of random chunks.
 
         They are as many as its batches hold, so two workers may share a chunk.
         """

@@ -273,7 +273,7 @@ class LiveRows(RowSource):
         return self._asked.max_norm_multiple * float(_norms(self._first[0]).quantile(0.5))
 
     def _rows(self, block: RowBlock) -> Rows:
-        """What a cache would hold of the text of some sequences."""
+        """Return what a cache would hold of the text of some sequences."""
         there, model = block.documents >= 0, self._model
         (seen,) = activations(block.tokens, there, model, self._sites, len(block.tokens))
         keep = torch.from_numpy(there & ~np.isin(block.tokens, model.special_token_ids))

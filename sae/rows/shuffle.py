@@ -26,7 +26,7 @@ _READING_THREADS = 4
 
 
 Rows = tuple[Tensor, ...]
-"""The same rows at one hook or more, (row, d_in) each."""
+"""Activations of some tokens at one hook or more, a tensor (row, d_in) for each hook."""
 
 
 def joined(parts: Iterable[Rows]) -> Rows:

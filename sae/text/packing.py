@@ -93,7 +93,7 @@ class TextCounts:
 
 
 def document_digest(text: str) -> int:
-    """The first eight bytes of the SHA-256 of `text`, as an unsigned number."""
+    """Return the first eight bytes of the SHA-256 of `text`, as an unsigned number."""
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:8], "big")
 
 
@@ -223,7 +223,7 @@ def pack(
 
 
 def marked(ids: NDArray[np.int32], marks: Marks) -> NDArray[np.int32]:
-    """A document with its marks; a beginning that it brings itself (chats) is not doubled."""
+    """Put marks around a document; a beginning that it brings itself (chats) is not doubled."""
     doubled = marks.begin is not None and ids[0] == marks.begin
     before = [] if marks.begin is None or doubled else [marks.begin]
     after = [] if marks.end is None else [marks.end]

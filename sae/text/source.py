@@ -95,7 +95,7 @@ def _is_url(name: str) -> bool:
 
 
 def _local_files(config: DataConfig) -> list[Path] | None:
-    """The readable files that a path or a pattern names, sorted; None if it names no path."""
+    """Return the readable files of a path or a pattern, sorted; None if it names no path."""
     path = Path(config.name).expanduser()
     if path.is_file():
         found = [path]
@@ -262,7 +262,7 @@ def factbook() -> Iterator[str]:
 
 
 def _passages(value: object, heading: str = "") -> Iterator[str]:
-    """The texts inside a country's nested topics, each after the name of its topic."""
+    """Return the texts inside a country's nested topics, each after the name of its topic."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _passages(inner, heading if key == "text" else key)

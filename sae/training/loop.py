@@ -147,7 +147,7 @@ class Start:
     """What all dictionaries of the same rows begin with."""
 
     scalings: list[InputScaling]
-    """Of the rows to read, and of those to predict where they are others."""
+    """How the rows to read are scaled, and those to predict where they are others."""
     sample: Rows
     """Scaled."""
     held_out: Rows | None

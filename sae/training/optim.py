@@ -51,7 +51,7 @@ class OptimConfig:
 
 
 def schedule(config: OptimConfig, step: int, n_steps: int) -> float:
-    """The share of the peak rate at step `step` (from 0) of a run of `n_steps`."""
+    """Return the share of the peak rate at step `step` (from 0) of a run of `n_steps`."""
     warm_up = n_steps // 20 if config.lr_warm_up_steps is None else config.lr_warm_up_steps
     decay = n_steps // 5 if config.lr_decay_steps is None else config.lr_decay_steps
     rising = (step + 1) / warm_up if warm_up else 1.0

@@ -102,7 +102,7 @@ class Task:
         return replace(source.record, training=training, max_norm_multiple=limit)
 
     def _different(self, begun: Identity) -> dict[str, tuple[object, object]]:
-        """The keys in which what was begun is another training, with both values."""
+        """Return the keys in which what was begun is another training, with both values."""
         # Who asks to extend does not mind that it was extended before.
         ignored = {_EXTENDED} if self.config.extend else set()
         keys = [key for key in {**self.identity, **begun} if key not in ignored]

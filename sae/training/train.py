@@ -274,7 +274,7 @@ class _Running:
                 say(f"train: {session.config.id}: {error}")
 
     def summary(self) -> dict[str, str]:
-        """The latest figures, as a range where there are several dictionaries."""
+        """Return the latest figures, as a range where there are several dictionaries."""
         found = [session.latest for session in self.sessions if session.latest]
         shown = {}
         for short, (name, form) in _SHOWN.items():

@@ -40,11 +40,11 @@ class Export:
     """Where in it the dictionary is."""
     format: str = SAELens.name
     dtype: str = FULL
-    """Of the weights in the files."""
+    """Type of the weights in the files."""
     shrunk: ShrinkingCost | None = None
     """What was made smaller, if anything was."""
     nested: tuple[int, ...] = ()
-    """Of a Matryoshka dictionary: latents of each inner level that are left."""
+    """Latents that are left of each inner level of a Matryoshka dictionary."""
     license: str | None = None
     """As the Hub writes it, such as `apache-2.0`."""
     repository: str | None = None
@@ -149,7 +149,7 @@ def _licence(export: Export) -> str:
 
 
 def _trained_here(dictionary: Dictionary) -> TrainingRecord | None:
-    """Its training; None of one that came from elsewhere, whose training was not seen."""
+    """Return how it was trained; None if it came from elsewhere and that is not known."""
     record = dictionary.record
     return None if record.imported is not None else record.training
 

@@ -26,7 +26,7 @@ def code(value: Any) -> str:
 
 
 def cell(value: Any) -> str:
-    """The same inside a table, where a bar would end it even in code."""
+    """Return `value` as inline code in a table, where a bar would end it even in code."""
     return code(value).replace("|", r"\|")
 
 
