@@ -3,7 +3,7 @@
 import sae
 from benchmarks.common import HOOK, write_results
 from benchmarks.quality import RUN
-from sae.training.loggers import read_metrics
+from sae.base.files import read_json_lines
 
 D_SAE, N_ROWS = 16_384, 256_000
 
@@ -22,7 +22,7 @@ def main() -> None:
             training_tokens=N_ROWS,
             train_batch_size_tokens=1_024,
         )
-        last = read_metrics(RUN / "wide" / "training" / name / "metrics.jsonl")[-1]
+        last = read_json_lines(RUN / "wide" / "training" / name / "metrics.jsonl")[-1]
         rows.append(
             {
                 "auxiliary loss": f"{coefficient:g}",

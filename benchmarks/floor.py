@@ -10,13 +10,13 @@ import torch
 
 from benchmarks.common import real_rows, side_by_side, write_results
 from benchmarks.step import BATCH, D_SAE, SETTINGS, our_steps
-from sae.core.scaling import InputScaling, moments
+from sae.core.scaling import InputScaling
 
 
 def main() -> None:
     """Median seconds of a step of every architecture, taking turns."""
     rows = real_rows(40_960)
-    rows = InputScaling.from_moments(*moments(rows))(rows)
+    rows = InputScaling.of(rows)(rows)
     x = rows[:BATCH]
     l0s, contenders = {}, {}
     for name, (settings, warm_steps) in SETTINGS.items():

@@ -27,7 +27,7 @@ from benchmarks.reading import N_TOKENS
 from sae.base import read_json
 from sae.training.checkpoint import CheckpointConfig
 from sae.training.config import SweepConfig, TrainConfig
-from sae.training.session import TIMING_FILE
+from sae.training.train import TIMING_FILE
 
 KILLS = 50
 BATCH, N_STEPS, LOG_EVERY = 512, 850, 10
@@ -39,7 +39,7 @@ SEED = 20_261_121
 # A life is at most this share of a whole sweep's time.
 LONGEST_LIFE = 0.35
 # Torch imports its compiler when the first optimiser is made.
-PRELOADED = ["sae.commands.sweep", "sae.core.cpu_kernels", "torch._dynamo"]
+PRELOADED = ["sae.commands.train", "sae.core.cpu_kernels", "torch._dynamo"]
 PHASES = ("before training", "training", "writing a checkpoint", "after the last step")
 # Not decided by the training: the seconds spent, and who held the lock last.
 _OWN = (TIMING_FILE, ".lock")

@@ -19,7 +19,7 @@ from benchmarks.common import HOOK, write_results
 from benchmarks.saelens_quality import train_saelens
 from sae.architectures import ARCHITECTURES
 from sae.cache.layout import ActivationCache
-from sae.core.scaling import InputScaling, moments
+from sae.core.scaling import InputScaling
 from sae.dictionary import save_dictionary
 from sae.figures import Figures
 from sae.rows.shuffle import rows_in_order, select_rows, shuffled_batches
@@ -80,7 +80,7 @@ def _theirs(cache: ActivationCache, name: str, lr: float, seed: int) -> str:
         return dictionary_name
     rows = select_rows(cache, HOOK, held_out=False, max_norm_multiple=10.0)
     sample = torch.cat(list(rows_in_order(rows, limit=16_384))).float()
-    scaling = InputScaling.from_moments(*moments(sample))
+    scaling = InputScaling.of(sample)
     sparsity: dict[str, Any] = {"standard": {"coefficient": THEIR_L1[lr]}}.get(name, {"k": 32})
     if name == "jumprelu":
         sparsity["coefficient"] = 1.0

@@ -12,7 +12,7 @@ import sae
 from benchmarks.common import HOOK, RUN, medians, write_results
 from benchmarks.saelens_cache import saelens_rows_per_second
 from sae.cache.layout import ActivationCache
-from sae.core.scaling import InputScaling, moments
+from sae.core.scaling import InputScaling
 from sae.exchange.activations import export_to_hf
 from sae.rows.shuffle import rows_in_order, select_rows, shuffled_batches
 from sae.training.loop import Trainer
@@ -81,7 +81,7 @@ def waiting(cache: ActivationCache) -> None:
     """The share of an epoch's time in which a training waits for its rows."""
     selection = select_rows(cache, HOOK, held_out=False)
     sample = torch.cat(list(rows_in_order(selection, limit=16_384))).float()
-    scaling = InputScaling.from_moments(*moments(sample))
+    scaling = InputScaling.of(sample)
     found: list[dict[str, object]] = []
     for pool_bytes in (2 << 30, 64 << 20):
         config = sae.TopKConfig(d_sae=9216, k=32)

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.common import real_rows, write_results
 from sae.architectures import TopKConfig
-from sae.core.scaling import InputScaling, moments
+from sae.core.scaling import InputScaling
 from sae.core.select import BLOCK_BYTES, MIN_BLOCK_ROWS
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
@@ -43,7 +43,7 @@ def main() -> None:
 
 def _point(d_sae: int, batch: int) -> dict[str, object]:
     rows = real_rows(batch)
-    x = InputScaling.from_moments(*moments(rows))(rows)
+    x = InputScaling.of(rows)(rows)
     _warm_up(x)
     before = _memory("VmRSS")
     same = InputScaling(torch.zeros(x.shape[1]), 1.0)

@@ -14,8 +14,7 @@ from sae.atlas import Atlas
 from sae.dictionary import Dictionary, save_dictionary
 from sae.dictionary.files import WEIGHTS_FILE
 from sae.dictionary.storage import DTYPES, as_loaded
-from sae.evaluation.evaluate import behaviour_scores
-from sae.evaluation.reconstruction import reconstruction
+from sae.evaluation.evaluate import behaviour_scores, reconstruction
 from sae.models import recorded_model
 from sae.rows.shuffle import rows_in_order, select_rows
 
@@ -48,7 +47,7 @@ def _rows(name: str) -> list[dict[str, object]]:
     variants = _variants(name, whole)
     model = recorded_model(cache.model, "cpu")
     numbered = {str(i): variant.dictionary for i, variant in enumerate(variants)}
-    _, scores = behaviour_scores(model, cache, (HOOK, HOOK), numbered, N_TOKENS, SEQUENCES)
+    _, scores = behaviour_scores(model, cache, numbered, N_TOKENS, SEQUENCES)
     limit = whole.record.max_norm_multiple
     held_out = select_rows(cache, HOOK, held_out=True, max_norm_multiple=limit)
     x = torch.cat([piece.float() for (piece,) in rows_in_order(held_out, N_ROWS)])

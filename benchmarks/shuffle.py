@@ -29,8 +29,7 @@ from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.text_writer import write_text
 from sae.exchange.activations import export_to_hf
 from sae.models import Site
-from sae.rows.mixing import MixingBuffer
-from sae.rows.shuffle import Rows, RowSelection, select_rows, shuffled_batches
+from sae.rows.shuffle import MixingBuffer, Rows, RowSelection, select_rows, shuffled_batches
 from sae.text.packing import RowBlock, TextPlan
 
 FOLDER = RUN / "shuffle"

@@ -15,7 +15,7 @@ import torch
 from benchmarks import peers
 from benchmarks.common import real_rows, side_by_side, write_results
 from sae.architectures import ARCHITECTURES
-from sae.core.scaling import InputScaling, moments
+from sae.core.scaling import InputScaling
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
 
@@ -35,7 +35,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
 def main() -> None:
     """Median seconds of a step of each architecture and its peers."""
     rows = real_rows(40_960)
-    scaling = InputScaling.from_moments(*moments(rows))
+    scaling = InputScaling.of(rows)
     table = [_measure(name, scaling(rows), *SETTINGS[name]) for name in SETTINGS]
     write_results(
         "step", f"One training step, d_in 576, d_sae {D_SAE:,}, batch {BATCH:,}", table

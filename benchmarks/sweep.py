@@ -274,7 +274,7 @@ class _Clock:
         saving = statistics.mean(self.saves)
         stepping = (self.asked[-1] - self.asked[1] - sum(self.saves)) / n
         waiting = sum(b - a for a, b in zip(self.asked[1:], self.given[1:], strict=False)) / n
-        # As sae/training/side_by_side.py paces it.
+        # As sae/training/train.py paces it.
         pause = max(every_seconds, saving / 0.02)
         return _Round(stepping, stepping * saving / pause, waiting)
 

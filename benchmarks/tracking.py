@@ -26,7 +26,7 @@ from sae.rows.source import RowSource
 from sae.training.config import TrainConfig
 from sae.training.loggers import LoggerConfig
 from sae.training.loop import StepReport
-from sae.training.session import Session
+from sae.training.train import Session
 
 FOLDER = RUN / "tracking"
 D_SAE, TRAINING_TOKENS = 4_608, 1_000_000

@@ -28,7 +28,7 @@ _HOMES = {
     "load": "sae.exchange.dictionaries",
     "open_cache": "sae.cache.layout",
     "save": "sae.exchange.dictionaries",
-    "sweep": "sae.commands.sweep",
+    "sweep": "sae.commands.train",
 }
 
 

@@ -8,27 +8,27 @@ from torch import Tensor
 
 from sae.analysis.analyze import AnalyzeConfig as AnalyzeConfig
 from sae.architectures.base import ArchitectureConfig
-from sae.architectures.batch_topk import BatchTopKConfig as BatchTopKConfig
-from sae.architectures.gated import GatedConfig as GatedConfig
 from sae.architectures.jumprelu import JumpReLUConfig as JumpReLUConfig
-from sae.architectures.matryoshka import MatryoshkaConfig as MatryoshkaConfig
-from sae.architectures.p_anneal import PAnnealConfig as PAnnealConfig
-from sae.architectures.standard import StandardConfig as StandardConfig
+from sae.architectures.penalised import GatedConfig as GatedConfig
+from sae.architectures.penalised import PAnnealConfig as PAnnealConfig
+from sae.architectures.penalised import StandardConfig as StandardConfig
+from sae.architectures.topk import BatchTopKConfig as BatchTopKConfig
+from sae.architectures.topk import MatryoshkaConfig as MatryoshkaConfig
 from sae.architectures.topk import TopKConfig as TopKConfig
 from sae.atlas.atlas import Atlas
 from sae.cache.layout import ActivationCache as ActivationCache
 from sae.cache.layout import open_cache as open_cache
 from sae.commands.atlas import AtlasExportConfig as AtlasExportConfig
 from sae.commands.atlas import AtlasImportConfig as AtlasImportConfig
+from sae.commands.cache import CacheExportConfig as CacheExportConfig
+from sae.commands.cache import CacheImportConfig as CacheImportConfig
 from sae.commands.cache import CacheInfoConfig as CacheInfoConfig
 from sae.commands.cache import CacheMergeConfig as CacheMergeConfig
 from sae.commands.cache import CacheSampleConfig as CacheSampleConfig
 from sae.commands.cache import CacheVerifyConfig as CacheVerifyConfig
-from sae.commands.cache_exchange import CacheExportConfig as CacheExportConfig
-from sae.commands.cache_exchange import CacheImportConfig as CacheImportConfig
 from sae.commands.demo import DemoConfig as DemoConfig
 from sae.commands.serve import ServeConfig as ServeConfig
-from sae.commands.sweep import sweep as sweep
+from sae.commands.train import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
 from sae.evaluation.evaluate import EvalConfig as EvalConfig
 from sae.exchange.dictionaries import load as load

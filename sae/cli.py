@@ -35,8 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
-    from sae.config.commands import FAMILIES, chosen
-    from sae.config.overview import family_overview, overview
+    from sae.config.commands import FAMILIES, chosen, family_overview, overview
 
     if not words or words[0] in (*_HELP, "help"):
         print(overview())

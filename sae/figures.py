@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sae.base import UserError, read_json
+from sae.base import UserError, read_json, require
 from sae.metrics import METRICS
 
 
@@ -99,10 +99,7 @@ SETTINGS: dict[str, Setting] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """Figures of one dictionary on held-out text, and what they were measured on.
-
-    Every figure is in `values`, by its key in `sae.metrics.METRICS`.
-    """
+    """Figures of one dictionary on held-out text, and what they were measured on."""
 
     id: str
     """Name of the dictionary in its run."""
@@ -117,7 +114,6 @@ class Figures:
     dictionary_digest: str | None = None
     training_digest: str | None = None
     data: str | None = None
-    """Name of the text."""
     n_rows: int = 0
     """Held-out rows behind the reconstruction's figures."""
     n_density_rows: int = 0
@@ -126,13 +122,13 @@ class Figures:
     """Held-out tokens behind CE and KL; 0 where these were not measured."""
     asked_behaviour_tokens: int = 0
     seconds: float | None = None
-    """Time the measuring took."""
     training_seconds: float | None = None
     density_histogram: Mapping[str, list[float]] | None = None
     """`log10_edges` and `counts` of the live features by the share of rows they fire on."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """What was asked of the training, by the keys of `SETTINGS`."""
     values: Mapping[str, float] = field(default_factory=dict)
+    """Every figure, by its key in `sae.metrics.METRICS`."""
 
     def __post_init__(self) -> None:
         for name, table in _TABLES.items():
@@ -165,23 +161,26 @@ class Figures:
         """
         if not isinstance(found, dict):
             raise UserError("it holds no record")
+        there = {key: value for key, value in found.items() if value is not None}
         for name in ("id", "architecture", "hook_name", "l0", "explained_variance"):
-            if found.get(name) is None:
-                raise UserError(f"it has no {name}")
-        given: dict[str, Any] = {}
-        for f in fields(cls):
-            if f.name in _TABLES:
-                keys = [key for key in _TABLES[f.name] if found.get(key) is not None]
-                given[f.name] = {key: _of_kind(key, found[key], float | int) for key in keys}
-            elif found.get(f.name) is not None:
-                # What is parametrised cannot be asked for: a histogram is a dict here.
-                kind = dict if f.name == "density_histogram" else f.type
-                given[f.name] = _of_kind(f.name, found[f.name], kind)
-        return cls(**given)
+            require(name in there, f"it has no {name}")
+        kinds: dict[str, Any] = {f.name: f.type for f in fields(cls) if f.name not in _TABLES}
+        # What is parametrised cannot be asked for: a histogram is a dict here.
+        kinds |= {"density_histogram": dict} | dict.fromkeys((*SETTINGS, *METRICS), float | int)
+        for name, kind in kinds.items():
+            value = there.get(name)
+            right = value is None or isinstance(value, kind)
+            require(right, f"its {name} is {str(value)[:40]!r}")
+        tables = {
+            name: {key: there[key] for key in table if key in there}
+            for name, table in _TABLES.items()
+        }
+        own = {f.name: there[f.name] for f in fields(cls) if f.name in there}
+        return cls(**own | tables)
 
     @classmethod
     def read(cls, path: Path) -> "Figures":
-        """The figures in the file `path`.
+        """Read the figures in the file `path`.
 
         Raises:
             UserError: if it is not what `sae eval` writes.
@@ -199,7 +198,6 @@ class ShrinkingCost:
     """What was made smaller in an exported dictionary, and what that cost."""
 
     n_dropped: int
-    """Latents that were left out."""
     d_sae: int
     """Latents before."""
     n_rows: int
@@ -212,9 +210,3 @@ class ShrinkingCost:
 
 
 _TABLES: dict[str, Mapping[str, object]] = {"settings": SETTINGS, "values": METRICS}
-
-
-def _of_kind(name: str, value: object, kind: Any) -> object:
-    if not isinstance(value, kind):
-        raise UserError(f"its {name} is {str(value)[:40]!r}")
-    return value

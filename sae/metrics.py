@@ -1,9 +1,7 @@
 """Every figure that `sae eval` computes: its name, its formula, and where it is shown.
 
-This is the only place that says so. The evaluation may write no figure that is not in here;
+This is the only place that says so: the evaluation may write no figure that is not in here, and
 tables, pictures, pages, cards and documentation take titles, formulas and formats from here.
-So a new metric is two changes: the code that computes it, and its entry in `METRICS`.
-
 In the formulas x is a row of activations, x̂ its reconstruction, x̄ the mean of all rows, and fⱼ
 the activation of feature j. Means and sums are over the held-out rows, in float64. Names are
 SAELens's where it has one.
@@ -17,14 +15,9 @@ Place = Literal["table", "picture", "tile"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
-    """One figure of a dictionary, as people read it.
-
-    Each is in the CSV, in the card of an export, in the table of the report and in
-    `docs/metrics.md`; `where` says where it is shown besides.
-    """
+    """One figure of a dictionary, as people read it."""
 
     key: str
-    """Its name in files and in Python."""
     title: str
     meaning: str
     """What it is, as a phrase that a newcomer understands."""
@@ -38,13 +31,9 @@ class Metric:
     short: str = ""
     """A title for a narrow column, if the title is long."""
     where: tuple[Place, ...] = ()
-    """`table`: on the terminal and in the README. `picture`: a panel over L0, in
-    `pareto.png` and on the pages. `tile`: at the head of a report, for the recommended one."""
-
-    @property
-    def heading(self) -> str:
-        """The title of a narrow column."""
-        return self.short or self.title
+    """Where it is shown besides the CSV, the cards, the report's table and `docs/metrics.md`.
+    `table`: on the terminal and in the README. `picture`: a panel over L0, in `pareto.png` and
+    on the pages. `tile`: at the head of a report, for the recommended dictionary."""
 
 
 METRICS: dict[str, Metric] = {

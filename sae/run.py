@@ -53,19 +53,39 @@ def cache_location(run: str, cache: str) -> str:
 
 
 class Measured(Protocol):
-    """What was found out about a dictionary, such as its figures or its atlas."""
+    """What was found out about a dictionary: its figures, or its atlas.
+
+    It names the weights by their digest, and the hooks that they read and write if it knows.
+    """
 
     @property
-    def dictionary_digest(self) -> str | None:
-        """Digest of the weights that were measured."""
+    def dictionary_digest(self) -> str | None: ...
 
     @property
-    def hook_name(self) -> str | None:
-        """Where they read, if that is known."""
+    def hook_name(self) -> str | None: ...
 
     @property
-    def hook_name_out(self) -> str | None:
-        """Where they write, if that is known."""
+    def hook_name_out(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One path in every run."""
+
+    path: str
+
+    def __get__(self, run: "Run", _: object) -> Path:
+        return run.folder / self.path
+
+
+@dataclass(frozen=True, slots=True)
+class _PlaceOf:
+    """A path in every run for each name, which stands at the braces."""
+
+    path: str
+
+    def __get__(self, run: "Run", _: object) -> Callable[[str], Path]:
+        return lambda name: run.folder / self.path.format(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,82 +99,23 @@ class Run:
         """Return the run in a folder, which need not be there yet."""
         return cls(Path(folder))
 
-    @property
-    def harvest_timing(self) -> Path:
-        """Time spent on the cache; kept out of it, as its bytes depend on its content alone."""
-        return self.folder / "harvest.json"
-
-    @property
-    def dictionaries(self) -> Path:
-        """Folder of the dictionaries."""
-        return self.folder / "dictionaries"
-
-    @property
-    def atlases(self) -> Path:
-        """Folder of the atlases."""
-        return self.folder / "atlas"
-
-    @property
-    def trainings(self) -> Path:
-        """Folder of what trainings keep for themselves."""
-        return self.folder / "training"
-
-    @property
-    def evaluations(self) -> Path:
-        """Folder of the figures on held-out text."""
-        return self.folder / "evals"
-
-    @property
-    def steerings(self) -> Path:
-        """Folder of the results of steering."""
-        return self.folder / "steering"
-
-    @property
-    def report(self) -> Path:
-        """The report's page."""
-        return self.folder / "report.html"
-
-    @property
-    def report_data(self) -> Path:
-        """The report's figures."""
-        return self.folder / "report.json"
-
-    @property
-    def timings(self) -> Path:
-        """Time that a demo has worked."""
-        return self.folder / "timings.json"
-
-    def pareto(self, ending: str) -> Path:
-        """Return the comparison of the run's dictionaries, as `json`, `csv` or `png`."""
-        return self.folder / f"pareto.{ending}"
-
-    def dictionary(self, name: str) -> Path:
-        """Return the folder of a dictionary."""
-        return self.dictionaries / name
-
-    def training(self, name: str) -> Path:
-        """Return the folder of a dictionary's training: checkpoints, figures, time spent."""
-        return self.trainings / name
-
-    def evaluation(self, name: str) -> Path:
-        """Return the file of a dictionary's figures."""
-        return self.evaluations / f"{name}.json"
-
-    def atlas(self, name: str) -> Path:
-        """Return the folder of a dictionary's atlas."""
-        return self.atlases / name
-
-    def steering(self, name: str) -> Path:
-        """Return the file of the results of steering with a dictionary."""
-        return self.steerings / f"{name}.json"
-
-    def export(self, name: str) -> Path:
-        """Return the folder of an export."""
-        return self.folder / "export" / name
-
-    def dictionary_lock(self, name: str) -> Path:
-        """Return the lock of whoever makes a dictionary, by training or by import."""
-        return self.training(name) / ".lock"
+    dictionaries = _Place("dictionaries")
+    atlases = _Place("atlas")
+    evaluations = _Place("evals")
+    # Kept out of the cache, as its bytes depend on its content alone.
+    harvest_timing = _Place("harvest.json")
+    report = _Place("report.html")
+    report_data = _Place("report.json")
+    timings = _Place("timings.json")
+    pareto = _PlaceOf("pareto.{}")
+    dictionary = _PlaceOf("dictionaries/{}")
+    training = _PlaceOf("training/{}")
+    evaluation = _PlaceOf("evals/{}.json")
+    atlas = _PlaceOf("atlas/{}")
+    steering = _PlaceOf("steering/{}.json")
+    export = _PlaceOf("export/{}")
+    # Of whoever makes a dictionary, by training or by import.
+    dictionary_lock = _PlaceOf("training/{}/.lock")
 
     @property
     def dictionary_names(self) -> list[str]:
@@ -194,11 +155,7 @@ class Run:
     ) -> None:
         """Refuse what was measured on other weights than carry the name now, or elsewhere.
 
-        Args:
-            command: the one that measures it again.
-
-        Raises:
-            UserError: if the dictionary's weights or hooks have changed since.
+        The refusal names the `command` that measures it again.
         """
         found = measured.hook_name, measured.hook_name_out
         hooks = zip(found, dictionary.hook_names, strict=True)
@@ -221,11 +178,7 @@ class Artefact(Protocol):
         """Return whether it is there, made of what it would be made of now."""
 
     def held(self) -> AbstractContextManager[None]:
-        """Be the only process that makes it, with what killed ones left removed.
-
-        Raises:
-            UserError: if another process makes it.
-        """
+        """Be the only process that makes it, or refuse; what killed ones left is removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,11 +204,7 @@ class PathArtefact:
 
 @contextmanager
 def held(path: Path, lock: Path) -> Iterator[None]:
-    """Be the only process that makes `path`, with what killed ones left of it removed.
-
-    Raises:
-        UserError: if another process makes it, or it cannot be written to.
-    """
+    """Be the only process that makes `path`, or refuse; what killed ones left is removed."""
 
     def refusal(owner: str) -> UserError:
         who = f" ({owner})" if owner else ""
@@ -277,19 +226,14 @@ def make(
     *,
     command: str,
     lock: Path | None = None,
-    check: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Make a file or a folder, unless it is there already; it appears all at once.
+    """Make a file or a folder, unless it is there already, and return whether it was made.
 
     Args:
         current: tells whether it is there, made of what it would be made of now.
         build: writes it at the place that it is given, which is moved to `path` at the end.
         command: begins the sentences that are said.
         lock: file to lock; beside the path if left out.
-        check: refuses what cannot be made, before anything is locked or written.
-
-    Returns:
-        Whether it was made: False if it was there.
 
     Raises:
         UserError: if another process makes it.
@@ -299,9 +243,9 @@ def make(
         with atomic_path(path) as temporary:
             build(temporary)
 
-    artefact = PathArtefact(path, current, lock)
-    made = make_together([artefact], build_whole, command=command, check=lambda _: check())
-    return bool(made)
+    return bool(
+        make_together([PathArtefact(path, current, lock)], build_whole, command=command)
+    )
 
 
 AnyArtefact = TypeVar("AnyArtefact", bound=Artefact)
@@ -314,15 +258,12 @@ def make_together(
     command: str,
     check: Callable[[Sequence[AnyArtefact]], None] = lambda _: None,
 ) -> list[AnyArtefact]:
-    """Make several artefacts by one piece of work, but those that are there already.
+    """Make several artefacts but those that are there already, and return those made.
 
     Args:
         build: makes those that it is given, each whole or not at all.
         command: begins the sentences that are said.
         check: refuses those that cannot be made, before anything is locked or written.
-
-    Returns:
-        Those that were made.
 
     Raises:
         UserError: if another process makes one of them.

@@ -35,8 +35,7 @@ install_import_hook(
     [
         *(f"sae.core.{name}" for name in _CORE),
         "sae.dictionary.activations",
-        "sae.edits.changes",
-        "sae.edits.positions",
+        "sae.edits",
     ],
     "beartype.beartype",
 )
@@ -45,6 +44,11 @@ install_import_hook(
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Pages of `docs/` that tests make are compared with what is there, or written anew."""
     parser.addoption("--write-pages", action="store_true", help="write the pages of docs/ anew")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with what takes minutes: nobody waits for it in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
 
 
 @pytest.fixture
@@ -145,7 +149,7 @@ def processes() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "sae.commands.sweep",
+            "sae.commands.train",
             "sae.config.launch",
             "datasets",
             "transformers.models.llama.modeling_llama",

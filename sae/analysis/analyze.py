@@ -1,24 +1,22 @@
 """Making an atlas: all that is found out about the features of a dictionary, as tables."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from sae.analysis.features import ContextSelection, feature_panels, related_features
 from sae.analysis.map import N_NEIGHBOURS, feature_map
 from sae.analysis.naming import automatic_labels
 from sae.analysis.shards import Shard, Text, encode_cache, read_text
 from sae.analysis.tables import (
-    LogitEffects,
     Vocabulary,
     agreement_of_ids,
     context_pieces,
     logit_columns,
-    numpy_of,
     panel_columns,
     related_columns,
 )
@@ -34,7 +32,7 @@ from sae.atlas import (
     write_record,
 )
 from sae.atlas.directions import direction_columns, nearest_features
-from sae.base import code_version, digest, require, say
+from sae.base import code_version, digest, require, require_at_least, say
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
 from sae.models import LanguageModel, recorded_model, resolve_device
@@ -81,12 +79,8 @@ class AnalyzeConfig:
     one."""
 
     def __post_init__(self) -> None:
-        for name in ("n_contexts", "n_logits"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value}; give 1 or more")
-        for name in ("n_band_contexts", "n_silent", "context_radius"):
-            value = getattr(self, name)
-            require(value >= 0, f"{name}={value} is negative; give 0 or more")
+        require_at_least(self, n_contexts=1, n_logits=1)
+        require_at_least(self, n_band_contexts=0, n_silent=0, context_radius=0)
 
     @property
     def cache_location(self) -> str:
@@ -103,25 +97,18 @@ class AnalyzeConfig:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """One dictionary's features on the text of one cache."""
+    """One dictionary's features on the text of one cache.
+
+    Raises:
+        UserError: if more contexts are asked for than the cache has sequences.
+    """
 
     config: AnalyzeConfig
     cache: ActivationCache
     name: str
     dictionary: Dictionary
 
-    @property
-    def digest(self) -> str:
-        """Identifies all that decides the tables."""
-        measured = [self.cache.digest, self.dictionary.digest, *self.dictionary.hook_names]
-        return digest([FORMAT, *measured, self.config.selection, self.config.n_logits])
-
-    def check(self) -> None:
-        """Refuse what the cache has too few sequences for.
-
-        Raises:
-            UserError: if more contexts are asked for than there are sequences.
-        """
+    def __post_init__(self) -> None:
         asked, there = self.config.n_contexts, self.cache.n_sequences
         require(
             asked <= there,
@@ -129,15 +116,16 @@ class Analysis:
             f"{there}; give n_contexts={there} or fewer",
         )
 
+    @property
+    def digest(self) -> str:
+        """Identifies all that decides the tables."""
+        measured = [self.cache.digest, self.dictionary.digest, *self.dictionary.hook_names]
+        return digest([FORMAT, *measured, self.config.selection, self.config.n_logits])
+
     def write(self, folder: Path, replaced: Path, work: Work, pages: WritePages) -> None:
         """Do what is not done yet, and write the atlas into a new folder.
 
-        Args:
-            folder: where it is written.
-            replaced: the atlas that it takes the place of, if there is one: what people wrote
-                into its labels is taken over.
-            work: parts that are finished.
-            pages: writes the pages.
+        What people wrote into the labels of the atlas that is `replaced` is taken over.
 
         Raises:
             UserError: if the cache has no text, or the model cannot be had.
@@ -174,38 +162,48 @@ class Analysis:
         work: Work,
     ) -> tuple[dict[str, object], Vocabulary]:
         """Return all columns of `features.parquet` but the label, and the tokens' texts."""
-        found = _joined_panels(panels, work)
+
+        def neighbours() -> Arrays:
+            indices, cosines = nearest_features(dictionary.W_dec.float(), N_NEIGHBOURS)
+            return {"indices": indices.numpy(), "cosines": cosines.numpy()}
+
+        def places() -> Arrays:
+            indices, cosines = (torch.from_numpy(near[key]) for key in ("indices", "cosines"))
+            return {"places": feature_map(dictionary.W_dec, indices, cosines).numpy()}
+
+        files = [work.open(name) for _, name in panels]
+        names = [name for name in files[0].names if name != "activations"]
+        found = {name: np.concatenate([file.read(name) for file in files]) for name in names}
         pairs = related_features(shards, text, panels, work)
-        near = work.once("neighbours", lambda: _neighbours(dictionary))
-        places = work.once("map", lambda: _map(dictionary, near))["places"]
+        near = work.once("neighbours", neighbours)
+        on_map = work.once("map", places)["places"]
         logits = self._logits(dictionary, model, work)
-        vocabulary = _vocabulary(model, text, logits)
+        promoted = [logits[name].ravel() for name in ("top_ids", "bottom_ids") if logits]
+        ids = np.unique(np.concatenate([np.unique(text.tokens), *promoted])).astype(np.int64)
+        vocabulary = Vocabulary(ids, token_strings(model.tokenizer, torch.from_numpy(ids)))
         columns = {
             "feature": np.arange(dictionary.d_sae, dtype=np.int32),
             **panel_columns(found, text, vocabulary),
-            **direction_columns(dictionary, near["indices"], near["cosines"], places),
+            **direction_columns(dictionary, near["indices"], near["cosines"], on_map),
             **related_columns(pairs),
         }
-        if logits is not None:
+        if logits:
             top = found["chosen"][:, : self.config.n_contexts]
-            agreement = agreement_of_ids(logits.top_ids, top, text, vocabulary)
+            agreement = agreement_of_ids(logits["top_ids"], top, text, vocabulary)
             columns |= logit_columns(logits, agreement, vocabulary)
         return columns, vocabulary
 
-    def _logits(
-        self, dictionary: Dictionary, model: LanguageModel, work: Work
-    ) -> LogitEffects | None:
-        """Return what features promote; None where they do not write into the stream."""
+    def _logits(self, dictionary: Dictionary, model: LanguageModel, work: Work) -> Arrays:
+        """Return what features promote; nothing where they do not write into the stream."""
         matrix = unembedding(model.module)
-        site = self.cache.site(dictionary.hook_name_out)
-        if matrix is None or not site.in_stream:
-            return None
+        if matrix is None or not self.cache.site(dictionary.hook_name_out).in_stream:
+            return {}
 
-        def compute() -> Mapping[str, NDArray[np.generic]]:
+        def compute() -> Arrays:
             found = extreme_logits(dictionary.W_dec, matrix, self.config.n_logits)
-            return {name: numpy_of(tensor) for name, tensor in found._asdict().items()}
+            return {name: tensor.numpy() for name, tensor in found._asdict().items()}
 
-        return LogitEffects(**work.once("logits", compute))
+        return work.once("logits", compute)
 
     def _record(self, text: Text, n_dead: int) -> AtlasRecord:
         dictionary = self.dictionary
@@ -234,35 +232,3 @@ class Analysis:
             seed=self.config.seed,
             code_version=code_version(),
         )
-
-
-def _joined_panels(panels: list[tuple[slice, str]], work: Work) -> Arrays:
-    """Join what was found about all features, but for the activations of contexts."""
-    files = [work.open(name) for _, name in panels]
-    names = [name for name in files[0].names if name != "activations"]
-    return {name: np.concatenate([file.read(name) for file in files]) for name in names}
-
-
-def _neighbours(dictionary: Dictionary) -> Arrays:
-    indices, cosines = nearest_features(dictionary.W_dec.float(), N_NEIGHBOURS)
-    return {"indices": numpy_of(indices), "cosines": numpy_of(cosines)}
-
-
-def _map(dictionary: Dictionary, near: Arrays) -> Arrays:
-    import torch
-
-    found = feature_map(
-        dictionary.W_dec, torch.from_numpy(near["indices"]), torch.from_numpy(near["cosines"])
-    )
-    return {"places": numpy_of(found)}
-
-
-def _vocabulary(model: LanguageModel, text: Text, logits: LogitEffects | None) -> Vocabulary:
-    """The text of every token that the tables name."""
-    import torch
-
-    shown: list[NDArray[np.generic]] = [np.unique(text.tokens)]
-    if logits is not None:
-        shown += [logits.top_ids.ravel(), logits.bottom_ids.ravel()]
-    ids = np.unique(np.concatenate(shown)).astype(np.int64)
-    return Vocabulary(ids, token_strings(model.tokenizer, torch.from_numpy(ids)))

@@ -1,7 +1,8 @@
 """What a cache's entries say of every feature: figures, tokens, contexts, kin."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +13,16 @@ from sae.analysis.shards import (
     Shard,
     Text,
     TokenEntries,
+    blocks,
     entry_counts,
-    feature_blocks,
     read_by_token,
     read_entries,
 )
 from sae.analysis.work import Arrays, Work
 from sae.atlas import N_BANDS, N_LISTED
 from sae.base import progress
-from sae.core import coactivation_kernels, panel_kernels
-from sae.core.threads import use_threads
+from sae.core import panel_kernels
+from sae.core.cpu_kernels import use_threads
 
 PAIR_BYTES = 256 << 20
 """Memory for the counts and products of some features with all others."""
@@ -31,37 +32,28 @@ GROUP_ENTRIES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class ContextSelection:
-    """Which contexts of a feature to keep."""
+    """Which contexts of a feature to keep, and the tokens on either side of each."""
 
     n_top: int
-    """Sequences in which it is highest."""
     n_band: int
     """Peaks drawn from each of `N_BANDS` bands."""
     n_silent: int
-    """Stretches drawn where it is silent."""
     radius: int
-    """Tokens on either side."""
     seed: int
-
-    @property
-    def n_slots(self) -> int:
-        """Contexts of a feature, at most."""
-        return self.n_top + N_BANDS * self.n_band + self.n_silent
 
 
 def feature_panels(
     selection: ContextSelection, shards: list[Shard], text: Text, work: Work
 ) -> list[tuple[slice, str]]:
-    """Look at every feature's entries, some features at a time.
+    """Look at every feature's entries, block by block.
 
     Returns:
         The features of each block, and under which name `work` keeps what `_panel` found.
     """
     counts = entry_counts(shards, work)
     found = []
-    blocks = feature_blocks(counts, BLOCK_ENTRIES, max(1, len(counts)))
     with progress(len(counts), "panels", "feature") as bar:
-        for i, features in enumerate(blocks):
+        for i, features in enumerate(blocks(counts, BLOCK_ENTRIES, len(counts))):
             name = f"panel-{i:05d}"
             if not work.has(name):
                 entries = read_entries(features, counts, shards, work)
@@ -74,30 +66,39 @@ def feature_panels(
 def _panel(selection: ContextSelection, entries: Entries, text: Text) -> Arrays:
     """Arrays with a row a feature of one block.
 
-    `n_active`; `moments` (sum, sum of squares, highest, spread); `histogram`, `positions`;
-    `top_token_ids` and `top_token_counts`; `n_documents`, `top_document` (entries in the
-    document that has most); `chosen` (slot,): the tokens of contexts, −1 for none, first the
-    top ones, then the bands from high to low, then the silent ones; `activations` (slot,
-    2 radius + 1) around them.
+    `moments` are sum, sum of squares, highest and spread; `top_document` counts entries in the
+    document that has most; `chosen` are the tokens of contexts, −1 for none: the top ones, then
+    the bands from high to low, then the silent ones.
     """
-    n = len(entries.ends) - 1
-    threads = use_threads()
-    where = entries.ends, entries.tokens
+    n, first, threads = len(entries.ends) - 1, entries.features.start, use_threads()
+    where, values = (entries.ends, entries.tokens), entries.values
     moments = np.zeros((n, 4))
     histogram = np.zeros((n, panel_kernels.HISTOGRAM_BINS), np.int64)
-    panel_kernels.moments(entries.ends, entries.values, moments, histogram)
+    panel_kernels.moments(entries.ends, values, moments, histogram)
     positions = np.zeros((n, panel_kernels.POSITION_BINS), np.int64)
     panel_kernels.position_counts(*where, text.context_size, positions)
-    ids, id_counts = _most(n, panel_kernels.MOST_TOKENS)
+    ids = np.full((n, panel_kernels.MOST_TOKENS), -1)
+    id_counts = np.zeros(ids.shape, np.int64)
     distinct = np.zeros(n, np.int64)
     sizes = np.array([len(text.counts), threads])
     panel_kernels.occurrences(*where, text.tokens, sizes, ids, id_counts, distinct)
-    document, document_counts = _most(n, 1)
+    document, document_counts = np.full((n, 1), -1), np.zeros((n, 1), np.int64)
     sizes = np.array([text.document_end, threads])
     panel_kernels.occurrences(
         *where, text.documents, sizes, document, document_counts, distinct
     )
-    chosen, activations = _contexts(selection, entries, text, moments[:, 2].copy())
+    settings = np.array([text.context_size, selection.radius, selection.seed])
+    top = np.full((n, selection.n_top), -1)
+    panel_kernels.top_entries(*where, values, text.context_size, top)
+    bands = np.full((n, N_BANDS, selection.n_band), -1)
+    if selection.n_band:
+        highest = moments[:, 2].copy()
+        panel_kernels.band_entries(*where, values, highest, settings, first, bands)
+    silent = np.full((n, selection.n_silent), -1)
+    panel_kernels.silent_tokens(*where, text.documents, settings, first, silent)
+    chosen = np.concatenate([top, bands[:, ::-1].reshape(n, -1), silent], axis=1)
+    activations = np.zeros((*chosen.shape, 2 * selection.radius + 1), np.float32)
+    panel_kernels.stretches(*where, values, text.context_size, chosen, activations)
     return {
         "n_active": np.diff(entries.ends),
         "moments": moments,
@@ -112,29 +113,6 @@ def _panel(selection: ContextSelection, entries: Entries, text: Text) -> Arrays:
     }
 
 
-def _most(n: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    return np.full((n, k), -1), np.zeros((n, k), np.int64)
-
-
-def _contexts(
-    selection: ContextSelection, entries: Entries, text: Text, highest: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    n, first = len(highest), entries.features.start
-    where = entries.ends, entries.tokens
-    settings = np.array([text.context_size, selection.radius, selection.seed])
-    top = np.full((n, selection.n_top), -1)
-    panel_kernels.top_entries(*where, entries.values, text.context_size, top)
-    bands = np.full((n, N_BANDS, selection.n_band), -1)
-    if selection.n_band:
-        panel_kernels.band_entries(*where, entries.values, highest, settings, first, bands)
-    silent = np.full((n, selection.n_silent), -1)
-    panel_kernels.silent_tokens(*where, text.documents, settings, first, silent)
-    chosen = np.concatenate([top, bands[:, ::-1].reshape(n, -1), silent], axis=1)
-    activations = np.zeros((n, selection.n_slots, 2 * selection.radius + 1), np.float32)
-    panel_kernels.stretches(*where, entries.values, text.context_size, chosen, activations)
-    return chosen, activations
-
-
 def related_features(
     shards: list[Shard], text: Text, panels: list[tuple[slice, str]], work: Work
 ) -> Arrays:
@@ -146,44 +124,32 @@ def related_features(
     """
     counts = entry_counts(shards, work)
     moments = np.concatenate([work.open(name).read("moments") for _, name in panels])
-    blocks = feature_blocks(counts, BLOCK_ENTRIES, max(1, PAIR_BYTES // (12 * len(counts))))
-    groups = _Groups(shards, work)
+    sizes = np.array([work.open(shard.name).length("columns") for shard in shards])
+    groups = blocks(sizes, GROUP_ENTRIES, len(sizes))
+
+    # If they are one group it is read once.
+    @lru_cache(maxsize=1 if len(groups) == 1 else 0)
+    def entries_by_token(start: int, stop: int) -> TokenEntries:
+        return read_by_token(shards[start:stop], work)
+
     found = []
+    most = max(1, PAIR_BYTES // (12 * len(counts)))
     with progress(len(counts), "co-activation", "feature") as bar:
-        for i, features in enumerate(blocks):
+        for i, features in enumerate(blocks(counts, BLOCK_ENTRIES, most)):
 
             def compute(features: slice = features) -> Arrays:
                 entries = read_entries(features, counts, shards, work)
-                return _related_to(entries, groups, counts, moments, text.n_rows)
+                by_token = (entries_by_token(group.start, group.stop) for group in groups)
+                return _related_to(entries, by_token, counts, moments, text.n_rows)
 
             found.append(work.once(f"related-{i:05d}", compute))
             bar.update(features.stop - features.start)
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
-class _Groups:
-    """Entries by token; if they are one group they are read once."""
-
-    def __init__(self, shards: list[Shard], work: Work) -> None:
-        self._shards, self._work = shards, work
-        self._only: list[TokenEntries] = []
-
-    def __iter__(self) -> Iterator[TokenEntries]:
-        if self._only:
-            yield from self._only
-            return
-        n, last = 0, None
-        for group in read_by_token(self._shards, self._work, GROUP_ENTRIES):
-            last = None
-            yield group
-            n, last = n + 1, group
-        if n == 1 and last is not None:
-            self._only = [last]
-
-
 def _related_to(
     entries: Entries,
-    groups: _Groups,
+    groups: Iterable[TokenEntries],
     counts: NDArray[np.int64],
     moments: NDArray[np.float64],
     n_rows: int,
@@ -193,7 +159,7 @@ def _related_to(
     together = np.zeros((n, d_sae), np.int32)
     products = np.zeros((n, d_sae))
     for group in groups:
-        coactivation_kernels.coactivate(
+        panel_kernels.coactivate(
             entries.ends,
             entries.tokens,
             entries.values,
@@ -206,7 +172,7 @@ def _related_to(
         )
     correlated, coactive = np.full((2, n, N_LISTED), -1)
     correlations, overlaps = np.zeros((2, n, N_LISTED))
-    coactivation_kernels.strongest_pairs(
+    panel_kernels.strongest_pairs(
         entries.features.start,
         n_rows,
         counts,

@@ -1,7 +1,6 @@
 """A map of all features: their decoder directions laid out in the plane."""
 
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,18 +23,11 @@ def feature_map(
 ) -> Float[Tensor, "d_sae 2"]:
     """Places in the plane at which features with similar decoder directions lie together.
 
-    UMAP (arXiv 1802.03426) on the given neighbours, starting from the principal components of
-    the directions. The same input gives the same bits. Few features, or such as differ in
-    nothing, are placed by their principal components alone.
-
-    Args:
-        w_dec: decoder, (d_sae, d_out); the rows' norms do not matter.
-        neighbours: the nearest other decoder directions of every feature, (d_sae, k).
-        cosines: their cosines, (d_sae, k), descending.
-
-    Returns:
-        (d_sae, 2), float32 on the CPU, each coordinate within 0..1. The outermost thousandth
-        at either end lies on the edge, so that one outlier does not press the others together.
+    UMAP (arXiv 1802.03426) on the nearest other directions of every feature and their cosines,
+    descending, starting from the principal components of the directions, whose norms do not
+    matter. The same input gives the same bits. Few features, or such as differ in nothing, are
+    placed by their principal components alone. Coordinates are within 0..1, and the outermost
+    thousandth at either end lies on the edge, so that no outlier presses the others together.
     """
     places = _principal_components(w_dec)
     if len(places) >= _FEWEST and neighbours.shape[1] > 1 and np.ptp(places, axis=0).min() > 0:
@@ -44,7 +36,6 @@ def feature_map(
 
 
 def _principal_components(w_dec: Tensor) -> np.ndarray:
-    """The two widest directions of the unit rows, (d_sae, 2); zeros where there are none."""
     rows = torch.nn.functional.normalize(w_dec.detach().float().nan_to_num(), dim=1)
     centred = rows - rows.mean(0)
     # In float64 and by way of (d_out, d_out): exact, and the same on every call.
@@ -59,8 +50,15 @@ def _principal_components(w_dec: Tensor) -> np.ndarray:
 
 
 def _laid_out(start: np.ndarray, neighbours: Tensor, cosines: Tensor) -> np.ndarray:
-    """UMAP's places, (d_sae, 2), from a start and the neighbours of every feature."""
-    umap = _umap()
+    with warnings.catch_warnings():
+        # Without Tensorflow it says that one of its variants is missing.
+        warnings.filterwarnings("ignore", category=ImportWarning, module="umap")
+        import umap
+        from umap.umap_ import compute_membership_strengths, smooth_knn_dist
+    # Numba compiles these two for some five seconds in every process unless told to keep them.
+    # The layout is quick to compile, and has `fastmath`: kept code may round differently.
+    for function in (smooth_knn_dist, compute_membership_strengths):
+        function.enable_caching()
     own = np.arange(len(start))[:, None]
     indices = np.concatenate([own, neighbours.cpu().numpy()], axis=1)
     distances = (1 - cosines.detach().float().cpu().nan_to_num()).clamp_min(0).numpy()
@@ -82,22 +80,7 @@ def _laid_out(start: np.ndarray, neighbours: Tensor, cosines: Tensor) -> np.ndar
     return places
 
 
-def _umap() -> Any:
-    """The library, imported when it is needed and told to keep what it compiles."""
-    with warnings.catch_warnings():
-        # Without Tensorflow it says that one of its variants is missing.
-        warnings.filterwarnings("ignore", category=ImportWarning, module="umap")
-        import umap
-        from umap.umap_ import compute_membership_strengths, smooth_knn_dist
-    # Numba compiles these two for some five seconds in every process unless told to keep them.
-    # The layout is quick to compile, and has `fastmath`: kept code may round differently.
-    for function in (smooth_knn_dist, compute_membership_strengths):
-        function.enable_caching()
-    return umap
-
-
 def _scaled(places: np.ndarray) -> np.ndarray:
-    """Each coordinate within 0..1; one that does not vary is 0.5."""
     if len(places) == 0:
         return places
     low, high = np.quantile(places, [_MARGIN, 1 - _MARGIN], axis=0)

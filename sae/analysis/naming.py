@@ -1,20 +1,18 @@
 """An automatic label for every feature: what it fires on most, in a few words.
 
 A label is read from the feature's top contexts. Where the words at their peaks agree, they are
-the label (`“tax”`, `“was born”`, `“-ly” in blazingly, hotly`); where they do not, what they or
-the texts have in common (`numbers: …`, `after “of”`, `in texts with film, actor`). `→ “who”`
-says what follows or is promoted.
+the label (`“tax”`, `“-ly” in blazingly, hotly`); where they do not, what they or the texts have
+in common (`numbers: …`, `in texts with film`). `→ “who”` says what follows or is promoted.
 """
 
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sae.analysis.peaks import Peak, TopContexts, Topics
+from sae.analysis.peaks import Peak, TopContexts
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,40 +29,24 @@ _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
 _SPECIAL = re.compile(r"<\|.*\|>|</?s>|<(?:bos|eos|pad|unk)>|\[(?:CLS|SEP|PAD|UNK)\]")
 
 
-@dataclass(frozen=True, slots=True)
-class _Figures:
-    """What a label needs of a row of `features.parquet`."""
-
-    density: float
-    n_active: int
-    positions: list[int]
-    top_tokens: list[str]
-    promoted: list[str]
+_Figures = dict[str, Any]
+"""What a label needs of a record of `features.parquet`."""
 
 
 def automatic_labels(features: "pyarrow.Table", contexts: "pyarrow.Table") -> list[str]:
-    """A label of every feature from the tables of its atlas.
+    """A label of every feature from the tables of its atlas, whose `label` need not be there.
 
     A label has at most 60 characters, none of them a control character, and never begins with
-    what a spreadsheet takes for a formula.
-
-    Args:
-        features: the table of `features.parquet` (its `label` column need not be there yet).
-        contexts: the table of `contexts.parquet`, or its top contexts alone; sorted by feature
-            and rank.
+    what a spreadsheet takes for a formula. Contexts are sorted by feature and rank.
     """
     top = TopContexts(contexts)
-    topics = Topics(top)
-    names = ["density", "n_active", "positions", "top_tokens"]
-    columns = [features[name].to_pylist() for name in names]
-    if "top_logit_tokens" in features.column_names:
-        columns.append(features["top_logit_tokens"].to_pylist())
-    else:
-        columns.append([[]] * len(features))
-    labels = []
-    for feature, row in enumerate(zip(*columns, strict=True)):
-        peaks = top.peaks_of(feature)
-        labels.append(_label(_Figures(*row), peaks, topics.of(feature)))
+    topics = top.topics()
+    names = ["density", "n_active", "positions", "top_tokens", "top_logit_tokens"]
+    figures = features.select([name for name in names if name in features.column_names])
+    labels = [
+        _label(row, top.peaks_of(feature), topics.get(feature, []))
+        for feature, row in enumerate(figures.to_pylist())
+    ]
     times = Counter(labels)
     return [
         _told_apart(label, top.peaks_of(feature)) if times[label] > 1 else label
@@ -73,7 +55,7 @@ def automatic_labels(features: "pyarrow.Table", contexts: "pyarrow.Table") -> li
 
 
 def _told_apart(label: str, peaks: list[Peak]) -> str:
-    """A label that other features have too, with what stands before the peaks."""
+    # What stands before the peaks tells features of one label apart.
     words = [word for word in _distinct(map(_word_before, peaks)) if word not in label]
     for n in (3, 2, 1):
         longer = f"{label} after {', '.join(map(visible, words[:n]))}"
@@ -83,7 +65,7 @@ def _told_apart(label: str, peaks: list[Peak]) -> str:
 
 
 def _word_before(peak: Peak) -> str:
-    """What stands before a peak from the last space on; nothing if it is long or special."""
+    # From the last space on; nothing if it is long or special.
     word = ""
     for token in peak.before:
         word = token + word
@@ -94,12 +76,14 @@ def _word_before(peak: Peak) -> str:
 
 
 def _label(figures: _Figures, peaks: list[Peak], topic: list[str]) -> str:
-    if figures.n_active == 0:
+    if figures["n_active"] == 0:
         return "dead"
     if not peaks:
-        return _fitting([_quoted(figures.top_tokens)], "active")
-    start = [f"on {figures.density:.0%} of tokens"] if figures.density >= _DENSE else []
-    if _only_first(figures, peaks):
+        return _fitting([_quoted(figures["top_tokens"])], "active")
+    density, positions = figures["density"], figures["positions"]
+    start = [f"on {density:.0%} of tokens"] if density >= _DENSE else []
+    at_start = positions[0] >= 0.9 * sum(positions) > 0 if positions else False
+    if at_start and all(peak.position <= 4 for peak in peaks):
         start.append("at the start of the text")
     common, arrow = _common_word(peaks), _arrow(figures, peaks)
     kind = "" if common else _common_kind(peaks)
@@ -116,7 +100,6 @@ def _label(figures: _Figures, peaks: list[Peak], topic: list[str]) -> str:
 
 
 def _fitting(parts: Iterable[str], otherwise: str) -> str:
-    """As many of the parts as fit, in order."""
     label = ""
     for part in parts:
         longer = f"{label} {part}" if label and part.startswith("→") else f"{label} · {part}"
@@ -126,18 +109,8 @@ def _fitting(parts: Iterable[str], otherwise: str) -> str:
     return label or otherwise
 
 
-def _only_first(figures: _Figures, peaks: list[Peak]) -> bool:
-    """Whether a feature fires at the first positions of the window and hardly elsewhere."""
-    total = sum(figures.positions)
-    return (
-        total > 0
-        and figures.positions[0] >= 0.9 * total
-        and all(peak.position <= 4 for peak in peaks)
-    )
-
-
 def _common_word(peaks: list[Peak]) -> str:
-    """The word or two at most peaks, with what stands before it if that is always the same."""
+    # The word or two at most peaks, with what stands before it if that is always the same.
     if sum("�" in peak.token for peak in peaks) >= _SAME * len(peaks):
         return "parts of characters"
     words = Counter(_folded(peak.word) for peak in peaks)
@@ -158,7 +131,7 @@ def _common_word(peaks: list[Peak]) -> str:
 
 
 def _common_part(peaks: list[Peak]) -> str:
-    """The token that stands in different words at these peaks."""
+    # The token stands in different words at these peaks.
     words = _distinct(peak.word for peak in peaks)
     token = visible(peaks[0].token)
     if not token.isalpha():
@@ -172,15 +145,13 @@ def _common_part(peaks: list[Peak]) -> str:
 
 
 def _common_kind(peaks: list[Peak]) -> str:
-    """What different words at the peaks have in common, with examples; or nothing."""
+    # What different words at the peaks have in common, with examples; or nothing.
     words = _distinct(peak.word for peak in peaks)
     before = _agreed(_before(peaks, 0), _BESIDE)
-    if not before.strip(" "):
-        before = ""
-    if before and not _SPECIAL.fullmatch(before):
-        return f"after {_quoted([before])}: {', '.join(map(visible, words[:3]))}"
-    if before:
-        return f"first after {visible(before)}: {', '.join(map(visible, words[:3]))}"
+    if before.strip(" "):
+        special = _SPECIAL.fullmatch(before)
+        after = f"first after {visible(before)}" if special else f"after {_quoted([before])}"
+        return f"{after}: {', '.join(map(visible, words[:3]))}"
     for kind, belongs in _KINDS:
         if sum(map(belongs, words)) >= 0.9 * len(words):
             return f"{kind}: {_quoted(words[:3])}"
@@ -196,27 +167,23 @@ def _is_number(word: str) -> bool:
     return any(c.isdigit() for c in word) and not any(c.isalpha() for c in word)
 
 
-def _is_sign(word: str) -> bool:
-    return not any(c.isalnum() for c in word)
-
-
 _KINDS = (
     ("numbers", _is_number),
-    ("signs", _is_sign),
+    ("signs", lambda word: not any(c.isalnum() for c in word)),
     ("upper case", lambda word: word.isupper() and len(word) > 1),
     ("capitalised", lambda word: word[:1].isupper()),
 )
 
 
 def _listed(peaks: list[Peak]) -> str:
-    """The words at the peaks, those that come often first, then those that fire most."""
+    # Those that come often first, then those that fire most.
     words = Counter(_folded(peak.word) for peak in peaks)
     return _quoted([_form(peaks, word) for word, _ in words.most_common(4)])
 
 
 def _arrow(figures: _Figures, peaks: list[Peak]) -> str:
-    """What comes after the peaks, if it is one thing: promoted by the feature or there."""
-    promoted = [_folded(token) for token in figures.promoted]
+    # What comes after the peaks, if it is one thing: promoted by the feature or there.
+    promoted = [_folded(token) for token in figures.get("top_logit_tokens", [])]
     at_peak = {_folded(peak.word) for peak in peaks} | {_folded(peak.token) for peak in peaks}
     after = Counter(_folded(peak.after) for peak in peaks if peak.after)
     found = [word for word, _ in after.most_common() if word in promoted]
@@ -230,7 +197,7 @@ def _arrow(figures: _Figures, peaks: list[Peak]) -> str:
 
 
 def _agreed(tokens: Sequence[str], share: float) -> str:
-    """The token that at least this share is, letter case and spaces aside; or nothing."""
+    # Letter case and spaces aside; nothing if they do not agree.
     if len(tokens) < 3:
         return ""
     token, n = Counter(map(_folded, tokens)).most_common(1)[0]
@@ -240,12 +207,11 @@ def _agreed(tokens: Sequence[str], share: float) -> str:
 
 
 def _before(peaks: list[Peak], place: int) -> list[str]:
-    """The token so many places before each peak's word; empty beyond the stretch."""
     return [peak.before[place] if place < len(peak.before) else "" for peak in peaks]
 
 
 def _phrase(peaks: list[Peak]) -> str:
-    """The word at these peaks, with the tokens of the word that always stands before it."""
+    # The word at these peaks, with the tokens of the word that always stands before it.
     phrase = _form(peaks, _folded(peaks[0].word))
     gap = " " if peaks[0].spaced else ""
     for place in range(3):
@@ -259,13 +225,12 @@ def _phrase(peaks: list[Peak]) -> str:
 
 
 def _form(peaks: list[Peak], folded: str) -> str:
-    """How a folded word is written most often at the peaks."""
     forms = Counter(peak.word for peak in peaks if _folded(peak.word) == folded)
     return folded if folded in forms else forms.most_common(1)[0][0]
 
 
 def _distinct(words: Iterable[str]) -> list[str]:
-    """Each word once, letter case aside, in order."""
+    # Letter case aside, in order.
     found: dict[str, str] = {}
     for word in words:
         found.setdefault(_folded(word), word)

@@ -1,7 +1,6 @@
 """What stands at and around the peaks of all features' top contexts."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +36,6 @@ class TopContexts:
     """Top contexts of all features as flat arrays of token numbers."""
 
     def __init__(self, contexts: "pyarrow.Table") -> None:
-        """Take them from the table of `contexts.parquet`, in its order."""
         import pyarrow.compute as pc
 
         columns = ["feature", "position", "start", "tokens"]
@@ -49,41 +47,62 @@ class TopContexts:
         self.starts = self.ends - list_lengths(contexts, "tokens")
         self.features = contexts["feature"].to_numpy()
         self.positions = contexts["position"].to_numpy()
-        self.peaks = self.starts + self.positions - contexts["start"].to_numpy()
-
-    @cached_property
-    def spaced(self) -> bool:
-        """Whether tokens tell by a leading space where a word begins."""
-        return sum(text.startswith(" ") for text in self.texts) > 0.05 * len(self.texts)
-
-    @cached_property
-    def _windows(self) -> list[list[int]]:
-        """Token numbers from `_LEFT` before each peak to `_RIGHT` after; −1 beyond the ends."""
-        at = self.peaks[:, None] + np.arange(-_LEFT, _RIGHT + 1)
+        peaks = self.starts + self.positions - contexts["start"].to_numpy()
+        # Whether tokens tell by a leading space where a word begins.
+        self.spaced = sum(t.startswith(" ") for t in self.texts) > 0.05 * len(self.texts)
+        # Token numbers around each peak; −1 beyond the ends.
+        at = peaks[:, None] + np.arange(-_LEFT, _RIGHT + 1)
         inside = (at >= self.starts[:, None]) & (at < self.ends[:, None])
         windows = np.where(inside, self.codes[np.where(inside, at, 0)], -1)
-        return windows.tolist()  # type: ignore[no-any-return]
-
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        """Where each feature's contexts begin, and the end."""
+        self._windows: list[list[int]] = windows.tolist()
+        # Where each feature's contexts begin, and the end.
         last = int(self.features[-1]) + 1 if len(self.features) else 0
-        return np.searchsorted(self.features, np.arange(last + 1))
+        self._rows = np.searchsorted(self.features, np.arange(last + 1)).tolist()
 
     def peaks_of(self, feature: int) -> list[Peak]:
         """Return the peaks of the contexts of one feature, the highest first."""
         if feature + 1 >= len(self._rows):
             return []
-        rows = range(int(self._rows[feature]), int(self._rows[feature + 1]))
-        texts = self.texts
-        return [
-            _peak(
-                [texts[code] if code >= 0 else "" for code in self._windows[row]],
-                int(self.positions[row]),
-                self.spaced,
-            )
-            for row in rows
-        ]
+        found = []
+        for row in range(*self._rows[feature : feature + 2]):
+            window = [self.texts[code] if code >= 0 else "" for code in self._windows[row]]
+            found.append(_peak(window, int(self.positions[row]), self.spaced))
+        return found
+
+    def topics(self) -> dict[int, list[str]]:
+        """Find words in many of a feature's contexts and few of all: the most telling first.
+
+        Words are told by whole tokens: what a tokenizer cuts in pieces is left out.
+        """
+        words, number = _words_of_tokens(self)
+        chosen = number[self.codes]
+        lengths = self.ends - self.starts
+        if self.spaced:
+            # A token that the next one carries on is no whole word.
+            begins = np.array([text[:1].isalpha() for text in self.texts], dtype=bool)
+            carries_on = begins[self.codes]
+            carries_on[self.starts[lengths > 0]] = False
+            chosen[:-1][carries_on[1:]] = -1
+        context = np.repeat(np.arange(len(lengths)), lengths)
+        keep = chosen >= 0
+        if not keep.any():
+            return {}
+        pairs, _ = _counted(context[keep] * len(words) + chosen[keep])
+        context, word = np.divmod(pairs, len(words))
+        overall = np.bincount(word, minlength=len(words)) / len(self.starts)
+        # What one in fifty contexts has is no matter of its own, however often it is found.
+        rare = max(0.02, 3 / len(np.unique(self.features)))
+        key, counts = _counted(self.features[context].astype(np.int64) * len(words) + word)
+        feature, word = np.divmod(key, len(words))
+        share = counts / np.bincount(self.features)[feature]
+        lift = share / overall[word]
+        found = (counts >= 3) & (share >= 0.4) & (lift >= 8) & (overall[word] <= rare)
+        feature, word, score = feature[found], word[found], (share * np.log(lift))[found]
+        order = np.lexsort((word, -score, feature))
+        topics: dict[int, list[str]] = {}
+        for f, w in zip(feature[order].tolist(), word[order].tolist(), strict=True):
+            topics.setdefault(f, []).append(words[w])
+        return topics
 
 
 def _peak(window: list[str], position: int, spaced: bool) -> Peak:
@@ -106,65 +125,14 @@ def _peak(window: list[str], position: int, spaced: bool) -> Peak:
 
 
 def _joined(left: str, right: str) -> bool:
-    """Whether two neighbouring tokens are parts of one word or one number."""
+    # Whether they are parts of one word or one number.
     if not (left and right):
         return False
     a, b = left[-1], right[0]
     return (a.isalpha() and b.isalpha()) or (a.isdigit() and b.isdigit())
 
 
-class Topics:
-    """Words that are in many of a feature's top contexts and in few of all features'.
-
-    Words are told by whole tokens: what a tokenizer cuts in pieces is left out.
-    """
-
-    def __init__(self, contexts: TopContexts) -> None:
-        self._words: dict[int, list[str]] = {}
-        words, number = _words_of_tokens(contexts)
-        codes = contexts.codes
-        chosen = number[codes]
-        # A token that the next one carries on is no whole word.
-        begins = np.array([text[:1].isalpha() for text in contexts.texts], dtype=bool)
-        lengths = contexts.ends - contexts.starts
-        if contexts.spaced:
-            carries_on = begins[codes]
-            carries_on[contexts.starts[lengths > 0]] = False
-            chosen[:-1][carries_on[1:]] = -1
-        context = np.repeat(np.arange(len(lengths)), lengths)
-        keep = chosen >= 0
-        self._find(contexts, words, context[keep] * len(words) + chosen[keep])
-
-    def _find(self, contexts: TopContexts, words: list[str], pairs: np.ndarray) -> None:
-        """Find them from pairs of context and word, some of which come more than once."""
-        if not len(pairs):
-            return
-        pairs, _ = _counted(pairs)
-        context, word = np.divmod(pairs, len(words))
-        overall = np.bincount(word, minlength=len(words)) / len(contexts.starts)
-        # What one in fifty contexts has is no matter of its own, however often it is found.
-        rare = max(0.02, 3 / len(np.unique(contexts.features)))
-        owner = contexts.features[context].astype(np.int64)
-        key, counts = _counted(owner * len(words) + word)
-        feature, word = np.divmod(key, len(words))
-        n_contexts = np.bincount(contexts.features)[feature]
-        share = counts / n_contexts
-        lift = share / overall[word]
-        found = (counts >= 3) & (share >= 0.4) & (lift >= 8) & (overall[word] <= rare)
-        score = share * np.log(lift)
-        order = np.lexsort((word[found], -score[found], feature[found]))
-        for f, w in zip(
-            feature[found][order].tolist(), word[found][order].tolist(), strict=True
-        ):
-            self._words.setdefault(f, []).append(words[w])
-
-    def of(self, feature: int) -> list[str]:
-        """The words of one feature, most characteristic first."""
-        return self._words.get(feature, [])
-
-
 def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values, ascending, and how often each is there."""
     # Nearly sorted already, which a sort makes use of and numpy's hash table does not.
     values = np.sort(values, kind="stable")
     first = np.flatnonzero(np.diff(values, prepend=values[0] - 1))
@@ -172,7 +140,7 @@ def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _words_of_tokens(contexts: TopContexts) -> tuple[list[str], np.ndarray]:
-    """The folded words that whole tokens spell, and each token's number among them or −1."""
+    # And the number of each token among them, or −1.
     words: dict[str, int] = {}
     number = np.full(len(contexts.texts), -1, dtype=np.int64)
     for code, text in enumerate(contexts.texts):

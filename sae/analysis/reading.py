@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sae.base import UserError, require
 from sae.dictionary import Dictionary
@@ -39,58 +37,40 @@ def read_text(
     """Features of `dictionary` in `text`, read as a harvest reads a document of its own.
 
     The tokens that the model has around a document are read with it and left out of what is
-    returned. Special tokens inside the text are no text: no feature is active there.
-
-    Args:
-        n_strongest: features to list for a token, at most.
-        feature: one whose activations are wanted at every token.
+    returned. Special tokens inside the text are no text: no feature is active there. All
+    activations of `feature` are returned, and the `n_strongest` of each token.
 
     Raises:
         UserError: for a text without tokens, or one longer than the model can read.
     """
-    ids, own = _ids(model, text)
+    read = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    require(bool(read), "the text is empty; write something to read")
+    marks = Marks(model.bos_token_id, model.end_token_id, model.pad_token_id)
+    whole = marked(np.array(read, dtype=np.int32), marks)
+    limit = model.max_positions
+    if limit is not None and len(whole) > limit:
+        raise UserError(
+            f"the text has {len(whole):,} tokens and the model reads {limit:,} at once; "
+            "give a shorter one"
+        )
+    end = len(whole) - (marks.end is not None)
+    own, ids = slice(end - len(read), end), torch.from_numpy(whole).long().to(model.device)
     point = locate(model.module, dictionary.reads[0].place)
     (x,) = read_activations(model.module, [point], ids[None]).values()
-    special = torch.isin(ids, torch.tensor(model.special_token_ids, device=ids.device))[own]
+    special = torch.isin(ids.cpu(), torch.tensor(model.special_token_ids))
     strongest: list[list[tuple[int, float]]] = []
     acts: list[float] = []
-    for rows, silent in zip(
-        torch.split(x[0, own], _ROWS), torch.split(special, _ROWS), strict=True
-    ):
-        found = _encoded(dictionary, rows).masked_fill(silent[:, None], 0)
-        strongest += _strongest(found, n_strongest)
+    # The weights stay where they are; so few rows are quickly brought there.
+    for rows in torch.split(torch.arange(len(ids))[own], _ROWS):
+        sent = x[0, rows].to(dictionary.W_enc.device, torch.float32)
+        found = dictionary.encode(sent).float()
+        found[special[rows]] = 0
+        best = found.topk(min(n_strongest, found.shape[1]), dim=1)
+        strongest += [
+            [(i, act) for i, act in zip(*row, strict=True) if act > 0]
+            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
         if feature is not None:
             acts += found[:, feature].tolist()
     strings = token_strings(model.tokenizer, ids[own])
     return Reading(strings, strongest, None if feature is None else acts)
-
-
-def _ids(model: LanguageModel, text: str) -> tuple[Tensor, slice]:
-    """The text with its marks, (position,), and where in it the text is."""
-    found = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    require(bool(found), "the text is empty; write something to read")
-    marks = Marks(model.bos_token_id, model.end_token_id, model.pad_token_id)
-    ids = marked(np.array(found, dtype=np.int32), marks)
-    limit = model.max_positions
-    if limit is not None and len(ids) > limit:
-        raise UserError(
-            f"the text has {len(ids):,} tokens and the model reads {limit:,} at once; "
-            "give a shorter one"
-        )
-    end = len(ids) - (marks.end is not None)
-    return torch.from_numpy(ids).long().to(model.device), slice(end - len(found), end)
-
-
-def _encoded(
-    dictionary: Dictionary, x: Float[Tensor, "row d_in"]
-) -> Float[Tensor, "row d_sae"]:
-    # The weights stay where they are; so few rows are quickly brought there.
-    return dictionary.encode(x.to(dictionary.W_enc.device, torch.float32)).float()
-
-
-def _strongest(feature_acts: Tensor, n: int) -> list[list[tuple[int, float]]]:
-    best = feature_acts.topk(min(n, feature_acts.shape[1]), dim=1)
-    return [
-        [(i, value) for i, value in zip(features, values, strict=True) if value > 0]
-        for features, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]

@@ -1,10 +1,9 @@
 """The one pass over a cache: every text row encoded once, its active entries kept on disk.
 
-A shard holds the entries of some consecutive chunks twice: by token, and by feature. What
-comes after reads either order in pieces whose size does not depend on the number of tokens.
+A shard holds the entries of some consecutive chunks by token, and by feature. Either order is
+read in pieces whose size does not depend on the number of tokens.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.analysis.work import ArrayFile, Arrays, Work
+from sae.analysis.work import Arrays, Work
 from sae.base import UserError, progress
 from sae.cache.layout import ActivationCache
 from sae.core import panel_kernels
-from sae.core.threads import use_threads
+from sae.core.cpu_kernels import use_threads
 from sae.dictionary import Dictionary
 
 SHARD_ROWS = 65_536
@@ -77,9 +76,13 @@ def read_text(cache: ActivationCache, work: Work) -> Text:
         seen = _added(seen, np.bincount(owners[text]) > 0)
     tokens.flush()
     documents.flush()
+    flat_tokens, flat_documents = (
+        np.asarray(np.load(work.folder / f"{name}.npy", mmap_mode="r")).reshape(-1)
+        for name in ("tokens", "documents")
+    )
     return Text(
-        _mapped(work, "tokens"),
-        _mapped(work, "documents"),
+        flat_tokens,
+        flat_documents,
         *shape,
         n_rows=int(counts.sum()),
         n_documents=int(seen.sum()),
@@ -89,15 +92,11 @@ def read_text(cache: ActivationCache, work: Work) -> Text:
 
 
 def _added(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """The sum (or) of two vectors of which one may be longer."""
+    # One of the two may be longer; of truth values it is "or".
     longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
     longer = longer.copy()
     longer[: len(shorter)] += shorter
     return longer
-
-
-def _mapped(work: Work, name: str) -> NDArray[np.int32]:
-    return np.asarray(np.load(work.folder / f"{name}.npy", mmap_mode="r")).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +117,10 @@ class Shard:
         """Place after its last token."""
         return int(self.chunks[-1].stop) * self.context_size
 
+    def text_rows(self, text: Text) -> NDArray[np.int64]:
+        """Places in the shard of its text rows."""
+        return np.flatnonzero(text.documents[self.first_token : self.end_token] >= 0)
+
 
 @torch.no_grad()
 def encode_cache(
@@ -132,7 +135,7 @@ def encode_cache(
     shards = _shards(dictionary, cache, text)
     with progress(text.n_rows, "features", "tok") as bar:
         for shard in shards:
-            kept = np.flatnonzero(text.documents[shard.first_token : shard.end_token] >= 0)
+            kept = shard.text_rows(text)
             if not work.has(shard.name):
                 x = _rows(cache, hook_name, shard, kept)
                 work.save(shard.name, _entries(dictionary, x, kept, shard))
@@ -149,8 +152,7 @@ def _shards(dictionary: Dictionary, cache: ActivationCache, text: Text) -> list[
     n_rows = 0
     for chunk in chunks:
         members.append(chunk)
-        places = slice(chunk.start * text.context_size, chunk.stop * text.context_size)
-        n_rows += int((text.documents[places] >= 0).sum())
+        n_rows += len(Shard("", [chunk], text.context_size).text_rows(text))
         if n_rows >= size or chunk is chunks[-1]:
             found.append(Shard(f"shard-{len(found):05d}", members, text.context_size))
             members, n_rows = [], 0
@@ -160,11 +162,10 @@ def _shards(dictionary: Dictionary, cache: ActivationCache, text: Text) -> list[
 def _sampled_l0(
     dictionary: Dictionary, cache: ActivationCache, text: Text, chunks: list[slice]
 ) -> float:
-    """Active features a row, at least one, of the first text rows."""
+    # Of the first text rows, and at least one.
     for chunk in chunks:
         shard = Shard("", [chunk], text.context_size)
-        kept = np.flatnonzero(text.documents[shard.first_token : shard.end_token] >= 0)
-        if len(kept):
+        if len(kept := shard.text_rows(text)):
             x = _rows(cache, cache.hook(dictionary.hook_name), shard, kept[:_SAMPLE_ROWS])
             active = dictionary.encode_sparse(x.to(dictionary.W_enc.device))
             return max(1.0, len(active.values) / len(x))
@@ -174,7 +175,6 @@ def _sampled_l0(
 def _rows(
     cache: ActivationCache, hook_name: str, shard: Shard, kept: NDArray[np.int64]
 ) -> Tensor:
-    """The text rows of a shard, (row, d_in) float32."""
     x = torch.empty(len(kept), cache.d_in(hook_name))
     start, before = 0, 0
     for chunk in shard.chunks:
@@ -204,26 +204,22 @@ def _entries(
 
 
 def entry_counts(shards: list[Shard], work: Work) -> NDArray[np.int64]:
-    """(d_sae,): entries of each feature in all shards."""
+    """Count the entries of each feature in all shards, (d_sae,)."""
     total: NDArray[np.int64] = sum(  # type: ignore[assignment]
         np.diff(work.open(shard.name).read("column_ends")) for shard in shards
     )
     return total
 
 
-def feature_blocks(
-    counts: NDArray[np.int64], max_entries: int, max_features: int
-) -> list[slice]:
-    """Consecutive features with so many entries and features together, one at least."""
-    found, start, entries = [], 0, 0
-    for feature, count in enumerate(counts.tolist()):
-        if feature > start and (
-            entries + count > max_entries or feature - start == max_features
-        ):
-            found.append(slice(start, feature))
-            start, entries = feature, 0
-        entries += count
-    return [*found, slice(start, len(counts))]
+def blocks(sizes: NDArray[np.int64], most: int, most_members: int) -> list[slice]:
+    """Consecutive members with so much size together and so many members, one at least."""
+    found, start, total = [], 0, 0
+    for member, size in enumerate(sizes.tolist()):
+        if member > start and (total + size > most or member - start == most_members):
+            found.append(slice(start, member))
+            start, total = member, 0
+        total += size
+    return [*found, slice(start, len(sizes))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +237,7 @@ class Entries:
 def read_entries(
     features: slice, counts: NDArray[np.int64], shards: list[Shard], work: Work
 ) -> Entries:
-    """Gather the entries of `features` from all shards.
-
-    Args:
-        counts: (d_sae,), as `entry_counts` gives them.
-    """
+    """Gather the entries of `features` from all shards, `counts` as in `entry_counts`."""
     ends = np.concatenate([[0], counts[features].cumsum()])
     tokens = np.empty(ends[-1], np.int64)
     values = np.empty(ends[-1], np.float32)
@@ -277,30 +269,14 @@ class TokenEntries:
     values: NDArray[np.float32]
 
 
-def read_by_token(shards: list[Shard], work: Work, max_entries: int) -> Iterator[TokenEntries]:
-    """All entries by token, as many shards at a time as have so many entries, one at least."""
+def read_by_token(shards: list[Shard], work: Work) -> TokenEntries:
+    """Join the entries of consecutive shards by token."""
     files = [work.open(shard.name) for shard in shards]
-    group: list[tuple[Shard, ArrayFile]] = []
-    entries = 0
-    for shard, file in zip(shards, files, strict=True):
-        size = file.length("columns")
-        if group and entries + size > max_entries:
-            yield _joined(group)
-            group, entries = [], 0
-        group.append((shard, file))
-        entries += size
-    if group:
-        yield _joined(group)
-
-
-def _joined(group: list[tuple[Shard, ArrayFile]]) -> TokenEntries:
-    lengths = [file.length("columns") for _, file in group]
-    columns = np.empty(sum(lengths), np.int32)
-    values = np.empty(sum(lengths), np.float32)
-    row_ends, start = [np.zeros(1, np.int64)], 0
-    for (_, file), length in zip(group, lengths, strict=True):
-        columns[start : start + length] = file.read("columns")
-        values[start : start + length] = file.read("row_values")
+    ends = np.cumsum([0, *(file.length("columns") for file in files)])
+    columns, values = np.empty(ends[-1], np.int32), np.empty(ends[-1], np.float32)
+    row_ends = [np.zeros(1, np.int64)]
+    for file, start, end in zip(files, ends, ends[1:], strict=False):
+        columns[start:end] = file.read("columns")
+        values[start:end] = file.read("row_values")
         row_ends.append(file.read("row_ends")[1:] + start)
-        start += length
-    return TokenEntries(group[0][0].first_token, np.concatenate(row_ends), columns, values)
+    return TokenEntries(shards[0].first_token, np.concatenate(row_ends), columns, values)

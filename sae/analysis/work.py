@@ -48,10 +48,6 @@ class ArrayFile:
         """Return the length of an array along its first axis."""
         return int(self._about[name]["shape"][0])
 
-    def arrays(self) -> Arrays:
-        """All of them."""
-        return {name: self.read(name) for name in self.names}
-
 
 class Work:
     """A folder of finished parts. Of other inputs than `owner` says, it starts empty."""
@@ -82,7 +78,8 @@ class Work:
         """The arrays of a part, computed if they are not there yet."""
         if not self.has(name):
             self.save(name, compute())
-        return self.open(name).arrays()
+        file = self.open(name)
+        return {key: file.read(key) for key in file.names}
 
     def remove(self) -> None:
         """Nothing is left to do."""

@@ -1,13 +1,9 @@
-"""Autoencoders that can be trained, one file each; this module is their registry."""
+"""Autoencoders that can be trained, a family of recipes each file; this is their registry."""
 
 from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep
-from sae.architectures.batch_topk import BatchTopKConfig
-from sae.architectures.gated import GatedConfig
 from sae.architectures.jumprelu import JumpReLUConfig
-from sae.architectures.matryoshka import MatryoshkaConfig
-from sae.architectures.p_anneal import PAnnealConfig
-from sae.architectures.standard import StandardConfig
-from sae.architectures.topk import TopKConfig
+from sae.architectures.penalised import GatedConfig, PAnnealConfig, StandardConfig
+from sae.architectures.topk import BatchTopKConfig, MatryoshkaConfig, TopKConfig
 
 ARCHITECTURES: dict[str, type[ArchitectureConfig]] = {
     config.architecture: config

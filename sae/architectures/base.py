@@ -24,6 +24,16 @@ BIAS_LR_FACTOR = 10.0
 SAME_WITHIN = 0.01
 
 
+Rows = Float[Tensor, "batch d_in"]
+"""Scaled rows that are read."""
+Targets = Float[Tensor, "batch d_out"]
+"""Scaled rows that are to be reconstructed; of an autoencoder those that are read."""
+Latents = Float[Tensor, "batch d_sae"]
+PerLatent = Float[Tensor, " d_sae"]
+Silent = Bool[Tensor, " d_sae"]
+"""Which latents have been silent for the whole dead window."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingStep:
     """What one forward pass over a batch found."""
@@ -70,24 +80,16 @@ class ArchitectureConfig(ABC):
         """Begins the name of the dictionary's folder: architecture, width and penalty."""
 
     def build(
-        self,
-        sample: Float[Tensor, "rows d_in"],
-        generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
+        self, sample: Rows, generator: torch.Generator, target: Targets | None = None
     ) -> "TrainableSAE":
-        """A fresh autoencoder, initialised from scaled sample rows.
-
-        Args:
-            target: what a transcoder is to predict for the sample rows.
-        """
+        """Return a fresh autoencoder; `target` is what a transcoder predicts of `sample`."""
         return self.autoencoder(self, sample, generator, target)
 
     def check_share(self, name: str) -> None:
         """Refuse a share outside of 0 to 1."""
         value = getattr(self, name)
         require(
-            0 <= value <= 1,
-            f"sae.{name}={value} is impossible; give a share between 0 and 1",
+            0 <= value <= 1, f"sae.{name}={value} is impossible; give a share between 0 and 1"
         )
 
     def check_target_l0(self, target_l0: float | None) -> None:
@@ -102,8 +104,7 @@ class ArchitectureConfig(ABC):
         """Refuse a weight that is negative or not finite."""
         value = getattr(self, name)
         require(
-            0 <= value < math.inf,
-            f"sae.{name}={value} is impossible; give 0 or more ({usual})",
+            0 <= value < math.inf, f"sae.{name}={value} is impossible; give 0 or more ({usual})"
         )
 
 
@@ -124,9 +125,9 @@ class TrainableSAE(nn.Module, ABC):
     def __init__(
         self,
         config: ArchitectureConfig,
-        sample: Float[Tensor, "rows d_in"],
+        sample: Rows,
         generator: torch.Generator,
-        target: Float[Tensor, "rows d_out"] | None = None,
+        target: Targets | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -149,38 +150,23 @@ class TrainableSAE(nn.Module, ABC):
             self.W_enc_t.data.mul_(gain)
         self.prepare(sample)
 
-    def prepare(self, sample: Float[Tensor, "rows d_in"]) -> None:
+    def prepare(self, sample: Rows) -> None:
         """Called last by the constructor, for what an architecture has of its own."""
         return
 
     @abstractmethod
-    def activation(
-        self, pre_acts: Float[Tensor, "batch d_sae"]
-    ) -> Float[Tensor, "batch d_sae"]:
+    def activation(self, pre_acts: Latents) -> Latents:
         """Feature activations at initialisation, of pre-activations without a bias; dense."""
 
     @abstractmethod
-    def step(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        y: Float[Tensor, "batch d_out"],
-        progress: float,
-        dead: Bool[Tensor, " d_sae"],
-    ) -> TrainingStep:
-        """The loss on a batch.
-
-        Args:
-            x: rows to read.
-            y: rows to reconstruct: `x` itself, or another hook's for a transcoder.
-            progress: share of the run that is over, 0 to 1.
-            dead: latents that have been silent for the whole dead window.
-        """
+    def step(self, x: Rows, y: Targets, progress: float, dead: Silent) -> TrainingStep:
+        """Return the loss on a batch; `progress` is the share of the run that is over."""
 
     def encoder(self) -> Float[Tensor, "d_sae d_in"]:
-        """The encoder's weight, a row a latent.
+        """Return the encoder's weight, a row a latent.
 
-        With `aligned`, the free weight moved along the decoder's direction until their inner
-        product is one (aligned training, arXiv 2605.18629).
+        With `aligned` it is the free weight moved along the decoder's direction until their
+        inner product is one (aligned training, arXiv 2605.18629).
         """
         if not self.aligned:
             return self.W_enc_t
@@ -189,17 +175,12 @@ class TrainableSAE(nn.Module, ABC):
         return self.W_enc_t + (1 - inner) / squares * self.W_dec
 
     def select(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        encoder: Float[Tensor, "d_sae d_in"],
-        *selections: Selection,
+        self, x: Rows, encoder: Float[Tensor, "d_sae d_in"], *selections: Selection
     ) -> list[Active]:
         """Return what each selection keeps of the pre-activations of `x`."""
         return select(x, encoder, self.b_enc, *selections, dtype=self.matmul_dtype)
 
-    def target(
-        self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]
-    ) -> Float[Tensor, "batch d_out"]:
+    def target(self, x: Rows, y: Targets) -> Targets:
         """What is left for the latents: `y` less the decoder's bias and the skip connection."""
         left = y - self.b_dec
         skip = getattr(self, "W_skip", None)
@@ -228,18 +209,11 @@ class TrainableSAE(nn.Module, ABC):
         found = Dictionary.from_weights(w_enc.contiguous(), b_enc, w_dec, b_dec, activation)
         return found if raw is None else replace(found, W_skip=raw.float())
 
-    def trained_activation(
-        self, gains: Float[Tensor, " d_sae"], b_enc: Float[Tensor, " d_sae"]
-    ) -> Activation:
-        """Return the activation of the dictionary that `dictionary` returns.
-
-        Args:
-            gains: length that each latent adds to raw activations where it is one here.
-            b_enc: the encoder's bias on raw activations.
-        """
+    def trained_activation(self, gains: PerLatent, b_enc: PerLatent) -> Activation:
+        """Return the activation of the dictionary, whose encoder has the bias `b_enc`."""
         return ReLU()
 
-    def gains(self, output: InputScaling) -> Float[Tensor, " d_sae"]:
+    def gains(self, output: InputScaling) -> PerLatent:
         """Length that each latent adds to raw activations where it is one here, in float64."""
         if self.unit_norm_decoder:
             return torch.full_like(self.b_enc, 1 / output.scale, dtype=torch.float64)
@@ -254,12 +228,9 @@ class TrainableSAE(nn.Module, ABC):
         """Take over a dictionary, so that `dictionary` gives one that does the same.
 
         Norms of decoder rows move into the encoder: latents fire and add up as before, and
-        each activation is as long as what it adds. A row of zeros adds
-        nothing, so its latent stops firing and keeps its first direction. Nothing else of the
-        training's state changes, `k` and penalties are those of the configuration.
-
-        Args:
-            dictionary: one on raw activations, on the device of `scaling.mean`.
+        each activation is as long as what it adds. A row of zeros adds nothing, so its latent
+        stops firing and keeps its first direction. Nothing else of the training's state
+        changes: `k` and penalties are those of the configuration.
 
         Raises:
             UserError: if this architecture cannot do what the dictionary does.
@@ -286,15 +257,11 @@ class TrainableSAE(nn.Module, ABC):
             self.W_skip.copy_(dictionary.W_skip.double() * (output.scale / scaling.scale))
 
     def take_activation(
-        self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
+        self, dictionary: Dictionary, gains: PerLatent, scaling: InputScaling
     ) -> None:
-        """Take over what tells active latents, besides encoder and decoder.
+        """Take over what tells active latents, or refuse; called before anything changes.
 
-        Called before anything is taken over, so that it may refuse.
-
-        Args:
-            gains: what the activations of each latent are multiplied by; 0 for latents whose
-                decoder row is zero.
+        `gains` multiply the activations; they are 0 for latents whose decoder row is zero.
         """
         fields = [*dictionary.activation.tensors, *dictionary.activation.numbers]
         require(
@@ -382,7 +349,7 @@ def level(pre_acts: Float[Tensor, "rows d_sae"], l0: float) -> float:
 
 
 def initial_directions(
-    d_sae: int, sample: Float[Tensor, "rows d_in"], generator: torch.Generator
+    d_sae: int, sample: Rows, generator: torch.Generator
 ) -> Float[Tensor, "d_sae d_in"]:
     """Unit directions halfway between random rows of the sample and random noise.
 

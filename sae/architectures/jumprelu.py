@@ -15,17 +15,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae.architectures.base import (
     BIAS_LR_FACTOR,
     ArchitectureConfig,
+    Latents,
+    PerLatent,
+    Rows,
+    Silent,
+    Targets,
     TrainableSAE,
     TrainingStep,
     level,
 )
-from sae.architectures.penalty import Coefficient
+from sae.architectures.penalised import Coefficient
 from sae.base import require
 from sae.core.scaling import InputScaling
 from sae.core.select import Above
@@ -42,7 +46,7 @@ class JumpReLUSAE(TrainableSAE):
     lr_factors: ClassVar[dict[str, float]] = {"b_enc": BIAS_LR_FACTOR, "threshold": 10.0}
     config: "JumpReLUConfig"
 
-    def prepare(self, sample: Float[Tensor, "rows d_in"]) -> None:
+    def prepare(self, sample: Rows) -> None:
         config = self.config
         # A quadratic penalty has its target inside; the others reach theirs by their weight.
         moving = None if config.penalty == "quadratic" else config.target_l0
@@ -58,18 +62,10 @@ class JumpReLUSAE(TrainableSAE):
     def _first_l0(self) -> float:
         return self.config.target_l0 or 50.0
 
-    def activation(
-        self, pre_acts: Float[Tensor, "batch d_sae"]
-    ) -> Float[Tensor, "batch d_sae"]:
+    def activation(self, pre_acts: Latents) -> Latents:
         return torch.where(pre_acts > level(pre_acts, self._first_l0), pre_acts, 0)
 
-    def step(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        y: Float[Tensor, "batch d_out"],
-        progress: float,
-        dead: Bool[Tensor, " d_sae"],
-    ) -> TrainingStep:
+    def step(self, x: Rows, y: Targets, progress: float, dead: Silent) -> TrainingStep:
         encoder, width = self.encoder(), self.config.bandwidth
         near = Above(self.threshold.detach() - width / 2)
         ((support, found),) = self.select(x, encoder, near)
@@ -108,13 +104,11 @@ class JumpReLUSAE(TrainableSAE):
     def after_update(self) -> None:
         self.threshold.data.clamp_(min=0)
 
-    def trained_activation(
-        self, gains: Float[Tensor, " d_sae"], b_enc: Float[Tensor, " d_sae"]
-    ) -> Activation:
+    def trained_activation(self, gains: PerLatent, b_enc: PerLatent) -> Activation:
         return JumpReLU((self.threshold.detach() * gains).float())
 
     def take_activation(
-        self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
+        self, dictionary: Dictionary, gains: PerLatent, scaling: InputScaling
     ) -> None:
         assert isinstance(dictionary.activation, JumpReLU)
         # Below zero a threshold does what zero does.
@@ -125,9 +119,9 @@ class JumpReLUSAE(TrainableSAE):
 class JumpReLUConfig(ArchitectureConfig):
     """JumpReLU autoencoder with a penalty on L0 (SAELens's `jumprelu`)."""
 
-    architecture: ClassVar[str] = "jumprelu"
-    saved_as: ClassVar[type[Activation]] = JumpReLU
-    autoencoder: ClassVar[type[TrainableSAE]] = JumpReLUSAE
+    architecture = "jumprelu"
+    saved_as = JumpReLU
+    autoencoder = JumpReLUSAE
 
     penalty: str = "quadratic"
     """Form of the penalty: `quadratic` around `target_l0`, or `step` or `tanh`, whose weight is

@@ -1,36 +1,46 @@
-"""TopK autoencoder: the k largest latents of each row are active (arXiv 2406.04093).
-
-Loss: `‖x − x̂‖² + α d ‖e − ê‖² / ‖e‖²`, the second term (AuxK) letting dead latents predict
-what is left, `e = x − x̂` (detached): `ê` decodes the `k_aux` largest pre-activations among dead
-latents, whatever their sign, and gradients reach their encoder rows too. `d` is the width, the
-mean of `‖x‖²` after scaling, so α weighs both terms as OpenAI's normalised losses are weighed.
-"""
+"""Autoencoders whose largest latents are active: TopK, BatchTopK, and Matryoshka BatchTopK."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep, same
+from sae.architectures.base import (
+    ArchitectureConfig,
+    Latents,
+    PerLatent,
+    Rows,
+    Silent,
+    Targets,
+    TrainableSAE,
+    TrainingStep,
+    same,
+)
 from sae.base import require
 from sae.core import select
 from sae.core.scaling import InputScaling
-from sae.core.select import Active, Selection, TopKAmong
+from sae.core.select import Active, BatchTopK, Selection, TopKAmong
 from sae.core.sparse import Reconstruction, encode_on, reconstruct_on
-from sae.dictionary import Activation, Dictionary, TopK
+from sae.dictionary import Activation, Dictionary, JumpReLU, TopK
 
 
 class TopKSAE(TrainableSAE):
-    """Rows of the decoder have norm one, so an activation is the length that it adds."""
+    """TopK autoencoder: the k largest latents of each row are active (arXiv 2406.04093).
+
+    Loss: `‖x − x̂‖² + α d ‖e − ê‖² / ‖e‖²`, the second term (AuxK) letting dead latents predict
+    what is left, `e = x − x̂` (detached): `ê` decodes the `k_aux` largest pre-activations among
+    dead latents, whatever their sign, and gradients reach their encoder rows too. `d` is the
+    width, the mean of `‖x‖²` after scaling, so α weighs both terms as OpenAI's normalised
+    losses are weighed. Rows of the decoder have norm one: an activation is the length it adds.
+    """
 
     unit_norm_decoder = True
     config: "TopKConfig"
 
-    def activation(
-        self, pre_acts: Float[Tensor, "batch d_sae"]
-    ) -> Float[Tensor, "batch d_sae"]:
+    def activation(self, pre_acts: Latents) -> Latents:
         top = pre_acts.topk(self.config.k, sorted=False)
         return torch.zeros_like(pre_acts).scatter_(1, top.indices, top.values.relu())
 
@@ -43,21 +53,12 @@ class TopKSAE(TrainableSAE):
         return
 
     def reconstruct(
-        self,
-        active: Active,
-        values: Float[Tensor, " nnz"],
-        target: Float[Tensor, "batch d_out"],
+        self, active: Active, values: Float[Tensor, " nnz"], target: Targets
     ) -> Reconstruction:
         """How far the active latents are from the target."""
         return reconstruct_on(active.support, values, self.W_dec, target)
 
-    def step(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        y: Float[Tensor, "batch d_out"],
-        progress: float,
-        dead: Bool[Tensor, " d_sae"],
-    ) -> TrainingStep:
+    def step(self, x: Rows, y: Targets, progress: float, dead: Silent) -> TrainingStep:
         encoder = self.encoder()
         selections = [self.selection()]
         among = torch.where(dead)[0] if self.config.aux_loss_coefficient else dead[:0]
@@ -83,13 +84,11 @@ class TopKSAE(TrainableSAE):
         share: Tensor = left.loss / main.mse[-1].clamp_min(1e-12)
         return share * main.error.shape[1]
 
-    def trained_activation(
-        self, gains: Float[Tensor, " d_sae"], b_enc: Float[Tensor, " d_sae"]
-    ) -> Activation:
+    def trained_activation(self, gains: PerLatent, b_enc: PerLatent) -> Activation:
         return TopK(self.config.k)
 
     def take_activation(
-        self, dictionary: Dictionary, gains: Float[Tensor, " d_sae"], scaling: InputScaling
+        self, dictionary: Dictionary, gains: PerLatent, scaling: InputScaling
     ) -> None:
         """Refuse decoder rows that differ in norm; with one norm the start is exact.
 
@@ -110,9 +109,9 @@ class TopKSAE(TrainableSAE):
 class TopKConfig(ArchitectureConfig):
     """TopK autoencoder with an auxiliary loss for dead latents (SAELens's `topk`)."""
 
-    architecture: ClassVar[str] = "topk"
+    architecture = "topk"
     saved_as: ClassVar[type[Activation]] = TopK
-    autoencoder: ClassVar[type[TrainableSAE]] = TopKSAE
+    autoencoder = TopKSAE
 
     k: int = 32
     """Number of active latents for each input; 16 to 64 are usual (arXiv 2406.04093)."""
@@ -137,3 +136,126 @@ class TopKConfig(ArchitectureConfig):
     @property
     def short_name(self) -> str:
         return f"{self.architecture}-{self.d_sae}-k-{self.k}"
+
+
+# Short enough to follow the last tenth of a run of a few thousand steps (dictionary_learning
+# takes 0.999, SAELens 0.99).
+THRESHOLD_DECAY = 0.99
+
+
+class BatchTopKSAE(TopKSAE):
+    """BatchTopK autoencoder: the k · batch largest latents of a batch (arXiv 2412.06410).
+
+    Rows may use more or fewer latents as they need. A batch is no unit of use, so the trained
+    dictionary is a JumpReLU whose one threshold is the running mean of each batch's least
+    active value; the auxiliary loss is TopK's.
+    """
+
+    def prepare(self, sample: Rows) -> None:
+        self.threshold: Tensor
+        self.n_batches: Tensor
+        self.register_buffer("threshold", sample.new_zeros(()))
+        self.register_buffer("n_batches", sample.new_zeros(()))
+
+    def selection(self) -> Selection:
+        return BatchTopK(self.config.k)
+
+    def observe(self, active: Active) -> None:
+        if not len(active.values):
+            return
+        # The plain mean of the first batches, an exponential one later.
+        self.n_batches += 1
+        weight = (1 / self.n_batches).clamp_min(1 - THRESHOLD_DECAY)
+        self.threshold.lerp_(active.values.amin(), weight)
+
+    def trained_activation(self, gains: PerLatent, b_enc: PerLatent) -> Activation:
+        return JumpReLU((self.threshold * gains).float())
+
+    def take_activation(
+        self, dictionary: Dictionary, gains: PerLatent, scaling: InputScaling
+    ) -> None:
+        assert isinstance(dictionary.activation, JumpReLU)
+        thresholds = (dictionary.activation.threshold.clamp_min(0) * gains)[gains > 0]
+        require(
+            same(thresholds),
+            f"the dictionary of init_from has thresholds from {thresholds.min():.3g} to "
+            f"{thresholds.max():.3g}, but sae={self.config.architecture} has one for all "
+            "latents; give sae=jumprelu",
+        )
+        self.threshold.copy_(thresholds.mean())
+        # It counts for as many batches as the exponential mean remembers.
+        self.n_batches.fill_(1 / (1 - THRESHOLD_DECAY))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKConfig(TopKConfig):
+    """BatchTopK autoencoder, saved as a JumpReLU (SAELens's `batchtopk`)."""
+
+    architecture = "batchtopk"
+    saved_as = JumpReLU
+    autoencoder = BatchTopKSAE
+
+
+# What each level adds, as shares of all latents (dictionary_learning's and SAEBench's).
+LEVEL_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
+
+
+class MatryoshkaSAE(BatchTopKSAE):
+    """Matryoshka BatchTopK autoencoder: nested dictionaries in one (arXiv 2503.17547).
+
+    One BatchTopK selection over all latents; the loss is the mean over levels of
+    `‖x − x̂_g‖²`, where `x̂_g` decodes the active latents of the first `m_g` only. So early
+    latents have to be general, and later ones may be special without being absorbed. All
+    levels come from one decode by prefix sums, and their gradients by suffix sums.
+    """
+
+    config: "MatryoshkaConfig"
+
+    def prepare(self, sample: Rows) -> None:
+        super().prepare(sample)
+        widths = self.config.level_widths
+        self.level_ends: Tensor
+        self.level_weights: Tensor
+        self.register_buffer("level_ends", torch.tensor(widths), persistent=False)
+        shares = sample.new_full((len(widths),), 1 / len(widths))
+        self.register_buffer("level_weights", shares, persistent=False)
+        self._workspace: Tensor | None = None
+
+    def reconstruct(
+        self, active: Active, values: Float[Tensor, " nnz"], target: Targets
+    ) -> Reconstruction:
+        shape = (len(target), len(self.level_weights), target.shape[1])
+        if self._workspace is None or self._workspace.shape != shape:
+            self._workspace = target.new_empty(shape)
+        levels = self.level_ends, self.level_weights, self._workspace
+        return reconstruct_on(active.support, values, self.W_dec, target, *levels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatryoshkaConfig(BatchTopKConfig):
+    """Nested BatchTopK autoencoder, saved as a JumpReLU (SAELens's `matryoshka_batchtopk`)."""
+
+    architecture = "matryoshka_batchtopk"
+    autoencoder = MatryoshkaSAE
+
+    matryoshka_widths: list[int] | None = None
+    """Numbers of latents of the inner levels, rising; by default 1/32, 3/32, 7/32 and 15/32 of
+    all latents."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        widths = [0, *self.level_widths]
+        require(
+            all(a < b for a, b in pairwise(widths)),
+            f"sae.matryoshka_widths={self.matryoshka_widths} is impossible; give rising "
+            f"widths, above 0 and below sae.d_sae={self.d_sae}",
+        )
+
+    @property
+    def level_widths(self) -> list[int]:
+        """How many latents each level has, the last one all."""
+        if self.matryoshka_widths is not None:
+            return [*self.matryoshka_widths, self.d_sae]
+        ends = [int(sum(LEVEL_SHARES[: i + 1]) * self.d_sae) for i in range(len(LEVEL_SHARES))]
+        # Tiny dictionaries cannot have them all.
+        return sorted({end for end in ends if end} | {self.d_sae})

@@ -1,8 +1,7 @@
 """`labels.csv`: what every feature is called, automatic until a person writes something else.
 
-A record a feature: its number, its label, and a longer explanation (empty until somebody writes
-one). The automatic labels are in `features.parquet` as well, so that what differs from them is
-known to be a person's.
+The automatic labels are in `features.parquet` as well, so that what differs from them is known
+to be a person's.
 """
 
 import csv
@@ -10,10 +9,11 @@ import io
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.atlas.record import RECORD_FILE
+from sae.atlas.atlas import RECORD_FILE
 from sae.atlas.schema import FEATURES
 from sae.base import UserError, read_json, require, write_text
 
@@ -55,8 +55,7 @@ def read_labels(folder: Path) -> Labels:
     those with an empty one).
 
     Raises:
-        UserError: if a line is broken (which one, and why), or the feature table is missing or
-            damaged.
+        UserError: if a line is broken, or the feature table is missing or damaged.
     """
     automatic = FEATURES.read(folder, ["label"])["label"].to_pylist()
     labels = Labels.all_automatic(automatic)
@@ -82,11 +81,10 @@ def write_labels(folder: Path, labels: Labels) -> None:
 def set_label(folder: Path, feature: int, label: str) -> Labels:
     """Give one feature a label in `labels.csv`; an empty one restores the automatic label.
 
-    The file is read first, so that what was edited in it meanwhile stays.
-
     Raises:
-        UserError: as `read_labels` does, and for a feature that the atlas does not have.
+        UserError: if a line of the file is broken, or the atlas does not have the feature.
     """
+    # Read first, so that what was edited meanwhile stays.
     labels = read_labels(folder)
     last = len(labels.label) - 1
     require(0 <= feature <= last, f"feature={feature}; the atlas has features 0 to {last}")
@@ -101,12 +99,6 @@ def carry_labels(old: Path, new: Path, automatic: list[str], dictionary_digest: 
     If that was of the same dictionary, labels by hand and explanations go over. If it was of
     another, they mean other features: the file is kept beside, as `labels-{its digest}.csv`.
 
-    Args:
-        old: folder of the atlas that will be replaced; need not exist.
-        new: folder in which the new atlas is being written.
-        automatic: the new automatic labels.
-        dictionary_digest: of the new atlas.
-
     Raises:
         UserError: if the file of the same dictionary has a broken line.
     """
@@ -114,32 +106,23 @@ def carry_labels(old: Path, new: Path, automatic: list[str], dictionary_digest: 
     for kept in sorted(old.glob("labels-*.csv")):
         shutil.copy2(kept, new / kept.name)
     if (old / LABELS_FILE).exists():
-        digest = _dictionary_digest(old)
+        digest, touched = "unknown", True
+        with suppress(UserError, KeyError, TypeError):
+            # That of an atlas of any format.
+            digest = str(read_json(old / RECORD_FILE)["dictionary_digest"])
         if digest == dictionary_digest:
             before = read_labels(old)
             for feature in before.by_hand:
                 labels.label[feature] = before.label[feature]
             labels.explanation[:] = before.explanation
-        elif _may_be_edited(old):
-            shutil.copy2(old / LABELS_FILE, _unused(new, f"labels-{digest}"))
+        else:
+            # A file that cannot be read may have been edited too.
+            with suppress(UserError):
+                touched = read_labels(old).touched
+            if touched:
+                shutil.copy2(old / LABELS_FILE, _unused(new, f"labels-{digest}"))
     write_labels(new, labels)
     return labels
-
-
-def _dictionary_digest(folder: Path) -> str:
-    """Return the digest of the dictionary that an atlas of any format is of."""
-    try:
-        return str(read_json(folder / RECORD_FILE)["dictionary_digest"])
-    except (UserError, KeyError, TypeError):
-        return "unknown"
-
-
-def _may_be_edited(folder: Path) -> bool:
-    """Return whether a person wrote into `labels.csv`; true of a file that cannot be read."""
-    try:
-        return read_labels(folder).touched
-    except UserError:
-        return True
 
 
 def _unused(folder: Path, stem: str) -> Path:
@@ -150,7 +133,6 @@ def _unused(folder: Path, stem: str) -> Path:
 
 
 def _records(path: Path, d_sae: int) -> Iterator[tuple[int, str, str]]:
-    """Yield feature, label and explanation of every record of a file that people edit."""
     places: list[int] = []
     seen: dict[int, int] = {}
     for line, cells in _lines(path):
@@ -183,7 +165,6 @@ def _records(path: Path, d_sae: int) -> Iterator[tuple[int, str, str]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the cells of every line that is not blank, and the number of the line."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -208,7 +189,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _places(header: list[str], where: str) -> list[int]:
-    """Return where the columns are; −1 for explanations that are not there."""
+    # −1 for explanations that are not there.
     names = [cell.strip().lower() for cell in header]
     wanted = ",".join(_COLUMNS)
     for name in filter(None, names):

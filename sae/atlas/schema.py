@@ -23,6 +23,16 @@ _ORIGINAL = Column(
     "renumbered",
 )
 
+
+def _beside_logit_tokens(name: str) -> tuple[Column, Column]:
+    tokens = f"{name}_logit_tokens"
+    meaning = f"what it adds to logits of `{tokens}`, before the final norm's scale"
+    return (
+        Column(f"{name}_logit_ids", "list<int32>", f"ids of `{tokens}`", LOGIT_IDS, tokens),
+        Column(f"{name}_logits", "list<float>", meaning, LOGITS, tokens),
+    )
+
+
 FEATURES = TableSchema(
     "features.parquet",
     Column("feature", "int32", "number of the feature in its dictionary, from 0"),
@@ -116,40 +126,14 @@ FEATURES = TableSchema(
         "norm's gain and the unembedding",
         LOGITS,
     ),
-    Column(
-        "top_logit_ids",
-        "list<int32>",
-        "ids of `top_logit_tokens`",
-        LOGIT_IDS,
-        beside="top_logit_tokens",
-    ),
-    Column(
-        "top_logits",
-        "list<float>",
-        "what it adds to logits of `top_logit_tokens`, before the final norm's scale",
-        LOGITS,
-        beside="top_logit_tokens",
-    ),
+    *_beside_logit_tokens("top"),
     Column(
         "bottom_logit_tokens",
         "list<string>",
         "texts of the tokens that it pushes down most",
         LOGITS,
     ),
-    Column(
-        "bottom_logit_ids",
-        "list<int32>",
-        "ids of `bottom_logit_tokens`",
-        LOGIT_IDS,
-        beside="bottom_logit_tokens",
-    ),
-    Column(
-        "bottom_logits",
-        "list<float>",
-        "what it adds to logits of `bottom_logit_tokens`, before the final norm's scale",
-        LOGITS,
-        beside="bottom_logit_tokens",
-    ),
+    *_beside_logit_tokens("bottom"),
     Column(
         "logit_sharpness",
         "float",

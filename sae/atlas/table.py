@@ -1,17 +1,22 @@
-"""Tables that have the columns of their schema, however they are written and read."""
+"""Tables that have the columns of their schema, and columns of lists as flat arrays."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from jaxtyping import Bool
+from numpy.typing import NDArray
 
 from sae.base import UserError
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
+
+    Columns: TypeAlias = pyarrow.Table | Mapping[str, pyarrow.ChunkedArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,8 @@ class TableSchema:
     def table(self, columns: Mapping[str, object]) -> "pyarrow.Table":
         """Put columns together as a table, in the order of the schema.
 
-        Args:
-            columns: arrays of numpy or arrow, of the very type of the schema, or sequences of
-                Python's objects, which are converted.
+        Arrays of numpy or arrow have to be of the very type of the schema; other sequences are
+        converted.
 
         Raises:
             ValueError: for a column that is unknown, missing or of another type.
@@ -76,7 +80,6 @@ class TableSchema:
         for name, values in columns.items():
             if name not in self.columns:
                 raise ValueError(f"{self.file} has no column {name!r}")
-            # What has a type of its own is not converted: it has to be the right one.
             typed = isinstance(values, np.ndarray | pyarrow.Array | pyarrow.ChunkedArray)
             arrays[name] = values if typed else pyarrow.array(values, self.columns[name].type)
         table = pyarrow.table({name: arrays[name] for name in self.columns if name in arrays})
@@ -87,11 +90,7 @@ class TableSchema:
     def nothing(
         self, n: int, names: Collection[str] | None = None
     ) -> dict[str, "pyarrow.Array"]:
-        """Return columns of `n` records that nothing is known of: nulls, empty lists.
-
-        Args:
-            names: of the columns; None for those that every table has.
-        """
+        """Return columns, or all required ones, of `n` records of nulls and empty lists."""
         import pyarrow
         from pyarrow.types import is_list
 
@@ -126,37 +125,33 @@ class TableSchema:
         Raises:
             UserError: if it is missing or damaged, or a column is missing or of another type.
         """
-        import pyarrow.parquet
-
-        path = folder / self.file
-        with _explained(path):
-            names = self._checked(path, pyarrow.parquet.read_schema(path), names)
-            return pyarrow.parquet.read_table(path, columns=names)
+        with self._opened(folder, names) as (file, wanted):
+            return file.read(columns=wanted)
 
     def batches(self, folder: Path) -> Iterator["pyarrow.RecordBatch"]:
-        """Read the file as record batches, so that little of it is in memory.
+        """Read the file as `read` does, but as record batches: little of it is in memory."""
+        with self._opened(folder) as (file, wanted):
+            yield from file.iter_batches(batch_size=8192, columns=wanted)
 
-        Raises:
-            UserError: as `read`.
-        """
+    @contextmanager
+    def _opened(
+        self, folder: Path, names: Sequence[str] | None = None
+    ) -> Iterator[tuple["pyarrow.parquet.ParquetFile", list[str]]]:
+        """Open the file to read some columns, if it has them as they should be."""
         import pyarrow.parquet
 
-        path = folder / self.file
-        with _explained(path), pyarrow.parquet.ParquetFile(path) as file:
-            names = self._checked(path, file.schema_arrow)
-            yield from file.iter_batches(batch_size=8192, columns=names)
-
-    def _checked(
-        self, path: Path, found: "pyarrow.Schema", names: Sequence[str] | None = None
-    ) -> list[str]:
-        """Return the columns to read, if the file has them as they should be."""
-        wanted = self._wanted(found.names) if names is None else [*names]
-        if wrong := self._wrong(found, wanted):
-            raise UserError(
-                f"{path} {wrong}; it is damaged or of another version: remove its folder and "
-                "run sae analyze"
-            )
-        return wanted
+        path, cure = folder / self.file, "remove its folder and run sae analyze"
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                found = file.schema_arrow
+                wanted = self._wanted(found.names) if names is None else [*names]
+                if wrong := self._wrong(found, wanted):
+                    raise UserError(
+                        f"{path} {wrong}; it is damaged or of another version: {cure}"
+                    )
+                yield file, wanted
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{path} is missing or damaged ({error}); {cure}") from error
 
     def _wanted(self, names: Collection[str]) -> list[str]:
         """Return the columns that a table has to have if it has these."""
@@ -174,14 +169,47 @@ class TableSchema:
         return ""
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what a damaged table fails with into a sentence."""
+def list_array(
+    values: "pyarrow.Array | NDArray[np.generic]", lengths: NDArray[np.int64] | int
+) -> "pyarrow.ListArray":
+    """Cut flat `values` into lists of these lengths, or of one length all."""
     import pyarrow
 
-    try:
-        yield
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(
-            f"{path} is missing or damaged ({error}); remove its folder and run sae analyze"
-        ) from error
+    if isinstance(lengths, int):
+        lengths = np.full(len(values) // max(1, lengths), lengths)
+    ends = np.concatenate([[0], lengths.cumsum()])
+    if not isinstance(values, pyarrow.Array):
+        values = pyarrow.array(values)
+    return pyarrow.ListArray.from_arrays(pyarrow.array(ends, pyarrow.int32()), values)
+
+
+def list_lengths(table: "Columns", name: str) -> NDArray[np.int64]:
+    """Return how long each list of a column is; 0 where there is none."""
+    import pyarrow.compute as pc
+
+    lengths = pc.fill_null(pc.list_value_length(table[name]), 0)
+    found: NDArray[np.int64] = lengths.to_numpy().astype(np.int64)
+    return found
+
+
+def flat_and_ends(table: "Columns", name: str) -> tuple["pyarrow.Array", NDArray[np.int64]]:
+    """Return the entries of a column of lists one after another, and where each list ends."""
+    return table[name].combine_chunks().flatten(), np.cumsum(list_lengths(table, name))
+
+
+def kept_entries(
+    entries: "Mapping[str, pyarrow.Array]",
+    lengths: NDArray[np.int64],
+    kept: Bool[np.ndarray, " entry"],
+) -> dict[str, "pyarrow.ListArray"]:
+    """Return columns of lists with equal lengths, given flat, without some of their entries."""
+    import pyarrow
+
+    owners = np.repeat(np.arange(len(lengths)), lengths)[kept]
+    left, mask = np.bincount(owners, minlength=len(lengths)), pyarrow.array(kept)
+    return {name: list_array(values.filter(mask), left) for name, values in entries.items()}
+
+
+def columns_of(table: "pyarrow.Table") -> dict[str, "pyarrow.ChunkedArray"]:
+    """Return the columns of a table by name, so that some can be exchanged."""
+    return dict(zip(table.column_names, table.columns, strict=True))

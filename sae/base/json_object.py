@@ -34,8 +34,6 @@ class JsonObject:
     values: Mapping[str, object]
     cure: str
     """What to do about a wrong value."""
-    writer: str = "sae-atlas writes"
-    """Who makes such files, before the words for what is right."""
 
     def get(self, key: str, kind: type[T]) -> T:
         """Return a value that has to be there.
@@ -62,7 +60,7 @@ class JsonObject:
             UserError: if it is missing or something else.
         """
         name = f"{self.name}.{key}" if self.name else key
-        return JsonObject(self.where, name, self.get(key, dict), self.cure, self.writer)
+        return JsonObject(self.where, name, self.get(key, dict), self.cure)
 
     def read(self, kind: type[T], **missing: object) -> T:
         """Return the dataclass whose fields have the values of the same names.
@@ -92,7 +90,7 @@ class JsonObject:
         if not right:
             name = f"{self.name}.{key}".strip(".")
             raise UserError(
-                f"{self.where}: {name}={reprlib.repr(found)}, where {self.writer} "
+                f"{self.where}: {name}={reprlib.repr(found)}, where sae-atlas writes "
                 f"{' or '.join(words)}; {self.cure}"
             )
         return found

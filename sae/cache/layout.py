@@ -18,7 +18,9 @@ zarr reader. The group says `complete: false` until its statistics are in place,
 `text_complete: false` until all tokens are.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.base import JsonObject, UserError, digest, nearest
-from sae.cache.sites import recorded_site
+from sae.base import JsonObject, UserError, digest, nearest, require
 from sae.cache.store import explained_store_failures, local_folder, open_group
 from sae.cache.stored import Stored, from_stored, mapped_chunk
 from sae.models import ModelRecord, Site
+from sae.models.site import named_in_stream
 from sae.text.record import TextRecord
 
 FORMAT = "sae-atlas activation cache"
@@ -122,7 +124,8 @@ class ActivationCache:
     @property
     def sites(self) -> list[Site]:
         """Where in the model the activations at each hook were read."""
-        return [recorded_site(n, self._part("hooks").part(n)) for n in self.hook_names]
+        hooks = self._part("hooks")
+        return [_recorded_site(name, hooks.part(name)) for name in self.hook_names]
 
     def site(self, hook_name: str | None) -> Site:
         """Return the site of a hook, by its name or its module's path; with None the only one.
@@ -132,12 +135,12 @@ class ActivationCache:
         """
         sites, hooks = self.sites, self.hook_names
         if hook_name is None:
-            if len(sites) == 1:
-                return sites[0]
-            raise UserError(
+            require(
+                len(sites) == 1,
                 f"{self.location} holds {len(hooks)} hooks; choose one with "
-                f"hook_name={hooks[0]}"
+                f"hook_name={hooks[0]}",
             )
+            return sites[0]
         for site in sites:
             if hook_name in (site.hook_name, site.path):
                 return site
@@ -159,10 +162,7 @@ class ActivationCache:
         return self._whole(f"norms/{hook_name}")
 
     def statistics(self, hook_name: str) -> dict[str, NDArray[np.float64]]:
-        """`mean` and `variance` (d_in,) and `norm_quantiles` (101,) of the training rows.
-
-        A quantile is right to one part in 4,096.
-        """
+        """`mean`, `variance` (d_in,), `norm_quantiles` (101,), to 1/4,096, of training rows."""
         return {n: self._whole(f"statistics/{hook_name}/{n}") for n in STATISTICS}
 
     def text_rows(self) -> NDArray[np.bool_]:
@@ -174,19 +174,10 @@ class ActivationCache:
         """Some sequences of `tokens`, `documents` or `norms/{hook_name}`, each chunk verified.
 
         What is not written yet has the array's fill value.
-
-        Raises:
-            UserError: if the array is not there or a chunk's bytes have changed.
         """
         array = self.array(name)
-        with explained_store_failures(self.location):
-            try:
-                return np.asarray(array[sequences])
-            except ValueError as error:
-                raise UserError(
-                    f"{self.location}: {name} is damaged in sequences {sequences.start} to "
-                    f"{sequences.stop - 1} ({error}); run the same harvest again to repair it"
-                ) from error
+        with self._explained(name, sequences):
+            return np.asarray(array[sequences])
 
     def chunks(self, hook_name: str) -> list[slice]:
         """The sequences of each chunk, in order."""
@@ -194,10 +185,9 @@ class ActivationCache:
         return chunk_slices(array.shape[0], array.chunks[0])
 
     def read(self, hook_name: str, sequences: slice) -> Float[Tensor, "sequence position d_in"]:
-        """Activations of some sequences, verified.
+        """Activations of some sequences in the cache's dtype (float32 for int8).
 
-        In the cache's dtype; float32 for int8. One chunk of a local, uncompressed cache is
-        mapped into memory and not copied.
+        One chunk of a local, uncompressed cache is mapped into memory and not copied.
 
         Raises:
             UserError: if a chunk is missing or its bytes have changed.
@@ -206,137 +196,100 @@ class ActivationCache:
 
     def read_stored(self, hook_name: str, sequences: slice) -> Stored:
         """What `read` gives as it is stored: an array, and for int8 its rows' scales."""
-        return _read_stored(self.group, self.location, hook_name, sequences)
-
-    def damaged(self, hook_name: str, chunk: slice) -> str | None:
-        """What is wrong with a chunk of a hook, all arrays of it; None if nothing."""
-        return chunk_damage(self.group, self.location, hook_name, chunk)
+        name, scales = f"activations/{hook_name}", None
+        group, location = self.group, self.location
+        with self._explained(name, sequences):
+            stored = written_rows(group, location, name, sequences)
+            if stored.dtype == np.int8:
+                scales = written_rows(group, location, f"scales/{hook_name}", sequences)
+        return stored, scales
 
     def array(self, name: str) -> Any:
-        """One of the cache's zarr arrays.
-
-        Raises:
-            UserError: if it is not there, or what describes it cannot be read.
-        """
-        with explained_store_failures(self.location):
-            try:
-                return self.group[name]
-            except (KeyError, ValueError) as error:
-                raise self._lost(name, error) from error
+        """Return one of the cache's zarr arrays; one that is gone or damaged is refused."""
+        with self._explained(name):
+            return self.group[name]
 
     def _whole(self, name: str) -> NDArray[Any]:
         array = self.array(name)
+        with self._explained(name):
+            # Zarr would make up what is not there.
+            if absent := array.nchunks - array.nchunks_initialized:
+                raise ValueError(f"{absent} chunks are not there")
+            return np.asarray(array[...])
+
+    @contextmanager
+    def _explained(self, name: str, part: slice | None = None) -> Iterator[None]:
+        """Turn what goes wrong with an array, or with some sequences of it, into a sentence."""
+        where = "" if part is None else f" in sequences {part.start} to {part.stop - 1}"
         with explained_store_failures(self.location):
             try:
-                return read_whole(array)
-            except ValueError as error:
-                raise self._lost(name, error) from error
+                yield
+            except FileNotFoundError as error:
+                raise UserError(
+                    f"{self.location}: {name} misses a chunk{where}; run the same harvest again"
+                ) from error
+            except (KeyError, ValueError) as error:
+                wrong, cure = f"damaged{where}", "run the same harvest again to repair it"
+                if part is None:
+                    wrong, cure = "missing or damaged", "harvest again"
+                raise UserError(
+                    f"{self.location}: {name} is {wrong} ({error}); {cure}"
+                ) from error
 
     def _part(self, name: str) -> JsonObject:
-        """An object in the cache's description of itself."""
         return JsonObject(self.location, "", self.attributes, "harvest again").part(name)
 
-    def _lost(self, name: str, error: Exception) -> UserError:
-        return UserError(
-            f"{self.location}: {name} is missing or damaged ({error}); harvest again"
-        )
+
+def _recorded_site(hook_name: str, found: JsonObject) -> Site:
+    # Caches from before sites were recorded have the width as `d_in`; whether such a hook is
+    # in the residual stream follows from its name.
+    upgraded = {
+        "hook_name": hook_name,
+        "width": found.values.get("d_in"),
+        "side": "output",
+        "in_stream": named_in_stream(hook_name),
+    }
+    return Site.from_json(replace(found, values={**upgraded, **found.values}))
 
 
-def _read_stored(
-    group: zarr.Group, location: str | Path, hook_name: str, sequences: slice
-) -> Stored:
-    name = f"activations/{hook_name}"
-    try:
-        with explained_store_failures(location):
-            stored = _stored(group, location, name, sequences)
-            scales = None
-            if stored.dtype == np.int8:
-                scales = _stored(group, location, f"scales/{hook_name}", sequences)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{location}: {name} misses a chunk in sequences "
-            f"{sequences.start} to {sequences.stop - 1}; run the same harvest again"
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"{location}: {name} is damaged in sequences "
-            f"{sequences.start} to {sequences.stop - 1} ({error}); "
-            "run the same harvest again to repair it"
-        ) from error
-    return stored, scales
-
-
-def _stored(
-    group: zarr.Group, location: str | Path, name: str, sequences: slice
-) -> NDArray[Any]:
-    """Some sequences of a chunked array, each chunk verified.
+def stored_rows(array: Any, location: str | Path, rows: slice) -> NDArray[Any]:
+    """Rows of a chunked array, each chunk verified; one raw local chunk is mapped.
 
     Raises:
-        FileNotFoundError: if a chunk is not there; zarr would make it up of fill values.
-        ValueError: if one is damaged.
+        FileNotFoundError or ValueError: if a chunk that would be mapped is not there, or any
+            is damaged.
+    """
+    folder, size = local_folder(location), array.chunks[0]
+    chunk = rows.start // size
+    raw = [type(c).__name__ for c in array.metadata.codecs] == ["BytesCodec", "Crc32cCodec"]
+    if folder is None or not raw or chunk != (rows.stop - 1) // size:
+        return np.asarray(array[rows])
+    file = folder / array.path / chunk_key(array, chunk)
+    mapped = mapped_chunk(file, array.chunks, array.dtype)
+    return mapped[rows.start - chunk * size : rows.stop - chunk * size]
+
+
+def written_rows(
+    group: zarr.Group, location: str | Path, name: str, rows: slice
+) -> NDArray[Any]:
+    """Rows of an array of finite numbers, whose fill value tells a chunk that is not there.
+
+    Raises:
+        FileNotFoundError or ValueError: if a chunk is not there or is damaged.
     """
     array: Any = group[name]
-    size = array.chunks[0]
-    folder = local_folder(location)
-    first, last = sequences.start // size, (sequences.stop - 1) // size
-    if folder is not None and is_raw(array) and first == last:
-        mapped = mapped_chunk(
-            folder / name / chunk_key(array, first),
-            array.chunks,
-            array.dtype,
-        )
-        return mapped[sequences.start - first * size : sequences.stop - first * size]
-    stored = np.asarray(array[sequences])
-    # Activations and scales are finite, so the fill value in a first element tells a lost one.
-    starts = stored[[max(0, i * size - sequences.start) for i in range(first, last + 1)]]
-    heads = starts.reshape(len(starts), -1)[:, 0]
+    found, size = stored_rows(array, location, rows), array.chunks[0]
+    starts = range(rows.start // size * size, rows.stop, size)
+    heads = found.reshape(len(found), -1)[[max(0, i - rows.start) for i in starts], 0]
     fill = array.fill_value
     if bool(np.any(np.isnan(heads) if np.isnan(fill) else heads == fill)):
         raise FileNotFoundError(name)
-    return stored
+    return found
 
 
 def chunk_key(array: Any, chunk: int) -> str:
     """Name of the file of an array's chunk; only the first axis is cut into chunks."""
     return str(array.metadata.encode_chunk_key((chunk, *(0 for _ in array.chunks[1:]))))
-
-
-def is_raw(array: Any) -> bool:
-    """Whether a chunk's file is the bytes of its values and a checksum, and nothing else."""
-    return [type(c).__name__ for c in array.metadata.codecs] == ["BytesCodec", "Crc32cCodec"]
-
-
-def chunk_damage(
-    group: zarr.Group, location: str | Path, hook_name: str, chunk: slice
-) -> str | None:
-    """What is missing or damaged of a hook's chunk: the first array's name and why."""
-    i = chunk.start // group[f"activations/{hook_name}"].chunks[0]  # type: ignore[union-attr]
-    parts = {
-        f"activations/{hook_name}": chunk,
-        f"norms/{hook_name}": chunk,
-        f"moments/{hook_name}": slice(i, i + 1),
-    }
-    if f"scales/{hook_name}" in group:
-        parts[f"scales/{hook_name}"] = chunk
-    for name, part in parts.items():
-        try:
-            _stored(group, location, name, part)
-        except FileNotFoundError:
-            return f"{name} is not there"
-        except ValueError as error:
-            return f"{name} is damaged ({error})"
-    return None
-
-
-def read_whole(array: Any) -> NDArray[Any]:
-    """All of a zarr array, every chunk of it.
-
-    Raises:
-        ValueError: if a chunk is damaged, or is not there: zarr would make it up of zeros.
-    """
-    if array.nchunks_initialized < array.nchunks:
-        raise ValueError(f"{array.nchunks - array.nchunks_initialized} chunks are not there")
-    return np.asarray(array[...])
 
 
 def chunk_slices(n: int, size: int) -> list[slice]:
@@ -345,13 +298,11 @@ def chunk_slices(n: int, size: int) -> list[slice]:
 
 
 def open_cache(location: str | Path, *, unfinished: bool = False) -> ActivationCache:
-    """Open a finished cache for reading: a folder, or an address such as `s3://bucket/x.zarr`.
-
-    Args:
-        unfinished: whether one is opened as well whose harvest has not ended.
+    """Open a cache for reading: a folder, or an address such as `s3://bucket/x.zarr`.
 
     Raises:
-        UserError: if there is none, it is another version, or its harvest is not finished.
+        UserError: if there is none, it is of another version, or it is not finished, unless
+            an `unfinished` one will do.
     """
     try:
         group = open_group(location, "r")

@@ -1,12 +1,7 @@
-"""A new cache from chosen sequences of others: all of several, or some of one.
-
-What is stored is copied bit for bit. Like a harvest it can be killed at any instant, and the
-same call goes on to the same bytes.
-"""
+"""A new cache from chosen sequences of others, bit for bit; a killed one is gone on with."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +21,7 @@ from sae.base import (
 )
 from sae.cache.create import create_cache, find_cache
 from sae.cache.layout import ActivationCache, chunk_slices, open_cache
-from sae.cache.store import local_folder, only_writer, sweep
+from sae.cache.store import local_folder, only_writer
 from sae.cache.stored import Stored, joined_stored
 from sae.cache.text_writer import write_text
 from sae.cache.writer import NOT_WRITTEN, CacheWriter, bytes_needed
@@ -47,11 +42,7 @@ _KEPT = ("model", "tokenizer_digest", "bos_token_id", "special_token_ids")
 def merge_caches(
     out: str | Path, locations: Sequence[str | Path], *, source: str = "merge"
 ) -> ActivationCache:
-    """All sequences of several caches in one: those for training first, then the held-out ones.
-
-    Raises:
-        UserError: as `copy_sequences` does, and for the same cache twice.
-    """
+    """Put all sequences of several different caches in one, as `copy_sequences` does."""
     require(len(locations) >= 2, "give two caches or more to merge")
     caches = [open_cache(location) for location in locations]
     digests = [cache.digest for cache in caches]
@@ -61,16 +52,11 @@ def merge_caches(
             f"{caches[i].location} is the same cache as "
             f"{caches[digests.index(found)].location} (digest {found}); give each once",
         )
-    parts = [(cache, np.arange(cache.n_sequences)) for cache in caches]
-    return copy_sequences(out, parts, source=source)
+    return copy_sequences(out, [(c, np.arange(c.n_sequences)) for c in caches], source=source)
 
 
 def random_sequences(cache: ActivationCache, n: int, seed: int) -> Indices:
-    """`n` random sequences, ascending; of either side its share of the cache, and at least one.
-
-    Raises:
-        UserError: if the cache has not got as many.
-    """
+    """Draw `n` sequences, ascending; of either side its share of the cache, at least one."""
     held_out = cache.held_out
     require(n >= 1, f"n={n}; give 1 or more")
     require(
@@ -91,20 +77,19 @@ def copy_sequences(out: str | Path, parts: Sequence[Part], *, source: str) -> Ac
     Training sequences of all parts come first, in the order of the parts, then the held-out
     ones. Documents are counted anew, without those that have no token in a chosen sequence.
     Memory does not grow with the tokens, but by some bytes for every sequence and document.
-
-    Args:
-        out: the new cache.
-        parts: caches, each with the sequences that are taken, ascending.
-        source: the word that says in the new cache how it was made.
-
-    Raises:
-        UserError: if the caches differ in model, tokenizer, hooks or the like, a document is
-            on both sides of the split, a side is empty, a chunk is damaged, or `out` is
-            something else.
+    `source` is the word that says in the new cache how it was made. Caches that differ in model
+    or the like, or a document on both sides of the split, are refused.
     """
-    for cache, _ in parts[1:]:
-        _check_same_kind(parts[0][0], cache)
-    chosen = _choose(parts)
+    one = parts[0][0]
+    kind = _kind(one)
+    for other, _ in parts[1:]:
+        for what, theirs in _kind(other).items():
+            require(
+                kind[what] == theirs,
+                f"{one.location} and {other.location} differ in their {what}: {kind[what]} and "
+                f"{theirs}",
+            )
+    chosen = _Chosen(parts)
     require(
         chosen.plan.n_training > 0 and chosen.plan.n_held_out > 0,
         f"{chosen.plan.n_training} sequences for training and {chosen.plan.n_held_out} held "
@@ -112,7 +97,6 @@ def copy_sequences(out: str | Path, parts: Sequence[Part], *, source: str) -> Ac
     )
     wanted = digest([[c.digest, digest_bytes([i.astype("<i8").tobytes()])] for c, i in parts])
     with only_writer(out):
-        sweep(out)
         writer = find_cache(out, wanted)
         if writer is not None and writer.intact(verify=True):
             say(f"{source}: {out} is there already, reused")
@@ -121,59 +105,44 @@ def copy_sequences(out: str | Path, parts: Sequence[Part], *, source: str) -> Ac
             text = _Text(chosen)
             if writer is None:
                 writer = _create(out, parts, chosen.plan, {"digest": wanted, "source": source})
-            write_text(writer, text.blocks(), lambda: text.digests, text.summary)
+            summary = {"used": len(text.digests), "shared": text.n_shared}
+            write_text(writer, text.blocks(), lambda: text.digests, lambda: summary)
         _copy_chunks(chosen, writer, source)
     return open_cache(out)
 
 
-def _check_same_kind(one: ActivationCache, other: ActivationCache) -> None:
-    """Refuse to mix what does not belong together."""
-    for what, ours, theirs in zip(_KINDS, _kind(one), _kind(other), strict=True):
-        require(
-            ours == theirs,
-            f"{one.location} and {other.location} differ in their {what}: {ours} and {theirs}",
-        )
-
-
-_KINDS = (
-    "model's weights",
-    "tokenizer",
-    "special tokens",
-    "hooks",
-    "context_size",
-    "dtype",
-    "held_out_fraction",
-)
-
-
-def _kind(cache: ActivationCache) -> tuple[Any, ...]:
+def _kind(cache: ActivationCache) -> dict[str, object]:
+    """What must be alike in caches that are put together."""
     about, model = cache.attributes, cache.model
     hooks = sorted(
         f"{site.hook_name} ({site.side} of {site.module}, width {site.width})"
         for site in cache.sites
     )
-    return (
-        # An import does not know the weights; then the name has to do.
-        f"unknown ({model.hub_id})" if model.weight_digest == UNKNOWN else model.weight_digest,
-        about["tokenizer_digest"],
-        about["special_token_ids"],
-        ", ".join(hooks),
-        cache.context_size,
-        cache.dtype,
-        cache.text.held_out_fraction,
-    )
+    # An import does not know the weights; then the name has to do.
+    known = model.weight_digest != UNKNOWN
+    return {
+        "model's weights": model.weight_digest if known else f"unknown ({model.hub_id})",
+        "tokenizer": about["tokenizer_digest"],
+        "special tokens": about["special_token_ids"],
+        "hooks": ", ".join(hooks),
+        "context_size": cache.context_size,
+        "dtype": cache.dtype,
+        "held_out_fraction": cache.text.held_out_fraction,
+    }
 
 
-@dataclass(frozen=True, slots=True)
 class _Chosen:
-    """Which sequence of which cache stands where in the new one."""
+    """Which sequence of which cache stands where in the new one, (sequence,) both."""
 
-    caches: list[ActivationCache]
-    part: NDArray[np.int32]
-    """(sequence,): index of its cache."""
-    index: Indices
-    """(sequence,): its place there."""
-    plan: TextPlan
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.caches = [cache for cache, _ in parts]
+        part = np.repeat(np.arange(len(parts), dtype=np.int32), [len(i) for _, i in parts])
+        index = np.concatenate([i for _, i in parts])
+        held_out = np.concatenate([cache.held_out[i] for cache, i in parts])
+        order = np.argsort(held_out, kind="stable")
+        self.part, self.index = part[order], index[order]
+        n = int(held_out.sum())
+        self.plan = TextPlan(len(order) - n, n, self.caches[0].context_size)
 
     def groups(self, name: str, rows: slice) -> Iterator[tuple[int, slice, Indices]]:
         """For some rows of the new cache: part, a chunk of an array of it, places therein."""
@@ -188,49 +157,27 @@ class _Chosen:
             yield of, slice(start, min(start + size, n)), index[places] - start
 
 
-def _choose(parts: Sequence[Part]) -> _Chosen:
-    context = parts[0][0].context_size
-    part = np.repeat(np.arange(len(parts), dtype=np.int32), [len(i) for _, i in parts])
-    index = np.concatenate([i for _, i in parts])
-    held_out = np.concatenate([cache.held_out[i] for cache, i in parts])
-    order = np.argsort(held_out, kind="stable")
-    n_held_out = int(held_out.sum())
-    plan = TextPlan(len(order) - n_held_out, n_held_out, context)
-    return _Chosen([cache for cache, _ in parts], part[order], index[order], plan)
-
-
 class _Text:
     """The text of the chosen sequences, its documents counted anew."""
 
     def __init__(self, chosen: _Chosen) -> None:
-        """Find out which documents there are.
-
-        Raises:
-            UserError: if one is trained on in one cache and held out in another.
-        """
         self._chosen = chosen
         found = [cache.document_digests for cache in chosen.caches]
-        sides = self._sides([len(d) for d in found])
-        used = [d[s > 0] for d, s in zip(found, sides, strict=True)]
-        self.digests = np.concatenate(used)
-        counts = np.cumsum([0, *(int((s > 0).sum()) for s in sides)])
-        self._new_index = [
-            (first + np.cumsum(s > 0) - 1).astype(np.int32)
-            for first, s in zip(counts, sides, strict=False)
-        ]
-        _, caches = np.unique(np.concatenate([*map(np.unique, used)]), return_counts=True)
+        owner = np.repeat(np.arange(len(found)), [len(d) for d in found])
+        # The documents of each cache are counted on from those of the caches before it.
+        self._first = np.searchsorted(owner, np.arange(len(found)))
+        sides = np.zeros(len(owner), dtype=np.uint8)
+        for held_out, rows in self._blocks():
+            documents = self._documents(rows)
+            sides[documents[documents >= 0]] |= _HELD_OUT if held_out else _TRAINED_ON
+        used = sides > 0
+        self._new_index = (np.cumsum(used) - 1).astype(np.int32)
+        self.digests = np.concatenate(found)[used]
+        of_each = np.split(self.digests, np.flatnonzero(np.diff(owner[used])) + 1)
+        _, caches = np.unique(np.concatenate([*map(np.unique, of_each)]), return_counts=True)
         self.n_shared = int((caches > 1).sum())
         if len(found) > 1:
-            self._check_split(np.concatenate([s[s > 0] for s in sides]))
-
-    def _sides(self, n_documents: list[int]) -> list[NDArray[np.uint8]]:
-        """For each cache on which sides its documents are, as bits, (document,)."""
-        sides = [np.zeros(n, dtype=np.uint8) for n in n_documents]
-        for held_out, rows in self._blocks():
-            bit = _HELD_OUT if held_out else _TRAINED_ON
-            for part, documents in self._rows("documents", rows):
-                sides[part][documents[documents >= 0]] |= bit
-        return sides
+            self._check_split(sides[used])
 
     def _check_split(self, sides: NDArray[np.uint8]) -> None:
         trained_on, held_out = (self.digests[sides & b > 0] for b in (_TRAINED_ON, _HELD_OUT))
@@ -243,18 +190,17 @@ class _Text:
             )
 
     def blocks(self) -> Iterator[RowBlock]:
-        """The rows of either side, in their order."""
         for held_out, rows in self._blocks():
-            tokens = [ids for _, ids in self._rows("tokens", rows)]
-            documents = [
-                np.where(old >= 0, self._new_index[part][old], old)
-                for part, old in self._rows("documents", rows)
-            ]
-            yield RowBlock(held_out, np.concatenate(tokens), np.concatenate(documents))
+            tokens = np.concatenate([ids for _, ids in self._rows("tokens", rows)])
+            old = self._documents(rows)
+            yield RowBlock(held_out, tokens, np.where(old >= 0, self._new_index[old], old))
 
-    def summary(self) -> dict[str, int]:
-        """The counts by name."""
-        return {"used": len(self.digests), "shared": self.n_shared}
+    def _documents(self, rows: slice) -> NDArray[np.int32]:
+        found = self._rows("documents", rows)
+        first = self._first.astype(np.int32)
+        return np.concatenate(
+            [np.where(old >= 0, old + first[part], old) for part, old in found]
+        )
 
     def _blocks(self) -> Iterator[tuple[bool, slice]]:
         n = self._chosen.plan.n_training
@@ -302,7 +248,6 @@ def _create(
 
 
 def _data(sources: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where the text is from: as it was recorded where all say the same."""
     bare = [{k: v for k, v in s.items() if k != "documents"} for s in sources]
     if all(one == bare[0] for one in bare):
         return bare[0]
@@ -311,16 +256,11 @@ def _data(sources: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _origin(cache: ActivationCache, n: int) -> dict[str, Any]:
-    """What is kept of a cache that sequences were taken from."""
-    about = cache.attributes
-    kept: dict[str, Any] = {
-        k: about[k] for k in ("data", "parts", "code_version") if k in about
-    }
+    kept = {k: v for k, v in cache.attributes.items() if k in ("data", "parts", "code_version")}
     return {"digest": cache.digest, "sequences": n, "of": cache.n_sequences, **kept}
 
 
 def _copy_chunks(chosen: _Chosen, writer: CacheWriter, source: str) -> None:
-    """Copy what is missing, and finish."""
     missing = writer.missing(verify=True)
     runs = [missing[i : i + _CHUNKS_A_RUN] for i in range(0, len(missing), _CHUNKS_A_RUN)]
     n = chosen.plan.n_sequences

@@ -1,7 +1,6 @@
 """Where a cache lies: a local folder, or an object store (`s3://`, `gs://`, `az://`).
 
-Object stores are reached through obstore, which reads the usual variables of the environment
-(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...). A put there is atomic, as a rename is here.
+Obstore reads the usual variables of the environment. A put is atomic, as a rename is here.
 """
 
 import contextlib
@@ -85,11 +84,7 @@ def explained_store_failures(location: str | Path) -> Iterator[None]:
 
 
 def open_group(location: str | Path, mode: str) -> zarr.Group:
-    """The zarr group at `location`; `mode` is zarr's: `r`, `r+` or `w-`.
-
-    Raises:
-        FileNotFoundError, KeyError or ValueError: as zarr does, if there is none.
-    """
+    """Open the zarr group at `location`, in a mode of zarr's; raises what zarr does."""
     if not is_url(location):
         return zarr.open_group(str(location), mode=mode)  # type: ignore[arg-type]
     with explained_store_failures(location):
@@ -98,7 +93,7 @@ def open_group(location: str | Path, mode: str) -> zarr.Group:
 
 
 def emptied_group(location: str, attributes: dict[str, Any]) -> zarr.Group:
-    """A group in an object store with these attributes and nothing in it but its lock.
+    """Return a group in an object store with nothing in it but its attributes and its lock.
 
     It has its attributes first, so that a death on the way leaves no half of something else.
     """
@@ -127,47 +122,40 @@ def holds_something(location: str | Path) -> bool:
         return any(o["path"] != _LOCK for o in next(iter(found), []))
 
 
-def sweep(location: str | Path) -> None:
-    """Remove the halves of files and folders that a process left which was killed."""
+@contextlib.contextmanager
+def only_writer(location: str | Path) -> Iterator[None]:
+    """Be the one process that writes to a cache, until the context ends or the process dies.
+
+    Locally the system's lock on a file beside the cache, which no death leaves behind; halves
+    of files and folders that a killed process left are removed. In an object store an object
+    that is renewed every 20 seconds, and counts as left behind after two minutes.
+
+    Raises:
+        UserError: if another process writes to it.
+    """
     folder = local_folder(location)
-    if folder is not None:
+    if folder is None:
+        with _object_lock(str(location)):
+            yield
+        return
+    lock = folder.with_name(f".{folder.name}.lock")
+    with only_process(lock, lambda owner: _refusal(folder, owner)):
         for half in folder.rglob("*.partial"):
             half.unlink()
         # Of `atomic_path`: a cache that was being laid out.
         for beside in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
             if re.fullmatch(r".*\.[0-9a-f]{8}\.(partial|old)", beside.name):
                 shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def only_writer(location: str | Path) -> Iterator[None]:
-    """Be the one process that writes to a cache, until the context ends or the process dies.
-
-    Locally the system's lock on a file beside the cache, which no death leaves behind. In an
-    object store an object that is renewed every 20 seconds, and counts as left behind after
-    two minutes.
-
-    Raises:
-        UserError: if another process writes to it.
-    """
-    folder = local_folder(location)
-    with _file_lock(folder) if folder is not None else _object_lock(str(location)):
         yield
 
 
-def _refusal(location: str | Path, who: str) -> UserError:
+def _refusal(location: str | Path, owner: str) -> UserError:
+    who = f" ({owner})" if owner else ""
     # The system frees a file's lock when its owner dies; an object stays a while.
     if_dead = "" if local_folder(location) else " (if it was killed, for two minutes)"
     return UserError(
         f"{location}: another process{who} is writing to this cache; wait for it{if_dead}, or "
         "choose another run=..."
-    )
-
-
-def _file_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    return only_process(
-        folder.with_name(f".{folder.name}.lock"),
-        lambda owner: _refusal(folder, f" ({owner})" if owner else ""),
     )
 
 
@@ -183,8 +171,7 @@ def _object_lock(location: str) -> Iterator[None]:
             obstore.put(store, _LOCK, mine.encode(), mode="create")
         except AlreadyExistsError as error:
             found = obstore.get(store, _LOCK)
-            owner = bytes(found.bytes()).decode()
-            refusal = _refusal(location, f" ({owner})")
+            refusal = _refusal(location, bytes(found.bytes()).decode())
             if time.time() - found.meta["last_modified"].timestamp() < _STALE_SECONDS:
                 raise refusal from error
             try:

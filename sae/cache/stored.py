@@ -24,11 +24,8 @@ STORED_DTYPES: dict[str, tuple[str, Any]] = {
     "int8": ("int8", -128),
 }
 # What a row is read as.
-ROW_DTYPES = {
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.float32,
+ROW_DTYPES: dict[str, torch.dtype] = {
+    name: torch.float32 if name == "int8" else getattr(torch, name) for name in STORED_DTYPES
 }
 CHECKSUM_BYTES = 4
 
@@ -38,11 +35,9 @@ row, (sequence, position)."""
 
 
 def to_stored(x: Float[Tensor, "sequence position d_in"], dtype: str) -> Stored:
-    """Activations as the numpy array that is written for `dtype`, and scales for int8.
+    """Return activations as they are written for `dtype`, and for int8 the factor of each row.
 
-    Returns:
-        The array, and for int8 the factor of each row, (sequence, position): the row's largest
-        magnitude over 127, so that nothing is clipped.
+    The factor is the row's largest magnitude over 127, so that nothing is clipped.
 
     Raises:
         UserError: if a value is not finite, or too large for `dtype`.
@@ -90,8 +85,7 @@ def mapped_chunk(file: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> ND
     The array may be written to without a change to the file.
 
     Raises:
-        FileNotFoundError: if there is no such chunk.
-        ValueError: if its length or its checksum is wrong.
+        FileNotFoundError or ValueError: if there is no such chunk, or its bytes are wrong.
     """
     raw = np.memmap(file, dtype=np.uint8, mode="c")
     size = int(np.prod(shape)) * dtype.itemsize

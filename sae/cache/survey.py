@@ -1,5 +1,6 @@
 """What a cache says of itself and what its norms look like, in memory that does not grow."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,8 @@ from numpy.typing import NDArray
 
 from sae.base import progress
 from sae.cache.layout import ActivationCache, chunk_key, chunk_slices
-from sae.cache.quantiles import QuantileSketch
 from sae.cache.store import stored_bytes, stored_keys
+from sae.core.row_statistics import QuantileSketch
 from sae.core.scaling import SINK_NORM_MULTIPLE
 from sae.text.packing import ROWS_A_BLOCK
 
@@ -18,7 +19,7 @@ _SMALLEST = 1e-30
 
 
 def survey(cache: ActivationCache) -> dict[str, Any]:
-    """Everything there is to know about a cache, finished or not, as JSON holds it.
+    """Return all there is to know about a cache, finished or not, as JSON holds it.
 
     Norms are those of the training rows that are there. `sink_threshold` is the bound above
     which a row counts as an attention sink; it is an edge of `histogram`.
@@ -45,8 +46,9 @@ def survey(cache: ActivationCache) -> dict[str, Any]:
 
 
 def _surveyed_hooks(cache: ActivationCache) -> dict[str, Any]:
-    rows = {hook: _Rows() for hook in cache.hook_names}
-    n = cache.n_sequences
+    hooks, n = cache.hook_names, cache.n_sequences
+    # Training rows by their kind, and the norms of those that are text.
+    counts, sketches = {h: Counter[str]() for h in hooks}, {h: QuantileSketch() for h in hooks}
     special = cache.attributes["special_token_ids"]
     n_training = cache.attributes["rows"]["n_training"]
     with progress(n, "norms", "seq") as bar:
@@ -54,34 +56,23 @@ def _surveyed_hooks(cache: ActivationCache) -> dict[str, Any]:
             training = (np.arange(block.start, block.stop) < n_training)[:, None]
             padding = cache.read_rows("documents", block) < 0
             marks = np.isin(cache.read_rows("tokens", block), special) & ~padding
-            for hook, found in rows.items():
+            for hook in hooks:
                 norms = cache.read_rows(f"norms/{hook}", block)
-                found.add(norms, training & ~np.isnan(norms), padding, marks)
+                there = training & ~np.isnan(norms)
+                for kind, rows in (
+                    ("training", True),
+                    ("padding", padding),
+                    ("special", marks),
+                ):
+                    counts[hook][f"{kind}_rows"] += int((there & rows).sum())
+                sketches[hook].add(norms[there & ~padding & ~marks])
             bar.update(block.stop - block.start)
-    return {hook: _surveyed(cache, hook, found) for hook, found in rows.items()}
+    return {hook: _surveyed(cache, hook, counts[hook], sketches[hook]) for hook in hooks}
 
 
-class _Rows:
-    """Counts of a hook's training rows by their kind, and the norms of those that are text."""
-
-    def __init__(self) -> None:
-        self.norms = QuantileSketch()
-        self.all = self.padding = self.special = 0
-
-    def add(
-        self,
-        norms: NDArray[np.float32],
-        counted: NDArray[np.bool_],
-        padding: NDArray[np.bool_],
-        special: NDArray[np.bool_],
-    ) -> None:
-        self.all += int(counted.sum())
-        self.padding += int((counted & padding).sum())
-        self.special += int((counted & special).sum())
-        self.norms.add(norms[counted & ~padding & ~special])
-
-
-def _surveyed(cache: ActivationCache, hook: str, rows: _Rows) -> dict[str, Any]:
+def _surveyed(
+    cache: ActivationCache, hook: str, counts: dict[str, int], norms: QuantileSketch
+) -> dict[str, Any]:
     site = cache.site(hook)
     array = cache.array(f"activations/{hook}")
     keys, chunks = stored_keys(cache.location, f"activations/{hook}"), cache.chunks(hook)
@@ -93,14 +84,19 @@ def _surveyed(cache: ActivationCache, hook: str, rows: _Rows) -> dict[str, Any]:
         "chunks": len(chunks),
         "chunks_there": len(stored),
         "sequences": sum(c.stop - c.start for c in stored),
-        "training_rows": rows.all,
-        "padding_rows": rows.padding,
-        "special_rows": rows.special,
+        **counts,
     }
-    if rows.norms.total:
-        found |= _norms(rows.norms)
+    if norms.total:
+        found |= _norms(norms)
     if cache.attributes["complete"]:
-        found["largest_mean"] = _largest_mean(cache, hook)
+        # The dimension whose mean is largest; a few may rule all norms and distances.
+        statistics = cache.statistics(hook)
+        i = int(np.abs(statistics["mean"]).argmax())
+        found["largest_mean"] = {
+            "dimension": i,
+            "mean": float(statistics["mean"][i]),
+            "standard_deviation": float(np.sqrt(statistics["variance"][i])),
+        }
     return found
 
 
@@ -137,11 +133,3 @@ def _edges(values: NDArray[np.float64], threshold: float) -> NDArray[np.float64]
         zero + np.arange(first, max(last, first + 1) + 1) * step
     )
     return edges
-
-
-def _largest_mean(cache: ActivationCache, hook: str) -> dict[str, Any]:
-    """The dimension whose mean is largest; a few may rule all norms and distances."""
-    found = cache.statistics(hook)
-    i = int(np.abs(found["mean"]).argmax())
-    deviation = float(np.sqrt(found["variance"][i]))
-    return {"dimension": i, "mean": float(found["mean"][i]), "standard_deviation": deviation}

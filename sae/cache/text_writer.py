@@ -21,10 +21,8 @@ def write_text(
 ) -> None:
     """Stream a text into a cache, and declare it complete; damaged parts are put back.
 
-    Args:
-        blocks: the rows of either side, in their order.
-        digests: asked when the blocks have ended: of each document, (document,).
-        summary: likewise: what became of the documents.
+    Blocks of either side come in their order. When they have ended, `digests` is asked for
+    those of all documents, and `summary` for what became of them.
 
     Raises:
         UserError: if a part of another text is there already.
@@ -34,14 +32,16 @@ def write_text(
     # A process died when the text had ended early and the held-out rows were moving up: each
     # goes to its last place now, whatever stands there. Nothing was computed from them yet.
     moving = not writer.text_complete and plan != writer.planned
-    with explained_store_failures(writer.location):
-        if not writer.text_complete:
+    if not writer.text_complete:
+        with explained_store_failures(writer.location):
             # It may have died after it had shortened some arrays.
             writer.resize(writer.planned.n_sequences)
     for block in blocks:
-        at = written[block.held_out] + (plan.n_training if block.held_out else 0)
+        first, room = (
+            (plan.n_training, plan.n_held_out) if block.held_out else (0, plan.n_training)
+        )
+        at = first + written[block.held_out]
         written[block.held_out] += len(block.tokens)
-        room = plan.n_held_out if block.held_out else plan.n_training
         if written[block.held_out] > room:
             raise _another_text(writer)
         over = moving and block.held_out
@@ -50,9 +50,8 @@ def write_text(
             _put_rows(writer, "tokens", at, block.tokens, over=over)
     found = TextPlan(written[False], written[True], plan.context_size)
     data_digest = digest_bytes([digests().tobytes()])
-    if (moving or writer.text_complete) and found != plan:
-        raise _another_text(writer)
-    if writer.text_complete and data_digest != writer.attributes["data_digest"]:
+    other = writer.text_complete and data_digest != writer.attributes["data_digest"]
+    if other or ((moving or writer.text_complete) and found != plan):
         raise _another_text(writer)
     with explained_store_failures(writer.location):
         if not writer.text_complete and found != writer.planned:
@@ -60,8 +59,8 @@ def write_text(
                 _close_gap(writer, found)
             _give_up_what_is_behind(writer, found.n_sequences)
         held_out = np.arange(found.n_sequences) >= found.n_training
-        store_whole(writer.group, "held_out", held_out, overwrite=True)
-        store_whole(writer.group, "document_digests", digests(), overwrite=True)
+        store_whole(writer.group, "held_out", held_out)
+        store_whole(writer.group, "document_digests", digests())
         if not writer.text_complete:
             writer.declare(
                 data={**writer.attributes["data"], "documents": summary()},
@@ -73,11 +72,7 @@ def write_text(
 def _put_rows(
     writer: CacheWriter, name: str, at: int, rows: NDArray[np.int32], *, over: bool
 ) -> None:
-    """Store rows where none are; leave them where they are the same.
-
-    Raises:
-        UserError: where others are, unless they are to be written `over`.
-    """
+    """Store rows where none are or the same; others are refused, or written `over`."""
     array, place, fill = writer.array(name), slice(at, at + len(rows)), NOT_WRITTEN[name]
     try:
         found = np.asarray(array[place])
@@ -119,7 +114,6 @@ def _close_gap(writer: CacheWriter, found: TextPlan) -> None:
 
 
 def _give_up_what_is_behind(writer: CacheWriter, n: int) -> None:
-    """Shorten every array to `n` sequences."""
     for name, fill in NOT_WRITTEN.items():
         array = writer.array(name)
         # What stands behind the end in the last chunk is a part of its bytes.

@@ -9,9 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from sae.cache.layout import STATISTICS, TEXT, ActivationCache, chunk_key, chunk_slices, is_raw
-from sae.cache.store import explained_store_failures, local_folder, stored_keys
-from sae.cache.stored import mapped_chunk
+from sae.cache.layout import (
+    STATISTICS,
+    TEXT,
+    ActivationCache,
+    chunk_key,
+    chunk_slices,
+    stored_rows,
+)
+from sae.cache.store import explained_store_failures, stored_keys
 
 # Threads wait for a disk or an object store; so many chunks are asked for at a time.
 _THREADS = 8
@@ -30,16 +36,6 @@ class CheckedChunk:
     wrong: str | None
     """What is wrong with it; None if nothing."""
     missing: bool = False
-    """Whether it is just not there."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    name: str
-    array: Any
-    number: int
-    there: bool
-    rows: str
 
 
 def array_names(cache: ActivationCache) -> list[str]:
@@ -75,8 +71,8 @@ def check_chunks(cache: ActivationCache) -> Iterator[CheckedChunk]:
             yield from threads.map(lambda chunk: _checked(cache, chunk), some)
 
 
-def _chunks(cache: ActivationCache) -> Iterator[_Chunk | CheckedChunk]:
-    """The chunks to be read; an array that cannot be opened is found damaged as it is."""
+def _chunks(cache: ActivationCache) -> Iterator[tuple[Any, slice, str] | CheckedChunk]:
+    """Array, rows and words for them of what is to be read; what is wrong with the rest."""
     n = sum(cache.attributes["rows"].values())
     for name in array_names(cache):
         try:
@@ -88,9 +84,8 @@ def _chunks(cache: ActivationCache) -> Iterator[_Chunk | CheckedChunk]:
         except (TypeError, ValueError) as error:
             yield CheckedChunk(name, "all of it", 0, f"has a damaged zarr.json ({error})")
             continue
-        of_sequences = name in ("tokens", "documents", "held_out") or "/" in name
-        if name.startswith(("moments/", "statistics/")):
-            of_sequences = False
+        kind = name.split("/")[0]
+        of_sequences = kind not in ("document_digests", "moments", "statistics")
         if of_sequences and array.shape[0] != n:
             wrong = f"has {array.shape[0]} sequences where {n} should be"
             yield CheckedChunk(name, "all of it", 0, wrong)
@@ -98,36 +93,28 @@ def _chunks(cache: ActivationCache) -> Iterator[_Chunk | CheckedChunk]:
         unit = "sequences" if of_sequences else "entries"
         for i, rows in enumerate(chunk_slices(array.shape[0], array.chunks[0])):
             where = f"{unit} {rows.start} to {rows.stop - 1}"
-            yield _Chunk(name, array, i, chunk_key(array, i) in there, where)
+            if chunk_key(array, i) in there:
+                yield array, rows, where
+            else:
+                yield CheckedChunk(name, where, 0, "is not there", missing=True)
 
 
-def _checked(cache: ActivationCache, chunk: _Chunk | CheckedChunk) -> CheckedChunk:
+def _checked(
+    cache: ActivationCache, chunk: tuple[Any, slice, str] | CheckedChunk
+) -> CheckedChunk:
     if isinstance(chunk, CheckedChunk):
         return chunk
-    wrong = _wrong(cache, chunk)
-    n_bytes = _chunk_bytes(chunk.array) if chunk.there else 0
-    return CheckedChunk(chunk.name, chunk.rows, n_bytes, wrong, missing=not chunk.there)
+    array, rows, where = chunk
+    wrong = None
+    try:
+        with explained_store_failures(cache.location):
+            stored_rows(array, cache.location, rows)
+    except FileNotFoundError:
+        wrong = "is not there"
+    except ValueError as error:
+        wrong = f"is damaged ({error})"
+    return CheckedChunk(array.path, where, _chunk_bytes(array), wrong)
 
 
 def _chunk_bytes(array: Any) -> int:
     return int(np.prod(array.chunks)) * int(array.dtype.itemsize)
-
-
-def _wrong(cache: ActivationCache, chunk: _Chunk) -> str | None:
-    """What is wrong with a chunk."""
-    if not chunk.there:
-        return "is not there"
-    array, folder = chunk.array, local_folder(cache.location)
-    size = array.chunks[0]
-    try:
-        if folder is not None and is_raw(array):
-            file = folder / chunk.name / chunk_key(array, chunk.number)
-            mapped_chunk(file, array.chunks, array.dtype)
-        else:
-            with explained_store_failures(cache.location):
-                np.asarray(array[chunk.number * size : (chunk.number + 1) * size])
-    except FileNotFoundError:
-        return "is not there"
-    except ValueError as error:
-        return f"is damaged ({error})"
-    return None

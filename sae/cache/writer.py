@@ -1,10 +1,8 @@
 """Writing a cache so that it can be killed at any instant and resumed to the same bytes.
 
-The cache is laid out empty (`create_cache`), then its text is streamed in, and chunks of
-activations are filled in any order, each by whoever has computed it: every array of a chunk
-with one atomic write, the activations last. What is there needs no list: a chunk's file is. A
-chunk that is missing or damaged is computed again, so repairing is the same as resuming.
-Statistics are reduced over chunks in a fixed order from the moments stored beside them.
+A cache is laid out empty, its text streamed in, and its chunks are filled in any order, the
+activations of each last. A chunk is there if its file is; one that is missing or damaged is
+computed again, so repairing is the same as resuming.
 """
 
 import contextlib
@@ -20,21 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
-from sae.base import JsonObject, UserError
-from sae.cache.layout import (
-    STATISTICS,
-    TEXT,
-    check_format,
-    chunk_damage,
-    chunk_key,
-    chunk_slices,
-)
-from sae.cache.quantiles import QuantileSketch
+from sae.base import UserError
+from sae.cache.layout import STATISTICS, TEXT, chunk_key, chunk_slices, written_rows
 from sae.cache.store import explained_store_failures, open_group, stored_keys
 from sae.cache.stored import STORED_DTYPES, Stored, from_stored, to_stored
-from sae.core.row_statistics import merged_moments, norms_and_moments, split_moments
+from sae.core.row_statistics import (
+    QuantileSketch,
+    merged_moments,
+    norms_and_moments,
+    split_moments,
+)
 from sae.core.scaling import SINK_NORM_MULTIPLE
-from sae.models import ModelRecord
 from sae.text.packing import TextPlan
 
 _QUANTILES = 101
@@ -48,40 +42,22 @@ class CacheWriter:
 
     def __init__(self, location: str | Path) -> None:
         self.location = location
-        self._open()
+        self.refresh()
 
-    def _open(self) -> None:
+    def refresh(self) -> None:
+        """See what another process has written since."""
         self.group = open_group(self.location, "r+")
         self.attributes: dict[str, Any] = dict(self.group.attrs)
         self.hooks: list[str] = list(self.attributes.get("hooks", {}))
         self._arrays: dict[str, Any] = {}
 
-    def refresh(self) -> None:
-        """See what another process has written since."""
-        self._open()
-
     def array(self, name: str) -> Any:
-        """One of the cache's arrays."""
-        found = self._arrays.get(name)
-        if found is None:
-            # Kept in hand: a thread may be writing while another one refreshes.
-            found = self._arrays[name] = self.group[name]
-        return found
-
-    def check_format(self) -> None:
-        """Refuse what is no cache, or one of another version."""
-        check_format(self.location, self.attributes)
-
-    @property
-    def digest(self) -> str:
-        """Identifies what this cache is to hold."""
-        return str(self.attributes.get("digest"))
-
-    @property
-    def model(self) -> ModelRecord:
-        """Which model its activations are of."""
-        about = JsonObject(str(self.location), "", self.attributes, "harvest again")
-        return ModelRecord.from_json(about.part("model"))
+        """Return one of the cache's arrays."""
+        # Kept in hand: a thread may be writing while another one refreshes.
+        arrays = self._arrays
+        if name not in arrays:
+            arrays[name] = self.group[name]
+        return arrays[name]
 
     @property
     def dtype(self) -> str:
@@ -117,8 +93,6 @@ class CacheWriter:
     @property
     def _chunk_size(self) -> int:
         return int(self.array(f"activations/{self.hooks[0]}").chunks[0])
-
-    # Text
 
     def tokens(self, chunk: slice) -> NDArray[np.int32] | None:
         """Token ids of a chunk, (sequence, position); None while they are not all final.
@@ -168,14 +142,10 @@ class CacheWriter:
         """Whether the text is complete and reads as it was written."""
         return self.text_complete and all(self._whole(name) for name in TEXT)
 
-    # Activations
-
     def missing(self, *, verify: bool, rank: int = 0, n_ranks: int = 1) -> list[slice]:
-        """Chunks that some hook has not got.
+        """Return the chunks that some hook has not got; with `verify` damaged ones as well.
 
-        Args:
-            verify: whether to read what is there, and take a damaged chunk for missing.
-            rank: of `n_ranks` processes that take turns with the chunks: which one's.
+        Of `n_ranks` processes that take turns with the chunks, those of number `rank`.
         """
         names = [f"{kind}/{hook}" for hook in self.hooks for kind in self._kinds()]
         there = {name: stored_keys(self.location, name) for name in names}
@@ -185,13 +155,17 @@ class CacheWriter:
                 chunk
                 for i, chunk in mine
                 if not all(chunk_key(self.array(name), i) in there[name] for name in names)
-                or (verify and any(self._damage(chunk)))
+                or (verify and not all(self._reads(name, i, chunk) for name in names))
             ]
 
-    def _damage(self, chunk: slice) -> Iterator[str]:
-        for hook in self.hooks:
-            if wrong := chunk_damage(self.group, self.location, hook, chunk):
-                yield wrong
+    def _reads(self, name: str, i: int, chunk: slice) -> bool:
+        """Whether an array's part of chunk number `i` is there as it was written."""
+        rows = slice(i, i + 1) if name.startswith("moments/") else chunk
+        try:
+            written_rows(self.group, self.location, name, rows)
+        except (FileNotFoundError, ValueError):
+            return False
+        return True
 
     def _kinds(self) -> list[str]:
         """Arrays with a chunk for every chunk of activations; these come last."""
@@ -229,11 +203,7 @@ class CacheWriter:
         return True
 
     def write(self, chunk: slice, activations: dict[str, Tensor]) -> None:
-        """Store one chunk of every hook.
-
-        Args:
-            activations: for each hook (sequence, position, d_in).
-        """
+        """Store one chunk of every hook: activations (sequence, position, d_in) by its name."""
         found = ((hook, to_stored(x, self.dtype)) for hook, x in activations.items())
         self.write_stored(chunk, found)
 
@@ -266,29 +236,23 @@ class CacheWriter:
         except UserError as error:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                left = sum(c.stop - c.start for c in self.missing(verify=False))
+                widths = [self.array(f"activations/{hook}").shape[2] for hook in self.hooks]
+                needed = bytes_needed(left * self.plan.context_size, widths, self.dtype)
                 raise UserError(
-                    f"{self.location}: the disk is full; {self._bytes_left() / 1e9:.3g} GB are "
+                    f"{self.location}: the disk is full; {needed / 1e9:.3g} GB are "
                     "still needed: free some space and run the same command again, what is "
                     "finished is kept"
                 ) from cause
             raise
 
-    def _bytes_left(self) -> int:
-        left = sum(c.stop - c.start for c in self.missing(verify=False))
-        widths = [self.array(f"activations/{hook}").shape[2] for hook in self.hooks]
-        return bytes_needed(left * self.plan.context_size, widths, self.dtype)
-
-    # The end
-
     def finish(self) -> None:
         """Reduce the statistics over all chunks and declare the cache complete."""
-        about = {}
         with explained_store_failures(self.location):
-            for hook in self.hooks:
-                about[hook] = {
-                    **self.attributes["hooks"][hook],
-                    "training_rows": self._write_statistics(hook),
-                }
+            about = {
+                hook: {**known, "training_rows": self._write_statistics(hook)}
+                for hook, known in self.attributes["hooks"].items()
+            }
             self.declare(hooks=about, complete=True)
 
     def declare(self, **attributes: Any) -> None:
@@ -298,21 +262,16 @@ class CacheWriter:
 
     def resize(self, n: int) -> None:
         """Make room for `n` sequences, or give up what is behind them."""
-        names = ["tokens", "documents"]
+        n_chunks = len(chunk_slices(n, self._chunk_size))
+        sizes = {"tokens": n, "documents": n}
         for hook in self.hooks:
-            names += [f"{kind}/{hook}" for kind in self._kinds() if kind != "moments"]
-        for name in names:
+            sizes |= {f"{k}/{hook}": n_chunks if k == "moments" else n for k in self._kinds()}
+        for name, size in sizes.items():
             array = self.array(name)
-            if array.shape[0] != n:
-                array.resize((n, *array.shape[1:]))
-        for hook in self.hooks:
-            moments = self.array(f"moments/{hook}")
-            n_chunks = len(chunk_slices(n, self._chunk_size))
-            if moments.shape[0] != n_chunks:
-                moments.resize((n_chunks, moments.shape[1]))
+            if array.shape[0] != size:
+                array.resize((size, *array.shape[1:]))
 
     def _write_statistics(self, hook: str) -> dict[str, int]:
-        """Store statistics of a hook; how many training rows there are, of which kind."""
         moments = self.array(f"moments/{hook}")
         parts = (np.asarray(moments[p]) for p in chunk_slices(moments.shape[0], 64))
         count, mean, squares = split_moments(merged_moments(itertools.chain(*parts)))
@@ -323,7 +282,7 @@ class CacheWriter:
         quantiles = sketch.quantiles(np.linspace(0, 1, _QUANTILES))
         values = (mean, squares / count, quantiles)
         for name, value in zip(STATISTICS, values, strict=True):
-            store_whole(self.group, f"statistics/{hook}/{name}", value, overwrite=True)
+            store_whole(self.group, f"statistics/{hook}/{name}", value)
         return {
             "all": self.plan.n_training * self.plan.context_size,
             "text": int(count),
@@ -334,7 +293,6 @@ class CacheWriter:
 def _row_statistics(
     stored: NDArray[Any], scales: NDArray[np.float32] | None, keep: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Norms of all rows (sequence, position), and moments of those to keep."""
     norms, moments = [], []
     # Some sequences at a time: as float32 they are to stay in the processor's cache.
     step = max(1, _BLOCK_VALUES // int(np.prod(stored.shape[1:])))
@@ -347,36 +305,26 @@ def _row_statistics(
     return np.concatenate(norms), merged_moments(moments)
 
 
-def store_whole(
-    group: zarr.Group, name: str, data: NDArray[Any], *, overwrite: bool = False
-) -> None:
+ARRAY_SETTINGS: dict[str, Any] = {
+    "filters": None,
+    # Chunks lie side by side in one folder, `c.7.0.0`, and not in folders of their own.
+    "chunk_key_encoding": {"name": "default", "separator": "."},
+    "overwrite": True,
+    # Zarr leaves out chunks of its fill value: one that got lost would read as written, and
+    # to find out zarr would read chunks that are there.
+    "config": {"write_empty_chunks": True},
+}
+
+
+def store_whole(group: zarr.Group, name: str, data: NDArray[Any]) -> None:
     """Store a small array that is read whole."""
-    group.create_array(
-        name,
-        data=data,
-        chunks=(min(len(data), 65_536), *data.shape[1:]),
-        compressors=[Crc32cCodec()],
-        filters=None,
-        chunk_key_encoding=flat_keys(),
-        overwrite=overwrite,
-        # Zarr leaves out chunks of zeros; then one that got lost would read as zeros.
-        config={"write_empty_chunks": True},
-    )
-
-
-def flat_keys() -> Any:
-    """Chunks side by side in one folder, `c.7.0.0`, and not in folders of their own."""
-    return {"name": "default", "separator": "."}
+    chunks = (min(len(data), 65_536), *data.shape[1:])
+    codecs = [Crc32cCodec()]
+    group.create_array(name, data=data, chunks=chunks, compressors=codecs, **ARRAY_SETTINGS)
 
 
 def bytes_needed(n_tokens: int, widths: Iterable[int], dtype: str) -> int:
-    """Return the size on disk of an uncompressed cache.
-
-    It holds activations, scales, norms, tokens and documents.
-
-    Args:
-        widths: of the activations at each hook.
-    """
+    """Return the size on disk of an uncompressed cache: activations, norms, scales and text."""
     size = np.dtype(STORED_DTYPES[dtype][0]).itemsize
     beside = 8 if dtype == "int8" else 4
     return n_tokens * (sum(width * size + beside for width in widths) + 8)

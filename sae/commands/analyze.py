@@ -16,6 +16,8 @@ from sae.run import Run, make
 if TYPE_CHECKING:
     import pyarrow
 
+__all__ = ["AnalyzeConfig", "run"]
+
 
 def run(config: AnalyzeConfig) -> Atlas:
     """Make the atlas, or reuse one made from the same dictionary, cache and settings.
@@ -28,7 +30,6 @@ def run(config: AnalyzeConfig) -> Atlas:
     name, dictionary = run.load(config.dictionary)
     check_same_origin(name, dictionary, cache)
     analysis = Analysis(config, cache, name, dictionary)
-    analysis.check()
     atlas = Atlas(run.atlas(name))
     wanted = analysis.digest
 

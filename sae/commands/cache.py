@@ -1,16 +1,17 @@
-"""`sae cache info | verify | merge | sample`: looking into caches, and caches from caches."""
+"""`sae cache info | verify | merge | sample | export | import`."""
 
 import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 from sae.base import UNKNOWN, UserError, digest, duration, progress, require, say, show, size
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.merge import copy_sequences, merge_caches, random_sequences
 from sae.cache.survey import survey
 from sae.cache.verify import bytes_to_read, check_chunks
+from sae.exchange.activations import export_to_hf, import_from_saelens
 from sae.models import load_tokenizer, recorded_config
 from sae.pages.cache_table import printable, sequence_lines, sides, survey_lines
 
@@ -28,10 +29,8 @@ class CacheInfoConfig:
 def info(config: CacheInfoConfig) -> None:
     """Print what is known of a cache, also of an unfinished one."""
     found = survey(open_cache(config.cache, unfinished=True))
-    if config.json:
-        show(json.dumps(found, indent=2, allow_nan=False))
-    else:
-        show("\n".join(map(printable, survey_lines(found))))
+    table = map(printable, survey_lines(found))
+    show(json.dumps(found, indent=2, allow_nan=False) if config.json else "\n".join(table))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,20 +67,16 @@ def verify(config: CacheVerifyConfig) -> bool:
     taken = f"{seconds:.2g} s" if seconds < 10 else duration(seconds)
     speed = f"{taken} at {size(n_bytes / seconds)}/s"
     read = f"{size(n_bytes)} in {n_chunks:,} chunks, read in {speed}"
+    verbs = {"merge": "cache merge", "sample": "cache sample", "saelens": "cache import"}
+    again = f"run the same sae {verbs.get(cache.attributes.get('source', ''), 'harvest')} again"
     if n_wrong:
         chunks = f"{n_wrong:,} chunk{'s' if n_wrong > 1 else ''}"
-        show(f"damaged: {chunks}, see above; {_again(cache)}: it makes only these anew")
-        show(f"read: {read}")
+        show(f"damaged: {chunks}, see above; {again}: it makes only these anew\nread: {read}")
     elif not finished:
-        show(f"unfinished, nothing of it damaged: {read}; {_again(cache)} to complete it")
+        show(f"unfinished, nothing of it damaged: {read}; {again} to complete it")
     else:
         show(f"intact: {read}")
     return finished and not n_wrong
-
-
-def _again(cache: ActivationCache) -> str:
-    verbs = {"merge": "cache merge", "sample": "cache sample", "saelens": "cache import"}
-    return f"run the same sae {verbs.get(cache.attributes.get('source', ''), 'harvest')} again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +95,10 @@ def merge(config: CacheMergeConfig) -> ActivationCache:
 
 
 def _shown(cache: ActivationCache) -> ActivationCache:
-    about = cache.attributes
-    documents = about["data"]["documents"]
-    several = len(about["parts"]) > 1
+    documents, several = (
+        cache.attributes["data"]["documents"],
+        len(cache.attributes["parts"]) > 1,
+    )
     shared = f", {documents['shared']:,} of them in more than one cache" if several else ""
     show(f"{cache.location}: {sides(cache)}, {documents['used']:,} documents{shared}")
     return cache
@@ -128,10 +124,10 @@ class CacheSampleConfig:
 def sample(config: CacheSampleConfig) -> ActivationCache | None:
     """Print random sequences and return None, or return the smaller cache of them."""
     cache = open_cache(config.cache)
+    usual = 5 if config.out is None else 1000
+    chosen = random_sequences(cache, usual if config.n is None else config.n, config.seed)
     if config.out is not None:
-        chosen = random_sequences(cache, 1000 if config.n is None else config.n, config.seed)
         return _shown(copy_sequences(config.out, [(cache, chosen)], source="sample"))
-    chosen = random_sequences(cache, 5 if config.n is None else config.n, config.seed)
     decode = _decoder(cache)
     for sequence in chosen:
         show("\n".join(sequence_lines(cache, int(sequence), decode)))
@@ -140,16 +136,65 @@ def sample(config: CacheSampleConfig) -> ActivationCache | None:
 
 def _decoder(cache: ActivationCache) -> Callable[[list[int]], str]:
     """Return what turns the cache's tokens into text, or into numbers without a tokenizer."""
-    record = cache.model
     try:
-        tokenizer = load_tokenizer(recorded_config(record, "cpu"))
-        known = cache.attributes["tokenizer_digest"]
-        require(
-            known in (UNKNOWN, digest(tokenizer.get_vocab())),
-            f"{record.name} has another tokenizer now",
-        )
+        tokenizer = load_tokenizer(recorded_config(cache.model, "cpu"))
+        same = cache.attributes["tokenizer_digest"] in (UNKNOWN, digest(tokenizer.get_vocab()))
+        require(same, f"{cache.model.name} has another tokenizer now")
     except UserError as error:
         say(f"sample: token ids are shown, because {error}")
         return lambda ids: " ".join(map(str, ids))
-    decode: Callable[[list[int]], str] = tokenizer.decode
-    return decode
+    return lambda ids: str(tokenizer.decode(ids))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheExportConfig:
+    """Write a cache as a Hugging Face data set that SAELens trains from."""
+
+    cache: str
+    """The cache: a folder, or an address in an object store such as `s3://bucket/x.zarr`."""
+    out: str
+    """The folder to write."""
+    hook_names: list[str] | None = None
+    """Hooks whose activations are written, a column each; by default all of the cache."""
+    held_out: bool | str = False
+    """Which sequences are written: those for training (false), those that are held out of it
+    (true), or both (all)."""
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.held_out, bool) or self.held_out == "all",
+            f"held_out={self.held_out}: give true, false or all",
+        )
+
+
+def export(config: CacheExportConfig) -> int:
+    """Write the data set, and return the number of its sequences."""
+    side = config.held_out if isinstance(config.held_out, bool) else None
+    n = export_to_hf(open_cache(config.cache), config.out, config.hook_names, held_out=side)
+    show(f"{config.out}: {n:,} sequences")
+    return n
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheImportConfig:
+    """Make a cache from a data set that SAELens's CacheActivationsRunner wrote."""
+
+    folder: str
+    """The folder of the data set."""
+    out: str
+    """Where the new cache goes."""
+    model_name: str
+    """Model that the activations are of: a local folder, or a Hub id such as `gpt2`."""
+    held_out_fraction: float = 0.1
+    """Share of the sequences that are kept out of training."""
+    dtype: str = "float16"
+    """Precision in which activations are stored: float16, bfloat16, float32 or int8."""
+    special_token_ids: list[int] = field(default_factory=list)
+    """Tokens that are no text, such as the one at the beginning; they are not trained on."""
+
+
+def import_(config: CacheImportConfig) -> ActivationCache:
+    """Write the cache, or go on with it, and say what is in it."""
+    cache = import_from_saelens(**asdict(config))
+    show(f"{config.out}: {sides(cache)}")
+    return cache

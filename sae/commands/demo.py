@@ -10,9 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from sae.analysis.analyze import AnalyzeConfig
 from sae.architectures import StandardConfig
 from sae.base import (
     UserError,
@@ -22,34 +20,17 @@ from sae.base import (
     read_json,
     require,
     say,
-    versions,
     write_json,
 )
-from sae.commands import analyze, export, harvest, steer, sweep
-from sae.evaluation.evaluate import EvalConfig, evaluate
-from sae.harvesting.config import HarvestConfig
-from sae.models import is_causal
-from sae.pages.compare import say_comparison, write_comparison
-from sae.pages.pareto import Pareto
-from sae.pages.report import cache_figures, export_figures, write_report
-from sae.publishing.plan import ExportConfig
+from sae.commands import analyze, eval, export, harvest, steer, train
+from sae.commands.analyze import AnalyzeConfig
+from sae.commands.eval import EvalConfig
+from sae.commands.export import ExportConfig
+from sae.commands.harvest import HarvestConfig
+from sae.commands.steer import SteerConfig
+from sae.commands.train import TrainConfig
+from sae.pages.report import write_report
 from sae.run import Run
-from sae.steering.steer import SteerConfig
-from sae.training.config import TrainConfig
-
-
-def _grid() -> list[float]:
-    return [1.0, 1.5, 2.2, 3.2, 4.7]
-
-
-# What fits twenty minutes on two cores.
-def _harvest() -> HarvestConfig:
-    return HarvestConfig(n_tokens=448_000)
-
-
-def _train() -> TrainConfig:
-    return TrainConfig(training_tokens=1_600_000, sae=StandardConfig(d_sae=2304))
-
 
 # Keys of stages that have no effect in a demo, and the key that has.
 _SET_BY_THE_DEMO = {
@@ -72,13 +53,18 @@ class DemoConfig:
     it comes together in a report.
     """
 
+    # By default what fits twenty minutes on two cores.
     run: str = "runs/demo"
     """Folder of the run, for everything; the report is `{run}/report.html`."""
-    harvest: HarvestConfig = field(default_factory=_harvest)
+    harvest: HarvestConfig = field(default_factory=lambda: HarvestConfig(n_tokens=448_000))
     """Keys of `sae harvest`."""
-    train: TrainConfig = field(default_factory=_train)
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            training_tokens=1_600_000, sae=StandardConfig(d_sae=2304)
+        )
+    )
     """Keys of `sae train`."""
-    l1_coefficients: list[float] = field(default_factory=_grid)
+    l1_coefficients: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.2, 3.2, 4.7])
     """Weights of the L1 penalty, with a dictionary for each; all read the same batches."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Keys of `sae eval`."""
@@ -114,26 +100,22 @@ class _Clock:
 
     def __init__(self, path: Path, config: DemoConfig) -> None:
         self.path = path
-        wanted = digest(plain(config))
+        fresh: dict[str, Any] = {"digest": digest(plain(config)), "seconds": {}, "done": []}
         found = read_json(path) if path.exists() else {}
-        self.state: dict[str, Any] = {"digest": wanted, "seconds": {}, "done": []}
-        if found.get("digest") == wanted:
-            self.state = found
+        self.state = found if found.get("digest") == fresh["digest"] else fresh
         self.seconds: dict[str, float] = self.state["seconds"]
-        self.done: list[str] = self.state["done"]
 
     def time(self, stage: str, work: Callable[[], Any]) -> Any:
         """Do `work`; its time counts until it has once come to its end."""
+        if stage in self.state["done"]:
+            return work()
         began = time.perf_counter()
         try:
             result = work()
+            self.state["done"].append(stage)
         finally:
-            if stage not in self.done:
-                spent = time.perf_counter() - began
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
-                write_json(self.path, self.state)
-        if stage not in self.done:
-            self.done.append(stage)
+            spent = time.perf_counter() - began
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
             write_json(self.path, self.state)
         return result
 
@@ -144,63 +126,41 @@ def run(config: DemoConfig) -> dict[str, Any]:
     check_writable(run.folder)
     model = config.harvest.model
     require(
-        is_causal(model),
+        model.is_causal(),
         f"model={model.name} is an encoder and predicts no next token, so there is nothing to "
         "steer; run sae harvest, train, eval and analyze instead",
     )
     clock = _Clock(run.timings, config)
-    cache = clock.time("harvest", lambda: harvest.run(replace(config.harvest, run=config.run)))
-    names = clock.time("train", lambda: _sweep(config))
-    pareto = clock.time("eval", lambda: _compared(config, names))
+
+    def done(stage: str, work: Callable[[Any], Any], asked: Any, **given: Any) -> Any:
+        here = replace(asked, run=config.run, **given)
+        return clock.time(stage, lambda: work(here))
+
+    cache = done("harvest", harvest.run, config.harvest)
+    grid = _grid(config)
+    clock.time("train", lambda: train.run_all(grid))
+    names = [one.id for one in grid]
+    pareto = done("eval", lambda asked: eval.compare(asked, names), config.eval)
     chosen = pareto.recommended.id
-    atlas = clock.time(
-        "analyze",
-        lambda: analyze.run(replace(config.analyze, run=config.run, dictionary=chosen)),
-    )
-    steering = clock.time(
-        "steer", lambda: steer.run(replace(config.steer, run=config.run, dictionary=chosen))
-    )
-    exported = clock.time(
-        "export", lambda: export.run(ExportConfig(run=config.run, dictionary=chosen))
-    )
-    report = {
-        "run": config.run,
-        "model_name": cache.model.hub_id,
-        **cache_figures(run, cache),
-        **pareto.for_page(),
-        "atlas": quote(f"{atlas.folder.relative_to(run.folder).as_posix()}/index.html"),
-        "steering": steering,
-        "timings": clock.seconds,
-        "export": export_figures(exported),
-        "versions": versions(),
-    }
-    write_report(run, report, atlas, names)
-    say_comparison(pareto)
+    atlas = done("analyze", analyze.run, config.analyze, dictionary=chosen)
+    steering = done("steer", steer.run, config.steer, dictionary=chosen)
+    exported = done("export", export.run, ExportConfig(), dictionary=chosen)
+    more = {"steering": steering, "timings": clock.seconds}
+    report = write_report(config.run, names, cache, pareto, atlas, exported, more)
     spent = sum(clock.seconds.values()) / 60
     say(f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work")
     return report
 
 
-def _sweep(config: DemoConfig) -> list[str]:
-    """Train one dictionary for each coefficient, all from the same seed and batches."""
+def _grid(config: DemoConfig) -> list[TrainConfig]:
+    """Return a training for each coefficient, all from the same seed and batches."""
     if not isinstance(config.train.sae, StandardConfig):
         raise UserError("the demo sweeps l1_coefficient; train.sae must be standard")
     # Compared later, when all of the demo's figures are made.
-    later = replace(config.train.sweep, evaluate=False)
-    configs = [
-        replace(
-            config.train,
-            run=config.run,
-            sae=replace(config.train.sae, l1_coefficient=coefficient),
-            sweep=later,
-        )
+    later = replace(
+        config.train, run=config.run, sweep=replace(config.train.sweep, evaluate=False)
+    )
+    return [
+        replace(later, sae=replace(config.train.sae, l1_coefficient=coefficient))
         for coefficient in config.l1_coefficients
     ]
-    sweep.run(configs)
-    return [one.id for one in configs]
-
-
-def _compared(config: DemoConfig, names: list[str]) -> Pareto:
-    """Measure the sweep, and recommend one of it."""
-    evaluate(replace(config.eval, run=config.run))
-    return write_comparison(Run.at(config.run), config.eval.max_l0, names, page=False)

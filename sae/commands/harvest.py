@@ -1,12 +1,15 @@
 """`sae harvest`: text through the model, activations of some hooks into a cache."""
 
+from dataclasses import dataclass, fields
+
+from sae.base import require, show
 from sae.base.processes import joined_processes
 from sae.cache.layout import ActivationCache, open_cache
 from sae.harvesting.config import HarvestConfig
-from sae.harvesting.harvest import Harvest, harvest
-from sae.run import Run
+from sae.harvesting.harvest import harvest
+from sae.models import list_sites, load_skeleton, measured
 
-__all__ = ["HarvestConfig", "run"]
+__all__ = ["HarvestConfig", "HarvestListHooksConfig", "list_hooks", "run"]
 
 
 def run(config: HarvestConfig) -> ActivationCache:
@@ -14,15 +17,39 @@ def run(config: HarvestConfig) -> ActivationCache:
 
     Started by `torchrun`, several processes fill one cache, taking turns with its chunks.
     """
-    asked = Harvest(
-        reading=config,
-        place=config.cache_location,
-        digest=config.digest,
-        n_tokens=config.n_tokens,
-        compression=config.compression,
-        verify=config.verify,
-        timing_path=Run.at(config.run).harvest_timing,
-    )
     with joined_processes() as processes:
-        harvest(asked, processes)
+        harvest(config, processes)
     return open_cache(config.cache_location)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HarvestListHooksConfig(HarvestConfig):
+    """List every place in a model that can be read, with the names to give as `hook_names`.
+
+    It takes the keys of a harvest, so that the flag can be added to one; the model counts.
+    """
+
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return the keys of a harvest that say nothing of the model."""
+        return dict.fromkeys(field.name for field in fields(self) if field.name != "model")
+
+
+def list_hooks(config: HarvestListHooksConfig) -> None:
+    """Print a line for each hook of the model, told from its configuration alone.
+
+    Raises:
+        UserError: if the model's blocks have no TransformerLens names here.
+    """
+    skeleton = load_skeleton(config.model)
+    sites = measured(skeleton, list_sites(skeleton))
+    require(
+        bool(sites),
+        f"model.name={config.model.name} ({type(skeleton).__name__}) is built of blocks that "
+        "have no TransformerLens names here; give module paths in hook_names instead",
+    )
+    rows = [("hook_name", "module", "side", "width")]
+    rows += [(s.hook_name, s.module, s.side, str(s.width or "")) for s in sites]
+    wide = [max(len(row[i]) for row in rows) for i in range(3)]
+    for name, module, side, width in rows:
+        line = f"{name:<{wide[0]}}  {module:<{wide[1]}}  {side:<{wide[2]}}  {width:>5}"
+        show(line.rstrip())

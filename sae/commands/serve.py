@@ -16,14 +16,16 @@ from sae.base import UserError, require, say
 from sae.dictionary import Dictionary
 from sae.models import LanguageModel, locate
 from sae.pages.server.app import Pages, application
-from sae.pages.server.guard import is_loopback, name_check
-from sae.pages.server.listening import address_of, listen, serve_until_stopped
-from sae.pages.server.live import LiveAtlas, Shelf
-from sae.pages.server.requests import ReadRequest, SteerRequest
+from sae.pages.server.guard import (
+    address_of,
+    is_loopback,
+    listen,
+    name_check,
+    serve_until_stopped,
+)
+from sae.pages.server.live import LiveAtlas, ReadRequest, Shelf, SteerRequest
 from sae.run import Run
-from sae.steering.beside import generate_beside, with_baseline
-from sae.steering.doses import unit_dose
-from sae.steering.generate import Sampling
+from sae.steering.generate import Sampling, generate_beside, unit_dose, with_baseline
 
 _PAGE_FILES = ("index.html", "data/index.js", "data/labels.js")
 
@@ -84,7 +86,7 @@ def pages_of(config: ServeConfig) -> Pages:
     run = Run.at(config.run)
     require(run.folder.is_dir(), f"run={config.run}: no such folder; give one of a pipeline")
     root = run.folder.resolve()
-    shelf = Shelf(run, config.device, _Answers())
+    shelf = Shelf(run, config.device, _read, _steer)
     found, unreadable = {}, []
     for path in sorted(run.atlases.glob("[!.]*")):
         if not path.is_dir():
@@ -144,36 +146,31 @@ def _say_where(config: ServeConfig, address: str) -> None:
     say(f"serve: {config.run} is at {address} (Ctrl-C stops it)")
 
 
-class _Answers:
-    """What analysis and steering know, in the form that the page takes."""
+def _read(model: LanguageModel, dictionary: Dictionary, request: ReadRequest) -> dict[str, Any]:
+    found = read_text(model, dictionary, request.text, feature=request.feature)
+    acts = {} if found.acts is None else {"acts": found.acts}
+    return {"tokens": found.tokens, "features": found.strongest, **acts}
 
-    def read(
-        self, model: LanguageModel, dictionary: Dictionary, request: ReadRequest
-    ) -> dict[str, Any]:
-        found = read_text(model, dictionary, request.text, feature=request.feature)
-        acts = {} if found.acts is None else {"acts": found.acts}
-        return {"tokens": found.tokens, "features": found.strongest, **acts}
 
-    def steer(
-        self,
-        model: LanguageModel,
-        dictionary: Dictionary,
-        max_activation: float,
-        request: SteerRequest,
-        check: Callable[[], None],
-    ) -> dict[str, Any]:
-        direction = unit_dose(dictionary, request.feature, max_activation)
-        directions = with_baseline(direction, request.strength, request.seed + request.feature)
-        sampling = Sampling(
-            max_new_tokens=request.max_new_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-        )
-        site = locate(model.module, dictionary.writes[0].place)
-        texts = generate_beside(model, site, request.text, directions, sampling, check)
-        shown = ({"text": c.text, "perplexity": c.perplexity} for c in texts)
-        return {
-            "prompt": request.text,
-            **dict(zip(("plain", "steered", "random"), shown, strict=True)),
-            "norm": float(torch.linalg.vector_norm(directions[0])),
-        }
+def _steer(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    max_activation: float,
+    request: SteerRequest,
+    check: Callable[[], None],
+) -> dict[str, Any]:
+    direction = unit_dose(dictionary, request.feature, max_activation)
+    directions = with_baseline(direction, request.strength, request.seed + request.feature)
+    sampling = Sampling(
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        seed=request.seed,
+    )
+    site = locate(model.module, dictionary.writes[0].place)
+    texts = generate_beside(model, site, request.text, directions, sampling, check)
+    shown = ({"text": c.text, "perplexity": c.perplexity} for c in texts)
+    return {
+        "prompt": request.text,
+        **dict(zip(("plain", "steered", "random"), shown, strict=True)),
+        "norm": float(torch.linalg.vector_norm(directions[0])),
+    }

@@ -8,6 +8,8 @@ from sae.base import digest, plain, read_json, require, say, write_json
 from sae.run import Run, make
 from sae.steering.steer import SteerConfig, check_causal, steer
 
+__all__ = ["SteerConfig", "run"]
+
 
 def run(config: SteerConfig) -> list[dict[str, Any]]:
     """Steer, or reuse results of the same atlas and settings."""

@@ -1,7 +1,7 @@
-"""The one table of commands. A new command is its module and its line in here.
+"""The one table of commands. A new command is its module in `sae.commands`, and its line here.
 
 The command line, its help, the calls `sae.NAME(...)` and the public configuration classes all
-come from this table. It names modules and imports none, so that `sae --help` is quick.
+come from this table. It imports no module of a command, so that `sae --help` is quick.
 """
 
 import importlib
@@ -9,6 +9,7 @@ import keyword
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from sae.base.errors import UserError, nearest
@@ -23,15 +24,15 @@ class Command:
 
     name: str
     """The words behind `sae`: `train`, `cache merge`, `harvest --list-hooks`."""
-    module: str
-    """Where its configuration class and its function are."""
     summary: str
     places: tuple[str, ...] = ()
     """Keys that plain words fill, in this order; a last one that ends in `...` takes a list."""
     words: str = ""
     """An example of what may stand behind the name."""
-    sweep: str = ""
-    """Module whose `run` takes the configurations of several values, all at once."""
+    several: str = ""
+    """Function that takes the configurations of several values, all at once."""
+    home: str = ""
+    """Where its configuration class and its functions are, if not in `sae.commands`."""
 
     @property
     def id(self) -> str:
@@ -54,140 +55,129 @@ class Command:
         return f"sae {self.name} {self.words}".rstrip()
 
     def config_class(self) -> "type[DataclassInstance]":
-        """Import the module and return the configuration class."""
-        found: type[DataclassInstance]
-        found = getattr(importlib.import_module(self.module), self.config)
+        """Import the command's module and return the configuration class."""
+        found: type[DataclassInstance] = getattr(self._module(), self.config)
         return found
 
-    def function(self) -> Callable[..., object]:
-        """Import the module and return the function that does the work.
+    def function(self, name: str = "") -> Callable[..., object]:
+        """Import the command's module and return the function that does the work.
 
         It is `run`, or of the name of the verb; it takes the configuration. Where it returns
         False, something was found to be wrong, and the command ends with status 1.
         """
         _, *verb = self.id.split("_", 1)
-        name = _python(verb[0]) if verb else "run"
-        found: Callable[..., object] = getattr(importlib.import_module(self.module), name)
+        own = _python(verb[0]) if verb else "run"
+        found: Callable[..., object] = getattr(self._module(), name or own)
         return found
+
+    def _module(self) -> ModuleType:
+        first = re.split(r"\W", self.name)[0]
+        return importlib.import_module(self.home or f"sae.commands.{_python(first)}")
 
 
 def _python(word: str) -> str:
     return f"{word}_" if keyword.iskeyword(word) else word
 
 
-_CACHE, _EXCHANGE = "sae.commands.cache", "sae.commands.cache_exchange"
-_ATLAS = "sae.commands.atlas"
-
 _TABLE = (
-    Command(
-        "harvest",
-        "sae.commands.harvest",
-        "run text through a model and keep its activations in a cache",
-    ),
+    Command("harvest", "run text through a model and keep its activations in a cache"),
     Command(
         "harvest --list-hooks",
-        "sae.commands.hooks",
         "list every place in a model that can be read",
         words="model=gpt2",
     ),
     Command(
         "train",
-        "sae.commands.train",
         "train a dictionary, or a grid of them, on the activations of a cache",
-        sweep="sae.commands.sweep",
+        several="run_all",
     ),
-    Command("eval", "sae.commands.eval", "measure on held-out text what dictionaries lose"),
+    Command("eval", "measure on held-out text what dictionaries lose"),
     Command(
         "analyze",
-        "sae.commands.analyze",
         "describe every feature: how often it fires, where, and which tokens it promotes",
     ),
     Command(
         "serve",
-        "sae.commands.serve",
         "look at atlases in a browser, and try features on your own text",
         places=("run",),
         words="runs/default",
     ),
+    Command("steer", "turn features up and down while the model writes, beside baselines"),
     Command(
-        "steer",
-        "sae.commands.steer",
-        "turn features up and down while the model writes, beside baselines",
-    ),
-    Command(
-        "export",
-        "sae.commands.export",
-        "write a dictionary, its features and a card to a folder that others can load",
+        "export", "write a dictionary, its features and a card to a folder that others can load"
     ),
     Command(
         "import",
-        "sae.commands.import_",
         "take a dictionary of another tool into a run, from a folder or the Hub",
         places=("folder",),
         words="downloads/their-dictionary run=runs/theirs",
     ),
-    Command(
-        "demo",
-        "sae.commands.demo",
-        "do all of this with a small real model, and write a report",
-    ),
+    Command("demo", "do all of this with a small real model, and write a report"),
     Command(
         "cache info",
-        _CACHE,
         "show what is in a cache, where it is from, and the norms of its activations",
         places=("cache",),
         words="runs/default/cache.zarr",
     ),
     Command(
         "cache verify",
-        _CACHE,
         "read every chunk; the status is 1 if one is damaged or missing",
         places=("cache",),
         words="runs/default/cache.zarr",
     ),
     Command(
         "cache merge",
-        _CACHE,
         "make one cache of several that are of one model",
         places=("out", "caches..."),
         words="both.zarr runs/one/cache.zarr runs/two/cache.zarr",
     ),
     Command(
         "cache sample",
-        _CACHE,
         "show random sequences as text, or write them as a smaller cache",
         places=("cache",),
         words="runs/default/cache.zarr n=5 seed=0",
     ),
     Command(
         "cache export",
-        _EXCHANGE,
         "write a Hugging Face data set that SAELens trains from",
         places=("cache", "out"),
         words="runs/default/cache.zarr activations",
     ),
     Command(
         "cache import",
-        _EXCHANGE,
         "make a cache from a data set that SAELens wrote",
         places=("folder", "out"),
         words="activations runs/mine/cache.zarr model_name=gpt2",
     ),
     Command(
         "atlas export",
-        _ATLAS,
         "write an atlas for Neuronpedia, SAEDashboard or circuit-tracer",
         places=("atlas", "out"),
         words="runs/default upload-here model_id=gpt2-small source=8-res-mine",
     ),
     Command(
         "atlas import",
-        _ATLAS,
         "make an atlas from a Neuronpedia export or SAEDashboard's JSON",
         places=("folder", "out"),
         words="gpt2-small/8-res-jb runs/mine/atlas/res-jb",
     ),
 )
+_OVERVIEW = """\
+sae: from text to steering, with sparse autoencoders
+
+  sae COMMAND [group=choice ...] [key=value ...]
+  sae COMMAND --help        every key of a command, with its meaning
+  sae train key=1,2         several dictionaries side by side, from one pass over a cache
+  sae COMMAND -m key=1,2    a run for each value instead, through Hydra's launchers
+
+Commands
+{commands}
+
+Commands with verbs, which sae cache --help and sae atlas --help list
+{families}
+
+Start with: sae demo
+"""
 COMMANDS = {command.name: command for command in _TABLE}
 FAMILIES = {
     "cache": "look into activation caches, check, merge, sample, export and import them",
@@ -231,3 +221,24 @@ def chosen(words: Sequence[str]) -> tuple[Command, list[str]]:
 def family(first: str) -> list[Command]:
     """Return the commands whose first word this is, and that have a verb behind it."""
     return [c for name, c in COMMANDS.items() if name.startswith(f"{first} ")]
+
+
+def overview() -> str:
+    """Return the help of `sae` itself."""
+    single = [command for command in COMMANDS.values() if " " not in command.name]
+    lines = []
+    for command in single:
+        lines.append(f"  {command.name:<9}{command.summary}")
+        lines += [f"{'':<11}{flag.summary}: {flag.example}" for flag in family(command.name)]
+    families = [f"  {first:<9}{summary}" for first, summary in FAMILIES.items()]
+    return _OVERVIEW.format(commands="\n".join(lines), families="\n".join(families))
+
+
+def family_overview(first: str) -> str:
+    """Return the help of a word that has verbs behind it, such as `cache`."""
+    lines = [f"sae {first} VERB ...   {FAMILIES[first]}", ""]
+    for command in family(first):
+        lines.append(f"  {command.name.split()[1]:<8}{command.summary}")
+        lines.append(f"          {command.example}")
+    lines += ["", f"sae {first} VERB --help   every key of a verb, with its meaning"]
+    return "\n".join(lines)

@@ -1,12 +1,12 @@
-"""Groups of a command: parts of its configuration that one word sets, such as `sae=topk`."""
+"""What may stand behind a command: keys, and groups of keys that one word sets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sae.architectures import ARCHITECTURES, ArchitectureConfig
 from sae.config.commands import Command
-from sae.config.keys import parts
+from sae.config.keys import is_required, parts
 
 CLASSES: Mapping[str, Mapping[str, type[ArchitectureConfig]]] = {"sae": ARCHITECTURES}
 """Groups whose choices are classes, by name; these need no file in `conf/`."""
@@ -14,6 +14,8 @@ CLASSES: Mapping[str, Mapping[str, type[ArchitectureConfig]]] = {"sae": ARCHITEC
 # Groups whose unlisted choices are names: model=EleutherAI/pythia-70m, data=./my-texts.
 _NAMED = ("model", "data")
 _PRESET = "preset"
+# Up to so many keys are named one by one in a line of usage.
+_FEW = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +66,32 @@ def groups(command: Command) -> dict[str, Group]:
 def _choices(group: str) -> tuple[str, ...]:
     files = (path.stem for path in (conf_folder() / group).glob("*.yaml"))
     return tuple(sorted({*files, *CLASSES.get(group, {})}))
+
+
+def usage(command: Command) -> str:
+    """Return the line that shows a command's words: `sae cache sample CACHE [n=...]`."""
+    config = command.config_class()
+    required = {f.name for f in fields(config) if is_required(f)}
+    taken = {place.removesuffix("...") for place in command.places}
+    left = [f.name for f in fields(config) if f.name not in taken]
+    optional = [name for name in left if name not in required]
+    words = [f"sae {command.name}"]
+    words += [
+        place_word(place, place.removesuffix("...") in required) for place in command.places
+    ]
+    words += [f"{name}=..." for name in left if name in required]
+    if groups(command):
+        words += ["[group=choice ...]"]
+    if parts(config) or len(optional) > _FEW:
+        words += ["[key=value ...]"]
+    else:
+        words += [f"[{name}=...]" for name in optional]
+    return " ".join(words)
+
+
+def place_word(place: str, required: bool) -> str:
+    """Return how a plain word is shown: `CACHE`, `[RUN]`, `CACHE CACHE ...`."""
+    if place.endswith("..."):
+        one = place.removesuffix("...").removesuffix("s").upper()
+        return f"{one} {one} ..."
+    return place.upper() if required else f"[{place.upper()}]"

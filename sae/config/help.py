@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from sae.base.errors import UserError
 from sae.config.commands import Command, family
 from sae.config.compose import build
-from sae.config.groups import groups
+from sae.config.groups import groups, usage
 from sae.config.keys import REQUIRED, Key, idle_keys, is_below, keys, parts
-from sae.config.usage import usage
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -41,7 +40,7 @@ def command_help(command: Command, words: Sequence[str] = ()) -> str:
         if not is_below(key.name, idle):
             lines += _key_lines(key)
     lines += _idle_lines(command, idle)
-    lines += ["", _GRID if command.sweep else f"{_SWEEP} {keys(config)[0].name}=x,y"]
+    lines += ["", _GRID if command.several else f"{_SWEEP} {keys(config)[0].name}=x,y"]
     lines += [f"To {flag.summary}: {flag.example}" for flag in family(command.name)]
     return "\n".join([*lines, f"Example: {command.example}"])
 

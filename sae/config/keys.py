@@ -53,9 +53,7 @@ def keys(config: "Described") -> list[Key]:
     return [key for key in _walk(config, "") if not is_configuration(key.value)]
 
 
-def parts(
-    config: "Described",
-) -> "dict[str, DataclassInstance]":
+def parts(config: "Described") -> "dict[str, DataclassInstance]":
     """Return the configurations inside one by dotted path; those of a class by default."""
     return {key.name: key.value for key in _walk(config, "") if is_configuration(key.value)}
 

@@ -1,27 +1,36 @@
 """Loops over pre-activations that no library has, compiled by numba for the CPU.
 
-A plain `torch.topk` or `nonzero` reads and writes the whole (batch, d_sae) matrix several
-times; these read it once or twice while it is in the processor's cache, and write the active
-entries alone. Products of sparse with dense matrices are left to torch and MKL, which are as
-fast.
+A plain `torch.topk` or `nonzero` goes through the whole (batch, d_sae) matrix several times;
+these do once or twice, while it is in the processor's cache.
 """
+# Kernels are no Python: numba finds the types of their arguments.
+# ruff: noqa: ANN001, ANN202, PLR0913, PLR0917
 
-from typing import Any
-
+import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numba import njit, prange
 from torch import Tensor
 
-from sae.core.threads import use_threads
+from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight
 
 
-def count_above(
-    products: Float[Tensor, "batch d_sae"],
-    bias: Float[Tensor, " d_sae"],
-    bound: Float[Tensor, " d_sae"],
-) -> Int[Tensor, " batch"]:
+def use_threads() -> int:
+    """Let numba use as many threads as torch does; returns how many.
+
+    Numba starts its threads at the first call, and tells OpenMP how many they are, which torch
+    shares. So torch is told again what it was told before.
+    """
+    asked = torch.get_num_threads()
+    n: int = min(asked, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(n)
+    if torch.get_num_threads() != asked:
+        torch.set_num_threads(asked)
+    return n
+
+
+def count_above(products: Latents, bias: PerLatent, bound: PerLatent) -> PerRow:
     """How many entries of each row of `products + bias` exceed their column's bound, int64."""
     use_threads()
     counts = torch.empty(len(products), dtype=torch.int64)
@@ -30,11 +39,8 @@ def count_above(
 
 
 def fill_above(
-    products: Float[Tensor, "batch d_sae"],
-    bias: Float[Tensor, " d_sae"],
-    bound: Float[Tensor, " d_sae"],
-    counts: Int[Tensor, " batch"],
-) -> tuple[Int[Tensor, " nnz"], Float[Tensor, " nnz"]]:
+    products: Latents, bias: PerLatent, bound: PerLatent, counts: PerRow
+) -> tuple[Indices, Values]:
     """Columns (int32, ascending in a row) and values of the entries that were counted."""
     use_threads()
     ends = counts.cumsum(0)
@@ -46,9 +52,7 @@ def fill_above(
     return columns, values
 
 
-def top_k_rows(
-    products: Float[Tensor, "batch d_sae"], bias: Float[Tensor, " d_sae"], k: int
-) -> tuple[Int[Tensor, " batch"], Int[Tensor, " nnz"], Float[Tensor, " nnz"]]:
+def top_k_rows(products: Latents, bias: PerLatent, k: int) -> tuple[PerRow, Indices, Values]:
     """The k largest positive entries of each row of `products + bias`, or all that are.
 
     Of equal entries those of lower columns are taken. Returns the number of entries of each
@@ -68,13 +72,13 @@ def top_k_rows(
 
 def nested_errors(
     row_ends: Int[Tensor, " batch_levels_plus_1"],
-    columns: Int[Tensor, " nnz"],
-    values: Float[Tensor, " nnz"],
-    weight: Float[Tensor, "d_sae d_out"],
-    target: Float[Tensor, "batch d_out"],
+    columns: Indices,
+    values: Values,
+    weight: Weight,
+    target: Vectors,
     level_weights: Float[Tensor, " levels"],
     gradients: Float[Tensor, "batch levels d_out"],
-) -> tuple[Float[Tensor, " levels"], Float[Tensor, "batch d_out"]]:
+) -> tuple[Float[Tensor, " levels"], Vectors]:
     """Decode sparse rows level by level, compare with the target, and differentiate.
 
     With `e_g = Σ_{h≤g} (what level h decodes to) − target`: returns `Σ_rows ‖e_g‖²` of each
@@ -91,11 +95,11 @@ def nested_errors(
     return squares.sum(0), error
 
 
-def adam_unit_rows_(  # noqa: PLR0913
-    weight: Float[Tensor, "d_sae d_out"],
-    grad: Float[Tensor, "d_sae d_out"],
-    exp_avg: Float[Tensor, "d_sae d_out"],
-    exp_avg_sq: Float[Tensor, "d_sae d_out"],
+def adam_unit_rows_(
+    weight: Weight,
+    grad: Weight,
+    exp_avg: Weight,
+    exp_avg_sq: Weight,
     *,
     step: int,
     lr: float,
@@ -123,7 +127,7 @@ _compiled = njit(parallel=True, cache=True, nogil=True)
 
 
 @njit(cache=True, nogil=True)
-def _dot(a: Any, b: Any) -> float:
+def _dot(a, b):
     """`Σ a b` in the type of `a`: four sums side by side, as each waits for its last one."""
     s0 = s1 = s2 = s3 = a.dtype.type(0)
     whole = len(a) - len(a) % 4
@@ -134,12 +138,11 @@ def _dot(a: Any, b: Any) -> float:
         s3 += a[q + 3] * b[q + 3]
     for q in range(whole, len(a)):
         s0 += a[q] * b[q]
-    total: float = (s0 + s1) + (s2 + s3)
-    return total
+    return (s0 + s1) + (s2 + s3)
 
 
 @_compiled
-def _count_above(products: Any, bias: Any, bound: Any, counts: Any) -> None:
+def _count_above(products, bias, bound, counts):
     n, m = products.shape
     for i in prange(n):
         count = 0
@@ -149,9 +152,7 @@ def _count_above(products: Any, bias: Any, bound: Any, counts: Any) -> None:
 
 
 @_compiled
-def _fill_above(
-    products: Any, bias: Any, bound: Any, starts: Any, columns: Any, values: Any
-) -> None:
+def _fill_above(products, bias, bound, starts, columns, values):
     n, m = products.shape
     for i in prange(n):
         at = starts[i]
@@ -164,7 +165,7 @@ def _fill_above(
 
 
 @njit(cache=True, nogil=True)
-def _candidates(row: Any, bias: Any, guess: float, found: Any, columns: Any) -> int:
+def _candidates(row, bias, guess, found, columns):
     """Entries above `guess`; most chunks have none, which the processor sees in one go."""
     guess = row.dtype.type(guess)
     n = 0
@@ -188,7 +189,7 @@ def _candidates(row: Any, bias: Any, guess: float, found: Any, columns: Any) -> 
 
 
 @njit(cache=True, nogil=True)
-def _kth_largest(values: Any, k: int) -> float:
+def _kth_largest(values, k):
     """Quickselect; reorders `values`."""
     low, high, at = 0, len(values) - 1, k - 1
     while low < high:
@@ -209,12 +210,11 @@ def _kth_largest(values: Any, k: int) -> float:
             low = i
         else:
             break
-    kth: float = values[at]
-    return kth
+    return values[at]
 
 
 @njit(cache=True, nogil=True)
-def _careful_guess(row: Any, bias: Any, k: int) -> float:
+def _careful_guess(row, bias, k):
     """A value that most likely more than `k` and less than some hundred entries exceed.
 
     Rows differ a lot, so each is sampled. Of the `k` largest about `k / stride` are in the
@@ -228,7 +228,7 @@ def _careful_guess(row: Any, bias: Any, k: int) -> float:
 
 
 @_compiled
-def _top_k_rows(products: Any, bias: Any, counts: Any, columns: Any, values: Any) -> None:
+def _top_k_rows(products, bias, counts, columns, values):
     n, m = products.shape
     k = columns.shape[1]
     for i in prange(n):
@@ -257,10 +257,9 @@ def _top_k_rows(products: Any, bias: Any, counts: Any, columns: Any, values: Any
 
 
 @_compiled
-def _nested_errors(  # noqa: PLR0913, PLR0917
-    row_ends: Any, columns: Any, values: Any, weight: Any, target: Any,
-    level_weights: Any, gradients: Any, squares: Any, error: Any,
-) -> None:  # fmt: skip
+def _nested_errors(
+    row_ends, columns, values, weight, target, level_weights, gradients, squares, error
+):
     n, levels, d = gradients.shape
     for i in prange(n):
         for q in range(d):
@@ -281,7 +280,7 @@ def _nested_errors(  # noqa: PLR0913, PLR0917
 
 
 @_compiled
-def _adam_unit_rows(weight: Any, grad: Any, mean: Any, square: Any, numbers: Any) -> None:
+def _adam_unit_rows(weight, grad, mean, square, numbers):
     beta1, beta2, size, root, eps = numbers
     one = numbers.dtype.type(1)
     n, d = weight.shape

@@ -1,18 +1,38 @@
-"""Figures of a reconstruction, streamed over any number of batches in float64.
-
-One formula for each name, the same in training, evaluation and reports.
-"""
+"""What an autoencoder is trained to minimise, and figures of its reconstructions."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.core import Indices, Latents, PerLatent, Values, Vectors, Weight
+
+
+def squared_error(x: Vectors, x_hat: Vectors) -> Float[Tensor, ""]:
+    """Summed over the width, averaged over the batch (SAELens's `losses/mse_loss`)."""
+    return (x_hat - x).square().sum(-1).mean()
+
+
+def weighted_l1(feature_acts: Latents, w_dec: Weight) -> Float[Tensor, ""]:
+    """`Σ_j f_j ‖W_dec,j‖`, averaged over the batch; `feature_acts` must not be negative.
+
+    Weighing by the decoder norm makes the penalty blind to the scale that an encoder and a
+    decoder can trade, so no unit-norm constraint is needed (Anthropic, April 2024 update).
+    """
+    penalty: Tensor = feature_acts.mean(0) @ torch.linalg.vector_norm(w_dec, dim=1)
+    return penalty
+
+
+def weighted_l1_on(
+    values: Values, columns: Indices, w_dec: Weight, batch: int
+) -> Float[Tensor, ""]:
+    """`weighted_l1` of sparse activations with `values` at latents `columns`."""
+    sums = torch.zeros_like(w_dec[:, 0]).index_add(0, columns, values)
+    penalty: Tensor = sums @ torch.linalg.vector_norm(w_dec, dim=1) / batch
+    return penalty
+
 
 class ReconstructionStatistics:
-    """Accumulates rows, their reconstructions and their feature activations.
-
-    `sae/metrics.py` has the formula of each figure.
-    """
+    """Figures streamed over batches in float64; `sae/metrics.py` has the formula of each."""
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         self.n_rows = 0
@@ -21,13 +41,7 @@ class ReconstructionStatistics:
         self._totals: dict[str, float] = {}
         self.fired = torch.zeros(d_sae, dtype=torch.int64)
 
-    def add(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        x_hat: Float[Tensor, "batch d_in"],
-        feature_acts: Float[Tensor, "batch d_sae"],
-    ) -> None:
-        """Count one batch."""
+    def add(self, x: Vectors, x_hat: Vectors, feature_acts: Latents) -> None:
         x64, hat64 = x.double(), x_hat.double()
         self.n_rows += len(x)
         self._sum += x64.sum(0).cpu()
@@ -49,7 +63,7 @@ class ReconstructionStatistics:
             self._totals[name] = self._totals.get(name, 0.0) + float(value)
 
     @property
-    def density(self) -> Float[Tensor, " d_sae"]:
+    def density(self) -> PerLatent:
         """Share of the rows in which each latent was active, float64."""
         return self.fired.double() / self.n_rows
 
@@ -57,6 +71,7 @@ class ReconstructionStatistics:
         """All figures over the rows so far."""
         n, total = self.n_rows, self._totals
         variance = self._squares - float(self._sum.square().sum()) / n
+        bias = total["hat_squares"] / total["inner"] if total["inner"] else 0.0
         return {
             "explained_variance": 1 - total["error"] / variance,
             "mse": total["error"] / n,
@@ -64,14 +79,12 @@ class ReconstructionStatistics:
             "l1": total["l1"] / n,
             "cossim": total["cossim"] / n,
             "l2_ratio": total["l2_ratio"] / n,
-            "relative_reconstruction_bias": (
-                total["hat_squares"] / total["inner"] if total["inner"] else 0.0
-            ),
+            "relative_reconstruction_bias": bias,
             "dead_fraction": float((self.fired == 0).double().mean()),
         }
 
 
-def density_histogram(density: Float[Tensor, " d_sae"]) -> dict[str, list[float]]:
+def density_histogram(density: PerLatent) -> dict[str, list[float]]:
     """Counts of live latents by log10 density, from 1e-6 to 1 in steps of a quarter."""
     edges = torch.linspace(-6, 0, 25, dtype=torch.float64)
     logs = torch.log10(density[density > 0].double()).clamp(-6, 0)

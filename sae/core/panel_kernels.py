@@ -1,12 +1,11 @@
 """Loops over the entries of one feature after the other, compiled by numba.
 
-All of them take entries by feature: those of feature f are `ends[f]` up to `ends[f + 1]`, at
-ascending `tokens` (places in the cache's flattened token array) with positive `values`. A
-feature belongs to one thread, which goes through its entries in order, so results depend
-neither on the number of threads nor on how features are cut into blocks.
+Entries of feature f are `ends[f]` up to `ends[f + 1]`, at ascending `tokens` (places in the
+cache's flattened token array) with positive `values`. A feature belongs to one thread, so
+results depend neither on the number of threads nor on how features are cut into blocks.
 """
-
-from typing import Any
+# Kernels are no Python: numba finds the types of their arguments.
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0913, PLR0917
 
 import numpy as np
 from numba import njit, prange
@@ -23,10 +22,7 @@ _inner = njit(cache=True, nogil=True)
 
 
 @_compiled
-def place_entries(
-    shard_ends: Any, shard_tokens: Any, shard_values: Any, first_token: int,
-    filled: Any, tokens: Any, values: Any,
-) -> None:  # fmt: skip
+def place_entries(shard_ends, shard_tokens, shard_values, first_token, filled, tokens, values):
     """Copy a shard's entries of some features behind those of the shards before it.
 
     `filled` (feature,) says where the next entry of each feature goes, and is moved on.
@@ -41,7 +37,7 @@ def place_entries(
 
 
 @_compiled
-def moments(ends: Any, values: Any, found: Any, histogram: Any) -> None:
+def moments(ends, values, found, histogram):
     """Of each feature the sum, the sum of squares, the highest, and the spread.
 
     `found` (feature, 4) is float64; the spread is the standard deviation over the entries.
@@ -67,23 +63,18 @@ def moments(ends: Any, values: Any, found: Any, histogram: Any) -> None:
 
 
 @_inner
-def _bin(value: float, highest: float, bins: int) -> int:
+def _bin(value, highest, bins):
     """Of `bins` equal parts of (0, highest] the one that holds `value`; upper edges belong."""
     return min(bins - 1, max(0, int(np.ceil(value * bins / highest)) - 1))
 
 
 @_compiled
-def occurrences(
-    ends: Any, tokens: Any, names: Any, sizes: Any, best: Any, counts: Any, distinct: Any
-) -> None:
+def occurrences(ends, tokens, names, sizes, best, counts, distinct):
     """How often the name of an entry's token comes up: a token id, or a document.
 
-    Args:
-        names: (token,) of the whole cache.
-        sizes: how many names there are, and how many threads.
-        best: (feature, n): the names that come up most, ties to the lower; −1 where fewer.
-        counts: (feature, n): how often each does.
-        distinct: (feature,): how many names come up at all.
+    `names` are those of all tokens, `sizes` the numbers of names and of threads. `best` and
+    `counts` (feature, n) are the names that come up most, ties to the lower, and how often
+    (−1 where fewer); `distinct` (feature,) is how many come up at all.
     """
     n_names, n_threads = sizes
     for thread in prange(n_threads):
@@ -104,7 +95,7 @@ def occurrences(
 
 
 @_inner
-def _insert_count(names: Any, counts: Any, name: int, count: int) -> None:
+def _insert_count(names, counts, name, count):
     at = len(names)
     while at > 0 and (
         count > counts[at - 1] or (count == counts[at - 1] and name < names[at - 1])
@@ -117,7 +108,7 @@ def _insert_count(names: Any, counts: Any, name: int, count: int) -> None:
 
 
 @_compiled
-def position_counts(ends: Any, tokens: Any, context_size: int, found: Any) -> None:
+def position_counts(ends, tokens, context_size, found):
     """Entries in equal parts of the context window, `found` (feature, part)."""
     parts = found.shape[1]
     for f in prange(len(ends) - 1):
@@ -126,7 +117,7 @@ def position_counts(ends: Any, tokens: Any, context_size: int, found: Any) -> No
 
 
 @_inner
-def _uniform(seed: int, feature: int, token: int) -> float:
+def _uniform(seed, feature, token):
     """A number in [0, 1) that depends on these three alone (splitmix64 of each in turn)."""
     state = np.uint64(seed)
     for part in (feature, token):
@@ -139,7 +130,7 @@ def _uniform(seed: int, feature: int, token: int) -> float:
 
 
 @_inner
-def _insert(keys: Any, places: Any, key: float, place: int) -> None:
+def _insert(keys, places, key, place):
     """Into descending keys; of equal ones the earlier stays before."""
     at = len(keys) - 1
     while at > 0 and key > keys[at - 1]:
@@ -149,10 +140,8 @@ def _insert(keys: Any, places: Any, key: float, place: int) -> None:
 
 
 @_inner
-def _insert_one_a_sequence(
-    keys: Any, places: Any, sequences: Any, key: float, place: int, sequence: int
-) -> None:
-    """The same for keys that beat the last, where a sequence has only its highest key."""
+def _insert_one_a_sequence(keys, places, sequences, key, place, sequence):
+    """Insert a key that beats the last; of each sequence only the highest key stays."""
     last = len(keys) - 1
     for i in range(last + 1):
         if sequences[i] == sequence:
@@ -171,7 +160,7 @@ def _insert_one_a_sequence(
 
 
 @_inner
-def _is_peak(tokens: Any, values: Any, e: int, radius: int, context_size: int) -> bool:
+def _is_peak(tokens, values, e, radius, context_size):
     """Whether an entry is the highest of its own stretch; of equals the first is."""
     token, value = tokens[e], values[e]
     first = max(token - radius, token // context_size * context_size)
@@ -190,7 +179,7 @@ def _is_peak(tokens: Any, values: Any, e: int, radius: int, context_size: int) -
 
 
 @_compiled
-def top_entries(ends: Any, tokens: Any, values: Any, context_size: int, chosen: Any) -> None:
+def top_entries(ends, tokens, values, context_size, chosen):
     """The highest entries, one a sequence: `chosen` (feature, n) tokens, −1 where fewer.
 
     Descending; ties fall to the earlier sequence, and in a sequence to the earlier token.
@@ -208,18 +197,13 @@ def top_entries(ends: Any, tokens: Any, values: Any, context_size: int, chosen: 
 
 
 @_compiled
-def band_entries(
-    ends: Any, tokens: Any, values: Any, highest: Any, rule: Any, first_feature: int,
-    chosen: Any,
-) -> None:  # fmt: skip
+def band_entries(ends, tokens, values, highest, settings, first_feature, chosen):
     """Peaks drawn from equal parts of (0, highest], one a sequence.
 
-    Args:
-        highest: (feature,).
-        rule: context size, radius of a peak's stretch, seed.
-        chosen: (feature, band, n) tokens, lowest band first, by falling value; −1 where fewer.
+    `settings` are the context size, the radius of a peak's stretch and the seed. `chosen`
+    (feature, band, n) are tokens, lowest band first, by falling value; −1 where fewer.
     """
-    context_size, radius, seed = rule
+    context_size, radius, seed = settings
     _, bands, n = chosen.shape
     for f in prange(len(ends) - 1):
         mine, heights = tokens[ends[f] : ends[f + 1]], values[ends[f] : ends[f + 1]]
@@ -242,17 +226,13 @@ def band_entries(
 
 
 @_compiled
-def silent_tokens(
-    ends: Any, tokens: Any, is_text: Any, rule: Any, first_feature: int, chosen: Any
-) -> None:
+def silent_tokens(ends, tokens, is_text, settings, first_feature, chosen):
     """Text tokens in whose whole stretch the feature has no entry, drawn uniformly.
 
-    Args:
-        is_text: (token,) of the whole cache, negative where it is none.
-        rule: context size, radius of the stretch, seed.
-        chosen: (feature, n) tokens, all different; −1 where fewer were found.
+    `is_text` (token,) is negative where there is no text. `chosen` (feature, n) are different
+    tokens; −1 where fewer were found.
     """
-    context_size, radius, seed = rule
+    context_size, radius, seed = settings
     n = chosen.shape[1]
     for f in prange(len(ends) - 1):
         mine = tokens[ends[f] : ends[f + 1]]
@@ -273,9 +253,7 @@ def silent_tokens(
 
 
 @_compiled
-def stretches(
-    ends: Any, tokens: Any, values: Any, context_size: int, chosen: Any, found: Any
-) -> None:
+def stretches(ends, tokens, values, context_size, chosen, found):
     """The activations around chosen tokens: `found` (feature, slot, 2 radius + 1), zeroed.
 
     The first is that of the stretch's first token, which is a sequence's first one at least.
@@ -297,19 +275,18 @@ def stretches(
 
 
 @_compiled
-def extremes(rows: Any, high: Any, high_places: Any, low: Any, low_places: Any) -> None:
+def extremes(rows, high, high_places, low, low_places):
     """The highest and the lowest entries of dense rows, (row, n) each, best first.
 
-    Most pieces of a row hold none, which the processor sees in one go. Ties fall to the
-    lower place.
+    Most pieces of a row hold none, as is seen in one go. Ties fall to the lower place.
     """
     k, width = high.shape[1], rows.shape[1]
     for r in prange(len(rows)):
         row = rows[r]
-        high[r] = -np.inf
-        low[r] = np.inf
+        high[r] = low[r] = -np.inf
+        # The lowest are held with their signs changed until the end.
         for start in range(0, width, _CHUNK):
-            most, least = high[r, k - 1], low[r, k - 1]
+            most, least = high[r, k - 1], -low[r, k - 1]
             hit = start + _CHUNK > width
             if not hit:
                 for j in range(start, start + _CHUNK):
@@ -318,14 +295,65 @@ def extremes(rows: Any, high: Any, high_places: Any, low: Any, low_places: Any) 
                 for j in range(start, min(width, start + _CHUNK)):
                     if row[j] > high[r, k - 1]:
                         _insert(high[r], high_places[r], row[j], j)
-                    if row[j] < low[r, k - 1]:
-                        _insert_lowest(low[r], low_places[r], row[j], j)
+                    if -row[j] > low[r, k - 1]:
+                        _insert(low[r], low_places[r], -row[j], j)
+        low[r] = -low[r]
 
 
-@_inner
-def _insert_lowest(keys: Any, places: Any, key: float, place: int) -> None:
-    at = len(keys) - 1
-    while at > 0 and key < keys[at - 1]:
-        keys[at], places[at] = keys[at - 1], places[at - 1]
-        at -= 1
-    keys[at], places[at] = key, place
+@_compiled
+def coactivate(
+    ends, tokens, values, first_token, row_ends, columns, row_values, counts, products
+):
+    """Add what some tokens say of some features: `counts` and `products` (feature, d_sae).
+
+    This is Gustavson's way with sparse products: the row of each entry's token is added into
+    dense rows that stay in the processor's cache. Only pairs that fire together are touched.
+    `row_ends`, `columns` and `row_values` are the entries of all features at each token from
+    `first_token` on; others are left out. Columns are uint32: numba asks of every signed index
+    whether it counts from the end.
+    """
+    end_token = first_token + len(row_ends) - 1
+    for f in prange(len(ends) - 1):
+        start, end = ends[f], ends[f + 1]
+        start += np.searchsorted(tokens[start:end], first_token)
+        together, sums = counts[f], products[f]
+        for e in range(start, end):
+            if tokens[e] >= end_token:
+                break
+            value = np.float64(values[e])
+            row = tokens[e] - first_token
+            others = columns[row_ends[row] : row_ends[row + 1]]
+            heights = row_values[row_ends[row] : row_ends[row + 1]]
+            for i in range(len(others)):
+                together[others[i]] += 1
+                sums[others[i]] += value * heights[i]
+
+
+@_compiled
+def strongest_pairs(
+    first_feature, n_rows, fired, sums, squares, counts, products,
+    correlated, correlations, coactive, overlaps
+):  # fmt: skip
+    """The partners of each feature of a block with the highest Pearson r, and Jaccard.
+
+    Pearson over all `n_rows` rows, those where neither fires included; only r > 0, and only
+    pairs that fire together. Ties fall to the lower feature. Features, (feature, n), come
+    filled with −1, and their correlations and overlaps with 0.
+    """
+    spreads = np.sqrt(np.maximum(0.0, squares - sums * sums / n_rows))
+    n = correlated.shape[1]
+    for f in prange(len(counts)):
+        own = first_feature + f
+        for other in range(len(fired)):
+            together = counts[f, other]
+            if together == 0 or other == own:
+                continue
+            overlap = together / (fired[own] + fired[other] - together)
+            if overlap > overlaps[f, n - 1]:
+                _insert(overlaps[f], coactive[f], overlap, other)
+            covariance = products[f, other] - sums[own] * sums[other] / n_rows
+            spread = spreads[own] * spreads[other]
+            if covariance > correlations[f, n - 1] * spread and spread > 0:
+                r = covariance / spread
+                if r > correlations[f, n - 1]:
+                    _insert(correlations[f], correlated[f], r, other)

@@ -1,47 +1,48 @@
-"""Norms of rows and moments of columns in one pass over the rows, compiled by numba."""
+"""Statistics of rows that are streamed: norms, moments of columns, quantiles."""
+# Kernels are no Python: numba finds the types of their arguments.
+# ruff: noqa: ANN001, ANN202
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numba import njit
 from numpy import ndarray
+from numpy.typing import NDArray
+
+# The upper 20 bits of a float32 are its sign, eight of exponent and eleven behind them; numbers
+# that are not negative are in the order of their bits.
+_SHIFT = 12
+_BINS = 1 << 19
 
 
 def norms_and_moments(
     rows: Float[ndarray, "row d_in"], keep: Bool[ndarray, " row"]
 ) -> tuple[Float[ndarray, " row"], Float[ndarray, " moment"]]:
-    """Norms of float32 rows, and of the kept ones their number, mean and spread.
+    """Norms of float32 rows (float32), and moments of the kept ones in one float64 array.
 
-    Returns:
-        Norms (float32), and in float64 one array of the count, d_in means and d_in sums of
-        squared distances from them; zeros without a kept row.
+    These are the count, d_in means and d_in sums of squared distances from them.
     """
     norms = np.empty(len(rows), np.float32)
     moments = np.zeros(1 + 2 * rows.shape[1])
     kept = np.flatnonzero(keep)
+    # Distances are summed from a row and not from zero, so nothing cancels.
+    pivot = rows[kept[0]].astype(np.float64) if len(kept) else np.zeros(rows.shape[1])
+    _one_pass(rows, keep, pivot, norms, moments)
     if len(kept):
-        # Distances are summed from a row and not from zero, so nothing cancels.
-        pivot = rows[kept[0]].astype(np.float64)
-        _one_pass(rows, keep, pivot, norms, moments)
         _, mean, squares = split_moments(moments)
         squares -= mean**2 / len(kept)
         mean /= len(kept)
         mean += pivot
         moments[0] = len(kept)
-    else:
-        _one_pass(rows, keep, np.zeros(rows.shape[1]), norms, moments)
     return norms, moments
 
 
 def merged_moments(parts: Iterable[Float[ndarray, " moment"]]) -> Float[ndarray, " moment"]:
     """Moments of all parts together, in their order (Chan, Golub and LeVeque 1979)."""
-    whole = np.zeros(1)
-    for part in parts:
-        if whole.size == 1:
-            whole = part.copy()
-            continue
+    rest = iter(parts)
+    whole = next(rest, np.zeros(1)).copy()
+    for part in rest:
         (n, mean, squares), (m, part_mean, part_squares) = map(split_moments, (whole, part))
         if m:
             delta = part_mean - mean
@@ -63,7 +64,7 @@ def split_moments(
 # threads may be entered by one thread alone. Nor with `fastmath`, whose roundings change from
 # one compilation to the next, and with them the bytes of a cache.
 @njit(cache=True, nogil=True)
-def _one_pass(rows: Any, keep: Any, pivot: Any, norms: Any, moments: Any) -> None:
+def _one_pass(rows, keep, pivot, norms, moments):
     n, d = rows.shape
     for i in range(n):
         norms[i] = np.sqrt(_square(rows[i]))
@@ -75,7 +76,7 @@ def _one_pass(rows: Any, keep: Any, pivot: Any, norms: Any, moments: Any) -> Non
 
 
 @njit(cache=True, nogil=True)
-def _square(row: Any) -> float:
+def _square(row):
     """`Σ row²` in float64: four sums side by side, as each waits for its last one."""
     s0 = s1 = s2 = s3 = 0.0
     whole = len(row) - len(row) % 4
@@ -87,3 +88,49 @@ def _square(row: Any) -> float:
     for q in range(whole, len(row)):
         s0 += np.float64(row[q]) * np.float64(row[q])
     return (s0 + s1) + (s2 + s3)
+
+
+class QuantileSketch:
+    """Counts of float32 numbers by their leading bits, which are in their order.
+
+    A quantile is right to one part in 4,096: half the width of a bin.
+    """
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(_BINS, dtype=np.int64)
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count some more values, none of them negative."""
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) >> _SHIFT
+        self.counts += np.bincount(bits.reshape(-1), minlength=_BINS)
+
+    @property
+    def total(self) -> int:
+        """How many values were added."""
+        return int(self.counts.sum())
+
+    def quantiles(self, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The values below which these shares of all lie, linear between neighbours."""
+        ranks = shares * (self.total - 1)
+        return self._at(np.floor(ranks)) + (ranks % 1) * (
+            self._at(np.ceil(ranks)) - self._at(np.floor(ranks))
+        )
+
+    def above(self, bound: float) -> int:
+        """How many values are above `bound`, to the width of a bin."""
+        first = int(np.float32(bound).view(np.uint32)) >> _SHIFT
+        return int(self.counts[first + 1 :].sum())
+
+    def occupied(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Middle and count of every bin that is not empty, ascending, (bin,) each."""
+        bins = np.flatnonzero(self.counts)
+        return _middles(bins), self.counts[bins]
+
+    def _at(self, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _middles(np.searchsorted(np.cumsum(self.counts), ranks, side="right"))
+
+
+def _middles(bins: NDArray[np.intp]) -> NDArray[np.float64]:
+    edges = (np.stack([bins, bins + 1]) << _SHIFT).astype(np.uint32).view(np.float32)
+    middles: NDArray[np.float64] = edges.astype(np.float64).mean(0)
+    return middles

@@ -1,10 +1,14 @@
 """Centring and scaling of activations for training, undone exactly in the saved weights."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from sae.base import require
+from sae.core import PerLatent, Vectors, Weight
 
 SINK_NORM_MULTIPLE = 10.0
 """Activations of a norm above this multiple of the median count as attention sinks."""
@@ -14,58 +18,57 @@ SINK_NORM_MULTIPLE = 10.0
 class InputScaling:
     """`x ↦ (x − mean) · scale`: what the trainer shows an autoencoder instead of `x`.
 
-    With the mean of the rows and `scale = √d_in / √(mean ‖x − mean‖²)` every coordinate has
-    a mean square of one on average, whatever the model and the layer, so one learning rate
-    and one penalty mean the same everywhere (the convention `E‖x‖² = d_in` of Anthropic's
-    April 2024 update, here after centring).
+    With `scale = √d_in / √(mean ‖x − mean‖²)` every coordinate has a mean square of one on
+    average, so one learning rate and one penalty mean the same in every model and layer
+    (`E‖x‖² = d_in`, as in Anthropic's April 2024 update, here after centring).
     """
 
     mean: Float[Tensor, " d_in"]
     scale: float
 
     @classmethod
-    def from_moments(
-        cls, mean: Float[Tensor, " d_in"], mean_square_distance: float
-    ) -> "InputScaling":
-        """From the rows' mean and their mean squared distance to it."""
-        return cls(mean.float(), (mean.numel() / mean_square_distance) ** 0.5)
+    def of(cls, x: Float[Tensor, "row d_in"]) -> "InputScaling":
+        """Return the scaling of rows, whose moments are summed in float64.
 
-    def __call__(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Centre and scale rows, in float32."""
+        Raises:
+            UserError: if rows hold NaN or infinity, or are all the same.
+        """
+        mean = x.mean(0, dtype=torch.float64)
+        square_distance = float((x.double() - mean).square().sum(1).mean())
+        require(
+            not math.isnan(square_distance),
+            "the rows hold NaN or infinite activations; nothing was trained, verify the cache",
+        )
+        require(square_distance > 0, "all rows are the same; nothing to learn")
+        return cls(mean.float(), (mean.numel() / square_distance) ** 0.5)
+
+    def __call__(self, x: Vectors) -> Vectors:
         return (x.float() - self.mean) * self.scale
 
     def fold_encoder(
-        self, w_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"]
-    ) -> tuple[Float[Tensor, "d_in d_sae"], Float[Tensor, " d_sae"]]:
+        self, w_enc: Float[Tensor, "d_in d_sae"], b_enc: PerLatent
+    ) -> tuple[Float[Tensor, "d_in d_sae"], PerLatent]:
         """Encoder weights that do on raw `x` what the given ones do on scaled `x`."""
         w = w_enc.double() * self.scale
         return w.float(), (b_enc.double() - self.mean.double() @ w).float()
 
     def fold_decoder(
-        self, w_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]
-    ) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_in"]]:
+        self, w_dec: Weight, b_dec: Float[Tensor, " d_in"]
+    ) -> tuple[Weight, Float[Tensor, " d_in"]]:
         """Decoder weights that return raw `x` where the given ones return scaled `x`."""
         b = b_dec.double() / self.scale + self.mean.double()
         return (w_dec.double() / self.scale).float(), b.float()
 
     def unfold_encoder(
-        self, w_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, " d_sae"]
-    ) -> tuple[Float[Tensor, "d_in d_sae"], Float[Tensor, " d_sae"]]:
+        self, w_enc: Float[Tensor, "d_in d_sae"], b_enc: PerLatent
+    ) -> tuple[Float[Tensor, "d_in d_sae"], PerLatent]:
         """Encoder weights that do on scaled `x` what the given ones do on raw `x`."""
         w = w_enc.double()
         return (w / self.scale).float(), (b_enc.double() + self.mean.double() @ w).float()
 
     def unfold_decoder(
-        self, w_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]
-    ) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " d_in"]]:
+        self, w_dec: Weight, b_dec: Float[Tensor, " d_in"]
+    ) -> tuple[Weight, Float[Tensor, " d_in"]]:
         """Decoder weights that return scaled `x` where the given ones return raw `x`."""
         b = (b_dec.double() - self.mean.double()) * self.scale
         return (w_dec.double() * self.scale).float(), b.float()
-
-
-def moments(
-    x: Float[Tensor, "batch d_in"],
-) -> tuple[Float[Tensor, " d_in"], float]:
-    """The mean of rows and their mean squared distance to it, accumulated in float64."""
-    mean = x.mean(0, dtype=torch.float64)
-    return mean, float((x.double() - mean).square().sum(1).mean())

@@ -1,19 +1,19 @@
 """Which latents are active on a batch: the encoder's product and the choice, block by block.
 
-The pre-activations of a whole batch (batch, d_sae) are the largest tensor of a dense step. Here
-the product is computed for a block of rows at a time, into memory that is used again, and
-only the entries that a selection keeps outlive their block.
+All pre-activations would be the largest tensor of a step. Blocks of rows share their memory,
+and only the entries that a selection keeps outlive their block.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from sae.core import cpu_kernels
+from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight, cpu_kernels
 from sae.core.sparse import Support, products_at, support_of
 
 # On two cores, d_in 576: 32 MB stay in the last cache until they are read, and rows fewer
@@ -26,83 +26,86 @@ class Active(NamedTuple):
     """The entries that a selection kept, and their pre-activations (in row order)."""
 
     support: Support
-    values: Float[Tensor, " nnz"]
+    values: Values
 
 
 class _Entries(NamedTuple):
-    counts: Int[Tensor, " rows"]
-    columns: Int[Tensor, " nnz"]
-    values: Float[Tensor, " nnz"]
+    counts: PerRow
+    columns: Indices
+    values: Values
 
 
+@dataclass(eq=False)
 class Selection(ABC):
     """Collects the entries that it keeps of each block of rows."""
 
-    def __init__(self) -> None:
-        self._parts: list[_Entries] = []
+    _parts: list[_Entries] = field(default_factory=list, init=False, repr=False)
 
-    def add(self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]) -> None:
+    def add(self, products: Latents, bias: PerLatent) -> None:
         """Look at the next block of rows, which is overwritten afterwards."""
-        self._parts.append(self.choose(products, bias))
+        self._parts.append(self._choose(products, bias))
 
     @abstractmethod
-    def choose(
-        self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]
-    ) -> _Entries:
-        """The entries of `products + bias`, of one block of rows, to keep."""
+    def _choose(self, products: Tensor, bias: Tensor) -> _Entries:
+        """Return the entries of `products + bias`, of one block of rows, to keep."""
+
+    def _among_all(self, found: _Entries) -> _Entries | None:
+        """Choose once more among what was kept of all blocks."""
+        return found
 
     def finish(self, d_sae: int) -> Active | None:
-        """All that was kept; None if every block has to be seen once more."""
-        found = _Entries(*(torch.cat(parts) for parts in zip(*self._parts, strict=True)))
-        self._parts = []
+        """Return all that was kept; None if every block has to be seen once more."""
+        parts, self._parts = self._parts, []
+        found = self._among_all(_Entries(*(map(torch.cat, zip(*parts, strict=True)))))
+        if found is None:
+            return None
         return Active(support_of(found.counts, found.columns, d_sae), found.values)
 
 
+@dataclass(eq=False)
 class Above(Selection):
     """Entries above the bound of their latent."""
 
-    def __init__(self, bound: Float[Tensor, " d_sae"]) -> None:
-        super().__init__()
-        self.bound = bound
+    bound: PerLatent
 
-    def choose(
-        self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]
-    ) -> _Entries:
+    def _choose(self, products: Tensor, bias: Tensor) -> _Entries:
         return _above(products, bias, self.bound)
 
 
+@dataclass(eq=False)
 class TopK(Selection):
     """The `k` largest positive entries of each row, fewer where fewer are positive."""
 
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = k
+    k: int
 
-    def choose(
-        self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]
-    ) -> _Entries:
-        return _top_k(products, bias, self.k)
+    def _choose(self, products: Tensor, bias: Tensor) -> _Entries:
+        if not products.is_cuda:
+            return _Entries(*cpu_kernels.top_k_rows(products, bias, self.k))
+        values, columns = (products + bias).topk(self.k, sorted=False)
+        columns, order = columns.sort(1)
+        values = values.gather(1, order)
+        positive = values > 0
+        return _Entries(positive.sum(1), columns.int()[positive], values[positive])
 
 
+@dataclass(eq=False)
 class TopKAmong(Selection):
     """The `k` largest entries of each row among some latents, whatever their sign."""
 
-    def __init__(self, latents: Int[Tensor, " some"], k: int) -> None:
-        super().__init__()
-        self.latents = latents
-        self.k = min(k, len(latents))
+    latents: Int[Tensor, " some"]
+    k: int
 
-    def choose(
-        self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]
-    ) -> _Entries:
+    def _choose(self, products: Tensor, bias: Tensor) -> _Entries:
         pre_acts = products[:, self.latents] + bias[self.latents]
-        values, places = pre_acts.topk(self.k, sorted=False)
+        k = min(self.k, len(self.latents))
+        values, places = pre_acts.topk(k, sorted=False)
         places, order = places.sort(1)
-        counts = torch.full((len(values),), self.k, device=values.device)
+        counts = torch.full((len(values),), k, device=values.device)
         columns = self.latents[places].int().flatten()
         return _Entries(counts, columns, values.gather(1, order).flatten())
 
 
+@dataclass(eq=False)
 class BatchTopK(Selection):
     """The `k · rows` largest positive entries of all rows together.
 
@@ -111,14 +114,10 @@ class BatchTopK(Selection):
     more with no guess. Of equal entries the first are taken.
     """
 
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = k
-        self.guess: float | None = None
+    k: int
+    guess: float | None = None
 
-    def choose(
-        self, products: Float[Tensor, "rows d_sae"], bias: Float[Tensor, " d_sae"]
-    ) -> _Entries:
+    def _choose(self, products: Tensor, bias: Tensor) -> _Entries:
         if self.guess is None:
             self.guess = self._careful_guess(products, bias)
         return _above(products, bias, torch.full_like(bias, self.guess))
@@ -130,16 +129,12 @@ class BatchTopK(Selection):
             return 0.0
         return max(0.0, float(sample.topk(wanted, sorted=False).values.amin()))
 
-    def finish(self, d_sae: int) -> Active | None:
-        found = _Entries(*(torch.cat(parts) for parts in zip(*self._parts, strict=True)))
-        self._parts = []
+    def _among_all(self, found: _Entries) -> _Entries | None:
         wanted = self.k * len(found.counts)
         if len(found.values) < wanted and self.guess:
             self.guess = 0.0
             return None
-        if len(found.values) > wanted:
-            found = _largest(found, wanted)
-        return Active(support_of(found.counts, found.columns, d_sae), found.values)
+        return _largest(found, wanted) if len(found.values) > wanted else found
 
 
 def _largest(found: _Entries, n: int) -> _Entries:
@@ -163,35 +158,19 @@ def _above(products: Tensor, bias: Tensor, bound: Tensor) -> _Entries:
         counts = triton_kernels.count_above(pre_acts, bound).long()
         ends = torch.zeros(len(counts) + 1, dtype=torch.int32, device=counts.device)
         ends[1:] = counts.cumsum(0)
-        return _Entries(
-            counts, *triton_kernels.fill_above(pre_acts, bound, ends, int(ends[-1]))
-        )
+        entries = triton_kernels.fill_above(pre_acts, bound, ends, int(ends[-1]))
+        return _Entries(counts, *entries)
     counts = cpu_kernels.count_above(products, bias, bound)
     return _Entries(counts, *cpu_kernels.fill_above(products, bias, bound, counts))
 
 
-def _top_k(products: Tensor, bias: Tensor, k: int) -> _Entries:
-    if not products.is_cuda:
-        return _Entries(*cpu_kernels.top_k_rows(products, bias, k))
-    values, columns = (products + bias).topk(k, sorted=False)
-    columns, order = columns.sort(1)
-    values = values.gather(1, order)
-    positive = values > 0
-    return _Entries(positive.sum(1), columns.int()[positive], values[positive])
-
-
 def product_blocks(
-    x: Float[Tensor, "batch d_in"],
-    weight: Float[Tensor, "d_sae d_in"],
-    dtype: torch.dtype | None = None,
-) -> Iterator[Float[Tensor, "rows d_sae"]]:
-    """`x @ weight.T`, some rows at a time, all in the same memory.
+    x: Vectors, weight: Weight, dtype: torch.dtype | None = None
+) -> Iterator[Latents]:
+    """Give `x @ weight.T`, some rows at a time, all in the same memory, from inputs of `dtype`.
 
     Without the bias: torch would copy it over the whole block before the product is added,
     which takes a seventh of the product's time.
-
-    Args:
-        dtype: of the product's inputs, if not that of `x`.
     """
     d_sae = len(weight)
     rows = max(MIN_BLOCK_ROWS, BLOCK_BYTES // (d_sae * x.element_size()))
@@ -208,24 +187,18 @@ def product_blocks(
         yield out
 
 
-def _exact(active: Active, x: Tensor, weight: Tensor, bias: Tensor) -> Active:
-    values = products_at(active.support, x, weight)
-    return Active(active.support, values + bias.index_select(0, active.support.columns))
-
-
 @torch.no_grad()
 def select(
-    x: Float[Tensor, "batch d_in"],
-    weight: Float[Tensor, "d_sae d_in"],
-    bias: Float[Tensor, " d_sae"],
+    x: Vectors,
+    weight: Weight,
+    bias: PerLatent,
     *selections: Selection,
     dtype: torch.dtype | None = None,
 ) -> list[Active]:
     """Return what each selection keeps of the pre-activations `x @ weight.T + bias`.
 
-    Args:
-        dtype: narrower inputs for the product, such as bfloat16. They only decide what is
-            active; the values are computed once more where it is, in the type of `x`.
+    Inputs of a narrower `dtype`, such as bfloat16, only decide what is active; the values are
+    computed once more where it is, in the type of `x`.
     """
     x, weight, bias = x.detach(), weight.detach(), bias.detach()
     waiting = list(selections)
@@ -237,6 +210,10 @@ def select(
         for selection in tuple(waiting):
             active = selection.finish(len(weight))
             if active is not None:
-                found[selection] = active if dtype is None else _exact(active, x, weight, bias)
+                if dtype is not None:
+                    support, _ = active
+                    exact = products_at(support, x, weight)
+                    active = Active(support, exact + bias.index_select(0, support.columns))
+                found[selection] = active
                 waiting.remove(selection)
     return [found[one] for one in selections]

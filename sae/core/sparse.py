@@ -1,14 +1,9 @@
 """The products of an autoencoder step, computed on active latents only.
 
-Where a latent is silent, the gradient of any loss of its activation vanishes (for ReLU,
-TopK and every other gate that outputs zero there), so of the five dense products of a step
-only the encoder's forward one is needed in full. The rest runs on a `Support`: the
-positions of the active entries, in compressed sparse row (CSR) order. Nothing is
-approximated: values and gradients equal those of the dense computation up to rounding.
-
-Products with the transposed matrix use a second CSR matrix, by latent, whose order is found by
-one sort a step and shared by both weight gradients (multiplying with torch's transposed view
-sorts anew each time). No tensor of shape (batch, active, d_in) is ever made.
+Where a latent is silent, the gradient of any loss of its activation vanishes, so of the five
+dense products of a step only the encoder's forward one is needed in full. The rest runs on a
+`Support`, the positions of the active entries by row and, for products with the transposed
+matrix, by latent. Nothing is approximated, and no tensor (batch, active, d_in) is ever made.
 """
 
 import warnings
@@ -18,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.core import cpu_kernels
+from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight, cpu_kernels
 
 # Torch warns once a process that CSR tensors are in beta; nothing here can answer that, so
 # let it happen now.
@@ -32,17 +27,17 @@ class Support(NamedTuple):
 
     row_ends: Int[Tensor, " batch_plus_1"]
     """The entries of row i are `row_ends[i]` up to `row_ends[i + 1]`."""
-    columns: Int[Tensor, " nnz"]
+    columns: Indices
     """Latent of each entry, ascending inside a row."""
     column_ends: Int[Tensor, " d_sae_plus_1"]
     """The same entries by latent: those of latent j end before `column_ends[j + 1]`."""
-    by_column: Int[Tensor, " nnz"]
+    by_column: Indices
     """int64; which entry, in row order, comes at each place in column order."""
-    rows_by_column: Int[Tensor, " nnz"]
+    rows_by_column: Indices
     """Row of each entry, in column order."""
     shape: tuple[int, int]
 
-    def matrix(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, "batch d_sae"]:
+    def matrix(self, values: Values) -> Latents:
         """The sparse matrix that holds `values` (in row order)."""
         return torch.sparse_csr_tensor(
             self.row_ends, self.columns, values, self.shape, check_invariants=False
@@ -52,7 +47,7 @@ class Support(NamedTuple):
         """In how many rows each latent is active."""
         return self.column_ends.diff()
 
-    def rows(self) -> Int[Tensor, " nnz"]:
+    def rows(self) -> Indices:
         """Row of each entry, in row order, int64."""
         batch = torch.arange(self.shape[0], device=self.columns.device)
         return batch.repeat_interleave(self.row_ends.diff(), output_size=len(self.columns))
@@ -78,9 +73,7 @@ class Support(NamedTuple):
         )
 
 
-def support_of(
-    counts: Int[Tensor, " batch"], columns: Int[Tensor, " nnz"], d_sae: int
-) -> Support:
+def support_of(counts: PerRow, columns: Indices, d_sae: int) -> Support:
     """From the number of entries of each row and their columns, ascending in each row."""
     batch = len(counts)
     row_ends = torch.zeros(batch + 1, dtype=torch.int32, device=columns.device)
@@ -95,7 +88,6 @@ def support_of(
 
 
 def _sparse_times_dense(support: Support, values: Tensor, dense: Tensor) -> Tensor:
-    """(batch, d_sae) by (d_sae, d)."""
     if values.is_cuda:
         from sae.core import triton_kernels
 
@@ -111,7 +103,6 @@ def _sparse_times_dense(support: Support, values: Tensor, dense: Tensor) -> Tens
 
 
 def _transposed_times_dense(support: Support, values: Tensor, dense: Tensor) -> Tensor:
-    """(d_sae, batch) by (batch, d)."""
     ends, rows = support.column_ends, support.rows_by_column
     values = values[support.by_column]
     if values.is_cuda:
@@ -125,9 +116,7 @@ def _transposed_times_dense(support: Support, values: Tensor, dense: Tensor) -> 
     return product
 
 
-def products_at(
-    support: Support, a: Float[Tensor, "batch d"], b: Float[Tensor, "d_sae d"]
-) -> Float[Tensor, " nnz"]:
+def products_at(support: Support, a: Vectors, b: Weight) -> Values:
     """`⟨a_i, b_j⟩` for each entry (i, j)."""
     if a.is_cuda:
         from sae.core import triton_kernels
@@ -170,7 +159,16 @@ class _Reconstruct(torch.autograd.Function):
         workspace: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         shares = level_weights / len(target)
-        squares, error = _nested_errors(support, values, weight, target, shares, workspace)
+        if values.is_cuda:
+            # What the kernel for the CPU does, by prefix and suffix sums.
+            parts = _sparse_times_dense(support, values, weight).view_as(workspace)
+            errors = parts.cumsum(1) - target[:, None]
+            workspace.copy_((2 * shares[:, None] * errors).flip(1).cumsum(1).flip(1))
+            squares, error = errors.double().square().sum((0, 2)), errors[:, -1]
+        else:
+            squares, error = cpu_kernels.nested_errors(
+                support.row_ends, support.columns, values, weight, target, shares, workspace
+            )
         squares = (squares / len(target)).to(values.dtype)
         ctx.save_for_backward(values, weight, workspace)
         ctx.support = support
@@ -190,32 +188,9 @@ class _Reconstruct(torch.autograd.Function):
         return grad_values, grad_weight, grad_target, None, None, None
 
 
-def _nested_errors(
-    support: Support,
-    values: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    level_weights: Tensor,
-    gradients: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """See `cpu_kernels.nested_errors`; on a GPU the same by prefix and suffix sums."""
-    if not values.is_cuda:
-        return cpu_kernels.nested_errors(
-            support.row_ends, support.columns, values, weight, target, level_weights, gradients
-        )
-    parts = _sparse_times_dense(support, values, weight).view_as(gradients)
-    errors = parts.cumsum(1) - target[:, None]
-    gradients.copy_((2 * level_weights[:, None] * errors).flip(1).cumsum(1).flip(1))
-    return errors.double().square().sum((0, 2)), errors[:, -1]
-
-
 def encode_on(
-    support: Support,
-    values: Float[Tensor, " nnz"],
-    x: Float[Tensor, "batch d_in"],
-    weight: Float[Tensor, "d_sae d_in"],
-    bias: Float[Tensor, " d_sae"],
-) -> Float[Tensor, " nnz"]:
+    support: Support, values: Values, x: Vectors, weight: Weight, bias: PerLatent
+) -> Values:
     """`x @ weight.T + bias` on `support`, with gradients to `x`, `weight` and `bias`.
 
     The values are given, not computed, because the caller had to compute them to choose the
@@ -232,15 +207,15 @@ class Reconstruction(NamedTuple):
     """`Σ_g w_g ‖x̂_g − x‖²`, averaged over the batch; gradients flow through it."""
     mse: Float[Tensor, " levels"]
     """`‖x̂_g − x‖²` of each level, averaged over the batch; detached."""
-    error: Float[Tensor, "batch d_out"]
+    error: Vectors
     """`x̂ − x` of the last level; detached."""
 
 
 def reconstruct_on(
     support: Support,
-    values: Float[Tensor, " nnz"],
-    weight: Float[Tensor, "d_sae d_out"],
-    target: Float[Tensor, "batch d_out"],
+    values: Values,
+    weight: Weight,
+    target: Vectors,
     level_ends: Int[Tensor, " levels"] | None = None,
     level_weights: Float[Tensor, " levels"] | None = None,
     workspace: Float[Tensor, "batch levels d_out"] | None = None,
@@ -251,11 +226,8 @@ def reconstruct_on(
     rows of `weight`; without levels there is one, of all latents, with weight one. Nested
     reconstructions are prefix sums of what each level adds, their gradients suffix sums of
     the levels' errors, so levels cost sums over (batch, levels, d_out) and no products.
-    Gradients reach `values`, `weight` and `target`.
-
-    Args:
-        workspace: memory for the gradients, overwritten, and to be left alone until the
-            backward pass is over. Fresh memory of that size costs more than the sums.
+    Gradients reach `values`, `weight` and `target`. They are computed in `workspace`, to be
+    left alone until the backward pass is over: fresh memory costs more than the sums.
     """
     if level_ends is None or level_weights is None:
         level_weights = target.new_ones(1)

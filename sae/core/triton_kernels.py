@@ -1,11 +1,8 @@
 """The sparse products of a step, and what surrounds them, as Triton kernels for a GPU.
 
-Every sum runs in float32 (in float64 if an input is float64) and in a fixed order: there are
-no atomics, so the same inputs give the same bits. Outputs have the dtype that torch would
-promote the inputs to. Indices are int32, offsets into matrices 64 bits wide.
-
-The launchers are plain functions without autograd. This module needs `triton`, so import it
-only once tensors are known to be on a GPU (or in a process with `TRITON_INTERPRET=1`).
+Every sum runs in float32 (in float64 if an input is float64) and in a fixed order, without
+atomics, so the same inputs give the same bits. Indices are int32, offsets 64 bits wide. Import
+this once tensors are known to be on a GPU, or in a process with `TRITON_INTERPRET=1`.
 """
 # Kernels are no Python: their arguments are pointers, numbers and constants.
 # ruff: noqa: ANN001, ANN202, PLR0913, PLR0917
@@ -16,8 +13,10 @@ from typing import Any, no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
+
+from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight
 
 WIDEST = 128
 """Columns of a matrix that one program handles at once, at most; a power of two."""
@@ -62,7 +61,7 @@ def _add_entries(
 @no_type_check
 def _sum_pieces(
     ends, n_rows, indices, values, dense, pieces, width,
-    WIDTH: tl.constexpr, ENTRIES: tl.constexpr, PIECE: tl.constexpr, SUM: tl.constexpr,
+    WIDTH: tl.constexpr, ENTRIES: tl.constexpr, PIECE: tl.constexpr, SUM: tl.constexpr
 ):  # fmt: skip
     piece = tl.program_id(0)
     # The row that owns the piece's first entry is the last to start at or before it.
@@ -88,7 +87,7 @@ def _sum_pieces(
 @no_type_check
 def _sum_rows(
     ends, indices, values, dense, pieces, out, width,
-    WIDTH: tl.constexpr, ENTRIES: tl.constexpr, PIECE: tl.constexpr, SUM: tl.constexpr,
+    WIDTH: tl.constexpr, ENTRIES: tl.constexpr, PIECE: tl.constexpr, SUM: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     across = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -115,7 +114,7 @@ def _sum_rows(
 @no_type_check
 def _sample_products(
     row_ends, columns, a, weight, out, width,
-    WIDTH: tl.constexpr, ENTRIES: tl.constexpr, SUM: tl.constexpr,
+    WIDTH: tl.constexpr, ENTRIES: tl.constexpr, SUM: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     end = tl.load(row_ends + row + 1)
@@ -152,7 +151,7 @@ def _count_above(pre_acts, bound, counts, d_sae, STRETCH: tl.constexpr, SUM: tl.
 @no_type_check
 def _fill_above(
     pre_acts, bound, row_ends, columns, values, d_sae,
-    STRETCH: tl.constexpr, SUM: tl.constexpr,
+    STRETCH: tl.constexpr, SUM: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.load(row_ends + row)
@@ -175,7 +174,7 @@ def _adam_unit_row(
     weight, grad, exp_avg, exp_avg_sq, width,
     step_size: tl.float64, root_correction: tl.float64,
     rest1: tl.float64, beta2: tl.float64, rest2: tl.float64, eps: tl.float64,
-    WIDTH: tl.constexpr, SUM: tl.constexpr,
+    WIDTH: tl.constexpr, SUM: tl.constexpr
 ):  # fmt: skip
     across = tl.arange(0, WIDTH)
     inside = across < width
@@ -196,15 +195,15 @@ def _adam_unit_row(
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Run `kernel` where its first tensor is; an empty grid is nothing to do."""
+    """Run `kernel` where its first tensor is, on contiguous ones; an empty grid is nothing."""
     if 0 not in grid:
+        args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
         with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
             # Fused multiply-adds are asked for, since Triton's default changes in 3.10.
             kernel[grid](*args, **constants, enable_fp_fusion=True)
 
 
 def _sum_dtype(*tensors: Tensor) -> Any:
-    """What the kernels add in."""
     return tl.float64 if torch.float64 in {t.dtype for t in tensors} else tl.float32
 
 
@@ -215,9 +214,6 @@ def _width(d: int, most: int = 2**20) -> int:
 def _products(
     ends: Tensor, indices: Tensor, values: Tensor, dense: Tensor, piece: int
 ) -> Tensor:
-    """The CSR matrix of `values` times `dense`."""
-    ends, indices = ends.contiguous(), indices.contiguous()
-    values, dense = values.contiguous(), dense.contiguous()
     n_rows, d = len(ends) - 1, dense.shape[1]
     n_pieces = len(indices) // piece if piece else 0
     width = _width(d, WIDEST)
@@ -239,71 +235,57 @@ def _products(
 
 
 def decode(
-    row_ends: Int[Tensor, " batch_plus_1"],
-    columns: Int[Tensor, " nnz"],
-    values: Float[Tensor, " nnz"],
-    weight: Float[Tensor, "d_sae d"],
-) -> Float[Tensor, "batch d"]:
+    row_ends: Int[Tensor, " batch_plus_1"], columns: Indices, values: Values, weight: Weight
+) -> Vectors:
     """The CSR matrix of `values`, (batch, d_sae), times `weight`."""
     return _products(row_ends, columns, values, weight, piece=0)
 
 
 def transposed_product(
     column_ends: Int[Tensor, " d_sae_plus_1"],
-    rows_by_column: Int[Tensor, " nnz"],
-    values_by_column: Float[Tensor, " nnz"],
-    dense: Float[Tensor, "batch d"],
-) -> Float[Tensor, "d_sae d"]:
+    rows_by_column: Indices,
+    values_by_column: Values,
+    dense: Vectors,
+) -> Weight:
     """The transposed CSR matrix times `dense`; the entries come in the order of latents.
 
-    A latent that fires in every row must not hold up the rest. So entries are also cut, in
-    their order, into pieces of `PIECE`; a first launch sums each piece that lies within one
-    latent, and a latent's own program adds those sums and the entries left at its two ends.
-    No program reads more than about two pieces, whatever the frequencies, and the order of
-    every sum is fixed. A batch smaller than a piece has no such latent and needs one launch.
+    A latent that fires in every row must not hold up the rest. So a first launch sums every
+    piece of `PIECE` entries that lies within one latent, and a latent's own program adds those
+    sums and the entries left at its two ends: no program reads more than about two pieces.
     """
     piece = PIECE if len(dense) >= PIECE else 0
     return _products(column_ends, rows_by_column, values_by_column, dense, piece)
 
 
 def sampled_product(
-    row_ends: Int[Tensor, " batch_plus_1"],
-    columns: Int[Tensor, " nnz"],
-    a: Float[Tensor, "batch d"],
-    weight: Float[Tensor, "d_sae d"],
-) -> Float[Tensor, " nnz"]:
+    row_ends: Int[Tensor, " batch_plus_1"], columns: Indices, a: Vectors, weight: Weight
+) -> Values:
     """`(a @ weight.T)[i, j]` at each entry (i, j) of a CSR matrix."""
     batch, d = a.shape
     out = a.new_empty(len(columns), dtype=torch.result_type(a, weight))
     splits = max(1, min(16, PROGRAMS // max(batch, 1))) if len(columns) else 0
     _launch(
         _sample_products, (batch, splits),
-        row_ends.contiguous(), columns.contiguous(), a.contiguous(), weight.contiguous(),
-        out, d,
+        row_ends, columns, a, weight, out, d,
         WIDTH=_width(d, WIDEST), ENTRIES=ENTRIES, SUM=_sum_dtype(a, weight),
     )  # fmt: skip
     return out
 
 
-def count_above(
-    pre_acts: Float[Tensor, "batch d_sae"], bound: Float[Tensor, " d_sae"]
-) -> Int[Tensor, " batch"]:
+def count_above(pre_acts: Latents, bound: PerLatent) -> PerRow:
     """How many entries of each row exceed the bound of their column; int32."""
     batch, d_sae = pre_acts.shape
     counts = torch.empty(batch, dtype=torch.int32, device=pre_acts.device)
     _launch(
-        _count_above, (batch,), pre_acts.contiguous(), bound.contiguous(), counts, d_sae,
+        _count_above, (batch,), pre_acts, bound, counts, d_sae,
         STRETCH=_width(d_sae, STRETCH), SUM=_sum_dtype(pre_acts, bound),
     )  # fmt: skip
     return counts
 
 
 def fill_above(
-    pre_acts: Float[Tensor, "batch d_sae"],
-    bound: Float[Tensor, " d_sae"],
-    row_ends: Int[Tensor, " batch_plus_1"],
-    nnz: int,
-) -> tuple[Int[Tensor, " nnz"], Float[Tensor, " nnz"]]:
+    pre_acts: Latents, bound: PerLatent, row_ends: Int[Tensor, " batch_plus_1"], nnz: int
+) -> tuple[Indices, Values]:
     """Columns (int32, ascending inside a row) and values of the entries above their bound.
 
     `row_ends` are the running sums of what `count_above` found, `nnz` the last of them.
@@ -313,17 +295,17 @@ def fill_above(
     values = pre_acts.new_empty(nnz)
     _launch(
         _fill_above, (batch if nnz else 0,),
-        pre_acts.contiguous(), bound.contiguous(), row_ends.contiguous(), columns, values,
-        d_sae, STRETCH=_width(d_sae, STRETCH), SUM=_sum_dtype(pre_acts, bound),
+        pre_acts, bound, row_ends, columns, values, d_sae,
+        STRETCH=_width(d_sae, STRETCH), SUM=_sum_dtype(pre_acts, bound),
     )  # fmt: skip
     return columns, values
 
 
 def adam_unit_rows_(
-    weight: Float[Tensor, "d_sae d"],
-    grad: Float[Tensor, "d_sae d"],
-    exp_avg: Float[Tensor, "d_sae d"],
-    exp_avg_sq: Float[Tensor, "d_sae d"],
+    weight: Weight,
+    grad: Weight,
+    exp_avg: Weight,
+    exp_avg_sq: Weight,
     *,
     step: int,
     lr: float,
@@ -332,9 +314,7 @@ def adam_unit_rows_(
 ) -> None:
     """One step of Adam (number `step`, from 1) on rows of unit norm, which stay so.
 
-    From each row's gradient its component along the row is removed, which changes nothing but
-    the norm; then `torch.optim.Adam`'s update; then the row is scaled to norm one. Writes to
-    `weight`, `exp_avg` and `exp_avg_sq`, and leaves `grad` as it is.
+    As `cpu_kernels.adam_unit_rows_` does it, with `torch.optim.Adam`'s update.
     """
     beta1, beta2 = betas
     given = [weight.detach(), exp_avg, exp_avg_sq]
@@ -342,7 +322,7 @@ def adam_unit_rows_(
     n_rows, d = weight.shape
     width = _width(d)
     _launch(
-        _adam_unit_row, (n_rows,), ready[0], grad.contiguous(), ready[1], ready[2], d,
+        _adam_unit_row, (n_rows,), ready[0], grad, ready[1], ready[2], d,
         lr / (1 - beta1**step), math.sqrt(1 - beta2**step), 1 - beta1, beta2, 1 - beta2, eps,
         WIDTH=width, SUM=_sum_dtype(weight), num_warps=max(1, min(16, width // 256)),
     )  # fmt: skip

@@ -1,17 +1,13 @@
 """What the model loses when a dictionary's reconstruction takes the activations' place.
 
 Every score compares three runs over the same held-out tokens: untouched, with the
-reconstruction, and with the activations ablated (to zero, or to their mean). A transcoder reads
-one hook and takes the place of the activations at another, in the same forward pass. Only text
-positions are replaced; special tokens keep their activations. Figures are means over the
-positions whose own token and next token are both text; `sae/metrics.py` has their formulas.
-
-`KL(clean ‖ replaced)` is summed as `Σ p log p − Σ p·logits + logsumexp(logits)`, which reads
-each vocabulary-wide row twice instead of writing new ones.
+reconstruction, and with the activations ablated (to zero, or to their mean). Only text
+positions are replaced. Figures are means over the positions whose own token and next token are
+both text; `sae/metrics.py` has their formulas. `KL(clean ‖ replaced)` is summed as
+`Σ p log p − Σ p·logits + logsumexp(logits)`, which writes no new vocabulary-wide rows.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -20,12 +16,6 @@ from torch import Tensor
 from sae.base import progress
 from sae.edits import Change, Edit, Put, Reconstruction, Splice, Where, edited
 from sae.models import LanguageModel, Site
-
-
-@dataclass(slots=True)
-class _Sums:
-    ce: float = 0.0
-    kl: float = 0.0
 
 
 def behaviour(
@@ -43,16 +33,17 @@ def behaviour(
     Args:
         site: where activations are replaced.
         tokens: held-out ids.
-        mean: mean of the activations at `site`, for mean ablation.
+        mean: of the activations at `site`, for mean ablation.
         source: what the dictionaries read; `site` itself if left out.
         batch_size: sequences a forward pass.
     """
     changes: dict[str, Change] = {"zero": Put(torch.zeros_like(mean)), "mean": Put(mean)}
     changes |= {f"sae {name}": Splice(d) for name, d in dictionaries.items()}
-    sums = {name: _Sums() for name in ("clean", *changes)}
+    ce = dict.fromkeys(["clean", *changes], 0.0)
+    kl = dict.fromkeys(changes, 0.0)
     special = torch.tensor(model.special_token_ids)
     count = 0
-    total = tokens.numel() * len(sums)
+    total = tokens.numel() * len(ce)
     with torch.inference_mode(), progress(total, "behaviour", "tok") as bar:
         for batch in torch.split(tokens, batch_size):
             text = ~torch.isin(batch, special)
@@ -61,7 +52,7 @@ def behaviour(
             target = ids[:, 1:][scored]
             clean = _logits(model, ids, scored)
             count += len(target)
-            sums["clean"].ce += _cross_entropy(clean, target)
+            ce["clean"] += _cross_entropy(clean, target)
             probabilities = clean.softmax(-1)
             negative_entropy = (
                 _row_dot(probabilities, clean).sum() - clean.logsumexp(-1).double().sum()
@@ -71,18 +62,17 @@ def behaviour(
                 edit = Edit(site, change, Where(text), source)
                 with edited(model.module, [edit]):
                     logits = _logits(model, ids, scored)
-                sums[name].ce += _cross_entropy(logits, target)
+                ce[name] += _cross_entropy(logits, target)
                 cross = (
                     logits.logsumexp(-1).double().sum() - _row_dot(probabilities, logits).sum()
                 )
-                sums[name].kl += float(negative_entropy + cross)
+                kl[name] += float(negative_entropy + cross)
                 bar.update(batch.numel())
-    means = {n: _Sums(s.ce / count, s.kl / count) for n, s in sums.items()}
-    return {name: _scores(means, f"sae {name}") for name in dictionaries}
+    ce, kl = ({name: total / count for name, total in sums.items()} for sums in (ce, kl))
+    return {name: _scores(ce, kl, f"sae {name}") for name in dictionaries}
 
 
 def _logits(model: LanguageModel, ids: Tensor, scored: Tensor) -> Tensor:
-    """Logits after the scored positions, (scored position, vocabulary)."""
     logits: Tensor = model.module(ids, use_cache=False).logits
     return logits[:, :-1][scored].float()
 
@@ -92,20 +82,19 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> float:
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of rows without an intermediate of their size, in float64 at the end."""
+    # Without an intermediate of their size, and in float64 at the end.
     return torch.einsum("rv,rv->r", a, b).double()
 
 
-def _scores(means: Mapping[str, _Sums], name: str) -> dict[str, float]:
-    clean, sae, zero, mean = (means[n] for n in ("clean", name, "zero", "mean"))
+def _scores(ce: Mapping[str, float], kl: Mapping[str, float], name: str) -> dict[str, float]:
     return {
-        "ce_loss_without_sae": clean.ce,
-        "ce_loss_with_sae": sae.ce,
-        "ce_loss_with_ablation": zero.ce,
-        "ce_loss_with_mean_ablation": mean.ce,
-        "ce_loss_score": (zero.ce - sae.ce) / (zero.ce - clean.ce),
-        "ce_loss_score_mean_ablation": (mean.ce - sae.ce) / (mean.ce - clean.ce),
-        "kl_div_with_sae": sae.kl,
-        "kl_div_with_ablation": zero.kl,
-        "kl_div_score": (zero.kl - sae.kl) / zero.kl,
+        "ce_loss_without_sae": ce["clean"],
+        "ce_loss_with_sae": ce[name],
+        "ce_loss_with_ablation": ce["zero"],
+        "ce_loss_with_mean_ablation": ce["mean"],
+        "ce_loss_score": (ce["zero"] - ce[name]) / (ce["zero"] - ce["clean"]),
+        "ce_loss_score_mean_ablation": (ce["mean"] - ce[name]) / (ce["mean"] - ce["clean"]),
+        "kl_div_with_sae": kl[name],
+        "kl_div_with_ablation": kl["zero"],
+        "kl_div_score": (kl["zero"] - kl[name]) / kl["zero"],
     }

@@ -1,23 +1,33 @@
 """Measuring a run's dictionaries on text that they were never trained on."""
 
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sae.base import digest, progress, require, say, write_json
+from sae.base import UserError, digest, progress, require, require_at_least, say, write_json
 from sae.cache.layout import ActivationCache, open_cache
-from sae.core.fidelity import density_histogram
+from sae.core.fidelity import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary
 from sae.evaluation.behaviour import behaviour
-from sae.evaluation.reconstruction import measured_rows, reconstruction
-from sae.figures import SETTINGS, Figures
-from sae.models import LanguageModel, is_causal, recorded_config, recorded_model, resolve_device
+from sae.figures import SETTINGS, Figures, ShrinkingCost
+from sae.models import LanguageModel, recorded_config, recorded_model, resolve_device
 from sae.rows.origin import check_held_out, check_same_origin
+from sae.rows.shuffle import RowSelection, rows_in_order, select_rows
 from sae.run import RUN_CACHE, PathArtefact, Run, cache_location, make_together
+
+_ROWS_A_BATCH = 4096
+_SHRUNK_ROWS = 8_192
+"""Held-out activations that a shrunk dictionary is measured on at most, evenly spread."""
+_SHRUNK_TOKENS = 2_048
+"""Held-out tokens that go through the whole model before and after."""
+_SHRUNK_SEQUENCES = 8
+"""Sequences in a forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +59,7 @@ class EvalConfig:
     """Highest L0 of the dictionary that is recommended: the most faithful one up to it."""
 
     def __post_init__(self) -> None:
-        for name in ("n_behaviour_tokens", "density_rows", "batch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name}={value}; give 1 or more")
+        require_at_least(self, n_behaviour_tokens=1, density_rows=1, batch_size=1)
         require(self.max_l0 > 0, f"max_l0={self.max_l0}; give more than 0")
 
     @property
@@ -63,11 +71,8 @@ class EvalConfig:
 def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[Figures]:
     """Measure dictionaries of a run, or reuse figures of the same dictionary and settings.
 
-    Args:
-        names: those to measure; by default the one that is asked for, or all of the run.
-
-    Returns:
-        Their figures, which are in the run's folder too.
+    These are `names`, or else the one that is asked for, or all of the run. Their figures are
+    in the run's folder too.
 
     Raises:
         UserError: if there is none, the cache is of another model or hook, or holds text that a
@@ -76,90 +81,69 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[Figures
     run = Run.at(config.run)
     cache = open_cache(config.cache_location)
     if names is None:
-        asked = config.dictionary
-        names = run.dictionary_names if asked is None else [asked]
+        names = run.dictionary_names if config.dictionary is None else [config.dictionary]
     # Without a name the run says what is missing.
-    wanted_names: list[str | None] = [*names] or [None]
-    dictionaries = dict(run.load(name) for name in wanted_names)
+    dictionaries = dict(run.load(name) for name in names or (None,))
     for name, dictionary in dictionaries.items():
         check_same_origin(name, dictionary, cache)
         check_held_out(name, dictionary, cache)
-    settings = [cache.digest, config.density_rows]
-    wanted = {
-        name: digest([settings, *found.hook_names, found.digest])
-        for name, found in dictionaries.items()
-    }
-    n_tokens = config.n_behaviour_tokens
 
-    def is_current(name: str) -> bool:
+    def is_current(name: str, dictionary: Dictionary) -> bool:
         path = run.evaluation(name)
         if not path.exists():
             return False
-        found = Figures.read(path)
-        trained = dictionaries[name].record.training_digest
-        same = (found.digest, found.training_digest) == (wanted[name], trained)
-        return same and found.asked_behaviour_tokens >= n_tokens
+        found, trained = Figures.read(path), dictionary.record.training_digest
+        wanted = _digest(config, cache, dictionary.hook_names, dictionary.digest)
+        same = (found.digest, found.training_digest) == (wanted, trained)
+        return same and found.asked_behaviour_tokens >= config.n_behaviour_tokens
 
     def build(left: Sequence[PathArtefact]) -> None:
-        todo = {one.path.stem: dictionaries[one.path.stem] for one in left}
-        for name, figures in _evaluate(config, cache, todo).items():
-            whole = replace(
-                figures,
-                digest=wanted[name],
-                asked_behaviour_tokens=n_tokens,
-                data=cache.text.name,
-            )
-            write_json(run.evaluation(name), whole.to_json())
+        groups: dict[tuple[str, str], dict[str, Dictionary]] = defaultdict(dict)
+        for name in (one.path.stem for one in left):
+            groups[dictionaries[name].hook_names][name] = dictionaries[name]
+        for group in groups.values():
+            for name, figures in _evaluate(config, cache, group).items():
+                write_json(run.evaluation(name), figures.to_json())
 
     artefacts = [
-        PathArtefact(run.evaluation(name), partial(is_current, name)) for name in dictionaries
+        PathArtefact(run.evaluation(name), partial(is_current, name, dictionary))
+        for name, dictionary in dictionaries.items()
     ]
     make_together(artefacts, build, command="eval")
     return [Figures.read(run.evaluation(name)) for name in dictionaries]
 
 
+def _digest(
+    config: EvalConfig, cache: ActivationCache, hook_names: tuple[str, str], weights: str
+) -> str:
+    return digest([[cache.digest, config.density_rows], *hook_names, weights])
+
+
 def _evaluate(
     config: EvalConfig, cache: ActivationCache, dictionaries: dict[str, Dictionary]
 ) -> dict[str, Figures]:
-    by_hooks: dict[tuple[str, str], dict[str, Dictionary]] = {}
-    for name, dictionary in dictionaries.items():
-        hooks = dictionary.hook_name, dictionary.hook_name_out
-        by_hooks.setdefault(hooks, {})[name] = dictionary
-    found: dict[str, Figures] = {}
-    for hooks, group in by_hooks.items():
-        found |= _evaluate_hooks(config, cache, hooks, group)
-    return found
-
-
-def _evaluate_hooks(
-    config: EvalConfig,
-    cache: ActivationCache,
-    hooks: tuple[str, str],
-    group: dict[str, Dictionary],
-) -> dict[str, Figures]:
-    """Figures of dictionaries that read the first of `hooks` and reconstruct the second."""
+    """Measure dictionaries that read one hook and reconstruct one."""
     began = time.perf_counter()
     device = resolve_device(config.device)
-    on_device = {name: dictionary.to(device) for name, dictionary in group.items()}
+    on_device = {name: dictionary.to(device) for name, dictionary in dictionaries.items()}
     figures = {}
-    with progress(len(group), "reconstruction", "dictionary") as bar:
+    with progress(len(on_device), "reconstruction", "dictionary") as bar:
         for name, dictionary in on_device.items():
             figures[name] = _reconstruction_figures(config, cache, name, dictionary)
             bar.update(1)
-    record = cache.model
-    if is_causal(recorded_config(record, config.device)):
-        model = recorded_model(record, config.device)
+    n_tokens, scores = 0, dict[str, dict[str, float]]()
+    if recorded_config(cache.model, config.device).is_causal():
+        model = recorded_model(cache.model, config.device)
         n_tokens, scores = behaviour_scores(
-            model, cache, hooks, on_device, config.n_behaviour_tokens, config.batch_size
+            model, cache, on_device, config.n_behaviour_tokens, config.batch_size
         )
     else:
-        say(f"eval: {record.name} predicts no next token, so CE and KL are left out")
-        n_tokens, scores = 0, {name: {} for name in group}
-    seconds = (time.perf_counter() - began) / len(group)
+        say(f"eval: {cache.model.name} predicts no next token, so CE and KL are left out")
+    seconds = (time.perf_counter() - began) / len(figures)
     return {
         name: replace(
             found,
-            values={**found.values, **scores[name]},
+            values={**found.values, **scores.get(name, {})},
             n_behaviour_tokens=n_tokens,
             seconds=seconds,
         )
@@ -170,19 +154,16 @@ def _evaluate_hooks(
 def behaviour_scores(
     model: LanguageModel,
     cache: ActivationCache,
-    hooks: tuple[str, str],
     dictionaries: dict[str, Dictionary],
     n_tokens: int,
     batch_size: int,
 ) -> tuple[int, dict[str, dict[str, float]]]:
-    """How many held-out tokens went through the model, and each dictionary's scores.
+    """Return how many held-out tokens went through the model, and each dictionary's scores.
 
-    Args:
-        model: the one that the cache was made with.
-        hooks: what the dictionaries read, and what they reconstruct.
-        n_tokens: about how many are wanted; whole sequences are taken, at least one.
+    The dictionaries have the same hooks, and the model is the one that the cache was made with.
+    Of about `n_tokens` whole sequences are taken, at least one.
     """
-    hook_name, hook_name_out = hooks
+    hook_name, hook_name_out = next(iter(dictionaries.values())).hook_names
     held_out = torch.from_numpy(cache.tokens[cache.held_out]).long()
     tokens = held_out[: max(1, n_tokens // cache.context_size)]
     scores = behaviour(
@@ -209,15 +190,18 @@ def _reconstruction_figures(
     fired = statistics.fired + more.fired
     n_density_rows = statistics.n_rows + more.n_rows
     dead_fraction = float((fired == 0).double().mean())
-    trained = dictionary.record.training
+    trained, weights = dictionary.record.training, dictionary.digest
     return Figures(
         id=name,
         architecture=dictionary.architecture,
         training_architecture=None if trained is None else trained.architecture,
         hook_name=dictionary.hook_name,
         hook_name_out=dictionary.hook_name_out,
-        dictionary_digest=dictionary.digest,
+        digest=_digest(config, cache, dictionary.hook_names, weights),
+        dictionary_digest=weights,
         training_digest=dictionary.record.training_digest,
+        data=cache.text.name,
+        asked_behaviour_tokens=config.n_behaviour_tokens,
         settings=_settings(dictionary),
         values={**statistics.metrics(), "dead_fraction": dead_fraction},
         n_rows=statistics.n_rows,
@@ -227,7 +211,6 @@ def _reconstruction_figures(
 
 
 def _settings(dictionary: Dictionary) -> dict[str, float]:
-    """What was asked of the training, to tell the dictionary from others."""
     asked: dict[str, Any] = {"d_sae": dictionary.d_sae}
     training = dictionary.record.training
     if training is not None:
@@ -241,3 +224,94 @@ def _settings(dictionary: Dictionary) -> dict[str, float]:
         # The training moved this weight by itself.
         asked["l0_coefficient"] = None
     return {key: asked[key] for key in SETTINGS if asked.get(key) is not None}
+
+
+def measured_rows(
+    dictionary: Dictionary, cache: ActivationCache, *, held_out: bool
+) -> RowSelection:
+    """Select the rows of a cache on which a dictionary is measured, at the hooks that it has.
+
+    Rows that its training left out for their norm are left out here too.
+    """
+    return select_rows(
+        cache,
+        *dict.fromkeys(dictionary.hook_names),
+        held_out=held_out,
+        max_norm_multiple=dictionary.record.max_norm_multiple,
+    )
+
+
+def reconstruction(
+    dictionary: Dictionary, rows: RowSelection, limit: int | None = None
+) -> ReconstructionStatistics:
+    """Statistics of a dictionary over `measured_rows`, at most about `limit`, evenly spread."""
+    statistics = ReconstructionStatistics(dictionary.d_out, dictionary.d_sae)
+    device = dictionary.W_enc.device
+    for stored in _batches(rows_in_order(rows, limit)):
+        sides = [side.to(device).float() for side in stored]
+        x, target = sides[0], sides[-1]
+        feature_acts = dictionary.encode(x)
+        statistics.add(target, dictionary.reconstruct(x, feature_acts), feature_acts)
+    return statistics
+
+
+def _batches(pieces: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    # Joined and split to about the rows that one product should have.
+    waiting: list[tuple[Tensor, ...]] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(len(sides[0]) for sides in waiting) >= _ROWS_A_BATCH:
+            joined = map(torch.cat, zip(*waiting, strict=True))
+            yield from zip(*(torch.split(j, _ROWS_A_BATCH) for j in joined), strict=True)
+            waiting = []
+    if waiting:
+        yield tuple(map(torch.cat, zip(*waiting, strict=True)))
+
+
+def held_out_rows(name: str, dictionary: Dictionary, location: str) -> RowSelection:
+    """Select the held-out activations of the cache at `location` that a dictionary reads.
+
+    Raises:
+        UserError: if the cache is missing, of another model or hook, or holds out nothing.
+    """
+    cache = open_cache(location)
+    check_same_origin(name, dictionary, cache)
+    rows = measured_rows(dictionary, cache, held_out=True)
+    require(
+        rows.n_rows > 0,
+        f"{location} holds no document out, so nothing made smaller can be measured; give "
+        "another cache=...",
+    )
+    return rows
+
+
+def shrinking_cost(
+    before: Dictionary, after: Dictionary, rows: RowSelection, *, causal: bool
+) -> ShrinkingCost:
+    """Measure a dictionary before and after it was made smaller, on the same activations.
+
+    If the model is `causal` and can be had, its cross-entropy is measured too.
+    """
+    device = resolve_device("auto")
+    both = {"before": before.to(device), "after": after.to(device)}
+    statistics = {name: reconstruction(d, rows, limit=_SHRUNK_ROWS) for name, d in both.items()}
+    figures = {name: found.metrics() for name, found in statistics.items()}
+    n_tokens = 0
+    try:
+        model = recorded_model(rows.cache.model, "auto") if causal else None
+    except UserError as error:
+        say(f"export: what this does to the model's CE is not measured: {error}")
+        model = None
+    if model is not None:
+        n_tokens, scores = behaviour_scores(
+            model, rows.cache, both, _SHRUNK_TOKENS, _SHRUNK_SEQUENCES
+        )
+        for name, found in scores.items():
+            figures[name] |= found
+    return ShrinkingCost(
+        n_dropped=before.d_sae - after.d_sae,
+        d_sae=before.d_sae,
+        n_rows=statistics["after"].n_rows,
+        n_behaviour_tokens=n_tokens,
+        **figures,
+    )

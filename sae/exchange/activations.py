@@ -31,7 +31,7 @@ from sae.base import (
 )
 from sae.cache.create import create_cache, find_cache
 from sae.cache.layout import ActivationCache, open_cache
-from sae.cache.store import only_writer, sweep
+from sae.cache.store import only_writer
 from sae.cache.stored import STORED_DTYPES
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter
@@ -184,7 +184,6 @@ def import_from_saelens(
     content = [dataset._fingerprint, digests.tolist()]
     about |= {"code_version": code_version(), "digest": digest([about, dtype, *content])}
     with only_writer(out):
-        sweep(out)
         writer = find_cache(out, about["digest"])
         if writer is None:
             writer = create_cache(out, [*hooks.values()], plan, dtype=dtype, attributes=about)

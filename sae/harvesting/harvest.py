@@ -1,232 +1,199 @@
 """One harvest: lay a cache out, stream the text in, and fill it, by one process or several."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from sae.base import check_free_space, check_writable, code_version, plain, require, say
-from sae.base.files import free_space
+from sae.base import duration, progress, read_json, require, say, write_json
 from sae.base.processes import Processes
-from sae.cache.create import create_cache, find_cache
-from sae.cache.store import local_folder, only_writer, sweep
-from sae.cache.writer import CacheWriter, bytes_needed
-from sae.harvesting.fill import fill
-from sae.harvesting.text_stream import TextStream
-from sae.models import LanguageModel, ModelConfig, load_model, measured
-from sae.rows.reading import (
-    Reading,
-    activations,
-    check_sites,
-    marks_of,
-    sites_of,
-    tokenizer_digest,
-)
-from sae.run import make_together
-from sae.text.packing import TextPlan
-from sae.text.source import DataConfig, check_source
+from sae.cache.stored import joined_stored, to_stored
+from sae.cache.writer import CacheWriter
+from sae.harvesting.artefact import Harvest
+from sae.harvesting.config import HarvestConfig
+from sae.models import LanguageModel, load_model
+from sae.rows.reading import activations, check_sites, sites_of, tokenizer_digest
+from sae.run import Run, make_together
+from sae.text.source import check_source
+
+_POLL_SECONDS = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Harvest:
-    """A cache that is to be made: an artefact of a run."""
-
-    reading: Reading
-    place: str
-    """Its folder, or its address in an object store."""
-    digest: str
-    """Identifies what it is to hold."""
-    n_tokens: int
-    compression: str
-    verify: bool
-    """Whether what is there already is read back."""
-    timing_path: Path
-    """Where the time that was spent is kept."""
-
-    def is_current(self) -> bool:
-        """Return whether the cache is there, whole and undamaged.
-
-        Raises:
-            UserError: if something else is there.
-        """
-        writer = find_cache(self.place, self.digest)
-        return writer is not None and writer.intact(verify=self.verify)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Be the only process that writes it, with what killed ones left removed."""
-        with only_writer(self.place):
-            sweep(self.place)
-            yield
-
-
-def harvest(asked: Harvest, processes: Processes) -> None:
+def harvest(config: HarvestConfig, processes: Processes) -> None:
     """Harvest, or complete a harvest that was interrupted, or reuse a finished one.
 
     Several processes fill one cache, taking turns with its chunks; all of them call this.
     """
+    asked = Harvest(config)
     if processes.rank > 0:
-        _follow(asked, processes)
+        if processes.share(None):
+            _fill_share(asked, processes)
         return
-    folder = local_folder(asked.place)
-    if folder is not None:
-        check_writable(folder.parent)
-        _check_apart(folder, asked.reading.data)
+    asked.check_place()
 
     def check(_: object) -> None:
-        if find_cache(asked.place, asked.digest) is None:
-            check_source(asked.reading.data)
-        check_sites(asked.reading)
+        if asked.found() is None:
+            check_source(config.data)
+        check_sites(config)
 
     made = make_together(
-        [asked], lambda _: _lead(asked, processes), command="harvest", check=check
+        [asked], lambda _: _fill_share(asked, processes), command="harvest", check=check
     )
     if not made:
         processes.share(False)
 
 
-def _lead(asked: Harvest, processes: Processes) -> None:
-    """Lay out the cache, stream the text in, fill a share of the chunks, and finish."""
-    model = load_model(_on_own_device(asked.reading.model, processes))
-    writer = find_cache(asked.place, asked.digest) or _create(asked, model)
+def _fill_share(asked: Harvest, processes: Processes) -> None:
+    """Fill a share of the chunks; the first process lays the cache out, and finishes it."""
+    leads = processes.rank == 0
+    known = None if leads else CacheWriter(asked.place)
+    model = _model(asked, processes)
+    writer = known or asked.found() or asked.laid_out(model)
     _check_same_model(asked, writer, model)
-    with _text(asked, writer, model) as text:
-        processes.share(True)
+    with asked.text(writer, model) if leads else nullcontext() as text:
+        if leads:
+            processes.share(True)
         _fill(asked, writer, model, text, processes)
     processes.barrier()
-    writer.finish()
-    _say_what_rows(writer)
+    if leads:
+        writer.finish()
+        for hook, about in writer.attributes["hooks"].items():
+            rows = about["training_rows"]
+            special, sinks = rows["all"] - rows["text"], rows["sinks"]
+            say(
+                f"harvest: {hook}: of {rows['all']:,} training rows "
+                f"{special / rows['all']:.2%} are special tokens or padding, "
+                f"{sinks / rows['all']:.2%} attention sinks; both are left out of training"
+            )
     processes.barrier()
 
 
-def _follow(asked: Harvest, processes: Processes) -> None:
-    """Fill a share of the chunks of the cache that the first process has laid out."""
-    if not processes.share(None):
-        return
-    writer = CacheWriter(asked.place)
-    model = load_model(_on_own_device(asked.reading.model, processes))
-    _check_same_model(asked, writer, model)
-    _fill(asked, writer, model, None, processes)
-    processes.barrier()
-    processes.barrier()
-
-
-def _check_apart(cache: Path, data: DataConfig) -> None:
-    """Refuse a cache inside the folder of its text: its own files would be read as text."""
-    text = Path(data.name).expanduser()
-    require(
-        not (text.is_dir() and text.resolve() in cache.resolve().parents),
-        f"{cache} would be inside data.name={data.name}, and be read as text; choose another "
-        "run=... or name a folder of text alone",
-    )
-
-
-def _on_own_device(config: ModelConfig, processes: Processes) -> ModelConfig:
-    """A GPU for each process of a machine, where there are several."""
+def _model(asked: Harvest, processes: Processes) -> LanguageModel:
+    """The model, on a GPU of its own for each process of a machine, where there are several."""
+    config = asked.config.model
     several = processes.size > 1 and config.device in ("auto", "cuda")
     if several and torch.cuda.is_available():
         device = processes.local_rank % torch.cuda.device_count()
-        return replace(config, device=f"cuda:{device}")
-    return config
+        config = replace(config, device=f"cuda:{device}")
+    return load_model(config)
 
 
 def _check_same_model(asked: Harvest, writer: CacheWriter, model: LanguageModel) -> None:
-    """Refuse to mix activations of two models in one cache."""
     for what, begun, now in (
-        ("weights", writer.model.weight_digest, model.record.weight_digest),
+        ("weights", writer.attributes["model"]["weight_digest"], model.record.weight_digest),
         ("tokenizer", writer.attributes["tokenizer_digest"], tokenizer_digest(model)),
     ):
         require(
             begun == now,
-            f"{asked.place} was begun with other {what} of {asked.reading.model.name} "
+            f"{asked.place} was begun with other {what} of {asked.config.model.name} "
             f"({begun}, now {now}); choose another run=... or remove it",
         )
-
-
-def _create(asked: Harvest, model: LanguageModel) -> CacheWriter:
-    reading = asked.reading
-    sites = measured(model.module, sites_of(reading, model))
-    plan = TextPlan.of(asked.n_tokens, reading.context_size, reading.data.held_out_fraction)
-    n_tokens = plan.n_sequences * plan.context_size
-    needed = bytes_needed(n_tokens, [site.width for site in sites], reading.dtype)
-    folder = local_folder(asked.place)
-    free = "" if folder is None else f", {free_space(folder) / 1e9:.0f} GB are free"
-    say(
-        f"harvest: {asked.n_tokens:,} tokens of {reading.data.name} through "
-        f"{reading.model.name} at {', '.join(site.hook_name for site in sites)}; "
-        f"{needed / 1e9:.2f} GB on disk{free}"
-    )
-    if folder is not None:
-        check_free_space(folder, needed)
-    return create_cache(
-        asked.place,
-        sites,
-        plan,
-        dtype=reading.dtype,
-        compression=asked.compression,
-        attributes={
-            "digest": asked.digest,
-            "model": model.record.to_json(),
-            "tokenizer_digest": tokenizer_digest(model),
-            "data": plain(reading.data),
-            "one_document_a_row": reading.one_document_a_row,
-            "bos_token_id": model.bos_token_id,
-            "special_token_ids": model.special_token_ids,
-            "code_version": code_version(),
-        },
-    )
-
-
-@contextmanager
-def _text(
-    asked: Harvest, writer: CacheWriter, model: LanguageModel
-) -> Iterator[TextStream | None]:
-    """The text on its way into the cache; None if it is there."""
-    complete = writer.text_complete
-    if complete and (not asked.verify or writer.text_intact()):
-        yield None
-        return
-    stream = TextStream(
-        asked.place,
-        asked.reading.data,
-        model.tokenizer,
-        marks_of(model),
-        n_workers=asked.reading.text_workers,
-        one_document_a_row=asked.reading.one_document_a_row,
-    )
-    with stream:
-        if complete:
-            # Damaged: no chunk is filled from it before it is whole again.
-            stream.finish()
-        yield stream
 
 
 def _fill(
     asked: Harvest,
     writer: CacheWriter,
     model: LanguageModel,
-    text: TextStream | None,
+    text: Future[None] | None,
     processes: Processes,
 ) -> None:
-    compute = partial(
-        activations,
-        model=model,
-        sites=sites_of(asked.reading, model),
-        batch_size=asked.reading.sequences_a_batch(model.device),
+    """Compute and store the chunks of this process that are not there, as their text comes.
+
+    `text` is on its way, if this process streams it in. Chunks that are there are read, if so
+    asked, and computed again if damaged. The first process keeps the time that was spent.
+    """
+    sites, size = sites_of(asked.config, model), asked.config.sequences_a_batch(model.device)
+    missing = writer.missing(
+        verify=asked.config.verify, rank=processes.rank, n_ranks=processes.size
     )
-    fill(writer, compute, text, processes, verify=asked.verify, timing_path=asked.timing_path)
+    width = writer.plan.context_size
+    todo = sum(c.stop - c.start for c in missing) * width
+    share = sum(c.stop - c.start for c in writer.chunks()[processes.rank :: processes.size])
+    if todo < share * width:
+        say(f"harvest: {share * width - todo:,} tokens are there already, going on")
+    pace = _Pace(Run.at(asked.config.run).harvest_timing if processes.rank == 0 else None, todo)
+    with (
+        writer.explained_full_disk(),
+        progress(share * width, "harvest", "tok", share * width - todo) as bar,
+        ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as disk,
+    ):
+        bar.disable = bar.disable or processes.rank > 0
+        writing: Future[None] | None = None
+        for planned in missing:
+            chunk, tokens = _final(writer, planned, text)
+            if tokens is None:
+                break
+            began = time.perf_counter()
+            seen = activations(tokens, writer.documents(chunk) >= 0, model, sites, size)
+            # One chunk is written while the next one is computed.
+            if writing is not None:
+                writing.result()
+            writing = disk.submit(_store, writer, chunk, seen)
+            n = (chunk.stop - chunk.start) * width
+            pace.add(n, time.perf_counter() - began)
+            bar.update(n)
+        if writing is not None:
+            writing.result()
+        if text is not None:
+            text.result()
+            writer.refresh()
 
 
-def _say_what_rows(writer: CacheWriter) -> None:
-    """Which of the training rows later commands read, and which they leave out."""
-    for hook, about in writer.attributes["hooks"].items():
-        rows = about["training_rows"]
-        special, sinks = rows["all"] - rows["text"], rows["sinks"]
-        say(
-            f"harvest: {hook}: of {rows['all']:,} training rows {special / rows['all']:.2%} "
-            f"are special tokens or padding, {sinks / rows['all']:.2%} attention sinks; both "
-            "are left out of training"
-        )
+def _final(
+    writer: CacheWriter, chunk: slice, text: Future[None] | None
+) -> tuple[slice, NDArray[np.int32] | None]:
+    """A chunk, cut where the text ends, with its final tokens; None if the text ends before."""
+    while True:
+        if text is not None and text.done():
+            text.result()
+        n = writer.plan.n_sequences
+        found = slice(chunk.start, min(chunk.stop, n))
+        if chunk.start >= n:
+            return found, None
+        tokens = writer.tokens(found)
+        if tokens is not None:
+            return found, tokens
+        if writer.text_complete:
+            raise writer.damaged_text()
+        time.sleep(_POLL_SECONDS)
+        writer.refresh()
+
+
+def _store(writer: CacheWriter, chunk: slice, seen: list[dict[str, Tensor]]) -> None:
+    # Each batch as it is stored, and then together: half the bytes that have to be moved.
+    parts = {h: [to_stored(batch[h], writer.dtype) for batch in seen] for h in writer.hooks}
+    writer.write_stored(chunk, ((h, joined_stored(stored)) for h, stored in parts.items()))
+
+
+class _Pace:
+    """Seconds spent on tokens, over all the times that the harvest was started."""
+
+    def __init__(self, path: Path | None, todo: int) -> None:
+        self._path, self._todo = path, todo
+        spent = read_json(path) if path is not None and path.exists() else {}
+        self._seconds: float = spent.get("seconds", 0.0)
+        self._tokens: int = spent.get("tokens", 0)
+        self._first = True
+
+    def add(self, n_tokens: int, spent: float) -> None:
+        self._seconds += spent
+        self._tokens += n_tokens
+        self._todo -= n_tokens
+        if self._path is None:
+            return
+        if self._first and self._todo:
+            seconds = self._todo / n_tokens * spent
+            say(f"harvest: {n_tokens / spent:,.0f} tokens/s, so {duration(seconds)} to go")
+        self._first = False
+        timing = {
+            "seconds": self._seconds,
+            "tokens": self._tokens,
+            "tokens_per_second": self._tokens / self._seconds,
+        }
+        write_json(self._path, timing)

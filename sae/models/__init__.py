@@ -4,7 +4,6 @@ from sae.models.hooks import find_site, list_sites, locate, measured, read_activ
 from sae.models.load import (
     LanguageModel,
     ModelConfig,
-    is_causal,
     load_model,
     load_skeleton,
     load_tokenizer,
@@ -22,7 +21,6 @@ __all__ = [
     "ModelRecord",
     "Site",
     "find_site",
-    "is_causal",
     "list_sites",
     "load_model",
     "load_skeleton",

@@ -110,17 +110,11 @@ See = Callable[
 
 
 @contextmanager
-def hooked(
-    module: nn.Module,
-    point: Site,
-    see: See,
-    *,
-    first: bool = False,
-) -> Iterator[None]:
+def hooked(module: nn.Module, point: Site, see: See, *, first: bool = False) -> Iterator[None]:
     """Inside this context `see` is called with the activations at `point` in every forward.
 
     A tensor that it returns takes their place, but a block may have put a copy of them aside:
-    to change what a model computes use `sae.edits.edit.edited`. A family that hands a block its
+    to change what a model computes use `sae.edits.edited`. A family that hands a block its
     input by keyword is served as well.
 
     Args:

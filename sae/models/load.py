@@ -40,6 +40,10 @@ class ModelConfig:
             f"model.dtype={self.dtype} is unknown; choose one of {', '.join(DTYPES)}",
         )
 
+    def is_causal(self) -> bool:
+        """Return whether the model predicts a next token; reads config.json and no weights."""
+        return _causal(_settings(self))
+
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
@@ -154,11 +158,6 @@ def _settings(config: ModelConfig) -> Any:
     return settings
 
 
-def is_causal(config: ModelConfig) -> bool:
-    """Return whether the model predicts a next token; reads its config.json and no weights."""
-    return _causal(_settings(config))
-
-
 def _causal(settings: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -182,11 +181,16 @@ def record_without_weights(name: str) -> ModelRecord:
     Raises:
         UserError: if there is no such model.
     """
-    return ModelRecord(name, _hub_id(name), causal=is_causal(ModelConfig(name=name)))
+    names = _recorded_names(name)
+    return ModelRecord(*names, causal=ModelConfig(name=name).is_causal())
 
 
-def _hub_id(name: str) -> str:
-    return EMBEDDED[name].hub_id if name in EMBEDDED else name
+def _recorded_names(name: str) -> tuple[str, str]:
+    """A model's name and Hub id; the name of a folder is its path from wherever one is."""
+    if name in EMBEDDED:
+        return name, EMBEDDED[name].hub_id
+    found = str(Path(name).absolute()) if Path(name).is_dir() else name
+    return found, found
 
 
 def recorded_config(record: ModelRecord, device: str) -> ModelConfig:
@@ -271,9 +275,10 @@ def load_model(config: ModelConfig) -> LanguageModel:
             "them; give a whole checkpoint"
         )
     module = module.to(device).eval().requires_grad_(False)
+    name, hub_id = _recorded_names(config.name)
     record = ModelRecord(
-        name=config.name,
-        hub_id=_hub_id(config.name),
+        name=name,
+        hub_id=hub_id,
         weight_digest=weight_digest(module, without=missing),
         causal=causal,
         revision=config.revision,

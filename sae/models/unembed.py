@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae.core.cpu_kernels import use_threads
 from sae.core.panel_kernels import extremes
-from sae.core.threads import use_threads
 
 _FINAL_NORMS = (
     "model.norm",

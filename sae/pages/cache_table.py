@@ -22,11 +22,7 @@ def printable(text: str) -> str:
 
 
 def survey_lines(found: dict[str, Any]) -> Iterator[str]:
-    """The lines of the table; texts in them are as they were recorded, and not yet printable.
-
-    Args:
-        found: what `sae.cache.survey.survey` gives.
-    """
+    """The lines of the table of a `survey`, whose texts are not yet printable."""
     yield f"{found['location']}: {_state(found)}"
     yield ""
     for name, value in _about(found).items():
@@ -129,7 +125,6 @@ def _hook(name: str, about: dict[str, Any]) -> Iterator[str]:
 
 
 def _histogram(about: dict[str, Any]) -> Iterator[str]:
-    """Bars of the rows' norms, logarithmic in the norm; a line where sinks begin."""
     edges, counts = about["histogram"]["edges"], about["histogram"]["counts"]
     threshold, sinks = about["sink_threshold"], about["sink_rows"]
     said = f"  ──── {threshold:.4g} is ten times the median: {sinks:,} rows above are sinks"
@@ -138,17 +133,12 @@ def _histogram(about: dict[str, Any]) -> Iterator[str]:
         if low >= threshold * (1 - 1e-9) and said:
             yield said
             said = ""
-        bar = _bar(count / max(counts))
+        # What is not zero is seen.
+        eighths = max(round(count / max(counts) * _WIDTH * 8), int(count > 0))
+        bar = "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
         yield f"  {low:>9.4g} to {high:<9.4g} {bar:<{_WIDTH}} {count:,}".rstrip()
     if said:
         yield said
-
-
-def _bar(share: float) -> str:
-    """A bar of up to `_WIDTH` characters; what is not zero is seen."""
-    eighths = round(share * _WIDTH * 8)
-    eighths = max(eighths, 1) if share > 0 else 0
-    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
 def sides(cache: ActivationCache) -> str:
@@ -160,11 +150,7 @@ def sides(cache: ActivationCache) -> str:
 def sequence_lines(
     cache: ActivationCache, sequence: int, decode: Callable[[list[int]], str]
 ) -> Iterator[str]:
-    """Yield a sequence's place, documents, norms at every hook, and text, all printable.
-
-    Args:
-        decode: turns token ids into text.
-    """
+    """Yield a sequence's place, documents, norms at every hook, and text, all printable."""
     at = slice(sequence, sequence + 1)
     (ids,), (documents,) = cache.read_rows("tokens", at), cache.read_rows("documents", at)
     side = "held out" if cache.held_out[sequence] else "training"

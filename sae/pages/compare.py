@@ -1,11 +1,11 @@
-"""A run's evaluated dictionaries compared: table, picture and page, and one recommended."""
+"""A run's evaluated dictionaries compared, one recommended, and the page that shows it."""
 
 import math
 from dataclasses import replace
 from typing import Any
 
+from sae.atlas import Atlas, clearest_features
 from sae.base import read_json, read_json_lines, require, say, versions, write_json, write_text
-from sae.dictionary import load_dictionary
 from sae.dictionary.files import read_record
 from sae.figures import Figures
 from sae.pages.page import render_page
@@ -23,27 +23,22 @@ def write_comparison(
 ) -> Pareto:
     """Write `pareto.json`, `.csv` and `.png` over a run's evaluated dictionaries, and the page.
 
-    The page is left alone where a demo, which shows more on it, has written its own.
-
-    Args:
-        run: the run whose dictionaries are compared.
-        max_l0: up to which the most faithful dictionary is recommended.
-        names: of the dictionaries to compare; by default all that were evaluated.
-        page: whether to write `report.html` and `report.json` as well.
+    Of the dictionaries in `names`, or of all, the most faithful one up to `max_l0` is
+    recommended. The page, `report.html` and `report.json`, is left alone where a demo, which
+    shows more on it, has written its own.
 
     Raises:
         UserError: if none was evaluated.
     """
     evaluated = run.evaluated_names
     wanted = run.dictionary_names if names is None else names
-    found = [_figures(run, name) for name in wanted if name in evaluated]
-    known = [figures for figures in found if figures is not None]
+    known = [f for name in wanted if name in evaluated and (f := _figures(run, name))]
     require(
         bool(known),
         f"{run.folder} has no evaluated dictionaries; run: sae eval run={run.folder}",
     )
     known.sort(key=lambda one: (one.trained_as, one.hook_name, -one.values["l0"]))
-    dictionary = load_dictionary(run.dictionary(known[0].id))
+    dictionary = run.load(known[0].id)[1]
     pareto = Pareto(
         run=str(run.folder),
         model_name=dictionary.record.model_name or "a model",
@@ -54,16 +49,22 @@ def write_comparison(
     write_json(run.pareto("json"), pareto.to_json())
     write_text(run.pareto("csv"), as_csv(pareto))
     draw_pareto(pareto, run.pareto("png"))
-    if page:
-        _write_page(run, pareto)
+    if page and run.report_data.exists() and "steering" in read_json(run.report_data):
+        say(f"pareto: {run.report} is a demo's and shows more, so it stays as it is")
+    elif page:
+        report = {
+            "run": pareto.run,
+            "model_name": pareto.model_name,
+            "hook_name": pareto.recommended.hook_name,
+            "d_in": pareto.d_in,
+            **pareto.for_page(),
+        }
+        write_page(run, report, [figures.id for figures in known])
     return pareto
 
 
 def _figures(run: Run, name: str) -> Figures | None:
-    """The dictionary's figures, and how long it was trained where that is known.
-
-    None if it was trained further since it was measured.
-    """
+    # None if it was trained further since it was measured.
     figures = Figures.read(run.evaluation(name))
     record = read_record(run.dictionary(name))
     if figures.training_digest != record.training_digest:
@@ -74,27 +75,23 @@ def _figures(run: Run, name: str) -> Figures | None:
     return replace(figures, training_seconds=seconds)
 
 
-def _write_page(run: Run, pareto: Pareto) -> None:
-    """The page with picture and table, the training curves and densities: all there is."""
-    path = run.report_data
-    if path.exists() and "steering" in read_json(path):
-        say(f"pareto: {run.report} is a demo's and shows more, so it stays as it is")
-        return
-    report = {
-        "run": pareto.run,
-        "model_name": pareto.model_name,
-        "hook_name": pareto.recommended.hook_name,
-        "d_in": pareto.d_in,
-        **pareto.for_page(),
-        "versions": versions(),
-    }
-    names = [figures.id for figures in pareto.dictionaries]
-    write_json(path, report)
-    page = render_page(report, [], training_curves(run, names, pareto.recommended.id))
-    write_text(run.report, page)
+def write_page(
+    run: Run, report: dict[str, Any], names: list[str], atlas: Atlas | None = None
+) -> None:
+    """Write `report.json` and the page `report.html`, with the training curves of `names`.
+
+    Versions are added, and the clearest features of the atlas if there is one.
+    """
+    report["versions"] = versions()
+    write_json(run.report_data, report)
+    curves = _training_curves(run, names, report["chosen"]["id"])
+    examples = clearest_features(atlas) if atlas else []
+    write_text(run.report, render_page(report, examples, curves))
 
 
-def training_curves(run: Run, names: list[str], chosen: str) -> dict[str, list[dict[str, Any]]]:
+def _training_curves(
+    run: Run, names: list[str], chosen: str
+) -> dict[str, list[dict[str, Any]]]:
     """Training figures by dictionary, thinned to what a chart can show.
 
     Lines with figures of held-out rows are thinned apart, as they are few; their histograms of
@@ -107,15 +104,11 @@ def training_curves(run: Run, names: list[str], chosen: str) -> dict[str, list[d
         looks = [line for line in lines if _DENSITIES in line]
         usual = [line for line in lines if _DENSITIES not in line]
         kept = _thinned(usual, _CURVE_POINTS) + _thinned(looks, _CURVE_POINTS)
-        dense = [line["step"] for line in _thinned(looks, _DENSITY_COLUMNS)]
-        found[name] = [
-            {
-                key: value
-                for key, value in line.items()
-                if key != _DENSITIES or (name == chosen and line["step"] in dense)
-            }
-            for line in sorted(kept, key=lambda line: line["step"])
-        ]
+        dense = _thinned(looks, _DENSITY_COLUMNS) if name == chosen else []
+        for line in kept:
+            if line not in dense:
+                line.pop(_DENSITIES, None)
+        found[name] = sorted(kept, key=lambda line: line["step"])
     return found
 
 
@@ -124,7 +117,7 @@ def _thinned(lines: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 
 
 def say_comparison(pareto: Pareto) -> None:
-    """The table on the terminal, and where the rest of it lies."""
+    """Show the table on the terminal, and say where the rest of it lies."""
     say("\n" + as_text(pareto))
     if max(one.values["explained_variance"] for one in pareto.dictionaries) <= 0:
         say("pareto: none of them explains more than the mean of the rows does")

@@ -32,7 +32,7 @@ class Pareto:
 
     @property
     def recommended(self) -> Figures:
-        """The dictionary to look at, by the criterion that `criterion` states."""
+        """The dictionary to look at, as `criterion` states."""
         sparse = [one for one in self.dictionaries if one.values["l0"] <= self.max_l0]
         if sparse:
             return max(sparse, key=lambda one: one.values["explained_variance"])
@@ -77,11 +77,7 @@ class Pareto:
         return cls(**told, dictionaries=dictionaries)
 
     def for_page(self, current: str | None = None) -> dict[str, object]:
-        """What a page shows of it: the dictionaries as points, and what their figures are.
-
-        Args:
-            current: the dictionary that the page is about, if it is about one.
-        """
+        """What a page (about the dictionary `current`) shows: points, and what figures are."""
         return {
             "dictionaries": [
                 point.figures.to_json() | {"series": point.series, "label": point.label}
@@ -127,17 +123,12 @@ def points(dictionaries: Sequence[Figures]) -> list[Point]:
         for one, trait in zip(group, traits, strict=True):
             parts = [architecture, *(trait[name] for name in differing if name != swept)]
             found.append(Point(one, ", ".join(filter(None, parts)), trait[swept]))
-    same = Counter(map(_place, found))
-    places = {p.figures.id: p if same[_place(p)] == 1 else _by_id(p) for p in found}
+    same = Counter((p.series, p.label, p.figures.settings.get("seed")) for p in found)
+    places = {}
+    for p in found:
+        alone = same[p.series, p.label, p.figures.settings.get("seed")] == 1
+        places[p.figures.id] = p if alone else replace(p, label=p.figures.id)
     return [places[one.id] for one in dictionaries]
-
-
-def _place(point: Point) -> tuple[str, str, float | None]:
-    return point.series, point.label, point.figures.settings.get("seed")
-
-
-def _by_id(point: Point) -> Point:
-    return replace(point, label=point.figures.id)
 
 
 def _traits(figures: Figures) -> dict[str, str]:
@@ -146,9 +137,9 @@ def _traits(figures: Figures) -> dict[str, str]:
         key: setting.label.format(figures.settings[key]) if key in figures.settings else ""
         for key, setting in SETTINGS.items()
     }
-    penalty = next((told[key] for key in told if SETTINGS[key].penalty and told[key]), "")
-    others = {key: text for key, text in told.items() if not SETTINGS[key].penalty}
-    return {"penalty": penalty, **others, "hook": " to ".join(figures.places)}
+    penalties = [told.pop(key) for key, setting in SETTINGS.items() if setting.penalty]
+    penalty = next(filter(None, penalties), "")
+    return {"penalty": penalty, **told, "hook": " to ".join(figures.places)}
 
 
 def as_csv(pareto: Pareto) -> str:
@@ -171,7 +162,7 @@ def as_text(pareto: Pareto) -> str:
     """The table for a terminal; of several, `*` marks the one that is recommended."""
     rows, several = pareto.dictionaries, len(pareto.dictionaries) > 1
     shown = [m for m in shown_in("table") if any(m.key in one.values for one in rows)]
-    cells = [["dictionary", *(metric.heading for metric in shown)]]
+    cells = [["dictionary", *(metric.short or metric.title for metric in shown)]]
     for one in rows:
         known = one.values
         figures = (format(known[m.key], m.form) if m.key in known else "–" for m in shown)

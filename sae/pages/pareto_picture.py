@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,19 +25,24 @@ _PLACES = ((8, -9), (8, 9), (-8, 9), (-8, -9), (0, 14), (0, -14), (11, 0), (-11,
 """Where a label may go, in points from its own point, the best first."""
 _MOST_IDS = 6
 
+Style = dict[str, Any]
+_DASHED: Style = {"color": _MUTED, "linewidth": 0.9, "linestyle": (0, (3, 3)), "zorder": 1}
+_DOT: Style = {"s": 52, "edgecolor": "white", "linewidth": 1.1, "zorder": 3, "clip_on": False}
+_RING: Style = {"s": 165, "edgecolor": _INK, "linewidth": 1.5, "zorder": 4, "clip_on": False}
+_LABEL: Style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "zorder": 5}
+_LEGEND: Style = {"loc": "outside lower left", "frameon": False, "fontsize": 9.5}
+_LEGEND |= {"labelcolor": _INK, "handletextpad": 0.3, "columnspacing": 1.8}
+
 Looks = dict[str, tuple[str, str]]
 """Hue and marker of each series."""
 
 
 def draw_pareto(pareto: Pareto, path: Path) -> None:
-    """Draw a panel over L0 for each metric that asks for one.
+    """Draw a panel over L0, into a PNG, for each metric that asks for one.
 
     A panel that no dictionary has a figure for is left out, and so is a point that misses its
     own. Labels that would lie over another are left out. Of several dictionaries the
     recommended one is marked.
-
-    Args:
-        path: of the PNG to write.
     """
     # Here, so that training does not wait for a plotting library that it never uses.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -64,14 +69,8 @@ def draw_pareto(pareto: Pareto, path: Path) -> None:
         _style(axes, metric)
         _draw(axes, _known(shown, metric), metric, looks, chosen)
         if axes.get_xlim()[0] < pareto.max_l0 < axes.get_xlim()[1]:
-            axes.axvline(
-                pareto.max_l0,
-                color=_MUTED,
-                linewidth=0.9,
-                linestyle=(0, (3, 3)),
-                zorder=1,
-                label=f"L0 = {pareto.max_l0:g}, chosen up to here",
-            )
+            words = f"L0 = {pareto.max_l0:g}, chosen up to here"
+            axes.axvline(pareto.max_l0, label=words, **_DASHED)
         if metric.higher_is_better is False:
             # Its best is zero, and how far from that they are is what counts.
             axes.set_ylim(0, max(0.01, 1.18 * axes.dataLim.y1))
@@ -135,32 +134,12 @@ def _draw(
         means = sorted(tuple(np.mean(places, axis=0)) for places in seeds.values())
         axes.plot(*np.transpose(means), color=hue, linewidth=1.7, alpha=0.45, zorder=2)
         x, y = np.reshape([_place(point, metric) for point in own], (-1, 2)).T
-        axes.scatter(
-            x,
-            y,
-            s=52,
-            color=hue,
-            marker=marker,
-            edgecolor="white",
-            linewidth=1.1,
-            zorder=3,
-            clip_on=False,
-            label=name if len(looks) > 1 else None,
-        )
+        title = name if len(looks) > 1 else None
+        axes.scatter(x, y, color=hue, marker=marker, label=title, **_DOT)
     for point in shown:
         if point.figures.id == chosen:
-            l0, value = _place(point, metric)
-            axes.scatter(
-                l0,
-                value,
-                s=165,
-                facecolor="none",
-                edgecolor=_INK,
-                linewidth=1.5,
-                zorder=4,
-                clip_on=False,
-                label=f"recommended: {chosen}",
-            )
+            words = f"recommended: {chosen}"
+            axes.scatter(*_place(point, metric), facecolor="none", label=words, **_RING)
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
@@ -169,17 +148,8 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
     if handles:
         inches = sum(0.5 + 0.085 * len(name) for name in names)
         lines = math.ceil(inches / figure.get_figwidth())
-        figure.legend(
-            handles,
-            names,
-            loc="outside lower left",
-            ncols=math.ceil(len(handles) / lines),
-            frameon=False,
-            fontsize=9.5,
-            labelcolor=_INK,
-            handletextpad=0.3,
-            columnspacing=1.8,
-        )
+        columns = math.ceil(len(handles) / lines)
+        figure.legend(handles, names, ncols=columns, **_LEGEND)
 
 
 def _label(
@@ -198,6 +168,7 @@ def _label(
     taken = [Bbox([spot - half, spot + half]) for spot in spots]
     named = set()
     many = sum(point.told_by_id for point in shown) > _MOST_IDS
+    halo = withStroke(linewidth=2.4, foreground="white")
     for point in sorted(shown, key=lambda p: (p.figures.id != chosen, p.figures.values["l0"])):
         is_chosen = point.figures.id == chosen
         crowd = many and point.told_by_id and not is_chosen
@@ -207,14 +178,11 @@ def _label(
             point.label,
             _place(point, metric),
             xytext=(0, 0),
-            textcoords="offset points",
-            verticalalignment="center",
             color=looks[point.series][0] if len(looks) > 1 else _INK,
-            fontsize=9,
             fontweight="bold" if is_chosen else "normal",
-            zorder=5,
             in_layout=False,
-            path_effects=[withStroke(linewidth=2.4, foreground="white")],
+            path_effects=[halo],
+            **_LABEL,
         )
         if _settle(text, axes, taken):
             named.add((point.series, point.label))

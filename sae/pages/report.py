@@ -2,22 +2,52 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from sae.atlas import Atlas, clearest_features
-from sae.base import read_json, write_json, write_text
+from sae.atlas import Atlas
+from sae.base import read_json
 from sae.cache.layout import ActivationCache
 from sae.cache.store import stored_bytes
-from sae.pages.compare import training_curves
-from sae.pages.page import render_page
+from sae.pages.compare import say_comparison, write_page
+from sae.pages.pareto import Pareto
 from sae.run import Run
 
 
-def cache_figures(run: Run, cache: ActivationCache) -> dict[str, Any]:
-    """Return what a report says of the activations: where they are from and how many."""
+def write_report(
+    location: str,
+    names: list[str],
+    cache: ActivationCache,
+    pareto: Pareto,
+    atlas: Atlas,
+    exported: Path,
+    more: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the report of a demo, as `report.json` and `report.html`, say and return it.
+
+    Args:
+        location: folder of the run.
+        names: the dictionaries whose training is shown.
+        more: what steering gave, and the time that stages took.
+    """
+    run = Run.at(location)
+    report = {
+        "run": location,
+        "model_name": cache.model.hub_id,
+        **_cache_figures(run, cache),
+        **pareto.for_page(),
+        "atlas": quote(f"{atlas.folder.relative_to(run.folder).as_posix()}/index.html"),
+        **more,
+        "export": _export_figures(exported),
+    }
+    write_page(run, report, names, atlas)
+    say_comparison(pareto)
+    return report
+
+
+def _cache_figures(run: Run, cache: ActivationCache) -> dict[str, Any]:
     (hook_name,) = cache.hook_names
     text = cache.text_rows()
     timing = read_json(run.harvest_timing)
-    size = stored_bytes(cache.location)
     return {
         "hook_name": hook_name,
         "d_in": cache.d_in(hook_name),
@@ -30,13 +60,12 @@ def cache_figures(run: Run, cache: ActivationCache) -> dict[str, Any]:
             "n_held_out_rows": int(text[cache.held_out].sum()),
             "data": cache.text.name,
             "dtype": cache.attributes["dtype"],
-            "bytes": size,
+            "bytes": stored_bytes(cache.location),
         },
     }
 
 
-def export_figures(folder: Path) -> dict[str, Any]:
-    """Return what a report says of an export: its files, and how others load them."""
+def _export_figures(folder: Path) -> dict[str, Any]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     (inner,) = (p for p in folder.iterdir() if p.is_dir())
     return {
@@ -50,11 +79,3 @@ def export_figures(folder: Path) -> dict[str, Any]:
             f'import pandas\nfeatures = pandas.read_parquet("{folder}/features.parquet")',
         ],
     }
-
-
-def write_report(run: Run, report: dict[str, Any], atlas: Atlas, names: list[str]) -> None:
-    """Write the report of a demo, as `report.json` and `report.html`."""
-    write_json(run.report_data, report)
-    curves = training_curves(run, names, report["chosen"]["id"])
-    page = render_page(report, clearest_features(atlas), curves)
-    write_text(run.report, page)

@@ -1,23 +1,24 @@
 """The atlas as a folder of static files: the page, and its data in small scripts.
 
 A page that is opened from disk may not fetch files, but it may add script elements: each file
-calls `atlas.take` with its name and its content. What a page shows first is in
-`data/index.js`, 32 features are in each of `data/features/*.js`, and `data/search/*.js` lead
-from words to features.
+calls `atlas.take` with its name and its content. What a page shows first is in `index.js`, 32
+features are in each of `features/*.js`, and `search/*.js` lead from words to features.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sae.atlas import AtlasRecord, Labels, flat_and_ends
+from sae.atlas import AtlasRecord, Labels, flat_and_ends, list_array, list_lengths
 from sae.base import write_text
-from sae.pages.columns import interleaved, rounded, slices
-from sae.pages.embed import embedded, embedded_fast, plain
-from sae.pages.page import atlas_page
-from sae.pages.search_index import SearchIndex
+from sae.pages.page import atlas_page, embedded, embedded_fast, plain
 
 if TYPE_CHECKING:
     import pyarrow
@@ -27,6 +28,74 @@ BLOCK = 32
 """Features a file."""
 _GRID = 4095
 """Steps of the map's coordinates."""
+_TOKENS = ("top_tokens", "top_logit_tokens", "bottom_logit_tokens")
+LONGEST_WORD = 40
+"""Characters after which a word is cut."""
+LISTED = 300
+"""Features that are listed of a word at most; their number is always given."""
+_LISTED_A_FILE = 30_000
+"""Features that a file lists at most, some 180 kB."""
+_CHARACTERISTIC = 1000
+"""Weight of a token that a feature fires on or promotes; a context's word counts one."""
+
+_WORD = re.compile(r"[^\W_]+")
+T = TypeVar("T")
+
+
+def words_of(text: str) -> list[str]:
+    """Maximal runs of letters and digits, in lower case, cut to 40 characters."""
+    return [word[:LONGEST_WORD] for word in _WORD.findall(text.lower())]
+
+
+def key_of(word: str) -> str:
+    """The name of the file that holds a word: its first two UTF-16 units in hexadecimal."""
+    units = word[:2].encode("utf-16-be")[:4]
+    return "-".join(
+        f"{units[i]:02x}{units[i + 1]:02x}".lstrip("0") for i in (0, 2) if units[i:]
+    )
+
+
+class SearchIndex:
+    """Collects words feature by feature, in ascending order."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._words = array("i")
+        self._features = array("i")
+        self._weights = array("i")
+
+    def add(self, feature: int, tokens: list[str], text: str) -> None:
+        """Add the tokens that a feature fires on or promotes, and the text of its contexts."""
+        counts = Counter(words_of(text))
+        for word in set(words_of("\n".join(tokens))):
+            counts[word] += _CHARACTERISTIC
+        numbers = self._numbers
+        self._words.extend([numbers.setdefault(word, len(numbers)) for word in counts])
+        self._features.extend([feature] * len(counts))
+        self._weights.extend(counts.values())
+
+    def files(self) -> Iterator[tuple[str, dict[str, list[int]]]]:
+        """The key of every file, and its words: `[how many features, the first of them]`."""
+        columns = (self._words, self._features, self._weights)
+        words, features, weights = map(np.asarray, columns)
+        order = np.lexsort((features, -weights, words))
+        features = features[order]
+        counts = np.bincount(words, minlength=len(self._numbers))
+        ends = [0, *np.cumsum(counts).tolist()]
+        by_key = defaultdict(list)
+        for word, number in self._numbers.items():
+            by_key[key_of(word)].append((word, number))
+        for key, members in sorted(by_key.items()):
+            counts = np.array([ends[number + 1] - ends[number] for _, number in members])
+            listed = LISTED
+            while listed > 1 and np.minimum(counts, listed).sum() > _LISTED_A_FILE:
+                listed = listed * 4 // 5
+            found = {}
+            for word, number in sorted(members):
+                start, end = ends[number : number + 2]
+                best = features[start : min(end, start + listed)]
+                found[word] = [end - start, *best.tolist()]
+            yield key, found
 
 
 def write_site(
@@ -37,18 +106,10 @@ def write_site(
     labels: Labels,
     pareto: dict[str, object] | None = None,
 ) -> None:
-    """Write `index.html` and `data/` into the folder of an atlas.
+    """Write `index.html` and `data/` into the folder of an atlas, from its tables.
 
-    Some features at a time are turned from columns to text, so the memory needed beside the
-    tables does not depend on their number.
-
-    Args:
-        folder: of the atlas; files that are there are replaced.
-        features: the table of `features.parquet`.
-        contexts: the table of `contexts.parquet`, sorted by feature.
-        record: what is in `atlas.json`.
-        labels: what is in `labels.csv`.
-        pareto: as `write_pareto_data` takes it.
+    Contexts are sorted by feature. Some features at a time are turned from columns to text, so
+    the memory needed beside the tables does not depend on their number.
     """
     write_text(folder / "index.html", atlas_page(record))
     (folder / DATA / "features").mkdir(parents=True, exist_ok=True)
@@ -56,10 +117,14 @@ def write_site(
     write_labels_data(folder, labels)
     write_pareto_data(folder, pareto)
     search = SearchIndex()
-    for first, block in _blocks(features, contexts):
+    owners = contexts["feature"].to_numpy()
+    for first in range(0, len(features), BLOCK):
+        low, high = np.searchsorted(owners, [first, first + BLOCK]).tolist()
+        some = features.slice(first, BLOCK).combine_chunks()
+        theirs = contexts.slice(low, high - low).combine_chunks()
         name = f"features/{first // BLOCK:05d}"
-        _write(folder, name, embedded_fast(block.as_json(first)))
-        block.add_words(first, search)
+        _write(folder, name, embedded_fast({"first": first, **_block(some, theirs)}))
+        _add_words(search, some, theirs)
     keys = []
     for key, words in search.files():
         _write(folder, f"search/{key}", embedded_fast(words))
@@ -68,12 +133,7 @@ def write_site(
 
 
 def write_labels_data(folder: Path, labels: Labels) -> None:
-    """Write `data/labels.js`, whole or not at all.
-
-    Args:
-        folder: of the atlas.
-        labels: of all its features.
-    """
+    """Write `data/labels.js` of the atlas in `folder`, whole or not at all."""
     value = {
         "label": labels.label,
         "explanation": labels.explanation,
@@ -83,12 +143,7 @@ def write_labels_data(folder: Path, labels: Labels) -> None:
 
 
 def write_pareto_data(folder: Path, pareto: dict[str, object] | None) -> None:
-    """Write `data/pareto.js`, whole or not at all.
-
-    Args:
-        folder: of the atlas.
-        pareto: the dictionaries of the run as `Pareto.for_page` gives them, or None.
-    """
+    """Write `data/pareto.js`, whole or not at all, from what `Pareto.for_page` gives."""
     write_text(folder / DATA / "pareto.js", _call("pareto", embedded(plain(pareto))))
 
 
@@ -106,7 +161,11 @@ def _index(
     """What the page needs of all features at once."""
 
     def column(name: str, digits: int = 4) -> list[object]:
-        return rounded(features[name].to_numpy(), digits)
+        return _rounded(features[name].to_numpy(), digits)
+
+    def steps(name: str) -> list[int]:
+        places = np.clip(features[name].to_numpy(), 0, 1)
+        return np.rint(places * _GRID).astype(int).tolist()  # type: ignore[no-any-return]
 
     has_logits = "logit_agreement" in features.column_names
     has_map = not features["map_x"].null_count
@@ -115,8 +174,8 @@ def _index(
         "density": column("density"),
         "max": column("max_activation"),
         "mean": column("mean_activation"),
-        "x": _steps(features["map_x"].to_numpy()) if has_map else [],
-        "y": _steps(features["map_y"].to_numpy()) if has_map else [],
+        "x": steps("map_x") if has_map else [],
+        "y": steps("map_y") if has_map else [],
         "agreement": column("logit_agreement", 2) if has_logits else [],
         "documents": features["n_documents"].to_pylist(),
         "block": BLOCK,
@@ -126,148 +185,128 @@ def _index(
     }
 
 
-def _steps(places: np.ndarray) -> list[int]:
-    steps: list[int] = np.rint(np.clip(places, 0, 1) * _GRID).astype(int).tolist()
-    return steps
+def _block(features: "pyarrow.Table", contexts: "pyarrow.Table") -> dict[str, object]:
+    """The strings of some consecutive features, and the features, which name them by number."""
+    flat = {n: flat_and_ends(features, n)[0] for n in _TOKENS if n in features.column_names}
+    flat["tokens"] = flat_and_ends(contexts, "tokens")[0]
+    strings, numbers = _numbered(flat)
 
-
-def _blocks(
-    features: "pyarrow.Table", contexts: "pyarrow.Table"
-) -> "Iterator[tuple[int, _Block]]":
-    """The first feature of every block, and the block."""
-    owners = contexts["feature"].to_numpy()
-    for first in range(0, len(features), BLOCK):
-        low, high = np.searchsorted(owners, [first, first + BLOCK])
-        yield (
-            first,
-            _Block(features.slice(first, BLOCK), contexts.slice(int(low), int(high - low))),
-        )
-
-
-class _Block:
-    """Some consecutive features and their contexts, on the way from columns to JSON."""
-
-    def __init__(self, features: "pyarrow.Table", contexts: "pyarrow.Table") -> None:
-        self.features = features.combine_chunks()
-        self.contexts = contexts.combine_chunks()
-        names = ["top_tokens", "top_logit_tokens", "bottom_logit_tokens"]
-        self.token_columns = [name for name in names if name in features.column_names]
-        tables = [(self.features, name) for name in self.token_columns]
-        self._number_strings([*tables, (self.contexts, "tokens")])
-
-    def _number_strings(self, columns: list[tuple["pyarrow.Table", str]]) -> None:
-        """Give the strings numbers, the commonest the shortest."""
-        import pyarrow
-        import pyarrow.compute as pc
-
-        flat = [flat_and_ends(table, name)[0].cast(pyarrow.string()) for table, name in columns]
-        encoded = pc.dictionary_encode(pyarrow.concat_arrays(flat))
-        codes = encoded.indices.to_numpy(zero_copy_only=False)
-        texts = encoded.dictionary.to_pylist()
-        order = np.argsort(-np.bincount(codes, minlength=len(texts)), kind="stable")
-        self.strings = [texts[i] for i in order]
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        parts = np.split(rank[codes], np.cumsum([len(array) for array in flat])[:-1])
-        self.numbers = {name: part for (_, name), part in zip(columns, parts, strict=True)}
-
-    def as_json(self, first: int) -> dict[str, object]:
-        """The block as its file holds it."""
-        columns = self._columns()
-        names = list(columns)
-        rows = [
-            dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)
-        ]
-        return {"first": first, "strings": self.strings, "features": rows}
-
-    def _columns(self) -> dict[str, Sequence[object]]:
-        """The features' entries by name."""
-        table = self.features
-        columns: dict[str, Sequence[object]] = {
-            "std": rounded(table["std_activation"].to_numpy()),
-            "decoder_norm": rounded(table["decoder_norm"].to_numpy()),
-            "encoder_norm": rounded(table["encoder_norm"].to_numpy()),
-            "histogram": table["histogram"].to_pylist(),
-            "positions": table["positions"].to_pylist(),
-            "top_document": rounded(table["top_document_share"].to_numpy()),
-            "tokens": self._flat("top_tokens", "top_token_counts", "top_token_rates"),
-            "top": [[] for _ in range(len(table))],
-            "bottom": [[] for _ in range(len(table))],
-            "neighbours": self._flat("neighbours", "neighbour_cosines"),
-            "correlated": self._flat("correlated", "correlations"),
-            "coactive": self._flat("coactive", "coactive_jaccard", "coactive_counts"),
-            "contexts": self._contexts(),
-        }
-        if "top_logits" in table.column_names:
-            columns["top"] = self._flat("top_logit_tokens", "top_logits")
-            columns["bottom"] = self._flat("bottom_logit_tokens", "bottom_logits")
-        return columns
-
-    def _flat(self, *names: str) -> list[list[object]]:
+    def rows(*names: str) -> list[list[object]]:
         """The lists of some columns, entry by entry in turn."""
-        values = []
+        if names[0] not in features.column_names:
+            return [[] for _ in range(len(features))]
+        values, ends = [], flat_and_ends(features, names[0])[1]
         for name in names:
-            array, ends = flat_and_ends(self.features, name)
-            values.append(
-                self.numbers[name].tolist()
-                if name in self.numbers
-                else rounded(array.to_numpy())
-            )
-        return slices(interleaved(values), ends * len(names))
+            array = None if name in numbers else flat_and_ends(features, name)[0].to_numpy()
+            values.append(numbers[name].tolist() if array is None else _rounded(array))
+        return _slices(_interleaved(values), ends * len(names))
 
-    def _contexts(self) -> list[list[object]]:
-        """Every feature's contexts: group, sequence, position, peak's place, tokens, values."""
-        table = self.contexts
-        _, ends = flat_and_ends(table, "tokens")
-        activations, _ = flat_and_ends(table, "activations")
-        acts = activations.to_numpy()
-        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-        active = np.flatnonzero(acts)
-        owner = np.searchsorted(ends, active, side="right")
-        shown = interleaved([(active - starts[owner]).tolist(), rounded(acts[active])])
-        shown_ends = 2 * np.searchsorted(active, ends)
-        band = table["band"].to_pylist()
-        group = [
-            b if g == "band" else g
-            for g, b in zip(table["group"].to_pylist(), band, strict=True)
-        ]
-        position = table["position"].to_numpy()
-        rows = zip(
-            group,
-            table["sequence"].to_pylist(),
-            position.tolist(),
-            (position - table["start"].to_numpy()).tolist(),
-            slices(self.numbers["tokens"].tolist(), ends),
-            slices(shown, shown_ends),
-            strict=True,
-        )
-        all_rows: list[object] = [list(row) for row in rows]
-        features = self.features["feature"].to_numpy()
-        return slices(
-            all_rows, np.searchsorted(table["feature"].to_numpy(), features, side="right")
-        )
+    owners, own = contexts["feature"].to_numpy(), features["feature"].to_numpy()
+    of_feature = np.searchsorted(owners, own, side="right")
+    columns = {
+        "std": _rounded(features["std_activation"].to_numpy()),
+        "decoder_norm": _rounded(features["decoder_norm"].to_numpy()),
+        "encoder_norm": _rounded(features["encoder_norm"].to_numpy()),
+        "histogram": features["histogram"].to_pylist(),
+        "positions": features["positions"].to_pylist(),
+        "top_document": _rounded(features["top_document_share"].to_numpy()),
+        "tokens": rows("top_tokens", "top_token_counts", "top_token_rates"),
+        "top": rows("top_logit_tokens", "top_logits"),
+        "bottom": rows("bottom_logit_tokens", "bottom_logits"),
+        "neighbours": rows("neighbours", "neighbour_cosines"),
+        "correlated": rows("correlated", "correlations"),
+        "coactive": rows("coactive", "coactive_jaccard", "coactive_counts"),
+        "contexts": _slices(_context_rows(contexts, numbers["tokens"]), of_feature),
+    }
+    entries = zip(*columns.values(), strict=True)
+    found = [dict(zip(columns, row, strict=True)) for row in entries]
+    return {"strings": strings, "features": found}
 
-    def add_words(self, first: int, search: SearchIndex) -> None:
-        """Tell the search index which words lead to these features."""
-        texts = self._texts_of_top_contexts()
-        tokens = [
-            slices(self.numbers[name].tolist(), flat_and_ends(self.features, name)[1])
-            for name in self.token_columns[:2]
-        ]
-        for place, text in enumerate(texts):
-            numbers = [number for column in tokens for number in column[place]]
-            search.add(first + place, [self.strings[number] for number in numbers], text)
 
-    def _texts_of_top_contexts(self) -> list[str]:
-        """The joined tokens of every feature's top contexts, a line each."""
-        found: list[list[str]] = [[] for _ in range(len(self.features))]
-        rows = slices(
-            self.numbers["tokens"].tolist(), flat_and_ends(self.contexts, "tokens")[1]
-        )
-        first = self.features["feature"][0].as_py()
-        owners, groups = (self.contexts[name].to_pylist() for name in ("feature", "group"))
-        for feature, group, numbers in zip(owners, groups, rows, strict=True):
-            if group == "top":
-                text = "".join([self.strings[number] for number in numbers])
-                found[feature - first].append(text)
-        return ["\n".join(texts) for texts in found]
+def _numbered(
+    texts: "dict[str, pyarrow.Array]",
+) -> tuple[list[str], dict[str, NDArray[np.int64]]]:
+    """All strings, the commonest first, and in place of each text its number among them."""
+    import pyarrow
+    import pyarrow.compute as pc
+
+    flat = pyarrow.concat_arrays([array.cast(pyarrow.string()) for array in texts.values()])
+    encoded = pc.dictionary_encode(flat)
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    order = np.argsort(-np.bincount(codes, minlength=len(encoded.dictionary)), kind="stable")
+    parts = np.split(order.argsort()[codes], np.cumsum([*map(len, texts.values())])[:-1])
+    strings = encoded.dictionary.take(pyarrow.array(order)).to_pylist()
+    return strings, dict(zip(texts, parts, strict=True))
+
+
+def _context_rows(table: "pyarrow.Table", tokens: NDArray[np.int64]) -> list[list[object]]:
+    """Group, sequence, position, place of the peak, tokens and activations of each context."""
+    _, ends = flat_and_ends(table, "tokens")
+    acts = flat_and_ends(table, "activations")[0].to_numpy()
+    active = np.flatnonzero(acts)
+    starts = np.concatenate([[0], ends])[np.searchsorted(ends, active, side="right")]
+    shown = _interleaved([(active - starts).tolist(), _rounded(acts[active])])
+    group, band, sequence, position, start = (
+        table[name].to_pylist() for name in ("group", "band", "sequence", "position", "start")
+    )
+    columns = (
+        [b if g == "band" else g for g, b in zip(group, band, strict=True)],
+        sequence,
+        position,
+        [p - s for p, s in zip(position, start, strict=True)],
+        _slices(tokens.tolist(), ends),
+        _slices(shown, 2 * np.searchsorted(active, ends)),
+    )
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _add_words(
+    search: SearchIndex, features: "pyarrow.Table", contexts: "pyarrow.Table"
+) -> None:
+    """Tell the search index which words lead to these features."""
+    import pyarrow
+    import pyarrow.compute as pc
+
+    top = contexts.filter(pc.field("group") == "top")
+    tokens = flat_and_ends(top, "tokens")[0].cast(pyarrow.string())
+    joined = pc.binary_join(list_array(tokens, list_lengths(top, "tokens")), "").to_pylist()
+    texts = defaultdict(list)
+    for feature, text in zip(top["feature"].to_pylist(), joined, strict=True):
+        texts[feature].append(text)
+    names = [name for name in _TOKENS[:2] if name in features.column_names]
+    for row in features.select(["feature", *names]).to_pylist():
+        telling = [token for name in names for token in row[name]]
+        search.add(row["feature"], telling, "\n".join(texts[row["feature"]]))
+
+
+def _slices(values: list[T], ends: NDArray[np.int64]) -> list[list[T]]:
+    """`values` cut where the lists end."""
+    places = [0, *ends.tolist()]
+    return [values[start:end] for start, end in pairwise(places)]
+
+
+def _interleaved(columns: list[list[object]]) -> list[object]:
+    """The entries of equally long lists in turn."""
+    flat: list[object] = [None] * (len(columns) * len(columns[0]))
+    for place, column in enumerate(columns):
+        flat[place :: len(columns)] = column
+    return flat
+
+
+def _rounded(values: NDArray[Any], digits: int = 4) -> list[object]:
+    """Numbers to so many significant digits, whole numbers as such; None for no number."""
+    if values.dtype.kind in "iub":
+        return values.tolist()  # type: ignore[no-any-return]
+    x = values.astype(np.float64)
+    finite = np.isfinite(x)
+    x = np.where(finite, x, 0)
+    size = np.floor(np.log10(np.abs(np.where(x == 0, 1, x))))
+    power = np.clip(digits - 1 - size, -300, 300).astype(int)
+    # Dividing by a power of ten gives the double nearest to the decimal, multiplying by one
+    # tenth to that power would not.
+    scale = 10.0 ** np.abs(power)
+    short = np.where(power >= 0, np.rint(x * scale) / scale, np.rint(x / scale) * scale)
+    found: list[object] = short.tolist()
+    for place in np.flatnonzero(~finite).tolist():
+        found[place] = None
+    return found

@@ -63,19 +63,13 @@ class ActivationDataset(IterableDataset[Any]):
     """Rows an epoch."""
 
     def __post_init__(self, cache: ActivationCache | str | Path) -> None:
-        """Find out which rows are read; their activations are not read yet."""
         require_at_least(self, batch_size=1, epochs=1, seed=0, skip=0)
         if not isinstance(cache, ActivationCache):
             cache = open_cache(cache)
         self.location = cache.location
-        out = () if self.hook_name_out is None else (self.hook_name_out,)
-        selection = select_rows(
-            cache,
-            self.hook_name,
-            *out,
-            held_out=self.held_out,
-            max_norm_multiple=self.max_norm_multiple,
-        )
+        names = (self.hook_name, self.hook_name_out)[: 1 if self.hook_name_out is None else 2]
+        limit = self.max_norm_multiple
+        selection = select_rows(cache, *names, held_out=self.held_out, max_norm_multiple=limit)
         self._hook_names = selection.hook_names
         self.hook_name, self.hook_name_out, *_ = *self._hook_names, None
         self.keep, self.n_rows = selection.keep, selection.n_rows

@@ -6,10 +6,7 @@ from sae.dictionary import Dictionary
 
 
 def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache) -> None:
-    """Refuse a dictionary and a cache of different models, weights, hooks or widths.
-
-    A transcoder needs both of its hooks in the cache.
-    """
+    """Refuse a dictionary and a cache of different models, weights, hooks or widths."""
     model = cache.model
     require(
         dictionary.model_name == model.hub_id,

@@ -10,7 +10,7 @@ from torch import Tensor
 from sae.base import UNKNOWN, UserError, digest_bytes, require, say
 from sae.dictionary import Record
 from sae.rows.shuffle import Rows, cut_batches, first_parts, joined
-from sae.rows.source import SAMPLE_ROWS, RowSource
+from sae.rows.source import SAMPLE_ROWS, Asked, RowSource
 
 OwnTensors = Iterable[Tensor | tuple[Tensor, Tensor]]
 """Activations (n, d_in) of any n, or pairs of those and of what to predict, (n, d_out)."""
@@ -25,29 +25,16 @@ class OwnRows(RowSource):
     """Rows of tensors (n, d_in), or of pairs (n, d_in) and (n, d_out), of any n.
 
     Rows are trained on as they come: nothing is mixed, left out or held out. What can be gone
-    through again, such as a list or a `DataLoader`, begins again when it ends. An iterator has
-    to last for the whole training. To go on with a training the same rows have to come again
-    from the first one on: those that were seen are skipped.
-
-    Args:
-        rows: the first `SAMPLE_ROWS` of them are read at once, and stay in memory.
-        hook_name: where in a model rows come from, if that is known.
-        hook_name_out: likewise for the second tensors of pairs.
-        batch_size: rows a batch.
+    through again, such as a list or a `DataLoader`, begins again when it ends; an iterator has
+    to last for the whole training. To go on with one, the same rows have to come from the first
+    one on. The first `SAMPLE_ROWS` are read at once, and stay in memory.
 
     Raises:
         UserError: if there are no such tensors, or fewer rows than a batch.
     """
 
-    def __init__(
-        self,
-        rows: OwnTensors,
-        *,
-        hook_name: str | None = None,
-        hook_name_out: str | None = None,
-        batch_size: int,
-    ) -> None:
-        self._hook_name_out, self._batch_size = hook_name_out, batch_size
+    def __init__(self, rows: OwnTensors, asked: Asked) -> None:
+        self._asked, batch_size = asked, asked.batch_size
         self._widths: tuple[int, ...] = ()
         once = iter(rows)
         checked = map(self._checked, once)
@@ -62,30 +49,28 @@ class OwnRows(RowSource):
         self._again = None if once is rows else rows
         self._once = chain(first, checked) if once is rows else None
         self._sample = tuple(x[:SAMPLE_ROWS] for x in joined(first))
+        content = (
+            x.cpu().contiguous().view(torch.uint8).numpy().tobytes() for x in self._sample
+        )
         self.identity = {
-            "rows": f"digest {digest_bytes(map(_bytes, self._sample))}",
+            "rows": f"digest {digest_bytes(content)}",
             "widths": list(self._widths),
-            "hook_name": hook_name,
-            "hook_name_out": hook_name_out,
+            "hook_name": asked.hook_name,
+            "hook_name_out": asked.hook_name_out,
             "train_batch_size_tokens": batch_size,
         }
-        names = (hook_name, hook_name_out)
+        names = (asked.hook_name, asked.hook_name_out)
         self.places = tuple(name or UNKNOWN for name in names[: len(self._widths)])
         self.record = Record(transcoder=len(self._widths) == 2)
 
     def sample(self) -> Rows:
-        """Return the first rows; they are trained on as well."""
         return self._sample
 
     def held_out(self, n_rows: int) -> None:
-        """Return None: all rows are trained on."""
+        """Give none: all rows are trained on."""
 
     def batches(self, first: int) -> Generator[Rows, None, None]:
-        """Give endless batches, the rows of those before `first` skipped.
-
-        Raises:
-            UserError: if an iterator is to be gone through a second time, or ends.
-        """
+        """Give endless batches from number `first` on; an iterator that ends is refused."""
         blocks = self._once if self._again is None else self._endless(self._again)
         self._once = None
         if blocks is None:
@@ -96,7 +81,7 @@ class OwnRows(RowSource):
         return self._batches(blocks, first)
 
     def _batches(self, blocks: Iterator[Rows], first: int) -> Generator[Rows, None, None]:
-        size, there = self._batch_size, 0
+        size, there = self._asked.batch_size, 0
 
         def parts() -> Iterator[tuple[Rows, Tensor]]:
             nonlocal there
@@ -135,10 +120,10 @@ class OwnRows(RowSource):
             and len(rows[0]) == len(rows[-1]),
             f"rows hold {said}; {_WANTED}",
         )
+        out = self._asked.hook_name_out
         require(
-            self._hook_name_out is None or len(rows) == 2,
-            f"rows hold {said}, and hook_name_out={self._hook_name_out} asks for a "
-            f"transcoder; {_WANTED}",
+            out is None or len(rows) == 2,
+            f"rows hold {said}, and hook_name_out={out} asks for a transcoder; {_WANTED}",
         )
         widths = tuple(x.shape[1] for x in rows)
         self._widths = self._widths or widths
@@ -147,7 +132,3 @@ class OwnRows(RowSource):
             f"rows hold {said} after others of width {self._widths}; give all of one width",
         )
         return tuple(x.detach() for x in rows)
-
-
-def _bytes(x: Tensor) -> bytes:
-    return x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -73,12 +73,7 @@ class Reading:
 
 
 def check_sites(reading: Reading) -> None:
-    """Refuse unknown places and too long sequences before weights are loaded.
-
-    Raises:
-        UserError: if a hook is no place in the model or named twice, or the model has fewer
-            positions than a sequence.
-    """
+    """Refuse unknown or repeated places and too long sequences before weights are loaded."""
     skeleton = load_skeleton(reading.model)
     names = [find_site(skeleton, name).hook_name for name in reading.hook_names]
     twice = {name for name in names if names.count(name) > 1}
@@ -108,17 +103,13 @@ def marks_of(model: LanguageModel) -> Marks:
 def activations(
     tokens: NDArray[np.int32],
     text: NDArray[np.bool_],
-    *,
     model: LanguageModel,
     sites: Sequence[Site],
     batch_size: int,
 ) -> list[dict[str, Float[Tensor, "sequence position d_in"]]]:
     """Return activations of some sequences at every site, batch by batch, by hook name.
 
-    Args:
-        tokens: ids, (sequence, position).
-        text: where a token is, and not padding, (sequence, position).
-        batch_size: sequences in a forward pass.
+    `tokens` are ids and `text` says where one is and not padding, (sequence, position) both.
     """
     seen = []
     for at in range(0, len(tokens), batch_size):

@@ -1,14 +1,14 @@
-"""Rows of a cache in random order: every row once an epoch, seeded, resumable by position.
+"""Rows in random order, seeded: those of a cache, or those that come in an order of their own.
 
-Chunks come in a random order; as many as fit a pool are held in memory and their rows are
-permuted together, while threads read the next pool. A pool that holds the whole cache (the
-default up to 2 GiB of rows) is a uniform permutation of all rows, and is read only once.
+As many chunks as fit a pool are held in memory and their rows permuted together, while threads
+read the next pool. A pool that holds the whole cache is read only once.
 """
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,15 +83,9 @@ def select_rows(
 ) -> RowSelection:
     """Select the training or the held-out rows, without special tokens and attention sinks.
 
-    Args:
-        hook_names: one or more, None for the only one; norms at the first decide which rows
-            are sinks.
-        max_norm_multiple: rows whose norm exceeds this multiple of the training rows'
-            median are left out (None keeps them). Such rows stand at the first position and
-            at few other tokens, and would rule every squared error.
-
-    Raises:
-        UserError: if the cache does not hold one of the hooks.
+    Sinks are rows whose norm at the first hook exceeds a multiple of the training rows' median;
+    None keeps them. They stand at the first position and at few other tokens, and would rule
+    every squared error. A hook that is None is the cache's only one.
     """
     names = tuple(map(cache.hook, hook_names))
     keep = cache.text_rows() & (cache.held_out == held_out)[:, None]
@@ -129,13 +123,9 @@ def shuffled_batches(
     """Give endless batches, (batch_size, d_in) at each hook, as stored.
 
     The order depends on `seed` alone where one pool holds the whole cache, else on how many
-    chunks a pool holds as well.
-
-    Args:
-        skip: batches to leave out at the start, without reading them: what a resumed run
-            has seen already.
-        pool_bytes: memory for rows, at all hooks: all of it if all rows fit; else half for
-            those that are permuted together, half for those that come next.
+    chunks a pool holds as well. The first `skip` batches, which a resumed run has seen already,
+    are left out without reading them. `pool_bytes` of memory hold all rows at all hooks if they
+    fit, else half of it those permuted together, and half those that come next.
     """
     selection.check_batch(batch_size)
     epochs, sizes = repeat(selection), repeat(batch_size)
@@ -152,12 +142,9 @@ def batches_of_epochs(
 ) -> Iterator[Rows]:
     """Give batches of given sizes: the rows of one selection, then those of the next.
 
-    With one selection for all epochs and one size the order is that of `shuffled_batches`.
-
-    Args:
-        selections: of the same cache and hooks, one for each epoch.
-        sizes: rows of each batch; all of them together are the rows of the selections.
-        skip: batches to leave out at the start, without reading them.
+    Selections are of the same cache and hooks, one for each epoch; the sizes of all batches
+    together are the rows of the selections. With one selection for all epochs and one size the
+    order is that of `shuffled_batches`.
     """
     generator = torch.Generator().manual_seed(seed)
     pools = chain.from_iterable(
@@ -171,11 +158,7 @@ def batches_of_epochs(
 def cut_batches(
     parts: Iterable[tuple[Rows, Int[Tensor, " row"]]], sizes: Iterator[int]
 ) -> Iterator[Rows]:
-    """Give batches of given sizes, of the rows of one part after the other.
-
-    Args:
-        parts: rows, and the indices of those that are given, in the order to give them in.
-    """
+    """Give batches of given sizes, of rows of one part after the other, picked by indices."""
     rest: list[Rows] = []
     waiting = 0
     size = next(sizes, None)
@@ -206,14 +189,10 @@ class _Pool:
     order: Tensor
     """Indices of rows, (row,); fewer than `n_rows` where some are skipped."""
 
-    def holds_the_same(self, other: "_Pool") -> bool:
-        return self.selection is other.selection and self.chunks == other.chunks
-
 
 def _pools(
     selection: RowSelection, generator: torch.Generator, pool_bytes: int
 ) -> Iterator[_Pool]:
-    """The pools of one epoch."""
     cache, chunks = selection.cache, selection.chunks
     counts = [int(selection.keep[c].sum()) for c in chunks]
     width = ROW_DTYPES[cache.dtype].itemsize * sum(map(cache.d_in, selection.hook_names))
@@ -237,7 +216,6 @@ def _pools(
 
 
 def _without(pools: Iterable[_Pool], rows: int) -> Iterator[_Pool]:
-    """The pools without their first `rows` rows; what is left out is not read."""
     for pool in pools:
         if rows < len(pool.order):
             yield replace(pool, order=pool.order[rows:])
@@ -254,8 +232,9 @@ def _read_ahead(pools: Iterator[_Pool]) -> Iterator[tuple[Rows, Tensor]]:
             coming = next(pools, None)
             for part in parts:
                 part.result()
-            if coming is not None and not coming.holds_the_same(pool):
-                reading = _begin_reading(coming, threads)
+            if coming is not None:
+                same = coming.selection is pool.selection and coming.chunks == pool.chunks
+                reading = reading if same else _begin_reading(coming, threads)
             yield rows, pool.order
     finally:
         threads.shutdown(cancel_futures=True)
@@ -268,18 +247,88 @@ def _begin_reading(pool: _Pool, threads: ThreadPoolExecutor) -> tuple[Rows, list
         torch.empty((pool.n_rows, cache.d_in(name)), dtype=ROW_DTYPES[cache.dtype])
         for name in hook_names
     )
+
+    def read(name: str, chunk: slice, kept: Tensor, place: Tensor) -> None:
+        torch.index_select(cache.read(name, chunk).flatten(0, 1), 0, kept, out=place)
+
     parts = []
     start = 0
     for chunk in pool.chunks:
         kept = pool.selection.kept(chunk)
         for name, x in zip(hook_names, rows, strict=True):
             place = x[start : start + len(kept)]
-            parts.append(threads.submit(_read_rows, cache, name, chunk, kept, place))
+            parts.append(threads.submit(read, name, chunk, kept, place))
         start += len(kept)
     return rows, parts
 
 
-def _read_rows(
-    cache: ActivationCache, hook_name: str, chunk: slice, kept: Tensor, place: Tensor
-) -> None:
-    torch.index_select(cache.read(hook_name, chunk).flatten(0, 1), 0, kept, out=place)
+class MixingBuffer:
+    """Holds some rows, and gives batches drawn from them; those that follow take their place.
+
+    Every row is given exactly once. Which batch it comes in is decided by the seed and the
+    order of the rows alone, not by the blocks that they come in or by when these come.
+    """
+
+    def __init__(self, capacity: int, seed: int) -> None:
+        self.capacity = capacity
+        self.n_taken = 0
+        """Number of rows that it took so far."""
+        self._generator = torch.Generator().manual_seed(seed)
+        self._held: Rows | None = None
+        # Slots whose rows were given, in the order in which they are filled.
+        self._free = torch.arange(capacity)
+        # What is left of the last block.
+        self._rest: Rows | None = None
+
+    def batch(self, blocks: Iterator[Rows], size: int) -> Rows:
+        """Return `size` random rows of those held, once the slots of the last batch are filled.
+
+        They are filled from endless blocks, of which what is left is kept for the next batch.
+        """
+        while len(self._free):
+            rows = next(blocks) if self._rest is None else self._rest
+            if self._held is None:
+                self._held = tuple(x.new_empty((self.capacity, *x.shape[1:])) for x in rows)
+            n = min(len(self._free), len(rows[0]))
+            for held, x in zip(self._held, rows, strict=True):
+                held[self._free[:n]] = x[:n]
+            self._free = self._free[n:]
+            self.n_taken += n
+            # Copied, so that a view does not keep the whole block.
+            self._rest = tuple(x[n:].clone() for x in rows) if n < len(rows[0]) else None
+        assert self._held is not None
+        self._free = self._draw(size)
+        return tuple(held.index_select(0, self._free) for held in self._held)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all there is; write it before the next batch, which changes the same rows."""
+        return {
+            "held": self._held,
+            "free": self._free,
+            "rest": self._rest,
+            "n_taken": self.n_taken,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned: with the block after the last one taken."""
+        self._held, self._free, self._rest = state["held"], state["free"], state["rest"]
+        self.n_taken = state["n_taken"]
+        self._generator.set_state(state["generator"])
+
+    def _draw(self, size: int) -> Tensor:
+        """Different slots: uniform, in time that does not grow with the capacity."""
+        require(
+            size <= self.capacity,
+            f"a batch of {size} rows is more than the {self.capacity} rows held",
+        )
+        if 2 * size > self.capacity:
+            return torch.randperm(self.capacity, generator=self._generator)[:size]
+        found = np.zeros(0, dtype=np.int64)
+        while len(found) < size:
+            more = torch.randint(self.capacity, (2 * size,), generator=self._generator)
+            drawn = np.concatenate([found, more.numpy()])
+            # The first so many different ones of a sequence of draws.
+            _, first = np.unique(drawn, return_index=True)
+            found = drawn[np.sort(first)]
+        return torch.from_numpy(found[:size])

@@ -2,15 +2,52 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 from sae.base import require
+from sae.cache.layout import ActivationCache
 from sae.dictionary import Place, Record
 from sae.models import ModelRecord
-from sae.rows.shuffle import Rows
+from sae.rows.shuffle import Rows, joined, rows_in_order, select_rows, shuffled_batches
 from sae.text.record import TextRecord
 
 SAMPLE_ROWS = 16_384
 """Rows that centring, scaling and initial directions are taken from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a training asks of its rows."""
+
+    hook_name: str | None = None
+    """Where in a model rows are read; None for the only hook there is."""
+    hook_name_out: str | None = None
+    """Where a transcoder's rows to predict are read."""
+    batch_size: int
+    max_norm_multiple: float | None = None
+    """Rows above this multiple of the median norm are left out; None keeps all."""
+    seed: int = 0
+    """Decides the order."""
+
+    def hooks(self, find: Callable[[str | None], str]) -> tuple[str, ...]:
+        """Return the names of the hook to read and, for a transcoder, of the one to predict.
+
+        `find` gives the name of a hook that is asked for, and for None that of the only one.
+        """
+        if self.hook_name_out is None:
+            return (find(self.hook_name),)
+        require(
+            self.hook_name is not None,
+            f"hook_name_out={self.hook_name_out} needs hook_name=..., the hook to read",
+        )
+        names = find(self.hook_name), find(self.hook_name_out)
+        require(
+            names[0] != names[1],
+            f"hook_name_out={names[1]} is hook_name itself; leave it out to train an "
+            "autoencoder",
+        )
+        return names
 
 
 class RowSource(ABC):
@@ -36,47 +73,15 @@ class RowSource(ABC):
 
     @abstractmethod
     def batches(self, first: int) -> Generator[Rows, None, None]:
-        """Give endless batches, beginning with number `first` (from 0).
-
-        Raises:
-            UserError: if it cannot begin there.
-        """
+        """Give endless batches, beginning with number `first` (from 0), if possible."""
 
     def save(self, n_batches: int) -> None:
-        """Make sure that a later process can begin with batch number `n_batches`.
-
-        Called by whoever takes the batches, after that many of them. Most can begin anywhere.
-        """
+        """Make sure, after so many batches, that a later process can begin with the next."""
         return
 
     def forget(self) -> None:
         """Drop what was made sure of and no checkpoint needs any more."""
         return
-
-
-def hooks_asked(
-    hook_name: str | None, hook_name_out: str | None, find: Callable[[str | None], str]
-) -> tuple[str, ...]:
-    """Return the name of the hook to read, and for a transcoder that of the one to predict.
-
-    Args:
-        find: the name of a hook that was asked for, and without a name of the only one.
-
-    Raises:
-        UserError: if a hook to predict is asked for without another one to read.
-    """
-    if hook_name_out is None:
-        return (find(hook_name),)
-    require(
-        hook_name is not None,
-        f"hook_name_out={hook_name_out} needs hook_name=..., the hook to read",
-    )
-    names = find(hook_name), find(hook_name_out)
-    require(
-        names[0] != names[1],
-        f"hook_name_out={names[1]} is hook_name itself; leave it out to train an autoencoder",
-    )
-    return names
 
 
 def record_of_rows(
@@ -98,3 +103,44 @@ def record_of_rows(
         text=text,
         cache_digest=cache_digest,
     )
+
+
+class CachedRows(RowSource):
+    """Training rows at one hook of a cache, or at two for a transcoder, shuffled.
+
+    Raises:
+        UserError: if the cache does not hold these hooks, or fewer rows than a batch.
+    """
+
+    def __init__(self, cache: ActivationCache, asked: Asked) -> None:
+        self._asked, names, limit = asked, asked.hooks(cache.hook), asked.max_norm_multiple
+        self._select = partial(select_rows, cache, *names, max_norm_multiple=limit)
+        self._rows = self._select(held_out=False)
+        self._rows.check_batch(asked.batch_size)
+        self.identity = {
+            "cache": f"digest {cache.digest}",
+            "hook_name": names[0],
+            "hook_name_out": names[1] if names[1:] else None,
+            "max_norm_multiple": limit,
+            "train_batch_size_tokens": asked.batch_size,
+            "shuffle_seed": asked.seed,
+        }
+        self.places = tuple(map(cache.site, names))
+        self.record = record_of_rows(
+            cache.model, cache.text, cache.context_size, cache.bos_token_id, cache.digest
+        )
+
+    def sample(self) -> Rows:
+        return self._sample
+
+    @cached_property
+    def _sample(self) -> Rows:
+        # Spread over all chunks, so all are read; every turn of a sweep asks for it.
+        return joined(rows_in_order(self._rows, SAMPLE_ROWS))
+
+    def held_out(self, n_rows: int) -> Rows | None:
+        return joined(rows_in_order(self._select(held_out=True), n_rows)) or None
+
+    def batches(self, first: int) -> Generator[Rows, None, None]:
+        size, seed = self._asked.batch_size, self._asked.seed
+        yield from shuffled_batches(self._rows, size, seed=seed, skip=first)

@@ -1,15 +1,18 @@
-"""Generating and scoring text with a model whose activations are edited."""
+"""Texts that a model writes while a feature is turned, or any vector added, at one site."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.edits import Edit, edited
-from sae.models import LanguageModel
+from sae.base import UserError, require
+from sae.dictionary import Dictionary
+from sae.edits import ALL_BUT_FIRST, Add, Edit, edited
+from sae.models import LanguageModel, Site
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,11 +25,26 @@ class Sampling:
     seed: int
 
 
-ProcessScores = Callable[
-    [Int[Tensor, "sequence position"], Float[Tensor, "sequence vocabulary"]],
-    Float[Tensor, "sequence vocabulary"],
-]
-"""Gives new scores for the next token, from the ids so far and the model's own scores."""
+def unit_dose(
+    dictionary: Dictionary, feature: int, max_activation: float
+) -> Float[Tensor, " d_out"]:
+    """Return what strength 1 of a feature adds: its direction times its highest activation."""
+    return dictionary.W_dec[feature].float() * max_activation
+
+
+def random_direction(like: Float[Tensor, " d_out"], seed: int) -> Float[Tensor, " d_out"]:
+    """Return a direction drawn evenly from all, with the norm of `like`."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(like.shape, generator=generator).to(like)
+    scaled: Tensor = drawn * (torch.linalg.vector_norm(like) / torch.linalg.vector_norm(drawn))
+    return scaled
+
+
+def steered(
+    site: Site, vectors: Float[Tensor, " d_out"] | Float[Tensor, "sequence d_out"]
+) -> Edit:
+    """Return the edit that adds a vector, or one a sequence, at all positions but the first."""
+    return Edit(site, Add(vectors), ALL_BUT_FIRST)
 
 
 def prompt_ids(model: LanguageModel, prompt: str) -> Int[Tensor, " position"]:
@@ -52,28 +70,21 @@ def generate(
     sampling: Sampling,
     *,
     use_cache: bool = True,
-    process_scores: ProcessScores | None = None,
+    noise: "SharedNoise | None" = None,
 ) -> Int[Tensor, "sequence new_position"]:
     """Return the ids of `max_new_tokens` tokens that the model writes after each prompt.
 
-    Args:
-        edits: in force while it reads the prompts and while it writes.
-        sampling: how to draw; the caller's random state is left alone.
-        process_scores: gives new scores (sequence, vocabulary) at each step, from the ids so
-            far and the model's own scores.
+    Edits are in force while it reads the prompts and while it writes; `noise` is added to the
+    scores of the next token. The caller's random state is left alone.
     """
     how: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         # The model's own defaults for top_k and top_p would cut the tail; all tokens count.
         how = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
-    if process_scores is not None:
-        how["logits_processor"] = [process_scores]
+    if noise is not None:
+        how["logits_processor"] = [noise]
     devices = [model.device] if model.device.type == "cuda" else []
-    with (
-        torch.inference_mode(),
-        torch.random.fork_rng(devices),
-        edited(model.module, edits),
-    ):
+    with torch.inference_mode(), torch.random.fork_rng(devices), edited(model.module, edits):
         torch.manual_seed(sampling.seed)
         texts: Tensor = model.module.generate(
             prompts,
@@ -92,12 +103,97 @@ def perplexity(
     prompts: Int[Tensor, "sequence position"],
     continuations: Int[Tensor, "sequence new_position"],
 ) -> Float[Tensor, " sequence"]:
-    """Return how surprising the model, unedited, finds each continuation of its prompt.
-
-    This is the exponential of the mean negative log-probability of the continuation's tokens.
-    """
+    """Return exp of the mean −log p of each continuation's tokens, under the unedited model."""
     texts = torch.cat([prompts, continuations], dim=1)
     with torch.inference_mode():
         logits = model.module(texts, use_cache=False).logits[:, prompts.shape[1] - 1 : -1]
     log_probs = logits.float().log_softmax(-1).gather(2, continuations[..., None])
     return torch.exp(-log_probs.squeeze(2).mean(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What the model writes after the prompt."""
+
+    text: str
+    perplexity: float | None
+    """Under the unsteered model; None where it is beyond what a float can say."""
+
+
+def generate_beside(
+    model: LanguageModel,
+    site: Site,
+    prompt: str,
+    directions: tuple[Float[Tensor, " d_out"], Float[Tensor, " d_out"]],
+    sampling: Sampling,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[Continuation, ...]:
+    """Return what the model writes by itself, then with each vector added at `site`.
+
+    All continuations draw their tokens with the same noise: where a vector changes no logit the
+    texts are equal, so what differs is what the vector does. `check` is called before each
+    token; whatever it raises ends the writing.
+
+    Raises:
+        UserError: for a model that writes nothing, an empty prompt, or one too long for what is
+            to be written.
+    """
+    require(
+        model.record.causal,
+        f"{model.record.name} predicts no next token, so it writes nothing to steer; "
+        "reading activations works",
+    )
+    ids, limit = prompt_ids(model, prompt), model.max_positions
+    begin = 0 if model.bos_token_id is None else 1
+    require(bool(prompt) and len(ids) > begin, "the prompt is empty; write a beginning")
+    if limit is not None and len(ids) + sampling.max_new_tokens > limit:
+        raise UserError(
+            f"the prompt has {len(ids):,} tokens and {sampling.max_new_tokens:,} are to be "
+            f"written, but the model reads {limit:,} at once; shorten the prompt or lower "
+            "max_new_tokens"
+        )
+    vectors = torch.stack([torch.zeros_like(directions[0]), *directions]).to(model.device)
+    prompts = ids.expand(len(vectors), -1)
+    noise = SharedNoise(sampling, check)
+    likeliest = replace(sampling, temperature=0)
+    edits = [steered(site, vectors)]
+    continuations = generate(model, prompts, edits, likeliest, noise=noise)
+    texts = model.tokenizer.batch_decode(continuations)
+    perplexities = perplexity(model, prompts, continuations).tolist()
+    return tuple(
+        Continuation(text, value if math.isfinite(value) else None)
+        for text, value in zip(texts, perplexities, strict=True)
+    )
+
+
+def with_baseline(
+    direction: Float[Tensor, " d_out"], strength: float, seed: int
+) -> tuple[Float[Tensor, " d_out"], Float[Tensor, " d_out"]]:
+    """Return the steering vector, from a `unit_dose`, and one of equal norm drawn by `seed`."""
+    return strength * direction, strength * random_direction(direction, seed)
+
+
+class SharedNoise:
+    """Adds the same Gumbel noise to the scores of every sequence: the highest sum is a sample.
+
+    argmax(logits / T + g) with g = -log(-log(u)) is distributed as softmax(logits / T)
+    (Gumbel 1954; Maddison et al. 2014, "A* sampling"). Multiplied by T it is the same argmax,
+    and none at all where T is 0.
+    """
+
+    def __init__(self, sampling: Sampling, check: Callable[[], None]) -> None:
+        self.temperature, self.check = sampling.temperature, check
+        self.generator = torch.Generator().manual_seed(sampling.seed)
+
+    def __call__(
+        self,
+        _: Int[Tensor, "sequence position"],
+        scores: Float[Tensor, "sequence vocabulary"],
+    ) -> Float[Tensor, "sequence vocabulary"]:
+        """Return the scores with noise, as a step of `generate` wants them."""
+        self.check()
+        if self.temperature == 0:
+            return scores
+        u = torch.rand(scores.shape[1], generator=self.generator, dtype=torch.float64)
+        noise = -torch.log(-torch.log(u.clamp_min(1e-300)))
+        return scores.float() + self.temperature * noise.to(scores.device, torch.float32)

@@ -1,25 +1,47 @@
-"""Steering with some features of a dictionary, each beside its baselines."""
+"""Steering with some features of a dictionary, each beside its baselines, in doses."""
 
+import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sae.atlas import Atlas
-from sae.base import UserError, progress, require
+from sae.base import UserError, progress, require, require_at_least
 from sae.dictionary import Dictionary
 from sae.models import (
-    is_causal,
+    LanguageModel,
+    Site,
     locate,
     record_without_weights,
     recorded_config,
     recorded_model,
 )
-from sae.steering.choose import CRITERION, choose_features
-from sae.steering.doses import unit_dose
-from sae.steering.generate import Sampling
-from sae.steering.measure import SteeredFeature, SteeringTask, dose_response
+from sae.steering.generate import (
+    Sampling,
+    generate,
+    next_log_probs,
+    perplexity,
+    prompt_ids,
+    random_direction,
+    steered,
+    unit_dose,
+)
+
+CRITERION = (
+    "Of the features active on 0.05% to 2% of the tokens whose ten most promoted tokens are "
+    "mostly words (seven or more begin with a space and three letters): those whose top "
+    "contexts agree most often with their promoted tokens (highest logit_agreement), then "
+    "those whose promoted tokens stand out most (highest logit_sharpness); one that shares a "
+    "promoted token with a feature already taken is passed over. Should too few be left, other "
+    "live features follow in the same order."
+)
+_DENSITY = (0.0005, 0.02)
+_WORD = re.compile(r" [^\W\d_]{3}")
+_MIN_WORDS = 7
 
 
 def _prompts() -> list[str]:
@@ -64,12 +86,13 @@ class SteerConfig:
             bool(self.prompts) and all(p.strip() for p in self.prompts),
             "prompts is empty or holds an empty one; give beginnings to continue",
         )
-        require(
-            self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens}; give 1 or more"
-        )
-        require(self.n_features >= 1, f"n_features={self.n_features}; give 1 or more")
-        require(
-            self.temperature >= 0, f"temperature={self.temperature} is negative; give 0 or more"
+        require_at_least(self, max_new_tokens=1, n_features=1, temperature=0)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the texts are drawn."""
+        return Sampling(
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed
         )
 
 
@@ -85,14 +108,37 @@ def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str
     rows = atlas.features()
     chosen = config.features or choose_features(rows, config.n_features)
     for feature in chosen:
-        _check_feature(feature, rows)
-    began = time.perf_counter()
-    results = _steer(config, dictionary, [rows[i] for i in chosen])
+        require(
+            0 <= feature < len(rows),
+            f"features={feature} is out of range; this dictionary has 0 to {len(rows) - 1}",
+        )
+        highest = rows[feature]["max_activation"]
+        require(highest > 0, f"features={feature} is dead; choose a live one")
+        require(
+            "top_logit_ids" in rows[feature],
+            "this dictionary does not write to the residual stream, so its features have no "
+            "top tokens to measure; steer with one of a hook_resid_* hook",
+        )
     criterion = "Named on the command line." if config.features else CRITERION
-    return {
-        "seconds": time.perf_counter() - began,
-        "features": [{"criterion": criterion, **result} for result in results],
-    }
+    began, results = time.perf_counter(), []
+    record = dictionary.record.model or record_without_weights(dictionary.model_name)
+    model = recorded_model(record, config.device)
+    site = locate(model.module, dictionary.writes[0].place)
+    with progress(len(chosen), "steer", "feature") as bar:
+        for row in (rows[i] for i in chosen):
+            highest = row["max_activation"]
+            direction = unit_dose(dictionary, row["feature"], highest).to(model.device)
+            found = {
+                "criterion": criterion,
+                "feature": row["feature"],
+                "top_tokens": row["top_logit_tokens"],
+                "max_activation": highest,
+                "norm_at_strength_one": float(torch.linalg.vector_norm(direction)),
+                "prompts": config.prompts,
+            }
+            results.append(found | dose_response(config, model, site, direction, row))
+            bar.update(1)
+    return {"seconds": time.perf_counter() - began, "features": results}
 
 
 def check_causal(name: str, dictionary: Dictionary, device: str) -> None:
@@ -102,60 +148,113 @@ def check_causal(name: str, dictionary: Dictionary, device: str) -> None:
         UserError: if it is an encoder.
     """
     record = dictionary.record.model
-    if record is not None and not is_causal(recorded_config(record, device)):
+    if record is not None and not recorded_config(record, device).is_causal():
         raise UserError(
             f"{name} is a dictionary of {record.name}, which predicts no next token, so it "
             "writes nothing to steer; take one of a causal model"
         )
 
 
-def _check_feature(feature: int, rows: list[dict[str, Any]]) -> None:
-    if not 0 <= feature < len(rows):
-        raise UserError(
-            f"features={feature} is out of range; this dictionary has 0 to {len(rows) - 1}"
-        )
-    require(
-        rows[feature]["max_activation"] > 0, f"features={feature} is dead; choose a live one"
-    )
-    require(
-        "top_logit_ids" in rows[feature],
-        "this dictionary does not write to the residual stream, so its features have no top "
-        "tokens to measure; steer with one of a hook_resid_* hook",
-    )
+def choose_features(features: list[dict[str, Any]], n: int) -> list[int]:
+    """Return the first `n` features by `CRITERION`, of the records of `features.parquet`."""
+    live = [f for f in features if f["max_activation"] > 0 and "top_logit_tokens" in f]
+    ranked = sorted(live, key=_rank)
+    taken: list[int] = []
+    used: set[str] = set()
+    for row in ranked:
+        words = {token.strip().lower() for token in row["top_logit_tokens"]}
+        if not words & used:
+            taken.append(row["feature"])
+            used |= words
+    others = [row["feature"] for row in ranked if row["feature"] not in taken]
+    return [*taken, *others][:n]
 
 
-def _steer(
-    config: SteerConfig, dictionary: Dictionary, rows: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    record = dictionary.record.model or record_without_weights(dictionary.model_name)
-    model = recorded_model(record, config.device)
-    point = locate(model.module, dictionary.writes[0].place)
-    task = SteeringTask(
-        prompts=config.prompts,
-        strengths=config.strengths,
-        sampling=Sampling(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
-        ),
+def _rank(row: dict[str, Any]) -> tuple[bool, float, float, int]:
+    low, high = _DENSITY
+    words = sum(bool(_WORD.match(token)) for token in row["top_logit_tokens"])
+    fits = low <= row["density"] <= high and words >= _MIN_WORDS
+    return not fits, -row["logit_agreement"], -row["logit_sharpness"], row["feature"]
+
+
+def dose_response(
+    config: SteerConfig,
+    model: LanguageModel,
+    site: Site,
+    direction: Float[Tensor, " d_out"],
+    row: dict[str, Any],
+) -> dict[str, list[dict[str, object]]]:
+    """Return texts and figures at every strength, for the feature and both baselines.
+
+    `direction` is the feature's `unit_dose`, and `row` its record in `features.parquet`.
+    `logprob_shift` is the change, against the unsteered model, of the log-probability that the
+    next token is one of the feature's top tokens, after the prompt. `perplexity` is that of
+    the continuation under the unsteered model. Both are averaged over prompts (perplexity
+    geometrically). Baselines: a random direction of equal norm at every strength, and the
+    unsteered model after a sentence that names the feature's top tokens.
+
+    Raises:
+        UserError: for a prompt of one token, after which steering has shifted nothing yet.
+    """
+    drawn = random_direction(direction, config.seed + row["feature"])
+    directions = {"feature": direction, "random": drawn}
+    doses = [
+        (name, strength)
+        for name in directions
+        for strength in sorted(config.strengths)
+        if name == "feature" or strength != 0
+    ]
+    vectors = torch.stack([strength * directions[name] for name, strength in doses])
+    responses = [
+        _response(model, site, row, vectors, prompt, replace(config.sampling, seed=seed))
+        for seed, prompt in enumerate(config.prompts, config.seed)
+    ]
+    shifts, log_perplexities, texts = zip(*responses, strict=True)
+    shift = torch.stack(shifts).mean(0).tolist()
+    geometric_mean = torch.stack(log_perplexities).mean(0).exp().tolist()
+    labels = [*doses, ("prompt", None)]
+    measurements: list[dict[str, object]] = [
+        {"direction": d, "strength": s, "logprob_shift": shift[i], "perplexity": value}
+        for i, ((d, s), value) in enumerate(zip(labels, geometric_mean, strict=True))
+    ]
+    samples: list[dict[str, object]] = [
+        {"prompt": prompt, "direction": d, "strength": s, "text": text}
+        for prompt, found in zip(config.prompts, texts, strict=True)
+        for (d, s), text in zip(labels, found, strict=True)
+    ]
+    return {"measurements": measurements, "samples": samples}
+
+
+def _response(
+    model: LanguageModel,
+    site: Site,
+    row: dict[str, Any],
+    vectors: Float[Tensor, "dose d_out"],
+    prompt: str,
+    sampling: Sampling,
+) -> tuple[Float[Tensor, " text"], Float[Tensor, " text"], list[str]]:
+    # Shifts, log-perplexities and texts of each dose, then of the prompt baseline.
+    ids = prompt_ids(model, prompt)
+    require(
+        len(ids) >= 2,
+        f"the prompt {prompt!r} has one token, and the first is never steered; write more",
     )
-    results = []
-    with progress(len(rows), "steer", "feature") as bar:
-        for row in rows:
-            index = row["feature"]
-            direction = unit_dose(dictionary, index, row["max_activation"]).to(model.device)
-            feature = SteeredFeature(
-                index, direction, row["top_logit_ids"], row["top_logit_tokens"]
-            )
-            results.append(
-                {
-                    "feature": index,
-                    "top_tokens": row["top_logit_tokens"],
-                    "max_activation": row["max_activation"],
-                    "norm_at_strength_one": float(torch.linalg.vector_norm(direction)),
-                    "prompts": config.prompts,
-                    **dose_response(model, point, feature, task),
-                }
-            )
-            bar.update(1)
-    return results
+    words = [token.strip() for token in row["top_logit_tokens"] if token.strip()]
+    # What one would write before the prompt instead of steering.
+    baseline = f"The following text is about {', '.join(words[:5])}.\n\n"
+    told = prompt_ids(model, baseline + prompt)[None]
+    # The unsteered model is a sequence of the same batch: strength 0 shifts by 0 exactly.
+    with_plain = torch.cat([torch.zeros_like(vectors[:1]), vectors])
+    prompts = ids.expand(len(with_plain), -1)
+    log_probs = [
+        next_log_probs(model, prompts, [steered(site, with_plain)]),
+        next_log_probs(model, told, []),
+    ]
+    continuations = [
+        generate(model, prompts[1:], [steered(site, vectors)], sampling),
+        generate(model, told, [], sampling),
+    ]
+    top = torch.cat(log_probs)[:, row["top_logit_ids"]].logsumexp(1)
+    texts = torch.cat(continuations)
+    log_perplexity = perplexity(model, prompts, texts).log()
+    return top[1:] - top[0], log_perplexity, model.tokenizer.batch_decode(texts)

@@ -81,14 +81,9 @@ class TextCounts:
         return np.array(self._digests, dtype=np.uint64)
 
     def summary(self) -> dict[str, int]:
-        """The counts by name."""
-        return {
-            "used": self.used,
-            "repeated": self.repeated,
-            "empty": self.empty,
-            "unneeded": self.unneeded,
-            "tokens_cut": self.tokens_cut,
-        }
+        """Return the counts by name."""
+        names = ("used", "repeated", "empty", "unneeded", "tokens_cut")
+        return {name: getattr(self, name) for name in names}
 
     def count(self, digest: int) -> int:
         """Enter a document that is used; its index."""
@@ -103,10 +98,7 @@ def document_digest(text: str) -> int:
 
 
 def is_held_out(digest: int, fraction: float) -> bool:
-    """Whether a document belongs to the held-out share; depends on its text alone.
-
-    So a text that comes twice, in another order or another file, is never on both sides.
-    """
+    """Whether a document is held out: its text decides, so that it is never on both sides."""
     return digest / 2**64 < fraction
 
 
@@ -116,12 +108,9 @@ class _Rows:
     def __init__(self, capacity: int, width: int, marks: Marks, rows_a_block: int) -> None:
         self.capacity, self.width, self.marks = capacity, width, marks
         self.rows_a_block = rows_a_block
-        self.finished = 0
-        """Full rows, handed out or not."""
-        self.used = 0
-        """Positions filled in the row that is not yet full."""
-        self.cut = 0
-        """Tokens that found no room."""
+        # Full rows, handed out or not; positions filled in the row that is not yet full; and
+        # tokens that found no room.
+        self.finished = self.used = self.cut = 0
         self._open_block()
 
     def _open_block(self) -> None:
@@ -169,7 +158,7 @@ class _Rows:
         return begun
 
     def take(self, held_out: bool, *, all_of_it: bool) -> Iterator[RowBlock]:
-        """A whole block if there is one; with `all_of_it` what there is. No row is begun."""
+        """Give a whole block if there is one; with `all_of_it` what there is, no row begun."""
         if self.in_block == self.rows_a_block or (all_of_it and self.in_block):
             yield RowBlock(
                 held_out, self.tokens[: self.in_block], self.documents[: self.in_block]
@@ -192,11 +181,8 @@ def pack(
     Documents are packed end to end. With `one_document_a_row` each begins a row of its own,
     goes on in further rows if it is longer, and the rest of its last row is padding. Documents
     that were seen already are skipped; text is cut only where the last row of a side ends.
-    The memory taken does not grow with the rows, but by some bytes for every document.
-
-    Args:
-        counts: filled on the way; complete when the blocks end.
-        rows_a_block: of either side; the last block may hold fewer.
+    The memory taken does not grow with the rows, but by some bytes for every document. `counts`
+    are filled on the way, and complete when the blocks end.
 
     Raises:
         UserError: if the text does not fill one row for training and one held out.
@@ -252,7 +238,7 @@ class _Seen:
         self.recent: set[int] = set()
 
     def add(self, digest: int) -> bool:
-        """Whether it was new."""
+        """Return whether it was new."""
         key = np.uint64(digest)
         at = int(np.searchsorted(self.sorted, key))
         if digest in self.recent or (at < len(self.sorted) and self.sorted[at] == key):

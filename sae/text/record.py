@@ -25,11 +25,7 @@ class TextRecord:
 
     @classmethod
     def from_json(cls, found: JsonObject) -> "TextRecord":
-        """Read the `data` of a cache or of a dictionary.
-
-        Raises:
-            UserError: if the name is no text, or the fraction no number.
-        """
+        """Read the `data` of a cache or of a dictionary; values of wrong types are refused."""
         name = found.get("name", str) if "name" in found else None
         key = "held_out_fraction"
         fraction = found.get(key, float) if key in found else None

@@ -18,7 +18,7 @@ import numpy as np
 
 from sae.base import UserError
 from sae.text.packing import Document, document_digest
-from sae.text.source import Chat
+from sae.text.source import Chat, DataConfig, documents
 
 _DOCUMENTS_A_CALL = 256
 
@@ -29,29 +29,31 @@ class Stopped(Exception):
     """Ends a thread that reads text, when whoever it reads for has ended without it."""
 
 
-def until_stopped(stream: Iterable[Document], stopped: threading.Event) -> Iterator[Document]:
-    """The documents of a stream; raises `Stopped` once it is told to."""
-    for document in stream:
-        if stopped.is_set():
+def encoded(
+    config: DataConfig,
+    tokenizer: Any,
+    n_workers: int | None = 0,
+    stopped: threading.Event | None = None,
+) -> Iterator[Document]:
+    """Give digest and token ids of every document of a text, until `stopped` is set."""
+    if n_workers is None:
+        # A quarter of the cores, and none on a small machine.
+        n_workers = min(8, (os.cpu_count() or 1) // 4)
+    for document in tokenized(documents(config), tokenizer, n_workers):
+        if stopped is not None and stopped.is_set():
             raise Stopped
         yield document
 
 
-def default_workers() -> int:
-    """Processes that tokenise: a quarter of the cores, at most 8; none on a small machine."""
-    return min(8, (os.cpu_count() or 1) // 4)
-
-
 def tokenized(
-    documents: Iterable[str | Chat], tokenizer: Any, n_workers: int
+    stream: Iterable[str | Chat], tokenizer: Any, n_workers: int
 ) -> Iterator[Document]:
-    """Digest and token ids of every document, in order.
+    """Give digest and token ids of every document, in order.
 
-    Args:
-        tokenizer: of `transformers`; its chat template turns conversations into text.
-        n_workers: processes that tokenise; 0 does it here. What comes out is the same.
+    The chat template of the tokenizer, one of `transformers`, turns conversations into text.
+    `n_workers` processes tokenise; with 0 it is done here, and what comes out is the same.
     """
-    stream = iter(documents)
+    stream = iter(stream)
     batches = iter(lambda: list(islice(stream, _DOCUMENTS_A_CALL)), [])
     if n_workers == 0:
         for batch in batches:

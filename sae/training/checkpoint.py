@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from sae.base import UserError, require, require_at_least
 from sae.base.states import save_state, steps_saved
+from sae.dictionary.record import upgraded_identity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,8 +31,7 @@ class CheckpointConfig:
         require_at_least(self, of="checkpoint.", keep_last=1, keep_every_steps=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """A state, and of what training it is."""
 
     path: Path
@@ -40,47 +40,36 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
 class Checkpoints:
     """The checkpoints in one folder, `step_0000001200.pt` and so on."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        self._folder = folder
-        self._config = config
+    folder: Path
+    config: CheckpointConfig
 
     def due(self, step: int) -> bool:
         """Whether one is to be made at this very step, whatever the time is."""
-        every = self._config.keep_every_steps
+        every = self.config.keep_every_steps
         return every is not None and step % every == 0
 
     def save(self, step: int, identity: Mapping[str, object], state: dict[str, Any]) -> None:
-        """Write one; older ones go when it is there.
-
-        Raises:
-            UserError: if the disk is full; the ones before are as they were.
-        """
+        """Write one; older ones go when it is there, and stay if the disk is full."""
         save_state(self._path(step), {"identity": dict(identity), "state": state})
-        kept = [s for s in self.steps() if not self.due(s)]
-        for old in kept[: -self._config.keep_last]:
+        kept = [s for s in steps_saved(self.folder) if not self.due(s)]
+        for old in kept[: -self.config.keep_last]:
             self._path(old).unlink(missing_ok=True)
 
-    def steps(self) -> list[int]:
-        """Steps of which there are checkpoints, rising."""
-        return steps_saved(self._folder)
-
     def newest(self) -> Checkpoint | None:
-        """The one to go on from.
-
-        Raises:
-            UserError: if it cannot be read.
-        """
-        steps = self.steps()
+        """Return the one to go on from, if there is any; a damaged one is refused."""
+        steps = steps_saved(self.folder)
         if not steps:
             return None
         path = self._path(steps[-1])
         try:
             # Mapped: eight dictionaries would otherwise be in memory twice for a moment.
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            return Checkpoint(path, dict(saved["identity"]), dict(saved["state"]))
+            identity = upgraded_identity(saved["identity"])
+            return Checkpoint(path, identity, dict(saved["state"]))
         except Exception as error:
             before = f"step {steps[-2]:,}" if steps[1:] else "the beginning"
             raise UserError(
@@ -89,4 +78,4 @@ class Checkpoints:
             ) from error
 
     def _path(self, step: int) -> Path:
-        return self._folder / f"step_{step:010d}.pt"
+        return self.folder / f"step_{step:010d}.pt"

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -47,16 +47,6 @@ Metrics = dict[str, Any]
 """Numbers by name, and histograms: `{"log10_edges": [...], "counts": [...]}`."""
 
 
-class Logger(Protocol):
-    """Takes the figures of one step."""
-
-    def log(self, step: int, metrics: Metrics) -> None:
-        """Record `metrics` for `step`; steps come in order."""
-
-    def close(self) -> None:
-        """End."""
-
-
 class JsonlLogger:
     """One JSON object a line: `{"step": 10, "losses/mse_loss": ..., ...}`.
 
@@ -74,6 +64,7 @@ class JsonlLogger:
             self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Metrics) -> None:
+        """Record the figures of a step; steps come in order."""
         with explained_failures(self._path):
             self._file.write(json.dumps({"step": step, **metrics}) + "\n")
             # A page may read it meanwhile, and a checkpoint must not be ahead of it.
@@ -85,11 +76,9 @@ class JsonlLogger:
 
 
 class WandbLogger:
-    """A run of wandb, which goes on where the training does.
+    """A run of wandb, which goes on where the training does, and shows its `settings`.
 
-    Args:
-        folder: where wandb keeps its own files.
-        settings: the configuration, for wandb to show.
+    Wandb keeps its own files in `folder`.
     """
 
     def __init__(
@@ -122,3 +111,6 @@ class WandbLogger:
 
     def close(self) -> None:
         self._run.finish()
+
+
+Logger = JsonlLogger | WandbLogger

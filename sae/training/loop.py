@@ -1,16 +1,19 @@
-"""One autoencoder in training: what changes, and what one batch does to it."""
+"""One autoencoder in training: what it begins with, and what one batch does to it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sae.architectures import TrainableSAE, TrainingStep
-from sae.base import UserError
+from sae.base import UserError, require
+from sae.core import Vectors
 from sae.core.scaling import InputScaling
+from sae.dictionary import load_dictionary
+from sae.models import resolve_device
 from sae.rows.shuffle import Rows
+from sae.training.config import TrainConfig
 from sae.training.optim import OptimConfig, make_optimizers, schedule
 
 
@@ -32,13 +35,7 @@ class StepReport:
     """Latents that did not fire in the last `dead_window_rows` rows."""
 
     def metrics(self) -> dict[str, float]:
-        """Figures under SAELens's names, from this step's batch.
-
-        `metrics/explained_variance` is `1 − Σ‖y−ŷ‖² / Σ‖y−ȳ‖²` over the batch.
-
-        Raises:
-            Diverged: if the loss is not finite.
-        """
+        """Return figures of this step's batch under SAELens's names, if its loss is finite."""
         loss = float(self.result.loss.detach())
         if not torch.isfinite(torch.tensor(loss)):
             raise Diverged(
@@ -62,11 +59,8 @@ class StepReport:
 class Trainer:
     """An autoencoder with all that changes while it is trained.
 
-    Args:
-        lr: peak learning rate.
-        n_steps: of the whole run, which schedules are shares of.
-        dead_window_rows: a latent is dead when silent over so many rows.
-        output_scaling: of the rows that a transcoder predicts; the input's by default.
+    `lr` is the peak learning rate, and `n_steps` are those of the whole run. A latent is dead
+    when it was silent over `dead_window_rows` rows.
     """
 
     def __init__(
@@ -80,12 +74,8 @@ class Trainer:
         dead_window_rows: int,
         output_scaling: InputScaling | None = None,
     ) -> None:
-        self.sae = sae
-        self.scaling = scaling
-        self.output_scaling = output_scaling or scaling
-        self.config = optim
-        self.lr = lr
-        self.n_steps = n_steps
+        self.sae, self.scaling, self.output_scaling = sae, scaling, output_scaling or scaling
+        self.config, self.lr, self.n_steps = optim, lr, n_steps
         self.dead_window_rows = dead_window_rows
         self.optimizers = make_optimizers(optim, sae, lr)
         self.device = next(sae.parameters()).device
@@ -93,7 +83,7 @@ class Trainer:
         self.step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a bit-equal continuation needs, besides the data's position."""
+        """Return all that a bit-equal continuation needs, besides the data's position."""
         return {
             "sae": self.sae.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -110,25 +100,15 @@ class Trainer:
         self.step = state["step"]
 
     def check_finite(self) -> None:
-        """Refuse to keep weights that hold NaN or infinity.
-
-        Raises:
-            Diverged: says which knob to turn.
-        """
+        """Refuse to keep weights that hold NaN or infinity, by `Diverged`."""
         if not all(bool(p.isfinite().all()) for p in self.sae.parameters()):
             raise Diverged(
                 f"the weights hold NaN or infinity at step {self.step}: training diverged; "
                 f"lower optim.lr (now {self.lr:g}); what was saved before is kept"
             )
 
-    def scaled(
-        self, rows: Rows
-    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]:
-        """A batch as `update` takes it: what to read and what to reconstruct.
-
-        Raises:
-            UserError: if it holds NaN or infinity.
-        """
+    def scaled(self, rows: Rows) -> tuple[Vectors, Vectors]:
+        """Return a batch of numbers as `update` takes it: to read and to reconstruct."""
         for side in rows:
             # One number tells: any NaN or infinity survives the sum. Rows on a GPU are not
             # asked, because training would wait for the answer; there the loss tells.
@@ -142,9 +122,7 @@ class Trainer:
             return x, x
         return x, self.output_scaling(rows[1].to(self.device, non_blocking=True))
 
-    def update(
-        self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"]
-    ) -> StepReport:
+    def update(self, x: Vectors, y: Vectors) -> StepReport:
         """Take one step on scaled rows `x`, to reconstruct `y`."""
         lr = self.lr * schedule(self.config, self.step, self.n_steps)
         dead = self.rows_since_fired >= self.dead_window_rows
@@ -162,3 +140,61 @@ class Trainer:
         self.step += 1
         dead = self.rows_since_fired >= self.dead_window_rows
         return StepReport(self.step, lr, y, result, dead)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What all dictionaries of the same rows begin with."""
+
+    scalings: list[InputScaling]
+    """Of the rows to read, and of those to predict where they are others."""
+    sample: Rows
+    """Scaled."""
+    held_out: Rows | None
+    """Raw."""
+
+    @classmethod
+    def of(cls, sample: Rows, held_out: Rows | None) -> Self:
+        """Return what follows from raw rows."""
+        raw = [side.float() for side in sample]
+        scalings = list(map(InputScaling.of, raw))
+        scaled = (scaling(side) for scaling, side in zip(scalings, raw, strict=True))
+        return cls(scalings, tuple(scaled), held_out)
+
+
+def make_trainer(config: TrainConfig, start: Start) -> Trainer:
+    """Return a trainer at its first step, if widths and weights to begin with fit."""
+    device = resolve_device(config.device)
+    scalings, scaled = start.scalings, start.sample
+    require(
+        not config.sae.aligned or scaled[0].shape[1] == scaled[-1].shape[1],
+        f"sae.aligned=True needs hooks of one width; {config.hook_name} has "
+        f"{scaled[0].shape[1]}, {config.hook_name_out} {scaled[-1].shape[1]}",
+    )
+    generator = torch.Generator().manual_seed(config.seed)
+    sae = config.sae.build(scaled[0], generator, *scaled[1:])
+    if config.init_from is not None:
+        found = load_dictionary(config.init_from)
+        kind, wanted = (
+            "a transcoder" if is_one else "an autoencoder"
+            for is_one in (found.is_transcoder, config.hook_name_out is not None)
+        )
+        require(
+            kind == wanted,
+            f"init_from={config.init_from} is {kind}, and {wanted} is to be trained; "
+            "hook_name_out=... makes a transcoder",
+        )
+        sae.begin_with(found, scalings[0], scalings[-1])
+    narrow = config.matmul_dtype == "bfloat16"
+    if narrow or (config.matmul_dtype == "auto" and device.type == "cuda"):
+        sae.matmul_dtype = torch.bfloat16
+    on_device = [InputScaling(s.mean.to(device), s.scale) for s in scalings]
+    return Trainer(
+        sae.to(device),
+        on_device[0],
+        config.optim,
+        lr=config.lr,
+        n_steps=config.n_steps,
+        dead_window_rows=int(config.dead_feature_window * config.training_tokens),
+        output_scaling=on_device[-1],
+    )

@@ -75,33 +75,31 @@ class UnitRowAdam(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient; `closure` is not used."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group["lr"], group["betas"])
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    zeros = {
+                        name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")
+                    }
+                    state.update(step=torch.tensor(0.0), **zeros)
+                state["step"] += 1
+                kernels: ModuleType = cpu_kernels
+                if weight.is_cuda:
+                    from sae.core import triton_kernels
 
-    def _update(self, weight: nn.Parameter, lr: float, betas: tuple[float, float]) -> None:
-        assert weight.grad is not None
-        state = self.state[weight]
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(weight)
-            state["exp_avg_sq"] = torch.zeros_like(weight)
-        state["step"] += 1
-        kernels: ModuleType = cpu_kernels
-        if weight.is_cuda:
-            from sae.core import triton_kernels
-
-            kernels = triton_kernels
-        kernels.adam_unit_rows_(
-            weight.detach(),
-            weight.grad.contiguous(),
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            step=int(state["step"]),
-            lr=lr,
-            betas=betas,
-            eps=_EPS,
-        )
+                    kernels = triton_kernels
+                kernels.adam_unit_rows_(
+                    weight.detach(),
+                    weight.grad.contiguous(),
+                    state["exp_avg"],
+                    state["exp_avg_sq"],
+                    step=int(state["step"]),
+                    lr=group["lr"],
+                    betas=group["betas"],
+                    eps=_EPS,
+                )
 
 
 def make_optimizers(

@@ -1,14 +1,16 @@
-"""One dictionary to train: which training it is, and whether what is there is of the same."""
+"""One dictionary to train: which training it is, of which rows, and what is there of it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from sae.base import UserError, digest, plain, remove_unfinished, require, versions
+from sae.cache.layout import open_cache
 from sae.dictionary import Record, TrainingRecord, load_dictionary
 from sae.dictionary.files import read_record
-from sae.dictionary.record import upgraded_identity
-from sae.rows.source import RowSource
+from sae.rows.live import LiveRows
+from sae.rows.own import OwnRows, OwnTensors
+from sae.rows.source import Asked, CachedRows, RowSource
 from sae.run import held
 from sae.training.checkpoint import Checkpoint
 from sae.training.config import TrainConfig
@@ -34,11 +36,7 @@ class Task:
         return str(self.config.dictionary_path)
 
     def is_current(self) -> bool:
-        """Return whether the dictionary is there and need not be extended.
-
-        Raises:
-            UserError: if it is of another training.
-        """
+        """Return whether the dictionary is there; that of another training is refused."""
         path = self.config.dictionary_path
         if not path.exists():
             return False
@@ -73,12 +71,8 @@ class Task:
             yield
 
     def continued(self, found: Checkpoint) -> Identity:
-        """Return the identity of the training that goes on from a checkpoint.
-
-        Raises:
-            UserError: if it cannot, which keys differ.
-        """
-        begun = upgraded_identity(found.identity)
+        """Return the identity of the training that goes on from a checkpoint, if it can."""
+        begun = found.identity
         different, before = self._different(begun), _extensions(begun)
         if self._extends(begun, different):
             before = [*before, found.state["trainer"]["step"]]
@@ -91,11 +85,7 @@ class Task:
         return {**self.identity, _EXTENDED: before}
 
     def record(self, source: RowSource, identity: Identity) -> Record:
-        """Return what travels with the weights: where rows come from, and how it was trained.
-
-        Args:
-            identity: the task's own, with the steps at which it was extended.
-        """
+        """Return what travels with the weights: where rows come from, and the training."""
         config = self.config
         training = TrainingRecord(
             digest=digest(identity),
@@ -125,40 +115,50 @@ class Task:
         return self.config.extend and shorter and set(different) == {_TOKENS}
 
 
+def open_source(config: TrainConfig, rows: OwnTensors | None = None) -> RowSource:
+    """Open the rows of the user, of a cache, or of a model that runs beside."""
+    asked = Asked(
+        hook_name=config.hook_name,
+        hook_name_out=config.hook_name_out,
+        batch_size=config.train_batch_size_tokens,
+        max_norm_multiple=config.max_norm_multiple,
+        seed=config.shuffle_seed,
+    )
+    if rows is not None:
+        return OwnRows(rows, asked)
+    if config.cache_location is None:
+        return LiveRows(config.harvest, asked, config.mix_rows, config.state_path.parent)
+    return CachedRows(open_cache(config.cache_location), asked)
+
+
 def tasks_of(configs: Sequence[TrainConfig], source: RowSource) -> list[Task]:
     """Return the configurations with their identities; what they share is looked at once."""
     folders = {config.init_from for config in configs if config.init_from is not None}
     beginnings = {folder: load_dictionary(folder).digest for folder in folders}
     rows = _flat(source.identity)
-    return [
-        Task(config, _identity(config, rows, beginnings.get(config.init_from or "")))
-        for config in configs
-    ]
 
+    def identity(config: TrainConfig) -> Identity:
+        # What decides the weights: not where they go, nor how progress is reported.
+        return {
+            **_flat({"sae": {"architecture": config.sae.architecture, **plain(config.sae)}}),
+            **_flat({"optim": {**plain(config.optim), "lr": config.lr}}),
+            _TOKENS: config.training_tokens,
+            "dead_feature_window": config.dead_feature_window,
+            "seed": config.seed,
+            "matmul_dtype": config.matmul_dtype,
+            "init_from": beginnings.get(config.init_from or ""),
+            **rows,
+            _EXTENDED: [],
+        }
 
-def _identity(config: TrainConfig, rows: Identity, begun_with: str | None) -> Identity:
-    """What decides the weights: not where they go, nor how progress is reported."""
-    return {
-        **_flat({"sae": {"architecture": config.sae.architecture, **plain(config.sae)}}),
-        **_flat({"optim": {**plain(config.optim), "lr": config.lr}}),
-        _TOKENS: config.training_tokens,
-        "dead_feature_window": config.dead_feature_window,
-        "seed": config.seed,
-        "matmul_dtype": config.matmul_dtype,
-        "init_from": begun_with,
-        **rows,
-        _EXTENDED: [],
-    }
+    return [Task(config, identity(config)) for config in configs]
 
 
 def _flat(value: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested keys as dotted ones, as on the command line."""
     found: dict[str, object] = {}
     for key, entry in value.items():
-        if isinstance(entry, dict):
-            found |= _flat(entry, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = entry
+        name = f"{prefix}{key}"
+        found |= _flat(entry, f"{name}.") if isinstance(entry, dict) else {name: entry}
     return found
 
 
@@ -168,13 +168,11 @@ def _tokens(begun: Identity) -> int:
 
 
 def _extensions(begun: Identity) -> list[object]:
-    """The steps at which a training was extended."""
     found = begun.get(_EXTENDED)
     return found if isinstance(found, list) else []
 
 
 def _said(different: dict[str, tuple[object, object]]) -> str:
-    """The keys that differ, for a sentence."""
     said = [f"{key} is {there} there, {here} here" for key, (there, here) in different.items()]
     left = len(said) - _MOST_SAID
     return ", ".join(said[:_MOST_SAID] + ([f"{left} more keys differ"] if left > 0 else []))

@@ -1,5 +1,6 @@
 """Which dictionaries of a sweep train together, and the time that they take on this machine."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,11 +60,7 @@ def bytes_together(loads: Sequence[Load]) -> int:
 
 
 def turns(loads: Sequence[Load], budget: float) -> list[range]:
-    """Return the dictionaries' places in their order, as many at once as fit `budget` bytes.
-
-    Raises:
-        UserError: if one alone does not fit.
-    """
+    """Return the places of dictionaries that fit `budget` bytes at once; one alone has to."""
     found: list[range] = []
     for place, load in enumerate(loads):
         alone = bytes_together([load])
@@ -79,29 +76,31 @@ def turns(loads: Sequence[Load], budget: float) -> list[range]:
     return found
 
 
-def memory_budget(config: SweepConfig, device: torch.device) -> float:
-    """Return how many bytes dictionaries in training may take."""
+def _memory_budget(config: SweepConfig, device: torch.device) -> float:
     if config.memory_gb is not None:
         return config.memory_gb * 1e9
     if device.type == "cuda":
         return _SHARE_OF_FREE * float(torch.cuda.mem_get_info(device)[0])
     available = float(psutil.virtual_memory().available)
-    return _SHARE_OF_FREE * min(available, _left_to_container())
-
-
-def _left_to_container() -> float:
-    """Bytes below the limit that a container sets, which the machine's free memory hides."""
-    try:
+    # The machine's free memory hides the limit that a container sets.
+    with contextlib.suppress(OSError, ValueError):
         limit, used = (int((_CGROUP / f"memory.{n}").read_text()) for n in ("max", "current"))
         # What the system would give back: cached files count as used.
         statistics = (_CGROUP / "memory.stat").read_text().split()
-    except (OSError, ValueError):
-        return float("inf")
-    return limit - used + int(statistics[statistics.index("inactive_file") + 1])
+        inactive = int(statistics[statistics.index("inactive_file") + 1])
+        available = min(available, limit - used + inactive)
+    return _SHARE_OF_FREE * available
 
 
-def seconds_for(multiplications: float, n_steps: int, device: torch.device) -> float:
-    """Return about how long steps take whose encoders do so many multiply-adds in all."""
+def _seconds_for(configs: Sequence[TrainConfig], widths: Sequence[int]) -> float:
+    """About how long trainings take, each on rows of its width."""
+    device = resolve_device(configs[0].device)
+    n_steps = sum(config.n_steps for config in configs)
+    # Of the encoders, for all rows.
+    multiplications = sum(
+        d_in * config.n_steps * config.train_batch_size_tokens * config.sae.d_sae
+        for config, d_in in zip(configs, widths, strict=True)
+    )
     side = 4096 if device.type == "cuda" else 768
     a, out = torch.ones(side, side, device=device), torch.empty(side, side, device=device)
     best = float("inf")
@@ -116,36 +115,28 @@ def seconds_for(multiplications: float, n_steps: int, device: torch.device) -> f
 
 def expected_seconds(configs: Sequence[TrainConfig]) -> float | None:
     """Return about how long the training takes here; None without a cache to tell."""
-    total = 0.0
+    widths = []
     for config in configs:
         if config.cache_location is None:
             return None
         try:
             cache = open_cache(config.cache_location)
-            d_in = cache.d_in(cache.hook(config.hook_name))
+            widths.append(cache.d_in(cache.hook(config.hook_name)))
         except UserError:
             return None
-        total += d_in * _rows_times_latents(config)
-    n_steps = sum(config.n_steps for config in configs)
-    return seconds_for(total, n_steps, resolve_device(configs[0].device)) if configs else 0.0
+    return _seconds_for(configs, widths) if configs else 0.0
 
 
 def in_turns(tasks: Sequence[Task], source: RowSource) -> list[list[Task]]:
-    """Part a sweep into turns that fit in memory, and say how long it will take.
-
-    Raises:
-        UserError: if one dictionary alone does not fit.
-    """
+    """Part a sweep into turns that fit in memory, and say how long it will take."""
     if not tasks:
         return []
     configs = [task.config for task in tasks]
     widths = [side.shape[1] for side in source.sample()]
     loads = [Load.of(config, widths) for config in configs]
     device = resolve_device(configs[0].device)
-    plan = turns(loads, memory_budget(configs[0].sweep, device))
-    multiplications = widths[0] * sum(map(_rows_times_latents, configs))
-    n_steps = sum(config.n_steps for config in configs)
-    time = duration(seconds_for(multiplications, n_steps, device))
+    plan = turns(loads, _memory_budget(configs[0].sweep, device))
+    time = duration(_seconds_for(configs, [widths[0]] * len(configs)))
     most = max(bytes_together(loads[turn.start : turn.stop]) for turn in plan)
     sizes = " and ".join(str(len(turn)) for turn in plan)
     how = "in one pass" if len(plan) == 1 else f"in {len(plan)} turns of {sizes}"
@@ -155,7 +146,3 @@ def in_turns(tasks: Sequence[Task], source: RowSource) -> list[list[Task]]:
         f"about {time}"
     )
     return [[tasks[place] for place in turn] for turn in plan]
-
-
-def _rows_times_latents(config: TrainConfig) -> float:
-    return config.n_steps * config.train_batch_size_tokens * config.sae.d_sae

@@ -17,7 +17,7 @@ import sae
 from sae.analysis import features as feature_module
 from sae.analysis import shards as shard_module
 from sae.analysis.features import ContextSelection, feature_panels, related_features
-from sae.analysis.shards import encode_cache, feature_blocks, read_text
+from sae.analysis.shards import blocks, encode_cache, read_text
 from sae.analysis.work import Work
 from sae.base.errors import UserError
 from sae.base.files import only_process, read_json, write_json
@@ -155,8 +155,8 @@ def test_few_rows_make_a_shard_where_many_features_fire(tmp_path, monkeypatch):
 
 def test_blocks_of_features_are_consecutive_and_within_their_limits():
     counts = np.array([5, 9, 1, 1, 30, 0, 0, 2])
-    blocks = feature_blocks(counts, max_entries=10, max_features=3)
-    assert [(b.start, b.stop) for b in blocks] == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 8)]
+    found = blocks(counts, most=10, most_members=3)
+    assert [(b.start, b.stop) for b in found] == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 8)]
 
 
 # What is drawn

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sae.architectures import ARCHITECTURES
-from sae.architectures.penalty import Coefficient
+from sae.architectures.penalised import Coefficient
 from sae.base.errors import UserError
 from sae.core.scaling import InputScaling
 from sae.core.select import Above

@@ -3,9 +3,9 @@
 import numpy as np
 from support.atlas_samples import sample_tables
 
-from sae.atlas.agreement import logit_agreement, word_numbers
-from sae.atlas.lists import columns_of
+from sae.atlas.directions import logit_agreement, word_numbers
 from sae.atlas.schema import FEATURES, LOGITS
+from sae.atlas.table import columns_of
 from sae.exchange.dashboards.columns import agreement_of_texts
 
 

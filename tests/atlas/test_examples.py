@@ -5,12 +5,11 @@ import random
 import pytest
 from support.atlas_samples import context_rows, feature_columns, sample_record, sample_tables
 
-from sae.atlas.atlas import Atlas
-from sae.atlas.examples import clearest_features
+from sae.atlas.atlas import Atlas, write_record
 from sae.atlas.labels import Labels, write_labels
-from sae.atlas.lists import columns_of
-from sae.atlas.record import write_record
 from sae.atlas.schema import CONTEXTS, FEATURES
+from sae.atlas.subset import clearest_features
+from sae.atlas.table import columns_of
 
 
 def test_the_examples_are_the_clearest_features_with_their_best_contexts(tmp_path):

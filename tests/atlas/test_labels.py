@@ -5,6 +5,7 @@ import csv
 import pytest
 from support.atlas_samples import sample_record
 
+from sae.atlas.atlas import write_record
 from sae.atlas.labels import (
     Labels,
     carry_labels,
@@ -12,7 +13,6 @@ from sae.atlas.labels import (
     set_label,
     write_labels,
 )
-from sae.atlas.record import write_record
 from sae.atlas.schema import FEATURES
 from sae.base.errors import UserError
 

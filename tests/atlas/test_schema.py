@@ -12,8 +12,8 @@ import pytest
 import sae
 from sae.atlas.atlas import Atlas
 from sae.atlas.directions import direction_columns
-from sae.atlas.lists import columns_of
 from sae.atlas.schema import CONTEXTS, FEATURES, LOGIT_IDS, LOGITS
+from sae.atlas.table import columns_of
 from sae.base.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs/atlas.md"

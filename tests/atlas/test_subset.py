@@ -5,12 +5,11 @@ import random
 import numpy as np
 from support.atlas_samples import context_rows, feature_columns, sample_record, sample_tables
 
-from sae.atlas.atlas import Atlas
+from sae.atlas.atlas import Atlas, write_record
 from sae.atlas.labels import Labels, read_labels, write_labels
-from sae.atlas.lists import columns_of
-from sae.atlas.record import write_record
 from sae.atlas.schema import CONTEXTS, FEATURES
 from sae.atlas.subset import write_subset
+from sae.atlas.table import columns_of
 
 
 def test_features_are_numbered_anew_and_lists_name_those_that_are_left(tmp_path):

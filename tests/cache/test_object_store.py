@@ -118,7 +118,7 @@ def test_what_is_in_an_object_store_is_reused_and_not_touched(
     given = local | {"run": str(tmp_path), "cache": address}
     sae.harvest(**given)
     monkeypatch.setattr(
-        "sae.commands.harvest.load_model", lambda _: pytest.fail("a model was loaded")
+        "sae.harvesting.harvest.load_model", lambda _: pytest.fail("a model was loaded")
     )
     monkeypatch.setattr(obstore, "put", lambda *_, **__: pytest.fail("something was written"))
     sae.harvest(**given)
@@ -229,10 +229,10 @@ def test_a_lock_is_renewed_while_it_is_held(address, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "others"),
     [
-        ("sae.cache.create._array", {}),
+        ("zarr.Group.create_array", {}),
         # A cache of something else was laid out, and nothing computed.
         (
-            "sae.commands.harvest._fill",
+            "sae.harvesting.harvest._fill",
             {"n_tokens": 4096, "hook_names": ["blocks.0.hook_mlp_out"]},
         ),
     ],

@@ -20,7 +20,7 @@ from sae.dictionary.files import save_dictionary
 HEAVY = (
     "sae.harvesting.harvest.load_model",
     "sae.models.load.load_model",
-    "sae.training.start.Trainer",
+    "sae.training.loop.Trainer",
 )
 SMALL = ["sae.d_sae=16", "training_tokens=2048", "train_batch_size_tokens=256"]
 

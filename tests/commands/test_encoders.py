@@ -11,7 +11,7 @@ from support.world import random_dictionary
 import sae
 from sae.base.errors import UserError
 from sae.dictionary.files import save_dictionary
-from sae.models.load import ModelConfig, is_causal, load_model, load_skeleton
+from sae.models.load import ModelConfig, load_model, load_skeleton
 from sae.models.unembed import unembedding
 
 
@@ -55,7 +55,7 @@ def test_a_model_without_a_head_is_read_like_an_encoder(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "headless")
     AutoModel.from_pretrained(tiny_model).save_pretrained(folder)
     config = ModelConfig(name=str(folder))
-    assert not is_causal(config)
+    assert not config.is_causal()
     model = load_model(config)
     assert type(model.module).__name__ == type(load_skeleton(config)).__name__ == "LlamaModel"
     assert (model.bos_token_id, model.end_token_id) == (0, None)
@@ -68,9 +68,9 @@ def test_a_configuration_that_names_no_architecture_is_causal_where_its_family_i
     settings = json.loads((folder / "config.json").read_text())
     del settings["architectures"]
     (folder / "config.json").write_text(json.dumps(settings))
-    assert is_causal(ModelConfig(name=str(folder)))
+    assert ModelConfig(name=str(folder)).is_causal()
     (folder / "config.json").write_text(json.dumps({"model_type": "distilbert"}))
-    assert not is_causal(ModelConfig(name=str(folder)))
+    assert not ModelConfig(name=str(folder)).is_causal()
 
 
 def test_weights_that_a_checkpoint_lacks_do_not_count_if_nothing_reads_them(
@@ -81,8 +81,9 @@ def test_weights_that_a_checkpoint_lacks_do_not_count_if_nothing_reads_them(
     first, second = (load_model(ModelConfig(name=str(folder))) for _ in range(2))
     pooled = [model.module.pooler.dense.weight for model in (first, second)]
     assert not torch.equal(*pooled)
-    assert first.digest == second.digest
-    assert first.digest != load_model(ModelConfig(name=str(encoder))).digest
+    assert first.record.weight_digest == second.record.weight_digest
+    whole = load_model(ModelConfig(name=str(encoder)))
+    assert first.record.weight_digest != whole.record.weight_digest
 
 
 def test_weights_that_a_checkpoint_lacks_and_that_are_read_are_missed(encoder, tmp_path):
@@ -104,7 +105,7 @@ def test_an_encoder_has_no_logits_to_push(encoder):
 
 def test_an_encoder_with_a_decoder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    for load in (is_causal, load_skeleton, load_model):
+    for load in (ModelConfig.is_causal, load_skeleton, load_model):
         with pytest.raises(UserError, match=r"an encoder and a decoder \(t5\)"):
             load(ModelConfig(name=str(tmp_path)))
 

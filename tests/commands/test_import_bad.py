@@ -8,7 +8,7 @@ import time
 
 import pytest
 from safetensors.torch import load_file, save_file
-from support.world import HOOK, random_dictionary
+from support.world import HOOK, random_dictionary, training_json
 
 import sae
 from sae.base.errors import UserError
@@ -161,11 +161,12 @@ def test_an_import_of_a_name_that_another_process_writes_is_refused(run, tmp_pat
         ({"model": None}, "sae_atlas.model=None, where"),
         ({"model": {}}, "sae_atlas.model.name=None, where sae-atlas writes text"),
         (
-            {"training_tokens": "many"},
+            training_json(training_tokens="many"),
             "training_tokens='many', where sae-atlas writes a whole n",
         ),
-        ({"training_tokens": True}, "training_tokens=True, where"),
-        ({"training_tokens": 5}, "sae_atlas.architecture=None, where"),
+        (training_json(training_tokens=True), "training_tokens=True, where"),
+        ({"training_tokens": 5}, "sae_atlas.digest=None, where"),
+        (training_json(architecture=None), "sae_atlas.architecture=None, where"),
         ({"data": {"name": 5}}, "sae_atlas.data.name=5, where"),
         ({"data": {"held_out_fraction": "x"}}, "held_out_fraction='x', where .* a number"),
         ({"max_norm_multiple": "x"}, "max_norm_multiple='x', where .* a number or null"),

@@ -14,7 +14,7 @@ from sae.base.provenance import code_version
 from sae.cli import main
 from sae.config.commands import COMMANDS, FAMILIES, python_calls
 from sae.config.keys import idle_keys, is_below, keys
-from sae.training.interrupts import Terminated
+from sae.training.train import Terminated
 
 SMALL = ["sae.d_sae=16", "training_tokens=2048", "train_batch_size_tokens=256"]
 
@@ -120,7 +120,7 @@ def test_the_hooks_of_a_model_are_listed_from_its_configuration_alone(
 def test_a_listing_of_hooks_without_widths_leaves_the_column_empty(
     tiny_model, monkeypatch, capsys
 ):
-    monkeypatch.setattr("sae.commands.hooks.measured", lambda _, sites: sites)
+    monkeypatch.setattr("sae.commands.harvest.measured", lambda _, sites: sites)
     assert main(["harvest", "--list-hooks", f"model={tiny_model}"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[-1].split() == [
@@ -186,7 +186,7 @@ def test_a_request_to_terminate_ends_with_status_143(monkeypatch, capsys, tmp_pa
 
 def test_several_values_go_to_one_sweep_and_a_single_one_does_not(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("sae.commands.sweep.run", asked.append)
+    monkeypatch.setattr("sae.commands.train.run_all", asked.append)
     monkeypatch.setattr("sae.commands.train.run", asked.append)
     assert main(["train", f"run={tmp_path}", "sae.d_sae=16,32"]) == 0
     assert main(["train", f"run={tmp_path}", "sae.d_sae=48"]) == 0

@@ -12,9 +12,9 @@ from sae.base.errors import UserError
 from sae.cli import main
 from sae.config.commands import COMMANDS, Command
 from sae.config.compose import build, translated
-from sae.config.grids import check_sweep
 from sae.config.groups import CLASSES, conf_folder, groups
 from sae.config.keys import REQUIRED, idle_keys, is_below, keys
+from sae.config.launch import check_sweep
 
 CONF = conf_folder()
 EVERY = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)

@@ -48,7 +48,7 @@ def count(tmp_path, monkeypatch):
     (tmp_path / "count_module.py").write_text(MODULE, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     summary = "count letters"
-    line = Command("count", "count_module", summary, places=("word",))
+    line = Command("count", summary, places=("word",), home="count_module")
     monkeypatch.setitem(COMMANDS, "count", line)
     yield
     for name in ("count", "CountConfig"):

@@ -7,7 +7,7 @@ import torch
 
 import sae
 from sae.base.errors import UserError
-from sae.config import grids
+from sae.config import launch
 from sae.config.commands import COMMANDS
 from sae.config.compose import build
 
@@ -15,7 +15,7 @@ TRAIN = COMMANDS["train"]
 
 
 def grid(*words: str) -> list:
-    return grids.grid(TRAIN, words)
+    return launch.grid(TRAIN, words)
 
 
 def test_every_combination_of_values_is_one_configuration_as_if_given_alone():

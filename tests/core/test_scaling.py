@@ -2,13 +2,13 @@
 
 import torch
 
-from sae.core.scaling import InputScaling, moments
+from sae.core.scaling import InputScaling
 from sae.dictionary import Dictionary
 
 
 def test_scaled_rows_are_centred_with_mean_square_one_a_coordinate():
     x = torch.randn(4000, 24) * 7 + torch.arange(24.0)
-    scaling = InputScaling.from_moments(*moments(x))
+    scaling = InputScaling.of(x)
     scaled = scaling(x)
     torch.testing.assert_close(scaled.mean(0), torch.zeros(24), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
@@ -17,7 +17,7 @@ def test_scaled_rows_are_centred_with_mean_square_one_a_coordinate():
 def test_folded_weights_do_on_raw_rows_what_the_trained_do_on_scaled_rows():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 24, generator=generator) * 50 + 200
-    scaling = InputScaling.from_moments(*moments(x))
+    scaling = InputScaling.of(x)
     w_enc, w_dec = (torch.randn(*s, generator=generator) for s in ((24, 60), (60, 24)))
     b_enc, b_dec = (torch.randn(n, generator=generator) for n in (60, 24))
     feature_acts = torch.relu(scaling(x) @ w_enc + b_enc)
@@ -46,7 +46,7 @@ def test_unfolding_gives_back_what_was_folded():
 def test_unfolded_weights_do_on_scaled_rows_what_the_given_do_on_raw_rows():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 24, generator=generator).double() * 50 + 200
-    scaling = InputScaling.from_moments(*moments(x))
+    scaling = InputScaling.of(x)
     scaled = (x - scaling.mean.double()) * scaling.scale
     w_enc, w_dec = (torch.randn(*s, generator=generator) for s in ((24, 60), (60, 24)))
     b_enc, b_dec = (torch.randn(n, generator=generator) for n in (60, 24))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sae.core import cpu_kernels, select
-from sae.core.losses import squared_error, weighted_l1, weighted_l1_on
+from sae.core.fidelity import squared_error, weighted_l1, weighted_l1_on
 from sae.core.select import Above, BatchTopK, TopK, TopKAmong
 from sae.core.sparse import encode_on, reconstruct_on, support_of
 

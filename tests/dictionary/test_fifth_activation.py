@@ -1,23 +1,21 @@
-"""An activation that nobody wrote yet, made here: the whole house takes it or says why not."""
+"""An activation that the package has not got: the whole house takes it or says why not."""
 
 import json
 import os
 import re
 import shutil
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import pytest
 import torch
+from support.powered import Powered
 from support.world import HOOK, training_json
 
 import sae
 from sae.architectures import StandardConfig
 from sae.atlas.atlas import Atlas
 from sae.base.errors import UserError
-from sae.core.select import Above, Active, select
-from sae.core.sparse import support_of
-from sae.dictionary import ACTIVATIONS, Activation, Dictionary
+from sae.dictionary import ACTIVATIONS, Dictionary
 from sae.dictionary.files import load_dictionary, loads_in_saelens, save_dictionary
 from sae.dictionary.folding import (
     for_raw_activations,
@@ -30,37 +28,6 @@ from sae.dictionary.storage import DTYPES, as_loaded
 from sae.exchange.dashboards.exporting import export_atlas
 from sae.exchange.formats import WRITTEN, write_dictionary
 from sae.exchange.saebench import as_custom_sae
-
-
-@dataclass(frozen=True, slots=True)
-class Powered(Activation):
-    """`size * relu(pre - offset) ** power`: two tensors and a number of its own."""
-
-    name: ClassVar[str] = "powered"
-    formula: ClassVar[str] = "size * relu(pre - offset) ** power"
-    code: ClassVar[str] = 'acts = w["size"] * torch.relu(pre - w["offset"]) ** {power}'
-    in_saelens: ClassVar[bool] = False
-
-    offset: torch.Tensor
-    size: torch.Tensor
-    power: int
-
-    def encode(self, products, b_enc):
-        return self.size * torch.relu(products + b_enc - self.offset) ** self.power
-
-    def select(self, x, weight, b_enc):
-        ((support, pre),) = select(x, weight, b_enc, Above(self.offset))
-        columns = support.columns
-        values = self.size[columns] * (pre - self.offset[columns]) ** self.power
-        fires = values > 0
-        before = torch.cat([fires.new_zeros(1, dtype=torch.int64), fires.cumsum(0)])
-        counts = before[support.row_ends.long()].diff()
-        return Active(support_of(counts, columns[fires], len(b_enc)), values[fires])
-
-    def scaled(self, gains):
-        # Products and offset grow by the gain, the power by more than that.
-        size = self.size * torch.as_tensor(gains) ** (1 - self.power)
-        return replace(self, offset=self.offset * gains, size=size)
 
 
 @pytest.fixture(autouse=True)

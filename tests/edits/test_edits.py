@@ -24,9 +24,19 @@ from support.world import random_dictionary
 from torch import Tensor, nn
 
 from sae.base.errors import UserError
-from sae.edits.changes import Add, Put, Rows, Splice
-from sae.edits.edit import Edit, edited
-from sae.edits.positions import ALL, ALL_BUT_FIRST, From, Last, Where
+from sae.edits import (
+    ALL,
+    ALL_BUT_FIRST,
+    Add,
+    Edit,
+    From,
+    Last,
+    Put,
+    Rows,
+    Splice,
+    Where,
+    edited,
+)
 from sae.models.hooks import find_site, read_activations
 from sae.models.site import Site
 

@@ -31,9 +31,8 @@ from support.dashboards import (
 from support.world import HOOK
 
 import sae
-from sae.atlas.atlas import Atlas
+from sae.atlas.atlas import Atlas, write_record
 from sae.atlas.labels import Labels, read_labels, set_label, write_labels
-from sae.atlas.record import write_record
 from sae.base.errors import UserError
 from sae.base.files import read_json
 from sae.cache.layout import open_cache

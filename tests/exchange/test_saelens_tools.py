@@ -9,9 +9,7 @@ from support.world import random_dictionary, sentences
 
 from benchmarks import dashboard
 from sae.dictionary.files import load_dictionary, loads_in_saelens, save_dictionary
-from sae.edits.changes import Splice
-from sae.edits.edit import Edit, edited
-from sae.edits.positions import ALL
+from sae.edits import ALL, Edit, Splice, edited
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 from sae.models.unembed import unembedding

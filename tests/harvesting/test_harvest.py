@@ -19,7 +19,6 @@ import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
 from sae.cache.writer import CacheWriter
-from sae.harvesting import fill as fill_module
 from sae.harvesting import harvest as stage
 from sae.harvesting.config import HarvestConfig
 
@@ -281,7 +280,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_written_is_kept(
 
     given = small(tmp_path, tiny_model, tiny_text)
     left = 5
-    original = fill_module.to_stored
+    original = stage.to_stored
 
     def to_stored(x: torch.Tensor, dtype: str) -> Any:
         nonlocal left
@@ -291,7 +290,7 @@ def test_a_full_disk_is_one_sentence_and_what_is_written_is_kept(
         return original(x, dtype)
 
     with monkeypatch.context() as patched:
-        patched.setattr(fill_module, "to_stored", to_stored)
+        patched.setattr(stage, "to_stored", to_stored)
         with pytest.raises(UserError, match=r"disk is full.*run the same command again"):
             sae.harvest(**given)
     sae.harvest(**given)

@@ -249,7 +249,7 @@ def test_without_verify_what_is_there_is_not_read_and_what_is_not_is_computed(
     flip(chunk_files(cache, f"activations/{HOOK}")[0])
     harmed = tree(cache)
     with monkeypatch.context() as patched:
-        for name in ("_whole", "_damage"):
+        for name in ("_whole", "_reads"):
             patched.setattr(CacheWriter, name, lambda *_: pytest.fail("something was read"))
         sae.harvest(**given)
         assert computed == []

@@ -21,7 +21,7 @@ from sae.exchange.formats import write_dictionary
 from sae.exchange.formats.sparsify import hookpoint
 from sae.models.hooks import list_sites, locate, measured
 from sae.models.site import Site
-from sae.rows.cached import CachedRows
+from sae.rows.source import Asked, CachedRows
 from sae.text.packing import RowBlock, TextPlan
 
 WITHIN = ("attn.hook_z", "mlp.hook_post")
@@ -79,9 +79,7 @@ def test_a_site_is_the_same_in_a_cache_in_its_rows_and_in_their_dictionary(
     assert cache.sites == wanted
     for site in wanted:
         assert cache.site(site.hook_name) == cache.site(site.path) == site
-        rows = CachedRows(
-            cache, site.hook_name, None, batch_size=4, max_norm_multiple=None, seed=0
-        )
+        rows = CachedRows(cache, Asked(hook_name=site.hook_name, batch_size=4))
         assert rows.places == (site,)
         dictionary = random_dictionary(d_in=site.width).placed(*rows.places)
         save_dictionary(dictionary, tmp_path / site.hook_name)

@@ -13,8 +13,16 @@ from support.atlas_samples import sample_record
 
 from sae.atlas.labels import Labels
 from sae.atlas.schema import CONTEXTS, FEATURES
-from sae.pages.search_index import LISTED, SearchIndex, key_of, words_of
-from sae.pages.site import BLOCK, write_labels_data, write_pareto_data, write_site
+from sae.pages.site import (
+    BLOCK,
+    LISTED,
+    SearchIndex,
+    key_of,
+    words_of,
+    write_labels_data,
+    write_pareto_data,
+    write_site,
+)
 
 HOSTILE = [
     "</script><script>alert(1)</script>",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.figures import compared, made_figures
 
-from sae.atlas.examples import Example, ExampleContext
+from sae.atlas.subset import Example, ExampleContext
 from sae.figures import Figures
 from sae.pages.page import render_page
 from sae.pages.pareto_picture import draw_pareto

@@ -30,13 +30,16 @@ from sae.cli import main
 from sae.commands.serve import ServeConfig, pages_of
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
-from sae.pages.server.guard import name_check
-from sae.pages.server.listening import address_of, listen
-from sae.pages.server.worker import Dropped, Worker
+from sae.pages.server.app import Dropped, Worker
+from sae.pages.server.guard import address_of, listen, name_check
 from sae.rows.reading import activations
-from sae.steering.beside import SharedNoise, generate_beside, with_baseline
-from sae.steering.doses import random_direction
-from sae.steering.generate import Sampling
+from sae.steering.generate import (
+    Sampling,
+    SharedNoise,
+    generate_beside,
+    random_direction,
+    with_baseline,
+)
 
 DEAD = 63
 
@@ -460,7 +463,7 @@ def test_a_direction_outside_the_stream_can_be_turned_too(model, hook):
         ("steer", {"temperature": -0.1}, "temperature is -0.1; give a number from 0 to 5"),
         ("steer", {"seed": -1}, "seed is -1; give a whole number from 0"),
         ("label", {"feature": 1}, "label is missing; give a string"),
-        ("label", {"feature": 64, "label": "x"}, "feature 64 is out of range"),
+        ("label", {"feature": 64, "label": "x"}, "feature=64; the atlas has features 0 to 63"),
         ("label", {"feature": 1, "label": "x" * 201}, "the label has 201 characters; give 200"),
         ("label", {"feature": 1, "label": "a\nb"}, "a control character, U+000A"),
         ("label", {"feature": 1, "label": "a\x1b[2J"}, "a control character, U+001B"),

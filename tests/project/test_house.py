@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,7 +125,7 @@ MAPPINGS = {"dict", "Mapping"}
 
 def has_bare_tensor(annotation: ast.AST | None) -> bool:
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        annotation = ast.parse(annotation.value, mode="eval").body
+        annotation = ast.parse(annotation.value.strip(), mode="eval").body
     if isinstance(annotation, ast.Subscript) and isinstance(annotation.value, ast.Name):
         known = annotation.value.id in SHAPED | MAPPINGS
         return not known and has_bare_tensor(annotation.slice)
@@ -149,3 +150,20 @@ def test_a_public_function_says_which_shapes_its_tensors_have(path):
         arguments = [*ast.walk(function.args)]
         annotations = [a.annotation for a in arguments if isinstance(a, ast.arg)]
         assert not any(map(has_bare_tensor, [*annotations, function.returns])), function.name
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "scripts"])
+def test_what_is_taken_from_the_package_elsewhere_is_there(name):
+    for path in sorted((ROOT.parent / name).glob("*.py")):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "sae":
+                module = importlib.import_module(str(node.module))
+                missing = [
+                    alias.name for alias in node.names if not found_in(module, alias.name)
+                ]
+                assert missing == [], f"{path.name} takes {missing} from {node.module}"
+
+
+def found_in(module: object, name: str) -> bool:
+    inside = f"{getattr(module, '__name__', '')}.{name}"
+    return hasattr(module, name) or importlib.util.find_spec(inside) is not None

@@ -44,6 +44,7 @@ def test_its_make_targets_exist_and_do_what_the_readme_says():
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_every_other_block_runs_in_order(tmp_path):
     for language, block in BLOCKS:
         if language == "python":

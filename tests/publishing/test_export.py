@@ -20,7 +20,7 @@ from support.world import random_dictionary, training_json, with_metadata
 
 import sae
 import sae.publishing.folder
-from sae.atlas.examples import Example, ExampleContext
+from sae.atlas.subset import Example, ExampleContext
 from sae.base.errors import UserError
 from sae.cli import main
 from sae.dictionary import ACTIVATIONS

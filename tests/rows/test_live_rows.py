@@ -18,9 +18,9 @@ from sae.base.errors import UserError
 from sae.cache.layout import open_cache
 from sae.harvesting.config import HarvestConfig
 from sae.rows import live as stage
-from sae.rows.cached import CachedRows
 from sae.rows.live import LiveRows
 from sae.rows.shuffle import Rows
+from sae.rows.source import Asked, CachedRows
 
 OTHER = "blocks.0.mlp.hook_post"
 BATCH = 64
@@ -37,8 +37,9 @@ def live(
     asked: dict[str, Any], folder: Path, output: str | None = None, **others: Any
 ) -> LiveRows:
     given = {"batch_size": BATCH, "mix_rows": 512, **EACH, **others}
-    hook_name = asked["hook_names"][0]
-    return LiveRows(HarvestConfig(**asked), hook_name, output, **given, state_folder=folder)
+    mix_rows, names = given.pop("mix_rows"), (asked["hook_names"][0], output)
+    wanted = Asked(hook_name=names[0], hook_name_out=names[1], **given)
+    return LiveRows(HarvestConfig(**asked), wanted, mix_rows, folder)
 
 
 def cached(
@@ -47,7 +48,8 @@ def cached(
     sae.harvest(**asked | {"run": str(folder)})
     given = {"batch_size": BATCH, **EACH, **others}
     cache = open_cache(folder / "cache.zarr")
-    return CachedRows(cache, asked["hook_names"][0], output, **given)
+    wanted = Asked(hook_name=asked["hook_names"][0], hook_name_out=output, **given)
+    return CachedRows(cache, wanted)
 
 
 def taken(rows: LiveRows, n: int, first: int = 0) -> list[Rows]:
@@ -346,11 +348,11 @@ def test_what_is_impossible_is_refused_before_weights_are_loaded(
     sizes = {"batch_size": 20_000, "mix_rows": 20_000}
     refused("rows to train on, less than one batch of", asked, tmp_path, **sizes)
     config = HarvestConfig(**asked | {"hook_names": [HOOK, OTHER]})
-    given = {"batch_size": BATCH, "mix_rows": 512, **EACH, "state_folder": tmp_path}
+    given = {"batch_size": BATCH, **EACH}
     with pytest.raises(UserError, match="names several; choose one"):
-        LiveRows(config, None, None, **given)
+        LiveRows(config, Asked(**given), 512, tmp_path)
     with pytest.raises(UserError, match="needs hook_name="):
-        LiveRows(config, None, OTHER, **given)
+        LiveRows(config, Asked(hook_name_out=OTHER, **given), 512, tmp_path)
 
 
 def test_a_text_whose_rows_are_no_batch_once_marks_are_left_out_is_refused(

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from sae.base.errors import UserError
-from sae.rows.mixing import MixingBuffer
-from sae.rows.shuffle import Rows
+from sae.rows.shuffle import MixingBuffer, Rows
 
 DOCUMENT = 32
 

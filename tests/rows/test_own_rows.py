@@ -13,7 +13,7 @@ from sae.base.errors import UserError
 from sae.dictionary import Record
 from sae.rows.own import OwnRows
 from sae.rows.shuffle import Rows
-from sae.rows.source import SAMPLE_ROWS
+from sae.rows.source import SAMPLE_ROWS, Asked
 
 BATCH = 16
 
@@ -28,7 +28,7 @@ def blocks(n: int = 1000, size: int = 7) -> list[Tensor]:
 
 
 def own(rows: Iterable[Any], **others: Any) -> OwnRows:
-    return OwnRows(rows, **{"batch_size": BATCH, **others})
+    return OwnRows(rows, Asked(**{"batch_size": BATCH, **others}))
 
 
 def taken(rows: OwnRows, n: int, first: int = 0) -> list[Rows]:

@@ -8,14 +8,20 @@ import torch
 
 import sae
 from sae.base.errors import UserError
-from sae.edits.edit import edited
+from sae.edits import edited
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
-from sae.steering.beside import generate_beside, with_baseline
-from sae.steering.choose import choose_features
-from sae.steering.doses import random_direction, steered
-from sae.steering.generate import Sampling, generate, perplexity, prompt_ids
-from sae.steering.measure import SteeredFeature, SteeringTask, dose_response
+from sae.steering.generate import (
+    Sampling,
+    generate,
+    generate_beside,
+    perplexity,
+    prompt_ids,
+    random_direction,
+    steered,
+    with_baseline,
+)
+from sae.steering.steer import SteerConfig, choose_features, dose_response
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -207,14 +213,10 @@ def test_a_prompt_of_one_token_goes_on_as_it_is_and_is_steered_from_there(model,
 
 
 def test_a_dose_after_a_prompt_of_one_token_is_refused(model, site):
-    task = SteeringTask(
-        prompts=["t"],
-        strengths=[1.0],
-        sampling=Sampling(max_new_tokens=2, temperature=0.0, seed=0),
-    )
-    feature = SteeredFeature(0, vectors(1)[0], [3], [" cats"])
+    config = SteerConfig(prompts=["t"], strengths=[1.0], max_new_tokens=2, temperature=0.0)
+    row = {"feature": 0, "top_logit_ids": [3], "top_logit_tokens": [" cats"]}
     with pytest.raises(UserError, match="the prompt 't' has one token, and the first is never"):
-        dose_response(replace(model, bos_token_id=None), site, feature, task)
+        dose_response(config, replace(model, bos_token_id=None), site, vectors(1)[0], row)
 
 
 def test_turning_a_feature_up_raises_its_own_top_tokens_more_than_turning_it_down(steered_run):

@@ -7,8 +7,8 @@ from typing import Any
 
 from support.figures import compared, made_figures
 
+from sae.atlas.atlas import AtlasRecord
 from sae.atlas.labels import Labels
-from sae.atlas.record import AtlasRecord
 from sae.atlas.schema import CONTEXTS, FEATURES
 from sae.pages.site import write_site
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from sae.commands.serve import ServeConfig, pages_of
 from sae.pages.server.app import application
-from sae.pages.server.guard import name_check
-from sae.pages.server.listening import listen, serve_until_stopped
+from sae.pages.server.guard import listen, name_check, serve_until_stopped
 
 JSON = {"Content-Type": "application/json"}
 

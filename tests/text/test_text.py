@@ -18,9 +18,8 @@ import zstandard
 from support.world import sentences
 
 from sae.base.errors import UserError
-from sae.text.embedded import EMBEDDED_TEXTS, miscellany
 from sae.text.packing import Marks, TextCounts, TextPlan, document_digest, is_held_out, pack
-from sae.text.source import DataConfig, check_source, documents
+from sae.text.source import EMBEDDED_TEXTS, DataConfig, check_source, documents, miscellany
 from sae.text.tokens import tokenized
 
 FRACTION = 0.25
@@ -357,7 +356,7 @@ def test_the_embedded_miscellany_takes_turns_between_files_and_drops_repeats(
     for name, texts in (("a", long), ("b", [*short, *long[:2], "tiny", short[0]])):
         lines = "prompt\n" + "".join(f'"{t}"\n' for t in texts)
         (folder / f"{name}.csv.zst").write_bytes(zstandard.compress(lines.encode()))
-    monkeypatch.setattr("sae.text.embedded.package_folder", lambda requirement: tmp_path)
+    monkeypatch.setattr("sae.text.source.package_folder", lambda requirement: tmp_path)
     found = list(miscellany())
     assert sorted(found) == sorted([*long, *short])
     assert found == list(documents(DataConfig(name="miscellany")))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sae.architectures import ARCHITECTURES, TrainableSAE
-from sae.architectures.batch_topk import THRESHOLD_DECAY
 from sae.architectures.jumprelu import JumpReLUSAE
+from sae.architectures.topk import THRESHOLD_DECAY
 from sae.base.errors import UserError
 from sae.core.scaling import InputScaling
 from sae.dictionary import TopK

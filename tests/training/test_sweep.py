@@ -18,7 +18,7 @@ from support.world import HOOK
 import sae
 from sae.base.errors import UserError
 from sae.base.files import read_json_lines
-from sae.commands import sweep
+from sae.commands import train
 from sae.dictionary.metadata import metadata_of
 from sae.training.checkpoint import CheckpointConfig, Checkpoints
 from sae.training.config import SweepConfig, TrainConfig
@@ -81,13 +81,13 @@ def test_each_dictionary_of_a_pass_is_bit_for_bit_what_it_is_alone(tiny_run, tmp
 
 def test_rows_are_read_once_for_all_that_read_the_same(tiny_run, tmp_path, monkeypatch):
     asked = []
-    real = sweep.open_source
+    real = train.open_source
 
     def counted(*args):
         asked.append(args[0].id)
         return real(*args)
 
-    monkeypatch.setattr(sweep, "open_source", counted)
+    monkeypatch.setattr(train, "open_source", counted)
     same = three(tiny_run, tmp_path)
     other_order = replace(same[0], shuffle_seed=1)
     other_size = replace(same[0], train_batch_size_tokens=64, name="half")

@@ -268,7 +268,7 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
     monkeypatch.setattr(Trainer, "update", poisoned)
     often = CheckpointConfig(every_seconds=0.0, keep_last=5)
     # Every step, however long saving takes.
-    monkeypatch.setattr("sae.training.side_by_side._MOST_SAVING", 1e9)
+    monkeypatch.setattr("sae.training.train._MOST_SAVING", 1e9)
     run = settings(tiny_run, tmp_path, checkpoint=often, log_every_steps=1000)
     with pytest.raises(UserError, match="the weights hold NaN or infinity at step 3"):
         sae.train(**run)

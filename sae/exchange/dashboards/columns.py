@@ -22,7 +22,7 @@ from sae.atlas import (
     list_array,
     list_lengths,
 )
-from sae.atlas.agreement import logit_agreement, word_numbers
+from sae.atlas.directions import logit_agreement, word_numbers
 from sae.base import UserError, require
 from sae.exchange.dashboards.files import Row, check_lengths, column, feature_number
 

@@ -1,23 +1,31 @@
-"""The web application: what can be asked of a run, and nothing else of it can be reached."""
+"""The web application: what can be asked of a run, and the one thread that computes it."""
 
 import asyncio
+import ctypes
+import gzip
 import html
+import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from aiohttp import web
 
 from sae.pages.page import filled
-from sae.pages.server.guard import add_headers, guard
-from sae.pages.server.live import LiveAtlas
-from sae.pages.server.requests import LabelRequest, ReadRequest, SteerRequest, parsed
-from sae.pages.server.static import file_response, own_file
-from sae.pages.server.worker import Worker
+from sae.pages.server.guard import add_headers, guard, policy
+from sae.pages.server.live import LabelRequest, LiveAtlas, ReadRequest, SteerRequest, parsed
 
 _MAX_BODY = 1 << 20
 _REPORT = ("report.html", "pareto.png")
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".png": "image/png"}
+_SMALL = 4096
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ def application(pages: Pages, is_own_name: Callable[[str], bool]) -> web.Applica
     app.on_response_prepare.append(add_headers)
     app.on_cleanup.append(handlers.close)
     app.router.add_get("/", handlers.home)
-    app.router.add_get("/favicon.ico", _nothing)
+    app.router.add_get("/favicon.ico", handlers.nothing)
     for name in _REPORT:
         app.router.add_get(f"/{name}", handlers.report)
     app.router.add_get("/atlas/{id}", handlers.moved)
@@ -52,11 +60,6 @@ def application(pages: Pages, is_own_name: Callable[[str], bool]) -> web.Applica
     app.router.add_post("/atlas/{id}/api/steer", handlers.steer)
     app.router.add_post("/atlas/{id}/api/label", handlers.label)
     return app
-
-
-async def _nothing(_: web.Request) -> web.StreamResponse:
-    # Browsers ask for it by themselves.
-    return web.Response(status=204)
 
 
 class _Handlers:
@@ -76,6 +79,10 @@ class _Handlers:
     async def close(self, _: web.Application) -> None:
         await self.worker.close()
 
+    async def nothing(self, _: web.Request) -> web.StreamResponse:
+        # Browsers ask for it by themselves.
+        return web.Response(status=204)
+
     def _atlas(self, request: web.Request) -> LiveAtlas:
         name = request.match_info["id"]
         if name not in self.pages.atlases:
@@ -84,24 +91,36 @@ class _Handlers:
 
     def _file(self, request: web.Request, *parts: str) -> Path:
         self._atlas(request)
-        return own_file(self.pages.run, "atlas", request.match_info["id"], *parts)
+        return _own_file(self.pages.run, "atlas", request.match_info["id"], *parts)
 
     async def home(self, _: web.Request) -> web.StreamResponse:
         names = list(self.pages.atlases)
         if len(names) == 1 and not self.pages.unreadable:
             raise web.HTTPFound(_address(names[0]))
-        report = (self.pages.run / _REPORT[0]).is_file()
-        return web.Response(text=_list(self.pages, report), content_type="text/html")
+        entries = []
+        for name, atlas in self.pages.atlases.items():
+            figures = "".join(
+                f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
+                for key, value in atlas.figures.items()
+            )
+            link = f'<a href="{_address(name)}">{html.escape(name)}</a>'
+            entries.append(f"<li>{link}<dl>{figures}</dl></li>")
+        entries += [f"<li>{html.escape(sentence)}</li>" for sentence in self.pages.unreadable]
+        if (self.pages.run / _REPORT[0]).is_file():
+            entries.append(f'<li><a href="/{_REPORT[0]}">the report of this run</a></li>')
+        title = html.escape(self.pages.run.name)
+        text = filled("home.html", title=title, entries="\n".join(entries))
+        return web.Response(text=text, content_type="text/html")
 
     async def report(self, request: web.Request) -> web.StreamResponse:
-        return await file_response(request, own_file(self.pages.run, request.path[1:]))
+        return await _file_response(request, _own_file(self.pages.run, request.path[1:]))
 
     async def moved(self, request: web.Request) -> web.StreamResponse:
         self._atlas(request)
         raise web.HTTPFound(_address(request.match_info["id"]))
 
     async def page(self, request: web.Request) -> web.StreamResponse:
-        return await file_response(request, self._file(request, "index.html"), live=True)
+        return await _file_response(request, self._file(request, "index.html"), live=True)
 
     async def data(self, request: web.Request) -> web.StreamResponse:
         parts = request.match_info["path"].split("/")
@@ -111,7 +130,7 @@ class _Handlers:
         path = self._file(request, "data", *parts)
         if path.suffix != ".js":
             raise web.HTTPNotFound
-        return await file_response(request, path)
+        return await _file_response(request, path)
 
     async def status(self, request: web.Request) -> web.StreamResponse:
         atlas = self._atlas(request)
@@ -140,21 +159,123 @@ def _address(name: str) -> str:
     return f"/atlas/{quote(name, safe='')}/"
 
 
-def _list(pages: Pages, report: bool) -> str:
-    """A page that names the atlases of a run, and those that cannot be shown."""
-    entries = [
-        f'<li><a href="{_address(name)}">{html.escape(name)}</a><dl>{_figures(atlas)}</dl></li>'
-        for name, atlas in pages.atlases.items()
-    ]
-    entries += [f"<li>{html.escape(sentence)}</li>" for sentence in pages.unreadable]
-    if report:
-        entries.append(f'<li><a href="/{_REPORT[0]}">the report of this run</a></li>')
-    title = html.escape(pages.run.name)
-    return filled("home.html", title=title, entries="\n".join(entries))
+def _own_file(root: Path, *parts: str) -> Path:
+    """Return the regular file at `parts` below `root`, if no link is on the way to it."""
+    for part in parts:
+        if not part or part.startswith(".") or any(c in part for c in "/\\\0"):
+            raise web.HTTPNotFound
+    path = root.joinpath(*parts)
+    if path.suffix not in _TYPES or not path.is_file() or path.resolve() != path:
+        raise web.HTTPNotFound
+    return path
 
 
-def _figures(atlas: LiveAtlas) -> str:
-    return "".join(
-        f"<div><dt>{html.escape(key)}</dt><dd>{html.escape(value)}</dd></div>"
-        for key, value in atlas.figures.items()
-    )
+async def _file_response(
+    request: web.Request, path: Path, *, live: bool = False
+) -> web.StreamResponse:
+    """Return the file, or word that what the browser has is still right.
+
+    If `live`, the page is told that it can ask this server to compute.
+    """
+    stat, is_text = path.stat(), path.suffix != ".png"
+    accepted = "gzip" in request.headers.get("Accept-Encoding", "")
+    packed = accepted and is_text and stat.st_size > _SMALL
+    tag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}{'-gzip' if packed else ''}"
+    response = web.Response(headers={"Cache-Control": "no-cache", "Vary": "Accept-Encoding"})
+    response.etag = tag
+    response.last_modified = datetime.fromtimestamp(int(stat.st_mtime), UTC)
+    if _is_current(request, tag, response.last_modified):
+        response.set_status(304)
+        return response
+    # Beside the loop: compressing a large file takes some hundredths of a second.
+    await asyncio.to_thread(_fill, response, path, live=live, packed=packed)
+    response.content_type = _TYPES[path.suffix]
+    response.charset = "utf-8" if is_text else None
+    return response
+
+
+def _fill(response: web.Response, path: Path, *, live: bool, packed: bool) -> None:
+    body = path.read_bytes()
+    if live:
+        body = body.replace(b'<html lang="en"', b'<html lang="en" data-live', 1)
+    if path.suffix == ".html":
+        response.headers["Content-Security-Policy"] = policy(body.decode("utf-8", "replace"))
+    if packed:
+        response.headers["Content-Encoding"] = "gzip"
+        body = gzip.compress(body, 1, mtime=0)
+    response.body = body
+
+
+def _is_current(request: web.Request, tag: str, modified: datetime | None) -> bool:
+    if request.if_none_match is not None:
+        return any(etag.value in (tag, "*") for etag in request.if_none_match)
+    since = request.if_modified_since
+    return since is not None and modified is not None and modified <= since
+
+
+class Dropped(Exception):
+    """Nobody waits for the result any more."""
+
+
+class Worker:
+    """A model runs once at a time: two at once would take as long, and twice the memory."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        # No daemon: Python would take away what torch is using, and abort.
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """End the thread, in the middle of its job if it has one, as loading a model."""
+        self._jobs.put(None)
+        number = ctypes.c_ulong(self._thread.ident or 0)
+        while self._thread.is_alive():
+            # It raises this as soon as it is in Python code again.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(SystemExit))
+            await asyncio.to_thread(self._thread.join, 0.1)
+
+    def put(self, compute: Callable[[], T]) -> "Future[T]":
+        """Have something computed later; what has not begun can be cancelled."""
+        future: Future[T] = Future()
+        self._jobs.put((future, compute))
+        return future
+
+    async def do(self, compute: Callable[[Callable[[], None]], T]) -> T:
+        """Return the result of `compute`; it is not begun, or stopped, if the caller is gone.
+
+        It is given a function to call now and then, which raises once nobody waits.
+        """
+        dropped = threading.Event()
+
+        def check() -> None:
+            if dropped.is_set():
+                raise Dropped
+
+        try:
+            return await asyncio.wrap_future(self.put(lambda: compute(check)))
+        except asyncio.CancelledError:
+            dropped.set()
+            raise
+
+    def _run(self) -> None:
+        # `close` has it exit wherever it is, between two jobs as well.
+        with suppress(SystemExit):
+            while (job := self._jobs.get()) is not None:
+                _finish(*job)
+                # Not kept until the next job comes.
+                del job
+
+
+def _finish(future: Future[Any], compute: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = compute()
+    except BaseException as error:
+        # It belongs to whoever waits; the thread goes on.
+        future.set_exception(error)
+    else:
+        future.set_result(result)

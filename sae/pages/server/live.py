@@ -1,52 +1,145 @@
-"""One atlas as a server offers it: its dictionary and model, loaded when they are wanted."""
+"""One atlas as a server offers it: what its pages may ask for, and how that is answered."""
 
+import json
+import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from sae.atlas import LABELS_FILE, RECORD_FILE, Atlas, read_labels, set_label
-from sae.base import UserError, require, say
+from sae.base import UserError, nearest, require, say
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE
 from sae.models import LanguageModel, ModelRecord, record_without_weights, recorded_model
-from sae.pages.server.requests import LabelRequest, ReadRequest, SteerRequest
 from sae.pages.site import DATA, write_labels_data
 from sae.run import Run
 
-# Dictionaries that are held in memory at once, of all that a run has.
 _HELD = 4
+"""Dictionaries that are held in memory at once, of all that a run has."""
+_MAX_LABEL = 200
+_RANGES: dict[str, tuple[float, float]] = {
+    "feature": (0, 2**31 - 1),
+    "strength": (-100.0, 100.0),
+    "max_new_tokens": (1, 256),
+    "temperature": (0.0, 5.0),
+    "seed": (0, 2**32 - 1),
+}
+"""The least and the greatest value of each number; where both are integers, it is one too."""
 
 
-class Answers(Protocol):
-    """What is computed when a page asks, by those who know how."""
+@dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """Which features are active in a text."""
 
-    def read(
-        self, model: LanguageModel, dictionary: Dictionary, request: ReadRequest
-    ) -> dict[str, Any]:
-        """Return the features of a text as the page shows them."""
+    text: str
+    feature: int | None = None
+    """One whose activations are wanted at every token."""
 
-    def steer(
-        self,
-        model: LanguageModel,
-        dictionary: Dictionary,
-        max_activation: float,
-        request: SteerRequest,
-        check: Callable[[], None],
-    ) -> dict[str, Any]:
-        """Return texts with and without a feature turned.
 
-        Args:
-            max_activation: the feature's highest, of which strengths are multiples.
-            check: called before each token; whatever it raises ends the writing.
-        """
+@dataclass(frozen=True, slots=True)
+class SteerRequest:
+    """What the model writes after a text with one feature turned up or down."""
+
+    text: str
+    feature: int
+    strength: float
+    """In multiples of the feature's highest activation."""
+    max_new_tokens: int = 32
+    temperature: float = 0.7
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRequest:
+    """A feature's new label in one line; empty for the automatic one."""
+
+    feature: int
+    label: str
+
+
+Request = TypeVar("Request", ReadRequest, SteerRequest, LabelRequest)
+
+
+def parsed(kind: type[Request], data: bytes) -> Request:
+    """Return the request of a kind that the body of an HTTP request holds.
+
+    Raises:
+        UserError: if it is no JSON object, for an unknown key, or a value that is missing, of a
+            wrong type or out of range.
+    """
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError("the request is not readable as JSON") from error
+    if not isinstance(body, dict):
+        raise UserError('the request is no JSON object; give one such as {"text": "..."}')
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(kind)}
+    for key in body:
+        if key not in defaults:
+            near = nearest(key[:40], defaults)
+            raise UserError(f"{key[:40]!r} is no key of this request{near}")
+    given = {
+        name: value if value is defaults[name] is not MISSING else _checked(name, value)
+        for name, value in (defaults | body).items()
+    }
+    return kind(**given)
+
+
+def _checked(name: str, value: object) -> Any:
+    if name in _RANGES:
+        low, high = _RANGES[name]
+        whole = isinstance(low, int)
+        kinds = [int] if whole else [int, float]
+        # Not isinstance(): true would be a number. NaN is in no range.
+        if type(value) in kinds and low <= value <= high:  # type: ignore[operator]
+            return value if whole else float(value)  # type: ignore[arg-type]
+        wanted = f"number from {low:g} to {high:g}"
+        if whole:
+            wanted = f"whole number from {low} to {high}"
+        raise UserError(f"{name} is {_shown(value)}; give a {wanted}")
+    if not isinstance(value, str):
+        raise UserError(f"{name} is {_shown(value)}; give a string")
+    # JSON can name half a character, which no tokenizer takes.
+    text = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _label(text.strip()) if name == "label" else text
+
+
+def _label(label: str) -> str:
+    require(
+        len(label) <= _MAX_LABEL,
+        f"the label has {len(label)} characters; give {_MAX_LABEL} at most",
+    )
+    for character in label:
+        # A terminal obeys it, or it breaks the line.
+        require(
+            unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp"),
+            f"the label holds a control character, U+{ord(character):04X}; write it in one "
+            "line without",
+        )
+    return label
+
+
+def _shown(value: object) -> str:
+    if value is None or value is MISSING:
+        return "missing"
+    return str(value) if isinstance(value, float) else json.dumps(value)[:40]
+
+
+Read = Callable[[LanguageModel, Dictionary, ReadRequest], dict[str, Any]]
+"""Returns the features of a text as the page shows them."""
+Steer = Callable[
+    [LanguageModel, Dictionary, float, SteerRequest, Callable[[], None]], dict[str, Any]
+]
+"""Returns texts with and without a feature turned, from its highest activation, of which
+strengths are multiples. The last argument is called before each token: it raises to end it."""
 
 
 class Shelf:
-    """Models and dictionaries of a run, each loaded once."""
+    """Models and dictionaries of a run, each loaded once, and what is computed with them."""
 
-    def __init__(self, run: Run, device: str, answers: Answers) -> None:
-        self.run, self.answers = run, answers
+    def __init__(self, run: Run, device: str, read: Read, steer: Steer) -> None:
+        self.run, self.read, self.steer = run, read, steer
         self.model: Callable[[ModelRecord], LanguageModel] = lru_cache(maxsize=None)(
             partial(recorded_model, device=device)
         )
@@ -90,18 +183,17 @@ class LiveAtlas:
         """Load model and dictionary; what is missing is said by `status`."""
         if self.status["model"] != "loading":
             return
+        why = ""
         try:
             self._loaded()
-            self.status = {"model": "ready", "why": ""}
         except UserError as error:
-            self._absent(" ".join(str(error).split()))
+            why = " ".join(str(error).split())
         except Exception as error:
             # Libraries fail in their own ways, and the pages are of use without a model.
-            self._absent(f"the model could not be loaded ({type(error).__name__}: {error})")
-
-    def _absent(self, why: str) -> None:
-        self.status = {"model": "absent", "why": why}
-        say(f"serve: {self.name} is shown without live features: {why}")
+            why = f"the model could not be loaded ({type(error).__name__}: {error})"
+        self.status = {"model": "absent" if why else "ready", "why": why}
+        if why:
+            say(f"serve: {self.name} is shown without live features: {why}")
 
     def _loaded(self) -> tuple[LanguageModel, Dictionary, list[float]]:
         weights = self.shelf.run.dictionary(self.name) / WEIGHTS_FILE
@@ -116,14 +208,17 @@ class LiveAtlas:
         self.prepare()
         require(self.status["model"] == "ready", self.status["why"])
         model, dictionary, highest = self._loaded()
-        if feature is not None:
-            _check_feature(feature, dictionary.d_sae)
+        require(
+            feature is None or feature < dictionary.d_sae,
+            f"feature {feature} is out of range; this dictionary has 0 to "
+            f"{dictionary.d_sae - 1}",
+        )
         return model, dictionary, highest
 
     def read(self, request: ReadRequest) -> dict[str, Any]:
         """Return the features of a text, the strongest of each token."""
         model, dictionary, _ = self._ready(request.feature)
-        return self.shelf.answers.read(model, dictionary, request)
+        return self.shelf.read(model, dictionary, request)
 
     def steer(self, request: SteerRequest, check: Callable[[], None]) -> dict[str, Any]:
         """Continue a text plainly, with the feature turned, and with a random direction."""
@@ -134,11 +229,10 @@ class LiveAtlas:
             f"feature {request.feature} is dead: it fired nowhere in the text of this atlas, "
             "so it has no highest activation to take multiples of; choose a live one",
         )
-        return self.shelf.answers.steer(model, dictionary, unit, request, check)
+        return self.shelf.steer(model, dictionary, unit, request, check)
 
     def label(self, request: LabelRequest) -> str:
         """Write a label into `labels.csv`, and for the page."""
-        _check_feature(request.feature, self.atlas.record.d_sae)
         labels = set_label(self.atlas.folder, request.feature, request.label)
         write_labels_data(self.atlas.folder, labels)
         return labels.label[request.feature]
@@ -157,10 +251,3 @@ class LiveAtlas:
         except UserError as error:
             # The page keeps the labels that it had: half an edit may just have been saved.
             say(f"serve: {error}")
-
-
-def _check_feature(feature: int, d_sae: int) -> None:
-    require(
-        feature < d_sae,
-        f"feature {feature} is out of range; this dictionary has 0 to {d_sae - 1}",
-    )
