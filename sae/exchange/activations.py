@@ -188,11 +188,10 @@ def import_from_saelens(
         if writer is None:
             writer = create_cache(out, [*hooks.values()], plan, dtype=dtype, attributes=about)
         if not writer.text_intact():
-            blocks, counts = (
-                _blocks(dataset, order, plan.n_training),
-                TextCounts(used=len(order)),
+            blocks = _blocks(dataset, order, plan.n_training)
+            write_text(
+                writer, blocks, lambda: digests[order], TextCounts(used=len(order)).summary
             )
-            write_text(writer, blocks, lambda: digests[order], counts.summary)
         _copy_rows(dataset, hooks, order, writer)
     return open_cache(out)
 
