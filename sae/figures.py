@@ -147,14 +147,14 @@ class Figures:
         return tuple(dict.fromkeys(filter(None, (self.hook_name, self.hook_name_out))))
 
     def to_json(self) -> dict[str, object]:
-        """The flat record; what is not known is left out."""
+        """Return the flat record; what is not known is left out."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _TABLES}
         flat = own | dict(self.settings) | dict(self.values)
         return {key: value for key, value in flat.items() if value is not None}
 
     @classmethod
     def from_json(cls, found: object) -> "Figures":
-        """The figures that a flat record holds; keys that nobody knows are left alone.
+        """Return the figures that a flat record holds; keys that nobody knows are left alone.
 
         Raises:
             UserError: if something is missing or of another kind.

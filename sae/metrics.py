@@ -189,5 +189,5 @@ METRICS: dict[str, Metric] = {
 
 
 def shown_in(place: Place) -> list[Metric]:
-    """The metrics that are shown in `place`."""
+    """Return the metrics that are shown in `place`."""
     return [metric for metric in METRICS.values() if place in metric.where]

@@ -34,7 +34,7 @@ _Figures = dict[str, Any]
 
 
 def automatic_labels(features: "pyarrow.Table", contexts: "pyarrow.Table") -> list[str]:
-    """A label of every feature from the tables of its atlas, whose `label` need not be there.
+    """Label every feature from the tables of its atlas, whose `label` need not be there.
 
     A label has at most 60 characters, none of them a control character, and never begins with
     what a spreadsheet takes for a formula. Contexts are sorted by feature and rank.
@@ -248,7 +248,7 @@ def _quoted(texts: Iterable[str]) -> str:
 
 @cache
 def visible(text: str) -> str:
-    """A token as a label shows it: nothing invisible, nothing that breaks the line."""
+    """Return a token as a label shows it: nothing invisible, nothing that breaks the line."""
     text = text.strip(" ") or text
     blank = text.isspace()
     out = []

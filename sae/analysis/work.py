@@ -30,7 +30,7 @@ class ArrayFile:
         self._start = 8 + length
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """An array, or its elements from `start` to `stop` along the first axis."""
+        """Return an array, or its elements from `start` to `stop` along the first axis."""
         about = self._about[name]
         dtype, shape = np.dtype(_DTYPES[about["dtype"]]), about["shape"]
         stop = shape[0] if stop is None else stop
@@ -65,7 +65,7 @@ class Work:
         return self._path(name).is_file()
 
     def open(self, name: str) -> ArrayFile:
-        """A finished part."""
+        """Return a finished part."""
         return ArrayFile(self._path(name))
 
     def save(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -75,7 +75,7 @@ class Work:
             save_file(whole, temporary)
 
     def once(self, name: str, compute: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
-        """The arrays of a part, computed if they are not there yet."""
+        """Return the arrays of a part, computed if they are not there yet."""
         if not self.has(name):
             self.save(name, compute())
         file = self.open(name)

@@ -223,7 +223,7 @@ def _open_dataset(folder: Path, model_name: str) -> tuple[Any, dict[str, Site]]:
 
 
 def _column(dataset: Any, name: str, rows: Rows) -> Any:
-    """Some rows of a column as Arrow holds them: other formats make float32 of all floats."""
+    """Return rows of a column as Arrow holds them: others make float32 of all floats."""
     table = dataset.select_columns([name]).with_format("arrow")[rows.tolist()]
     return table[name].combine_chunks()
 
@@ -236,14 +236,14 @@ def _token_blocks(dataset: Any, rows: Rows) -> Iterator[NDArray[np.int32]]:
 
 
 def _row_digests(dataset: Any) -> NDArray[np.uint64]:
-    """The first eight bytes of the SHA-256 of each row's token ids, (sequence,)."""
+    """Return the first eight bytes of the SHA-256 of each row's token ids, (sequence,)."""
     blocks = _token_blocks(dataset, np.arange(len(dataset)))
     hashed = (hashlib.sha256(ids.tobytes()).digest() for block in blocks for ids in block)
     return np.array([int.from_bytes(h[:8], "big") for h in hashed], dtype=np.uint64)
 
 
 def _blocks(dataset: Any, order: Rows, n_training: int) -> Iterator[RowBlock]:
-    """The tokens in the cache's order; a sequence is the document of its own number."""
+    """Return the tokens in the cache's order; a sequence is the document of its own number."""
     first = 0
     for held_out, rows in ((False, order[:n_training]), (True, order[n_training:])):
         for tokens in _token_blocks(dataset, rows):

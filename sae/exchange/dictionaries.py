@@ -186,7 +186,7 @@ def _not_fetched(repository: str, revision: str | None, error: Exception) -> str
 
 
 def _dictionaries(repository: str, revision: str | None, stamp: Path) -> list[str]:
-    """The folders and files of a repository that look like a dictionary each.
+    """Return the folders and files of a repository that look like a dictionary each.
 
     Offline they are only known of an export of ours, by its `stamp`.
     """

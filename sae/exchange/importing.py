@@ -195,7 +195,7 @@ def _behind_block(point: Site) -> str:
 
 
 def _model(config: ImportConfig, said: str | None) -> ModelRecord:
-    """The record of the model: the cache's if it is the same, else one by name alone."""
+    """Return the record of the model: the cache's if it is the same, else one by name alone."""
     location = config.known_cache
     if location is None:
         return _model_by_name(config, str(config.model_name or said))

@@ -54,7 +54,7 @@ class CustomSAEConfig:
     seqpos_slice: tuple[int | None, ...] = (None,)
 
     def to_dict(self) -> dict[str, Any]:
-        """What SAEBench writes beside its results."""
+        """Return what SAEBench writes beside its results."""
         return asdict(self)
 
 
@@ -120,7 +120,7 @@ class CustomSAE(nn.Module):
         return activation.with_tensors(own).encode(products, self.b_enc)
 
     def _largest(self, positive: Tensor, k: int) -> Tensor:
-        """The k that the dictionary would choose, which has other norms."""
+        """Return the k that the dictionary would choose, which has other norms."""
         norms = self.norms.clamp_min(torch.finfo(positive.dtype).tiny)
         chosen = (positive / norms).topk(k, dim=-1, sorted=False).indices
         return torch.zeros_like(positive).scatter(-1, chosen, positive.gather(-1, chosen))
@@ -138,7 +138,7 @@ class CustomSAE(nn.Module):
 
 
 def as_custom_sae(dictionary: Dictionary) -> CustomSAE:
-    """A dictionary for `selected_saes` of SAEBench's evaluations, with its own copy of weights.
+    """Return what `selected_saes` of SAEBench's evaluations takes, with a copy of the weights.
 
     Raises:
         UserError: if it is a transcoder, which SAEBench would put where it reads, or does not

@@ -44,7 +44,7 @@ def subject(name: str, dictionary: Dictionary) -> dict[str, str]:
 
 
 def spoken(of: dict[str, str]) -> str:
-    """A subject in words."""
+    """Return a subject in words."""
     return f"{of['dictionary']} ({of['model_name']} at {of['hook_name']})"
 
 
@@ -62,7 +62,7 @@ def write_stamp(
 
 
 def read_stamp(path: Path) -> Stamp | None:
-    """What the file says; None of one that an export of this layout has not left so."""
+    """Return what the file says; None of one that an export of this layout has not left so."""
     try:
         found = read_json(path)
         return Stamp(**found) if found.pop("seal") == _seal(found) else None

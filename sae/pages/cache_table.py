@@ -22,7 +22,7 @@ def printable(text: str) -> str:
 
 
 def survey_lines(found: dict[str, Any]) -> Iterator[str]:
-    """The lines of the table of a `survey`, whose texts are not yet printable."""
+    """Return the lines of the table of a `survey`, whose texts are not yet printable."""
     yield f"{found['location']}: {_state(found)}"
     yield ""
     for name, value in _about(found).items():

@@ -45,7 +45,7 @@ class Pareto:
         return _CRITERION.format(l0=self.max_l0) + (_OTHER_HOOKS if several else "")
 
     def to_json(self) -> dict[str, object]:
-        """What `pareto.json` holds: all figures of the dictionaries but their histograms."""
+        """Return what `pareto.json` holds: all figures of the dictionaries but histograms."""
         lean = [replace(one, density_histogram=None).to_json() for one in self.dictionaries]
         return {
             "run": self.run,
@@ -60,7 +60,7 @@ class Pareto:
 
     @classmethod
     def read(cls, path: Path) -> "Pareto":
-        """The dictionaries that a `pareto.json` compares.
+        """Return the dictionaries that a `pareto.json` compares.
 
         Raises:
             UserError: if it is not what `sae eval` writes.
@@ -77,7 +77,7 @@ class Pareto:
         return cls(**told, dictionaries=dictionaries)
 
     def for_page(self, current: str | None = None) -> dict[str, object]:
-        """What a page (about the dictionary `current`) shows: points, and what figures are."""
+        """Return what a page about the dictionary `current` shows: points, and what they mean."""
         return {
             "dictionaries": [
                 point.figures.to_json() | {"series": point.series, "label": point.label}
@@ -106,7 +106,7 @@ class Point:
 
 
 def points(dictionaries: Sequence[Figures]) -> list[Point]:
-    """The dictionaries with the series and the label that place each in a picture.
+    """Return the dictionaries with the series and the label that place each in a picture.
 
     Within an architecture the first setting that differs (penalty, width, learning rate, length
     of training) labels the points; what else differs, the hook too, parts it into series.
@@ -132,7 +132,7 @@ def points(dictionaries: Sequence[Figures]) -> list[Point]:
 
 
 def _traits(figures: Figures) -> dict[str, str]:
-    """What may tell a dictionary from others, as it is written in a picture."""
+    """Return what may tell a dictionary from others, as it is written in a picture."""
     told = {
         key: setting.label.format(figures.settings[key]) if key in figures.settings else ""
         for key, setting in SETTINGS.items()
@@ -159,7 +159,7 @@ def as_csv(pareto: Pareto) -> str:
 
 
 def as_text(pareto: Pareto) -> str:
-    """The table for a terminal; of several, `*` marks the one that is recommended."""
+    """Return the table for a terminal; of several, `*` marks the one that is recommended."""
     rows, several = pareto.dictionaries, len(pareto.dictionaries) > 1
     shown = [m for m in shown_in("table") if any(m.key in one.values for one in rows)]
     cells = [["dictionary", *(metric.short or metric.title for metric in shown)]]

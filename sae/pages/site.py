@@ -48,7 +48,7 @@ def words_of(text: str) -> list[str]:
 
 
 def key_of(word: str) -> str:
-    """The name of the file that holds a word: its first two UTF-16 units in hexadecimal."""
+    """Return the name of a word's file: its first two UTF-16 units in hexadecimal."""
     units = word[:2].encode("utf-16-be")[:4]
     return "-".join(
         f"{units[i]:02x}{units[i + 1]:02x}".lstrip("0") for i in (0, 2) if units[i:]
@@ -75,7 +75,7 @@ class SearchIndex:
         self._weights.extend(counts.values())
 
     def files(self) -> Iterator[tuple[str, dict[str, list[int]]]]:
-        """The key of every file, and its words: `[how many features, the first of them]`."""
+        """Yield each file's key, and its words: `[how many features, the first of them]`."""
         columns = (self._words, self._features, self._weights)
         words, features, weights = map(np.asarray, columns)
         order = np.lexsort((features, -weights, words))
@@ -158,7 +158,7 @@ def _write(folder: Path, name: str, text: str) -> None:
 def _index(
     features: "pyarrow.Table", record: AtlasRecord, keys: list[str]
 ) -> dict[str, object]:
-    """What the page needs of all features at once."""
+    """Return what the page needs of all features at once."""
 
     def column(name: str, digits: int = 4) -> list[object]:
         return _rounded(features[name].to_numpy(), digits)
@@ -186,13 +186,13 @@ def _index(
 
 
 def _block(features: "pyarrow.Table", contexts: "pyarrow.Table") -> dict[str, object]:
-    """The strings of some consecutive features, and the features, which name them by number."""
+    """Return the strings of consecutive features, and the features, which number them."""
     flat = {n: flat_and_ends(features, n)[0] for n in _TOKENS if n in features.column_names}
     flat["tokens"] = flat_and_ends(contexts, "tokens")[0]
     strings, numbers = _numbered(flat)
 
     def rows(*names: str) -> list[list[object]]:
-        """The lists of some columns, entry by entry in turn."""
+        """Return the lists of some columns, entry by entry in turn."""
         if names[0] not in features.column_names:
             return [[] for _ in range(len(features))]
         values, ends = [], flat_and_ends(features, names[0])[1]
@@ -286,7 +286,7 @@ def _slices(values: list[T], ends: NDArray[np.int64]) -> list[list[T]]:
 
 
 def _interleaved(columns: list[list[object]]) -> list[object]:
-    """The entries of equally long lists in turn."""
+    """Return the entries of equally long lists in turn."""
     flat: list[object] = [None] * (len(columns) * len(columns[0]))
     for place, column in enumerate(columns):
         flat[place :: len(columns)] = column

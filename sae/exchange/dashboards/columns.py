@@ -98,7 +98,7 @@ def _pairs(rows: "pyarrow.Table", names: str, values: str) -> dict[str, list[lis
 def _histograms(
     rows: "pyarrow.Table", in_contexts: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], list[NDArray[np.int64]]]:
-    """The highest activations, and counts in equal parts of the way up to them.
+    """Return the highest activations, and counts in equal parts of the way up to them.
 
     Others' bars begin at the lowest activation that there was: each goes where its middle is.
     """
@@ -226,7 +226,7 @@ def context_rows(rows: list[Row], path: Path) -> "pyarrow.Table":
 
 
 def _peak(row: Row, values: NDArray[np.float32]) -> int:
-    """The place that a context was chosen for; SAEDashboard's own may lie before the first."""
+    """Find the place a context was chosen for; SAEDashboard's may lie before the first."""
     peak = row.get("qualifyingTokenIndex")
     if type(peak) is int and 0 <= peak < len(values):
         return peak

@@ -84,7 +84,7 @@ def _compressed(rows: Iterable[Row]) -> bytes:
 
 
 def _owned(place: Place, feature: int, *what: object) -> Row:
-    """What rows of a feature begin with; the id is the same every time, as 25 characters."""
+    """Return what a feature's lines begin with; the id is the same each time, 25 characters."""
     name = "/".join(map(str, (place.model_id, place.source, *what)))
     own: Row = {"id": "c" + hashlib.sha256(name.encode()).hexdigest()[:24]} if what else {}
     return own | {"modelId": place.model_id, "layer": place.source, "index": str(feature)}
@@ -137,7 +137,7 @@ def _activations(record: AtlasRecord, place: Place, block: list[Dashboard]) -> I
 
 
 def _texts(atlas: Exported, feature: int) -> list[tuple[str, str]]:
-    """What is said of a feature, and of which kind that is; of a dead one only by people."""
+    """Return what is said of a feature, and of which kind it is; people alone name dead ones."""
     label, explanation = atlas.labels.label[feature], atlas.labels.explanation[feature]
     found = []
     if label != atlas.labels.automatic[feature]:
@@ -338,7 +338,7 @@ def write_uploads(atlas: Exported, place: Place, folder: Path) -> tuple[int, int
 
 
 def _upload(atlas: Exported, one: Dashboard) -> Row:
-    """A feature as the upload call takes it, no more of anything than it allows."""
+    """Return a feature as the upload call takes it, no more of anything than it allows."""
     longest = max(len(context.tokens) for context in one.contexts)
     require(
         longest <= _MOST_TOKENS,
@@ -374,5 +374,5 @@ def _upload(atlas: Exported, one: Dashboard) -> Row:
 
 
 def _some(token: str) -> str:
-    """A token that is not empty: half a character, say, is one that cannot be seen."""
+    """Return a token that is not empty: half a character, say, is one that cannot be seen."""
     return token or "\u200b"

@@ -195,7 +195,7 @@ def _by_feature(
 
 
 def _lists(table: "pyarrow.Table", name: str) -> list[Any]:
-    """The lists of a column, arrays of numbers or lists of texts; empty where there is none."""
+    """Return a column's lists, arrays of numbers or lists of texts; empty if there is none."""
     import pyarrow
     import pyarrow.compute as pc
 
@@ -251,7 +251,7 @@ def _shares(histogram: NDArray[np.int64], density: float, n_bands: int) -> list[
 def _shown(
     table: "pyarrow.Table", contexts: "pyarrow.Table | None", first: int, n_bands: int
 ) -> list[list[Shown]]:
-    """The contexts of each feature of a block, in their order, without the silent ones."""
+    """Return the contexts of each feature of a block, in order, without the silent ones."""
     found: list[list[Shown]] = [[] for _ in range(len(table))]
     if contexts is None:
         return found

@@ -193,7 +193,7 @@ class Found:
         return feature_table(rows, known, n_rows)
 
     def contexts(self) -> Iterator["pyarrow.Table"]:
-        """The tables of `contexts.parquet`, some features at a time, to be read once."""
+        """Return the tables of `contexts.parquet`, some features at a time, to be read once."""
         for table in self._scratch.tables():
             yield ordered(table)
 

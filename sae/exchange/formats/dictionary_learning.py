@@ -146,7 +146,7 @@ def _class_of(path: Path, trainer: Mapping[str, object]) -> _Class:
 
 
 def _checked_k(path: Path, saved: object, config_path: Path, trainer: dict[str, Any]) -> int:
-    """The k of both files; one of them may leave it out."""
+    """Return the k of both files; one of them may leave it out."""
     asked = trainer.get("k")
     if isinstance(saved, Tensor):
         require(

@@ -151,7 +151,7 @@ weights = load_file("{folder}/params.safetensors")"""
 
 
 def _hook(end: object) -> str | None:
-    """The hook of such as `model.layers.12.output`; there is no name for most inputs."""
+    """Return the hook of such as `model.layers.12.output`; there is no name for most inputs."""
     module, _, side = str(end).rpartition(".")
     hook_name = parts.hook_of_module(module, side)
     return hook_name if side == "output" or hook_name != module else None

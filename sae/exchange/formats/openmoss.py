@@ -148,7 +148,7 @@ def _is_of_2024(path: Path) -> bool:
 def _read(
     path: Path, config_path: Path, config: dict[str, Any], metadata: Mapping[str, object]
 ) -> Dictionary:
-    """What `config.json` says.
+    """Return what `config.json` says.
 
     Where the decoder's norms decide in top-k, activations come times these norms, and the rows
     of the decoder over them.
@@ -281,7 +281,7 @@ def _weights(
     config: Mapping[str, object],
     beside: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """The tensors by our names; zeros for the decoder's bias if there is none."""
+    """Return the tensors by our names; zeros for the decoder's bias if there is none."""
     if flag(path, config, "use_decoder_bias", default=True):
         return parts.read_weights(file, names, beside=beside)
     names = {theirs: ours for theirs, ours in names.items() if ours != "b_dec"}
@@ -290,7 +290,7 @@ def _weights(
 
 
 def _decided_without_norms(found: Dictionary) -> Dictionary:
-    """A dictionary that needs no norms to decide; a plain relu never needed them."""
+    """Return a dictionary that needs no norms to decide; a plain relu never needed them."""
     activation, norms = found.activation, found.W_dec.norm(dim=-1)
     if isinstance(activation, JumpReLU):
         threshold = threshold_before_norm(activation.threshold, found.W_dec)
@@ -301,7 +301,7 @@ def _decided_without_norms(found: Dictionary) -> Dictionary:
 
 
 def _scale(file: TensorFile, config: Mapping[str, object], key: str) -> float:
-    """The mean norm of activations at a hook; without an output it is the input."""
+    """Return the mean norm of activations at a hook; without an output it is the input."""
     name = f"{_NORM}.{config.get(key) or config.get('hook_point_in')}"
     header = file.headers.get(name)
     if header is None:
@@ -316,6 +316,6 @@ def _scale(file: TensorFile, config: Mapping[str, object], key: str) -> float:
 
 
 def _factor(d_in: int, d_sae: int) -> float:
-    """What times d_in is d_sae, or hardly more: its own loader takes the whole part."""
+    """Return what times d_in is d_sae, or hardly more: its own loader takes the whole part."""
     factor = d_sae / d_in
     return factor if int(factor * d_in) == d_sae else math.nextafter(factor, math.inf)

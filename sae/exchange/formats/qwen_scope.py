@@ -68,7 +68,7 @@ class QwenScope(Format):
 
 
 def _repository(file: Path) -> str:
-    """The name of its folder; in the Hub's cache, of the repository that it is a state of."""
+    """Return the name of its folder; in the Hub's cache, that of the repository."""
     # What the path says, not where a link in it leads: in that cache, to a blob.
     folder = Path(os.path.abspath(file)).parent
     return folder.parents[1].name if folder.parent.name == "snapshots" else folder.name

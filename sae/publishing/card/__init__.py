@@ -58,7 +58,7 @@ class Export:
 def model_card(
     dictionary: Dictionary, figures: Figures, n_features: int, export: Export
 ) -> str:
-    """The card's text, YAML front matter included.
+    """Return the card's text, YAML front matter included.
 
     Args:
         figures: what `sae eval` wrote for this dictionary, before anything was made smaller.
@@ -255,7 +255,7 @@ def _nested(export: Export) -> str:
 
 
 def _front_matter(dictionary: Dictionary, export: Export) -> str:
-    """What the Hub reads of a card: the base model, the licence, and which tables to show."""
+    """Return what the Hub reads: the base model, the licence, and which tables to show."""
     in_saelens = export.format == SAELens.name and loads_in_saelens(dictionary, export.dtype)
     text = dictionary.record.text
     data = "" if text is None else text.name or ""

@@ -65,7 +65,7 @@ def _target(dictionary: Dictionary) -> str:
 
 
 def smaller_section(figures: Figures, shrunk: ShrinkingCost | None, dtype: str) -> str:
-    """What was made smaller and what that cost; nothing where nothing was."""
+    """Return what was made smaller and what that cost; nothing where nothing was."""
     if shrunk is None:
         return ""
     said = []
@@ -115,7 +115,7 @@ def _shrunk_table(shrunk: ShrinkingCost) -> str:
 
 
 def limits(figures: Figures, *, one_seed: bool) -> str:
-    """What the dictionary does not show, in words."""
+    """Return what the dictionary does not show, in words."""
     said, values = [], figures.values
     explained = values.get("explained_variance")
     if explained is not None and explained < 0:

@@ -116,7 +116,7 @@ named = duckdb.sql("""
 
 
 def _file(name: str, repository: str | None) -> tuple[str, str]:
-    """A line that imports what finds a file, or none, and the path of the file."""
+    """Return a line that imports what finds a file, or none, and the path of the file."""
     if repository is None:
         return "", quoted(name)
     importing = "from huggingface_hub import hf_hub_download\n"
@@ -162,7 +162,7 @@ direction = decoder["W_dec"][0]  # what feature 0 adds, times its activation"""
 
 
 def input_section(dictionary: Dictionary) -> str:
-    """A section that says where `x` is from; code with it if the module is known."""
+    """Return a section that says where `x` is from; code with it if the module is known."""
     site = dictionary.reads[0].site
     if site is None:
         return (
@@ -194,7 +194,7 @@ def _about_text(dictionary: Dictionary) -> str:
 
 
 def _bos(dictionary: Dictionary) -> int | None:
-    """The token that stood before every text, where the model is one that takes it alone."""
+    """Return the token that stood before every text, where the model takes one alone."""
     record = dictionary.record
     causal = record.model is None or record.model.causal
     return record.bos_token_id if causal else None

@@ -66,7 +66,7 @@ def public(name: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as Python has it."""
+    """Return a text as Python has it."""
     return json.dumps(text, ensure_ascii=False)
 
 
