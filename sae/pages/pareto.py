@@ -77,7 +77,7 @@ class Pareto:
         return cls(**told, dictionaries=dictionaries)
 
     def for_page(self, current: str | None = None) -> dict[str, object]:
-        """Return what a page (about the dictionary `current`) shows: points, and their meaning."""
+        """Return what a page (of the dictionary `current`) shows: points, and their meaning."""
         return {
             "dictionaries": [
                 point.figures.to_json() | {"series": point.series, "label": point.label}

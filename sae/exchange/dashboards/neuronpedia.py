@@ -137,7 +137,7 @@ def _activations(record: AtlasRecord, place: Place, block: list[Dashboard]) -> I
 
 
 def _texts(atlas: Exported, feature: int) -> list[tuple[str, str]]:
-    """Return what is said of a feature, and its kind; of dead ones only people say something."""
+    """Return what is said of a feature and its kind; of dead ones people alone speak."""
     label, explanation = atlas.labels.label[feature], atlas.labels.explanation[feature]
     found = []
     if label != atlas.labels.automatic[feature]:
