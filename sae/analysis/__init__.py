@@ -1,1 +1,1 @@
-"""What a dictionary loses, and what each of its features stands for."""
+"""What each feature of a dictionary stands for: where it fires, and what it promotes."""

@@ -1,1 +1,1 @@
-"""Dictionaries as files: SAELens's folder, which is ours too, and the card for the Hub."""
+"""Dictionaries, activations and feature tables in the forms of other tools, there and back."""

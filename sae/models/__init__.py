@@ -1,4 +1,4 @@
-"""The language model under study: loading it, naming its hooks, reading and editing there."""
+"""The language model under study: loading it, finding its sites, and reading there."""
 
 from sae.models.hooks import find_site, list_sites, locate, measured, read_activations
 from sae.models.load import (

@@ -1,1 +1,1 @@
-"""What a run found, as one page and one picture."""
+"""What a run found, as pages and pictures."""

@@ -1,1 +1,1 @@
-"""Text: where documents come from, and how they become rows of tokens."""
+"""Text: where documents come from, and how they become sequences of tokens."""
