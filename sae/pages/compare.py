@@ -84,14 +84,12 @@ def write_page(
     """
     report["versions"] = versions()
     write_json(run.report_data, report)
-    curves = _training_curves(run, names, report["chosen"]["id"])
+    curves = training_curves(run, names, report["chosen"]["id"])
     examples = clearest_features(atlas) if atlas else []
     write_text(run.report, render_page(report, examples, curves))
 
 
-def _training_curves(
-    run: Run, names: list[str], chosen: str
-) -> dict[str, list[dict[str, Any]]]:
+def training_curves(run: Run, names: list[str], chosen: str) -> dict[str, list[dict[str, Any]]]:
     """Training figures by dictionary, thinned to what a chart can show.
 
     Lines with figures of held-out rows are thinned apart, as they are few; their histograms of
