@@ -175,7 +175,7 @@ def _wait_for(child: Any) -> None:
 
 
 def _steps(configs: list[TrainConfig]) -> int:
-    """Steps that every dictionary can go on from."""
+    """Return steps that every dictionary can go on from."""
     saved = [c.state_path.glob("step_*.pt") for c in configs]
     newest = [max((int(p.stem[5:]) for p in paths), default=0) for paths in saved]
     return min(newest)
@@ -196,7 +196,7 @@ def _halves(configs: list[TrainConfig]) -> set[Path]:
 
 
 def _differences(whole: list[TrainConfig], killed: list[TrainConfig]) -> list[str]:
-    """What is not the same: names of files, their bytes, and log lines of a step twice."""
+    """List what differs: names of files, their bytes, and log lines of a step twice."""
     folders = [Path(configs[0].run) for configs in (whole, killed)]
     wanted, found = ({p.relative_to(f) for p in _files(f)} for f in folders)
     different = [f"missing: {path}" for path in sorted(wanted - found)]

@@ -42,7 +42,7 @@ SPARSIFY_CHOICES: list[dict[str, Any]] = [
 
 
 def saelens_choices(architecture: str) -> list[dict[str, Any]]:
-    """Settings of `saelens_step` worth timing, all in float32 and all the same function."""
+    """Return settings of `saelens_step` worth timing, all float32 and all the same function."""
     choices: list[dict[str, Any]] = [{}]
     if "topk" in architecture:
         # At a decoder of unit norm the scaling changes the work and not the result.
@@ -193,7 +193,7 @@ def dictionary_learning_step(
 def _dictionary_learning_trainer(
     architecture: str, k: int | None, coefficient: float | None
 ) -> tuple[Any, dict[str, Any]]:
-    """The trainer's class, and what is particular to it."""
+    """Return the trainer's class, and what is particular to it."""
     module = partial(_dictionary_learning_module, "dictionary_learning.trainers")
     if architecture == "topk":
         return module("top_k").TopKTrainer, {"k": k}
@@ -214,7 +214,7 @@ def _dictionary_learning_trainer(
 
 
 def _dictionary_learning_module(package: str, name: str) -> ModuleType:
-    """A module of dictionary_learning, with or without nnsight.
+    """Return a module of dictionary_learning, with or without nnsight.
 
     Its `__init__` imports its activation buffer, and that imports nnsight's `LanguageModel`
     for a type annotation. No trainer uses either, and nnsight brings a remote execution
@@ -287,7 +287,7 @@ class _SparsifyStep:
         self.fvu = 0.0
 
     def __call__(self) -> float:
-        """The step; its fraction of variance unexplained."""
+        """Return the step; its fraction of variance unexplained."""
         self.coder.set_decoder_norm_to_unit_norm()
         threshold = 10_000_000
         dead_mask = self.tokens_since_fired > threshold if self.auxk_alpha else None
@@ -313,7 +313,7 @@ class _SparsifyStep:
 
 
 def _sparsify_optimizer(coder: torch.nn.Module, name: str) -> tuple[Any, Any]:
-    """The optimiser and its schedule as sparsify's trainer makes them."""
+    """Return the optimiser and its schedule as sparsify's trainer makes them."""
     groups = [{"params": coder.parameters(), "lr": LR}]
     if name == "adam":
         from transformers import get_linear_schedule_with_warmup

@@ -78,7 +78,7 @@ def _seconds_a_row(
 
 
 def waiting(cache: ActivationCache) -> None:
-    """The share of an epoch's time in which a training waits for its rows."""
+    """Return the share of an epoch's time in which a training waits for its rows."""
     selection = select_rows(cache, HOOK, held_out=False)
     sample = torch.cat(list(rows_in_order(selection, limit=16_384))).float()
     scaling = InputScaling.of(sample)

@@ -92,7 +92,7 @@ def _schedule(architecture: str, n_steps: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def _dictionary(model: Any) -> Dictionary:
-    """What SAELens would save for inference, with its shift of the input folded."""
+    """Return what SAELens would save for inference, with its shift of the input folded."""
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     model.process_state_dict_for_saving_inference(state)
     activation: Activation = ReLU()

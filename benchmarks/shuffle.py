@@ -86,7 +86,7 @@ def _clean_up(exported: Path) -> None:
 
 
 def _places(real: ActivationCache) -> ActivationCache:
-    """A cache of the same sequences in the same chunks whose rows are their own places."""
+    """Make a cache of the same sequences and chunks whose rows are their own places."""
     path = FOLDER / "places.zarr"
     shutil.rmtree(path, ignore_errors=True)
     n, context = real.tokens.shape
@@ -113,7 +113,7 @@ def _places(real: ActivationCache) -> ActivationCache:
 
 
 def _check_same_rows(real: RowSelection, places: RowSelection) -> None:
-    """A batch of the real cache is the rows that the little one names."""
+    """Return a batch of the real cache is the rows that the little one names."""
     size = POOLS["64 MB pool"]
     batch = next(shuffled_batches(real, BATCH, seed=0, pool_bytes=size))
     sequence, position = next(_pooled(places, size)).long().unbind(1)
@@ -131,7 +131,7 @@ def _pooled(selection: RowSelection, real_pool_bytes: int) -> Iterator[Tensor]:
 
 
 def _live(keep: NDArray[np.bool_]) -> Iterator[Tensor]:
-    """The order of training beside the model: that of the text, through its buffer."""
+    """Return the order of training beside the model: that of the text, through its buffer."""
     places = torch.from_numpy(np.argwhere(keep))
 
     def blocks() -> Iterator[Rows]:
@@ -168,7 +168,7 @@ class _Text:
         self.expected = _expected_documents(counts[counts > 0])
 
     def figures(self, batches: list[Tensor]) -> dict[str, object]:
-        """What a table says of an order."""
+        """Return what a table says of an order."""
         sequences, positions = torch.stack(batches).long().numpy().transpose(2, 0, 1)
         documents = self._documents[sequences, positions]
         distinct = np.array([len(np.unique(batch)) for batch in documents])
@@ -186,7 +186,7 @@ def _expected_documents(counts: NDArray[np.int64]) -> float:
     """Distinct documents in `BATCH` rows drawn without replacement."""
 
     def falling(n: Tensor) -> Tensor:
-        """The logarithm of n (n - 1) ... (n - BATCH + 1)."""
+        """Return the logarithm of n (n - 1) ... (n - BATCH + 1)."""
         return torch.lgamma(n + 1) - torch.lgamma(n - BATCH + 1)
 
     n = torch.from_numpy(counts).double()

@@ -140,7 +140,7 @@ def _peers(
 def _fastest(
     choices: dict[str, Callable[[], object] | None],
 ) -> dict[str, Callable[[], object]]:
-    """The fastest of several in a first round (the second call: the first may compile)."""
+    """Return the fastest in a first round (its second call: the first may compile)."""
     seconds = {}
     for name, step in choices.items():
         if step is not None:

@@ -65,7 +65,7 @@ def main() -> None:
 def _copied(
     exact: ActivationCache, path: Path, dtype: str, compression: str
 ) -> ActivationCache:
-    """The same rows stored in another way."""
+    """Return the same rows stored in another way."""
     held_out = exact.held_out
     plan = TextPlan(int((~held_out).sum()), int(held_out.sum()), exact.context_size)
     about = {

@@ -172,7 +172,7 @@ def _repeated(work: Callable[[], object]) -> list[float]:
 
 
 def _warmed_up(grid: Grid) -> list[TrainConfig]:
-    """Configurations that begin with trained weights and keep them."""
+    """Return configurations that begin with trained weights and keep them."""
     common: dict[str, Any] = {
         "run": str(FOLDER / "warm"),
         "cache": str(RUN / "reading" / "cache.zarr"),
@@ -213,7 +213,7 @@ def _without_warm_up(member: ArchitectureConfig) -> ArchitectureConfig:
 
 
 def _alone(config: TrainConfig, source: RowSource) -> Trainer:
-    """A trainer with the weights of the sweep, in a run that has no end."""
+    """Return a trainer with the weights of the sweep, in a run that has no end."""
     start = train.Start.of(source.sample(), None)
     trainer = train.make_trainer(config, start)
     trainer.step, trainer.n_steps, trainer.dead_window_rows = 10**6, 10**7, 10**12
@@ -225,7 +225,7 @@ def _l0(trainer: Trainer, x: Tensor) -> float:
 
 
 def _product(trainer: Trainer, x: Tensor) -> Callable[[], object]:
-    """The encoder's product alone, in blocks as a step computes it, into memory at hand."""
+    """Compute the encoder's product alone, in blocks as a step does, into memory at hand."""
     weight = trainer.sae.encoder().detach()
     rows = max(MIN_BLOCK_ROWS, BLOCK_BYTES // (len(weight) * x.element_size()))
     block = torch.empty(min(rows, len(x)), len(weight))

@@ -102,7 +102,7 @@ def _row(name: str, spent: list[_Spent], bare: float) -> dict[str, object]:
 
 
 def _bare(config: TrainConfig, source: RowSource, batches: list[Rows]) -> float:
-    """The steps and nothing else."""
+    """Return the steps and nothing else."""
     trainer = train.make_trainer(config, train.Start.of(source.sample(), None))
     began = time.perf_counter()
     for rows in batches:

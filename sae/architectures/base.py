@@ -151,7 +151,7 @@ class TrainableSAE(nn.Module, ABC):
         self.prepare(sample)
 
     def prepare(self, sample: Rows) -> None:
-        """Called last by the constructor, for what an architecture has of its own."""
+        """Make what an architecture has of its own; the constructor calls it last."""
         return
 
     @abstractmethod
@@ -181,13 +181,13 @@ class TrainableSAE(nn.Module, ABC):
         return select(x, encoder, self.b_enc, *selections, dtype=self.matmul_dtype)
 
     def target(self, x: Rows, y: Targets) -> Targets:
-        """What is left for the latents: `y` less the decoder's bias and the skip connection."""
+        """Return what is left for the latents: `y` less the decoder's bias and the skip."""
         left = y - self.b_dec
         skip = getattr(self, "W_skip", None)
         return left if skip is None else left - nn.functional.linear(x, skip)
 
     def after_update(self) -> None:
-        """Called after each step of the optimiser, for constraints on parameters."""
+        """Put parameters back within their constraints, after each step of the optimiser."""
         return
 
     def dictionary(self, scaling: InputScaling, output: InputScaling) -> Dictionary:
@@ -302,7 +302,7 @@ class TrainableSAE(nn.Module, ABC):
         )
 
     def _matching_gain(self, sample: Tensor, target: Tensor) -> float:
-        """The encoder's scale that brings the first reconstruction closest to the rows.
+        """Return the encoder's scale that brings the first reconstruction closest to the rows.
 
         Tied weights add up what overlapping directions see; least squares over one factor
         undoes that (OpenAI's code rescales the encoder for the same reason).
@@ -316,7 +316,7 @@ class TrainableSAE(nn.Module, ABC):
     def _predicting_directions(
         self, sample: Tensor, target: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """The mean direction of the target where each latent fires, mixed with noise."""
+        """Return the mean direction of the target where each latent fires, mixed with noise."""
         with torch.no_grad():
             mean = self.activation(sample @ self.W_enc_t.t()).t() @ target
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
@@ -343,7 +343,7 @@ def same(values: Float[Tensor, " n"]) -> bool:
 
 
 def level(pre_acts: Float[Tensor, "rows d_sae"], l0: float) -> float:
-    """The value that `l0` latents of a row exceed on average."""
+    """Return the value that `l0` latents of a row exceed on average."""
     n = max(1, int(min(l0, pre_acts.shape[1] / 2) * len(pre_acts)))
     return float(pre_acts.detach().flatten().topk(n, sorted=False).values.amin())
 
@@ -351,7 +351,7 @@ def level(pre_acts: Float[Tensor, "rows d_sae"], l0: float) -> float:
 def initial_directions(
     d_sae: int, sample: Rows, generator: torch.Generator
 ) -> Float[Tensor, "d_sae d_in"]:
-    """Unit directions halfway between random rows of the sample and random noise.
+    """Return unit directions halfway between random rows of the sample and random noise.
 
     Rows point where the data is, so latents live and the error falls sooner than from noise
     alone; the noise keeps frequent rows from giving the same direction twice.

@@ -61,7 +61,7 @@ class Coefficient(nn.Module):
         self.log_scale, self.error = state.tolist()
 
     def at(self, progress: float) -> float:
-        """The weight, `progress` (0 to 1) of the way through the run."""
+        """Return the weight, `progress` (0 to 1) of the way through the run."""
         rising = min(1.0, progress / self.warm_up) if self.warm_up else 1.0
         return self.final * rising * math.exp(self.log_scale + PROPORTIONAL_GAIN * self.error)
 
@@ -110,7 +110,7 @@ class PenalisedConfig(ArchitectureConfig):
         return f"{self.architecture}-{self.d_sae}-{penalty}"
 
     def coefficient(self) -> Coefficient:
-        """The penalty's weight over a run."""
+        """Return the penalty's weight over a run."""
         return Coefficient(self.l1_coefficient, self.l1_warm_up_fraction, self.target_l0)
 
 
@@ -176,7 +176,7 @@ class StandardSAE(TrainableSAE):
     def penalty(
         self, values: Float[Tensor, " nnz"], support: Support, progress: float
     ) -> Float[Tensor, ""]:
-        """What the coefficient weighs, of sparse activations."""
+        """Return what the coefficient weighs, of sparse activations."""
         return weighted_l1_on(values, support.columns, self.W_dec, support.shape[0])
 
 
@@ -222,7 +222,7 @@ class PAnnealSAE(StandardSAE):
     config: "PAnnealConfig"
 
     def p(self, progress: float) -> float:
-        """The exponent, `progress` (0 to 1) of the way through the run."""
+        """Return the exponent, `progress` (0 to 1) of the way through the run."""
         start, end = self.config.anneal_start_fraction, self.config.anneal_end_fraction
         fallen = min(1.0, max(0.0, progress - start) / (end - start))
         return 1 - (1 - self.config.p_end) * fallen

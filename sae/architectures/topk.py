@@ -49,7 +49,7 @@ class TopKSAE(TrainableSAE):
         return select.TopK(self.config.k)
 
     def observe(self, active: Active) -> None:
-        """Called with what each batch activated."""
+        """Take account of what a batch activated."""
         return
 
     def reconstruct(

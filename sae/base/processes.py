@@ -26,7 +26,7 @@ class Processes:
         self.share(None)
 
     def share(self, value: Any) -> Any:
-        """What the first process gives, in all of them; waits until every process is here.
+        """Return in all processes what the first one gives; waits until every process is here.
 
         Raises:
             UserError: if one has ended.
@@ -46,7 +46,7 @@ class Processes:
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """The processes that `torchrun` started together with this one (`RANK`, `WORLD_SIZE`)."""
+    """Join the processes that `torchrun` started with this one (`RANK`, `WORLD_SIZE`)."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Processes()

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 def progress(total: int, label: str, unit: str, done: int = 0) -> "tqdm[Any]":
-    """A bar over `total` units, starting at `done`; rates are per unit, e.g. tokens/s."""
+    """Show a bar over `total` units, starting at `done`; rates are per unit, e.g. tokens/s."""
     return tqdm(
         total=total,
         initial=done,
@@ -31,7 +31,7 @@ def show(text: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: `45 s`, `3.5 min`, `7.2 h` or `4.1 days`."""
+    """Return a time for people: `45 s`, `3.5 min`, `7.2 h` or `4.1 days`."""
     for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

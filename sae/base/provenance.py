@@ -13,7 +13,7 @@ UNKNOWN = "unknown"
 
 
 def code_version() -> str:
-    """The installed version of this package."""
+    """Return the installed version of this package."""
     try:
         return version("sae-atlas")
     except PackageNotFoundError:

@@ -42,6 +42,6 @@ class _Writer:
 
 
 def steps_saved(folder: Path) -> list[int]:
-    """Steps of which there are checkpoints in `folder`, rising."""
+    """Return steps of which there are checkpoints in `folder`, rising."""
     found = (re.fullmatch(r"step_(\d+)\.pt", path.name) for path in folder.glob("step_*.pt"))
     return sorted(int(name[1]) for name in found if name)

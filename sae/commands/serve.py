@@ -78,7 +78,7 @@ def run(config: ServeConfig) -> None:
 
 
 def pages_of(config: ServeConfig) -> Pages:
-    """The atlases of a run, by name.
+    """Return the atlases of a run, by name.
 
     Raises:
         UserError: if there is none that can be shown.

@@ -140,7 +140,7 @@ class _Block:
         return math.prod(len(axis.words) for axis in self.axes)
 
     def config(self, index: int) -> TrainConfig:
-        """The configuration of one point; the last axis varies fastest."""
+        """Return the configuration of one point; the last axis varies fastest."""
         words: list[str] = []
         for axis in reversed(self.axes):
             index, at = divmod(index, len(axis.words))

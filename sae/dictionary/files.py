@@ -236,7 +236,7 @@ def _kind_in(folder: Path, config: Mapping[str, object]) -> _Kind:
 
 
 def _as_version_6(config: dict[str, object]) -> dict[str, object]:
-    """What SAELens 6 makes of a configuration without its version."""
+    """Return what SAELens 6 makes of a configuration without its version."""
     if "metadata" in config:
         return config
     old = {"architecture": "standard", "apply_b_dec_to_input": True, **config}
@@ -259,7 +259,7 @@ def _as_version_6(config: dict[str, object]) -> dict[str, object]:
 
 
 def _read(file: TensorFile, kind: _Kind) -> dict[str, Tensor]:
-    """The weights of a file by our names."""
+    """Return the weights of a file by our names."""
     names = kind.names_in_file
     old_threshold = kind.activation is JumpReLU and "log_threshold" in file.headers
     if old_threshold:

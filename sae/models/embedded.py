@@ -32,7 +32,7 @@ EMBEDDED = {
 
 
 def embedded_folder(name: str) -> Path:
-    """A folder that `from_pretrained` reads, converted from GGUF on first use.
+    """Return a folder that `from_pretrained` reads, converted from GGUF on first use.
 
     Reading GGUF takes about 20 s, the converted safetensors less than one.
     """

@@ -73,7 +73,7 @@ def block_list(module: nn.Module, modules: Mapping[str, nn.Module]) -> str | Non
 
 
 def block_places(block: str, modules: Container[str]) -> Places:
-    """The hooks of the block at path `block`, by its family; not every block has them all."""
+    """Return the hooks of the block at path `block`, by its family; some blocks lack some."""
     marks = (places for mark, places in _FAMILIES.items() if f"{block}.{mark}" in modules)
     places = next(marks, _PRE_NORM)
     if f"{block}.post_feedforward_layernorm" not in modules:

@@ -116,7 +116,7 @@ def _from_pretrained(kind: Any, config: ModelConfig, **settings: Any) -> Any:
 
 
 def _not_loaded(name: str, error: BaseException) -> str:
-    """What was tried, why it failed, and what to do about it."""
+    """Return what was tried, why it failed, and what to do about it."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     first = str(error).strip().split("\n")[0]
@@ -186,7 +186,7 @@ def record_without_weights(name: str) -> ModelRecord:
 
 
 def _recorded_names(name: str) -> tuple[str, str]:
-    """A model's name and Hub id; the name of a folder is its path from wherever one is."""
+    """Return a model's name and Hub id; a folder's name is its path from wherever one is."""
     if name in EMBEDDED:
         return name, EMBEDDED[name].hub_id
     found = str(Path(name).absolute()) if Path(name).is_dir() else name
@@ -307,7 +307,7 @@ def _check_vocabulary(
 
 
 def _first(*ids: int | None) -> int | None:
-    """The first id that there is: 0 is a token like any other, only None means none."""
+    """Return the first id that there is: 0 is a token like any other, only None means none."""
     return next((i for i in ids if i is not None), None)
 
 

@@ -44,7 +44,7 @@ def unembedding(module: nn.Module) -> Float[Tensor, "d_model vocabulary"] | None
 
 
 def token_strings(tokenizer: object, ids: Int[Tensor, " token"]) -> list[str]:
-    """The text of single tokens; a token that is part of a character shows as �."""
+    """Return the text of single tokens; a token that is part of a character shows as �."""
     wanted = ids.reshape(-1).tolist()
     unique = sorted(set(wanted))
     texts: list[str] = tokenizer.batch_decode([[i] for i in unique])  # type: ignore[attr-defined]
