@@ -42,6 +42,7 @@ def table_bytes(folder):
 # Sparse encoding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_sparse_encoding_equals_the_dense_one(architecture, dtype):
@@ -111,6 +112,7 @@ def sparse_dictionary():
     return dictionary.with_weights({"threshold": dictionary.activation.threshold + 1})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_chunks", "two_threads")
 def test_results_do_not_depend_on_the_sizes_of_shards_blocks_and_groups(
     tmp_path, sparse_dictionary, monkeypatch
@@ -222,6 +224,7 @@ def silent_candidates(entries, text, radius, context=16):
 # Tables
 
 
+@pytest.mark.slow
 def test_the_tables_are_read_by_pandas_polars_and_duckdb_in_one_line(run):
     import pandas as pd
 
@@ -295,6 +298,7 @@ def test_two_analyses_of_one_dictionary_do_not_run_at_once(run):
         sae.analyze(run=str(run))
 
 
+@pytest.mark.slow
 def test_a_reused_atlas_shows_labels_and_a_comparison_that_came_later(run):
     atlas = sae.analyze(run=str(run))
     stamp = (atlas.folder / "features.parquet").stat().st_mtime_ns
@@ -319,6 +323,7 @@ def test_a_reused_atlas_shows_labels_and_a_comparison_that_came_later(run):
 # Bad input
 
 
+@pytest.mark.slow
 def test_an_older_or_half_written_atlas_is_refused_by_readers_and_mended_by_analyze(run):
     atlas = sae.analyze(run=str(run))
     path = atlas.folder / "atlas.json"

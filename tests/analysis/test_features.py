@@ -184,6 +184,7 @@ def is_peak(feature_acts, sequence, position):
     return int(stretch.argmax()) == position - start
 
 
+@pytest.mark.slow
 def test_band_contexts_are_peaks_in_their_band_and_as_many_as_there_are(contexts, acts, cache):
     feature_acts, _ = acts
     drawn = 0
@@ -210,6 +211,7 @@ def test_band_contexts_are_peaks_in_their_band_and_as_many_as_there_are(contexts
     assert drawn > 100
 
 
+@pytest.mark.slow
 def test_silent_contexts_hold_no_activation_of_the_feature(contexts, acts, cache):
     feature_acts, keep = acts
     found = 0

@@ -138,6 +138,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transcoder", [False, True], ids=["autoencoder", "transcoder"])
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_every_gradient_of_a_step_equal_the_dense_definition(case, transcoder):
@@ -305,6 +306,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "change"), OPTIONS, ids=str)
 def test_every_option_changes_the_weights(name, change):
     plain = {"k": 2} if "topk" in name else {}
@@ -328,6 +330,7 @@ def test_every_key_of_every_architecture_has_an_option_test():
                 assert {(home, field.name) for home in homes} & tested, (name, field.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_learns(name):
     settings = {"k": 4} if "topk" in name else {"target_l0": 4.0}
@@ -355,6 +358,7 @@ def test_aligned_encoder_and_decoder_directions_have_inner_product_one():
     torch.testing.assert_close(inner, torch.ones(D_SAE))
 
 
+@pytest.mark.slow
 def test_the_saved_threshold_of_batchtopk_keeps_the_l0_of_training():
     sae = float_built("batchtopk", k=4)
     trainer, _ = train(sae, steps=200, lr=1e-3)

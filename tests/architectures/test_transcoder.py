@@ -30,6 +30,7 @@ def settings(run, name, **changes):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_transcoder_predicts_the_output_of_the_mlp_from_its_input(run, name, skip):
@@ -48,6 +49,7 @@ def test_a_transcoder_predicts_the_output_of_the_mlp_from_its_input(run, name, s
     assert lines[-1]["losses/mse_loss"] < lines[0]["losses/mse_loss"]
 
 
+@pytest.mark.slow
 def test_a_transcoder_is_evaluated_at_its_output(run):
     sae.train(**settings(run, "topk"), name="evaluated")
     (figures,) = sae.eval(

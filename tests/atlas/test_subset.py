@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import pytest
 from support.atlas_samples import context_rows, feature_columns, sample_record, sample_tables
 
 from sae.atlas.atlas import Atlas, write_record
@@ -12,6 +13,7 @@ from sae.atlas.subset import write_subset
 from sae.atlas.table import columns_of
 
 
+@pytest.mark.slow
 def test_features_are_numbered_anew_and_lists_name_those_that_are_left(tmp_path):
     atlas, kept = tmp_path / "atlas", np.array([f for f in range(40) if f % 3])
     atlas.mkdir()

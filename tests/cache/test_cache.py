@@ -78,6 +78,7 @@ def bits(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy((array.astype(np.uint32) << 16).view(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "stored"),
     [("float16", np.float16), ("bfloat16", np.uint16), ("float32", np.float32)],
@@ -189,6 +190,7 @@ def test_plain_zarr_refuses_a_flipped_byte_as_well(again, tmp_path):
         array[64:96]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", ARRAYS)
 @pytest.mark.parametrize("harm", [flip, Path.unlink, cut])
 def test_the_same_harvest_repairs_damage_to_the_same_bytes(again, tmp_path, made, array, harm):

@@ -120,6 +120,7 @@ def locations(caches: list[ActivationCache]) -> list[str]:
     return [cache.location for cache in caches]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_merge_holds_what_its_sources_store_bit_for_bit_training_first(
@@ -184,6 +185,7 @@ def test_a_merge_keeps_what_is_known_of_its_sources(sources, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_merge_of_merges_equals_the_merge_of_all(sources, tmp_path):
     pair = merge_caches(tmp_path / "pair.zarr", locations(sources[:2]))
     nested = merge_caches(tmp_path / "nested.zarr", [pair.location, sources[2].location])
@@ -232,6 +234,7 @@ def test_a_document_on_both_sides_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "out.zarr").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "settings", "values"),
     [
@@ -258,6 +261,7 @@ def test_caches_that_do_not_belong_together_are_refused_with_both_values(
     assert not (tmp_path / "out.zarr").exists()
 
 
+@pytest.mark.slow
 def test_unknown_weights_are_the_same_only_under_one_name(tmp_path):
     unknown = ModelRecord("a", "a").to_json()
     one = little(tmp_path / "one.zarr", 1, model=unknown)
@@ -268,6 +272,7 @@ def test_unknown_weights_are_the_same_only_under_one_name(tmp_path):
     assert merge_caches(tmp_path / "out.zarr", locations([one, three])).n_sequences == 160
 
 
+@pytest.mark.slow
 def test_a_cache_from_before_sites_were_recorded_is_of_one_kind_with_one_of_today(tmp_path):
     one, two = little(tmp_path / "one.zarr", 1), little(tmp_path / "two.zarr", 2)
     path = Path(two.location) / "zarr.json"
@@ -316,6 +321,7 @@ def test_a_merge_that_another_process_is_writing_is_refused(sources, tmp_path):
         merge_caches(tmp_path / "out.zarr", locations(sources))
 
 
+@pytest.mark.slow
 def test_a_merge_that_ended_early_goes_on_to_the_same_bytes(sources, tmp_path, monkeypatch):
     merge_caches(tmp_path / "whole.zarr", locations(sources))
     out = tmp_path / "out.zarr"
@@ -340,6 +346,7 @@ def test_a_merge_that_ended_early_goes_on_to_the_same_bytes(sources, tmp_path, m
     assert tree(out) == tree(tmp_path / "whole.zarr")
 
 
+@pytest.mark.slow
 def test_a_merge_that_is_there_is_reused_and_damage_to_it_repaired(sources, tmp_path, capsys):
     out = tmp_path / "out.zarr"
     merge_caches(out, locations(sources))
@@ -357,6 +364,7 @@ def test_a_merge_that_is_there_is_reused_and_damage_to_it_repaired(sources, tmp_
             assert tree(out) == whole, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["activations/h", "tokens", "documents"])
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_damaged_source_is_refused_and_named(tmp_path, name, lost):
@@ -406,6 +414,7 @@ def test_a_sample_of_more_than_there_is_or_of_nothing_is_refused(sources, n):
         random_sequences(sources[0], n, seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_sample_keeps_its_rows_bit_for_bit_and_only_their_documents(tmp_path, dtype):
     cache = little(tmp_path / "one.zarr", 1, dtype=dtype)

@@ -95,6 +95,7 @@ def bytes_of(given: dict[str, Any]) -> dict[str, bytes]:
     return tree(Path(given["run"]) / "cache.zarr")
 
 
+@pytest.mark.slow
 def test_a_harvest_into_an_object_store_gives_the_bytes_of_the_local_one(
     tmp_path, address, local
 ):
@@ -112,6 +113,7 @@ def test_a_harvest_into_an_object_store_gives_the_bytes_of_the_local_one(
     np.testing.assert_array_equal(opened[f"activations/{HOOK}"][...], expected)
 
 
+@pytest.mark.slow
 def test_what_is_in_an_object_store_is_reused_and_not_touched(
     tmp_path, address, local, monkeypatch
 ):
@@ -126,6 +128,7 @@ def test_what_is_in_an_object_store_is_reused_and_not_touched(
         sae.harvest(**given | {"dtype": "float32"})
 
 
+@pytest.mark.slow
 def test_dictionaries_are_trained_on_and_looked_into_from_an_object_store(
     tmp_path, address, local, tiny_run
 ):
@@ -148,6 +151,7 @@ def test_dictionaries_are_trained_on_and_looked_into_from_an_object_store(
     assert torch.equal(trained[address].W_enc, trained[RUN_CACHE].W_enc)
 
 
+@pytest.mark.slow
 def test_a_harvest_killed_on_its_way_into_an_object_store_goes_on_to_the_same_objects(
     tmp_path, address, local, monkeypatch, processes
 ):
@@ -226,6 +230,7 @@ def test_a_lock_is_renewed_while_it_is_held(address, monkeypatch):
         assert objects(address)[store._LOCK] != b"old"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "others"),
     [
@@ -267,6 +272,7 @@ def test_something_else_in_an_object_store_is_left_as_it_is(tmp_path, address, l
     assert objects(address) == before
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_in_an_object_is_found_on_read_and_repaired(tmp_path, address, local):
     given = local | {"run": str(tmp_path), "cache": address}
     cache = sae.harvest(**given)
@@ -309,6 +315,7 @@ def test_a_wrong_address_is_one_sentence(tmp_path, server, local, location, sent
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_no_server_is_one_sentence_and_soon(tmp_path, server, local, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     began = time.monotonic()

@@ -101,6 +101,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_chunks_give_the_bytes_of_one_and_repair_them(
     tmp_path, tiny_model, tiny_text, whole, processes
 ):
@@ -158,6 +159,7 @@ def started(processes: Any, given: dict[str, Any]) -> Any:
     return child
 
 
+@pytest.mark.slow
 def test_two_at_once_the_second_is_refused_and_the_first_finishes(
     tmp_path, tiny_model, tiny_text, whole, processes
 ):

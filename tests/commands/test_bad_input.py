@@ -286,6 +286,7 @@ def test_what_only_work_can_find_is_refused_with_a_sentence(case, places, refuse
     refused(words_of(command, places), *fragments, late=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["an unknown command", "an unknown key", "a missing cache"])
 def test_the_exit_status_of_the_process_is_two(case, places, command):
     words, fragments = TABLE[case]
@@ -438,6 +439,7 @@ def failing(code: int):
     return write
 
 
+@pytest.mark.slow
 def test_a_disk_that_turns_read_only_is_explained(tmp_path, tiny_run, refused, monkeypatch):
     monkeypatch.setattr("sae.training.checkpoint.torch.save", failing(errno.EROFS))
     words = ["train", f"run={tmp_path / 'new'}", f"cache={tiny_run / 'cache.zarr'}", *SMALL]
@@ -471,6 +473,7 @@ def test_a_harvest_goes_on_after_the_disk_was_full(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "writing", ["sae.training.checkpoint.torch.save", "pathlib.Path.write_bytes"]
 )
@@ -504,6 +507,7 @@ def analyzed(tmp_path_factory, tiny_run):
     return run
 
 
+@pytest.mark.slow
 def test_a_feature_out_of_range_is_refused_with_the_range(analyzed, refused):
     refused(
         ["steer", f"run={analyzed}", "dictionary=weak", "features=[64]"],

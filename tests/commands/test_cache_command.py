@@ -285,6 +285,7 @@ def test_rows_of_zeros_and_rows_that_are_all_alike_have_a_histogram(tmp_path, ca
     assert (counts[0] >= 40, sum(counts)) == (True, 120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_chunks", [0, 1, 3, 4])
 def test_info_of_an_unfinished_cache_is_of_the_chunks_that_are_there(
     tmp_path, capsys, n_chunks
@@ -375,6 +376,7 @@ def test_an_intact_cache_has_status_0_and_says_how_much_was_read(tmp_path, capsy
     assert re.match(wanted + r"\S+ [kMG]B/s\n$", printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"dtype": "int8"}, {"compression": "zstd", "dtype": "float16"}]
 )
@@ -403,6 +405,7 @@ def test_one_flipped_byte_in_any_chunk_of_any_array_is_found_and_named(
     assert said(capsys, "verify", path).startswith("intact")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_a_deleted_or_shortened_chunk_of_any_array_is_found_and_named(
     tmp_path, capsys, compression
@@ -436,6 +439,7 @@ def test_several_damages_are_all_named(tmp_path, capsys):
     assert printed[3].startswith("damaged: 3 chunks")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "array", ["tokens", "norms/h", "activations/out", "statistics/out/mean"]
 )
@@ -512,6 +516,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> list[Pat
     return found
 
 
+@pytest.mark.slow
 def test_a_merge_on_the_command_line_says_what_both_caches_share(pair, tmp_path, capsys):
     printed = said(capsys, "merge", tmp_path / "both.zarr", *pair)
     one, two, both = map(open_cache, (*pair, tmp_path / "both.zarr"))
@@ -532,6 +537,7 @@ def test_a_merge_on_the_command_line_says_what_both_caches_share(pair, tmp_path,
     assert said(capsys, "verify", tmp_path / "both.zarr").startswith("intact")
 
 
+@pytest.mark.slow
 def test_a_dictionary_is_trained_on_a_merge_as_on_a_harvest(pair, tmp_path, capsys):
     said(capsys, "merge", tmp_path / "both.zarr", *pair)
     settings = {

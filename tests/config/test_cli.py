@@ -84,6 +84,7 @@ def test_the_version_is_printed_alone(capsys):
     assert re.match(r"\d+\.\d+", printed)
 
 
+@pytest.mark.slow
 def test_the_help_of_a_command_is_printed_by_the_process():
     done = run("train", "--help")
     assert done.returncode == 0
@@ -147,6 +148,7 @@ def test_only_harvest_lists_hooks_and_its_help_says_so(capsys):
         assert listed == (command == "harvest")
 
 
+@pytest.mark.slow
 def test_hooks_are_listed_for_the_words_of_a_harvest(tiny_model, capsys):
     words = ["run=runs/x", f"model={tiny_model}", "--list-hooks", "hook_names=[blocks.1.x]"]
     assert main(["harvest", *words]) == 0
@@ -216,6 +218,7 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
         main(["train", f"run={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_one_dictionary_for_each_value(tmp_path, tiny_run, command):
     words = ["train", "-m", f"run={tmp_path}", f"cache={tiny_run / 'cache.zarr'}", *SMALL]
     done = command(*words, "sae.l1_coefficient=0.5,2", folder=tmp_path)
@@ -255,6 +258,7 @@ def test_a_bad_value_in_a_sweep_is_refused_before_its_first_run(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_refusal_inside_a_run_of_a_sweep_is_one_sentence(tmp_path):
     done = run("train", "-m", f"run={tmp_path}", "sae.l1_coefficient=1,2", cwd=tmp_path)
     assert done.returncode == 2
@@ -272,6 +276,7 @@ def test_a_sweep_whose_runs_would_write_one_folder_is_refused_before_it_starts(
     assert not (tmp_path / "training").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_gets_no_traceback():
     command = f"{sys.executable} -m sae.cli train --help | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)

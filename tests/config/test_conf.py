@@ -58,6 +58,7 @@ def at(config: object, path: str) -> object:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "key", "choice"), list(all_choices()))
 def test_a_choice_composes_in_a_command_that_has_its_group(name, key, choice):
     command = COMMANDS[name]
@@ -124,6 +125,7 @@ def test_every_key_of_a_command_has_a_meaning_that_is_a_sentence(command: Comman
         assert re.match(r"[A-Z].*[.]$", key.meaning), (key.name, key.meaning)
 
 
+@pytest.mark.slow
 @EVERY
 def test_a_command_without_words_has_the_defaults_of_its_dataclass(command: Command):
     config = build(command, needed(command))
@@ -132,6 +134,7 @@ def test_a_command_without_words_has_the_defaults_of_its_dataclass(command: Comm
     assert config == command.config_class()(**{name: values[name] for name in required})
 
 
+@pytest.mark.slow
 @EVERY
 def test_a_configuration_is_frozen(command: Command):
     config = build(command, needed(command))
@@ -139,6 +142,7 @@ def test_a_configuration_is_frozen(command: Command):
         setattr(config, dataclasses.fields(config)[0].name, "elsewhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "key", "value"),
     [
@@ -207,6 +211,7 @@ def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 @EVERY
 def test_the_help_lists_every_group_and_key_that_can_have_an_effect(command, capsys):
     text = help_of(capsys, *command.name.split())

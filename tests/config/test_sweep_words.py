@@ -18,6 +18,7 @@ def grid(*words: str) -> list:
     return launch.grid(TRAIN, words)
 
 
+@pytest.mark.slow
 def test_every_combination_of_values_is_one_configuration_as_if_given_alone():
     words = ["seed=7", "sae=topk", "optim.lr=1e-3,3e-3", "sae.d_sae=32,64", "sae.k=2,4,8"]
     fixed = ["seed=7", "sae=topk"]
@@ -70,6 +71,7 @@ def test_a_key_of_some_architectures_applies_to_those_and_nothing_is_made_twice(
     ]
 
 
+@pytest.mark.slow
 def test_a_single_value_that_one_architecture_has_applies_to_it_alone():
     standard, topk = grid("sae=standard,topk", "sae.k=16")
     assert standard == build(TRAIN, [])
@@ -87,6 +89,7 @@ def test_a_pattern_chooses_all_architectures_that_fit_it():
         grid("sae=glob(x*)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -225,6 +225,7 @@ def test_support_lists_entries_by_row_and_by_latent_and_counts_them():
     assert torch.equal(values[support.by_column], filled.t()[by_latent])
 
 
+@pytest.mark.slow
 def test_adam_on_unit_rows_is_torchs_adam_with_projection_and_normalisation():
     draw = draws()
     weight = torch.nn.functional.normalize(draw(9, 5), dim=1)

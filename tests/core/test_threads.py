@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import torch
 from sae.core.cpu_kernels import top_k_rows
@@ -19,6 +21,7 @@ print(found, threads())
 """
 
 
+@pytest.mark.slow
 def test_a_kernel_leaves_torchs_number_of_threads_as_it_is():
     given = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "3"}
     done = subprocess.run(

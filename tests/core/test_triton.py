@@ -291,6 +291,7 @@ if not INTERPRETED:
         assert " passed" in done.stdout
         assert "skipped" not in done.stdout
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("dtype", "d_sae", "d"),
         [

@@ -437,6 +437,7 @@ def test_a_model_without_keys_and_values_counts_as_well():
 WRITES = [(f, h) for f, h in CASES if f != "bert" and h in STREAM]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "hook"), WRITES)
 def test_writing_with_a_cache_equals_writing_without(models, family, hook):
     model, prompt = models[family], TOKENS[:, :6]
@@ -447,6 +448,7 @@ def test_writing_with_a_cache_equals_writing_without(models, family, hook):
     assert not torch.equal(cached, write(model, prompt, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 6])
 @pytest.mark.parametrize(
     "positions",

@@ -246,6 +246,7 @@ def transcoder_run(tmp_path_factory, tiny_model, tiny_text, model):
     return run
 
 
+@pytest.mark.slow
 def test_eval_compares_a_transcoder_with_the_hook_that_it_writes(transcoder_run):
     figures = {f.id: f for f in sae.eval(run=str(transcoder_run), n_behaviour_tokens=256)}
     assert figures["exact"].values["explained_variance"] == pytest.approx(1, abs=1e-4)
@@ -334,6 +335,7 @@ def test_a_dictionary_of_another_output_width_is_refused(transcoder_run, tmp_pat
         sae.eval(run=str(tmp_path), cache=str(transcoder_run / "cache.zarr"))
 
 
+@pytest.mark.slow
 def test_eval_writes_figures_of_every_dictionary_on_held_out_rows_only(tiny_run, tmp_path):
     import shutil
 

@@ -43,6 +43,7 @@ def surprising(monkeypatch: pytest.MonkeyPatch) -> Pareto:
     )
 
 
+@pytest.mark.slow
 def test_evaluation_computes_every_metric_and_nothing_else(
     tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_new_metric_is_in_every_table(surprising: Pareto) -> None:
     assert row in card.splitlines()
 
 
+@pytest.mark.slow
 def test_a_new_metric_has_a_panel_only_if_it_asks_for_one(
     surprising: Pareto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

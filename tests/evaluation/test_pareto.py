@@ -153,6 +153,7 @@ def copied(run: Path, folder: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_evaluation_ends_with_a_comparison_of_the_run(evaluated: Path) -> None:
     pareto = json.loads((evaluated / "pareto.json").read_text())
     rows = {entry["id"]: entry for entry in pareto["dictionaries"]}

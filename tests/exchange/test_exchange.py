@@ -215,6 +215,7 @@ def test_a_folder_that_saelens_saved_loads_here_and_computes_the_same(tmp_path, 
         torch.testing.assert_close(ours(x), theirs.decode(expected), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_export_holds_the_dictionary_the_tables_and_a_card(exported):
     _, folder = exported
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}

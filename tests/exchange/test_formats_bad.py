@@ -226,6 +226,7 @@ def test_a_configuration_that_contradicts_the_weights_is_refused(
 ODD = [None, "odd", "", [], [1], {}, {"a": 1}, -1, 0, 1.5, 1e99, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_odd_value_in_a_configuration_does_no_harm_or_is_refused(name, tmp_path):
     folder = tmp_path / "layers.1"
@@ -248,6 +249,7 @@ def test_an_odd_value_in_a_configuration_does_no_harm_or_is_refused(name, tmp_pa
             part.update(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_flipped_bytes_in_a_files_beginning_or_end_do_no_harm_or_are_refused(there, seed):
     folder, path = there

@@ -83,6 +83,7 @@ def test_without_a_cache_the_model_is_taken_by_its_name(foreign, tiny_model, tmp
     assert record["causal"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_llama_scope_r1_distill_is_imported(run, tiny_model, tmp_path):
     theirs, folder = random_dictionary("jumprelu", hook_name=HOOK), tmp_path / "L1R"
     write_dictionary(theirs, folder, "openmoss")
@@ -188,6 +189,7 @@ def test_an_export_in_a_format_without_a_place_for_it_is_refused_first(tiny_run)
         sae.export(run=str(tiny_run), dictionary="strong", format="other")
 
 
+@pytest.mark.slow
 def test_an_export_of_what_we_trained_in_another_format_has_tables_and_a_card(
     tiny_run, tmp_path
 ):

@@ -121,6 +121,7 @@ RESIDUAL = ("org/gemma-scope-2b-pt-res", "layer_1/width_16k/average_l0_82")
 TRANSCODERS = ("org/gemma-scope-2b-pt-transcoders", "layer_1/width_16k/average_l0_82")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["jumprelu", "standard"])
 def test_saelens_reads_what_we_write_as_gemma_scope(architecture, hub):
     ours = random_dictionary(architecture, hook_name=HOOK)
@@ -130,6 +131,7 @@ def test_saelens_reads_what_we_write_as_gemma_scope(architecture, hub):
     assert theirs.cfg.metadata.hook_name == HOOK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d_out", [D_IN, 20])
 def test_saelens_reads_a_transcoder_that_we_write_as_gemma_scope(d_out, hub):
     ours = random_dictionary("jumprelu", d_out=d_out)
@@ -159,6 +161,7 @@ SCOPE_2 = "org/gemma-scope-2-1b-pt"
 AFFINE = {"d_out": D_IN, "skip": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "settings", "name"),
     [
@@ -183,6 +186,7 @@ def test_saelens_reads_what_we_write_as_gemma_scope_2(place, settings, name, arc
     assert theirs.cfg.metadata.hf_hook_name == "model.layers.1.output"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "read_from", "output", "skip"),
     [
@@ -255,6 +259,7 @@ def both_of_llama_scope(hub, loader, where):
     return ours, theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("include", [False, True])
 def test_llama_scopes_folders_mean_here_what_they_do_in_saelens(include, hub):
     # SAELens leaves out the norms of the decoder's rows, which OpenMOSS has decide: the same
@@ -305,6 +310,7 @@ def r1_distill(folder, include, unit_rows):
     save_file(tensors, folder / "sae_weights.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("include", [False, True])
 def test_llama_scope_r1_distills_folders_mean_here_what_they_do_in_saelens(include, hub):
     r1_distill(hub.joinpath(*R1_DISTILL), include, unit_rows=include)
@@ -332,6 +338,7 @@ def test_saelens_leaves_out_norms_that_decide_in_llama_scope_r1_distill(hub):
 TRAINER = ("org/lm_sae", "resid_post_layer_1/trainer_0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["topk", "gated", "jumprelu"])
 def test_saelens_reads_what_we_write_as_dictionary_learning(architecture, hub):
     about = {"model_name": "org/lm", "context_size": 128}
@@ -367,6 +374,7 @@ CLASSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_trainers_folder_means_here_what_it_does_in_saelens(name, hub):
     b_enc, b_dec = CLASSES[name]

@@ -218,6 +218,7 @@ def test_names_are_made_of_model_hook_and_dictionary(atlas):
     assert place_of(replace(record, hook_name="hook_embed"), source="0-emb").layer == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -551,6 +552,7 @@ def test_labels_of_others_are_labels_and_further_ones_explain(copy, tmp_path):
     assert labels.by_hand == []
 
 
+@pytest.mark.slow
 def test_hostile_texts_arrive_as_texts(atlas, tmp_path):
     bad = [
         HOSTILE,
@@ -663,6 +665,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_exports_are_refused_in_a_sentence_and_leave_nothing(name, copy, tmp_path):
     damage, said = DAMAGES[name]
@@ -702,6 +705,7 @@ def test_several_sources_and_what_is_there_already_are_refused(exported, copy, t
 # The command, and what is shown
 
 
+@pytest.mark.slow
 def test_the_verbs_work_from_the_command_line(atlas, tmp_path, capsys, monkeypatch):
     assert main(["atlas"]) == 0
     listed = capsys.readouterr().out

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 from support.dashboards import PLACE, import_atlas, same, seen
 
 from sae.atlas.atlas import Atlas
@@ -108,5 +109,6 @@ def page(atlas: Atlas, folder: Path) -> str:
     return "\n".join([*lines[:-1], READ])
 
 
+@pytest.mark.slow
 def test_the_page_of_dashboards_is_up_to_date(check_page, atlas, tmp_path):
     check_page(PAGE, page(atlas, tmp_path))

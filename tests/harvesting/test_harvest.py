@@ -110,6 +110,7 @@ class Killed(BaseException):
     """Ends a harvest as a kill does: nothing that handles errors sees it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_a_harvest_that_dies_inside_any_write_goes_on_to_the_same_bytes(
     tmp_path, tiny_model, tiny_text, processes, seed
@@ -131,6 +132,7 @@ def test_a_harvest_that_dies_inside_any_write_goes_on_to_the_same_bytes(
     assert tree(tmp_path / "run" / "cache.zarr") == tree(tmp_path / "whole" / "cache.zarr")
 
 
+@pytest.mark.slow
 def test_a_finished_harvest_is_reused_quickly_and_not_touched(
     tmp_path, tiny_model, long_text, reference, monkeypatch
 ):
@@ -144,6 +146,7 @@ def test_a_finished_harvest_is_reused_quickly_and_not_touched(
     assert cache.digest == open_cache(reference).digest
 
 
+@pytest.mark.slow
 def test_two_hooks_in_one_cache_equal_two_caches_of_one_hook(tmp_path, tiny_model, tiny_text):
     both = sae.harvest(**small(tmp_path / "both", tiny_model, tiny_text))
     assert both.hook_names == [HOOK, OTHER]
@@ -273,6 +276,7 @@ def test_impossible_settings_are_refused_in_one_sentence():
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_what_is_written_is_kept(
     tmp_path, tiny_model, tiny_text, monkeypatch
 ):

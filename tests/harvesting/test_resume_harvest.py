@@ -95,6 +95,7 @@ def test_a_harvest_killed_ten_times_in_a_row_goes_on_to_the_same_bytes(
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".partial", ".old")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_harvest_whose_text_ends_early_dies_inside_any_write_and_goes_on_to_the_same_bytes(
     tmp_path,
@@ -207,6 +208,7 @@ def copied(given: dict[str, Any], tmp_path: Path) -> tuple[dict[str, Any], Path,
     return given | {"run": str(tmp_path)}, tmp_path / "cache.zarr", whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "compression", "harm"),
     [*((*cache, flip) for cache in CACHES), *(("int8", "zstd", harm) for harm in HARMS)],
@@ -235,6 +237,7 @@ def test_damage_of_any_array_is_repaired_by_computing_that_chunk_alone(
 @pytest.mark.parametrize("name", [f"statistics/{OTHER}/mean", f"statistics/{HOOK}/variance"])
 def test_damaged_statistics_are_reduced_again_without_the_model(tmp_path, made, computed, name):
     given, cache, whole = copied(made("float16", "none"), tmp_path)
+    computed.clear()
     flip(chunk_files(cache, name)[0])
     sae.harvest(**given)
     assert computed == []
@@ -245,6 +248,7 @@ def test_without_verify_what_is_there_is_not_read_and_what_is_not_is_computed(
     tmp_path, made, computed, monkeypatch
 ):
     given, cache, whole = copied(made("float16", "none"), tmp_path)
+    computed.clear()
     given |= {"verify": False}
     flip(chunk_files(cache, f"activations/{HOOK}")[0])
     harmed = tree(cache)
@@ -279,6 +283,7 @@ def test_without_verify_damaged_text_that_is_needed_is_one_sentence_and_no_endle
 # What is stored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "compression"), CACHES)
 def test_every_dtype_and_compression_stores_the_same_values(
     made, tiny_model, tiny_text, tmp_path, dtype, compression

@@ -70,6 +70,7 @@ def test_a_site_says_its_module_its_side_its_width_and_whether_it_is_in_the_stre
         assert sites[family][f"blocks.1.{hook}"] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PLACES)
 def test_a_site_is_the_same_in_a_cache_in_its_rows_and_in_their_dictionary(
     sites, family, tmp_path
@@ -102,6 +103,7 @@ def test_a_transcoder_keeps_both_of_its_sites(sites, tmp_path):
     assert metadata["hf_hook_name_out"] == "model.layers.1.mlp.down_proj.input"
 
 
+@pytest.mark.slow
 def test_once_harvested_no_stage_looks_for_a_site_again(
     tiny_model, tiny_text, tmp_path, monkeypatch
 ):
@@ -144,6 +146,7 @@ def as_before(cache_path, sites):
     return open_cache(cache_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PLACES)
 def test_a_cache_from_before_has_the_sites_that_it_was_read_at(sites, family, tmp_path):
     wanted = [*sites[family].values()]

@@ -21,6 +21,7 @@ pytestmark = needs_browser
 # --- a feature
 
 
+@pytest.mark.slow
 def test_a_feature_shows_its_evidence(visit: Visit, site: Path) -> None:
     page = visit(site, "#f=12")
     groups = page.locator(".group").all_inner_texts()
@@ -52,6 +53,7 @@ def test_a_feature_shows_its_evidence(visit: Visit, site: Path) -> None:
     assert re.fullmatch(r"Sequence [\d,]+, position \d+ of the cache", title)
 
 
+@pytest.mark.slow
 def test_contexts_are_lines_or_whole_texts(visit: Visit, site: Path) -> None:
     page = visit(site, "#f=12")
     context = page.locator(".context").nth(2)
@@ -64,6 +66,7 @@ def test_contexts_are_lines_or_whole_texts(visit: Visit, site: Path) -> None:
     page.wait_for_selector(".contexts.full")
 
 
+@pytest.mark.slow
 def test_relatives_are_previewed_and_followed(visit: Visit, site: Path) -> None:
     page = visit(site, "#f=12")
     link = page.locator(".kin a").first
@@ -96,6 +99,7 @@ def test_a_dead_feature_says_so(visit: Visit, site: Path) -> None:
     assert page.locator(".silent[open] .context").count() == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["200", "-1", "x%zz", "", "1e2"])
 def test_a_number_out_of_range_is_told_the_range(visit: Visit, site: Path, number: str) -> None:
     page = visit(site, f"#f={number}")
@@ -116,6 +120,7 @@ def test_a_dictionary_without_a_live_feature_says_so(visit: Visit, tmp_path: Pat
 # --- bad data
 
 
+@pytest.mark.slow
 def test_hostile_text_stays_text(visit: Visit, tmp_path: Path) -> None:
     address = write_sample(tmp_path, 40, hostile=True, pareto=sample_pareto())
     page = visit(address)
@@ -135,6 +140,7 @@ def test_hostile_text_stays_text(visit: Visit, tmp_path: Path) -> None:
     page.wait_for_timeout(100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["index", "labels", "features/00000"])
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
 def test_a_missing_or_damaged_file_is_a_sentence(
@@ -151,6 +157,7 @@ def test_a_missing_or_damaged_file_is_a_sentence(
     assert f"data/{name}.js is {damage}" in page.inner_text(".trouble:visible")
 
 
+@pytest.mark.slow
 def test_a_missing_search_file_leaves_the_labels_searchable(
     visit: Visit, tmp_path: Path
 ) -> None:
@@ -165,6 +172,7 @@ def test_a_missing_search_file_leaves_the_labels_searchable(
 # --- looks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mark", ["", "#q=violin", "#f=12", "#f=999"])
 def test_a_phone_never_scrolls_sideways(visit: Visit, site: Path, mark: str) -> None:
     phone = {"viewport": {"width": 375, "height": 700}, "has_touch": True, "is_mobile": True}
@@ -204,6 +212,7 @@ TEXTS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("mark", ["#q=violin", "#f=12"])
 def test_text_stands_out_from_its_ground(
@@ -218,6 +227,7 @@ def test_text_stands_out_from_its_ground(
     assert (grounds == "rgb(17, 23, 22)") == (scheme == "dark")
 
 
+@pytest.mark.slow
 def test_the_scheme_can_be_turned(visit: Visit, site: Path) -> None:
     page = visit(site, color_scheme="light")
     page.click("#scheme")

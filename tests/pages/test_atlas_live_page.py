@@ -97,6 +97,7 @@ def served(site: Path) -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_text_is_read_token_by_token(served: Any, visit: Visit) -> None:
     address, asked = served
     page = visit(address)
@@ -117,6 +118,7 @@ def test_a_text_is_read_token_by_token(served: Any, visit: Visit) -> None:
     assert page.locator("#read-tokens button").nth(2).get_attribute("data-tip") == "5"
 
 
+@pytest.mark.slow
 def test_the_dial_steers(served: Any, visit: Visit) -> None:
     address, asked = served
     page = visit(address, "#f=12")
@@ -138,6 +140,7 @@ def test_the_dial_steers(served: Any, visit: Visit) -> None:
     assert "length 12.5" in arms[1]
 
 
+@pytest.mark.slow
 def test_what_the_server_refuses_is_read_as_it_says_it(served: Any, visit: Visit) -> None:
     page = visit(served[0], loud=False)
     page.fill("#text", "word " * 60)
@@ -148,6 +151,7 @@ def test_what_the_server_refuses_is_read_as_it_says_it(served: Any, visit: Visit
     assert page.locator("#read-button").is_enabled()
 
 
+@pytest.mark.slow
 def test_a_label_is_edited_in_place(served: Any, visit: Visit) -> None:
     address, asked = served
     page = visit(address, "#f=12")

@@ -20,6 +20,7 @@ pytestmark = needs_browser
 # --- the home view
 
 
+@pytest.mark.slow
 def test_the_home_view_says_what_it_is_of(visit: Visit, site: Path) -> None:
     page = visit(site)
     assert page.inner_text("h1") == "Layer 9 of SmolLM2-135M-Instruct, feature by feature"
@@ -47,6 +48,7 @@ def test_without_siblings_nothing_is_compared(visit: Visit, tmp_path: Path) -> N
     assert page.locator("#pareto").is_hidden()
 
 
+@pytest.mark.slow
 def test_search_looks_into_labels_texts_and_numbers(visit: Visit, site: Path) -> None:
     page = visit(site)
     type_search(page, "violin")
@@ -70,6 +72,7 @@ def test_search_looks_into_labels_texts_and_numbers(visit: Visit, site: Path) ->
     assert "Fewer or shorter words" in page.inner_text("#list")
 
 
+@pytest.mark.slow
 def test_the_whole_way_by_keyboard(visit: Visit, site: Path) -> None:
     page = visit(site)
     type_search(page, "king")
@@ -111,6 +114,7 @@ def test_what_has_the_focus_can_be_seen(visit: Visit, site: Path) -> None:
     assert [name for name, visible in seen if not visible] == []
 
 
+@pytest.mark.slow
 def test_order_and_filters_narrow_the_list(visit: Visit, site: Path) -> None:
     page = visit(site)
     page.select_option("#order", "number")
@@ -171,6 +175,7 @@ def lonely(page: Any) -> int:
     )
 
 
+@pytest.mark.slow
 def test_the_map_shows_names_and_opens_what_is_clicked(visit: Visit, site: Path) -> None:
     page = visit(site)
     feature = lonely(page)
@@ -185,6 +190,7 @@ def test_the_map_shows_names_and_opens_what_is_clicked(visit: Visit, site: Path)
     assert page.locator('.row[aria-selected="true"]').get_attribute("data-f") == str(feature)
 
 
+@pytest.mark.slow
 def test_the_map_is_zoomed_and_moved_by_wheel_hand_and_keys(visit: Visit, site: Path) -> None:
     page = visit(site)
     feature = lonely(page)
@@ -215,6 +221,7 @@ def test_the_map_is_zoomed_and_moved_by_wheel_hand_and_keys(visit: Visit, site: 
     until(page, "map.view.zoom === 1")
 
 
+@pytest.mark.slow
 def test_a_wheel_just_after_the_page_opened_zooms_the_map(visit: Visit, site: Path) -> None:
     page = visit(site)
     page.evaluate("performance.now = () => 100")

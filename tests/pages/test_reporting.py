@@ -163,6 +163,7 @@ def test_what_json_cannot_say_becomes_null() -> None:
     assert embedded(sample_page(), "curves")["standard-12-l1-2"][0]["metrics/l0"] is None
 
 
+@pytest.mark.slow
 @needs_browser
 def test_cards_show_a_few_features_and_lead_to_the_atlas(tmp_path: Path) -> None:
     document = opened(sample_page(), tmp_path)
@@ -273,6 +274,7 @@ def test_figures_that_no_dictionary_has_are_left_out_of_the_page(tmp_path: Path)
     assert "CE score" not in table[0]
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1100])
 def test_labels_of_a_crowded_picture_lie_apart(tmp_path: Path, width: int) -> None:
@@ -306,6 +308,7 @@ def test_a_single_dictionary_is_a_table_without_a_picture(tmp_path: Path) -> Non
     assert 'class="badge"' not in document
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_points", [0, 1, 3])
 def test_the_picture_is_drawn_as_png_and_nothing_else_is_left(
     tmp_path: Path, n_points: int

@@ -767,6 +767,7 @@ def test_a_notebook_is_told_that_it_would_wait(run):
         asyncio.run(cell())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_told_to_stop_and_ends_well(run, number):
     words = [sys.executable, "-m", "sae.cli", "serve", str(run), "port=0", "device=cpu"]

@@ -269,8 +269,8 @@ class Lists(Written):
     house.change(
         "exchange/formats/__init__.py",
         (
-            "import GemmaScope2\n",
-            "import GemmaScope2\nfrom sae.exchange.formats.lists import Lists\n",
+            "import GemmaScope, GemmaScope2\n",
+            "import GemmaScope, GemmaScope2\nfrom sae.exchange.formats.lists import Lists\n",
         ),
         ("    GemmaScope2(),\n", "    GemmaScope2(),\n    Lists(),\n"),
     )

@@ -26,6 +26,7 @@ def test_there_are_modules_to_look_at():
     assert {"cli.py", "cache/layout.py", "commands/train.py"} <= set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_a_module_has_a_docstring_and_at_most_400_lines(path):
     assert ast.get_docstring(tree(path))
@@ -144,6 +145,7 @@ def public_functions(node: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunct
             yield from public_functions(child)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_a_public_function_says_which_shapes_its_tensors_have(path):
     for function in public_functions(tree(path)):

@@ -78,6 +78,7 @@ def run(way, made_here, tmp_path, monkeypatch) -> str:
     return way(made_here, there)
 
 
+@pytest.mark.slow
 @WAYS
 def test_what_was_made_is_found_and_reused_wherever_the_run_is(run, capfd):
     made = [p for p in Path(run).rglob("*") if p.suffix in (".parquet", ".safetensors")]
@@ -91,6 +92,7 @@ def test_what_was_made_is_found_and_reused_wherever_the_run_is(run, capfd):
     assert {p: p.stat().st_mtime_ns for p in made} == before
 
 
+@pytest.mark.slow
 @WAYS
 def test_what_is_missing_is_made_wherever_the_run_is(run):
     record = sae.open_cache(f"{run}/cache.zarr").model

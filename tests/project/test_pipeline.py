@@ -86,6 +86,7 @@ def test_the_page_shows_every_feature_and_needs_no_network(finished):
     assert (finished[0] / "pareto.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_second_demo_reuses_every_stage_and_keeps_the_timings(
     finished, tiny_model, tiny_text, command
 ):
@@ -100,6 +101,7 @@ def test_a_second_demo_reuses_every_stage_and_keeps_the_timings(
     assert json.loads((run / "report.json").read_text()) == before
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_pictures_of_the_readme_are_made_from_a_demo(finished, tmp_path):
     run, _ = finished
@@ -112,6 +114,7 @@ def test_the_pictures_of_the_readme_are_made_from_a_demo(finished, tmp_path):
     assert (tmp_path / "atlas.png").read_bytes() != (tmp_path / "feature.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_demo_killed_at_several_instants_ends_with_the_same_dictionaries(
     finished, tmp_path, tiny_model, tiny_text, start
 ):

@@ -60,6 +60,7 @@ def refused(run, out, sentence, **words):
     assert files(out) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ['{"digest": "a"}', '{"a": 1}', "[]", "3", "{", ""])
 def test_a_folder_with_an_export_json_of_somebody_else_is_not_replaced(content, run, tmp_path):
     (tmp_path / "export.json").write_text(content)

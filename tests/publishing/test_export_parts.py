@@ -43,6 +43,7 @@ def test_a_dictionary_in_several_parts_loads_as_one(format, tmp_path):
         torch.testing.assert_close(again.tensors[name], tensor, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["saelens", "sparsify"])
 def test_several_parts_come_out_of_an_export_as_one_file(format, tiny_run, tmp_path):
     about = {

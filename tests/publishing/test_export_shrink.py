@@ -61,6 +61,7 @@ def rows_of(card, title):
 BITS = {"bfloat16": 16, "float16": 16, "int8": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", BITS)
 def test_a_smaller_type_costs_what_the_card_says(dtype, run):
     whole = sae.export(run=str(run), dictionary="some")
@@ -85,6 +86,7 @@ def cost_of(folder):
     return json.loads((folder / "export.json").read_text())["shrunk"]
 
 
+@pytest.mark.slow
 def test_what_it_costs_the_model_is_what_evaluation_finds_for_it(run, tmp_path):
     folder = sae.export(run=str(run), dictionary="some", dtype="int8", drop_dead=True)
     cost = cost_of(folder)
@@ -267,6 +269,7 @@ def test_the_card_of_a_dictionary_without_its_dead_features_says_so(run):
     assert float(list(found.values())[2][1]) > 0
 
 
+@pytest.mark.slow
 def test_where_no_feature_is_dead_the_folder_is_the_same_and_it_is_said(
     tiny_run, tmp_path, capsys
 ):
@@ -286,6 +289,7 @@ def test_where_no_feature_is_dead_the_folder_is_the_same_and_it_is_said(
             assert (whole / name).read_bytes() == (alive / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_card_of_a_nested_dictionary_has_the_widths_that_are_left(run, tmp_path):
     nested = tmp_path / "run"
     settings = {"run": str(nested), "cache": str(run / "cache.zarr")}
@@ -339,6 +343,7 @@ def test_a_topk_keeps_no_more_than_its_latents(tmp_path):
     assert dictionary.of_latents(torch.arange(48)) is dictionary
 
 
+@pytest.mark.slow
 def test_nothing_is_not_exported(run, tmp_path):
     odd = tmp_path / "run"
     shutil.copytree(run, odd)

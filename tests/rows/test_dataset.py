@@ -80,6 +80,7 @@ def test_an_epoch_holds_every_row_once_the_last_smaller_batch_included(
     assert numbers(batches) != rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool_bytes", POOLS)
 @pytest.mark.parametrize("n_workers", [0, 1, 2])
 def test_workers_split_the_rows_so_that_each_still_comes_once_an_epoch(
@@ -131,6 +132,7 @@ def test_workers_read_different_chunks(numbered, monkeypatch):
     assert len(each[0] & each[1]) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_workers", [0, 2])
 @pytest.mark.parametrize("skip", [1, 2, 7, 11, 12, 25, 33, 40])
 def test_what_is_skipped_leaves_the_rest_as_it_was(numbered, n_workers, skip):
@@ -199,6 +201,7 @@ def test_it_is_pickled_without_the_opened_cache_and_with_what_it_found(numbered)
     assert b"zarr.core" not in pickle.dumps(data)
 
 
+@pytest.mark.slow
 def test_spawned_workers_open_the_cache_for_themselves(numbered, tmp_path):
     # A script of its own: what is spawned imports the main module again.
     script = tmp_path / "script.py"

@@ -71,6 +71,7 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("rows")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "others",
     [
@@ -101,6 +102,7 @@ def test_one_reading_of_the_text_gives_the_rows_of_a_cache_each_once(
     assert capsys.readouterr().err.count("the text has ended, and begins again") == 1
 
 
+@pytest.mark.slow
 def test_rows_with_large_norms_are_left_out_as_from_a_cache(tmp_path, tiny_model, tiny_text):
     asked = of_text(tiny_model, tiny_text)
     cache = cached(asked, tmp_path, max_norm_multiple=1.1)
@@ -117,6 +119,7 @@ def test_rows_with_large_norms_are_left_out_as_from_a_cache(tmp_path, tiny_model
     assert all(float(r.float().norm(dim=1).max()) <= bound for (r,) in [*taken(rows, 2), (x,)])
 
 
+@pytest.mark.slow
 def test_an_encoder_gives_the_rows_of_its_cache(
     tmp_path,
     encoder,
@@ -130,6 +133,7 @@ def test_an_encoder_gives_the_rows_of_its_cache(
     assert rows.record.model.class_name == "AutoModel"
 
 
+@pytest.mark.slow
 def test_the_record_is_that_of_a_cache_without_its_digest(tmp_path, tiny_model, tiny_text):
     asked = of_text(tiny_model, tiny_text, hook_names=[HOOK, OTHER])
     for output in (None, OTHER):
@@ -171,6 +175,7 @@ def test_the_identity_is_json_and_changes_with_all_that_decides_the_rows(
 
 
 # The text has about 8,000 rows to train on: the last points are in its second reading.
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 5, 40, 130, 200])
 def test_a_later_process_goes_on_bit_for_bit(at, tmp_path, tiny_model, tiny_text, whole):
     asked = of_text(tiny_model, tiny_text, batch_size=4, hook_names=[HOOK, OTHER])
@@ -199,6 +204,7 @@ def whole(
     return found
 
 
+@pytest.mark.slow
 def test_going_on_with_other_forward_passes_and_workers_gives_the_same_rows(
     tmp_path, tiny_model, tiny_text
 ):

@@ -146,6 +146,7 @@ def test_the_default_pool_mixes_rows_of_all_chunks(numbered):
     assert {row // (32 * CONTEXT) for row in numbers(batch)} == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool_bytes", POOLS)
 @pytest.mark.parametrize("size", [37, 128])
 def test_skipping_gives_what_reading_and_dropping_gives(numbered, pool_bytes, size):
@@ -223,6 +224,7 @@ def test_pairs_come_in_the_order_in_which_one_hook_is_read(numbered):
         assert torch.equal(x, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hooks", "chunks"), [(("h",), 4), (("h", "out"), 2)])
 def test_a_pool_counts_the_bytes_of_every_hook_that_it_holds(
     numbered, monkeypatch, hooks, chunks

@@ -251,6 +251,7 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["/notes.jsonl", "/notes.jsonl.gz"])
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_file_on_the_web_gives_every_document_once_in_order(web, name, ranges):
@@ -258,6 +259,7 @@ def test_a_file_on_the_web_gives_every_document_once_in_order(web, name, ranges)
     assert list(documents(DataConfig(name=web.address + name))) == WEB_TEXTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["/notes.jsonl", "/notes.jsonl.gz"])
 @pytest.mark.parametrize("share", [0.0001, 0.5, 0.98])
 def test_a_server_that_breaks_off_and_comes_back_gives_every_document_once(web, name, share):
@@ -266,6 +268,7 @@ def test_a_server_that_breaks_off_and_comes_back_gives_every_document_once(web, 
     assert web.broken == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["/notes.jsonl", "/notes.jsonl.gz"])
 @pytest.mark.parametrize("breaks", [3, 10**6])
 def test_a_server_without_ranges_that_breaks_off_never_gives_a_shorter_text(web, name, breaks):
@@ -684,6 +687,7 @@ def test_killed_at_any_step_of_streaming_and_moving_a_text_goes_on_to_the_same_b
     assert goal > 60
 
 
+@pytest.mark.slow
 def test_at_no_step_are_rows_taken_for_final_that_change_later(
     tmp_path, short, ended, monkeypatch
 ):
@@ -716,6 +720,7 @@ def test_at_no_step_are_rows_taken_for_final_that_change_later(
     assert tree(path) == tree(ended)
 
 
+@pytest.mark.slow
 def test_a_text_that_has_changed_since_the_kill_is_refused_at_any_step(
     tmp_path, short, ended, monkeypatch
 ):

@@ -68,6 +68,7 @@ def figures(one):
     return read_json_lines(one.state_path / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_each_dictionary_of_a_pass_is_bit_for_bit_what_it_is_alone(tiny_run, tmp_path):
     grid = three(tiny_run, tmp_path / "together")
     grid.append(replace(grid[0], seed=7))
@@ -79,6 +80,7 @@ def test_each_dictionary_of_a_pass_is_bit_for_bit_what_it_is_alone(tiny_run, tmp
         assert figures(alone) == figures(one)
 
 
+@pytest.mark.slow
 def test_rows_are_read_once_for_all_that_read_the_same(tiny_run, tmp_path, monkeypatch):
     asked = []
     real = train.open_source
@@ -95,6 +97,7 @@ def test_rows_are_read_once_for_all_that_read_the_same(tiny_run, tmp_path, monke
     assert asked == [same[0].id, other_order.id, "half"]
 
 
+@pytest.mark.slow
 def test_too_little_memory_means_turns_and_the_same_weights(tiny_run, tmp_path, capsys):
     grid = three(tiny_run, tmp_path / "turns")
     together = sae.sweep(three(tiny_run, tmp_path / "together"))
@@ -115,6 +118,7 @@ def test_a_turn_holds_as_many_as_fit_and_one_that_never_fits_is_refused():
         turns(loads, 10e9)
 
 
+@pytest.mark.slow
 def test_one_that_diverges_is_named_and_the_others_are_finished(tiny_run, tmp_path):
     grid = three(tiny_run, tmp_path, log_every_steps=1)
     grid.append(replace(grid[0], optim=OptimConfig(lr=1e18)))
@@ -167,6 +171,7 @@ def newest(configs):
     return max(found, default=0)
 
 
+@pytest.mark.slow
 def test_members_at_different_steps_wait_for_each_other(tiny_run, tmp_path, monkeypatch):
     grid, whole = three(tiny_run, tmp_path / "x"), three(tiny_run, tmp_path / "whole")
     interrupted(monkeypatch, 20, lambda: sae.train(grid[0]))
@@ -192,6 +197,7 @@ def interrupted(monkeypatch, step, work):
             work()
 
 
+@pytest.mark.slow
 def test_a_member_that_waits_at_a_step_to_be_kept_makes_nobody_save_at_every_step(
     tiny_run, tmp_path, monkeypatch
 ):
@@ -316,6 +322,7 @@ def test_a_changed_beginning_is_another_training(tiny_run, tmp_path):
         sae.train(begun[1])
 
 
+@pytest.mark.slow
 def test_a_second_process_that_trains_the_same_is_refused(
     tiny_run, tmp_path, processes, monkeypatch
 ):
@@ -428,6 +435,7 @@ def test_looking_changes_no_weights(tiny_run, tmp_path):
     assert equal(sae.train(often), sae.train(seldom))
 
 
+@pytest.mark.slow
 def test_a_sweep_in_wandb_is_a_group_of_runs(tiny_run, tmp_path):
     import subprocess
     import sys
@@ -463,6 +471,7 @@ def test_a_sweep_in_wandb_is_a_group_of_runs(tiny_run, tmp_path):
     assert groups.pop().startswith(tmp_path.name)
 
 
+@pytest.mark.slow
 def test_a_wandb_that_cannot_be_reached_is_said_once(tiny_run, tmp_path, monkeypatch, capsys):
     class Unreachable:
         def __init__(self, *_):
@@ -476,6 +485,7 @@ def test_a_wandb_that_cannot_be_reached_is_said_once(tiny_run, tmp_path, monkeyp
     assert all(figures(one) for one in grid)
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_a_comparison_of_its_run(tiny_run, tmp_path, capsys):
     grid = [replace(one, sweep=SweepConfig()) for one in three(tiny_run, tmp_path)]
     sae.sweep(grid)
@@ -491,6 +501,7 @@ def test_runs_with_dictionaries_of_one_name_are_told_apart(tiny_run, tmp_path):
     assert all(one.dictionary_path.exists() for one in grid)
 
 
+@pytest.mark.slow
 def test_figures_of_a_dictionary_that_was_extended_are_not_shown(tiny_run, tmp_path, capsys):
     grid = [replace(one, sweep=SweepConfig()) for one in three(tiny_run, tmp_path)]
     sae.sweep(grid)
@@ -512,6 +523,7 @@ def live(tiny_model, tiny_text, run, **changes):
     return config(Path(), run, **settings | changes)
 
 
+@pytest.mark.slow
 def test_without_a_cache_a_sweep_can_be_interrupted_and_go_on_in_other_groups(
     tiny_model, tiny_text, tmp_path, monkeypatch
 ):

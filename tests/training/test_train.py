@@ -51,6 +51,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_run, t
     assert not equal(first, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -74,6 +75,7 @@ def test_every_option_changes_the_weights(tiny_run, tmp_path, change):
     assert plain.d_sae != changed.d_sae or not equal(plain, changed)
 
 
+@pytest.mark.slow
 def test_a_short_dead_window_counts_more_dead_latents(tiny_run, tmp_path):
     dead = []
     for window in (0.01, 1.0):
@@ -115,6 +117,7 @@ def figures_of(run):
     return read_json_lines(next(run.glob("training/*/metrics.jsonl")))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_threads")
 def test_ctrl_c_saves_and_the_training_ends_in_the_same_bits(tiny_run, tmp_path, monkeypatch):
     whole = sae.train(**settings(tiny_run, tmp_path / "whole", eval_every_steps=15))
@@ -130,6 +133,7 @@ def test_ctrl_c_saves_and_the_training_ends_in_the_same_bits(tiny_run, tmp_path,
     assert figures_of(tmp_path / "broken") == figures_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_within_seconds_and_exits_with_143(tiny_run, tmp_path, start):
     words = ["train", f"cache={tiny_run}/cache.zarr"]
     words += ["sae.d_sae=48", "training_tokens=20_000_000", "train_batch_size_tokens=128"]
@@ -193,6 +197,7 @@ def test_the_learning_rate_rises_stays_and_falls_to_nearly_zero():
     assert rates == sorted(rates[:50]) + sorted(rates[50:], reverse=True)
 
 
+@pytest.mark.slow
 def test_wandb_offline_records_the_figures_that_the_file_has(tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
