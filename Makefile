@@ -26,7 +26,7 @@ $(TOOLS): $(READY) tests/peers.txt
 demo: $(READY)  ## the whole path on a real model: about a quarter of an hour on two cores
 	$(BIN)/sae demo
 
-test: $(TOOLS)  ## run all tests: about ten minutes on two cores
+test: $(TOOLS)  ## run all tests: about eleven minutes on two cores
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: $(TOOLS)  ## run the tests that are not marked slow: two minutes on two cores
