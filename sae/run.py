@@ -114,7 +114,7 @@ class Run:
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
     export = _PlaceOf("export/{}")
-    # Of whoever makes a dictionary, by training or by import.
+    # Whoever makes a dictionary holds it, a training as well as an import.
     dictionary_lock = _PlaceOf("training/{}/.lock")
 
     @property

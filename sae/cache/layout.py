@@ -93,12 +93,12 @@ class ActivationCache:
 
     @property
     def n_sequences(self) -> int:
-        """Rows of tokens."""
+        """Number of sequences."""
         return int(self.array("tokens").shape[0])
 
     @property
     def context_size(self) -> int:
-        """Tokens a row."""
+        """Tokens in a sequence."""
         return int(self.array("tokens").shape[1])
 
     @property

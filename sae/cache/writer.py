@@ -19,7 +19,14 @@ from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
 from sae.base import UserError
-from sae.cache.layout import STATISTICS, TEXT, chunk_key, chunk_slices, written_rows
+from sae.cache.layout import (
+    STATISTICS,
+    TEXT,
+    ActivationCache,
+    chunk_key,
+    chunk_slices,
+    written_rows,
+)
 from sae.cache.store import explained_store_failures, open_group, stored_keys
 from sae.cache.stored import STORED_DTYPES, Stored, from_stored, to_stored
 from sae.core.row_statistics import (
@@ -29,6 +36,7 @@ from sae.core.row_statistics import (
     split_moments,
 )
 from sae.core.scaling import SINK_NORM_MULTIPLE
+from sae.models import ModelRecord
 from sae.text.packing import TextPlan
 
 _QUANTILES = 101
@@ -58,6 +66,11 @@ class CacheWriter:
         if name not in arrays:
             arrays[name] = self.group[name]
         return arrays[name]
+
+    @property
+    def model(self) -> ModelRecord:
+        """Which model the activations are of."""
+        return ActivationCache(str(self.location), self.group).model
 
     @property
     def dtype(self) -> str:

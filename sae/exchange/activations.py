@@ -91,7 +91,7 @@ def export_to_hf(
                 for batch in islice(batches, size):
                     stream.write_table(Dataset.from_dict(batch, features=features).data.table)
                     bar.update(len(batch[TOKENS]))
-        about = f"{cache.attributes['model']['hub_id']}, cache {cache.digest}, {held_out=}"
+        about = f"{cache.model.hub_id}, cache {cache.digest}, {held_out=}"
         _describe(temporary, names, features, f"Activations of {about}")
     return n
 

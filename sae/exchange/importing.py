@@ -202,10 +202,10 @@ def _model(config: ImportConfig, said: str | None) -> ModelRecord:
     record = open_cache(location).model
     name = config.model_name or said or record.name
     hub_id = EMBEDDED[name].hub_id if name in EMBEDDED else name
-    # Without the owner, as TransformerLens names many models.
+    # Without the owner, as TransformerLens names many models; a folder from wherever it is.
     known = {record.hub_id, record.name, record.hub_id.split("/")[-1]}
     require(
-        hub_id in known,
+        hub_id in known or str(Path(name).absolute()) in known,
         f"{config.folder} is of {name}, but {location} is of {record.hub_id}; if these are "
         f"one model, say model_name={record.name}",
     )

@@ -75,7 +75,7 @@ def _fill_share(asked: Harvest, processes: Processes) -> None:
 
 
 def _model(asked: Harvest, processes: Processes) -> LanguageModel:
-    """Give each process of a machine a GPU of its own, where there are several."""
+    """Load the model; each of several processes of a machine takes a GPU of its own."""
     config = asked.config.model
     several = processes.size > 1 and config.device in ("auto", "cuda")
     if several and torch.cuda.is_available():
@@ -86,7 +86,7 @@ def _model(asked: Harvest, processes: Processes) -> LanguageModel:
 
 def _check_same_model(asked: Harvest, writer: CacheWriter, model: LanguageModel) -> None:
     for what, begun, now in (
-        ("weights", writer.attributes["model"]["weight_digest"], model.record.weight_digest),
+        ("weights", writer.model.weight_digest, model.record.weight_digest),
         ("tokenizer", writer.attributes["tokenizer_digest"], tokenizer_digest(model)),
     ):
         require(

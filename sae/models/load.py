@@ -186,11 +186,10 @@ def record_without_weights(name: str) -> ModelRecord:
 
 
 def _recorded_names(name: str) -> tuple[str, str]:
-    """Return a model's name and Hub id; a folder's name is its path from wherever one is."""
+    """Return the name to load a model by, a folder's from wherever one is, and the Hub id."""
     if name in EMBEDDED:
         return name, EMBEDDED[name].hub_id
-    found = str(Path(name).absolute()) if Path(name).is_dir() else name
-    return found, found
+    return str(Path(name).absolute()) if Path(name).is_dir() else name, name
 
 
 def recorded_config(record: ModelRecord, device: str) -> ModelConfig:
