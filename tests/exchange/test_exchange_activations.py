@@ -14,6 +14,7 @@ from sae.cache.text_writer import write_text
 from sae.dictionary.metadata import metadata_of
 from sae.exchange import activations
 from sae.exchange.activations import export_to_hf, import_from_saelens
+from sae.models.record import ModelRecord
 from sae.models.site import Site
 from sae.text.packing import RowBlock, TextPlan
 
@@ -25,7 +26,7 @@ HOOKS = [
 CONTEXT = 16
 ATTRIBUTES = {
     "digest": "0123",
-    "model": {"name": "tiny", "hub_id": "tiny", "weight_digest": "w"},
+    "model": ModelRecord("tiny", "tiny", "w").to_json(),
     "tokenizer_digest": "t",
     "data": {"name": "notes", "held_out_fraction": 0.1},
     "special_token_ids": [0],
