@@ -6,8 +6,8 @@ to be a person's.
 
 import csv
 import io
-import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from sae.base import UserError, read_json, require, write_text
 
 LABELS_FILE = "labels.csv"
 _COLUMNS = ("feature", "label", "explanation")
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""Cells that a spreadsheet would compute; an apostrophe before them makes them text."""
+_BLANK_LETTERS = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and signs that are drawn as nothing, which their category does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def write_labels(folder: Path, labels: Labels) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for feature, cells in enumerate(zip(labels.label, labels.explanation, strict=True)):
-        writer.writerow([feature, *(f"'{c}" if _FORMULA.match(c) else c for c in cells)])
+        writer.writerow([feature, *(f"'{c}" if _is_formula(c) else c for c in cells)])
     content = text.getvalue().encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     write_text(folder / LABELS_FILE, content)
 
@@ -88,7 +88,7 @@ def set_label(folder: Path, feature: int, label: str) -> Labels:
     labels = read_labels(folder)
     last = len(labels.label) - 1
     require(0 <= feature <= last, f"feature={feature}; the atlas has features 0 to {last}")
-    labels.label[feature] = " ".join(label.split()) or labels.automatic[feature]
+    labels.label[feature] = _in_sight(label) or labels.automatic[feature]
     write_labels(folder, labels)
     return labels
 
@@ -125,6 +125,32 @@ def carry_labels(old: Path, new: Path, automatic: list[str], dictionary_digest: 
     return labels
 
 
+def _is_blank(character: str) -> bool:
+    kind = unicodedata.category(character)
+    return kind[0] == "Z" or kind in ("Cc", "Cf", "Cs") or character in _BLANK_LETTERS
+
+
+def _is_formula(cell: str) -> bool:
+    """Return whether a spreadsheet may compute the cell; an apostrophe before it makes it text.
+
+    Programs drop what is not seen before a sign, and take a sign of full width for the plain
+    one; a tab or a line end may move what follows into a cell of its own.
+    """
+    text = cell.lstrip("'")
+    if text[:1] in ("\t", "\r", "\n"):
+        return True
+    seen = (c for c in text if c != "'" and not _is_blank(c))
+    # A mark without a letter to stand on is not seen either.
+    first = next((c for c in seen if unicodedata.category(c)[0] != "M"), "")
+    return unicodedata.normalize("NFKC", first)[:1] in ("=", "+", "-", "@", "\u2212")
+
+
+def _in_sight(label: str) -> str:
+    """Return the label in one line that begins with something to be seen, or nothing."""
+    text = " ".join(label.split())
+    return text[next((i for i, c in enumerate(text) if not _is_blank(c)), len(text)) :]
+
+
 def _unused(folder: Path, stem: str) -> Path:
     path, number = folder / f"{stem}.csv", 2
     while path.exists():
@@ -148,7 +174,7 @@ def _records(path: Path, d_sae: int) -> Iterator[tuple[int, str, str]]:
         )
         found = [cells[i].strip() if 0 <= i < len(cells) else "" for i in places]
         # Without the apostrophe that keeps a spreadsheet from computing a cell.
-        cell, *texts = (c[1:] if c[:1] == "'" and _FORMULA.match(c) else c for c in found)
+        cell, *texts = (c[1:] if c[:1] == "'" and _is_formula(c) else c for c in found)
         require(
             cell.isascii() and cell.isdecimal() and int(cell) < d_sae,
             f"{where}: {cell!r} is no feature of this atlas; give a number from 0 to "

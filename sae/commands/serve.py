@@ -16,13 +16,8 @@ from sae.base import UserError, require, say
 from sae.dictionary import Dictionary
 from sae.models import LanguageModel, locate
 from sae.pages.server.app import Pages, application
-from sae.pages.server.guard import (
-    address_of,
-    is_loopback,
-    listen,
-    name_check,
-    serve_until_stopped,
-)
+from sae.pages.server.guard import is_loopback, name_check
+from sae.pages.server.listening import address_of, listen, serve_until_stopped
 from sae.pages.server.live import LiveAtlas, ReadRequest, Shelf, SteerRequest
 from sae.run import Run
 from sae.steering.generate import Sampling, generate_beside, unit_dose, with_baseline

@@ -39,6 +39,11 @@ def test_labels_that_nobody_touched_are_the_automatic_ones(tmp_path):
     assert read_labels(tmp_path / "a") == labels
 
 
+# Zero width: space, joiner, word joiner, byte order mark, soft hyphen; turning the direction;
+# blanks that str.strip() knows not; blank letters; a mark on nothing.
+UNSEEN = "\u200b\u200d\u2060\ufeff\u00ad\u202e\u2066\u200f\u3164\u2800\u034f\ufe0f\x00"
+
+
 HOSTILE = [
     "=1+1",
     "'=x",
@@ -49,6 +54,11 @@ HOSTILE = [
     "-tion",
     "</script>",
     "\x00",
+    *(f"{unseen}=1+1" for unseen in UNSEEN),
+    "\uff1d1+1",
+    "\ufe661+1",
+    "\u200b'\u202e\uff20SUM(1)",
+    "a\u200b=1",
 ]
 
 
@@ -61,7 +71,29 @@ def test_what_is_written_is_read_again(tmp_path, text):
     assert read_labels(folder) == labels
     with (folder / "labels.csv").open(encoding="utf-8", newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
-    assert not [cell for cell in cells if cell[:1] in set("=+-@")]
+    assert not [cell for cell in cells if computed(cell)]
+
+
+def computed(cell: str) -> bool:
+    """As a spreadsheet might: it drops what it does not draw, and reads full width as plain."""
+    drawn = [c for c in cell if c not in UNSEEN]
+    return "".join(drawn).translate({0xFF1D: "=", 0xFE66: "=", 0xFF20: "@"})[:1] in tuple(
+        "=+-@"
+    )
+
+
+def test_a_label_begins_with_something_to_be_seen(tmp_path):
+    folder = atlas(tmp_path / "a")
+    assert set_label(folder, 0, f"{UNSEEN[:8]} cats").label[0] == "cats"
+    # What is not seen at all is no label.
+    assert set_label(folder, 0, "\u200b \ufeff\u3164").label[0] == "“a”"
+    # A sign that joins what stands beside it stays, and a vowel sign of its own.
+    for label in (
+        "\u0915\u094d\u200d\u0937",
+        "\u093e is a vowel",
+        "\U0001f469\u200d\U0001f680",
+    ):
+        assert set_label(folder, 0, label).label[0] == label
 
 
 def test_a_lone_surrogate_does_not_spoil_the_file(tmp_path):

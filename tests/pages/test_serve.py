@@ -31,7 +31,8 @@ from sae.commands.serve import ServeConfig, pages_of
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 from sae.pages.server.app import Dropped, Worker
-from sae.pages.server.guard import address_of, listen, name_check
+from sae.pages.server.guard import name_check
+from sae.pages.server.listening import address_of, listen
 from sae.rows.reading import activations
 from sae.steering.generate import (
     Sampling,
@@ -201,6 +202,11 @@ def test_the_report_and_its_picture_are_served_and_a_head_has_no_body(server, ru
         "/atlas/strong/data//etc/passwd",
         "/atlas/strong/data/%2fetc%2fpasswd",
         "/atlas/strong/data/index.js%00.png",
+        "/atlas/strong/data/%zz%ff%ed%a0%80.js",
+        f"/atlas/strong/data/{'a' * 300}.js",
+        f"/atlas/strong/data/{'a' * 300}/index.js",
+        f"/atlas/strong/data/{'/'.join(['a' * 200] * 30)}.js",
+        f"/atlas/{'a' * 300}/",
         "/atlas/..%2f/data/secret.js",
         "/atlas/%2e%2e/data/secret.js",
         "/atlas/weak/",
@@ -242,10 +248,112 @@ def test_several_atlases_are_listed_beside_those_that_cannot_be_shown(tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "name", ["evil.example", "evil.example:80", "", "127.0.0.1.evil.example"]
+    "name",
+    [
+        "evil.example",
+        "evil.example:80",
+        "",
+        "127.0.0.1.evil.example",
+        "evil@127.0.0.1",
+        "127.0.0.1@evil.example",
+        "localhost.",
+        "localhost/evil.example",
+        "localhost?evil",
+        "localhost#evil",
+        "localhost, evil.example",
+        "localhost evil",
+        "localhost:",
+        "localhost:abc",
+        "localhost:-1",
+        "localhost:0",
+        "localhost:99999",
+        "[::1]evil.example",
+        "[::1]:",
+        "[127.0.0.1]",
+        "::1",
+    ],
 )
 def test_a_foreign_name_that_points_here_is_refused(server, name):
     assert "does not go by the name" in server.refused("/atlas/strong/", None, 403, Host=name)
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "status"),
+    [
+        # Whoever is asked as a proxy is asked for another name than that in the header.
+        ("GET http://evil.example/atlas/strong/data/index.js HTTP/1.1", "HOST", 400),
+        ("GET http://x@127.0.0.1/atlas/strong/data/index.js HTTP/1.1", "HOST", 400),
+        ("GET / HTTP/1.1", "HOST\nHost: evil.example", 400),
+        ("GET / HTTP/1.1", "Host: evil.example\nHOST", 400),
+        ("GET / HTTP/1.1", "HOST\nSec-Fetch-Site: none\nSec-Fetch-Site: cross-site", 400),
+        ("GET / HTTP/1.0", "Accept: */*", 403),
+        ("POST /atlas/strong/api/read HTTP/1.1", "HOST\nOrigin: null\nOrigin: null", 400),
+    ],
+)
+def test_a_request_that_can_be_read_in_two_ways_is_refused(
+    server, request_line, headers, status
+):
+    found = server.raw(f"{request_line}\n{headers}\nConnection: close\n\n".encode())
+    # The library finds some by itself, and answers in the oldest version.
+    refusals = f"HTTP/1.{request_line[-1]} {status}".encode(), b"HTTP/1.0 400"
+    assert found.startswith(refusals)
+    assert b"atlas.take" not in found
+
+
+def test_a_compressed_body_or_a_date_that_is_none_is_no_defect(server, capfd):
+    json_body = "HOST\nContent-Type: application/json\nConnection: close\nContent-Length: 2"
+    post = f"POST /atlas/strong/api/read HTTP/1.1\n{json_body}\n"
+    found = server.raw(f"{post}Content-Encoding: gzip\n\n{{}}".encode())
+    assert b"415 Unsupported" in found
+    assert b"must not be compressed" in found
+    far = "Mon, 01 Jan 99999999999 00:00:00 GMT"
+    assert server.ask("/atlas/strong/data/index.js", If_Modified_Since=far)[0] == 200
+    assert server.raw(b"this is no HTTP\n\n").startswith(b"HTTP/1.0 400")
+    assert server.raw(b"GET / HTTP/1.1\nHOST\nX: " + b"y" * 9000 + b"\n\n")[9:12] == b"400"
+    # Requests of strangers fill no terminal.
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_whoever_sends_half_a_request_or_reads_no_answer_is_let_go(run, monkeypatch):
+    for module in ("guard", "listening"):
+        monkeypatch.setattr(f"sae.pages.server.{module}.PATIENCE", 0.5)
+    post = b"POST /atlas/strong/api/read HTTP/1.1\nHOST\nContent-Type: application/json\n"
+    with serving(run) as server:
+        for half in (b"", b"GET / HTT", b"GET / HTTP/1.1\nHOST\nX: "):
+            assert server.raw(half) == b""
+        late = server.raw(post + b"Content-Length: 9\n\n{")
+        assert late.startswith(b"HTTP/1.1 408 ")
+        assert b"was not complete after 0.5 seconds" in late
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.settimeout(0.2)
+            deaf.connect(("127.0.0.1", server.port))
+            ask = b"GET /atlas/strong/data/index.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+            with pytest.raises(ConnectionError):
+                send_for_ever(deaf, ask * 500)
+
+
+def send_for_ever(connection: socket.socket, data: bytes) -> None:
+    """Until the other side ends it, in 40 seconds at most."""
+    for _ in range(200):
+        with contextlib.suppress(TimeoutError):
+            connection.sendall(data)
+
+
+def test_more_connections_than_there_can_be_are_told_so_and_do_no_harm(server):
+    with contextlib.ExitStack() as stack:
+        many = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
+            for _ in range(150)
+        ]
+        assert many[-1].recv(100).startswith(b"HTTP/1.1 503 ")
+        assert server.ask("/favicon.ico")[0] == 503
+    for _ in range(100):
+        if server.ask("/favicon.ico")[0] == 204:
+            break
+        time.sleep(0.02)
+    assert server.ask("/favicon.ico")[0] == 204
 
 
 @pytest.mark.parametrize("name", ["localhost", "LOCALHOST", "127.0.0.1", "[::1]"])
@@ -467,6 +575,7 @@ def test_a_direction_outside_the_stream_can_be_turned_too(model, hook):
         ("label", {"feature": 1, "label": "x" * 201}, "the label has 201 characters; give 200"),
         ("label", {"feature": 1, "label": "a\nb"}, "a control character, U+000A"),
         ("label", {"feature": 1, "label": "a\x1b[2J"}, "a control character, U+001B"),
+        ("label", {"feature": 1, "label": "a\u202eb"}, "a control character, U+202E"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused_in_a_sentence(server, what, body, sentence):

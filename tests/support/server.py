@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from sae.commands.serve import ServeConfig, pages_of
 from sae.pages.server.app import application
-from sae.pages.server.guard import listen, name_check, serve_until_stopped
+from sae.pages.server.guard import name_check
+from sae.pages.server.listening import listen, serve_until_stopped
 
 JSON = {"Content-Type": "application/json"}
 
@@ -40,6 +42,13 @@ class Server:
         found = answer.status, answer.headers, answer.read()
         connection.close()
         return found
+
+    def raw(self, data: bytes, timeout: float = 10) -> bytes:
+        """All that comes back until the server closes; `HOST` stands for its own name."""
+        own = b"Host: 127.0.0.1:%d" % self.port
+        with socket.create_connection(("127.0.0.1", self.port), timeout) as connection:
+            connection.sendall(data.replace(b"HOST", own).replace(b"\n", b"\r\n"))
+            return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
     def json(self, path: str, body=None, **headers: str):
         status, _, data = self.ask(path, body, **headers)

@@ -6,9 +6,9 @@ import gzip
 import html
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,9 +165,22 @@ def _own_file(root: Path, *parts: str) -> Path:
         if not part or part.startswith(".") or any(c in part for c in "/\\\0"):
             raise web.HTTPNotFound
     path = root.joinpath(*parts)
-    if path.suffix not in _TYPES or not path.is_file() or path.resolve() != path:
-        raise web.HTTPNotFound
-    return path
+    with _found():
+        if path.suffix in _TYPES and path.is_file() and path.resolve() == path:
+            return path
+    raise web.HTTPNotFound
+
+
+@contextmanager
+def _found() -> Iterator[None]:
+    """Turn what the system has against a path into: not found.
+
+    The name may be too long or no name at all, the file forbidden, or just being replaced.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise web.HTTPNotFound from error
 
 
 async def _file_response(
@@ -177,7 +190,8 @@ async def _file_response(
 
     If `live`, the page is told that it can ask this server to compute.
     """
-    stat, is_text = path.stat(), path.suffix != ".png"
+    with _found():
+        stat, is_text = path.stat(), path.suffix != ".png"
     accepted = "gzip" in request.headers.get("Accept-Encoding", "")
     packed = accepted and is_text and stat.st_size > _SMALL
     tag = f"{stat.st_mtime_ns:x}-{stat.st_size:x}{'-gzip' if packed else ''}"
@@ -188,7 +202,8 @@ async def _file_response(
         response.set_status(304)
         return response
     # Beside the loop: compressing a large file takes some hundredths of a second.
-    await asyncio.to_thread(_fill, response, path, live=live, packed=packed)
+    with _found():
+        await asyncio.to_thread(_fill, response, path, live=live, packed=packed)
     response.content_type = _TYPES[path.suffix]
     response.charset = "utf-8" if is_text else None
     return response
@@ -209,7 +224,11 @@ def _fill(response: web.Response, path: Path, *, live: bool, packed: bool) -> No
 def _is_current(request: web.Request, tag: str, modified: datetime | None) -> bool:
     if request.if_none_match is not None:
         return any(etag.value in (tag, "*") for etag in request.if_none_match)
-    since = request.if_modified_since
+    try:
+        since = request.if_modified_since
+    except (ValueError, OverflowError):
+        # No date that there is.
+        return False
     return since is not None and modified is not None and modified <= since
 
 

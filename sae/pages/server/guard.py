@@ -1,4 +1,4 @@
-"""Where a server listens, and who may talk to it: its own pages, in a browser of somebody here.
+"""Who may talk to a server: its own pages, in a browser of somebody here.
 
 A page of another site that is open in the same browser can send requests to this machine too.
 It cannot choose the headers `Host`, `Origin` and `Sec-Fetch-*`, so these tell it apart.
@@ -6,22 +6,21 @@ It cannot choose the headers `Host`, `Origin` and `Sec-Fetch-*`, so these tell i
 
 import asyncio
 import base64
-import errno
 import hashlib
 import ipaddress
 import logging
 import re
-import signal
 import socket
-import threading
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from sae.base import UserError
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+PATIENCE = 30.0
+"""Seconds in which a request is to arrive: its headers, and then its body."""
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -32,6 +31,11 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Server": "sae",
 }
+_AUTHORITY = re.compile(
+    r"(?:\[(?P<v6>[0-9a-f]*:[0-9a-f:.]*)\]|(?P<name>[a-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?",
+    re.IGNORECASE | re.ASCII,
+)
+"""A host with a port, the only thing that a browser says in `Host`: no user, path or blank."""
 _INLINE = re.compile(
     r'<script(?![^>]*\b(?:src=|type="application/json"))[^>]*>(.*?)</script>', re.DOTALL
 )
@@ -72,6 +76,7 @@ def guard(is_own_name: Callable[[str], bool]) -> Handler:
             _check_names(request, is_own_name)
             if request.method not in ("GET", "HEAD", "POST"):
                 raise web.HTTPMethodNotAllowed(request.method, ["GET", "HEAD", "POST"])
+            await _receive(request)
             return await handler(request)
         except UserError as error:
             status, sentence = 400, " ".join(str(error).split())
@@ -91,30 +96,59 @@ def guard(is_own_name: Callable[[str], bool]) -> Handler:
     return guarded  # type: ignore[return-value]
 
 
+async def _receive(request: web.Request) -> None:
+    """Wait for the whole body, which is kept for the handler; nobody may take for ever."""
+    if request.method != "POST":
+        return
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await request.read()
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout(
+            text=f"the request was not complete after {PATIENCE:g} seconds"
+        ) from error
+
+
 def _check_names(request: web.Request, is_own_name: Callable[[str], bool]) -> None:
-    host = request.headers.get("Host", "")
+    if not request.raw_path.startswith("/"):
+        # What comes before the path would be in the place of `Host`, and unchecked.
+        raise web.HTTPBadRequest(text="this server is no proxy; ask for a path")
+    host = _only(request, "Host") or ""
     if not is_own_name(_name(host)):
         raise web.HTTPForbidden(text=f"this server does not go by the name {host[:80]!r}")
-    fetched = request.headers.get("Sec-Fetch-Site", "same-origin")
-    followed = request.headers.get("Sec-Fetch-Mode") == "navigate"
+    fetched = _only(request, "Sec-Fetch-Site") or "none"
+    followed = _only(request, "Sec-Fetch-Mode") == "navigate"
     if fetched not in ("same-origin", "none") and not (request.method == "GET" and followed):
         raise web.HTTPForbidden(text="this server answers its own pages alone")
     if request.method != "POST":
         return
     # Programs send no origin; a browser sends one with every POST.
-    origin = request.headers.get("Origin")
+    origin = _only(request, "Origin")
     if origin is not None and origin != f"http://{host}":
         raise web.HTTPForbidden(text=f"this server answers no pages of {origin[:80]!r}")
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="the request must be of type application/json")
+    if _only(request, "Content-Encoding") not in (None, "identity"):
+        raise web.HTTPUnsupportedMediaType(text="the request must not be compressed")
+
+
+def _only(request: web.Request, name: str) -> str | None:
+    """Return a header that can be there once, or None: of two, each reader picks its own."""
+    found = request.headers.getall(name, [])
+    if len(found) > 1:
+        raise web.HTTPBadRequest(text=f"the request has more than one header {name}")
+    return found[0] if found else None
 
 
 def _name(host: str) -> str:
-    # Without the port, which may be a tunnel's.
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
+    """Return the name in a `Host` header, or "" if it is not well formed.
+
+    The port may be any, as a tunnel's is another than ours.
+    """
+    found = _AUTHORITY.fullmatch(host)
+    if found is None or not 0 < int(found["port"] or 80) <= 65_535:
         return ""
+    return (found["v6"] or found["name"]).lower()
 
 
 async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
@@ -135,79 +169,3 @@ def policy(page: str) -> str:
         "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; with port 0 on any free one.
-
-    Raises:
-        UserError: if the port is taken or not allowed, or the host is not this machine's.
-    """
-    try:
-        (family, _, _, _, address), *_ = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except (OSError, UnicodeError) as error:
-        raise UserError(
-            f"host={host} is not known here; say 127.0.0.1 for this machine alone"
-        ) from error
-    try:
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        raise UserError(_why_not(host, port, error)) from error
-
-
-def _why_not(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        with listen(host, 0) as free:
-            return f"port={port} is taken; port={free.getsockname()[1]} is free"
-    if error.errno == errno.EACCES:
-        return f"port={port} is not allowed to you; give one from 1024 to 65535"
-    return (
-        f"host={host} cannot be listened on here ({error.strerror}); "
-        "say 127.0.0.1 for this machine alone"
-    )
-
-
-def address_of(listening: socket.socket) -> str:
-    """Return the address at which a browser on this machine finds the server."""
-    host, port = listening.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-
-
-def serve_until_stopped(
-    make: Callable[[], web.Application],
-    listening: socket.socket,
-    started: Callable[[Callable[[], None]], None],
-) -> None:
-    """Answer requests until Ctrl-C or SIGTERM, which are its usual end.
-
-    The application is made inside the loop. `started` is called once requests are answered,
-    with a function that ends it from any thread.
-    """
-
-    async def serve() -> None:
-        loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # Whoever started this in the background has its reasons.
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    loop.add_signal_handler(number, stopped.set)
-
-        def stop() -> None:
-            loop.call_soon_threadsafe(stopped.set)
-
-        # Handlers are cancelled when their client goes, and with them what they wait for.
-        runner = web.AppRunner(
-            make(), access_log=None, handler_cancellation=True, shutdown_timeout=0.5
-        )
-        try:
-            await runner.setup()
-            await web.SockSite(runner, listening).start()
-            started(stop)
-            await stopped.wait()
-        finally:
-            await runner.cleanup()
-
-    asyncio.run(serve())

@@ -18,6 +18,8 @@ from sae.run import Run
 _HELD = 4
 """Dictionaries that are held in memory at once, of all that a run has."""
 _MAX_LABEL = 200
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Kinds of characters that turn the direction of writing until another one ends it."""
 _RANGES: dict[str, tuple[float, float]] = {
     "feature": (0, 2**31 - 1),
     "strength": (-100.0, 100.0),
@@ -111,9 +113,10 @@ def _label(label: str) -> str:
         f"the label has {len(label)} characters; give {_MAX_LABEL} at most",
     )
     for character in label:
-        # A terminal obeys it, or it breaks the line.
+        # A terminal obeys it, or it breaks the line, or turns round what stands beside it.
         require(
-            unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp"),
+            unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
+            and unicodedata.bidirectional(character) not in _TURNS,
             f"the label holds a control character, U+{ord(character):04X}; write it in one "
             "line without",
         )
