@@ -359,5 +359,7 @@ def initial_directions(
     rows = torch.randint(len(sample), (d_sae,), generator=generator)
     noise = torch.randn(d_sae, sample.shape[1], generator=generator, dtype=sample.dtype)
     unit = nn.functional.normalize
-    mixed = unit(sample[rows], dim=1) + unit(noise, dim=1).to(sample.device)
-    return unit(mixed, dim=1)
+    noise = unit(noise, dim=1).to(sample.device)
+    mixed = unit(sample[rows], dim=1) + noise
+    # In one dimension every other row is the opposite of its noise, and nothing is left.
+    return unit(torch.where(mixed.any(1, keepdim=True), mixed, noise), dim=1)

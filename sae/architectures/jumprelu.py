@@ -157,6 +157,10 @@ class JumpReLUConfig(ArchitectureConfig):
         )
         self.check_target_l0(self.target_l0)
 
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return the scale of a penalty that this is not."""
+        return {} if self.penalty == "tanh" else {"tanh_scale": "penalty=tanh"}
+
     @property
     def short_name(self) -> str:
         goal = (

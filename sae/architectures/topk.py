@@ -133,6 +133,11 @@ class TopKConfig(ArchitectureConfig):
         )
         self.check_not_negative("aux_loss_coefficient", "1/32 is usual")
 
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return the number of a loss that has no weight."""
+        word = f"aux_loss_coefficient={TopKConfig.aux_loss_coefficient:g}"
+        return {} if self.aux_loss_coefficient else {"k_aux": word}
+
     @property
     def short_name(self) -> str:
         return f"{self.architecture}-{self.d_sae}-k-{self.k}"

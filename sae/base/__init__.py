@@ -17,6 +17,7 @@ from sae.base.files import (
 from sae.base.json_object import JsonObject, taken
 from sae.base.progress import duration, progress, say, show, size
 from sae.base.provenance import UNKNOWN, code_version, digest, digest_bytes, plain, versions
+from sae.base.settings import check_idle, check_numbers
 
 __all__ = [
     "UNKNOWN",
@@ -24,6 +25,8 @@ __all__ = [
     "UserError",
     "atomic_path",
     "check_free_space",
+    "check_idle",
+    "check_numbers",
     "check_writable",
     "code_version",
     "digest",

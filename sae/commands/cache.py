@@ -117,9 +117,6 @@ class CacheSampleConfig:
     out: str | None = None
     """Where to write the sequences as a smaller cache; by default they are shown instead."""
 
-    def __post_init__(self) -> None:
-        require(self.seed >= 0, f"seed={self.seed} is negative; give 0 or more")
-
 
 def sample(config: CacheSampleConfig) -> ActivationCache | None:
     """Print random sequences and return None, or return the smaller cache of them."""

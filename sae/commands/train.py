@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sae.base import UserError, check_writable, digest, plain, require, say
+from sae.base import UserError, check_numbers, check_writable, digest, plain, require, say
 from sae.dictionary import Dictionary, load_dictionary
 from sae.evaluation.evaluate import EvalConfig, evaluate
+from sae.models import resolve_device
 from sae.pages.compare import say_comparison, write_comparison
 from sae.rows.own import OwnTensors
 from sae.run import Run, missing
@@ -26,6 +27,7 @@ def run(config: TrainConfig, rows: OwnTensors | None = None) -> Dictionary:
         rows: tensors (n, d_in) to train on in place of a cache, of any n; pairs of them,
             (n, d_in) and (n, d_out), for a transcoder.
     """
+    resolve_device(config.device)
     check_writable(config.dictionary_path)
     source = open_source(config, rows)
     train_together(tasks_of([config], source), source)
@@ -49,6 +51,7 @@ def sweep(configs: Iterable[TrainConfig]) -> list[Dictionary]:
             isinstance(config, TrainConfig),
             f"sae.sweep takes TrainConfigs; this is none: {type(config).__name__}",
         )
+        check_numbers(config)
     refuse_twins(wanted)
     run_all(wanted)
     return [load_dictionary(config.dictionary_path) for config in wanted]
@@ -79,6 +82,7 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
     """
     configs = _grouped(configs)
     for config in configs:
+        resolve_device(config.device)
         check_writable(config.dictionary_path)
     diverged: list[str] = []
     compared: list[list[TrainConfig]] = []

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sae.base.errors import UserError, nearest
+from sae.base.settings import check_idle, check_numbers
 from sae.config.commands import Command
 from sae.config.groups import groups
 from sae.config.keys import is_required, parts
@@ -30,6 +31,8 @@ def call_of(command: Command) -> Callable[..., object]:
             config = _configuration(command, settings)
         elif settings or not isinstance(config, expected):
             raise UserError(f"{name} takes one {expected.__name__}, or its fields by keyword")
+        check_numbers(config)
+        check_idle(config)
         return command.function()(config, **more)
 
     call.__module__, call.__name__, call.__qualname__ = "sae", command.python_name, name

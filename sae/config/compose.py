@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from sae.base import UserError, nearest
+from sae.base import UserError, check_numbers, nearest
 from sae.config.commands import Command
 from sae.config.groups import CLASSES, Group, conf_folder, groups, usage
 from sae.config.keys import Key, is_configuration, keys, kind_in_words, parts
@@ -139,7 +139,9 @@ def resolve(command: Command, composed: DictConfig) -> "DataclassInstance":
     """Return the frozen configuration object of a composed node."""
     if OmegaConf.missing_keys(composed):
         raise UserError(f"write {usage(command)}, such as: {command.example}")
-    return _object(composed)
+    found = _object(composed)
+    check_numbers(found)
+    return found
 
 
 def _object(node: DictConfig) -> "DataclassInstance":

@@ -7,9 +7,11 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, TypeGuard
+
+from sae.base.settings import HasIdleKeys
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -32,20 +34,6 @@ class Key:
     """As it is now, or `REQUIRED`."""
     meaning: str
     """The docstring under the field."""
-
-
-@runtime_checkable
-class HasIdleKeys(Protocol):
-    """A configuration of which some keys have no effect while others are as they are.
-
-    The help leaves them out, and names those that a word on the command line would wake.
-    """
-
-    def idle_keys(self) -> Mapping[str, str | None]:
-        """Return the keys without effect, each with the word that would give it one, if any.
-
-        A key stands for all below it: `{"harvest": "cache=null"}`.
-        """
 
 
 def keys(config: "Described") -> list[Key]:

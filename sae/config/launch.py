@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae.base import UserError, duration, require
+from sae.base import UserError, check_idle, duration, require
 from sae.config.commands import Command
 from sae.config.compose import (
     build,
@@ -214,10 +214,12 @@ def launch(command: Command, words: Sequence[str]) -> object:
     if any(word in _HYDRAS for word in words):
         _by_hydra(command, words)
         return None
-    if not command.several:
-        return command.function()(build(command, words))
-    configs = grid(command, words)
+    configs: Sequence[object] = (
+        grid(command, words) if command.several else [build(command, words)]
+    )
     if len(configs) == 1:
+        # In a grid a key may count for some of the dictionaries alone.
+        check_idle(configs[0])
         return command.function()(configs[0])
     return command.function(command.several)(configs)
 

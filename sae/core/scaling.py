@@ -12,6 +12,9 @@ from sae.core import PerLatent, Vectors, Weight
 
 SINK_NORM_MULTIPLE = 10.0
 """Activations of a norm above this multiple of the median count as attention sinks."""
+# Squares of rows of this size, summed over any width, are still numbers of float32; so are the
+# squares of what scales them to one.
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,17 @@ class InputScaling:
         square_distance = float((x.double() - mean).square().sum(1).mean())
         require(
             not math.isnan(square_distance),
-            "the rows hold NaN or infinite activations; nothing was trained, verify the cache",
+            "the rows hold NaN or infinity as float32; nothing was trained, verify the cache",
         )
         require(square_distance > 0, "all rows are the same; nothing to learn")
+        size = (square_distance / mean.numel()) ** 0.5
+        require(
+            1 / _LARGEST <= size <= _LARGEST,
+            f"the rows are about {size:.1e} in size (root mean square of a coordinate around "
+            f"its mean), and float32 has room for what is trained on sizes from "
+            f"{1 / _LARGEST:g} to {_LARGEST:g}; multiply the rows by "
+            f"1e{-round(math.log10(size))}",
+        )
         return cls(mean.float(), (mean.numel() / square_distance) ** 0.5)
 
     def __call__(self, x: Vectors) -> Vectors:

@@ -252,8 +252,12 @@ class Dictionary:
         return self.with_weights(weights, self.activation.of_latents(kept))
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
-        """Return the feature activations of raw activations `x`; they are never negative."""
-        return self.activation.encode(x.to(self.W_enc.dtype) @ self.W_enc, self.b_enc)
+        """Return the feature activations of raw activations `x`; they are never negative.
+
+        What is encoded or decoded may be of any floating type; the weights' is computed in.
+        """
+        x = self._cast(x, self.d_in, "d_in")
+        return self.activation.encode(x @ self.W_enc, self.b_enc)
 
     def encode_sparse(self, x: Float[Tensor, "rows d_in"]) -> Active:
         """Return the active entries of `encode(x)` and nothing else, equal up to rounding.
@@ -261,11 +265,12 @@ class Dictionary:
         The values are the activations, in row order. Of equal latents at the edge of a topk
         the first are taken, where `encode` leaves the choice to torch.
         """
-        return self.activation.select(x.to(self.W_enc.dtype), self.W_enc.t(), self.b_enc)
+        x = self._cast(x, self.d_in, "d_in")
+        return self.activation.select(x, self.W_enc.t(), self.b_enc)
 
     def decode(self, feature_acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_out"]:
         """Return what feature activations add up to."""
-        return feature_acts @ self.W_dec + self.b_dec
+        return self._cast(feature_acts, self.d_sae, "d_sae") @ self.W_dec + self.b_dec
 
     def reconstruct(
         self, x: Float[Tensor, "... d_in"], feature_acts: Float[Tensor, "... d_sae"]
@@ -274,8 +279,22 @@ class Dictionary:
         decoded = self.decode(feature_acts)
         if self.W_skip is None:
             return decoded
-        return decoded + x.to(self.W_skip.dtype) @ self.W_skip.t()
+        return decoded + self._cast(x, self.d_in, "d_in") @ self.W_skip.t()
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """Return the reconstruction `decode(encode(x))`, plus `x @ W_skip.T` if it has one."""
         return self.reconstruct(x, self.encode(x))
+
+    def _cast(self, given: Tensor, width: int, name: str) -> Tensor:
+        """Return what is given in the type of the weights, if it can be computed with."""
+        require(
+            given.layout == torch.strided,
+            f"a sparse tensor of shape {tuple(given.shape)} was given; make it dense with "
+            "to_dense()",
+        )
+        require(
+            given.dim() > 0 and given.shape[-1] == width,
+            f"a tensor of shape {tuple(given.shape)} was given, and its last dimension has to "
+            f"be {name}={width}",
+        )
+        return given.to(self.W_enc.dtype)

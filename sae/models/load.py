@@ -92,10 +92,19 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"device={device} is unknown; say auto, cpu or cuda") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={device}, but torch sees no GPU here; say device=cpu")
+    require(
+        chosen.type in ("cpu", "cuda"),
+        f"device={device} is none that this computes on; say auto, cpu or cuda",
+    )
+    if chosen.type == "cuda":
+        n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        require(n > 0, f"device={device}, but torch sees no GPU here; say device=cpu")
+        require(
+            (chosen.index or 0) < n,
+            f"device={device}, but torch sees {n} of them here; the last is cuda:{n - 1}",
+        )
     return chosen
 
 

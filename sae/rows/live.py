@@ -174,7 +174,14 @@ class LiveRows(RowSource):
         }
         self.places = tuple(self._sites)
         about, bos = model.record, model.bos_token_id
-        self.record = record_of_rows(about, config.data.record, config.context_size, bos, None)
+        self.record = record_of_rows(
+            about,
+            config.data.record,
+            config.context_size,
+            bos,
+            None,
+            asked.max_norm_multiple,
+        )
         self._folder = state_folder / f".stream-{digest(self.identity)}"
 
     def sample(self) -> Rows:

@@ -61,7 +61,7 @@ class OwnRows(RowSource):
         }
         names = (asked.hook_name, asked.hook_name_out)
         self.places = tuple(name or UNKNOWN for name in names[: len(self._widths)])
-        self.record = Record(transcoder=len(self._widths) == 2)
+        self.record = Record(transcoder=len(self._widths) == 2, max_norm_multiple=None)
 
     def sample(self) -> Rows:
         return self._sample
@@ -114,6 +114,10 @@ class OwnRows(RowSource):
             kinds = ", ".join(type(x).__name__ for x in rows)
             raise UserError(f"rows hold {kinds}; {_WANTED}")
         said = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in rows) or "nothing"
+        require(
+            all(x.layout == torch.strided for x in rows),
+            f"rows hold sparse tensors; {_WANTED}, made dense with to_dense()",
+        )
         require(
             1 <= len(rows) <= 2
             and all(x.dim() == 2 and x.is_floating_point() for x in rows)

@@ -90,6 +90,7 @@ def record_of_rows(
     context_size: int,
     bos_token_id: int | None,
     cache_digest: str | None,
+    max_norm_multiple: float | None,
 ) -> Record:
     """Return the record of rows that a model has computed from a text."""
     return Record(
@@ -102,6 +103,7 @@ def record_of_rows(
         dataset_path=text.name,
         text=text,
         cache_digest=cache_digest,
+        max_norm_multiple=max_norm_multiple,
     )
 
 
@@ -127,7 +129,12 @@ class CachedRows(RowSource):
         }
         self.places = tuple(map(cache.site, names))
         self.record = record_of_rows(
-            cache.model, cache.text, cache.context_size, cache.bos_token_id, cache.digest
+            cache.model,
+            cache.text,
+            cache.context_size,
+            cache.bos_token_id,
+            cache.digest,
+            limit,
         )
 
     def sample(self) -> Rows:

@@ -88,6 +88,10 @@ class SteerConfig:
         )
         require_at_least(self, max_new_tokens=1, n_features=1, temperature=0)
 
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return how many to choose, where features are given."""
+        return {"n_features": "features=[]"} if self.features else {}
+
     @property
     def sampling(self) -> Sampling:
         """How the texts are drawn."""

@@ -123,6 +123,7 @@ class TrainConfig:
             f"training_tokens={self.training_tokens} is less than one batch of "
             f"train_batch_size_tokens={self.train_batch_size_tokens}",
         )
+        self.optim.check_fits(self.n_steps)
         require(
             0 < self.dead_feature_window <= 1,
             f"dead_feature_window={self.dead_feature_window}; give a share of the run, "

@@ -109,18 +109,33 @@ class Trainer:
 
     def scaled(self, rows: Rows) -> tuple[Vectors, Vectors]:
         """Return a batch of numbers as `update` takes it: to read and to reconstruct."""
-        for side in rows:
-            # One number tells: any NaN or infinity survives the sum. Rows on a GPU are not
-            # asked, because training would wait for the answer; there the loss tells.
-            if not side.is_cuda and not bool(side.float().sum().isfinite()):
-                raise UserError(
-                    f"batch {self.step} holds NaN or infinite activations; it was not trained "
-                    "on; verify the cache"
-                )
         x = self.scaling(rows[0].to(self.device, non_blocking=True))
+        self._check_size(rows[0], x)
         if len(rows) == 1:
             return x, x
-        return x, self.output_scaling(rows[1].to(self.device, non_blocking=True))
+        y = self.output_scaling(rows[1].to(self.device, non_blocking=True))
+        self._check_size(rows[1], y)
+        return x, y
+
+    def _check_size(self, rows: Vectors, scaled: Vectors) -> None:
+        """Refuse rows that are no numbers, or beyond what squares in float32 can say.
+
+        Rows on a GPU are not asked, because training would wait for the answer; there the loss
+        tells.
+        """
+        if rows.is_cuda or bool(torch.linalg.vector_norm(scaled).isfinite()):
+            return
+        where = f"batch {self.step} holds"
+        require(
+            bool(rows.isfinite().all()),
+            f"{where} NaN or infinite activations; it was not trained on; verify the cache",
+        )
+        most = float(scaled.abs().max())
+        raise UserError(
+            f"{where} activations {most:.0e} times the usual size, whose squares are beyond "
+            "float32; it was not trained on; max_norm_multiple leaves out such rows of a cache "
+            "or a model, of rows of your own leave them out yourself"
+        )
 
     def update(self, x: Vectors, y: Vectors) -> StepReport:
         """Take one step on scaled rows `x`, to reconstruct `y`."""

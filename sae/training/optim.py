@@ -49,11 +49,28 @@ class OptimConfig:
                 value is None or value >= 0, f"optim.{name}={value} is negative; give 0 or more"
             )
 
+    def ends(self, n_steps: int) -> tuple[int, int]:
+        """Return over how many steps of a run the rate rises, and over how many it falls."""
+        warm_up, decay = self.lr_warm_up_steps, self.lr_decay_steps
+        return (
+            n_steps // 20 if warm_up is None else warm_up,
+            n_steps // 5 if decay is None else decay,
+        )
+
+    def check_fits(self, n_steps: int) -> None:
+        """Refuse a schedule that is longer than a run, whose peak is never reached."""
+        warm_up, decay = self.ends(n_steps)
+        require(
+            warm_up + decay <= n_steps,
+            f"the learning rate would rise over {warm_up:,} steps and fall over {decay:,}, but "
+            f"the training has {n_steps:,}, so it would never be at its peak; give smaller "
+            "optim.lr_warm_up_steps and optim.lr_decay_steps, or more training_tokens",
+        )
+
 
 def schedule(config: OptimConfig, step: int, n_steps: int) -> float:
     """Return the share of the peak rate at step `step` (from 0) of a run of `n_steps`."""
-    warm_up = n_steps // 20 if config.lr_warm_up_steps is None else config.lr_warm_up_steps
-    decay = n_steps // 5 if config.lr_decay_steps is None else config.lr_decay_steps
+    warm_up, decay = config.ends(n_steps)
     rising = (step + 1) / warm_up if warm_up else 1.0
     falling = (n_steps - step) / decay if decay else 1.0
     return min(1.0, rising, falling)

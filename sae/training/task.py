@@ -20,6 +20,7 @@ Identity = Mapping[str, object]
 
 _TOKENS, _EXTENDED = "training_tokens", "extended_at"
 _MISSING = "nothing"
+_NOT_OF_OWN_ROWS = ("harvest", "mix_rows", "max_norm_multiple", "shuffle_seed", "n_eval_rows")
 _MOST_SAID = 3
 
 
@@ -98,8 +99,7 @@ class Task:
             seed=config.seed,
             versions=versions(),
         )
-        limit = config.max_norm_multiple
-        return replace(source.record, training=training, max_norm_multiple=limit)
+        return replace(source.record, training=training)
 
     def _different(self, begun: Identity) -> dict[str, tuple[object, object]]:
         """Return the keys in which what was begun is another training, with both values."""
@@ -125,10 +125,24 @@ def open_source(config: TrainConfig, rows: OwnTensors | None = None) -> RowSourc
         seed=config.shuffle_seed,
     )
     if rows is not None:
+        _check_own(config)
         return OwnRows(rows, asked)
     if config.cache_location is None:
         return LiveRows(config.harvest, asked, config.mix_rows, config.state_path.parent)
     return CachedRows(open_cache(config.cache_location), asked)
+
+
+def _check_own(config: TrainConfig) -> None:
+    """Refuse what is asked of rows that the user brings, which come as they are."""
+    usual = TrainConfig()
+    idle = [name for name in _NOT_OF_OWN_ROWS if getattr(config, name) != getattr(usual, name)]
+    # Null keeps all rows, which is what is done with them.
+    said = [name for name in idle if getattr(config, name) is not None]
+    require(
+        not said,
+        f"{', '.join(said)} has no effect on rows=..., which are trained on as they come; "
+        "leave it out",
+    )
 
 
 def tasks_of(configs: Sequence[TrainConfig], source: RowSource) -> list[Task]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from support.words import needed
 
 from sae.base.errors import UserError
 from sae.cli import main
@@ -18,24 +19,6 @@ from sae.config.launch import check_sweep
 
 CONF = conf_folder()
 EVERY = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-# What a command cannot do without.
-NEEDED = {
-    "cache": ["c.zarr"],
-    "out": ["out"],
-    "caches": ["a.zarr", "b.zarr"],
-    "folder": ["folder"],
-    "atlas": ["atlas"],
-    "model_name": ["model_name=gpt2"],
-}
-
-
-def needed(command: Command) -> list[str]:
-    """Words for the keys that have no default, as people write them."""
-    required = {key.name for key in keys(command.config_class()) if key.value is REQUIRED}
-    places = [place.removesuffix("...") for place in command.places]
-    names = [name for name in places if name in required]
-    names += [name for name in required if name not in places]
-    return [word for name in names for word in NEEDED[name]]
 
 
 def chosen(command: Command, word: str) -> list[str]:

@@ -1,7 +1,9 @@
 """Scaling for training, and its exact undoing in the saved weights."""
 
+import pytest
 import torch
 
+from sae.base.errors import UserError
 from sae.core.scaling import InputScaling
 from sae.dictionary import Dictionary
 
@@ -57,3 +59,21 @@ def test_unfolded_weights_do_on_scaled_rows_what_the_given_do_on_raw_rows():
     w, b = (t.double() for t in scaling.unfold_decoder(w_dec, b_dec))
     expected = (raw_out - scaling.mean.double()) * scaling.scale
     torch.testing.assert_close(raw_acts @ w + b, expected, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "cure"), [(1e37, "1e-37"), (1e-30, "1e30"), (1e-42, "1e42")])
+def test_rows_of_a_size_that_float32_has_no_room_for_are_told_by_what_to_multiply(size, cure):
+    x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(
+        UserError, match=rf"rows are about .* in size .* multiply .* by {cure}$"
+    ):
+        InputScaling.of(x * size)
+    # As told, they are of size one.
+    assert InputScaling.of((x * size).double() * float(cure)).scale == pytest.approx(1, rel=0.1)
+
+
+def test_rows_that_are_no_numbers_are_called_so():
+    x = torch.ones(4, 2)
+    x[1, 1] = float("inf")
+    with pytest.raises(UserError, match="the rows hold NaN or infinity"):
+        InputScaling.of(x)

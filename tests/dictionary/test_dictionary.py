@@ -148,3 +148,31 @@ def test_every_tensor_moves_and_nothing_else_changes(architecture):
     assert list(moved.tensors) == list(dictionary.tensors)
     assert moved.activation.numbers == dictionary.activation.numbers
     assert metadata_of(moved) == metadata_of(dictionary)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("skip", [False, True])
+def test_any_floating_type_is_encoded_and_decoded_in_that_of_the_weights(dtype, skip):
+    dictionary = random_dictionary("topk", skip=skip)
+    x = X.to(dtype)
+    feature_acts = dictionary.encode(x)
+    assert torch.equal(feature_acts, dictionary.encode(x.float()))
+    given = feature_acts.to(dtype)
+    x_hat = dictionary.reconstruct(x, given)
+    assert x_hat.dtype == torch.float32
+    assert torch.equal(x_hat, dictionary.reconstruct(x.float(), given.float()))
+    assert torch.equal(dictionary.decode(given), dictionary.decode(given.float()))
+
+
+def test_what_is_sparse_or_of_another_width_is_refused_in_a_sentence():
+    dictionary = random_dictionary("standard")
+    acts = dictionary.encode(X)
+    for call in (dictionary.encode, dictionary.encode_sparse):
+        with pytest.raises(UserError, match=r"a sparse tensor of shape \(64, 32\) was given"):
+            call(X.to_sparse())
+        with pytest.raises(UserError, match=r"\(64, 31\) was given, .* has to be d_in=32"):
+            call(X[:, 1:])
+    with pytest.raises(UserError, match="make it dense with to_dense"):
+        dictionary.decode(acts.to_sparse())
+    with pytest.raises(UserError, match=f"has to be d_sae={dictionary.d_sae}"):
+        dictionary.decode(X)

@@ -272,3 +272,9 @@ def test_impossible_settings_are_refused():
         ModelConfig(name="")
     with pytest.raises(UserError, match="device=tpuu is unknown"):
         load.resolve_device("tpuu")
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cuda:99", "cuda:-3", "cpu:1:2"])
+def test_a_device_that_is_not_there_or_not_computed_on_is_refused_in_a_sentence(device):
+    with pytest.raises(UserError, match=f"^device={device}.*say|the last is cuda:"):
+        load.resolve_device(device)

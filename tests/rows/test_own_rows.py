@@ -130,14 +130,14 @@ def test_pairs_are_rows_of_a_transcoder():
     for x, y in taken(rows, 20):
         assert torch.equal(torch.cat([x, 2 * x], 1).double(), y)
     assert rows.places == ("a", "b")
-    assert rows.record == Record(transcoder=True)
+    assert rows.record == Record(transcoder=True, max_norm_multiple=None)
     assert rows.identity["widths"] == [3, 6]
 
 
 def test_what_is_known_of_own_rows_is_said_and_no_more():
     rows = own([x.half().requires_grad_() for x in blocks(100)])
     assert rows.places == ("unknown",)
-    assert rows.record == Record()
+    assert rows.record == Record(max_norm_multiple=None)
     (x,) = next(rows.batches(0))
     assert x.dtype == torch.float16
     assert not x.requires_grad
@@ -159,6 +159,7 @@ X = numbered(20)
         (X, r"rows hold \(3,\) torch.float32; give tensors \(n, d_in\)"),
         ([X.long()], r"rows hold \(20, 3\) torch.int64; give"),
         ([X.numpy()], "rows hold ndarray; give"),
+        ([X.to_sparse()], r"rows hold sparse tensors; give .*, made dense with to_dense\(\)"),
         ([{"x": X}], "rows hold dict; give"),
         ([()], "rows hold nothing; give"),
         ([(X, X, X)], "rows hold .*; give"),

@@ -14,7 +14,7 @@ from support.wandb_files import leveldb_records
 from support.world import HOOK
 
 import sae
-from sae.architectures import StandardConfig
+from sae.architectures import ARCHITECTURES, StandardConfig
 from sae.base.errors import UserError
 from sae.base.files import read_json_lines
 from sae.dictionary.metadata import metadata_of
@@ -179,6 +179,9 @@ def test_a_batch_with_nan_is_refused_and_named_and_the_weights_stay():
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(UserError, match="batch 1 holds NaN"):
         trainer.scaled((bad,))
+    bad[3, 2] = 1e30
+    with pytest.raises(UserError, match=r"batch 1 holds activations 1e\+30 times the usual"):
+        trainer.scaled((bad,))
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -195,6 +198,58 @@ def test_the_learning_rate_rises_stays_and_falls_to_nearly_zero():
     assert rates[9] == rates[50] == rates[79] == 1.0
     assert rates[99] == pytest.approx(1 / 20)
     assert rates == sorted(rates[:50]) + sorted(rates[50:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("optim", "ends"),
+    [
+        ({"lr_warm_up_steps": 1000}, "rise over 1,000 steps and fall over 20"),
+        ({"lr_warm_up_steps": 81}, "rise over 81 steps and fall over 20"),
+        ({"lr_decay_steps": 101}, "rise over 5 steps and fall over 101"),
+        ({"lr_warm_up_steps": 60, "lr_decay_steps": 50}, "rise over 60 steps and fall over 50"),
+    ],
+)
+def test_a_schedule_that_never_reaches_its_peak_is_refused(optim, ends):
+    size = {"training_tokens": 100 * 64, "train_batch_size_tokens": 64}
+    with pytest.raises(
+        UserError, match=rf"{ends}, but the training has 100, so it would never"
+    ):
+        TrainConfig(optim=OptimConfig(**optim), **size)
+    TrainConfig(optim=OptimConfig(lr_warm_up_steps=80), **size)
+    TrainConfig(optim=OptimConfig(lr_warm_up_steps=50, lr_decay_steps=50), **size)
+
+
+OWN = [torch.randn(256, 8, generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"max_norm_multiple": 3.0}, "max_norm_multiple"),
+        ({"shuffle_seed": 1}, "shuffle_seed"),
+        ({"n_eval_rows": 7}, "n_eval_rows"),
+        ({"mix_rows": 4096}, "mix_rows"),
+    ],
+)
+def test_what_does_nothing_with_rows_of_ones_own_is_refused(tmp_path, change, named):
+    with pytest.raises(UserError, match=f"^{named} has no effect on rows="):
+        sae.train(run=str(tmp_path), cache=None, rows=OWN, **change)
+
+
+@pytest.mark.parametrize("name", ["topk", "standard"])
+def test_rows_of_width_one_give_finite_weights_and_no_limit_of_norms(tmp_path, name):
+    settings = {"k": 1} if name == "topk" else {}
+    dictionary = sae.train(
+        run=str(tmp_path),
+        cache=None,
+        sae=ARCHITECTURES[name](d_sae=8, **settings),
+        rows=[x[:, :1] for x in OWN],
+        training_tokens=64 * 20,
+        train_batch_size_tokens=64,
+    )
+    assert all(bool(w.isfinite().all()) for w in weights(dictionary))
+    # Nothing was left out of these rows, so nothing is when they are measured.
+    assert dictionary.record.max_norm_multiple is None
 
 
 @pytest.mark.slow
