@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0, or 1 where a command such as `sae cache verify` has found something wrong, or 2 after a
     sentence on standard error, or that of an interruption: 130, or 143 where it was asked to
-    terminate.
+    terminate, or 129 where its terminal was closed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     from sae.base.errors import UserError
@@ -35,11 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    from sae.base.names import check_utf8
     from sae.config.commands import FAMILIES, chosen, family_overview, overview
 
     if not words or words[0] in (*_HELP, "help"):
         print(overview())
         return 0
+    for word in words:
+        check_utf8(word)
     if words[0] == "--version":
         from sae.base.provenance import code_version
 

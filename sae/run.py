@@ -33,6 +33,7 @@ from sae.base import (
     require,
     say,
 )
+from sae.base.names import check_names, check_new
 from sae.cache.store import is_url
 from sae.dictionary import Dictionary, load_dictionary
 from sae.dictionary.files import CONFIG_FILE
@@ -49,7 +50,10 @@ def cache_location(run: str, cache: str) -> str:
     """
     require(bool(cache), f"cache={cache}; this command reads a cache, so give its place")
     found = cache.replace("{run}", run)
-    return found if is_url(found) else str(Path(found))
+    if is_url(found):
+        return found
+    check_names(found)
+    return str(Path(found))
 
 
 class Measured(Protocol):
@@ -97,6 +101,7 @@ class Run:
     @classmethod
     def at(cls, folder: str | Path) -> "Run":
         """Return the run in a folder, which need not be there yet."""
+        check_names(folder)
         return cls(Path(folder))
 
     dictionaries = _Place("dictionaries")
@@ -213,6 +218,7 @@ def held(path: Path, lock: Path) -> Iterator[None]:
             "this one another name or place"
         )
 
+    check_new(str(path))
     check_writable(path.parent)
     with only_process(lock, refusal):
         remove_unfinished(path.parent, path.name)
@@ -284,6 +290,8 @@ def make_together(
 def missing(artefacts: Sequence[AnyArtefact], command: str) -> list[AnyArtefact]:
     """Return those that are still to be made; of the others it is said that they are reused."""
     left = [one for one in artefacts if not one.is_current()]
+    for one in left:
+        check_new(one.place)
     reused = [one.place for one in artefacts if one not in left]
     if len(reused) == 1:
         say(f"{command}: {reused[0]} is there already, reused")

@@ -1,7 +1,8 @@
 """Progress of long stages: a bar with rate and time left, silent without a terminal."""
 
+import errno
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -22,12 +23,21 @@ def progress(total: int, label: str, unit: str, done: int = 0) -> "tqdm[Any]":
 
 def say(text: str) -> None:
     """Print one line for people, on standard error, so that standard output stays data."""
-    tqdm.write(text, file=sys.stderr)
+    _print(text, sys.stderr)
 
 
 def show(text: str) -> None:
     """Print one line on standard output: what a command was asked for."""
-    tqdm.write(text)
+    _print(text, sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        tqdm.write(text, file=stream)
+    except OSError as error:
+        # The terminal has gone, and nothing that is worth saving ends because of that.
+        if error.errno != errno.EIO:
+            raise
 
 
 def duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import zarr
 
 from sae.base import UserError, explained_failures, only_process
+from sae.base.names import check_new
 
 _SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
 _LOCK = ".writer"
@@ -138,6 +139,7 @@ def only_writer(location: str | Path) -> Iterator[None]:
         with _object_lock(str(location)):
             yield
         return
+    check_new(str(folder))
     lock = folder.with_name(f".{folder.name}.lock")
     with only_process(lock, lambda owner: _refusal(folder, owner)):
         for half in folder.rglob("*.partial"):

@@ -8,6 +8,7 @@ of `grids`.
 
 import dataclasses
 import inspect
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -175,8 +176,18 @@ def translated(command: Command, words: Sequence[str]) -> list[str]:
     for word in _placed(command, words):
         key, equals, value = word.partition("=")
         group = next((g for g in known if equals and key in (g.key, g.name)), None)
-        found.append(word if group is None else group.word(value))
+        if equals and _names_a_place(plain := value.strip("'\"")):
+            value = quoted(plain)
+        found.append(f"{key}{equals}{value}" if group is None else group.word(value))
     return found
+
+
+def _names_a_place(value: str) -> bool:
+    """Return whether what looks like an interpolation is in the name of a folder or file."""
+    before, mark, after = value.partition("${")
+    # Up to the end of that name: what comes behind may be a pattern, or not be there yet.
+    named = os.path.expanduser(f"{before}{mark}{after.partition('/')[0]}")
+    return bool(mark) and os.path.lexists(named)
 
 
 def _placed(command: Command, words: Sequence[str]) -> Iterator[str]:
@@ -205,8 +216,10 @@ def _is_plain(word: str, awaited: bool) -> bool:
 
 
 def quoted(word: str) -> str:
-    """Return a word so that Hydra takes all of it as one value."""
-    text: str = QuotedString(word, Quote.single).with_quotes()
+    """Return a word so that Hydra and OmegaConf take all of it as one value, as it stands."""
+    # Backslashes count where an interpolation follows, and only there.
+    literal = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", word)
+    text: str = QuotedString(literal, Quote.single).with_quotes()
     return text
 
 

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sae.base import UserError, nearest, require
+from sae.base.names import check_names
 from sae.dictionary import Dictionary
 from sae.exchange.formats import FORMATS, read_dictionary, write_dictionary
 from sae.exchange.stamp import STAMP_FILE, read_stamp
@@ -22,8 +23,6 @@ _ID = re.compile(
     r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<before>[^@:]+))?(?::(?P<folder>[^@]+))?"
     r"(?:@(?P<revision>[^@:]+))?"
 )
-_LONGEST = 255
-"""Bytes that a system allows in the name of a file or folder."""
 
 
 def load(path: str, format: str | None = None) -> Dictionary:
@@ -98,21 +97,6 @@ def local_path(path: str | Path) -> Path:
     raise UserError(
         f"{asked} holds no dictionary that is known; give {repository}:FOLDER{some}"
     )
-
-
-def check_names(path: str | Path) -> None:
-    """Refuse, before it is looked for, a path that no system has room for.
-
-    Raises:
-        UserError: if a name in it is too long.
-    """
-    for name in Path(path).parts:
-        length = len(name.encode("utf-8", "replace"))
-        require(
-            length <= _LONGEST,
-            f"{name[:20]}... has {length} bytes, and no file or folder has a name of more than "
-            f"{_LONGEST}; give a shorter one",
-        )
 
 
 def _holds_one(place: Path) -> bool:

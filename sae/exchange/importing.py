@@ -8,11 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from sae.base import UNKNOWN, UserError, require
+from sae.base.names import check_name, check_names
 from sae.cache.layout import open_cache
 from sae.cache.store import is_url
 from sae.dictionary import Dictionary, Record, metadata_of
 from sae.dictionary.record import OURS, Origin
-from sae.exchange.dictionaries import check_names
 from sae.exchange.formats import readable_format
 from sae.models import (
     ModelConfig,
@@ -58,24 +58,21 @@ class ImportConfig:
     """Hook that a transcoder reconstructs; needed if its files do not say."""
 
     def __post_init__(self) -> None:
-        require(
-            not self.name or Path(self.name).name == self.name != "..",
-            f"name={self.name} is no name of one folder; leave out the slashes",
-        )
-        # Longer by as much while it is written.
-        check_names(f"{self.id}.0123456789.unfinished")
+        check_name(self.id, f"name={self.id}")
         if self.format is not None:
             readable_format(self.format)
 
     @property
     def id(self) -> str:
         """The name in the run."""
+        if self.name:
+            return self.name
         place = Path(self.folder)
         found = place.name
         if re.fullmatch(r"trainer_\d+", found):
             # dictionary_learning numbers them anew in each of its runs.
             found = f"{place.absolute().parent.name}-{found}"
-        found = self.name or re.sub(r"[^\w.=-]+", "-", found)
+        found = re.sub(r"[^\w.=-]+", "-", found)
         return found.strip(".") or "imported"
 
     @property

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sae.architectures import ArchitectureConfig, StandardConfig
 from sae.base import plain, require, require_at_least
+from sae.base.names import check_name
 from sae.rows.reading import Reading
 from sae.run import RUN_CACHE, Run, cache_location
 from sae.training.checkpoint import CheckpointConfig
@@ -107,10 +108,7 @@ class TrainConfig:
     """What holds for several dictionaries that train side by side."""
 
     def __post_init__(self) -> None:
-        require(
-            not self.name or Path(self.name).name == self.name != "..",
-            f"name={self.name} is no name of one folder; leave out the slashes",
-        )
+        check_name(self.id, f"name={self.id}")
         require_at_least(
             self,
             train_batch_size_tokens=1,

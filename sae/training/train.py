@@ -1,11 +1,9 @@
 """Dictionaries fitted side by side to the rows of one source, each kept in its run."""
 
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae.base import digest, plain, progress, read_json, require, say, write_json
+from sae.base.interrupts import deferred_interrupts
 from sae.core import Vectors
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary, save_dictionary
@@ -25,7 +24,6 @@ from sae.training.task import Task
 
 TIMING_FILE = "timing.json"
 _ROWS_AT_ONCE = 2048
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Saving takes at most this share of the time.
 _MOST_SAVING = 0.02
 _SHOWN = {
@@ -200,7 +198,8 @@ def _side_by_side(sessions: Sequence[Session], source: RowSource) -> dict[Sessio
 
     Sessions may be at different steps, as after a kill between two of their checkpoints: the
     stream begins where the first of them is, and each waits for its own next batch. All have
-    one size of batches, and are saved together, also before Ctrl-C or SIGTERM ends them.
+    one size of batches, and are saved together, also before Ctrl-C, SIGTERM or a closed
+    terminal ends them.
     """
     running = _Running(sessions, source)
     if not running.sessions:
@@ -282,47 +281,3 @@ class _Running:
             ends = [format(end(values), form) for end in (min, max) if values]
             shown[short] = "–".join(dict.fromkeys(ends))
         return shown
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, after saving."""
-
-    exit_status = 143
-
-
-@dataclass
-class Interrupts:
-    """What is to be raised if somebody has asked to stop."""
-
-    asked: KeyboardInterrupt | None = None
-
-
-@contextmanager
-def deferred_interrupts() -> Iterator[Interrupts]:
-    """Signals only set a flag inside; a second one stops at once, as ever.
-
-    In a thread other than the main one, which gets no signals, nothing changes.
-    """
-    interrupts = Interrupts()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts
-        return
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    # Whoever started this in the background, with signals ignored, has its reasons.
-    before = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}
-
-    def note(number: int, _: object) -> None:
-        interrupts.asked = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
-        restore()
-        say("stopping as soon as this step is saved; asked once more, at once")
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield interrupts
-    finally:
-        restore()

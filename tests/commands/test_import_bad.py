@@ -213,9 +213,7 @@ def test_half_a_character_and_no_number_in_metadata_do_no_harm(run, tmp_path):
 def test_a_name_that_no_system_has_room_for_is_refused(run, tmp_path):
     folder = str(named(tmp_path / "one"))
     for asked in ({"name": "x" * 250}, {"model_name": "x" * 300, "cache": "none"}):
-        with pytest.raises(
-            UserError, match=r"xxxxx\.\.\. has \d+ bytes, and no file or folder"
-        ):
+        with pytest.raises(UserError, match=r"xxxxx\.\.\. (has|is) \d+ bytes"):
             sae.import_(folder=folder, run=str(run), **asked)
 
 

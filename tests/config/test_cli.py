@@ -1,20 +1,22 @@
 """The command `sae` as a process: quick answers, version, sweeps."""
 
 import json
+import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 
 import sae
+from sae.base.interrupts import deferred_interrupts
 from sae.base.provenance import code_version
 from sae.cli import main
 from sae.config.commands import COMMANDS, FAMILIES, python_calls
 from sae.config.keys import idle_keys, is_below, keys
-from sae.training.train import Terminated
 
 SMALL = ["sae.d_sae=16", "training_tokens=2048", "train_batch_size_tokens=256"]
 
@@ -177,13 +179,20 @@ def test_an_interruption_ends_with_a_hint_and_status_130(monkeypatch, capsys, tm
     assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
 
 
-def test_a_request_to_terminate_ends_with_status_143(monkeypatch, capsys, tmp_path):
-    def terminated(_):
-        raise Terminated
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_another_request_to_stop_ends_with_its_own_status(
+    monkeypatch, capsys, tmp_path, number, status
+):
+    def waits(_):
+        with deferred_interrupts() as interrupts:
+            os.kill(os.getpid(), number)
+            assert interrupts.asked is not None
+            raise interrupts.asked
 
-    monkeypatch.setattr("sae.commands.train.run", terminated)
-    assert main(["train", f"run={tmp_path}"]) == 143
-    assert capsys.readouterr().err == "interrupted; run the same command again to go on\n"
+    monkeypatch.setattr("sae.commands.train.run", waits)
+    assert main(["train", f"run={tmp_path}"]) == status
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "interrupted; run the same command again to go on"
 
 
 def test_several_values_go_to_one_sweep_and_a_single_one_does_not(monkeypatch, tmp_path):

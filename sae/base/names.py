@@ -1,0 +1,92 @@
+"""What may be the name of a file or folder: of what we make, and of what we look for."""
+
+from pathlib import Path
+
+from sae.base.errors import require
+
+_LONGEST = 255
+"""Bytes that a system allows in the name of a file or folder."""
+_LONGEST_OURS = 200
+"""Bytes of a name that we give: while it is written, or beside its lock, it is longer."""
+_SHOWN = 80
+"""Characters of a name that a sentence repeats."""
+
+
+def check_name(name: str, given: str) -> None:
+    """Refuse what cannot be the name of one artefact, such as a dictionary.
+
+    Names that begin with a dot are those of files that are not yet whole, and nothing lists
+    them; what no terminal prints would be listed as something else.
+
+    Args:
+        given: begins the sentence, such as `name=x`.
+
+    Raises:
+        UserError: that says what would be right.
+    """
+    length = len(name.encode("utf-8", "surrogateescape"))
+    for fits, sentence in (
+        (
+            "/" not in name and name not in ("", ".."),
+            "no name of one folder; leave out slashes",
+        ),
+        (not name.startswith("."), "a hidden name; leave out the dot that it begins with"),
+        (name.isprintable(), "not printable; leave out line ends and control characters"),
+        (name == name.strip(), "a name with a space at one end; leave it out"),
+        (length <= _LONGEST_OURS, f"{length} bytes long; give {_LONGEST_OURS} at most"),
+    ):
+        require(fits, f"{_shown(given)} is {sentence}")
+
+
+def _shown(given: str) -> str:
+    said = given if given.isprintable() else given.encode("unicode_escape").decode()
+    return said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."
+
+
+def check_new(place: str) -> None:
+    """Refuse a place for an artefact if a file or folder that it would make has no fit name.
+
+    Folders that are there already have the names that they have, and so have object stores.
+
+    Raises:
+        UserError: that names the first part which does not fit.
+    """
+    if "://" in place:
+        return
+    check_names(place)
+    path = Path(place)
+    for new in (path, *path.parents):
+        # What stands at the end is made in any case; above it, only what is not there.
+        if new.name not in ("", "..") and (new == path or not new.exists()):
+            check_name(new.name, f"{new.name} in {place}")
+
+
+def check_utf8(word: str) -> None:
+    """Refuse a name with bytes that are not UTF-8: no record could hold it.
+
+    Raises:
+        UserError: that says how to name the same file or folder in another way.
+    """
+    # Python gives each such byte as half of a character.
+    odd = any("\ud800" <= character <= "\udfff" for character in word)
+    require(
+        not odd,
+        f"{_shown(word)} is not UTF-8; rename it, or reach it through a link of another name",
+    )
+
+
+def check_names(path: str | Path) -> None:
+    """Refuse, before it is looked for, a path that no system has room for.
+
+    Raises:
+        UserError: if a name in it is too long, or holds a character that no name can hold.
+    """
+    check_utf8(str(path))
+    for name in Path(path).parts:
+        length = len(name.encode("utf-8", "surrogateescape"))
+        require("\0" not in name, f"{_shown(str(path))} holds a character that no path can")
+        require(
+            length <= _LONGEST,
+            f"{name[:20]}... has {length} bytes, and no file or folder has a name of more than "
+            f"{_LONGEST}; give a shorter one",
+        )
