@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from sae.base import UserError, require
 from sae.dictionary import Dictionary
 from sae.models import LanguageModel, locate, read_activations
 from sae.models.unembed import token_strings
-from sae.text.packing import Marks, marked
 
 # Rows that are encoded at once, so that a long text needs no more memory than a short one.
 _ROWS = 256
@@ -43,18 +41,17 @@ def read_text(
     Raises:
         UserError: for a text without tokens, or one longer than the model can read.
     """
-    read = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    require(bool(read), "the text is empty; write something to read")
-    marks = Marks(model.bos_token_id, model.end_token_id, model.pad_token_id)
-    whole = marked(np.array(read, dtype=np.int32), marks)
+    read, whole = model.text_ids(text), model.document_ids(text)
+    require(len(read) > 0, "the text is empty; write something to read")
     limit = model.max_positions
     if limit is not None and len(whole) > limit:
         raise UserError(
             f"the text has {len(whole):,} tokens and the model reads {limit:,} at once; "
             "give a shorter one"
         )
-    end = len(whole) - (marks.end is not None)
-    own, ids = slice(end - len(read), end), torch.from_numpy(whole).long().to(model.device)
+    begin = len(model.prompt_ids(text)) - len(read)
+    own = slice(begin, begin + len(read))
+    ids = torch.from_numpy(whole).long().to(model.device)
     point = locate(model.module, dictionary.reads[0].place)
     (x,) = read_activations(model.module, [point], ids[None]).values()
     special = torch.isin(ids.cpu(), torch.tensor(model.special_token_ids))

@@ -16,7 +16,10 @@ _WORDS: dict[object, str] = {
     dict: "an object",
     float: "a number",
     NoneType: "null",
+    list: "a list",
 }
+_JSON_OF: dict[object, object] = {Mapping: dict, tuple: list}
+"""What JSON has for types of Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,15 @@ class JsonObject:
             right, words = found in get_args(hint), list(get_args(hint))
         else:
             hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-            kinds = [dict if get_origin(kind) is Mapping else kind for kind in hints]
+            kinds = [_JSON_OF.get(get_origin(kind), kind) for kind in hints]
             # Not isinstance(): true would be a whole number.
             right = type(found) in kinds or (float in kinds and type(found) is int)
             words = [_WORDS[kind] for kind in kinds]
+            of = [get_args(hint)[0] for hint in hints if get_origin(hint) is tuple]
+            if isinstance(found, list) and of:
+                # All of one type: `tuple[int, ...]`.
+                right = right and all(type(one) is of[0] for one in found)
+                found = tuple(found)
         if not right:
             name = f"{self.name}.{key}".strip(".")
             raise UserError(

@@ -22,7 +22,7 @@ from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter, bytes_needed
 from sae.harvesting.config import HarvestConfig
 from sae.models import LanguageModel, measured
-from sae.rows.reading import marks_of, sites_of, tokenizer_digest
+from sae.rows.reading import sites_of, tokenizer_digest
 from sae.text.packing import TextCounts, TextPlan, pack
 from sae.text.tokens import encoded
 
@@ -125,7 +125,7 @@ def _stream(
     blocks = pack(
         encoded(data, model.tokenizer, config.text_workers, stopped),
         writer.planned,
-        marks_of(model),
+        model.marks,
         counts,
         held_out_fraction=data.held_out_fraction,
         one_document_a_row=config.one_document_a_row,

@@ -53,4 +53,8 @@ class HarvestConfig(Reading):
             verify=True,
             model=replace(self.model, device=""),
         )
-        return digest(plain(content) | {"cache": None})
+        found = plain(content) | {"cache": None}
+        if not self.model.trust_remote_code:
+            # A key that came later: without it a cache is the same as one from before.
+            del found["model"]["trust_remote_code"]
+        return digest(found)

@@ -86,12 +86,13 @@ def _model(asked: Harvest, processes: Processes) -> LanguageModel:
 
 def _check_same_model(asked: Harvest, writer: CacheWriter, model: LanguageModel) -> None:
     for what, begun, now in (
-        ("weights", writer.model.weight_digest, model.record.weight_digest),
-        ("tokenizer", writer.attributes["tokenizer_digest"], tokenizer_digest(model)),
+        ("other weights", writer.model.weight_digest, model.record.weight_digest),
+        ("another tokenizer", writer.attributes["tokenizer_digest"], tokenizer_digest(model)),
+        ("another beginning token", writer.attributes["bos_token_id"], model.bos_token_id),
     ):
         require(
             begun == now,
-            f"{asked.place} was begun with other {what} of {asked.config.model.name} "
+            f"{asked.place} was begun with {what} of {asked.config.model.name} "
             f"({begun}, now {now}); choose another run=... or remove it",
         )
 

@@ -1,17 +1,22 @@
 """Loading a causal language model or an encoder by embedded name, local folder or Hub id."""
 
-import os
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from sae.base import UNKNOWN, UserError, digest_bytes, nearest, require, say
-from sae.models.embedded import EMBEDDED, embedded_folder
+from sae.base import UNKNOWN, UserError, digest_bytes, require, say
+from sae.models.embedded import EMBEDDED
+from sae.models.marks import find_marks, marks_before, special_ids, token_id
+from sae.models.pretrained import Source
 from sae.models.record import ModelRecord
+from sae.models.trust import allow, check_allowed
+from sae.text.packing import Marks, marked
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,7 +36,10 @@ class ModelConfig:
     """Device that the model runs on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there
     is one."""
     bos_token: str | None = None
-    """Token before every sequence and between documents; by default the tokenizer's own."""
+    """Token before every sequence and between documents; by default what the tokenizer itself
+    puts there, or else its `bos_token`. `none` puts nothing there."""
+    trust_remote_code: bool = False
+    """Allow code that comes with the model to run on this machine; read it before."""
 
     def __post_init__(self) -> None:
         require(self.name != "", "model.name is empty; give an embedded name, folder or Hub id")
@@ -53,12 +61,8 @@ class LanguageModel:
     tokenizer: Any
     record: ModelRecord
     """Which model it is, as is kept with what was computed by it."""
-    bos_token_id: int | None
-    """Put before every document and row; an encoder's is its class token."""
-    end_token_id: int | None
-    """Put after every document; only encoders have one, their separator."""
-    pad_token_id: int
-    """Fills up rows; what stands there is masked, so any token will do where none is named."""
+    marks: Marks
+    """Tokens around its documents."""
 
     @property
     def device(self) -> torch.device:
@@ -74,12 +78,28 @@ class LanguageModel:
         return found
 
     @property
+    def bos_token_id(self) -> int | None:
+        """The token before every document and row; None unless there is just one."""
+        begin = self.marks.begin
+        return begin[0] if len(begin) == 1 else None
+
+    @property
     def special_token_ids(self) -> list[int]:
-        """Token ids that are no text, ascending, the one before every row included."""
-        ids = set(self.tokenizer.all_special_ids)
-        if self.bos_token_id is not None:
-            ids.add(self.bos_token_id)
-        return sorted(ids)
+        """Token ids that are no text, ascending, those around documents included."""
+        return sorted({*special_ids(self.tokenizer), *self.marks.begin, *self.marks.end})
+
+    def document_ids(self, text: str) -> NDArray[np.int32]:
+        """Return the token ids of a text as a harvest reads it as a document, (position,)."""
+        return marked(self.text_ids(text), self.marks)
+
+    def prompt_ids(self, text: str) -> NDArray[np.int32]:
+        """Return the token ids of a text that is to go on: nothing stands after it."""
+        return marked(self.text_ids(text), replace(self.marks, end=()))
+
+    def text_ids(self, text: str) -> NDArray[np.int32]:
+        """Return the token ids of a text alone, (position,)."""
+        found = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return np.array(found, dtype=np.int32)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -108,57 +128,16 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def _from_pretrained(kind: Any, config: ModelConfig, **settings: Any) -> Any:
-    name = config.name
-    require(
-        name in EMBEDDED or not Path(name).is_dir() or (Path(name) / "config.json").is_file(),
-        f"model.name={name} is a folder without a config.json; "
-        "give one that save_pretrained wrote",
-    )
-    source = str(embedded_folder(name)) if name in EMBEDDED else name
-    if config.revision is not None:
-        settings["revision"] = config.revision
-    try:
-        return kind.from_pretrained(source, **settings)
-    except (OSError, ValueError) as error:
-        raise UserError(_not_loaded(name, error)) from error
-
-
-def _not_loaded(name: str, error: BaseException) -> str:
-    """Return what was tried, why it failed, and what to do about it."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    first = str(error).strip().split("\n")[0]
-    if name in EMBEDDED or Path(name).is_dir():
-        return f"model.name={name} could not be read from its folder. It said: {first}"
-    login = "log in with `hf auth login` or set HF_TOKEN"
-    terms = f"accept the model's terms at https://huggingface.co/{name}"
-    # The libraries wrap these errors in others, differently by version.
-    refused: BaseException | None = error
-    while refused is not None:
-        if isinstance(refused, GatedRepoError):
-            return f"model.name={name} is gated on the Hub; {login}, and {terms}"
-        status = getattr(getattr(refused, "response", None), "status_code", None)
-        if isinstance(refused, RepositoryNotFoundError) or status == 401:
-            return (
-                f"model.name={name} is no local folder ({Path(name).absolute()}), and on the "
-                f"Hub there is none that everybody may see; mend the name, or {login}, and "
-                f"{terms}"
-            )
-        refused = refused.__cause__ or refused.__context__
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    return (
-        f"model.name={name} is not embedded ({', '.join(EMBEDDED)}), not a local folder "
-        f"({Path(name).absolute()}), and could not be had from the Hub"
-        f"{' (offline)' if offline else ''}{nearest(name, EMBEDDED)}. It said: {first}"
-    )
+def _source(config: ModelConfig) -> Source:
+    """Return where a model's files are; what may run there is kept as allowed by hand."""
+    if config.trust_remote_code:
+        allow(_recorded_names(config.name)[0], config.revision)
+    return Source(config.name, config.revision, config.trust_remote_code)
 
 
 def _settings(config: ModelConfig) -> Any:
     """Read what the model's config.json says."""
-    from transformers import AutoConfig
-
-    settings = _from_pretrained(AutoConfig, config)
+    settings = _source(config).configuration()
     require(
         not settings.is_encoder_decoder,
         f"model.name={config.name} has an encoder and a decoder ({settings.model_type}), and "
@@ -170,6 +149,9 @@ def _settings(config: ModelConfig) -> Any:
 def _causal(settings: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    if "AutoModelForCausalLM" in (getattr(settings, "auto_map", None) or {}):
+        # A class of the model's own, which no table of ours can name.
+        return True
     if not settings.architectures:
         return settings.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return not set(settings.architectures).isdisjoint(
@@ -198,16 +180,24 @@ def _recorded_names(name: str) -> tuple[str, str]:
     """Return the name to load a model by, a folder's from wherever one is, and the Hub id."""
     if name in EMBEDDED:
         return name, EMBEDDED[name].hub_id
-    return str(Path(name).absolute()) if Path(name).is_dir() else name, name
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else name, name
 
 
 def recorded_config(record: ModelRecord, device: str) -> ModelConfig:
-    """Return the configuration that loads the model of a record."""
+    """Return the configuration that loads the model of a record.
+
+    Raises:
+        UserError: if it needs code of its own, which nobody has allowed on this machine.
+    """
+    if record.trust_remote_code:
+        check_allowed(record.name, record.revision)
     return ModelConfig(
         name=record.name,
         revision=record.revision,
         dtype=record.dtype,
         bos_token=record.bos_token,
+        trust_remote_code=record.trust_remote_code,
         device=device,
     )
 
@@ -218,7 +208,7 @@ def recorded_model(record: ModelRecord, device: str) -> LanguageModel:
     Raises:
         UserError: if the model found under that name has other weights now.
     """
-    model = load_model(recorded_config(record, device))
+    model = _with_marks(load_model(recorded_config(record, device)), record)
     now, then = model.record.weight_digest, record.weight_digest
     if then == UNKNOWN:
         say(f"nothing tells whether {record.name} is the very model of these activations")
@@ -230,6 +220,19 @@ def recorded_model(record: ModelRecord, device: str) -> LanguageModel:
     return model
 
 
+def _with_marks(model: LanguageModel, record: ModelRecord) -> LanguageModel:
+    """Return the model with the marks that its texts had when the record was made."""
+    if record.begin is None or record.end is None:
+        asked = _usual_token(record.name) if record.bos_token is None else record.bos_token
+        bos = None if asked is None else token_id(model.tokenizer, record.name, asked)
+        marks = marks_before(model.tokenizer, bos, causal=record.causal)
+    else:
+        marks = replace(model.marks, begin=record.begin, end=record.end)
+    return replace(
+        model, marks=marks, record=replace(model.record, begin=marks.begin, end=marks.end)
+    )
+
+
 def load_skeleton(config: ModelConfig) -> nn.Module:
     """Return the model's modules without weights, on the meta device, to check hooks quickly.
 
@@ -238,7 +241,7 @@ def load_skeleton(config: ModelConfig) -> nn.Module:
     """
     settings = _settings(config)
     with torch.device("meta"):
-        module: nn.Module = _kind(settings).from_config(settings)
+        module: nn.Module = _source(config).skeleton(_kind(settings), settings)
     return module
 
 
@@ -248,9 +251,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     Raises:
         UserError: if there is no such model.
     """
-    from transformers import AutoTokenizer
-
-    return _from_pretrained(AutoTokenizer, config)
+    return _source(config).tokenizer()
 
 
 def load_model(config: ModelConfig) -> LanguageModel:
@@ -262,18 +263,17 @@ def load_model(config: ModelConfig) -> LanguageModel:
     """
     from transformers.utils import logging
 
-    settings = _settings(config)
+    settings, source = _settings(config), _source(config)
     causal = _causal(settings)
     tokenizer = load_tokenizer(config)
-    bos = _bos_token_id(config, tokenizer, causal)
-    end = None if causal else tokenizer.sep_token_id
-    _check_vocabulary(config, tokenizer, [bos, end], settings.get_text_config().vocab_size)
-    pad = _first(tokenizer.pad_token_id, tokenizer.eos_token_id, bos)
+    usual = _usual_token(config.name)
+    with source.explained("tokenizer"):
+        marks = find_marks(tokenizer, config.name, config.bos_token, causal=causal, usual=usual)
+    added = (*marks.begin, *marks.end)
+    _check_vocabulary(config, tokenizer, added, settings.get_text_config().vocab_size)
     logging.disable_progress_bar()
     device = resolve_device(config.device)
-    module, found = _from_pretrained(
-        _kind(settings), config, dtype=DTYPES[config.dtype], output_loading_info=True
-    )
+    module, found = source.weights(_kind(settings), settings, dtype=DTYPES[config.dtype])
     # What is missing is made up at random, which only the pooler may be: nothing here reads it.
     missing = found["missing_keys"]
     needed = sorted(name for name in missing if "pooler" not in name)
@@ -292,21 +292,29 @@ def load_model(config: ModelConfig) -> LanguageModel:
         revision=config.revision,
         dtype=config.dtype,
         bos_token=config.bos_token,
+        begin=marks.begin,
+        end=marks.end,
+        trust_remote_code=config.trust_remote_code,
     )
-    return LanguageModel(module, tokenizer, record, bos, end, 0 if pad is None else pad)
+    return LanguageModel(module, tokenizer, record, marks)
 
 
 def _check_vocabulary(
-    config: ModelConfig, tokenizer: Any, added: list[int | None], rows: int
+    config: ModelConfig, tokenizer: Any, added: tuple[int, ...], rows: int
 ) -> None:
     """Refuse a tokenizer that makes ids of text which the model has no embedding for.
 
     Special tokens are no text: Gemma's tokenizer has one for images more than its models of
     text have rows.
     """
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    text = (i for i in tokenizer.get_vocab().values() if i not in special)
-    largest = max([*text, *(i for i in added if i is not None)], default=0)
+    special = special_ids(tokenizer)
+    text = [i for i in tokenizer.get_vocab().values() if i not in special]
+    require(
+        bool(text),
+        f"model.name={config.name} has a tokenizer without tokens of text; put the model's own "
+        "there with tokenizer.save_pretrained",
+    )
+    largest = max(*text, *added)
     require(
         largest < rows,
         f"model.name={config.name} has an embedding of {rows} rows, but its tokenizer gives "
@@ -314,24 +322,8 @@ def _check_vocabulary(
     )
 
 
-def _first(*ids: int | None) -> int | None:
-    """Return the first id that there is: 0 is a token like any other, only None means none."""
-    return next((i for i in ids if i is not None), None)
-
-
-def _bos_token_id(config: ModelConfig, tokenizer: Any, causal: bool) -> int | None:
-    embedded = EMBEDDED.get(config.name)
-    token = config.bos_token or (embedded.bos_token if embedded else None)
-    if token is None:
-        own = [tokenizer.bos_token_id, tokenizer.cls_token_id]
-        return _first(*(own if causal else reversed(own)), tokenizer.eos_token_id)
-    vocabulary = tokenizer.get_vocab()
-    if token not in vocabulary:
-        raise UserError(
-            f"model.bos_token={token} is no token of {config.name}"
-            f"{nearest(token, tokenizer.all_special_tokens)}"
-        )
-    return int(vocabulary[token])
+def _usual_token(name: str) -> str | None:
+    return EMBEDDED[name].bos_token if name in EMBEDDED else None
 
 
 def weight_digest(

@@ -1,8 +1,8 @@
 """`ModelRecord`: which model something was computed with, as it is kept beside the result."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from sae.base import UNKNOWN, JsonObject
+from sae.base import UNKNOWN, JsonObject, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,12 @@ class ModelRecord:
     """Precision that it was run in."""
     bos_token: str | None = None
     """Token that was asked for at the beginning of texts, if it is not the tokenizer's own."""
+    begin: tuple[int, ...] | None = None
+    """Ids of the tokens before every text; None where that was not kept."""
+    end: tuple[int, ...] | None = None
+    """Ids of the tokens after every text; None where that was not kept."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model was allowed to run."""
 
     @property
     def class_name(self) -> str:
@@ -31,7 +37,8 @@ class ModelRecord:
 
     def to_json(self) -> dict[str, object]:
         """Return what `from_json` reads."""
-        return asdict(self)
+        found: dict[str, object] = plain(self)
+        return found
 
     @classmethod
     def from_json(cls, found: JsonObject) -> "ModelRecord":
@@ -42,4 +49,6 @@ class ModelRecord:
         Raises:
             UserError: if a field is missing or of another type.
         """
-        return found.read(cls, hub_id=found.get("name", str), causal=True)
+        return found.read(
+            cls, hub_id=found.get("name", str), causal=True, trust_remote_code=False
+        )

@@ -24,7 +24,6 @@ from sae.rows.reading import (
     Reading,
     activations,
     check_sites,
-    marks_of,
     sites_of,
     tokenizer_digest,
 )
@@ -68,7 +67,7 @@ class _Text:
         return pack(
             encoded(data, self._model.tokenizer, n_workers, stopped),
             TextPlan(sys.maxsize, sys.maxsize, self._config.context_size),
-            marks_of(self._model),
+            self._model.marks,
             TextCounts(),
             held_out_fraction=data.held_out_fraction,
             one_document_a_row=self._config.one_document_a_row,

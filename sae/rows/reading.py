@@ -19,7 +19,6 @@ from sae.models import (
     load_skeleton,
     read_activations,
 )
-from sae.text.packing import Marks
 from sae.text.source import DataConfig
 
 # 8 sequences of 128 are the fastest on two cores (docs/log.md). A GPU takes a whole chunk.
@@ -93,11 +92,6 @@ def sites_of(reading: Reading, model: LanguageModel) -> list[Site]:
 def tokenizer_digest(model: LanguageModel) -> str:
     """Return what identifies the model's tokenizer: a digest of its vocabulary."""
     return digest(model.tokenizer.get_vocab())
-
-
-def marks_of(model: LanguageModel) -> Marks:
-    """Return the tokens that this model has around documents."""
-    return Marks(model.bos_token_id, model.end_token_id, model.pad_token_id)
 
 
 def activations(

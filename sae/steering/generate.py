@@ -48,10 +48,8 @@ def steered(
 
 
 def prompt_ids(model: LanguageModel, prompt: str) -> Int[Tensor, " position"]:
-    """Return the token ids of a prompt behind the model's beginning token."""
-    ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    begin = [] if model.bos_token_id is None else [model.bos_token_id]
-    return torch.tensor(begin + ids, device=model.device)
+    """Return the token ids of a prompt, begun as the model's documents are."""
+    return torch.from_numpy(model.prompt_ids(prompt)).long().to(model.device)
 
 
 def next_log_probs(
@@ -74,28 +72,43 @@ def generate(
 ) -> Int[Tensor, "sequence new_position"]:
     """Return the ids of `max_new_tokens` tokens that the model writes after each prompt.
 
-    Edits are in force while it reads the prompts and while it writes; `noise` is added to the
-    scores of the next token. The caller's random state is left alone.
+    The token that ends a text is never drawn. Edits are in force while the model reads the
+    prompts and while it writes; `noise` is added to the scores of the next token. The caller's
+    random state is left alone.
     """
-    how: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        # The model's own defaults for top_k and top_p would cut the tail; all tokens count.
-        how = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
-    if noise is not None:
-        how["logits_processor"] = [noise]
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.inference_mode(), torch.random.fork_rng(devices), edited(model.module, edits):
         torch.manual_seed(sampling.seed)
         texts: Tensor = model.module.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
-            max_new_tokens=sampling.max_new_tokens,
-            min_new_tokens=sampling.max_new_tokens,
-            use_cache=use_cache,
-            pad_token_id=model.tokenizer.pad_token_id or model.tokenizer.eos_token_id,
-            **how,
+            generation_config=_settings(model, sampling, use_cache),
+            logits_processor=[] if noise is None else [noise],
         )
     return texts[:, prompts.shape[1] :]
+
+
+def _settings(model: LanguageModel, sampling: Sampling, use_cache: bool) -> Any:
+    """Return all that a continuation is drawn by; what is not said here is off.
+
+    A loaded model has no defaults of its own, which would fill up what is left open.
+    """
+    from transformers import GenerationConfig
+
+    how: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        # Without limits in top_k and top_p: all tokens count.
+        how = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    return GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        # Until then the token that ends a text is not drawn.
+        min_new_tokens=sampling.max_new_tokens,
+        eos_token_id=model.tokenizer.eos_token_id,
+        pad_token_id=model.marks.pad,
+        num_beams=1,
+        use_cache=use_cache,
+        **how,
+    )
 
 
 def perplexity(
@@ -144,8 +157,7 @@ def generate_beside(
         "reading activations works",
     )
     ids, limit = prompt_ids(model, prompt), model.max_positions
-    begin = 0 if model.bos_token_id is None else 1
-    require(bool(prompt) and len(ids) > begin, "the prompt is empty; write a beginning")
+    require(len(model.text_ids(prompt)) > 0, "the prompt is empty; write a beginning")
     if limit is not None and len(ids) + sampling.max_new_tokens > limit:
         raise UserError(
             f"the prompt has {len(ids):,} tokens and {sampling.max_new_tokens:,} are to be "

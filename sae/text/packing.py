@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.base import UserError
+from sae.base import UserError, require
 
 ROWS_A_BLOCK = 1024
 NO_DOCUMENT = -1
@@ -41,11 +41,11 @@ class TextPlan:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Tokens that stand around documents; None where a model has no such token."""
+    """Tokens that stand around documents; none where a model has no such tokens."""
 
-    begin: int | None
+    begin: tuple[int, ...] = ()
     """Before every document, and at the start of every row."""
-    end: int | None = None
+    end: tuple[int, ...] = ()
     """After every document."""
     pad: int = 0
     """Behind the text of a row that it does not fill; belongs to no document."""
@@ -127,10 +127,10 @@ class _Rows:
         """Append one document; stops after each row that it fills, for blocks to be taken."""
         start = 0
         while start < len(ids) and not self.full:
-            if self.used == 0 and start > 0 and self.marks.begin is not None:
-                # A row that begins inside a document begins with the token as well: models
+            if self.used == 0 and start > 0:
+                # A row that begins inside a document begins with the tokens as well: models
                 # treat the first position apart, whatever stands there.
-                self._put(np.array([self.marks.begin], dtype=np.int32), document)
+                self._put(np.array(self.marks.begin, dtype=np.int32), document)
             part = ids[start : start + self.width - self.used]
             self._put(part, document)
             start += len(part)
@@ -188,6 +188,11 @@ def pack(
         UserError: if the text does not fill one row for training and one held out.
     """
     width = plan.context_size
+    require(
+        width > len(marks.begin),
+        f"context_size={width} has no room for text behind the {len(marks.begin)} tokens that "
+        "begin every row; give more",
+    )
     sides = {
         False: _Rows(plan.n_training, width, marks, rows_a_block),
         True: _Rows(plan.n_held_out, width, marks, rows_a_block),
@@ -223,11 +228,13 @@ def pack(
 
 
 def marked(ids: NDArray[np.int32], marks: Marks) -> NDArray[np.int32]:
-    """Put marks around a document; a beginning that it brings itself (chats) is not doubled."""
-    doubled = marks.begin is not None and ids[0] == marks.begin
-    before = [] if marks.begin is None or doubled else [marks.begin]
-    after = [] if marks.end is None else [marks.end]
-    return np.concatenate([np.array(before, np.int32), ids, np.array(after, np.int32)])
+    """Put marks around a document; those that it brings itself (chats) are not doubled."""
+    begin, end = (np.array(mark, dtype=np.int32) for mark in (marks.begin, marks.end))
+    if np.array_equal(ids[: len(begin)], begin):
+        begin = begin[:0]
+    if len(end) and np.array_equal(ids[-len(end) :], end):
+        end = end[:0]
+    return np.concatenate([begin, ids, end])
 
 
 class _Seen:

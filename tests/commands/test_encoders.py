@@ -13,22 +13,25 @@ from sae.base.errors import UserError
 from sae.dictionary.files import save_dictionary
 from sae.models.load import ModelConfig, load_model, load_skeleton
 from sae.models.unembed import unembedding
+from sae.text.packing import Marks
 
 
 def test_an_encoder_puts_its_class_token_before_and_its_separator_after_documents(encoder):
     model = load_model(ModelConfig(name=str(encoder)))
     assert not model.record.causal
-    assert (model.bos_token_id, model.end_token_id, model.pad_token_id) == (CLS, SEP, PAD)
+    assert model.marks == Marks((CLS,), (SEP,), PAD)
     assert model.special_token_ids == list(range(5))
 
 
 def test_a_causal_model_has_no_separator_and_pads_with_what_it_has(tiny_model):
     model = load_model(ModelConfig(name=str(tiny_model)))
     assert model.record.causal
-    assert (model.bos_token_id, model.end_token_id, model.pad_token_id) == (0, None, 1)
+    assert model.marks == Marks((0,), (), 1)
 
 
-def test_the_class_token_of_an_encoder_wins_over_a_beginning_token(encoder, tmp_path):
+def test_what_an_encoders_tokenizer_puts_before_a_text_wins_over_its_beginning_token(
+    encoder, tmp_path
+):
     from transformers import AutoTokenizer
 
     folder = shutil.copytree(encoder, tmp_path / "both")
@@ -36,17 +39,6 @@ def test_the_class_token_of_an_encoder_wins_over_a_beginning_token(encoder, tmp_
     tokenizer.bos_token = "[MASK]"
     tokenizer.save_pretrained(folder)
     assert load_model(ModelConfig(name=str(folder))).bos_token_id == CLS
-
-
-def test_a_causal_model_takes_its_class_token_where_it_has_no_beginning(
-    tiny_model, encoder, tmp_path
-):
-    folder = shutil.copytree(tiny_model, tmp_path / "causal")
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(encoder / file, folder)
-    model = load_model(ModelConfig(name=str(folder)))
-    assert model.record.causal
-    assert (model.bos_token_id, model.end_token_id, model.pad_token_id) == (CLS, None, PAD)
 
 
 def test_a_model_without_a_head_is_read_like_an_encoder(tiny_model, tmp_path):
@@ -58,7 +50,7 @@ def test_a_model_without_a_head_is_read_like_an_encoder(tiny_model, tmp_path):
     assert not config.is_causal()
     model = load_model(config)
     assert type(model.module).__name__ == type(load_skeleton(config)).__name__ == "LlamaModel"
-    assert (model.bos_token_id, model.end_token_id) == (0, None)
+    assert model.marks == Marks((0,), (), 1)
 
 
 def test_a_configuration_that_names_no_architecture_is_causal_where_its_family_is(

@@ -21,6 +21,7 @@ from sae.models.load import (
     weight_digest,
 )
 from sae.models.unembed import unembedding
+from sae.text.packing import Marks
 
 
 @pytest.fixture
@@ -92,9 +93,9 @@ def test_the_beginning_token_of_id_zero_counts_as_one(tiny_model):
     assert model.special_token_ids == [0, 1]
 
 
-def test_a_model_without_a_beginning_token_takes_its_end_token(no_beginning):
+def test_a_model_without_a_beginning_token_begins_documents_with_nothing(no_beginning):
     model = load_model(ModelConfig(name=str(no_beginning)))
-    assert model.bos_token_id == 1
+    assert model.marks == Marks((), (), 1)
     assert 1 in model.special_token_ids
 
 
@@ -106,7 +107,7 @@ def test_a_model_with_neither_token_has_none(no_beginning):
     tokenizer.save_pretrained(no_beginning)
     model = load_model(ModelConfig(name=str(no_beginning)))
     assert model.bos_token_id is None
-    assert model.special_token_ids == []
+    assert model.special_token_ids == [0, 1]
 
 
 def test_a_chosen_beginning_token_is_used_and_counts_as_special(tiny_model):

@@ -582,6 +582,25 @@ def test_the_code_for_activations_gets_what_a_harvest_does(hook, known, tiny_mod
     assert not found["place"]._forward_pre_hooks
 
 
+def test_the_code_for_activations_puts_the_recorded_tokens_around_the_text(tiny_model):
+    model = load_model(ModelConfig(name=str(tiny_model), device="cpu"))
+    point = find_site(model.module, "blocks.1.hook_resid_post")
+    recorded = replace(model.record, begin=(3, 5), end=(1,))
+    dictionary = random_dictionary(
+        hook_name=point.hook_name,
+        hf_hook_name=point.path,
+        model_name=str(tiny_model),
+        sae_atlas={"model": recorded.to_json()},
+    )
+    card = model_card(dictionary, MEASURED, 48, Export(folder=HOOK))
+    code = re.search("## Get activations.*?```python\n(.*?)\n```", card, re.DOTALL)[1]
+    found = executed(code, tiny_model.parent)
+    text = model.tokenizer("The river ran past the old mill.", add_special_tokens=False)
+    assert found["tokens"].tolist() == [[3, 5, *text["input_ids"], 1]]
+    expected = read_activations(model.module, [point], found["tokens"])[point.hook_name][0]
+    torch.testing.assert_close(found["x"], expected[2:-1])
+
+
 def test_a_dry_run_shows_every_file_with_its_size_and_writes_nothing(run, tmp_path, capsys):
     before = files(run)
     out = tmp_path / "out"

@@ -1,5 +1,6 @@
 """Steering: exact where it must be, beside its baselines."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from sae.steering.generate import (
     with_baseline,
 )
 from sae.steering.steer import SteerConfig, choose_features, dose_response
+from sae.text.packing import Marks
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -201,7 +203,7 @@ def test_every_feature_has_all_strengths_and_both_baselines(steered_run):
 
 
 def test_a_prompt_of_one_token_goes_on_as_it_is_and_is_steered_from_there(model, site):
-    bare = replace(model, bos_token_id=None)
+    bare = replace(model, marks=Marks())
     assert len(prompt_ids(bare, "t")) == 1
     sampling = Sampling(max_new_tokens=12, temperature=0.0, seed=0)
     directions = with_baseline(vectors(1)[0], 2.0, 0)
@@ -216,7 +218,7 @@ def test_a_dose_after_a_prompt_of_one_token_is_refused(model, site):
     config = SteerConfig(prompts=["t"], strengths=[1.0], max_new_tokens=2, temperature=0.0)
     row = {"feature": 0, "top_logit_ids": [3], "top_logit_tokens": [" cats"]}
     with pytest.raises(UserError, match="the prompt 't' has one token, and the first is never"):
-        dose_response(config, replace(model, bos_token_id=None), site, vectors(1)[0], row)
+        dose_response(config, replace(model, marks=Marks()), site, vectors(1)[0], row)
 
 
 def test_turning_a_feature_up_raises_its_own_top_tokens_more_than_turning_it_down(steered_run):
@@ -229,30 +231,96 @@ def test_turning_a_feature_up_raises_its_own_top_tokens_more_than_turning_it_dow
         assert shift[4.0] > shift[-4.0]
 
 
+def plainly_written(module, prompts, sampling):
+    """Tokens drawn by a loop of forward passes, never the one that ends a text (1)."""
+    texts = prompts
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(sampling.seed)
+        for _ in range(sampling.max_new_tokens):
+            logits = module(texts, use_cache=False).logits[:, -1]
+            logits[:, 1] = -torch.inf
+            if sampling.temperature:
+                found = torch.multinomial((logits / sampling.temperature).softmax(-1), 1)
+            else:
+                found = logits.argmax(-1, keepdim=True)
+            texts = torch.cat([texts, found], dim=1)
+    return texts[:, prompts.shape[1] :]
+
+
 def test_the_unsteered_text_is_what_the_model_writes_by_itself(steered_run, model):
     _, results = steered_run
     ids = prompt_ids(model, "the river ran")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        prompts = ids.expand(5, -1)
-        texts = model.module.generate(
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            max_new_tokens=6,
-            min_new_tokens=6,
-            do_sample=True,
-            temperature=0.7,
-            top_k=0,
-            top_p=1.0,
-            pad_token_id=1,
-        )
-    text = model.tokenizer.decode(texts[1, len(ids) :])
+    sampling = Sampling(max_new_tokens=6, temperature=0.7, seed=0)
+    texts = plainly_written(model.module, ids.expand(5, -1), sampling)
     sample = next(
         s
         for s in results[0]["samples"]
         if s["strength"] == 0 and s["prompt"] == "the river ran"
     )
-    assert sample["text"] == text
+    assert sample["text"] == model.tokenizer.decode(texts[1])
+
+
+def hostile_defaults(n_tokens):
+    """All that a model's `generation_config.json` can bend what is written with."""
+    odd = list(range(3, n_tokens, 2))
+    return {
+        "do_sample": True,
+        "temperature": 7.0,
+        "top_k": 1,
+        "top_p": 0.1,
+        "min_p": 0.9,
+        "typical_p": 0.2,
+        "epsilon_cutoff": 0.5,
+        "eta_cutoff": 0.5,
+        "num_beams": 3,
+        "num_return_sequences": 2,
+        "length_penalty": 9.0,
+        "repetition_penalty": 30.0,
+        "no_repeat_ngram_size": 1,
+        "bad_words_ids": [[token] for token in odd],
+        "suppress_tokens": odd,
+        "begin_suppress_tokens": odd,
+        "sequence_bias": [[[5], 50.0]],
+        "forced_bos_token_id": 5,
+        "forced_eos_token_id": 5,
+        "eos_token_id": odd,
+        "pad_token_id": 9,
+        "exponential_decay_length_penalty": [1, 9.0],
+        "guidance_scale": 4.0,
+        "renormalize_logits": True,
+        "max_length": 3,
+        "max_time": 0.0,
+        "stop_strings": ["e"],
+        "return_dict_in_generate": True,
+        "output_scores": True,
+    }
+
+
+def test_what_comes_with_a_model_for_writing_leaks_into_no_measurement(
+    model, site, ids, tiny_model, tmp_path
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "hostile")
+    settings = hostile_defaults(model.module.config.vocab_size)
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    found = load_model(ModelConfig(name=str(folder), device="cpu"))
+    for temperature in (0.0, 0.9):
+        sampling = Sampling(max_new_tokens=12, temperature=temperature, seed=3)
+        prompts = ids.expand(3, -1)
+        expected = plainly_written(model.module, prompts, sampling)
+        assert torch.equal(generate(found, prompts, [], sampling), expected)
+        steered_texts = written(model, site, ids, vectors(), sampling)
+        assert torch.equal(written(found, site, ids, vectors(), sampling), steered_texts)
+        directions = with_baseline(vectors(1)[0], 2.0, 0)
+        both = [
+            generate_beside(m, site, "the river", directions, sampling) for m in (model, found)
+        ]
+        assert both[0] == both[1]
+
+
+def test_a_prompt_begins_as_a_harvested_document_does(model):
+    ids = prompt_ids(model, "the river")
+    assert ids[0] == model.bos_token_id
+    assert torch.equal(prompt_ids(model, "<s>the river"), ids)
 
 
 def test_steering_again_is_reused(steered_run, capsys):

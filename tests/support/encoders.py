@@ -16,7 +16,7 @@ PAD, _, CLS, SEP, _ = range(5)
 @pytest.fixture(scope="module")
 def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer with a class token and a separator, and no beginning or end."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -26,6 +26,9 @@ def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=400, special_tokens=SPECIAL, show_progress=False
     )
     pieces.train_from_iterator(sentences(200), trainer)
+    pieces.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)]
+    )
     folder = tmp_path_factory.mktemp("wordpiece")
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     settings = dict(zip(names, SPECIAL, strict=True))

@@ -71,7 +71,7 @@ def packed(
         pack(
             tokenized(texts, tokenizer, 0),
             TextPlan.of(n_tokens, width, fraction),
-            others.pop("marks", Marks(bos)),
+            others.pop("marks", Marks(() if bos is None else (bos,))),
             counts,
             held_out_fraction=fraction,
             **others,

@@ -145,7 +145,7 @@ def test_conversations_go_through_the_chat_template_and_begin_once(
     assert [len(ids) for _, ids in found[-2:]] == [0, 0]
     counts = TextCounts()
     plan = TextPlan(2, 1, 400)
-    blocks = list(pack(found, plan, Marks(0), counts, held_out_fraction=FRACTION))
+    blocks = list(pack(found, plan, Marks((0,)), counts, held_out_fraction=FRACTION))
     for block in blocks:
         tokens, owners = block.tokens.reshape(-1), block.documents.reshape(-1)
         begins = np.flatnonzero(np.diff(owners, prepend=-1))
@@ -391,8 +391,8 @@ class SimpleSide:
         for i, token in enumerate(ids):
             if self.full:
                 return len(ids) - i
-            if not self.rows[-1] and i and marks.begin is not None:
-                self.rows[-1].append((marks.begin, document))
+            if not self.rows[-1] and i:
+                self.rows[-1] += [(mark, document) for mark in marks.begin]
             self.rows[-1].append((token, document))
             if len(self.rows[-1]) == width:
                 self.rows.append([])
@@ -410,7 +410,6 @@ def expected_rows(
     """Rows on each side, and what became of the documents."""
     sides = {False: SimpleSide(plan.n_training), True: SimpleSide(plan.n_held_out)}
     counts = dict.fromkeys(("used", "repeated", "empty", "unneeded", "tokens_cut"), 0)
-    before, after = ([] if m is None else [m] for m in (marks.begin, marks.end))
     seen: set[int] = set()
     for digest, ids in texts:
         side = sides[is_held_out(digest, FRACTION)]
@@ -419,7 +418,7 @@ def expected_rows(
         if not len(ids) or digest in seen or side.full:
             counts["repeated" if digest in seen else "unneeded" if len(ids) else "empty"] += 1
         else:
-            marked = [*before, *ids.tolist(), *after]
+            marked = [*marks.begin, *ids.tolist(), *marks.end]
             cut = side.add(marked, counts["used"], marks, plan.context_size)
             counts["tokens_cut"] += cut
             counts["used"] += 1
@@ -438,8 +437,9 @@ def test_rows_and_counts_are_those_of_the_simplest_packing(tokenizer, alone, see
     texts += [*draw.choices(texts, k=60), *[""] * 9]
     draw.shuffle(texts)
     encoded = list(tokenized(texts, tokenizer, 0))
-    marks = Marks(draw.choice([0, 5, None]), draw.choice([1, None]), draw.choice([0, 1, 7]))
-    plan = TextPlan(draw.choice([40, 9999]), draw.choice([9, 9999]), draw.randint(2, 40))
+    begin, end = draw.choice([(0,), (5,), (3, 5), ()]), draw.choice([(1,), (1, 2), ()])
+    marks = Marks(begin, end, draw.choice([0, 1, 7]))
+    plan = TextPlan(draw.choice([40, 9999]), draw.choice([9, 9999]), draw.randint(3, 40))
     counts, read = TextCounts(), []
 
     def source() -> Iterator[Any]:
@@ -466,7 +466,7 @@ def test_with_one_document_a_row_all_documents_can_be_read_back(tokenizer):
         pack(
             tokenized(texts, tokenizer, 0),
             TextPlan(999, 999, 24),
-            Marks(0, None, 1),
+            Marks((0,), (), 1),
             counts,
             held_out_fraction=FRACTION,
             one_document_a_row=True,
@@ -509,15 +509,15 @@ def test_activations_beside_padding_are_those_of_the_document_run_alone(
     tokens, owners = cache.tokens, cache.documents
     there = owners >= 0
     assert 0.1 < (~there).mean() < 0.9
-    assert (tokens[~there] == model.pad_token_id).all()
+    assert (tokens[~there] == model.marks.pad).all()
     assert (tokens[:, 0] == model.bos_token_id).all()
     begins = np.diff(owners[:, 0], prepend=-1) != 0
     # On either side documents come in order; one that is longer goes on in further rows.
     assert begins.mean() > 0.5
-    if model.end_token_id is not None:
+    if model.marks.end:
         ends = np.append(begins[1:], True)
         last = there.sum(1) - 1
-        assert (tokens[np.arange(len(tokens)), last][ends] == model.end_token_id).mean() > 0.9
+        assert (tokens[np.arange(len(tokens)), last][ends] == model.marks.end[0]).mean() > 0.9
     read = cache.read(HOOK, slice(0, cache.n_sequences))
     for row in range(0, cache.n_sequences, 7):
         n = int(there[row].sum())
@@ -559,7 +559,7 @@ def stream_into(path: Path, texts: list[Any]) -> TextPlan:
     blocks = pack(
         texts,
         writer.planned,
-        Marks(0),
+        Marks((0,)),
         counts,
         held_out_fraction=FRACTION,
     )

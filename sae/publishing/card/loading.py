@@ -200,23 +200,34 @@ def _bos(dictionary: Dictionary) -> int | None:
     return record.bos_token_id if causal else None
 
 
+def _tokens(dictionary: Dictionary) -> tuple[str, str]:
+    """Return code that makes the tokens of a text, and code that takes the rows of the text."""
+    text = '"The river ran past the old mill."'
+    bos, model = _bos(dictionary), dictionary.record.model
+    begin: tuple[int, ...] = () if bos is None else (bos,)
+    end: tuple[int, ...] = ()
+    if model is not None and model.begin is not None and model.end is not None:
+        begin, end = model.begin, model.end
+    elif bos is None:
+        tokens = f'tokens = tokenizer({text}, return_tensors="pt").input_ids'
+        return tokens, "x = seen[0][0].float()  # a row a token, special tokens too"
+    inside = ", ".join([*map(str, begin), "*ids", *map(str, end)])
+    taken = f"{len(begin) or ''}:{-len(end) or ''}"
+    return (
+        f"ids = tokenizer({text}, add_special_tokens=False).input_ids\n"
+        f"tokens = torch.tensor([[{inside}]])",
+        f"x = seen[0][0, {taken}].float()  # a row a token",
+    )
+
+
 def _code(dictionary: Dictionary, site: Site) -> str:
     model = dictionary.record.model or ModelRecord("", "")
     kind = model.class_name
     classes = ", ".join(sorted((kind, "AutoTokenizer")))
     dtype = model.dtype if model.dtype in DTYPES else "float32"
-    bos = _bos(dictionary)
-    text = '"The river ran past the old mill."'
-    if bos is None:
-        tokens = f'tokens = tokenizer({text}, return_tensors="pt").input_ids'
-        rows = "x = seen[0][0].float()  # a row a token, special tokens too"
-    else:
-        tokens = (
-            f"ids = tokenizer({text}, add_special_tokens=False).input_ids\n"
-            f"tokens = torch.tensor([[{bos}, *ids]])"
-        )
-        rows = "x = seen[0][0, 1:].float()  # a row a token"
+    tokens, rows = _tokens(dictionary)
     at = "" if model.revision is None else f", revision={quoted(model.revision)}"
+    at += ", trust_remote_code=True" if model.trust_remote_code else ""
     return f"""\
 import torch
 from transformers import {classes}
