@@ -12,7 +12,6 @@ from sae.base import (
     check_writable,
     code_version,
     free_space,
-    plain,
     require,
     say,
 )
@@ -90,7 +89,7 @@ class Harvest:
                 "digest": config.digest,
                 "model": model.record.to_json(),
                 "tokenizer_digest": tokenizer_digest(model),
-                "data": plain(config.data),
+                "data": config.data.record.to_json(),
                 "one_document_a_row": config.one_document_a_row,
                 "bos_token_id": model.bos_token_id,
                 "special_token_ids": model.special_token_ids,
@@ -142,10 +141,12 @@ def _stream(
         "repeated": counts.repeated,
         "empty": counts.empty,
         "not needed any more": counts.unneeded,
+        "unreadable": counts.unreadable,
     }
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items() if n)
     say(
         f"harvest: {counts.used:,} documents used"
         + (f", left out {reasons}" if reasons else "")
         + (f"; {counts.tokens_cut:,} tokens cut at the end" if counts.tokens_cut else "")
+        + (f"; unreadable first: {counts.first_unreadable}" if counts.unreadable else "")
     )

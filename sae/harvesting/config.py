@@ -53,7 +53,7 @@ class HarvestConfig(Reading):
             verify=True,
             model=replace(self.model, device=""),
         )
-        found = plain(content) | {"cache": None}
+        found = plain(content) | {"cache": None, "data": self.data.identity}
         if not self.model.trust_remote_code:
             # A key that came later: without it a cache is the same as one from before.
             del found["model"]["trust_remote_code"]

@@ -17,10 +17,10 @@ from sae.cache.stored import joined_stored, to_stored
 from sae.cache.writer import CacheWriter
 from sae.harvesting.artefact import Harvest
 from sae.harvesting.config import HarvestConfig
-from sae.models import LanguageModel, load_model
+from sae.models import LanguageModel, load_model, load_tokenizer
 from sae.rows.reading import activations, check_sites, sites_of, tokenizer_digest
 from sae.run import Run, make_together
-from sae.text.source import check_source
+from sae.text.tokens import check_text
 
 _POLL_SECONDS = 0.1
 
@@ -39,7 +39,7 @@ def harvest(config: HarvestConfig, processes: Processes) -> None:
 
     def check(_: object) -> None:
         if asked.found() is None:
-            check_source(config.data)
+            check_text(config.data, lambda: load_tokenizer(config.model))
         check_sites(config)
 
     made = make_together(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.base import UserError, digest, only_process, plain, remove_unfinished, require, say
+from sae.base import UserError, digest, only_process, remove_unfinished, require, say
 from sae.base.states import save_state, steps_saved
 from sae.cache.stored import from_stored, to_stored
 from sae.models import LanguageModel, load_model, load_tokenizer, measured
@@ -30,6 +30,7 @@ from sae.rows.reading import (
 from sae.rows.shuffle import MixingBuffer, Rows, first_parts, joined
 from sae.rows.source import SAMPLE_ROWS, Asked, RowSource, record_of_rows
 from sae.text.packing import RowBlock, TextCounts, TextPlan, is_held_out, pack
+from sae.text.rows import Unreadable
 from sae.text.tokens import encoded
 
 # Two that wait and one that is computed.
@@ -159,7 +160,7 @@ class LiveRows(RowSource):
             "tokenizer": tokenizer_digest(model),
             "bos_token_id": model.bos_token_id,
             "harvest": {
-                "data": plain(config.data),
+                "data": config.data.identity,
                 "context_size": config.context_size,
                 "one_document_a_row": config.one_document_a_row,
                 "dtype": config.dtype,
@@ -327,7 +328,10 @@ def _check_text(config: Reading, batch_size: int) -> None:
     """Refuse, with the tokenizer alone, a text that cannot be read or does not fill a batch."""
     seen: set[int] = set()
     n = 0
-    for key, ids in encoded(config.data, load_tokenizer(config.model)):
+    for document in encoded(config.data, load_tokenizer(config.model)):
+        if isinstance(document, Unreadable):
+            continue
+        key, ids = document
         if key not in seen and not is_held_out(key, config.data.held_out_fraction):
             n += len(ids)
         seen.add(key)

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae.base import UserError, require
+from sae.text.rows import Unreadable
 
 ROWS_A_BLOCK = 1024
 NO_DOCUMENT = -1
 """Owner of a position that only fills up a row."""
 
 Document = tuple[int, NDArray[np.int32]]
-"""A document's digest and its token ids, without the tokens around it."""
+"""A document's digest and its token ids, without the tokens around it, if they are text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,10 @@ class TextCounts:
     """Left out because the rows of their side were full already."""
     tokens_cut: int = 0
     """Tokens of the last documents that found no room."""
+    unreadable: int = 0
+    """Rows and documents that were passed over because they could not be read."""
+    first_unreadable: str = ""
+    """Why the first of them could not be."""
     _digests: "array[int]" = field(default_factory=lambda: array("Q"))
 
     def digests(self) -> NDArray[np.uint64]:
@@ -83,7 +88,9 @@ class TextCounts:
     def summary(self) -> dict[str, int]:
         """Return the counts by name."""
         names = ("used", "repeated", "empty", "unneeded", "tokens_cut")
-        return {name: getattr(self, name) for name in names}
+        # Said only of texts that were to be read in spite of it.
+        more = {"unreadable": self.unreadable} if self.unreadable else {}
+        return {name: getattr(self, name) for name in names} | more
 
     def count(self, digest: int) -> int:
         """Enter a document that is used; its index."""
@@ -91,10 +98,24 @@ class TextCounts:
         self.used += 1
         return self.used - 1
 
+    def pass_over(self, document: Unreadable) -> None:
+        """Enter something that could not be read."""
+        self.unreadable += 1
+        self.first_unreadable = self.first_unreadable or document.reason
+
 
 def document_digest(text: str) -> int:
     """Return the first eight bytes of the SHA-256 of `text`, as an unsigned number."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:8], "big")
+    return _digest(text.encode("utf-8", "replace"))
+
+
+def tokens_digest(ids: NDArray[np.int32]) -> int:
+    """Return what `document_digest` is of a text, of tokens that came without one."""
+    return _digest(ids.astype("<i4").tobytes())
+
+
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
 
 
 def is_held_out(digest: int, fraction: float) -> bool:
@@ -167,7 +188,7 @@ class _Rows:
 
 
 def pack(
-    documents: Iterable[Document],
+    documents: Iterable[Document | Unreadable],
     plan: TextPlan,
     marks: Marks,
     counts: TextCounts,
@@ -198,7 +219,7 @@ def pack(
         True: _Rows(plan.n_held_out, width, marks, rows_a_block),
     }
     seen = _Seen()
-    for digest, ids in documents:
+    for digest, ids in _readable(documents, counts):
         held_out = is_held_out(digest, held_out_fraction)
         side = sides[held_out]
         if not len(ids):
@@ -227,8 +248,18 @@ def pack(
         )
 
 
+def _readable(
+    documents: Iterable[Document | Unreadable], counts: TextCounts
+) -> Iterator[Document]:
+    for document in documents:
+        if isinstance(document, Unreadable):
+            counts.pass_over(document)
+        else:
+            yield document
+
+
 def marked(ids: NDArray[np.int32], marks: Marks) -> NDArray[np.int32]:
-    """Put marks around a document; those that it brings itself (chats) are not doubled."""
+    """Put marks around a document; those that it brings itself (chats, tokens) stay single."""
     begin, end = (np.array(mark, dtype=np.int32) for mark in (marks.begin, marks.end))
     if np.array_equal(ids[: len(begin)], begin):
         begin = begin[:0]

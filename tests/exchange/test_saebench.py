@@ -17,7 +17,7 @@ from sae.dictionary import ACTIVATIONS
 from sae.dictionary.files import save_dictionary
 from sae.dictionary.metadata import metadata_of
 from sae.exchange.saebench import as_custom_sae
-from sae.text.source import SAE_PROBES
+from sae.text.embedded import SAE_PROBES
 
 HOOK = "blocks.1.hook_resid_post"
 D_IN, D_SAE = 32, 48

@@ -18,8 +18,9 @@ import zstandard
 from support.world import sentences
 
 from sae.base.errors import UserError
+from sae.text.embedded import EMBEDDED_TEXTS, miscellany
 from sae.text.packing import Marks, TextCounts, TextPlan, document_digest, is_held_out, pack
-from sae.text.source import EMBEDDED_TEXTS, DataConfig, check_source, documents, miscellany
+from sae.text.source import DataConfig, check_source, documents
 from sae.text.tokens import tokenized
 
 FRACTION = 0.25
@@ -292,7 +293,7 @@ def test_another_column_is_read_when_it_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "inside", "text": "not this"}\n')
     assert texts_of(tmp_path, column="body") == ["inside"]
     with pytest.raises(
-        UserError, match=r"data\.column=content is not in .*a\.jsonl; it has body"
+        UserError, match=r"data\.column=content is not in .*a\.jsonl, line 1; it has body"
     ):
         texts_of(tmp_path, column="content")
 
@@ -320,7 +321,7 @@ def test_rows_without_text_are_left_out_and_counted(tmp_path, tokenizer):
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name} is not readable as") as caught:
+    with pytest.raises(UserError, match=rf"{name}(, line \d)? is not readable as") as caught:
         texts_of(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -356,7 +357,7 @@ def test_the_embedded_miscellany_takes_turns_between_files_and_drops_repeats(
     for name, texts in (("a", long), ("b", [*short, *long[:2], "tiny", short[0]])):
         lines = "prompt\n" + "".join(f'"{t}"\n' for t in texts)
         (folder / f"{name}.csv.zst").write_bytes(zstandard.compress(lines.encode()))
-    monkeypatch.setattr("sae.text.source.package_folder", lambda requirement: tmp_path)
+    monkeypatch.setattr("sae.text.embedded.package_folder", lambda requirement: tmp_path)
     found = list(miscellany())
     assert sorted(found) == sorted([*long, *short])
     assert found == list(documents(DataConfig(name="miscellany")))

@@ -117,7 +117,8 @@ def test_a_column_that_holds_no_text_is_refused_and_named(tmp_path, values, suff
     else:
         pq.write_table(pa.table({"score": values}), file)
     kind = type(values[0]).__name__
-    with pytest.raises(UserError, match=rf"data\.column=score of .*a\.{suffix} holds {kind}"):
+    said = rf"data\.column=score of .*a\.{suffix}, (line|row) 1 holds {kind}"
+    with pytest.raises(UserError, match=said):
         check_source(DataConfig(name=str(file), column="score"))
 
 
