@@ -36,8 +36,9 @@ from sae.base import code_version, digest, require, require_at_least, say
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
 from sae.models import LanguageModel, recorded_model, resolve_device
-from sae.models.unembed import extreme_logits, token_strings, unembedding
+from sae.models.unembed import extreme_logits, unembedding
 from sae.run import RUN_CACHE, cache_location
+from sae.text.token_texts import TokenTexts
 
 if TYPE_CHECKING:
     import pyarrow
@@ -120,7 +121,8 @@ class Analysis:
     def digest(self) -> str:
         """Identifies all that decides the tables."""
         measured = [self.cache.digest, self.dictionary.digest, *self.dictionary.hook_names]
-        return digest([FORMAT, *measured, self.config.selection, self.config.n_logits])
+        settings = [self.config.selection, self.config.n_logits]
+        return digest([FORMAT, *measured, *settings, "texts of tokens in context"])
 
     def write(self, folder: Path, replaced: Path, work: Work, pages: WritePages) -> None:
         """Do what is not done yet, and write the atlas into a new folder.
@@ -138,12 +140,13 @@ class Analysis:
         dictionary = self.dictionary.to(resolve_device(self.config.device))
         shards = encode_cache(dictionary, self.cache, text, work)
         panels = feature_panels(self.config.selection, shards, text, work)
-        columns, vocabulary = self._columns(dictionary, model, shards, text, panels, work)
+        texts = TokenTexts(model.tokenizer)
+        columns = self._columns(dictionary, model, shards, text, texts, panels, work)
         record = self._record(text, int((np.asarray(columns["n_active"]) == 0).sum()))
         if record.n_dead == record.d_sae:
             say(f"analyze: no feature of {self.name} fires on any of the {text.n_rows} rows")
         folder.mkdir()
-        pieces = context_pieces(panels, work, self.config.selection, text, vocabulary)
+        pieces = context_pieces(panels, work, self.config.selection, text, texts)
         CONTEXTS.write_pieces(folder, pieces)
         contexts = CONTEXTS.read(folder)
         automatic = automatic_labels(pyarrow.table(columns), contexts)
@@ -158,10 +161,11 @@ class Analysis:
         model: LanguageModel,
         shards: list[Shard],
         text: Text,
+        texts: TokenTexts,
         panels: list[tuple[slice, str]],
         work: Work,
-    ) -> tuple[dict[str, object], Vocabulary]:
-        """Return all columns of `features.parquet` but the label, and the tokens' texts."""
+    ) -> dict[str, object]:
+        """Return all columns of `features.parquet` but the label."""
 
         def neighbours() -> Arrays:
             indices, cosines = nearest_features(dictionary.W_dec.float(), N_NEIGHBOURS)
@@ -180,8 +184,8 @@ class Analysis:
         logits = self._logits(dictionary, model, work)
         promoted = [logits[name].ravel() for name in ("top_ids", "bottom_ids") if logits]
         ids = np.unique(np.concatenate([np.unique(text.tokens), *promoted])).astype(np.int64)
-        vocabulary = Vocabulary(ids, token_strings(model.tokenizer, torch.from_numpy(ids)))
-        columns = {
+        vocabulary = Vocabulary(ids, texts.single(ids.tolist()))
+        columns: dict[str, object] = {
             "feature": np.arange(dictionary.d_sae, dtype=np.int32),
             **panel_columns(found, text, vocabulary),
             **direction_columns(dictionary, near["indices"], near["cosines"], on_map),
@@ -191,7 +195,7 @@ class Analysis:
             top = found["chosen"][:, : self.config.n_contexts]
             agreement = agreement_of_ids(logits["top_ids"], top, text, vocabulary)
             columns |= logit_columns(logits, agreement, vocabulary)
-        return columns, vocabulary
+        return columns
 
     def _logits(self, dictionary: Dictionary, model: LanguageModel, work: Work) -> Arrays:
         """Return what features promote; nothing where they do not write into the stream."""

@@ -7,7 +7,7 @@ import torch
 from sae.base import UserError, require
 from sae.dictionary import Dictionary
 from sae.models import LanguageModel, locate, read_activations
-from sae.models.unembed import token_strings
+from sae.text.token_texts import TokenTexts
 
 # Rows that are encoded at once, so that a long text needs no more memory than a short one.
 _ROWS = 256
@@ -18,6 +18,7 @@ class Reading:
     """The tokens of a text and the features that are active there."""
 
     tokens: list[str]
+    """What each adds to the text; nothing for a part of a character that is not its last."""
     strongest: list[list[tuple[int, float]]]
     """For each token (feature, activation), the strongest first; none at special tokens."""
     acts: list[float] | None
@@ -69,5 +70,6 @@ def read_text(
         ]
         if feature is not None:
             acts += found[:, feature].tolist()
-    strings = token_strings(model.tokenizer, ids[own])
+    # As it was typed: the marks around it are no part of the text.
+    strings = TokenTexts(model.tokenizer).in_context(read.tolist())
     return Reading(strings, strongest, None if feature is None else acts)

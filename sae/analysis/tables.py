@@ -11,6 +11,7 @@ from sae.analysis.shards import Text
 from sae.analysis.work import Arrays, Work
 from sae.atlas import GROUPS, N_BANDS, list_array
 from sae.atlas.directions import logit_agreement, word_numbers
+from sae.text.token_texts import TokenTexts
 
 if TYPE_CHECKING:
     import pyarrow
@@ -20,7 +21,7 @@ _GROUP_FEATURES = 1024
 
 
 class Vocabulary:
-    """The text of token ids; of those that nothing asks for, nothing."""
+    """The texts of tokens by themselves; of those that nothing asks for, nothing."""
 
     def __init__(self, ids: NDArray[np.int64], strings: Sequence[str]) -> None:
         import pyarrow
@@ -51,7 +52,7 @@ def context_pieces(
     work: Work,
     selection: ContextSelection,
     text: Text,
-    vocabulary: Vocabulary,
+    texts: TokenTexts,
 ) -> Iterator[dict[str, object]]:
     """Yield the columns of `contexts.parquet`, of some features at a time."""
     import pyarrow
@@ -76,6 +77,9 @@ def context_pieces(
             inside = np.arange(2 * selection.radius + 1) < length[:, None]
             places = (token - position + start)[:, None] + np.arange(inside.shape[1])
             ids = text.tokens[places[inside]]
+            begin = token - position + start
+            numbers = texts.windows(text.tokens, begin, begin + length, text.context_size)
+            strings = pyarrow.array(texts.strings, pyarrow.string())
             yield {
                 "feature": (feature + first).astype(np.int32),
                 "group": pyarrow.array(GROUPS).take(groups[slot]),
@@ -86,7 +90,7 @@ def context_pieces(
                 "start": start.astype(np.int32),
                 "activation": acts[np.arange(len(token)), position - start],
                 "token_ids": list_array(ids, length),
-                "tokens": list_array(vocabulary.strings(ids), length),
+                "tokens": list_array(strings.take(numbers), length),
                 "activations": list_array(acts[inside], length),
             }
 

@@ -140,7 +140,7 @@ def _decoder(cache: ActivationCache) -> Callable[[list[int]], str]:
     except UserError as error:
         say(f"sample: token ids are shown, because {error}")
         return lambda ids: " ".join(map(str, ids))
-    return lambda ids: str(tokenizer.decode(ids))
+    return lambda ids: str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,15 +43,6 @@ def unembedding(module: nn.Module) -> Float[Tensor, "d_model vocabulary"] | None
     return matrix
 
 
-def token_strings(tokenizer: object, ids: Int[Tensor, " token"]) -> list[str]:
-    """Return the text of single tokens; a token that is part of a character shows as �."""
-    wanted = ids.reshape(-1).tolist()
-    unique = sorted(set(wanted))
-    texts: list[str] = tokenizer.batch_decode([[i] for i in unique])  # type: ignore[attr-defined]
-    table = dict(zip(unique, texts, strict=True))
-    return [table[i] for i in wanted]
-
-
 class ExtremeLogits(NamedTuple):
     """Which tokens directions promote and suppress the most, the strongest first."""
 

@@ -13,6 +13,7 @@ from sae.base import UserError, require
 from sae.dictionary import Dictionary
 from sae.edits import ALL_BUT_FIRST, Add, Edit, edited
 from sae.models import LanguageModel, Site
+from sae.text.token_texts import TokenTexts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +125,16 @@ def perplexity(
     return torch.exp(-log_probs.squeeze(2).mean(1))
 
 
+def continued_texts(
+    model: LanguageModel,
+    prompts: Int[Tensor, "sequence position"],
+    continuations: Int[Tensor, "sequence new_position"],
+) -> list[str]:
+    """Return what each continuation adds to the text of its prompt, the first space too."""
+    texts, both = TokenTexts(model.tokenizer), (prompts.tolist(), continuations.tolist())
+    return [texts.continuation(before, ids) for before, ids in zip(*both, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """What the model writes after the prompt."""
@@ -170,7 +181,7 @@ def generate_beside(
     likeliest = replace(sampling, temperature=0)
     edits = [steered(site, vectors)]
     continuations = generate(model, prompts, edits, likeliest, noise=noise)
-    texts = model.tokenizer.batch_decode(continuations)
+    texts = continued_texts(model, prompts, continuations)
     perplexities = perplexity(model, prompts, continuations).tolist()
     return tuple(
         Continuation(text, value if math.isfinite(value) else None)

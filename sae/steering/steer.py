@@ -22,6 +22,7 @@ from sae.models import (
 )
 from sae.steering.generate import (
     Sampling,
+    continued_texts,
     generate,
     next_log_probs,
     perplexity,
@@ -259,6 +260,7 @@ def _response(
         generate(model, told, [], sampling),
     ]
     top = torch.cat(log_probs)[:, row["top_logit_ids"]].logsumexp(1)
-    texts = torch.cat(continuations)
-    log_perplexity = perplexity(model, prompts, texts).log()
-    return top[1:] - top[0], log_perplexity, model.tokenizer.batch_decode(texts)
+    log_perplexity = perplexity(model, prompts, torch.cat(continuations)).log()
+    texts = continued_texts(model, prompts[1:], continuations[0])
+    texts += continued_texts(model, told, continuations[1])
+    return top[1:] - top[0], log_perplexity, texts

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.figures import compared, made_figures
+from support.tokenizers import TEXTS, TOKENIZERS
 from support.world import HOOK, cache_of, random_dictionary
 
 import sae
@@ -18,10 +19,12 @@ from sae.analysis import features as feature_module
 from sae.analysis import shards as shard_module
 from sae.analysis.features import ContextSelection, feature_panels, related_features
 from sae.analysis.shards import blocks, encode_cache, read_text
+from sae.analysis.tables import context_pieces
 from sae.analysis.work import Work
 from sae.base.errors import UserError
 from sae.base.files import only_process, read_json, write_json
 from sae.dictionary import ACTIVATIONS, TopK
+from sae.text.token_texts import TokenTexts
 
 TABLES = ("features.parquet", "contexts.parquet", "labels.csv")
 
@@ -394,3 +397,31 @@ def peak_of_analysis(location, folder, found):
     feature_module.PAIR_BYTES = 4 << 20
     everything(sae.open_cache(location), dictionary, folder, RULE, owner=location)
     found.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+# The text of contexts
+
+
+def test_contexts_read_as_the_tokenizer_decodes_their_sequence(tmp_path, sparse_dictionary):
+    tokenizer, size = TOKENIZERS["Llama"](), 24
+    (ids,) = tokenizer(["\n".join(TEXTS.values()) * 3], add_special_tokens=False)["input_ids"]
+    tokens = np.array(ids[: len(ids) // size * size], np.int32).reshape(-1, size)
+    x = torch.randn(*tokens.shape, 32, generator=torch.Generator().manual_seed(3))
+    held_out = np.arange(len(tokens)) > 1
+    cache = cache_of(tmp_path / "cache.zarr", tokens, held_out, {HOOK: x})
+    _, (text, _, panels, work) = everything(cache, sparse_dictionary, tmp_path / "w", RULE)
+    (piece,) = context_pieces(panels, work, RULE, text, TokenTexts(tokenizer))
+    compared = 0
+    for sequence, start, shown in zip(
+        piece["sequence"], piece["start"], piece["tokens"].to_pylist(), strict=True
+    ):
+        row = tokens[sequence].tolist()
+        before, whole = (
+            tokenizer.decode(row[:end], clean_up_tokenization_spaces=False) if end else ""
+            for end in (start, start + len(shown))
+        )
+        # A character that an edge cuts is tested with the texts of tokens.
+        if "\ufffd" not in before + whole:
+            assert before + "".join(shown) == whole
+            compared += 1
+    assert compared > 200

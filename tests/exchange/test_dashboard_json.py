@@ -15,7 +15,8 @@ from sae.base.errors import UserError
 from sae.cache.layout import open_cache
 from sae.exchange.dashboards.exporting import export_atlas
 from sae.models.load import recorded_model
-from sae.models.unembed import token_strings, unembedding
+from sae.models.unembed import unembedding
+from sae.text.token_texts import TokenTexts
 
 THEIRS = f"tiny-llama_res-mine_{HOOK}_64"
 
@@ -63,7 +64,7 @@ def converted(atlas, tmp_path_factory):
         minibatch_size_tokens=64,
         minibatch_size_features=64,
     )
-    words = token_strings(model.tokenizer, torch.arange(n_words))
+    words = TokenTexts(model.tokenizer).single(range(n_words))
     config = NeuronpediaRunnerConfig(
         sae_set="res-mine",
         sae_path=HOOK,
