@@ -4,23 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
+# Passed on to every `pip install`, such as another index: make demo PIP_ARGS=--no-cache-dir
+PIP_ARGS ?=
+INSTALL := $(BIN)/python -m pip install $(PIP_ARGS)
 # One process for each processor, up to eight; who is through takes tests over from the others.
 SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
-.PHONY: help demo test test-fast check bench clean
+.PHONY: help demo test test-fast check resolve bench clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e .
+	$(INSTALL) --quiet --upgrade pip
+	$(INSTALL) --progress-bar on -c constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(INSTALL) --progress-bar on -c constraints.txt -e .
 	@touch $(READY)
 
 $(TOOLS): $(READY) tests/peers.txt
-	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev,peers]'
-	$(BIN)/python -m pip install --quiet --no-deps -r tests/peers.txt
+	$(INSTALL) --progress-bar on -c constraints.txt -e '.[dev,peers]'
+	$(INSTALL) --quiet --no-deps -r tests/peers.txt
 	@touch $(TOOLS)
 
 demo: $(READY)  ## the whole path on a real model: about a quarter of an hour on two cores
@@ -37,6 +40,9 @@ check: $(TOOLS)  ## format, lint, types and the order of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+resolve: $(TOOLS)  ## resolve the installation for every Python, without local configuration
+	$(BIN)/python scripts/resolve.py
 
 bench: $(TOOLS)  ## measure; tables and JSON go to benchmarks/results
 	$(BIN)/python -m benchmarks
