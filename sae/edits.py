@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae.base import UserError, require
+from sae.dictionary import Normalisation
 from sae.models import Site
 from sae.models.families import copied_at_mid
 from sae.models.hooks import hooked, one_vector_a_token
@@ -134,11 +135,15 @@ class Add:
     """A vector is added: to all activations the same, or to those of each sequence its own."""
 
     vectors: Float[Tensor, "*place d_out"]
+    normalisation: Normalisation | None = None
+    """Of a dictionary that reads each row by its own length: the vector is as long in its unit,
+    so that it is multiplied by the length of the row that it is added to."""
 
     def apply(self, x: Read, y: Written, rows: Rows) -> Written:
         vectors = self.vectors.to(y)
         # Adding minus zero changes nothing, not even the sign of a zero.
-        return y + rows.own(vectors.masked_fill(vectors == 0, -0.0))
+        own = rows.own(vectors.masked_fill(vectors == 0, -0.0))
+        return y + (own if self.normalisation is None else own * self.normalisation.lengths(y))
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,6 +283,12 @@ class TrainableSAE(nn.Module, ABC):
             f"{has} {dictionary.d_sae} latents, but sae.d_sae={self.d_sae}; give "
             f"sae.d_sae={dictionary.d_sae}",
         )
+        by = dictionary.reads[0].normalisation
+        require(
+            by is None,
+            f"{has} rows normalised one by one ({by and by.name}), and training scales all "
+            "rows alike; leave out init_from",
+        )
         require(bool(dictionary.W_dec.any()), f"{has} nothing but zeros in W_dec; damaged?")
         widths = {
             "hook_name": (dictionary.d_in, self.W_enc_t.shape[1], "reads"),

@@ -162,10 +162,13 @@ def _steer(
         seed=request.seed,
     )
     site = locate(model.module, dictionary.writes[0].place)
-    texts = generate_beside(model, site, request.text, directions, sampling, check)
+    by = dictionary.writes[0].normalisation
+    texts = generate_beside(model, site, request.text, directions, sampling, check, by)
     shown = ({"text": c.text, "perplexity": c.perplexity} for c in texts)
     return {
         "prompt": request.text,
         **dict(zip(("plain", "steered", "random"), shown, strict=True)),
         "norm": float(torch.linalg.vector_norm(directions[0])),
+        # Whether that is a multiple of each token's own length.
+        "relative": by is not None,
     }

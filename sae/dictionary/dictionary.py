@@ -11,6 +11,7 @@ from torch import Tensor
 from sae.base import UNKNOWN, digest_bytes, require
 from sae.core.select import Active
 from sae.dictionary.activations import Activation, ReLU
+from sae.dictionary.normalisation import Normalisation
 from sae.dictionary.record import Record
 from sae.models.site import Site
 
@@ -36,6 +37,8 @@ class Port:
     """Row j is what latent j reads of the activations, or adds to them where it is one."""
     b: Float[Tensor, " d"] | None = None
     """What is added to the activations besides; None of a place that is read."""
+    normalisation: Normalisation | None = None
+    """What is done to each row that is read, or undone in what is written of it."""
 
     @property
     def hook_name(self) -> str:
@@ -52,9 +55,9 @@ class Port:
 class Dictionary:
     """A sparse autoencoder or transcoder for use, on raw activations of one model.
 
-    Scales, centring and norms of training are folded into the weights. An autoencoder
-    reconstructs what it reads; a transcoder reads one place and reconstructs another. Make one
-    with `Dictionary.from_weights`.
+    Scales, centring and norms of training are folded into the weights, but for what is done to
+    each row by itself. An autoencoder reconstructs what it reads; a transcoder reads one place
+    and reconstructs another. Make one with `Dictionary.from_weights`.
     """
 
     reads: tuple[Port, ...]
@@ -171,7 +174,15 @@ class Dictionary:
             others = [numbers[name] for name in sorted(numbers) if name != "k"]
             about = [self.architecture, numbers.get("k"), list(self.tensors), *others]
             parts.append(json.dumps(about).encode())
+        names = [port.normalisation and port.normalisation.name for port in self.ports]
+        if any(names):
+            parts.append(json.dumps(names).encode())
         return digest_bytes(parts)
+
+    @property
+    def ports(self) -> tuple[Port, ...]:
+        """All places that it reads, then those that it writes."""
+        return self.reads + self.writes
 
     @property
     def hook_name(self) -> str:
@@ -233,6 +244,19 @@ class Dictionary:
             self, reads=(replace(read, place=read_at),), writes=(replace(write, place=output),)
         )
 
+    def normalised(self, by: Normalisation | None) -> "Dictionary":
+        """Return the dictionary reading rows so, and undoing it if it writes where it reads.
+
+        What a transcoder reconstructs has a length of its own, which nobody knows beforehand.
+        """
+        (read,), (write,) = self.reads, self.writes
+        back = None if self.is_transcoder else by
+        return replace(
+            self,
+            reads=(replace(read, normalisation=by),),
+            writes=(replace(write, normalisation=back),),
+        )
+
     def to(self, device: torch.device | str) -> "Dictionary":
         """Return the dictionary with its weights on `device`."""
         return self.with_weights({name: w.to(device) for name, w in self.tensors.items()})
@@ -256,8 +280,7 @@ class Dictionary:
 
         What is encoded or decoded may be of any floating type; the weights' is computed in.
         """
-        x = self._cast(x, self.d_in, "d_in")
-        return self.activation.encode(x @ self.W_enc, self.b_enc)
+        return self.activation.encode(self._read(x) @ self.W_enc, self.b_enc)
 
     def encode_sparse(self, x: Float[Tensor, "rows d_in"]) -> Active:
         """Return the active entries of `encode(x)` and nothing else, equal up to rounding.
@@ -265,25 +288,42 @@ class Dictionary:
         The values are the activations, in row order. Of equal latents at the edge of a topk
         the first are taken, where `encode` leaves the choice to torch.
         """
-        x = self._cast(x, self.d_in, "d_in")
-        return self.activation.select(x, self.W_enc.t(), self.b_enc)
+        return self.activation.select(self._read(x), self.W_enc.t(), self.b_enc)
 
     def decode(self, feature_acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_out"]:
-        """Return what feature activations add up to."""
-        return self._cast(feature_acts, self.d_sae, "d_sae") @ self.W_dec + self.b_dec
+        """Return what feature activations add up to.
+
+        Raises:
+            UserError: if that depends on the row that they were computed from.
+        """
+        undone = self.writes[0].normalisation
+        require(
+            undone is None,
+            "this dictionary reads each row by its own length, so what activations add up to "
+            "depends on the row; give it too: reconstruct(x, feature_acts)",
+        )
+        return self._decoded(feature_acts)
 
     def reconstruct(
         self, x: Float[Tensor, "... d_in"], feature_acts: Float[Tensor, "... d_sae"]
     ) -> Float[Tensor, "... d_out"]:
         """Return the reconstruction, from feature activations that were computed from `x`."""
-        decoded = self.decode(feature_acts)
-        if self.W_skip is None:
-            return decoded
-        return decoded + self._cast(x, self.d_in, "d_in") @ self.W_skip.t()
+        decoded, undone = self._decoded(feature_acts), self.writes[0].normalisation
+        x = self._cast(x, self.d_in, "d_in")
+        if undone is not None:
+            decoded = undone.undo(decoded, x)
+        return decoded if self.W_skip is None else decoded + x @ self.W_skip.t()
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        """Return the reconstruction `decode(encode(x))`, plus `x @ W_skip.T` if it has one."""
+        """Return the reconstruction of what `encode` finds in raw activations `x`."""
         return self.reconstruct(x, self.encode(x))
+
+    def _read(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
+        x, normalisation = self._cast(x, self.d_in, "d_in"), self.reads[0].normalisation
+        return x if normalisation is None else normalisation.read(x)
+
+    def _decoded(self, feature_acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_out"]:
+        return self._cast(feature_acts, self.d_sae, "d_sae") @ self.W_dec + self.b_dec
 
     def _cast(self, given: Tensor, width: int, name: str) -> Tensor:
         """Return what is given in the type of the weights, if it can be computed with."""

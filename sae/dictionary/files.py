@@ -2,7 +2,8 @@
 
 It is our own format as well. What SAELens 6 asks of a writer: `metadata.sae_lens_version`
 of at least 6.0.0 (else it drops all metadata), a `dtype`, no tensor that the architecture
-does not have, and all scales folded with `normalize_activations: none`.
+does not have, and all scales folded. `normalize_activations` says what is done to each row by
+itself, or none.
 
 `architecture` in `cfg.json` names the activation and the kind at once: `jumprelu`,
 `jumprelu_transcoder`, `jumprelu_skip_transcoder`, .... The standard activation is left out
@@ -17,6 +18,7 @@ scales beside the weights (`sae.dictionary.storage`).
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +31,14 @@ from torch import Tensor
 from sae.base import UserError, atomic_path, read_json, require
 from sae.dictionary.activations import ACTIVATIONS, Activation, JumpReLU, ReLU, TopK
 from sae.dictionary.dictionary import CODER, SHAPES, Dictionary
-from sae.dictionary.folding import has_unit_rows, scaled_by_decoder_norm, without_b_dec
+from sae.dictionary.folding import (
+    has_unit_rows,
+    scaled_by_decoder_norm,
+    with_input_scale,
+    without_b_dec,
+)
 from sae.dictionary.metadata import dictionary_of, metadata_of
+from sae.dictionary.normalisation import NORMALISATIONS, Normalisation
 from sae.dictionary.record import Record
 from sae.dictionary.storage import FULL, INT8, dequantized, packed
 from sae.dictionary.tensors import (
@@ -46,6 +54,11 @@ WEIGHTS_FILE = "sae_weights.safetensors"
 SPARSITY_FILE = "sparsity.safetensors"
 # A dictionary of these is a jumprelu one.
 _ONLY_IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
+# Where a configuration has the number that all rows are multiplied by.
+_FACTORS = {
+    "expected_average_only_in": "norm_scaling_factor",
+    "constant_scalar_rescale": "activation_normalization_factor",
+}
 _METADATA_BEFORE_6 = (
     "model_name",
     "model_class_name",
@@ -112,6 +125,12 @@ def write_files(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> None
     """
     activation, transcoder = dictionary.activation, dictionary.is_transcoder
     kind = _Kind(type(activation), transcoder, dictionary.W_skip is not None)
+    (read_as, undone) = (port.normalisation for port in dictionary.ports)
+    require(
+        undone == (None if transcoder else read_as),
+        "a file says how rows are read; that it is undone goes without saying where a "
+        "dictionary writes what it reads, and nowhere else; make it with Dictionary.normalised",
+    )
     stored = packed(dictionary.tensors, dtype, activation.never)
     config: dict[str, object] = {
         "architecture": kind.name,
@@ -128,7 +147,7 @@ def write_files(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> None
         "dtype": dtype,
         "device": "cpu",
         "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
+        "normalize_activations": read_as.name if read_as else "none",
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": "6.0.0", **metadata_of(dictionary)},
     }
@@ -170,11 +189,7 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     path = folder / CONFIG_FILE
     config = _as_version_6(_read_config(path))
     kind = _kind_in(folder, config)
-    require(
-        config.get("normalize_activations", "none") == "none",
-        f"{folder}: normalize_activations={config.get('normalize_activations')} is not folded; "
-        "fold it in SAELens before saving",
-    )
+    normalisation, factor = _normalisation_in(path, config)
     subtracts = flag(path, config, "apply_b_dec_to_input")
     require(
         not (subtracts and kind.transcoder),
@@ -194,6 +209,14 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     found = dictionary_of(weights, activation, path, metadata, transcoder=kind.transcoder)
     if subtracts:
         found = without_b_dec(found)
+    if factor is not None:
+        require(
+            not kind.transcoder,
+            f"{path}: normalize_activations={config['normalize_activations']}, and nothing "
+            "says how a transcoder's output is scaled",
+        )
+        found = with_input_scale(found, factor)
+    found = found.normalised(normalisation)
     rescales = flag(path, config, "rescale_acts_by_decoder_norm")
     if rescales and isinstance(activation, TopK) and not has_unit_rows(found.W_dec):
         # SAELens multiplies what goes into top-k by the norms, and divides what comes out.
@@ -235,6 +258,38 @@ def _kind_in(folder: Path, config: Mapping[str, object]) -> _Kind:
     return kinds[architecture]
 
 
+def _normalisation_in(
+    path: Path, config: Mapping[str, object]
+) -> tuple[Normalisation | None, float | None]:
+    """Return what is done to each row, and the factor of all rows, whichever there is.
+
+    Raises:
+        UserError: if the factor is nowhere in the file, or what is done is not known.
+    """
+    name = str(config.get("normalize_activations") or "none")
+    if name == "none" or name in NORMALISATIONS:
+        return NORMALISATIONS.get(name), None
+    require(
+        name != "covariance_whitening",
+        f"{path}: normalize_activations={name} is of a checkpoint of a training; save the "
+        "dictionary in SAELens with save_inference_model, which folds it",
+    )
+    known = ", ".join([*NORMALISATIONS, *_FACTORS])
+    require(
+        name in _FACTORS,
+        f"{path}: normalize_activations={name} is not known; known: none, {known}",
+    )
+    key = _FACTORS[name]
+    factor = config.get(key)
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise UserError(
+            f"{path}: normalize_activations={name} multiplies all rows by one number, and "
+            f"{key}={factor}; write that number into the file as {key} (SAELens takes the root "
+            "of d_in over the mean norm of the activations)"
+        )
+    return None, float(factor)
+
+
 def _as_version_6(config: dict[str, object]) -> dict[str, object]:
     """Return what SAELens 6 makes of a configuration without its version."""
     if "metadata" in config:
@@ -254,6 +309,8 @@ def _as_version_6(config: dict[str, object]) -> dict[str, object]:
         old |= {"architecture": "topk", "k": settings.get("k", old.get("k"))}
     # Before there was a choice of norms it said true or false.
     norms = old.get("normalize_activations") or "none"
+    if norms is True:
+        norms = "expected_average_only_in"
     metadata = {name: old[name] for name in _METADATA_BEFORE_6 if name in old}
     return {**old, "normalize_activations": norms, "metadata": metadata}
 

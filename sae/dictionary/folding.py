@@ -84,6 +84,19 @@ def for_raw_activations(
     return dictionary.with_weights(weights, dictionary.activation.scaled(1 / scale_in))
 
 
+def with_input_scale(dictionary: Dictionary, factor: float) -> Dictionary:
+    """Return one for raw activations, of one that reads and writes `factor` times them.
+
+    Activations stay as they are, as SAELens folds it: W_enc * s, W_dec / s, b_dec / s.
+    """
+    weights = {
+        "W_enc": dictionary.W_enc * factor,
+        "W_dec": dictionary.W_dec / factor,
+        "b_dec": dictionary.b_dec / factor,
+    }
+    return dictionary.with_weights(weights)
+
+
 def threshold_before_norm(
     threshold: Float[Tensor, " d_sae"], W_dec: Float[Tensor, "d_sae d_out"]
 ) -> Float[Tensor, " d_sae"]:

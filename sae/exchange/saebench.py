@@ -141,10 +141,15 @@ def as_custom_sae(dictionary: Dictionary) -> CustomSAE:
     """Return what `selected_saes` of SAEBench's evaluations takes, with a copy of the weights.
 
     Raises:
-        UserError: if it is a transcoder, which SAEBench would put where it reads, or does not
-            say its model or, in TransformerLens's words, its hook.
+        UserError: if it is a transcoder, which SAEBench would put where it reads, normalises
+            each row, or does not say its model or, in TransformerLens's words, its hook.
     """
-    record = dictionary.record
+    record, by = dictionary.record, dictionary.reads[0].normalisation
+    require(
+        by is None,
+        "SAEBench decodes activations without the rows that they are of, and this dictionary "
+        f"normalises each row ({by and by.name}); give one that reads rows as they are",
+    )
     require(
         not dictionary.is_transcoder,
         "SAEBench puts a reconstruction back where it was read, and a transcoder's belongs "

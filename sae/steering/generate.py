@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.base import UserError, require
-from sae.dictionary import Dictionary
+from sae.dictionary import Dictionary, Normalisation
 from sae.edits import ALL_BUT_FIRST, Add, Edit, edited
 from sae.models import LanguageModel, Site
 from sae.text.token_texts import TokenTexts
@@ -29,7 +29,10 @@ class Sampling:
 def unit_dose(
     dictionary: Dictionary, feature: int, max_activation: float
 ) -> Float[Tensor, " d_out"]:
-    """Return what strength 1 of a feature adds: its direction times its highest activation."""
+    """Return what strength 1 of a feature adds: its direction times its highest activation.
+
+    Where the dictionary reads each row by its own length, that is the unit.
+    """
     return dictionary.W_dec[feature].float() * max_activation
 
 
@@ -42,10 +45,16 @@ def random_direction(like: Float[Tensor, " d_out"], seed: int) -> Float[Tensor, 
 
 
 def steered(
-    site: Site, vectors: Float[Tensor, " d_out"] | Float[Tensor, "sequence d_out"]
+    site: Site,
+    vectors: Float[Tensor, " d_out"] | Float[Tensor, "sequence d_out"],
+    normalisation: Normalisation | None = None,
 ) -> Edit:
-    """Return the edit that adds a vector, or one a sequence, at all positions but the first."""
-    return Edit(site, Add(vectors), ALL_BUT_FIRST)
+    """Return the edit that adds a vector, or one a sequence, at all positions but the first.
+
+    Args:
+        normalisation: what the dictionary of the vectors undoes in what it writes, if anything.
+    """
+    return Edit(site, Add(vectors, normalisation), ALL_BUT_FIRST)
 
 
 def prompt_ids(model: LanguageModel, prompt: str) -> Int[Tensor, " position"]:
@@ -151,6 +160,7 @@ def generate_beside(
     directions: tuple[Float[Tensor, " d_out"], Float[Tensor, " d_out"]],
     sampling: Sampling,
     check: Callable[[], None] = lambda: None,
+    normalisation: Normalisation | None = None,
 ) -> tuple[Continuation, ...]:
     """Return what the model writes by itself, then with each vector added at `site`.
 
@@ -179,7 +189,7 @@ def generate_beside(
     prompts = ids.expand(len(vectors), -1)
     noise = SharedNoise(sampling, check)
     likeliest = replace(sampling, temperature=0)
-    edits = [steered(site, vectors)]
+    edits = [steered(site, vectors, normalisation)]
     continuations = generate(model, prompts, edits, likeliest, noise=noise)
     texts = continued_texts(model, prompts, continuations)
     perplexities = perplexity(model, prompts, continuations).tolist()

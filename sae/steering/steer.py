@@ -2,7 +2,9 @@
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from sae.atlas import Atlas
 from sae.base import UserError, progress, require, require_at_least
-from sae.dictionary import Dictionary
+from sae.dictionary import Dictionary, Normalisation
+from sae.edits import Edit
 from sae.models import (
     LanguageModel,
     Site,
@@ -108,27 +111,18 @@ def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str
         `seconds` that the model worked, and `features`: texts and figures of each.
 
     Raises:
-        UserError: for a feature that is not there, is dead, or promotes no tokens.
+        UserError: for a feature that is not there, is dead, or promotes no tokens, and where
+            there is none to choose from.
     """
     rows = atlas.features()
     chosen = config.features or choose_features(rows, config.n_features)
-    for feature in chosen:
-        require(
-            0 <= feature < len(rows),
-            f"features={feature} is out of range; this dictionary has 0 to {len(rows) - 1}",
-        )
-        highest = rows[feature]["max_activation"]
-        require(highest > 0, f"features={feature} is dead; choose a live one")
-        require(
-            "top_logit_ids" in rows[feature],
-            "this dictionary does not write to the residual stream, so its features have no "
-            "top tokens to measure; steer with one of a hook_resid_* hook",
-        )
+    _check_chosen(rows, chosen)
     criterion = "Named on the command line." if config.features else CRITERION
     began, results = time.perf_counter(), []
     record = dictionary.record.model or record_without_weights(dictionary.model_name)
     model = recorded_model(record, config.device)
     site = locate(model.module, dictionary.writes[0].place)
+    by = dictionary.writes[0].normalisation
     with progress(len(chosen), "steer", "feature") as bar:
         for row in (rows[i] for i in chosen):
             highest = row["max_activation"]
@@ -139,11 +133,36 @@ def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str
                 "top_tokens": row["top_logit_tokens"],
                 "max_activation": highest,
                 "norm_at_strength_one": float(torch.linalg.vector_norm(direction)),
+                # Then in units of each row's own length.
+                **({} if by is None else {"normalisation": by.name}),
                 "prompts": config.prompts,
             }
-            results.append(found | dose_response(config, model, site, direction, row))
+            results.append(found | dose_response(config, model, site, direction, row, by))
             bar.update(1)
     return {"seconds": time.perf_counter() - began, "features": results}
+
+
+def _check_chosen(rows: list[dict[str, Any]], chosen: list[int]) -> None:
+    """Refuse features that nothing can be measured of, and a choice of none."""
+    for feature in chosen:
+        require(
+            0 <= feature < len(rows),
+            f"features={feature} is out of range; this dictionary has 0 to {len(rows) - 1}",
+        )
+        require(
+            rows[feature]["max_activation"] > 0,
+            f"features={feature} is dead; choose a live one",
+        )
+    require(
+        any(row["max_activation"] > 0 for row in rows),
+        "no feature of this dictionary fired on the text of its atlas, so there is none to "
+        "steer with; analyze more text, or train one with fewer dead features",
+    )
+    require(
+        bool(chosen) and all("top_logit_ids" in rows[feature] for feature in chosen),
+        "this dictionary does not write to the residual stream, so its features have no "
+        "top tokens to measure; steer with one of a hook_resid_* hook",
+    )
 
 
 def check_causal(name: str, dictionary: Dictionary, device: str) -> None:
@@ -188,10 +207,12 @@ def dose_response(
     site: Site,
     direction: Float[Tensor, " d_out"],
     row: dict[str, Any],
+    normalisation: Normalisation | None = None,
 ) -> dict[str, list[dict[str, object]]]:
     """Return texts and figures at every strength, for the feature and both baselines.
 
-    `direction` is the feature's `unit_dose`, and `row` its record in `features.parquet`.
+    `direction` is the feature's `unit_dose`, `row` its record in `features.parquet`, and
+    `normalisation` what its dictionary undoes in what it writes.
     `logprob_shift` is the change, against the unsteered model, of the log-probability that the
     next token is one of the feature's top tokens, after the prompt. `perplexity` is that of
     the continuation under the unsteered model. Both are averaged over prompts (perplexity
@@ -210,8 +231,9 @@ def dose_response(
         if name == "feature" or strength != 0
     ]
     vectors = torch.stack([strength * directions[name] for name, strength in doses])
+    edit = partial(steered, site, normalisation=normalisation)
     responses = [
-        _response(model, site, row, vectors, prompt, replace(config.sampling, seed=seed))
+        _response(model, edit, row, vectors, prompt, replace(config.sampling, seed=seed))
         for seed, prompt in enumerate(config.prompts, config.seed)
     ]
     shifts, log_perplexities, texts = zip(*responses, strict=True)
@@ -232,7 +254,7 @@ def dose_response(
 
 def _response(
     model: LanguageModel,
-    site: Site,
+    edit: Callable[[Tensor], Edit],
     row: dict[str, Any],
     vectors: Float[Tensor, "dose d_out"],
     prompt: str,
@@ -252,11 +274,11 @@ def _response(
     with_plain = torch.cat([torch.zeros_like(vectors[:1]), vectors])
     prompts = ids.expand(len(with_plain), -1)
     log_probs = [
-        next_log_probs(model, prompts, [steered(site, with_plain)]),
+        next_log_probs(model, prompts, [edit(with_plain)]),
         next_log_probs(model, told, []),
     ]
     continuations = [
-        generate(model, prompts[1:], [steered(site, vectors)], sampling),
+        generate(model, prompts[1:], [edit(vectors)], sampling),
         generate(model, told, [], sampling),
     ]
     top = torch.cat(log_probs)[:, row["top_logit_ids"]].logsumexp(1)

@@ -147,16 +147,6 @@ def test_openais_relu_file_means_what_its_formula_says(tmp_path):
     }
 
 
-def test_openais_top_k_is_refused_as_it_scales_each_row(tmp_path):
-    state = openai_state() | {
-        "activation": "TopK",
-        "activation_state_dict": {"k": 32, "postact_fn": "ReLU"},
-    }
-    torch.save(state, tmp_path / "7.pt")
-    with pytest.raises(UserError, match="reads each row over its own standard deviation"):
-        sae.load(str(tmp_path / "7.pt"))
-
-
 def test_a_folder_of_openais_layers_asks_for_one_of_them(tmp_path):
     for layer in (0, 1):
         torch.save(openai_state(), tmp_path / f"{layer}.pt")
@@ -259,7 +249,7 @@ def test_a_latent_without_a_direction_never_passes_a_threshold_times_its_norm(tm
         ({"sae_type": "crosscoder"}, "sae_type=crosscoder; only sae is known"),
         ({"act_fn": "batchtopk"}, "act_fn=batchtopk chooses by the batch"),
         ({"use_glu_encoder": True}, "use_glu_encoder=true"),
-        ({"norm_activation": "token-wise"}, "norm_activation=token-wise scales each row by"),
+        ({"norm_activation": "batch-wise"}, "norm_activation=batch-wise is not known"),
         ({"d_model": 31}, "d_model=31, but by the weights beside it d_model=32"),
         ({"expansion_factor": 4}, "expansion_factor=4 of d_model=32, but the weights have 48"),
         ({"act_fn": "topk", "top_k": None}, "top_k=None; give a number"),
@@ -436,7 +426,7 @@ def test_folders_of_llama_scopes_first_release_mean_what_their_own_loader_made(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"norm_activation": "token-wise"}, "norm_activation=token-wise scales each row"),
+        ({"norm_activation": "token-wise"}, "norm_activation=token-wise is not known"),
         ({"act_fn": "batchtopk"}, "act_fn=batchtopk is unknown"),
         ({"use_glu_encoder": True}, "use_glu_encoder=true"),
         ({"jump_relu_threshold": -1}, "jump_relu_threshold=-1; give a number from 0 on"),
@@ -697,7 +687,7 @@ def test_a_logarithm_of_thresholds_in_an_old_saelens_folder_is_taken_back(tmp_pa
     ("changes", "more", "sentence"),
     [
         ({"activation_fn": "tanh-relu"}, {}, "activation_fn=tanh-relu is not known"),
-        ({"normalize_activations": True}, {}, "normalize_activations=True is not folded"),
+        ({"normalize_activations": True}, {}, "norm_scaling_factor=None; write that number"),
         ({}, {"scaling_factor": torch.full((D_SAE,), 2.0)}, "scaling_factor is not folded"),
     ],
 )

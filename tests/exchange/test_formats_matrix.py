@@ -72,6 +72,10 @@ June 2025; of these they leave out that norms of the decoder decide |
 | saelens | folders from before version 6: flat configuration, `activation_fn: topk`, \
 `log_threshold` | what version 6 makes of them |
 | saelens | `apply_b_dec_to_input`, `rescale_acts_by_decoder_norm` | folded into the weights |
+| saelens | `normalize_activations: layer_norm` or `constant_norm_rescale` | done to \
+each row, and undone in what an autoencoder reconstructs; written back as it is |
+| saelens | `expected_average_only_in` and `constant_scalar_rescale` with their number in the \
+file: `norm_scaling_factor`, `activation_normalization_factor` | folded into the weights |
 | saelens | `dtype: int8` with scales beside the weights, ours alone | float32 |
 | sparsify | runs and repositories with a folder for each hookpoint, and seeds in these | each \
 folder is one dictionary |
@@ -79,6 +83,9 @@ folder is one dictionary |
 keep the file's scale |
 | dictionary_learning | `BatchTopKSAE`, `MatryoshkaBatchTopKSAE` | jumprelu with their one \
 threshold for all; the groups stay in the metadata |
+| openai | `TopK` | topk that reads each row less its mean over its standard deviation \
+(`layer_norm`), and undoes it |
+| openmoss | `norm_activation: token-wise` of an autoencoder | `constant_norm_rescale` |
 | openmoss | `norm_activation: dataset-wise` | folded into the weights, thresholds too |
 | openmoss | `sparsity_include_decoder_norm` with jumprelu | thresholds over the norms |
 | openmoss | `sparsity_include_decoder_norm` with topk | activations times the norms, rows of \
@@ -104,14 +111,17 @@ dictionary |
 
 | format | what | reason |
 |---|---|---|
-| saelens | `normalize_activations` other than none | not folded into the weights |
+| saelens | `expected_average_only_in` without its `norm_scaling_factor` | the number is in no \
+file |
+| saelens | `covariance_whitening`: checkpoints of a training | `save_inference_model` folds \
+it |
 | saelens | `batchtopk` and `matryoshka_batchtopk`: checkpoints of a training | the threshold \
 is found by `save_inference_model` |
 | sparsify | `groupmax`, `signed` | other activations than a dictionary has |
 | dictionary_learning | `CrossCoder` | reads several hooks at once |
 | dictionary_learning | a batch's top-k whose threshold was never set | depends on the batch |
-| openai | `TopK` | reads each row over its own standard deviation |
-| openmoss | `token-wise` and `batch-wise` norms | depend on the row or the batch |
+| openmoss | `batch-wise` norms; `token-wise` ones of 2024, and of transcoders | depend on the \
+batch, or on a row that is not read |
 | openmoss | `batchtopk` | depends on the batch |
 | openmoss | GLU encoders, crosscoders, cross-layer transcoders, Lorsa, MOLT | more than one \
 product with x, or of several hooks |

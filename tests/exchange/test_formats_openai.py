@@ -8,6 +8,7 @@ from support.world import random_dictionary
 
 import sae
 from sae.base.errors import UserError
+from sae.dictionary import LayerNorm, TopK
 from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import write_dictionary
 
@@ -95,16 +96,38 @@ def test_the_files_of_their_first_versions_are_read_from_where_they_are(
     assert metadata_of(dictionary) == {"model_name": "gpt2", "hook_name": f"blocks.7.{hook}"}
 
 
-def test_their_later_files_are_no_map_of_raw_rows_and_refused(tmp_path):
+def test_their_later_files_read_each_row_over_its_own_deviation(tmp_path):
     state = state_of(activation="TopK", activation_state_dict={"k": 5, "postact_fn": "ReLU"})
-    acts, x_hat = computed(state, rows())
-    twice, x_hat_of_twice = computed(state, 2 * rows())
-    # Twice a row has the same latents and twice the reconstruction, whatever the biases are.
-    torch.testing.assert_close(twice, acts, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(x_hat_of_twice, 2 * x_hat, rtol=1e-3, atol=1e-3)
     path = save(state, tmp_path / "gpt2-small/resid_post_mlp_v5_32k/autoencoders/7.pt")
-    with pytest.raises(UserError, match="activation=TopK reads each row over its own standard"):
+    dictionary = sae.load(path)
+    assert_same(dictionary, state)
+    assert dictionary.activation == TopK(5)
+    assert dictionary.reads[0].normalisation == LayerNorm()
+    # And what we write of it, which their class takes strictly.
+    write_dictionary(dictionary, tmp_path / "out", "openai")
+    assert_same(dictionary, torch.load(tmp_path / "out/7.pt", weights_only=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (("Identity", {}), "activation=Identity; only ReLU and TopK are known here"),
+        (
+            ("TopK", {"k": 5, "postact_fn": "Identity"}),
+            "with k=5 and postact_fn=Identity; give",
+        ),
+        (("TopK", {"postact_fn": "ReLU"}), "with k=None and postact_fn=ReLU; give a whole"),
+        (("TopK", None), "with k=None and postact_fn=None; give a whole number and ReLU"),
+        (("TopK", {"k": 99, "postact_fn": "ReLU"}), "k=99; give 1 to d_sae=48"),
+    ],
+)
+def test_another_activation_of_theirs_is_refused(settings, sentence, tmp_path):
+    name, about = settings
+    path = save(state_of(activation=name, activation_state_dict=about), tmp_path / "7.pt")
+    with pytest.raises(UserError, match=sentence):
         sae.load(path)
-    path = save(state_of(activation="Identity", activation_state_dict={}), tmp_path / "7.pt")
-    with pytest.raises(UserError, match="activation=Identity; only ReLU is known here"):
-        sae.load(path)
+
+
+def test_topk_of_raw_rows_is_not_theirs(tmp_path):
+    with pytest.raises(UserError, match="with TopK it reads each row over its standard dev"):
+        write_dictionary(random_dictionary("topk"), tmp_path / "out", "openai")

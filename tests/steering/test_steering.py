@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.world import random_dictionary
 
 import sae
 from sae.base.errors import UserError
@@ -22,7 +23,7 @@ from sae.steering.generate import (
     steered,
     with_baseline,
 )
-from sae.steering.steer import SteerConfig, choose_features, dose_response
+from sae.steering.steer import SteerConfig, choose_features, dose_response, steer
 from sae.text.packing import Marks
 
 HOOK = "blocks.1.hook_resid_post"
@@ -164,6 +165,36 @@ def test_features_are_chosen_by_the_rule():
     ]
     assert choose_features(rows, 3) == [3, 1, 0]
     assert choose_features([*rows, row(6, density=0)], 9) == [3, 1, 0, 2, 4, 5]
+
+
+class Rows:
+    """An atlas of these records."""
+
+    def __init__(self, rows):
+        self.features = lambda: rows
+
+
+def without_tokens(feature, density=0.001):
+    kept = ("feature", "density", "max_activation")
+    return {key: value for key, value in row(feature, density).items() if key in kept}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "sentence"),
+    [
+        ([row(0, density=0), row(1, density=0)], {}, "no feature of this dictionary fired"),
+        ([row(0, density=0), row(1)], {"features": [0]}, "features=0 is dead"),
+        ([without_tokens(0), without_tokens(1)], {}, "does not write to the residual stream"),
+        ([without_tokens(0)], {"features": [0]}, "does not write to the residual stream"),
+        ([without_tokens(0, density=0)], {}, "no feature of this dictionary fired"),
+    ],
+)
+def test_nothing_to_steer_with_is_refused_before_a_model_is_loaded(
+    rows, settings, sentence, monkeypatch
+):
+    monkeypatch.setattr("sae.steering.steer.recorded_model", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=sentence):
+        steer(SteerConfig(**settings), random_dictionary(), Rows(rows))
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,8 @@
 
 `.../gpt2-small/{location}/autoencoders/{layer}.pt` is a state dict, with counts of each latent
 and `activation` with its settings. By `Autoencoder` of openai/sparse_autoencoder the latents
-are `activation(W (x - pre_bias) + latent_bias)`. Those with `TopK` read each row less its mean
-over its standard deviation, and multiply what they reconstruct by that deviation. A
-`Dictionary` is one map for all rows: they are refused.
+are `activation(W (x - pre_bias) + latent_bias)`. Those with `TopK`, and these alone, read each
+row less its mean over its standard deviation (`LayerNorm`), and undo it afterwards.
 """
 
 from collections.abc import Mapping
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from sae.base import require
-from sae.dictionary import Dictionary, ReLU, dictionary_of
+from sae.base import UserError, require
+from sae.dictionary import Activation, Dictionary, LayerNorm, ReLU, TopK, dictionary_of
 from sae.dictionary.folding import with_b_dec, without_b_dec
 from sae.dictionary.tensors import load_pickle, tensors_of
 from sae.exchange.formats import parts, qwen_scope
@@ -24,6 +23,7 @@ _NAMES = {
     "latent_bias": "b_enc",
     "decoder.weight": "W_dec.T",
 }
+_SETTINGS = {"activation": "ReLU", "activation_state_dict": None}
 _COUNTS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 # Which places of GPT-2 the files are named after, in openai/sparse_autoencoder's README.
 _PLACES = {
@@ -47,11 +47,17 @@ from sparse_autoencoder import Autoencoder
 (path,) = glob.glob("{folder}/*.pt")
 dictionary = Autoencoder.from_state_dict(torch.load(path))"""
     lost = "metadata, but for the layer in the file's name"
-    activations = (ReLU,)
+    activations = (ReLU, TopK)
     limits = (
         ("transcoder", "it reconstructs what it reads"),
-        ("activation", "of its activations ReLU alone reads raw rows"),
+        ("activation", "it has ReLU and TopK alone"),
     )
+
+    def cannot_normalise(self, dictionary: Dictionary) -> str | None:
+        if isinstance(dictionary.activation, TopK):
+            fits = dictionary.reads[0].normalisation == LayerNorm()
+            return None if fits else "with TopK it reads each row over its standard deviation"
+        return super().cannot_normalise(dictionary)
 
     def recognises(self, path: Path) -> bool:
         theirs = path.suffix == ".pt" and not path.name.endswith(qwen_scope.SUFFIX)
@@ -68,38 +74,52 @@ dictionary = Autoencoder.from_state_dict(torch.load(path))"""
             isinstance(state, Mapping),
             f"{file} holds no state dict; give the file as it was saved",
         )
-        activation = state.get("activation", "ReLU")
-        require(
-            activation != "TopK",
-            f"{file}: activation=TopK reads each row over its own standard deviation, which no "
-            "dictionary of raw activations does; only the ones with ReLU can be read",
-        )
-        require(
-            activation == "ReLU", f"{file}: activation={activation}; only ReLU is known here"
-        )
-        settings = ("activation", "activation_state_dict")
-        tensors = tensors_of(file, {k: v for k, v in state.items() if k not in settings})
+        activation = _activation(file, state)
+        tensors = tensors_of(file, {k: v for k, v in state.items() if k not in _SETTINGS})
         weights = parts.read_weights(tensors, _NAMES, beside=_COUNTS)
         metadata = parts.read_metadata(file.parent, _native(file))
-        return without_b_dec(dictionary_of(weights, ReLU(), file, metadata))
+        read = without_b_dec(dictionary_of(weights, activation, file, metadata))
+        return read.normalised(LayerNorm() if isinstance(activation, TopK) else None)
 
     def write(self, dictionary: Dictionary, folder: Path) -> None:
-        d_sae = dictionary.d_sae
+        d_sae, activation = dictionary.d_sae, dictionary.activation
+        name, settings = "ReLU", dict[str, object]()
+        if isinstance(activation, TopK):
+            name, settings = "TopK", {"k": activation.k, "postact_fn": "ReLU"}
         state = {
             **parts.named_tensors(with_b_dec(dictionary), _NAMES),
             # As they are before training.
             "stats_last_nonzero": torch.zeros(d_sae, dtype=torch.long),
             "latents_activation_frequency": torch.ones(d_sae),
             "latents_mean_square": torch.zeros(d_sae),
-            "activation": "ReLU",
-            "activation_state_dict": {},
+            "activation": name,
+            "activation_state_dict": settings,
         }
-        name = f"{parts.layer_of(dictionary) or 0}.pt"
-        parts.write_folder(folder, dictionary, {name: parts.as_pickle(state)})
+        file = f"{parts.layer_of(dictionary) or 0}.pt"
+        parts.write_folder(folder, dictionary, {file: parts.as_pickle(state)})
 
 
 def _files(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*.pt") if path.stem.isdigit()]
+
+
+def _activation(file: Path, state: Mapping[str, object]) -> Activation:
+    """Return the activation that a state dict names."""
+    name, settings = (state.get(key, usual) for key, usual in _SETTINGS.items())
+    require(
+        name in ("ReLU", "TopK"),
+        f"{file}: activation={name}; only ReLU and TopK are known here",
+    )
+    if name == "ReLU":
+        return ReLU()
+    k = settings.get("k") if isinstance(settings, Mapping) else None
+    after = settings.get("postact_fn") if isinstance(settings, Mapping) else None
+    if type(k) is not int or after != "ReLU":
+        raise UserError(
+            f"{file}: activation=TopK with k={k} and postact_fn={after}; give a whole number "
+            "and ReLU"
+        )
+    return TopK(k)
 
 
 def _native(file: Path) -> dict[str, object]:

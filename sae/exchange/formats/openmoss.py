@@ -37,7 +37,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sae.base import UNKNOWN, UserError, require
-from sae.dictionary import Activation, Dictionary, JumpReLU, ReLU, TopK, dictionary_of
+from sae.dictionary import (
+    Activation,
+    ConstantNorm,
+    Dictionary,
+    JumpReLU,
+    ReLU,
+    TopK,
+    dictionary_of,
+)
 from sae.dictionary.folding import (
     for_raw_activations,
     scaled_by_decoder_norm,
@@ -158,7 +166,8 @@ def _read(
         kind == "sae",
         f"{config_path}: sae_type={kind}; only sae is known here, of one hook each way",
     )
-    norm = _norm(config_path, config, "dataset-wise", ("dataset-wise", "inference"))
+    norms_known = ("dataset-wise", "inference", "token-wise")
+    norm = _norm(config_path, config, "dataset-wise", norms_known)
     act_fn = str(config.get("act_fn", "relu")).lower()
     known = ", ".join(_ARCHITECTURES)
     require(
@@ -195,6 +204,13 @@ def _read(
     if norm == "dataset-wise":
         scales = [_scale(file, config, key) for key in ("hook_point_in", "hook_point_out")]
         found = for_raw_activations(found, *(math.sqrt(d_in) / scale for scale in scales))
+    if norm == "token-wise":
+        require(
+            not found.is_transcoder,
+            f"{config_path}: norm_activation=token-wise, and what a transcoder reconstructs "
+            "has a norm of its own, which no file holds",
+        )
+        found = found.normalised(ConstantNorm())
     return found
 
 
@@ -252,8 +268,8 @@ def _norm(
     norm = config.get("norm_activation", default)
     require(
         norm in known,
-        f"{path}: norm_activation={norm} scales each row by its own norm, which no dictionary "
-        f"of raw activations does; known: {', '.join(known)}",
+        f"{path}: norm_activation={norm} is not known for a dictionary of this kind; known: "
+        f"{', '.join(known)}",
     )
     return str(norm)
 

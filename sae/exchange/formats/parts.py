@@ -63,7 +63,15 @@ class Written(Format):
             "width": dictionary.d_in != dictionary.d_out,
             "skip": dictionary.W_skip is not None,
         }
-        return next((reason for limit, reason in self.limits if beyond[limit]), None)
+        found = next((reason for limit, reason in self.limits if beyond[limit]), None)
+        return found or self.cannot_normalise(dictionary)
+
+    def cannot_normalise(self, dictionary: Dictionary) -> str | None:
+        """Return why the format has no place for how rows are read, or None."""
+        by = dictionary.reads[0].normalisation
+        if by is None:
+            return None
+        return f"it reads rows as they are, and this one normalises each ({by.name})"
 
     @abstractmethod
     def write(self, dictionary: Dictionary, folder: Path) -> None:

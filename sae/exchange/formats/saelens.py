@@ -21,6 +21,9 @@ dictionary = SAE.load_from_disk("{folder}")"""
     def recognises(self, path: Path) -> bool:
         return (path / CONFIG_FILE).is_file() and super().recognises(path)
 
+    def cannot_normalise(self, dictionary: Dictionary) -> str | None:
+        return None
+
     def read(self, path: Path) -> Dictionary:
         return load_dictionary(path)
 

@@ -214,7 +214,7 @@ async function steerText() {
   if (answer.error || live.chosen !== feature) return;
   const arms = [
     ["plain", "Left alone", "The model as it is"],
-    ["steered", `${signed(strength)} × ${quoted(feature)}`, `A push of length ${short(answer.norm)} along the feature`],
+    ["steered", `${signed(strength)} × ${quoted(feature)}`, `A push of length ${short(answer.norm)}${answer.relative ? " times each token's own" : ""} along the feature`],
     ["random", "Random direction", "A push as long at random: what pushing alone does"],
   ];
   $("written").replaceChildren(

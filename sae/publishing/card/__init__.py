@@ -236,10 +236,13 @@ def _formula(dictionary: Dictionary) -> str:
     activation = dictionary.activation
     numbers = "".join(f" and `{name} = {n}`" for name, n in activation.numbers.items())
     skip = "" if dictionary.W_skip is None else " + x @ W_skip.T"
+    (by, back) = (port.normalisation for port in dictionary.ports)
+    rows = "" if by is None else f", of rows that are first made `{by.formula}`"
+    undone = "" if back is None else ", undone for each row"
     return (
         f"It is a `{activation.name}` one: activations are `{activation.formula}`, with "
-        f"`pre = x @ W_enc + b_enc`{numbers}; the reconstruction is "
-        f"`activations @ W_dec + b_dec{skip}`."
+        f"`pre = x @ W_enc + b_enc`{numbers}{rows}; the reconstruction is "
+        f"`activations @ W_dec + b_dec{skip}`{undone}."
     )
 
 

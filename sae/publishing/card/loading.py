@@ -130,16 +130,24 @@ def _plain(dictionary: Dictionary, folder: str, dtype: str, repository: str | No
     lines = activation.code
     for name, number in activation.numbers.items():
         lines = lines.replace(f"{{{name}}}", str(number))
+    (by, back) = (port.normalisation for port in dictionary.ports)
+    x = f"x = torch.randn(4, {dictionary.d_in})  # {_ROWS}"
     skip = "" if dictionary.W_skip is None else ' + x @ w["W_skip"].T'
+    if by is not None:
+        # A skip connection takes rows as they are.
+        x, skip = f"raw = {x}\n{by.code}", skip.replace("+ x", "+ raw")
+    x_hat = 'acts @ w["W_dec"] + w["b_dec"]'
+    if back is not None:
+        x_hat = f"({x_hat}){back.undone}"
     return f"""\
 import torch
 {importing}from safetensors.torch import load_file
 
 {_weights("w", path, dtype, tuple(n for n in _SCALES if n in dictionary.tensors))}
-x = torch.randn(4, {dictionary.d_in})  # {_ROWS}
+{x}
 pre = x @ w["W_enc"] + w["{gate}"]
 {lines}
-x_hat = acts @ w["W_dec"] + w["b_dec"]{skip}"""
+x_hat = {x_hat}{skip}"""
 
 
 def _weights(name: str, path: str, dtype: str, scaled: tuple[str, ...]) -> str:
