@@ -1,7 +1,7 @@
 """Making an atlas: all that is found out about the features of a dictionary, as tables."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ from sae.atlas import (
     write_record,
 )
 from sae.atlas.directions import direction_columns, nearest_features
-from sae.base import code_version, digest, require, require_at_least, say
+from sae.base import UserError, code_version, digest, require, require_at_least, say
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
 from sae.models import LanguageModel, recorded_model, resolve_device
@@ -141,8 +141,10 @@ class Analysis:
         shards = encode_cache(dictionary, self.cache, text, work)
         panels = feature_panels(self.config.selection, shards, text, work)
         texts = TokenTexts(model.tokenizer)
-        columns = self._columns(dictionary, model, shards, text, texts, panels, work)
-        record = self._record(text, int((np.asarray(columns["n_active"]) == 0).sum()))
+        logits, without = self._logits(dictionary, model, work)
+        columns = self._columns(dictionary, shards, text, texts, panels, logits, work)
+        n_dead = int((np.asarray(columns["n_active"]) == 0).sum())
+        record = replace(self._record(text, n_dead), without_logits=without)
         if record.n_dead == record.d_sae:
             say(f"analyze: no feature of {self.name} fires on any of the {text.n_rows} rows")
         folder.mkdir()
@@ -158,11 +160,11 @@ class Analysis:
     def _columns(
         self,
         dictionary: Dictionary,
-        model: LanguageModel,
         shards: list[Shard],
         text: Text,
         texts: TokenTexts,
         panels: list[tuple[slice, str]],
+        logits: Arrays,
         work: Work,
     ) -> dict[str, object]:
         """Return all columns of `features.parquet` but the label."""
@@ -181,7 +183,6 @@ class Analysis:
         pairs = related_features(shards, text, panels, work)
         near = work.once("neighbours", neighbours)
         on_map = work.once("map", places)["places"]
-        logits = self._logits(dictionary, model, work)
         promoted = [logits[name].ravel() for name in ("top_ids", "bottom_ids") if logits]
         ids = np.unique(np.concatenate([np.unique(text.tokens), *promoted])).astype(np.int64)
         vocabulary = Vocabulary(ids, texts.single(ids.tolist()))
@@ -197,17 +198,21 @@ class Analysis:
             columns |= logit_columns(logits, agreement, vocabulary)
         return columns
 
-    def _logits(self, dictionary: Dictionary, model: LanguageModel, work: Work) -> Arrays:
-        """Return what features promote; nothing where they do not write into the stream."""
-        matrix = unembedding(model.module)
-        if matrix is None or not self.cache.site(dictionary.hook_name_out).in_stream:
-            return {}
+    def _logits(
+        self, dictionary: Dictionary, model: LanguageModel, work: Work
+    ) -> tuple[Arrays, str | None]:
+        """Return what features promote, or nothing and why that cannot be told."""
+        try:
+            matrix = unembedding(model.module, self.cache.site(dictionary.hook_name_out))
+        except UserError as error:
+            say(f"analyze: features of {self.name} have no promoted tokens: {error}")
+            return {}, str(error)
 
         def compute() -> Arrays:
             found = extreme_logits(dictionary.W_dec, matrix, self.config.n_logits)
             return {name: tensor.numpy() for name, tensor in found._asdict().items()}
 
-        return work.once("logits", compute)
+        return work.once("logits", compute), None
 
     def _record(self, text: Text, n_dead: int) -> AtlasRecord:
         dictionary = self.dictionary

@@ -45,6 +45,8 @@ class AtlasRecord:
     n_documents: int | None = None
     n_dead: int = 0
     """Features that are active nowhere in the text."""
+    without_logits: str | None = None
+    """Why features have no promoted tokens, where they have none."""
     n_contexts: int | None = None
     """Contexts of the group `top` that a feature has at most."""
     n_bands: int

@@ -6,41 +6,44 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae.base import require
 from sae.core.cpu_kernels import use_threads
 from sae.core.panel_kernels import extremes
-
-_FINAL_NORMS = (
-    "model.norm",
-    "model.language_model.norm",
-    "transformer.ln_f",
-    "gpt_neox.final_layer_norm",
-    "model.final_layernorm",
-)
+from sae.models.site import Site
+from sae.models.tail import tail_of
 
 
-def unembedding(module: nn.Module) -> Float[Tensor, "d_model vocabulary"] | None:
-    """(d_model, vocabulary): the output embedding behind the final norm's gain.
+def unembedding(module: nn.Module, site: Site | None = None) -> Float[Tensor, "d_model vocab"]:
+    """(d_model, vocabulary): the output embedding behind the final norm's gain, as measured.
 
     The norm's division by the stream's spread is left out: it scales all logits of a position
-    alike. LayerNorm's subtraction of the mean is in it. None for a model without an output
-    embedding.
+    alike. LayerNorm's subtraction of the mean is in it.
+
+    Args:
+        module: a model with weights.
+        site: where directions are written; what the blocks give out if it is left out. In a
+            model whose blocks norm the stream at their end, the last such norm stands before
+            the head for what is written inside a block.
+
+    Raises:
+        UserError: if the site is not in the stream of the model, or its logits are not its
+            stream, normed and projected.
     """
-    head = module.get_output_embeddings()  # type: ignore[operator]
-    if head is None:
-        return None
-    matrix: Tensor = head.weight.detach().float().t()
-    modules = dict(module.named_modules())
-    for name in _FINAL_NORMS:
-        if name in modules and isinstance(modules[name].weight, Tensor):
-            gain = modules[name].weight.detach().float()
-            # Gemma's norms store their gain as a difference from one.
-            if "gemma" in type(modules[name]).__name__.lower():
-                gain = 1 + gain
-            matrix = gain[:, None] * matrix
-            if isinstance(modules[name], nn.LayerNorm):
-                # It takes the mean off the stream, so a constant direction moves no logit.
-                matrix = matrix - matrix.mean(0)
-    return matrix
+    tail = tail_of(module)
+    at_block = site is None or site.module in tail.blocks
+    require(
+        site is None or at_block or site.in_stream,
+        f"{site.hook_name if site else site} does not write into the residual stream",
+    )
+    matrix: Tensor = tail.head.weight.detach().float().t()
+    for projection in tail.projections:
+        matrix = projection.weight.detach().float().t() @ matrix
+    if tail.norm is not None and not (tail.norm_in_block and at_block):
+        matrix = tail.norm.gain.to(matrix)[:, None] * matrix
+        if tail.norm.centred:
+            # It takes the mean off the stream, so a constant direction moves no logit.
+            matrix = matrix - matrix.mean(0)
+    return matrix if tail.scale == 1 else tail.scale * matrix
 
 
 class ExtremeLogits(NamedTuple):

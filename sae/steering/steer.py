@@ -116,7 +116,7 @@ def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str
     """
     rows = atlas.features()
     chosen = config.features or choose_features(rows, config.n_features)
-    _check_chosen(rows, chosen)
+    _check_chosen(rows, chosen, atlas.record.without_logits)
     criterion = "Named on the command line." if config.features else CRITERION
     began, results = time.perf_counter(), []
     record = dictionary.record.model or record_without_weights(dictionary.model_name)
@@ -142,7 +142,7 @@ def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str
     return {"seconds": time.perf_counter() - began, "features": results}
 
 
-def _check_chosen(rows: list[dict[str, Any]], chosen: list[int]) -> None:
+def _check_chosen(rows: list[dict[str, Any]], chosen: list[int], why: str | None) -> None:
     """Refuse features that nothing can be measured of, and a choice of none."""
     for feature in chosen:
         require(
@@ -160,8 +160,8 @@ def _check_chosen(rows: list[dict[str, Any]], chosen: list[int]) -> None:
     )
     require(
         bool(chosen) and all("top_logit_ids" in rows[feature] for feature in chosen),
-        "this dictionary does not write to the residual stream, so its features have no "
-        "top tokens to measure; steer with one of a hook_resid_* hook",
+        "features of this dictionary have no promoted tokens to measure"
+        f"{'' if why is None else f' ({why})'}; steer with one of a hook_resid_* hook",
     )
 
 

@@ -92,7 +92,8 @@ def test_weights_that_a_checkpoint_lacks_and_that_are_read_are_missed(encoder, t
 
 
 def test_an_encoder_has_no_logits_to_push(encoder):
-    assert unembedding(load_model(ModelConfig(name=str(encoder))).module) is None
+    with pytest.raises(UserError, match="no output embedding, so it gives no logits"):
+        unembedding(load_model(ModelConfig(name=str(encoder))).module)
 
 
 def test_an_encoder_with_a_decoder_is_refused(tmp_path):
@@ -113,6 +114,15 @@ def test_evaluation_of_an_encoder_measures_reconstruction_and_says_what_it_leave
     said = [line for line in capsys.readouterr().err.splitlines() if "next token" in line]
     assert len(said) == 1
     assert "CE and KL are left out" in said[0]
+
+
+@pytest.mark.slow
+def test_the_atlas_of_an_encoder_says_why_no_tokens_are_promoted(encoder_run, capsys):
+    atlas = sae.analyze(run=str(encoder_run), n_contexts=2)
+    why = "the model has no output embedding, so it gives no logits"
+    assert atlas.record.without_logits == why
+    assert "top_logit_ids" not in atlas.features()[0]
+    assert f"no promoted tokens: {why}" in capsys.readouterr().err
 
 
 def test_steering_with_a_dictionary_of_an_encoder_is_refused_before_its_weights_are_read(

@@ -20,7 +20,6 @@ from sae.models.load import (
     load_tokenizer,
     weight_digest,
 )
-from sae.models.unembed import unembedding
 from sae.text.packing import Marks
 
 
@@ -250,20 +249,6 @@ def test_a_special_token_without_a_row_matters_only_where_it_is_used(tiny_model,
     load_model(ModelConfig(name=str(folder)))
     with pytest.raises(UserError, match=rf"{n} rows.*ids up to {n};"):
         load_model(ModelConfig(name=str(folder), bos_token="<image>"))
-
-
-def test_the_final_norm_is_behind_the_unembedding_below_a_language_model_too():
-    import transformers
-
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**sizes, "vocab_size": 40, "intermediate_size": 8, "head_dim": 4}
-    vision = {**sizes, "intermediate_size": 8, "image_size": 28, "patch_size": 14}
-    config = transformers.Gemma3Config(text_config=text, vision_config=vision)
-    module = transformers.Gemma3ForConditionalGeneration(config)
-    with torch.no_grad():
-        gain = module.model.language_model.norm.weight.uniform_(-0.5, 0.5)
-    expected = (1 + gain)[:, None] * module.lm_head.weight.detach().t()
-    torch.testing.assert_close(unembedding(module), expected)
 
 
 def test_impossible_settings_are_refused():

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,6 +171,8 @@ def test_features_are_chosen_by_the_rule():
 class Rows:
     """An atlas of these records."""
 
+    record = SimpleNamespace(without_logits="it has no head")
+
     def __init__(self, rows):
         self.features = lambda: rows
 
@@ -184,8 +187,16 @@ def without_tokens(feature, density=0.001):
     [
         ([row(0, density=0), row(1, density=0)], {}, "no feature of this dictionary fired"),
         ([row(0, density=0), row(1)], {"features": [0]}, "features=0 is dead"),
-        ([without_tokens(0), without_tokens(1)], {}, "does not write to the residual stream"),
-        ([without_tokens(0)], {"features": [0]}, "does not write to the residual stream"),
+        (
+            [without_tokens(0), without_tokens(1)],
+            {},
+            r"no promoted tokens to measure \(it has no head\)",
+        ),
+        (
+            [without_tokens(0)],
+            {"features": [0]},
+            r"no promoted tokens to measure \(it has no head\)",
+        ),
         ([without_tokens(0, density=0)], {}, "no feature of this dictionary fired"),
     ],
 )
