@@ -17,7 +17,7 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
     name, dictionary = run.load(config.dictionary)
     path = run.steering(name)
     if not path.exists():
-        check_causal(name, dictionary, config.device)
+        check_causal(name, dictionary)
     atlas = Atlas(run.atlas(name))
     again = f"sae analyze run={config.run} dictionary={name}"
     require(

@@ -16,7 +16,7 @@ from sae.core.fidelity import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary
 from sae.evaluation.behaviour import behaviour
 from sae.figures import SETTINGS, Figures, ShrinkingCost
-from sae.models import LanguageModel, recorded_config, recorded_model, resolve_device
+from sae.models import LanguageModel, recorded_model, resolve_device
 from sae.rows.origin import check_held_out, check_same_origin
 from sae.rows.shuffle import RowSelection, rows_in_order, select_rows
 from sae.run import RUN_CACHE, PathArtefact, Run, cache_location, make_together
@@ -132,8 +132,8 @@ def _evaluate(
             figures[name] = _reconstruction_figures(config, cache, name, dictionary)
             bar.update(1)
     n_tokens, scores = 0, dict[str, dict[str, float]]()
-    if recorded_config(cache.model, config.device).is_causal():
-        model = recorded_model(cache.model, config.device)
+    model = recorded_model(cache.model, config.device) if cache.model.causal else None
+    if model is not None and model.record.causal:
         n_tokens, scores = behaviour_scores(
             model, cache, on_device, config.n_behaviour_tokens, config.batch_size
         )
@@ -162,7 +162,16 @@ def behaviour_scores(
 
     The dictionaries have the same hooks, and the model is the one that the cache was made with.
     Of about `n_tokens` whole sequences are taken, at least one.
+
+    Raises:
+        UserError: if the sequences are longer than what the model can read.
     """
+    size, longest = cache.context_size, model.max_positions
+    require(
+        longest is None or size <= longest,
+        f"{cache.location} has sequences of {size} tokens, and its model reads {longest} at "
+        "once; give a cache of shorter ones",
+    )
     hook_name, hook_name_out = next(iter(dictionaries.values())).hook_names
     held_out = torch.from_numpy(cache.tokens[cache.held_out]).long()
     tokens = held_out[: max(1, n_tokens // cache.context_size)]
@@ -302,7 +311,7 @@ def shrinking_cost(
     except UserError as error:
         say(f"export: what this does to the model's CE is not measured: {error}")
         model = None
-    if model is not None:
+    if model is not None and model.record.causal:
         n_tokens, scores = behaviour_scores(
             model, rows.cache, both, _SHRUNK_TOKENS, _SHRUNK_SEQUENCES
         )

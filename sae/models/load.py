@@ -12,7 +12,9 @@ from torch import nn
 
 from sae.base import UNKNOWN, UserError, digest_bytes, require, say
 from sae.models.embedded import EMBEDDED
+from sae.models.kinds import class_of, is_causal, predicts_next_token
 from sae.models.marks import find_marks, marks_before, special_ids, token_id
+from sae.models.positions import usable_positions
 from sae.models.pretrained import Source
 from sae.models.record import ModelRecord
 from sae.models.trust import allow, check_allowed
@@ -50,7 +52,7 @@ class ModelConfig:
 
     def is_causal(self) -> bool:
         """Return whether the model predicts a next token; reads config.json and no weights."""
-        return _causal(_settings(self))
+        return predicts_next_token(_settings(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +65,13 @@ class LanguageModel:
     """Which model it is, as is kept with what was computed by it."""
     marks: Marks
     """Tokens around its documents."""
+    max_positions: int | None
+    """Tokens that it can read at once; None where there is no end."""
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         found: torch.device = next(iter(self.module.parameters())).device
-        return found
-
-    @property
-    def max_positions(self) -> int | None:
-        """Tokens that it can read at once; None where its configuration gives no number."""
-        settings = self.module.config.get_text_config()
-        found: int | None = getattr(settings, "max_position_embeddings", None)
         return found
 
     @property
@@ -136,34 +133,10 @@ def _source(config: ModelConfig) -> Source:
 
 
 def _settings(config: ModelConfig) -> Any:
-    """Read what the model's config.json says."""
+    """Read what the model's config.json says, and refuse an encoder with a decoder."""
     settings = _source(config).configuration()
-    require(
-        not settings.is_encoder_decoder,
-        f"model.name={config.name} has an encoder and a decoder ({settings.model_type}), and "
-        "these are not read; give a causal model or an encoder",
-    )
+    class_of(settings, config.name)
     return settings
-
-
-def _causal(settings: Any) -> bool:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if "AutoModelForCausalLM" in (getattr(settings, "auto_map", None) or {}):
-        # A class of the model's own, which no table of ours can name.
-        return True
-    if not settings.architectures:
-        return settings.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    return not set(settings.architectures).isdisjoint(
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-    )
-
-
-def _kind(settings: Any) -> Any:
-    """Without their head models that are not causal are all alike to us."""
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    return AutoModelForCausalLM if _causal(settings) else AutoModel
 
 
 def record_without_weights(name: str) -> ModelRecord:
@@ -241,7 +214,7 @@ def load_skeleton(config: ModelConfig) -> nn.Module:
     """
     settings = _settings(config)
     with torch.device("meta"):
-        module: nn.Module = _source(config).skeleton(_kind(settings), settings)
+        module: nn.Module = _source(config).skeleton(class_of(settings, config.name), settings)
     return module
 
 
@@ -264,7 +237,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
     from transformers.utils import logging
 
     settings, source = _settings(config), _source(config)
-    causal = _causal(settings)
+    causal, kind = predicts_next_token(settings), class_of(settings, config.name)
     tokenizer = load_tokenizer(config)
     usual = _usual_token(config.name)
     with source.explained("tokenizer"):
@@ -273,7 +246,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
     _check_vocabulary(config, tokenizer, added, settings.get_text_config().vocab_size)
     logging.disable_progress_bar()
     device = resolve_device(config.device)
-    module, found = source.weights(_kind(settings), settings, dtype=DTYPES[config.dtype])
+    module, found = source.weights(kind, settings, dtype=DTYPES[config.dtype])
     # What is missing is made up at random, which only the pooler may be: nothing here reads it.
     missing = found["missing_keys"]
     needed = sorted(name for name in missing if "pooler" not in name)
@@ -283,12 +256,17 @@ def load_model(config: ModelConfig) -> LanguageModel:
             "them; give a whole checkpoint"
         )
     module = module.to(device).eval().requires_grad_(False)
+    weights = weight_digest(module, without=missing)
+    if causal and not is_causal(module, config.name):
+        say(f"{config.name}: later tokens move its logits, so it is read as an encoder is")
+        causal, module = False, module.base_model
     name, hub_id = _recorded_names(config.name)
     record = ModelRecord(
         name=name,
         hub_id=hub_id,
-        weight_digest=weight_digest(module, without=missing),
+        weight_digest=weights,
         causal=causal,
+        loaded_by=None if kind.__name__.startswith("Auto") else kind.__name__,
         revision=config.revision,
         dtype=config.dtype,
         bos_token=config.bos_token,
@@ -296,7 +274,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         end=marks.end,
         trust_remote_code=config.trust_remote_code,
     )
-    return LanguageModel(module, tokenizer, record, marks)
+    return LanguageModel(module, tokenizer, record, marks, usable_positions(module))
 
 
 def _check_vocabulary(

@@ -102,6 +102,8 @@ class Source:
             UserError: if the class cannot make it.
         """
         with self.explained("configuration"):
+            if not hasattr(kind, "from_config"):
+                return kind(settings)
             return kind.from_config(settings, trust_remote_code=self.trust_remote_code)
 
     def _read(self, part: str, kind: Any, **others: Any) -> Any:

@@ -29,10 +29,14 @@ class ModelRecord:
     """Ids of the tokens after every text; None where that was not kept."""
     trust_remote_code: bool = False
     """Whether code that comes with the model was allowed to run."""
+    loaded_by: str | None = None
+    """Class of transformers that loads it, where that is neither of the usual two."""
 
     @property
     def class_name(self) -> str:
         """The class of transformers that loads it."""
+        if self.loaded_by is not None:
+            return self.loaded_by
         return "AutoModelForCausalLM" if self.causal else "AutoModel"
 
     def to_json(self) -> dict[str, object]:

@@ -19,6 +19,7 @@ from sae.models import (
     load_skeleton,
     read_activations,
 )
+from sae.models.positions import usable_positions
 from sae.text.source import DataConfig
 
 # 8 sequences of 128 are the fastest on two cores (docs/log.md). A GPU takes a whole chunk.
@@ -77,7 +78,10 @@ def check_sites(reading: Reading) -> None:
     names = [find_site(skeleton, name).hook_name for name in reading.hook_names]
     twice = {name for name in names if names.count(name) > 1}
     require(not twice, f"hook_names names {', '.join(sorted(twice))} twice; name each once")
-    longest = getattr(skeleton.config, "max_position_embeddings", None)
+    _check_length(reading, usable_positions(skeleton))
+
+
+def _check_length(reading: Reading, longest: int | None) -> None:
     require(
         longest is None or reading.context_size <= longest,
         f"context_size={reading.context_size} is longer than the model's {longest} positions",
@@ -85,7 +89,13 @@ def check_sites(reading: Reading) -> None:
 
 
 def sites_of(reading: Reading, model: LanguageModel) -> list[Site]:
-    """Return the sites that are read, in the order of their names, without their widths."""
+    """Return the sites that are read, in the order of their names, without their widths.
+
+    Raises:
+        UserError: if there is no such place, or with its weights the model turns out to read
+            shorter sequences.
+    """
+    _check_length(reading, model.max_positions)
     return [find_site(model.module, name) for name in reading.hook_names]
 
 

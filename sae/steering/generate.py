@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.base import UserError, require
+from sae.base import require
 from sae.dictionary import Dictionary, Normalisation
 from sae.edits import ALL_BUT_FIRST, Add, Edit, edited
 from sae.models import LanguageModel, Site
@@ -144,6 +144,39 @@ def continued_texts(
     return [texts.continuation(before, ids) for before, ids in zip(*both, strict=True)]
 
 
+def check_writes(model: LanguageModel) -> None:
+    """Refuse a model that predicts no next token.
+
+    Raises:
+        UserError: if it is an encoder.
+    """
+    require(
+        model.record.causal,
+        f"{model.record.name} predicts no next token, so it writes nothing to steer; "
+        "reading activations works",
+    )
+
+
+def check_length(
+    model: LanguageModel,
+    prompt: Int[Tensor, " position"],
+    sampling: Sampling,
+    what: str = "the prompt",
+) -> None:
+    """Refuse a prompt that leaves the model no room for what is to be written.
+
+    Raises:
+        UserError: if both together are longer than what the model can read.
+    """
+    limit = model.max_positions
+    require(
+        limit is None or len(prompt) + sampling.max_new_tokens <= limit,
+        f"{what} has {len(prompt):,} tokens and {sampling.max_new_tokens:,} are to be "
+        f"written, but the model reads {limit or 0:,} at once; shorten the prompt or lower "
+        "max_new_tokens",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """What the model writes after the prompt."""
@@ -172,19 +205,10 @@ def generate_beside(
         UserError: for a model that writes nothing, an empty prompt, or one too long for what is
             to be written.
     """
-    require(
-        model.record.causal,
-        f"{model.record.name} predicts no next token, so it writes nothing to steer; "
-        "reading activations works",
-    )
-    ids, limit = prompt_ids(model, prompt), model.max_positions
+    check_writes(model)
+    ids = prompt_ids(model, prompt)
     require(len(model.text_ids(prompt)) > 0, "the prompt is empty; write a beginning")
-    if limit is not None and len(ids) + sampling.max_new_tokens > limit:
-        raise UserError(
-            f"the prompt has {len(ids):,} tokens and {sampling.max_new_tokens:,} are to be "
-            f"written, but the model reads {limit:,} at once; shorten the prompt or lower "
-            "max_new_tokens"
-        )
+    check_length(model, ids, sampling)
     vectors = torch.stack([torch.zeros_like(directions[0]), *directions]).to(model.device)
     prompts = ids.expand(len(vectors), -1)
     noise = SharedNoise(sampling, check)

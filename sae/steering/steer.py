@@ -20,11 +20,12 @@ from sae.models import (
     Site,
     locate,
     record_without_weights,
-    recorded_config,
     recorded_model,
 )
 from sae.steering.generate import (
     Sampling,
+    check_length,
+    check_writes,
     continued_texts,
     generate,
     next_log_probs,
@@ -121,6 +122,11 @@ def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str
     began, results = time.perf_counter(), []
     record = dictionary.record.model or record_without_weights(dictionary.model_name)
     model = recorded_model(record, config.device)
+    check_writes(model)
+    for prompt in config.prompts:
+        check_length(model, prompt_ids(model, prompt), config.sampling)
+        for told in (prompt_ids(model, _told(rows[i], prompt)) for i in chosen):
+            check_length(model, told, config.sampling, "the prompt that tells of a feature")
     site = locate(model.module, dictionary.writes[0].place)
     by = dictionary.writes[0].normalisation
     with progress(len(chosen), "steer", "feature") as bar:
@@ -165,14 +171,14 @@ def _check_chosen(rows: list[dict[str, Any]], chosen: list[int], why: str | None
     )
 
 
-def check_causal(name: str, dictionary: Dictionary, device: str) -> None:
+def check_causal(name: str, dictionary: Dictionary) -> None:
     """Refuse a dictionary whose model predicts no next token.
 
     Raises:
         UserError: if it is an encoder.
     """
     record = dictionary.record.model
-    if record is not None and not recorded_config(record, device).is_causal():
+    if record is not None and not record.causal:
         raise UserError(
             f"{name} is a dictionary of {record.name}, which predicts no next token, so it "
             "writes nothing to steer; take one of a causal model"
@@ -252,6 +258,12 @@ def dose_response(
     return {"measurements": measurements, "samples": samples}
 
 
+def _told(row: dict[str, Any], prompt: str) -> str:
+    """Return what one would write instead of steering: the prompt behind a sentence."""
+    words = [token.strip() for token in row["top_logit_tokens"] if token.strip()]
+    return f"The following text is about {', '.join(words[:5])}.\n\n{prompt}"
+
+
 def _response(
     model: LanguageModel,
     edit: Callable[[Tensor], Edit],
@@ -266,10 +278,7 @@ def _response(
         len(ids) >= 2,
         f"the prompt {prompt!r} has one token, and the first is never steered; write more",
     )
-    words = [token.strip() for token in row["top_logit_tokens"] if token.strip()]
-    # What one would write before the prompt instead of steering.
-    baseline = f"The following text is about {', '.join(words[:5])}.\n\n"
-    told = prompt_ids(model, baseline + prompt)[None]
+    told = prompt_ids(model, _told(row, prompt))[None]
     # The unsteered model is a sequence of the same batch: strength 0 shifts by 0 exactly.
     with_plain = torch.cat([torch.zeros_like(vectors[:1]), vectors])
     prompts = ids.expand(len(with_plain), -1)

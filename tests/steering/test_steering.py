@@ -365,6 +365,17 @@ def test_a_prompt_begins_as_a_harvested_document_does(model):
     assert torch.equal(prompt_ids(model, "<s>the river"), ids)
 
 
+@pytest.mark.parametrize("n", [126, 110])
+def test_prompts_that_leave_no_room_are_refused_before_anything_is_written(
+    steered_run, monkeypatch, n
+):
+    monkeypatch.setattr("sae.steering.steer.generate", lambda *_: pytest.fail("wrote"))
+    who = "the prompt" if n == 126 else "the prompt that tells of a feature"
+    asked = steered_run[0] | {"max_new_tokens": n, "prompts": ["the"]}
+    with pytest.raises(UserError, match=rf"^{who} has \d+ tokens and {n} .* reads 128 at once"):
+        sae.steer(**asked)
+
+
 def test_steering_again_is_reused(steered_run, capsys):
     settings, results = steered_run
     assert sae.steer(**settings) == results
