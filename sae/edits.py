@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from sae.base import UserError, require
 from sae.dictionary import Normalisation
 from sae.models import Site
-from sae.models.families import copied_at_mid
-from sae.models.hooks import hooked, one_vector_a_token
+from sae.models.calls import hooked, one_vector_a_token
 
 Read = Float[Tensor, "row d_in"]
 """Activations at the source of an edit."""
@@ -277,7 +276,7 @@ def _changed(
     block has put the old ones aside to add the MLP's output to. So the difference is added to
     what the block returns.
     """
-    if not copied_at_mid(site.hook_name, site.module):
+    if site.copied_in is None:
         with hooked(module, site, change):
             yield
         return
@@ -291,7 +290,7 @@ def _changed(
     def after_block(output: Tensor) -> Tensor | None:
         return output + differences.pop() if differences else None
 
-    block = replace(site, module=site.module.rpartition(".")[0], side="output")
+    block = replace(site, module=site.copied_in, side="output")
     # Before all other hooks on the block's output, as the middle comes before it.
     with hooked(module, site, before_norm), hooked(module, block, after_block, first=True):
         yield

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sae.base import UNKNOWN, UserError, require
 from sae.base.names import check_name, check_names
 from sae.cache.layout import open_cache
 from sae.cache.store import is_url
-from sae.dictionary import Dictionary, Record, metadata_of
+from sae.dictionary import Dictionary, Port, Record, metadata_of
 from sae.dictionary.record import OURS, Origin
 from sae.exchange.formats import readable_format
 from sae.models import (
@@ -109,9 +110,9 @@ def belonging(config: ImportConfig, found: Dictionary) -> Dictionary:
     skeleton = load_skeleton(ModelConfig(name=model.name, revision=model.revision))
     sites = []
     for key, hook_name, port in ends:
-        site = _site(skeleton, hook_name or port.hook_name)
+        site = _site(skeleton, hook_name) if hook_name else _theirs(skeleton, port)
         if hook_name and key in said:
-            _check_same_hook(config, skeleton, key, said[key], hook_name)
+            _check_same_hook(config, skeleton, key, port, site)
         (site,) = measured(skeleton, [site])
         width = port.W.shape[1]
         require(
@@ -172,17 +173,29 @@ def _check_said(
 
 
 def _check_same_hook(
-    config: ImportConfig, skeleton: nn.Module, key: str, said: str, hook_name: str
+    config: ImportConfig, skeleton: nn.Module, key: str, port: Port, asked: Site
 ) -> None:
     """Refuse another place than the dictionary says, unless that is none of this model's."""
     try:
-        theirs = _site(skeleton, said)
+        theirs = _theirs(skeleton, port)
     except UserError:
         return
     require(
-        _behind_block(theirs) == _behind_block(_site(skeleton, hook_name)),
-        f"{config.folder} is of {theirs.hook_name}, but {key}={hook_name}; leave out {key}=...",
+        _behind_block(theirs) == _behind_block(asked),
+        f"{config.folder} is of {theirs.hook_name}, but {key}={asked.hook_name}; leave out "
+        f"{key}=...",
     )
+
+
+def _theirs(skeleton: nn.Module, port: Port) -> Site:
+    """Return the place that a dictionary's file says: of the module, if it names one there.
+
+    A name alone may be of another convention: SAELens calls what a norm gives `hook_mlp_in`.
+    """
+    if port.site is not None:
+        with suppress(UserError):
+            return _site(skeleton, port.site.path)
+    return _site(skeleton, port.hook_name)
 
 
 def _behind_block(point: Site) -> str:
@@ -226,5 +239,6 @@ def _model_by_name(config: ImportConfig, name: str) -> ModelRecord:
 
 
 def _site(skeleton: nn.Module, name: str) -> Site:
-    below = f"{getattr(skeleton, 'base_model_prefix', '')}.{name}"
-    return find_site(skeleton, below if below in dict(skeleton.named_modules()) else name)
+    with suppress(UserError):
+        return find_site(skeleton, f"{getattr(skeleton, 'base_model_prefix', '')}.{name}")
+    return find_site(skeleton, name)

@@ -1,23 +1,24 @@
 """Places inside a model, by TransformerLens name or module path: find and read them.
 
 A hook is the input or the output of one Hugging Face module, so nothing is reimplemented
-and weights are never folded or centred: what is read is what the model computes.
+and weights are never folded or centred: what is read is what the model computes. A name stands
+for a place only if TransformerLens's identities hold there in the model itself (`identities`).
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from sae.base import UserError, nearest, require
-from sae.models.families import block_list, block_places
-from sae.models.site import Site, named_in_stream
+from sae.models.calls import hooked, one_vector_a_token, without_cache
+from sae.models.identities import NAMES
+from sae.models.probe import Probe, probe
+from sae.models.site import Site
 
 
 def list_sites(module: nn.Module) -> list[Site]:
@@ -25,51 +26,88 @@ def list_sites(module: nn.Module) -> list[Site]:
 
     Their widths are not measured; `measured` does that.
     """
-    modules = dict(module.named_modules())
-    blocks = block_list(module, modules)
-    if blocks is None:
-        return []
-    found = []
-    for i, _ in modules[blocks].named_children():
-        block = f"{blocks}.{i}"
-        for name, (inside, side) in block_places(block, modules).items():
-            path = f"{block}.{inside}".rstrip(".")
-            if path in modules:
-                hook_name = f"blocks.{i}.{name}"
-                in_stream = named_in_stream(hook_name)
-                found.append(Site(hook_name, path, side, in_stream=in_stream))
-    return found
+    return probe(module).sites
 
 
 def find_site(module: nn.Module, hook_name: str) -> Site:
-    """Return the site of that TransformerLens name, or the output of the module at that path.
+    """Return the site of that TransformerLens name, or the place at that module's path.
 
-    A path whose output has a TransformerLens name goes by that name, any other by itself. The
-    width is not measured; `measured` does that.
+    A path means what the module returns, and with `.input` behind it what it is given. Where
+    a place has a TransformerLens name it goes by that, any other by its path. Of a module that
+    is called several times in a forward pass, `path#3` is the fourth call. The width is not
+    measured; `measured` does that.
 
     Raises:
-        UserError: if the model has no such place; names what is nearest.
+        UserError: if the model has no such place, or several.
     """
-    listed = list_sites(module)
-    for point in listed:
-        by_path = point.side == "output" and point.module == hook_name
-        if by_path or point.hook_name == hook_name:
+    found = probe(module)
+    modules = dict(module.named_modules(remove_duplicate=False))
+    place, mark, call = hook_name.partition("#")
+    path, _, side = place.rpartition(".")
+    if place in modules or side not in ("input", "output") or path not in modules:
+        path, side = place, "output"
+    asked = path if side == "output" else place
+    for point in found.sites:
+        if hook_name == point.hook_name or (asked == point.path and not mark):
             return point
-    modules = [name for name, _ in module.named_modules() if name]
-    if hook_name in modules:
-        return Site(hook_name, hook_name, "output")
-    names = [point.hook_name for point in listed]
-    layers = {int(name.split(".")[1]) for name in names}
-    asked = re.match(r"(?:\w+\.)*(?:blocks|layers?|h)\.(\d+)", hook_name)
-    if layers and asked and int(asked.group(1)) not in layers:
-        raise UserError(
-            f"hook_name={hook_name}: layer {asked.group(1)} is out of range, this model has "
-            f"layers 0 to {max(layers)}"
-        )
-    raise UserError(
-        f"hook_name={hook_name} is no place in this model"
-        f"{nearest(hook_name, [*names, *modules])}"
+    if path and path in modules:
+        site = Site(asked, path, "input" if side == "input" else "output")
+        return _called(found, modules, site, call if mark else None)
+    raise UserError(_no_place(module, found, hook_name, [*modules]))
+
+
+def _called(
+    found: Probe, modules: Mapping[str, nn.Module], site: Site, call: str | None
+) -> Site:
+    """Return a site, at one of the calls of its module if there are several."""
+    path = site.hook_name
+    calls = found.calls[_first_path(modules, site.module)]
+    if call is None:
+        require(calls < 2, f"hook_name={path} {_several(path, calls)}")
+        return site
+    if not call.isdecimal() or int(call) >= calls:
+        there = f"{path}#0 to {path}#{calls - 1}" if calls > 1 else path
+        raise UserError(f"hook_name={path}#{call} is no call of that module; choose {there}")
+    if calls < 2:
+        return site
+    return replace(site, hook_name=f"{path}#{int(call)}", call=int(call))
+
+
+def _several(path: str, calls: int) -> str:
+    return (
+        f"is called {calls} times in a forward pass; say which call is meant, from {path}#0 to "
+        f"{path}#{calls - 1} (in a shell: hook_name=\"'{path}#0'\")"
     )
+
+
+def _first_path(modules: Mapping[str, nn.Module], path: str) -> str:
+    """Return the path by which a module comes first, of one that is at several."""
+    return next(name for name, part in modules.items() if part is modules[path])
+
+
+def _no_place(module: nn.Module, found: Probe, hook_name: str, modules: list[str]) -> str:
+    """Return the sentence that refuses a name; a place is never offered for another one."""
+    asked = re.match(r"(?:\w+\.)*(?:blocks|layers?|h)\.(\d+)", hook_name)
+    if found.n_blocks and asked and int(asked.group(1)) >= found.n_blocks:
+        return (
+            f"hook_name={hook_name}: layer {asked.group(1)} is out of range, this model has "
+            f"layers 0 to {found.n_blocks - 1}"
+        )
+    kind, named = type(module).__name__, re.fullmatch(r"blocks\.\d+\.(.+)", hook_name)
+    if named and found.failure:
+        return (
+            f"hook_name={hook_name}: {kind} could not be run on tokens alone to find what has "
+            f"that name ({found.failure}); give a module's path"
+        )
+    if named and (named[1] in NAMES or not found.sites):
+        return (
+            f"hook_name={hook_name}: nothing in that block of {kind} is what TransformerLens "
+            f"means by {named[1]}, {NAMES.get(named[1], 'a place in a block')}; "
+            "give the path of a module that you mean"
+        )
+    names = [site.hook_name for site in found.sites]
+    near = nearest(hook_name, [*names, *modules[1:]])
+    return f"hook_name={hook_name} is no place in this model{near}"
 
 
 def locate(module: nn.Module, place: Site | str) -> Site:
@@ -86,77 +124,16 @@ def locate(module: nn.Module, place: Site | str) -> Site:
         f"{place.hook_name} was read at {place.module}, which this model has not got"
         f"{nearest(place.module, modules)}; give the model that it was read in",
     )
+    calls = probe(module).calls[place.module]
+    require(
+        calls < 2 or (place.call is not None and place.call < calls),
+        f"{place.hook_name} was read at {place.module}, which {_several(place.path, calls)}",
+    )
     return place
 
 
 class _Stop(Exception):
     """Ends a forward pass once everything asked for has been read."""
-
-
-def _tensor(value: Any) -> Tensor:
-    """Blocks return a tensor or a tuple that starts with one, by family and version."""
-    found: Tensor = value[0] if isinstance(value, tuple) else value
-    return found
-
-
-def _replaced(value: Any, tensor: Tensor) -> Any:
-    return (tensor, *value[1:]) if isinstance(value, tuple) else tensor
-
-
-See = Callable[
-    [Float[Tensor, "sequence position d"]], Float[Tensor, "sequence position d"] | None
-]
-"""Takes activations, and returns what is to be in their place, or None."""
-
-
-@contextmanager
-def hooked(module: nn.Module, point: Site, see: See, *, first: bool = False) -> Iterator[None]:
-    """Inside this context `see` is called with the activations at `point` in every forward.
-
-    A tensor that it returns takes their place, but a block may have put a copy of them aside:
-    to change what a model computes use `sae.edits.edited`. A family that hands a block its
-    input by keyword is served as well.
-
-    Args:
-        first: whether `see` is called before the hooks that are there already, not after them.
-    """
-    place = module.get_submodule(point.module)
-
-    def after(_: nn.Module, __: Any, output: Any) -> Any:
-        new = see(_tensor(output))
-        return None if new is None else _replaced(output, new)
-
-    def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        if args:
-            new = see(args[0])
-            return None if new is None else ((new, *args[1:]), kwargs)
-        new = see(kwargs["hidden_states"])
-        return None if new is None else (args, {**kwargs, "hidden_states": new})
-
-    if point.side == "output":
-        handle = place.register_forward_hook(after, prepend=first)
-    else:
-        handle = place.register_forward_pre_hook(before, with_kwargs=True, prepend=first)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def one_vector_a_token(
-    hook_name: str, found: object, shape: torch.Size | None = None
-) -> Float[Tensor, "sequence position d"]:
-    """Return what was found at a site if it is activations of sequences, of `shape` if given.
-
-    Raises:
-        UserError: if not, as where each expert is given some of the tokens.
-    """
-    if isinstance(found, Tensor) and found.dim() == 3 and shape in (None, found.shape[:2]):
-        return found
-    raise UserError(
-        f"hook_name={hook_name} does not give one vector a token; choose a place inside a "
-        "block, such as its output"
-    )
 
 
 def read_activations(
@@ -193,50 +170,39 @@ def read_activations(
     with ExitStack() as hooks, suppress(_Stop), torch.inference_mode():
         for point in points:
             hooks.enter_context(hooked(module, point, keep(point.hook_name)))
-        module(tokens, use_cache=False, **mask)
-    unseen = [point.hook_name for point in points if point.hook_name not in seen]
+        module(tokens, **without_cache(module), **mask)
+    unseen = [point for point in points if point.hook_name not in seen]
     if unseen:
-        raise UserError(
-            f"hook_name={unseen[0]} is a part that the model does not call; choose one that "
-            "computes something, such as a block"
-        )
+        raise _uncalled(unseen[0])
     return seen
 
 
 def measured(module: nn.Module, sites: Sequence[Site]) -> list[Site]:
-    """Return the sites with their widths, from a forward pass over two tokens.
+    """Return the sites with their widths.
 
-    Not every model without weights can run on the meta device: there, sites that the pass does
-    not reach keep a width of 0.
+    Not every model without weights can be run: there they keep a width of 0.
 
     Raises:
-        UserError: if a model with weights never calls a site's module, or it gives something
-            else than one vector a token.
+        UserError: if the model never calls a site's module, or it gives something else than one
+            vector a token.
     """
-    device = next(iter(module.parameters())).device
-    tokens = torch.zeros((1, 2), dtype=torch.int64, device=device)
-    if device.type == "meta":
-        widths = _widths_without_weights(module, sites, tokens)
-    else:
-        seen = read_activations(module, sites, tokens)
-        widths = {name: x.shape[-1] for name, x in seen.items()}
-    return [replace(site, width=widths.get(site.hook_name, 0)) for site in sites]
+    found = probe(module)
+    if found.failure:
+        return [*sites]
+    widths = []
+    for site in sites:
+        if not found.calls[site.module]:
+            raise _uncalled(site)
+        widths_there = found.flat_widths if site.flat else found.widths
+        width = widths_there.get((site.module, site.side))
+        if width is None:
+            one_vector_a_token(site.hook_name, None)
+        widths.append(width or 0)
+    return [replace(site, width=width) for site, width in zip(sites, widths, strict=True)]
 
 
-def _widths_without_weights(
-    module: nn.Module, sites: Sequence[Site], tokens: Tensor
-) -> dict[str, int]:
-    widths: dict[str, int] = {}
-
-    def note(name: str, x: Tensor) -> None:
-        widths[name] = x.shape[-1]
-
-    # To make a mask, a model would look at values; a mask of full rank is taken as it is.
-    mask = torch.ones((1, 1, 2, 2), dtype=torch.bool, device=tokens.device)
-    with ExitStack() as hooks, torch.inference_mode():
-        for site in sites:
-            hooks.enter_context(hooked(module, site, partial(note, site.hook_name)))
-        # A model's own code may fail in any way on tensors that hold nothing.
-        with suppress(Exception):
-            module(tokens, attention_mask=mask, use_cache=False)
-    return widths
+def _uncalled(site: Site) -> UserError:
+    return UserError(
+        f"hook_name={site.hook_name} is a part that the model does not call; choose one that "
+        "computes something, such as a block"
+    )

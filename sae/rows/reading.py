@@ -20,6 +20,7 @@ from sae.models import (
     read_activations,
 )
 from sae.models.positions import usable_positions
+from sae.models.probe import probe
 from sae.text.source import DataConfig
 
 # 8 sequences of 128 are the fastest on two cores (docs/log.md). A GPU takes a whole chunk.
@@ -75,7 +76,10 @@ class Reading:
 def check_sites(reading: Reading) -> None:
     """Refuse unknown or repeated places and too long sequences before weights are loaded."""
     skeleton = load_skeleton(reading.model)
-    names = [find_site(skeleton, name).hook_name for name in reading.hook_names]
+    names = reading.hook_names
+    # What does not run on made-up weights is asked for its names when it is loaded.
+    if probe(skeleton).failure is None:
+        names = [find_site(skeleton, name).hook_name for name in names]
     twice = {name for name in names if names.count(name) > 1}
     require(not twice, f"hook_names names {', '.join(sorted(twice))} twice; name each once")
     _check_length(reading, usable_positions(skeleton))

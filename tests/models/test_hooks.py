@@ -11,6 +11,7 @@ from support.families import (
     GEMMA3_SIZES,
     GPT2_SIZES,
     LLAMA_SIZES,
+    NAMES,
     OUTPUT,
     PLACES,
     SEQUENTIAL,
@@ -53,8 +54,13 @@ def test_a_hook_reads_the_very_bits_of_a_plain_torch_hook(models, family, hook):
 
 @pytest.mark.parametrize("family", PLACES)
 def test_the_hooks_that_are_listed_are_those_that_exist(models, family):
-    expected = {f"blocks.{i}.{hook}" for i in range(3) for hook in PLACES[family]}
-    assert {point.hook_name for point in list_sites(models[family])} == expected
+    expected = {
+        f"blocks.{i}.{hook}": (path.format(i), side)
+        for i in range(3)
+        for hook, (path, side) in NAMES[family].items()
+    }
+    listed = list_sites(models[family])
+    assert {point.hook_name: (point.module, point.side) for point in listed} == expected
 
 
 @pytest.mark.parametrize("family", PLACES)
@@ -142,11 +148,11 @@ ELSEWHERE = {
 def test_blocks_are_found_with_any_head_and_without_one(architecture):
     sizes, blocks, family = ELSEWHERE[architecture]
     model = random_model(architecture, sizes)
-    names = [f"blocks.{i}.{hook}" for i in range(3) for hook in PLACES[family]]
+    names = [f"blocks.{i}.{hook}" for i in range(3) for hook in NAMES[family]]
     assert {point.hook_name for point in list_sites(model)} == set(names)
     for name, x in read(model, *names).items():
         _, i, hook = name.split(".", 2)
-        path, side = PLACES[family][hook]
+        path, side = NAMES[family][hook]
         path = path.format(i).replace(BLOCKS[family], blocks, 1)
         assert torch.equal(x, plainly(model, path, side)), name
 
@@ -164,20 +170,21 @@ def test_the_widths_are_known_with_weights_and_without(models, family):
         assert hook_count(model) == count
 
 
-def test_widths_that_a_model_without_weights_does_not_reach_are_zero(models):
+def test_a_model_that_does_not_run_has_no_names_and_says_why(models):
     with torch.device("meta"):
         skeleton = type(models["llama"])(models["llama"].config)
 
-    def looks_at_values(_: Any, args: Any) -> None:
-        args[0].sum().item()
+    def asks_for_more(*_: Any) -> None:
+        raise ValueError("give pixel_values")
 
-    skeleton.model.layers[1].mlp.register_forward_pre_hook(looks_at_values)
-    sites = measured(skeleton, list_sites(skeleton))
-    found = {site.hook_name for site in sites if site.width}
-    assert set(names_of_block(skeleton, 0)) < found
-    assert "blocks.1.hook_attn_out" in found
-    assert "blocks.1.hook_mlp_out" not in found
-    assert {site.width for site in sites if site.hook_name not in found} == {0}
+    skeleton.model.layers[1].mlp.register_forward_pre_hook(asks_for_more)
+    assert list_sites(skeleton) == []
+    with pytest.raises(
+        UserError, match=r"could not be run on tokens alone .*give pixel_values"
+    ):
+        find_site(skeleton, "blocks.0.hook_resid_post")
+    (site,) = measured(skeleton, [find_site(skeleton, "model.layers.1")])
+    assert site == Site("model.layers.1", "model.layers.1", "output", 0)
 
 
 def test_a_mask_reaches_the_model_and_is_only_handed_on_if_given(models):
@@ -284,7 +291,7 @@ def test_places_without_one_vector_a_token_are_refused(models):
 def test_what_goes_into_the_stream_is_told_from_what_is_only_as_wide(models, family):
     model = models[family]
     for point in list_sites(model):
-        within = point.hook_name.endswith(("hook_z", "hook_post"))
+        within = point.hook_name.endswith(("hook_z", "hook_post", "hook_in", "hook_mlp_in"))
         assert point.in_stream == (not within), point
     assert find_site(model, f"{BLOCKS[family]}.1").in_stream
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.families import BLOCKS, MODELS, PLACES, random_model
+from support.families import BLOCKS, MODELS, PLACES, copied_in, random_model
 from support.world import HOOK, harvest_settings, random_dictionary, training_json
 
 import sae
@@ -36,7 +36,8 @@ def sites() -> dict[str, dict[str, Site]]:
     found = {}
     for family in PLACES:
         model = random_model(*MODELS[family])
-        listed = [s for s in list_sites(model) if s.hook_name.startswith("blocks.1.")]
+        wanted = {f"blocks.1.{hook}" for hook in PLACES[family]}
+        listed = [site for site in list_sites(model) if site.hook_name in wanted]
         found[family] = {site.hook_name: site for site in measured(model, listed)}
     return found
 
@@ -66,7 +67,9 @@ def test_a_site_says_its_module_its_side_its_width_and_whether_it_is_in_the_stre
     for hook, (module, side) in PLACES[family].items():
         width = 64 if hook == "mlp.hook_post" and family != "gpt2" else 32
         width = 128 if hook == "mlp.hook_post" and family == "gpt2" else width
-        expected = Site(f"blocks.1.{hook}", module.format(1), side, width, hook not in WITHIN)
+        name, in_stream = f"blocks.1.{hook}", hook not in WITHIN
+        kept = copied_in(family, hook, 1)
+        expected = Site(name, module.format(1), side, width, in_stream, kept)
         assert sites[family][f"blocks.1.{hook}"] == expected
 
 

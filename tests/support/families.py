@@ -59,6 +59,22 @@ PLACES = {
         "mlp.hook_post": ("encoder.layer.{}.output.dense", "input"),
     },
 }
+# What the MLP reads, and the norm before it.
+READ_BY_MLP = {
+    family: {
+        "mlp.hook_in": (places["hook_mlp_out"][0], "input"),
+        "hook_mlp_in": places.get("hook_resid_mid"),
+    }
+    for family, places in PLACES.items()
+}
+for _family in ("gemma2", "gemma3"):
+    READ_BY_MLP[_family]["mlp.hook_in"] = ("model.layers.{}.mlp", "input")
+READ_BY_MLP["bert"]["mlp.hook_in"] = ("encoder.layer.{}.intermediate", "input")
+READ_BY_MLP["gpt_neox"]["hook_mlp_in"] = (
+    "gpt_neox.layers.{}.post_attention_layernorm",
+    "input",
+)
+NAMES = {family: {**places, **READ_BY_MLP[family]} for family, places in PLACES.items()}
 BLOCKS = {family: places["hook_resid_pre"][0][:-3] for family, places in PLACES.items()}
 CASES = [(family, hook) for family, places in PLACES.items() for hook in places]
 # What a block hands to the next one.
@@ -125,6 +141,12 @@ def random_model(architecture: str, sizes: dict[str, Any]) -> Any:
                 if parameter.dim() > 1:
                     parameter.mul_(4)
     return model.requires_grad_(False)
+
+
+def copied_in(family: str, hook: str, block: int) -> str | None:
+    """The block that puts a copy aside of what stands at a hook."""
+    kept = hook == "hook_resid_mid" and family != "bert"
+    return f"{BLOCKS[family]}.{block}" if kept else None
 
 
 def random_models() -> dict[str, Any]:

@@ -111,9 +111,16 @@ def _native(path: Path, transcodes: bool) -> dict[str, object]:
 def hookpoint(dictionary: Dictionary) -> str:
     """Return the folder's name: a path below the base model if the hook is a module's output.
 
-    Its tools hook outputs alone, so that anything else keeps the name of its hook.
+    Its tools hook outputs alone. What a block reads is what the one before returns, and
+    anything else keeps the name of its hook, under which they find no module.
     """
     site = dictionary.writes[0].site
-    if site is None or site.side == "input":
+    if site is None:
         return dictionary.hook_name_out
-    return re.sub(r"^\w+\.(?=(layers|h|encoder)\.)", "", site.module)
+    module, side = site.module, site.side
+    block = re.fullmatch(r"(.*\.)(\d+)", module)
+    if block and site.hook_name.endswith(".hook_resid_pre") and int(block[2]):
+        module, side = f"{block[1]}{int(block[2]) - 1}", "output"
+    if side == "input" or site.call is not None:
+        return dictionary.hook_name_out
+    return re.sub(r"^\w+\.(?=(layers|h|encoder)\.)", "", module)

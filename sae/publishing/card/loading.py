@@ -36,7 +36,7 @@ _ROWS = "rows of activations; how to get real ones is below"
 _KEEP = {
     "output": """\
 def keep(module, args, output):
-    seen.append(output[0] if isinstance(output, tuple) else output)
+    seen.append(output[0] if isinstance(output, (tuple, list)) else output)
 
 
 hook = place.register_forward_hook(keep)""",
@@ -208,8 +208,10 @@ def _bos(dictionary: Dictionary) -> int | None:
     return record.bos_token_id if causal else None
 
 
-def _tokens(dictionary: Dictionary) -> tuple[str, str]:
+def _tokens(dictionary: Dictionary, site: Site) -> tuple[str, str]:
     """Return code that makes the tokens of a text, and code that takes the rows of the text."""
+    # Some modules have the tokens of all sequences in one row; here there is one sequence.
+    seen = f"seen[{site.call or 0}]" if site.flat else f"seen[{site.call or 0}][0]"
     text = '"The river ran past the old mill."'
     bos, model = _bos(dictionary), dictionary.record.model
     begin: tuple[int, ...] = () if bos is None else (bos,)
@@ -218,13 +220,13 @@ def _tokens(dictionary: Dictionary) -> tuple[str, str]:
         begin, end = model.begin, model.end
     elif bos is None:
         tokens = f'tokens = tokenizer({text}, return_tensors="pt").input_ids'
-        return tokens, "x = seen[0][0].float()  # a row a token, special tokens too"
+        return tokens, f"x = {seen}.float()  # a row a token, special tokens too"
     inside = ", ".join([*map(str, begin), "*ids", *map(str, end)])
     taken = f"{len(begin) or ''}:{-len(end) or ''}"
     return (
         f"ids = tokenizer({text}, add_special_tokens=False).input_ids\n"
         f"tokens = torch.tensor([[{inside}]])",
-        f"x = seen[0][0, {taken}].float()  # a row a token",
+        f"x = {seen}[{taken}].float()  # a row a token",
     )
 
 
@@ -233,7 +235,7 @@ def _code(dictionary: Dictionary, site: Site) -> str:
     kind = model.class_name
     classes = ", ".join(sorted((kind, "AutoTokenizer")))
     dtype = model.dtype if model.dtype in DTYPES else "float32"
-    tokens, rows = _tokens(dictionary)
+    tokens, rows = _tokens(dictionary, site)
     at = "" if model.revision is None else f", revision={quoted(model.revision)}"
     at += ", trust_remote_code=True" if model.trust_remote_code else ""
     return f"""\
