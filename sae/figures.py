@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sae.base import UserError, read_json, require
+from sae.base import UserError, check_whole, read_json, require
 from sae.metrics import METRICS
 
 
@@ -183,8 +183,9 @@ class Figures:
         """Read the figures in the file `path`.
 
         Raises:
-            UserError: if it is not what `sae eval` writes.
+            UserError: if it is not what `sae eval` writes, or wrote.
         """
+        check_whole(path, "run sae eval again, which makes it anew")
         try:
             return cls.from_json(read_json(path))
         except UserError as error:

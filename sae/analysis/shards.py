@@ -53,33 +53,29 @@ class Text:
 def read_text(cache: ActivationCache, work: Work) -> Text:
     """Copy the cache's tokens into files, a piece at a time, and count them."""
     shape = cache.n_sequences, cache.context_size
-    tokens, documents = (
-        np.lib.format.open_memmap(work.folder / f"{name}.npy", "w+", np.int32, shape)
-        for name in ("tokens", "documents")
-    )
+    paths = [work.folder / f"{name}.bin" for name in ("tokens", "documents")]
     special = cache.attributes["special_token_ids"]
     counts = np.zeros(0, np.int64)
     seen = np.zeros(0, np.bool_)
     step = max(1, (1 << 20) // shape[1])
-    for start in range(0, shape[0], step):
-        part = slice(start, min(start + step, shape[0]))
-        ids, owners = cache.read_rows("tokens", part), cache.read_rows("documents", part)
-        if ids.min() < 0:
-            raise UserError(
-                f"{cache.location}: tokens are missing in sequences {part.start} to "
-                f"{part.stop - 1}; harvest again"
-            )
-        owners = np.where(np.isin(ids, special), -1, owners)
-        tokens[part], documents[part] = ids, owners
-        text = owners >= 0
-        counts = _added(counts, np.bincount(ids[text], minlength=int(ids.max()) + 1))
-        seen = _added(seen, np.bincount(owners[text]) > 0)
-    tokens.flush()
-    documents.flush()
-    flat_tokens, flat_documents = (
-        np.asarray(np.load(work.folder / f"{name}.npy", mmap_mode="r")).reshape(-1)
-        for name in ("tokens", "documents")
-    )
+    # Written, and mapped only to be read: where a mapped page finds no room on the disk, the
+    # system ends the process without a word.
+    with paths[0].open("wb") as tokens, paths[1].open("wb") as documents:
+        for start in range(0, shape[0], step):
+            part = slice(start, min(start + step, shape[0]))
+            ids, owners = cache.read_rows("tokens", part), cache.read_rows("documents", part)
+            if ids.min() < 0:
+                raise UserError(
+                    f"{cache.location}: tokens are missing in sequences {part.start} to "
+                    f"{part.stop - 1}; harvest again"
+                )
+            owners = np.where(np.isin(ids, special), -1, owners).astype(np.int32)
+            tokens.write(np.ascontiguousarray(ids).data)
+            documents.write(np.ascontiguousarray(owners).data)
+            text = owners >= 0
+            counts = _added(counts, np.bincount(ids[text], minlength=int(ids.max()) + 1))
+            seen = _added(seen, np.bincount(owners[text]) > 0)
+    flat_tokens, flat_documents = (np.asarray(np.memmap(p, np.int32, "r")) for p in paths)
     return Text(
         flat_tokens,
         flat_documents,

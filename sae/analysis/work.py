@@ -1,4 +1,7 @@
-"""Unfinished work of an analysis, kept on disk part by part: a kill costs one part."""
+"""Unfinished work of an analysis, kept on disk part by part.
+
+A kill costs one part, and one that is damaged is computed again.
+"""
 
 import json
 import shutil
@@ -9,9 +12,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from sae.base import atomic_path, read_json, remove_unfinished, write_json
+from sae.base import (
+    UserError,
+    is_whole,
+    read_json,
+    remove_unfinished,
+    sealed_path,
+    write_json,
+)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -55,14 +65,15 @@ class Work:
     def __init__(self, folder: Path, owner: str) -> None:
         self.folder = folder
         known = folder / _OWNER_FILE
-        if not known.is_file() or read_json(known) != owner:
+        if not _is_owned(known, owner):
             shutil.rmtree(folder, ignore_errors=True)
             write_json(known, owner)
         remove_unfinished(folder)
 
     def has(self, name: str) -> bool:
-        """Whether a part is finished."""
-        return self._path(name).is_file()
+        """Whether a part is finished, and holds what was written into it."""
+        path = self._path(name)
+        return path.is_file() and is_whole(path, unknown=False)
 
     def open(self, name: str) -> ArrayFile:
         """Return a finished part."""
@@ -71,8 +82,9 @@ class Work:
     def save(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Finish a part."""
         whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-        with atomic_path(self._path(name)) as temporary:
-            save_file(whole, temporary)
+        with sealed_path(self._path(name)) as temporary:
+            # As bytes, not by `save_file`, whose errors hide that the disk is full.
+            temporary.write_bytes(save(whole))
 
     def once(self, name: str, compute: Callable[[], Mapping[str, NDArray[Any]]]) -> Arrays:
         """Return the arrays of a part, computed if they are not there yet."""
@@ -81,9 +93,12 @@ class Work:
         file = self.open(name)
         return {key: file.read(key) for key in file.names}
 
-    def remove(self) -> None:
-        """Nothing is left to do."""
-        shutil.rmtree(self.folder)
-
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+
+def _is_owned(path: Path, owner: str) -> bool:
+    try:
+        return bool(read_json(path) == owner)
+    except UserError:
+        return False

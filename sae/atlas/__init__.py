@@ -15,6 +15,7 @@ from sae.atlas.labels import (
     Labels,
     carry_labels,
     read_labels,
+    replace_atlas,
     set_label,
     write_labels,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "list_lengths",
     "read_labels",
     "read_record",
+    "replace_atlas",
     "set_label",
     "write_labels",
     "write_record",

@@ -6,13 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae.atlas.schema import CONTEXTS, FEATURES
-from sae.base import UNKNOWN, JsonObject, UserError, read_json, require, write_json
+from sae.base import (
+    UNKNOWN,
+    JsonObject,
+    UserError,
+    check_whole,
+    damaged,
+    read_json,
+    require,
+    say,
+    seal,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import pyarrow
 
 RECORD_FILE = "atlas.json"
 FORMAT = 2
+EDITED = ("labels*.csv", "data/labels.js", "data/pareto.js")
+"""Files of an atlas that change once it is made, those that people write among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +110,14 @@ def read_record(folder: Path) -> AtlasRecord:
         f"{folder} is no finished atlas ({RECORD_FILE} is missing); run sae analyze again, "
         "which mends it",
     )
+    check_whole(path, "run sae analyze again, which mends it")
     return AtlasRecord.from_json(str(path), read_json(path))
 
 
 def write_record(folder: Path, record: AtlasRecord) -> None:
-    """Write `atlas.json`, whole or not at all."""
+    """Write `atlas.json`, which finishes an atlas, and the digests of all its files."""
     write_json(folder / RECORD_FILE, record.to_json())
+    seal(folder, *EDITED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +137,16 @@ class Atlas:
 
     @property
     def digest(self) -> str | None:
-        """The digest of its record; None if `sae analyze` would make the atlas anew."""
-        if not all((self.folder / table.file).is_file() for table in (FEATURES, CONTEXTS)):
+        """The digest of its record; None if `sae analyze` would make the atlas anew.
+
+        It would if any file, a page among them, is missing or not as it was written.
+        """
+        if wrong := damaged(self.folder):
+            say(f"{self.folder / wrong[0]} is missing or damaged; the atlas is to be made anew")
             return None
         try:
+            for table in (FEATURES, CONTEXTS):
+                table.check(self.folder)
             return self.record.digest
         except UserError:
             return None

@@ -8,14 +8,22 @@ import csv
 import io
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.atlas.atlas import RECORD_FILE
+from sae.atlas.atlas import RECORD_FILE, read_record
 from sae.atlas.schema import FEATURES
-from sae.base import UserError, read_json, require, write_text
+from sae.base import (
+    UserError,
+    exchange,
+    locked,
+    read_json,
+    require,
+    say,
+    write_text,
+)
 
 LABELS_FILE = "labels.csv"
 _COLUMNS = ("feature", "label", "explanation")
@@ -47,17 +55,21 @@ class Labels:
         return bool(self.by_hand) or any(self.explanation)
 
 
-def read_labels(folder: Path) -> Labels:
+def read_labels(folder: Path, automatic: list[str] | None = None) -> Labels:
     """Return the labels of the atlas in `folder`: of `labels.csv`, else the automatic ones.
 
     The file may come back from a spreadsheet: with a byte order mark, semicolons or tabs, other
     line ends, another order, records missing (those features keep their automatic label, as do
     those with an empty one).
 
+    Args:
+        automatic: the automatic labels; those in the feature table if left out.
+
     Raises:
         UserError: if a line is broken, or the feature table is missing or damaged.
     """
-    automatic = FEATURES.read(folder, ["label"])["label"].to_pylist()
+    if automatic is None:
+        automatic = FEATURES.read(folder, ["label"])["label"].to_pylist()
     labels = Labels.all_automatic(automatic)
     path = folder / LABELS_FILE
     if path.exists():
@@ -84,13 +96,20 @@ def set_label(folder: Path, feature: int, label: str) -> Labels:
     Raises:
         UserError: if a line of the file is broken, or the atlas does not have the feature.
     """
-    # Read first, so that what was edited meanwhile stays.
-    labels = read_labels(folder)
-    last = len(labels.label) - 1
-    require(0 <= feature <= last, f"feature={feature}; the atlas has features 0 to {last}")
-    labels.label[feature] = _in_sight(label) or labels.automatic[feature]
-    write_labels(folder, labels)
+    with locked(_lock(folder)):
+        # Read first, so that what was edited meanwhile stays.
+        labels = read_labels(folder)
+        last = len(labels.label) - 1
+        require(0 <= feature <= last, f"feature={feature}; the atlas has features 0 to {last}")
+        labels.label[feature] = _in_sight(label) or labels.automatic[feature]
+        write_labels(folder, labels)
     return labels
+
+
+def _lock(folder: Path) -> Path:
+    """Lock of whoever changes labels, or replaces their atlas; it is held for a moment."""
+    place = folder.resolve()
+    return place.parent / f".{place.name}.labels.lock"
 
 
 def carry_labels(old: Path, new: Path, automatic: list[str], dictionary_digest: str) -> Labels:
@@ -104,14 +123,15 @@ def carry_labels(old: Path, new: Path, automatic: list[str], dictionary_digest: 
     """
     labels = Labels.all_automatic(automatic)
     for kept in sorted(old.glob("labels-*.csv")):
-        shutil.copy2(kept, new / kept.name)
+        if not (new / kept.name).exists():
+            shutil.copy2(kept, new / kept.name)
     if (old / LABELS_FILE).exists():
         digest, touched = "unknown", True
         with suppress(UserError, KeyError, TypeError):
             # That of an atlas of any format.
             digest = str(read_json(old / RECORD_FILE)["dictionary_digest"])
         if digest == dictionary_digest:
-            before = read_labels(old)
+            before = _labels_before(old, automatic)
             for feature in before.by_hand:
                 labels.label[feature] = before.label[feature]
             labels.explanation[:] = before.explanation
@@ -120,7 +140,7 @@ def carry_labels(old: Path, new: Path, automatic: list[str], dictionary_digest: 
             with suppress(UserError):
                 touched = read_labels(old).touched
             if touched:
-                shutil.copy2(old / LABELS_FILE, _unused(new, f"labels-{digest}"))
+                _keep(old / LABELS_FILE, new, digest)
     write_labels(new, labels)
     return labels
 
@@ -151,11 +171,54 @@ def _in_sight(label: str) -> str:
     return text[next((i for i, c in enumerate(text) if not _is_blank(c)), len(text)) :]
 
 
-def _unused(folder: Path, stem: str) -> Path:
-    path, number = folder / f"{stem}.csv", 2
-    while path.exists():
-        path, number = folder / f"{stem}-{number}.csv", number + 1
+def _labels_before(old: Path, automatic: list[str]) -> Labels:
+    """Return labels of an atlas of the same dictionary, even if its own table is damaged.
+
+    Whatever is not what the new atlas would call a feature is then taken for a person's.
+    """
+    try:
+        FEATURES.check(old)
+    except UserError:
+        return read_labels(old, automatic)
+    return read_labels(old)
+
+
+def _keep(file: Path, folder: Path, digest: str) -> Path:
+    """Keep a file of labels in a folder beside others, unless it is there already."""
+    stem, number = folder / f"labels-{digest}", 2
+    path = stem.with_name(f"{stem.name}.csv")
+    while path.exists() and path.read_bytes() != file.read_bytes():
+        path, number = stem.with_name(f"{stem.name}-{number}.csv"), number + 1
+    shutil.copy2(file, path)
     return path
+
+
+def replace_atlas(new: Path, old: Path, show: Callable[[Path, Labels], None]) -> None:
+    """Put a new atlas, whole but for its labels, in the place of an old one.
+
+    What people wrote into the old one's labels, up to this moment, goes over. What an editor
+    saves in the very moment is kept beside, as `labels-DIGEST.csv`.
+
+    Args:
+        show: writes labels for the pages in a folder.
+
+    Raises:
+        UserError: if the file of the same dictionary has a broken line.
+    """
+    record = read_record(new)
+    automatic = FEATURES.read(new, ["label"])["label"].to_pylist()
+    with locked(_lock(old)):
+        seen = _content(old)
+        show(new, carry_labels(old, new, automatic, record.dictionary_digest))
+        exchange(new, old)
+        if _content(new) not in (seen, b""):
+            kept = _keep(new / LABELS_FILE, old, record.dictionary_digest)
+            say(f"analyze: labels that were saved while {old} was replaced are in {kept}")
+
+
+def _content(folder: Path) -> bytes:
+    path = folder / LABELS_FILE
+    return path.read_bytes() if path.exists() else b""
 
 
 def _records(path: Path, d_sae: int) -> Iterator[tuple[int, str, str]]:

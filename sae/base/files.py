@@ -1,92 +1,17 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Files of text and JSON, locks, and whether there is room and leave to write."""
 
-import errno
-import glob
 import json
 import os
-import re
 import shutil
 import socket
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sae.base.errors import UserError
-
-
-@contextmanager
-def explained_failures(path: Path) -> Iterator[None]:
-    """Turn the system's refusals (no space, no permission) into a sentence about `path`."""
-    try:
-        yield
-    except OSError as error:
-        path = _final(path)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{path}: the disk is full; free some space and run the same command again, "
-                "what is finished is kept"
-            ) from error
-        if error.errno == errno.EFBIG:
-            raise UserError(
-                f"{path}: the system allows no file of this size here; raise its limit "
-                "(ulimit -f) or choose another disk"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(
-                f"{path}: no permission to write here; choose another folder"
-            ) from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise UserError(
-                f"{path}: a file is in the way of this folder; move it or choose another folder"
-            ) from error
-        raise
-
-
-def _final(path: Path) -> Path:
-    """Return the path that people know: without suffixes of folders that are not yet whole."""
-    parts = [re.sub(r"^\.(.+)\.[0-9a-f]{8}\.partial$", r"\1", part) for part in path.parts]
-    return Path(*parts)
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a sibling path to write to, a file or a folder; moved to `path` when all went well.
-
-    A folder that stands at `path` already is replaced as a whole; a link is followed.
-    """
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    with explained_failures(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            if path.is_dir():
-                retired = temporary.with_suffix(".old")
-                path.rename(retired)
-                temporary.rename(path)
-                shutil.rmtree(retired)
-            else:
-                temporary.replace(path)
-        finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
-                temporary.unlink(missing_ok=True)
-
-
-def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left in `folder` while they wrote `name`.
-
-    For whoever is sure to be the only one that writes it now.
-    """
-    wanted = name if name == "*" else glob.escape(name)
-    for path in folder.glob(f".{wanted}.{'[0-9a-f]' * 8}.*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+from sae.base.progress import say
+from sae.base.whole import atomic_path, explained_failures
 
 
 def write_text(path: Path, text: str) -> None:
@@ -111,16 +36,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
 
 
-def whole_lines(path: Path) -> list[str]:
-    """Return a text file's lines; the last one is left out while it is being written."""
-    # So it is as well after a process that was killed.
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
-
-
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return what a file has that holds one JSON object a line, such as `metrics.jsonl`."""
-    return [json.loads(line) for line in whole_lines(path)]
+    """Return what a file has that holds one JSON object a line, such as `metrics.jsonl`.
+
+    The last line is left out while it is being written, as after a process that was killed.
+    Lines that a damage has made something else are left out too, and their number is said.
+    """
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    found = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            if isinstance(value := json.loads(line), dict):
+                found.append(value)
+    if lost := len(lines) - len(found):
+        say(f"{path}: {lost} damaged line{'s are' if lost > 1 else ' is'} left out")
+    return found
 
 
 @contextmanager
@@ -132,20 +62,34 @@ def only_process(path: Path, refusal: Callable[[str], UserError]) -> Iterator[No
     """
     import fcntl
 
-    with explained_failures(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    with file:
+    with _lock_file(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
             raise refusal(file.read().strip()) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        # The file stays: whoever removed it could lock another one of the same name.
+        # For people; a full disk, of which the work itself has to tell, is no reason to stop.
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the system's lock on the file `path`; wait while another process holds it."""
+    import fcntl
+
+    with _lock_file(path) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lock_file(path: Path) -> TextIO:
+    """Open a file to lock. It stays: a removed one could be locked beside a new one."""
+    with explained_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
 
 
 def check_writable(folder: Path) -> None:

@@ -3,10 +3,12 @@
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from sae.base.errors import UserError
+from sae.base.files import read_json
 
 T = TypeVar("T")
 _WORDS: dict[object, str] = {
@@ -14,9 +16,9 @@ _WORDS: dict[object, str] = {
     int: "a whole number",
     bool: "true or false",
     dict: "an object",
+    list: "a list",
     float: "a number",
     NoneType: "null",
-    list: "a list",
 }
 _JSON_OF: dict[object, object] = {Mapping: dict, tuple: list}
 """What JSON has for types of Python."""
@@ -105,6 +107,24 @@ class JsonObject:
 
     def __contains__(self, key: str) -> bool:
         return key in self.values
+
+
+def read_object(path: Path, cure: str) -> JsonObject:
+    """Read a file that holds one object of JSON.
+
+    Args:
+        cure: what to do about one that is damaged.
+
+    Raises:
+        UserError: if the file is missing or broken, or holds something else.
+    """
+    try:
+        found = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; {cure}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object; {cure}")
+    return JsonObject(str(path), "", found, cure)
 
 
 def taken(found: dict[str, object], key: str, kind: type[T]) -> T | None:

@@ -4,18 +4,20 @@ import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sae.base.files import atomic_path
+from sae.base.sums import sealed_path
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Replace the file at `path`; the old one is good until the new one is.
+
+    What the new one holds is noted, so that `is_whole` can tell it.
 
     Raises:
         UserError: if the system refuses to write.
     """
     import torch
 
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with sealed_path(path) as temporary, temporary.open("wb") as file:
         writer = _Writer(file)
         try:
             torch.save(state, writer)  # type: ignore[arg-type]

@@ -4,10 +4,8 @@ Obstore reads the usual variables of the environment. A put is atomic, as a rena
 """
 
 import contextlib
-import glob
 import os
 import re
-import shutil
 import socket
 import threading
 import time
@@ -19,7 +17,13 @@ from typing import Any
 
 import zarr
 
-from sae.base import UserError, explained_failures, only_process
+from sae.base import (
+    UserError,
+    explained_failures,
+    only_process,
+    remove_unfinished,
+    unfinished,
+)
 from sae.base.names import check_new
 
 _SCHEMES = ("s3://", "s3a://", "gs://", "az://", "abfs://", "abfss://")
@@ -144,11 +148,18 @@ def only_writer(location: str | Path) -> Iterator[None]:
     with only_process(lock, lambda owner: _refusal(folder, owner)):
         for half in folder.rglob("*.partial"):
             half.unlink()
-        # Of `atomic_path`: a cache that was being laid out.
-        for beside in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-            if re.fullmatch(r".*\.[0-9a-f]{8}\.(partial|old)", beside.name):
-                shutil.rmtree(beside, ignore_errors=True)
+        # A cache that was being laid out.
+        remove_unfinished(folder.parent, folder.name)
         yield
+
+
+def is_littered(location: str | Path) -> bool:
+    """Return whether a killed process left halves in a local cache or beside it."""
+    folder = local_folder(location)
+    if folder is None:
+        return False
+    inside = any(True for _ in folder.rglob("*.partial"))
+    return inside or bool(unfinished(folder.parent, folder.name))
 
 
 def _refusal(location: str | Path, owner: str) -> UserError:

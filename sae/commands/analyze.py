@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sae.analysis.analyze import Analysis, AnalyzeConfig
 from sae.analysis.work import Work
-from sae.atlas import Atlas, AtlasRecord, Labels, read_labels
+from sae.atlas import Atlas, AtlasRecord, Labels, read_labels, replace_atlas
 from sae.base import say
 from sae.cache.layout import open_cache
 from sae.pages.pareto import Pareto
@@ -42,12 +42,23 @@ def run(config: AnalyzeConfig) -> Atlas:
     ) -> None:
         write_site(folder, features, contexts, record, labels, _pareto(run, name))
 
-    def build(folder: Path) -> None:
-        work = Work(run.atlases / f".{name}.work", wanted)
-        analysis.write(folder, atlas.folder, work, pages)
-        work.remove()
+    work = run.atlases / f".{name}.work"
 
-    if make(atlas.folder, lambda: atlas.digest == wanted, build, command="analyze"):
+    def build(folder: Path) -> None:
+        analysis.write(folder, atlas.folder, Work(work, wanted), pages)
+
+    def replace(new: Path, old: Path) -> None:
+        replace_atlas(new, old, write_labels_data)
+
+    made = make(
+        atlas.folder,
+        lambda: atlas.digest == wanted,
+        build,
+        command="analyze",
+        work=work,
+        replace=replace,
+    )
+    if made:
         say(f"analyze: {atlas.folder} is written; look at it with: sae serve {config.run}")
     else:
         # What may have changed beside a reused atlas: its labels, the run's other dictionaries.

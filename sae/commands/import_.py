@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from sae.base import require, say
+from sae.base import damaged, require, say
 from sae.dictionary import Dictionary, load_dictionary, metadata_of
-from sae.dictionary.files import write_files
+from sae.dictionary.files import CONFIG_FILE, read_record, write_files
 from sae.exchange.dictionaries import local_path
 from sae.exchange.formats import WRITTEN, read_dictionary
 from sae.exchange.importing import ImportConfig, belonging
@@ -45,6 +45,15 @@ def _is_there(target: Path, dictionary: Dictionary) -> bool:
             not target.exists() or (target.is_dir() and not any(target.iterdir())),
             f"{target} holds something that is no dictionary; give this one another name=...",
         )
+        return False
+    if wrong := damaged(target):
+        known = None if CONFIG_FILE in wrong else read_record(target).imported
+        require(
+            known is not None and known == dictionary.record.imported,
+            f"{target / wrong[0]} is damaged, and nothing tells whether it was this import; "
+            "remove that folder to import it anew, or give this one another name=...",
+        )
+        say(f"import: {target / wrong[0]} is damaged; it is imported anew")
         return False
     there = load_dictionary(target)
     same = there.digest == dictionary.digest

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from sae.atlas import Atlas
-from sae.base import digest, plain, read_json, require, say, write_json
+from sae.base import digest, is_whole, plain, read_object, require, say, write_json
 from sae.run import Run, make
 from sae.steering.steer import SteerConfig, check_causal, steer
 
 __all__ = ["SteerConfig", "run"]
+
+_ANEW = "remove it and run sae steer again"
 
 
 def run(config: SteerConfig) -> list[dict[str, Any]]:
@@ -35,13 +37,15 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
     wanted = digest([atlas.record.digest, settings])
 
     def is_current() -> bool:
-        return path.exists() and read_json(path).get("digest") == wanted
+        if not path.exists() or not is_whole(path):
+            return False
+        return read_object(path, _ANEW).values.get("digest") == wanted
 
     def build(temporary: Path) -> None:
         write_json(temporary, {"digest": wanted, **steer(config, dictionary, atlas)})
 
     made = make(path, is_current, build, command="steer")
-    results: list[dict[str, Any]] = read_json(path)["features"]
+    results = read_object(path, _ANEW).get("features", list)
     if made:
         say(f"steer: {path} is written, with {len(results)} features beside their baselines")
     return results

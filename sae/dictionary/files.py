@@ -28,7 +28,7 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from sae.base import UserError, atomic_path, read_json, require
+from sae.base import UserError, atomic_path, check_whole, read_object, require, seal
 from sae.dictionary.activations import ACTIVATIONS, Activation, JumpReLU, ReLU, TopK
 from sae.dictionary.dictionary import CODER, SHAPES, Dictionary
 from sae.dictionary.folding import (
@@ -52,6 +52,7 @@ from sae.dictionary.tensors import (
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 SPARSITY_FILE = "sparsity.safetensors"
+_ANEW = "run the same sae train, import or export again, which makes it anew"
 # A dictionary of these is a jumprelu one.
 _ONLY_IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 # Where a configuration has the number that all rows are multiplied by.
@@ -118,7 +119,7 @@ def save_dictionary(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> 
 
 
 def write_files(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> None:
-    """Make `folder` and write the two files of a dictionary into it.
+    """Make `folder` and write the two files of a dictionary into it, and their digests.
 
     Raises:
         UserError: if a weight is beyond what `dtype` can say.
@@ -160,6 +161,7 @@ def write_files(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> None
     (folder / WEIGHTS_FILE).write_bytes(
         save({names.get(name, name): t for name, t in stored.items()})
     )
+    seal(folder)
 
 
 def save_sparsity(density: Float[Tensor, " d_sae"], folder: Path) -> None:
@@ -172,7 +174,7 @@ def read_record(folder: Path) -> Record:
     """Read where a dictionary comes from, without its weights.
 
     Raises:
-        UserError: if the file is missing or broken.
+        UserError: if the file is missing or damaged.
     """
     path = folder / CONFIG_FILE
     return Record.from_json(str(path), _metadata_in(path, _read_config(path)))
@@ -182,7 +184,8 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     """Read a dictionary folder, ours or SAELens's.
 
     Raises:
-        UserError: if a file is missing or broken, or the architecture is not known.
+        UserError: if a file is missing, damaged or not as it was written, or the architecture
+            is not known.
     """
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is no folder; a dictionary is a folder with cfg.json")
@@ -199,6 +202,7 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     metadata = _metadata_in(path, config)
     # What is wrong with our own record is said before the weights are read.
     Record.from_json(str(path), metadata)
+    check_whole(folder / WEIGHTS_FILE, _ANEW)
     file = open_safetensors(folder / WEIGHTS_FILE)
     weights = _read(dequantized(file) if config.get("dtype") == INT8 else file, kind)
     (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
@@ -225,10 +229,8 @@ def load_dictionary(folder: str | Path) -> Dictionary:
 
 
 def _read_config(path: Path) -> dict[str, object]:
-    config = read_json(path)
-    require(isinstance(config, dict), f"{path} is no JSON object; damaged?")
-    found: dict[str, object] = config
-    return found
+    check_whole(path, _ANEW)
+    return dict(read_object(path, "give the file as it was saved").values)
 
 
 def _metadata_in(path: Path, config: Mapping[str, object]) -> dict[str, object]:

@@ -10,7 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae.base import UserError, digest, progress, require, require_at_least, say, write_json
+from sae.base import (
+    UserError,
+    digest,
+    is_whole,
+    progress,
+    require,
+    require_at_least,
+    say,
+    sealed_path,
+    write_json,
+)
 from sae.cache.layout import ActivationCache, open_cache
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary
@@ -90,7 +100,7 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[Figures
 
     def is_current(name: str, dictionary: Dictionary) -> bool:
         path = run.evaluation(name)
-        if not path.exists():
+        if not path.exists() or not is_whole(path):
             return False
         found, trained = Figures.read(path), dictionary.record.training_digest
         wanted = _digest(config, cache, dictionary.hook_names, dictionary.digest)
@@ -103,7 +113,8 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[Figures
             groups[dictionaries[name].hook_names][name] = dictionaries[name]
         for group in groups.values():
             for name, figures in _evaluate(config, cache, group).items():
-                write_json(run.evaluation(name), figures.to_json())
+                with sealed_path(run.evaluation(name)) as temporary:
+                    write_json(temporary, figures.to_json())
 
     artefacts = [
         PathArtefact(run.evaluation(name), partial(is_current, name, dictionary))

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from sae.base import (
     UNKNOWN,
     UserError,
-    atomic_path,
     check_free_space,
     code_version,
     digest,
@@ -36,6 +35,7 @@ from sae.cache.stored import STORED_DTYPES
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter
 from sae.models import ModelConfig, Site, find_site, load_skeleton, record_without_weights
+from sae.run import check_free, lock_of, new_folder
 from sae.text.packing import ROWS_A_BLOCK, RowBlock, TextCounts, TextPlan, is_held_out
 
 TOKENS = "token_ids"
@@ -70,7 +70,7 @@ def export_to_hf(
     from datasets import Dataset
 
     folder = Path(folder)
-    require(not folder.exists(), f"{folder} is there already; choose another or remove it")
+    check_free(folder)
     hooks = [cache.hook(name) for name in hook_names or cache.hook_names]
     side = cache.held_out
     keep = np.ones_like(side) if held_out is None else side == held_out
@@ -84,8 +84,8 @@ def export_to_hf(
     n_files = -(-len(chunks) // size)
     names = [f"data-{i:05d}-of-{n_files:05d}.arrow" for i in range(n_files)]
     batches = _batches(cache, hooks, keep, chunks)
-    with atomic_path(folder) as temporary, progress(n, "export", "seq") as bar:
-        temporary.mkdir()
+    lock = lock_of("activations", folder)
+    with new_folder(folder, lock) as temporary, progress(n, "export", "seq") as bar:
         for name in names:
             with pa.ipc.new_stream(str(temporary / name), features.arrow_schema) as stream:
                 for batch in islice(batches, size):

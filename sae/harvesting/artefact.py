@@ -16,7 +16,7 @@ from sae.base import (
     say,
 )
 from sae.cache.create import create_cache, find_cache
-from sae.cache.store import local_folder, only_writer
+from sae.cache.store import is_littered, local_folder, only_writer
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter, bytes_needed
 from sae.harvesting.config import HarvestConfig
@@ -45,6 +45,10 @@ class Harvest:
         """Return whether the cache is there, whole and undamaged."""
         writer = self.found()
         return writer is not None and writer.intact(verify=self.config.verify)
+
+    def is_littered(self) -> bool:
+        """Return whether killed processes left something of it on this machine's disks."""
+        return is_littered(self.place)
 
     def held(self) -> AbstractContextManager[None]:
         """Be the only process that writes it, with what killed ones left removed."""

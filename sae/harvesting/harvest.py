@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.base import duration, progress, read_json, require, say, write_json
+from sae.base import duration, progress, read_object, require, say, write_json
 from sae.base.processes import Processes
 from sae.cache.stored import joined_stored, to_stored
 from sae.cache.writer import CacheWriter
@@ -177,9 +177,11 @@ class _Pace:
 
     def __init__(self, path: Path | None, todo: int) -> None:
         self._path, self._todo = path, todo
-        spent = read_json(path) if path is not None and path.exists() else {}
-        self._seconds: float = spent.get("seconds", 0.0)
-        self._tokens: int = spent.get("tokens", 0)
+        self._seconds, self._tokens = 0.0, 0
+        if path is not None and path.exists():
+            spent = read_object(path, "remove it; only the time is forgotten")
+            self._seconds = spent.maybe("seconds", float) or 0.0
+            self._tokens = spent.maybe("tokens", int) or 0
         self._first = True
 
     def add(self, n_tokens: int, spent: float) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae.base import atomic_path, say
-from sae.base.assets import cache_folder, package_folder
+from sae.base import say
+from sae.base.assets import made_once, package_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,13 @@ def embedded_folder(name: str) -> Path:
     Reading GGUF takes about 20 s, the converted safetensors less than one.
     """
     model = EMBEDDED[name]
-    folder = cache_folder() / "models" / model.requirement.replace("==", "-")
-    if folder.is_dir():
-        return folder
-    source = package_folder(model.requirement) / model.file
-    say(f"converting {source.name} to safetensors (once)")
-    with atomic_path(folder) as temporary:
-        _convert(source, temporary)
-    return folder
+
+    def convert(folder: Path) -> None:
+        source = package_folder(model.requirement) / model.file
+        say(f"converting {source.name} to safetensors (once)")
+        _convert(source, folder)
+
+    return made_once(f"models/{model.requirement.replace('==', '-')}", convert)
 
 
 def _convert(source: Path, target: Path) -> None:

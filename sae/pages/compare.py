@@ -5,7 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 from sae.atlas import Atlas, clearest_features
-from sae.base import read_json, read_json_lines, require, say, versions, write_json, write_text
+from sae.base import (
+    JsonObject,
+    read_json_lines,
+    read_object,
+    require,
+    say,
+    versions,
+    write_json,
+    write_text,
+)
 from sae.dictionary.files import read_record
 from sae.figures import Figures
 from sae.pages.page import render_page
@@ -49,7 +58,7 @@ def write_comparison(
     write_json(run.pareto("json"), pareto.to_json())
     write_text(run.pareto("csv"), as_csv(pareto))
     draw_pareto(pareto, run.pareto("png"))
-    if page and run.report_data.exists() and "steering" in read_json(run.report_data):
+    if page and run.report_data.exists() and "steering" in _told(run):
         say(f"pareto: {run.report} is a demo's and shows more, so it stays as it is")
     elif page:
         report = {
@@ -63,6 +72,10 @@ def write_comparison(
     return pareto
 
 
+def _told(run: Run) -> JsonObject:
+    return read_object(run.report_data, "remove it and run sae eval again")
+
+
 def _figures(run: Run, name: str) -> Figures | None:
     # None if it was trained further since it was measured.
     figures = Figures.read(run.evaluation(name))
@@ -71,7 +84,10 @@ def _figures(run: Run, name: str) -> Figures | None:
         say(f"pareto: {name} has changed since it was measured; run: sae eval run={run.folder}")
         return None
     timing = run.training(name) / "timing.json"
-    seconds = read_json(timing).get("seconds") if timing.exists() else None
+    seconds = None
+    if timing.exists():
+        spent = read_object(timing, "remove it; only the time is forgotten")
+        seconds = spent.maybe("seconds", float)
     return replace(figures, training_seconds=seconds)
 
 
@@ -98,7 +114,8 @@ def training_curves(run: Run, names: list[str], chosen: str) -> dict[str, list[d
     found = {}
     for name in names:
         path = run.training(name) / "metrics.jsonl"
-        lines = read_json_lines(path) if path.exists() else []
+        told = read_json_lines(path) if path.exists() else []
+        lines = [line for line in told if isinstance(line.get("step"), int)]
         looks = [line for line in lines if _DENSITIES in line]
         usual = [line for line in lines if _DENSITIES not in line]
         kept = _thinned(usual, _CURVE_POINTS) + _thinned(looks, _CURVE_POINTS)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sae.atlas import Atlas, read_labels
 from sae.base import UserError, digest, require
-from sae.base.assets import cache_folder
 from sae.dictionary import Dictionary
 from sae.dictionary.storage import FULL, named_dtype
 from sae.exchange.formats import check_holds, named_format
@@ -25,7 +24,7 @@ from sae.exchange.stamp import (
 )
 from sae.figures import Figures
 from sae.publishing.push import check_repository
-from sae.run import RUN_CACHE, Run, cache_location
+from sae.run import RUN_CACHE, Run, cache_location, lock_of
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -125,7 +124,7 @@ class Plan:
     @property
     def lock(self) -> Path:
         """Lock of whoever writes there; not beside a folder that holds nothing of ours."""
-        return cache_folder() / "locks" / f"export-{digest(str(self.place))}"
+        return lock_of("export", self.place)
 
     @property
     def subject(self) -> dict[str, str]:

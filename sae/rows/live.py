@@ -16,7 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae.base import UserError, digest, only_process, remove_unfinished, require, say
+from sae.base import (
+    UserError,
+    check_whole,
+    digest,
+    only_process,
+    remove_unfinished,
+    require,
+    say,
+)
 from sae.base.states import save_state, steps_saved
 from sae.cache.stored import from_stored, to_stored
 from sae.models import LanguageModel, load_model, load_tokenizer, measured
@@ -220,6 +228,7 @@ class LiveRows(RowSource):
     def _load(self, first: int) -> None:
         path = self._saved(first)
         anew = "remove the checkpoints of this training to start it anew"
+        check_whole(path, anew)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self._position = Position(*state["position"])

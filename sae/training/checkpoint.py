@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae.base import UserError, require, require_at_least
+from sae.base import UserError, is_whole, require, require_at_least, say
 from sae.base.states import save_state, steps_saved
 from sae.dictionary.record import upgraded_identity
 
@@ -60,22 +60,49 @@ class Checkpoints:
             self._path(old).unlink(missing_ok=True)
 
     def newest(self) -> Checkpoint | None:
-        """Return the one to go on from, if there is any; a damaged one is refused."""
+        """Return the one to go on from, if there is any.
+
+        One that is damaged goes if there is a whole one before it.
+
+        Raises:
+            UserError: if all that are there are damaged.
+        """
         steps = steps_saved(self.folder)
-        if not steps:
-            return None
-        path = self._path(steps[-1])
-        try:
-            # Mapped: eight dictionaries would otherwise be in memory twice for a moment.
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            identity = upgraded_identity(saved["identity"])
-            return Checkpoint(path, identity, dict(saved["state"]))
-        except Exception as error:
-            before = f"step {steps[-2]:,}" if steps[1:] else "the beginning"
+        damaged: list[Path] = []
+        for step in reversed(steps):
+            try:
+                found = _read(self._path(step))
+            except UserError as error:
+                say(f"train: {error}")
+                damaged.append(self._path(step))
+                continue
+            for path in damaged:
+                path.unlink()
+            return found
+        if damaged:
             raise UserError(
-                f"{path} is damaged ({str(error).splitlines()[0]}); remove it to go on from "
-                f"{before}"
-            ) from error
+                f"{damaged[0]} is damaged, and no whole checkpoint is beside it; remove it to "
+                "begin anew"
+            )
+        return None
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:010d}.pt"
+
+
+def _read(path: Path) -> Checkpoint:
+    """Read a checkpoint, if it is as it was written.
+
+    Raises:
+        UserError: if it is not.
+    """
+    try:
+        if not is_whole(path):
+            raise ValueError("it does not hold what was written into it")
+        # Mapped: eight dictionaries would otherwise be in memory twice for a moment.
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        identity = upgraded_identity(saved["identity"])
+        return Checkpoint(path, identity, dict(saved["state"]))
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is damaged ({first})") from error

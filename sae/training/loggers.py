@@ -1,14 +1,14 @@
 """Where figures of a run go: `metrics.jsonl` always, wandb when asked for."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sae.base import explained_failures, require, write_text
-from sae.base.files import whole_lines
+from sae.base import explained_failures, read_json_lines, require, write_text
 
 # Wandb's own patience is a minute and a half.
 _PATIENCE_SECONDS = 30
@@ -47,6 +47,15 @@ Metrics = dict[str, Any]
 """Numbers by name, and histograms: `{"log10_edges": [...], "counts": [...]}`."""
 
 
+def _line(metrics: Metrics) -> str:
+    return json.dumps(metrics) + "\n"
+
+
+def _step(line: Metrics) -> float:
+    step = line.get("step")
+    return step if isinstance(step, int) else math.inf
+
+
 class JsonlLogger:
     """One JSON object a line: `{"step": 10, "losses/mse_loss": ..., ...}`.
 
@@ -57,8 +66,8 @@ class JsonlLogger:
         self._path = path
         with explained_failures(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            lines = whole_lines(path) if path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= resume_step]
+            lines = read_json_lines(path) if path.exists() else []
+            kept = [_line(line) for line in lines if _step(line) <= resume_step]
             # Replaced as a whole, so that a kill in between loses no line.
             write_text(path, "".join(kept))
             self._file = path.open("a", encoding="utf-8")
@@ -66,7 +75,7 @@ class JsonlLogger:
     def log(self, step: int, metrics: Metrics) -> None:
         """Record the figures of a step; steps come in order."""
         with explained_failures(self._path):
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.write(_line({"step": step, **metrics}))
             # A page may read it meanwhile, and a checkpoint must not be ahead of it.
             self._file.flush()
 

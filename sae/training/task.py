@@ -4,10 +4,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from sae.base import UserError, digest, plain, remove_unfinished, require, versions
+from sae.base import (
+    UserError,
+    damaged,
+    digest,
+    plain,
+    remove_unfinished,
+    require,
+    say,
+    unfinished,
+    versions,
+)
 from sae.cache.layout import open_cache
 from sae.dictionary import Record, TrainingRecord, load_dictionary
-from sae.dictionary.files import read_record
+from sae.dictionary.files import CONFIG_FILE, read_record
 from sae.rows.live import LiveRows
 from sae.rows.own import OwnRows, OwnTensors
 from sae.rows.source import Asked, CachedRows, RowSource
@@ -37,15 +47,23 @@ class Task:
         return str(self.config.dictionary_path)
 
     def is_current(self) -> bool:
-        """Return whether the dictionary is there; that of another training is refused."""
+        """Return whether the dictionary is there, whole; that of another training is refused.
+
+        A damaged one is made anew, from the checkpoint of its last step.
+        """
         path = self.config.dictionary_path
         if not path.exists():
+            return False
+        if wrong := damaged(path):
+            say(f"train: {path / wrong[0]} is damaged; the dictionary is made anew")
+        if CONFIG_FILE in wrong:
+            # Of which training it is, its checkpoint says.
             return False
         training = read_record(path).training
         begun: Identity = {} if training is None else training.identity
         different = self._different(begun)
         if not different or self._extends(begun, different):
-            return not different
+            return not different and not wrong
         if set(different) <= {_TOKENS, _EXTENDED}:
             tokens, wanted = _tokens(begun), self.config.training_tokens
             require(
@@ -62,6 +80,11 @@ class Task:
             f"{path} holds a dictionary of another configuration or cache: "
             f"{_said(different)}; give this one another name=... or remove that one"
         )
+
+    def is_littered(self) -> bool:
+        """Return whether killed processes left something of it."""
+        path = self.config.dictionary_path
+        return bool(unfinished(path.parent, path.name) + unfinished(self.config.state_path))
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae.base import digest, plain, progress, read_json, require, say, write_json
+from sae.base import digest, plain, progress, read_object, require, say, write_json
 from sae.base.interrupts import deferred_interrupts
 from sae.core import Vectors
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
@@ -45,9 +45,9 @@ class Session:
         found = self._checkpoints.newest()
         require(
             found is not None or not config.dictionary_path.exists(),
-            f"extend=true: {config.state_path} holds no checkpoint of {config.dictionary_path} "
-            f"to go on from; train to training_tokens={config.training_tokens} under another "
-            "name=...",
+            f"{config.state_path} holds no checkpoint of {config.dictionary_path} to go on "
+            f"from; train to training_tokens={config.training_tokens} under another name=..., "
+            "or remove that dictionary to train it anew",
         )
         self.identity = task.identity if found is None else task.continued(found)
         self.trainer = make_trainer(config, start)
@@ -60,7 +60,8 @@ class Session:
             self._fired.copy_(found.state["fired"])
             self._rows, self._saved_step = found.state["rows"], self.step
             if self._timing.exists():
-                self._seconds = read_json(self._timing)["seconds"]
+                spent = read_object(self._timing, "remove it; only the time is forgotten")
+                self._seconds = spent.get("seconds", float)
             say(f"train: {config.id} goes on from step {self.step:,} of {config.n_steps:,}")
 
     @property

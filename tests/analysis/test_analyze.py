@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.figures import compared, made_figures
+from support.files import unseal
 from support.tokenizers import TEXTS, TOKENIZERS
 from support.world import HOOK, cache_of, random_dictionary
 
@@ -172,7 +173,7 @@ def test_drawn_contexts_depend_on_the_seed_and_every_candidate_is_as_likely(
 ):
     cache = made_cache(tmp_path / "c.zarr", n_sequences=30)
     first, (_, _, _, work) = everything(cache, sparse_dictionary, tmp_path / "a", RULE)
-    work.remove()
+    shutil.rmtree(work.folder)
     n, counts, silent = 600, collections.Counter(), collections.Counter()
     busiest = int(first["n_active"].argsort()[-20])
     one = ContextSelection(n_top=1, n_band=1, n_silent=1, radius=4, seed=0)
@@ -295,6 +296,38 @@ def test_work_of_other_settings_is_not_gone_on_with(tmp_path):
     assert not Work(tmp_path / "w", "two").has("part")
 
 
+DAMAGE = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda _: b"",
+    "flipped": lambda content: content[:-9] + bytes([content[-9] ^ 4]) + content[-8:],
+    "without digests": lambda content: content,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_parts_are_computed_anew_by_themselves(tmp_path, sparse_dictionary, damage):
+    cache = made_cache(tmp_path / "c.zarr")
+    expected, (*_, work) = everything(cache, sparse_dictionary, tmp_path / "a", RULE)
+    parts = sorted(work.folder.glob("*.safetensors"))
+    assert len(parts) >= 3
+    for part in parts:
+        part.write_bytes(DAMAGE[damage](part.read_bytes()))
+    if damage == "without digests":
+        unseal(work.folder)
+    again = Work(tmp_path / "a", "x")
+    assert [again.has(part.stem) for part in parts] == [False] * len(parts)
+    found, _ = everything(cache, sparse_dictionary, tmp_path / "a", RULE)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "7"])
+def test_work_of_nobody_knows_whom_starts_anew(tmp_path, content):
+    Work(tmp_path / "w", "one").save("part", {"x": np.arange(3)})
+    (tmp_path / "w" / "work.json").write_text(content)
+    assert not Work(tmp_path / "w", "one").has("part")
+
+
 def test_two_analyses_of_one_dictionary_do_not_run_at_once(run):
     lock = run / "atlas" / ".strong.lock"
     with only_process(lock, UserError), pytest.raises(UserError, match="is being made by"):
@@ -331,6 +364,7 @@ def test_an_older_or_half_written_atlas_is_refused_by_readers_and_mended_by_anal
     atlas = sae.analyze(run=str(run))
     path = atlas.folder / "atlas.json"
     record = atlas.record
+    unseal(atlas.folder)
     write_json(path, {k: v for k, v in read_json(path).items() if k != "format"})
     with pytest.raises(UserError, match="atlas format 1, this is format 2; run sae analyze"):
         atlas.features()

@@ -1,19 +1,25 @@
 """`labels.csv`: what people write into it, edit with other programs and want to keep."""
 
+import contextlib
 import csv
+import os
+import threading
 
 import pytest
 from support.atlas_samples import sample_record
 
+from sae.atlas import labels as label_module
 from sae.atlas.atlas import write_record
 from sae.atlas.labels import (
     Labels,
     carry_labels,
     read_labels,
+    replace_atlas,
     set_label,
     write_labels,
 )
 from sae.atlas.schema import FEATURES
+from sae.base import exchange, remove_unfinished, whole
 from sae.base.errors import UserError
 
 
@@ -207,3 +213,104 @@ def test_a_broken_file_is_never_thrown_away(tmp_path):
         carry_labels(old, new, ["x", "y", "z"], "one")
     carry_labels(old, new, ["x"], "two")
     assert (new / "labels-one.csv").read_text() == "my notes\n"
+
+
+# An atlas that replaces another one
+
+
+def begun(place, automatic=("“A”", "“B”", "dead"), digest="one"):
+    """A new atlas beside the one at `place`, with the labels that it had a while ago."""
+    new = atlas(place.with_name(f".{place.name}.0123abcd.partial"), automatic, digest)
+    carry_labels(place, new, list(automatic), digest)
+    return new
+
+
+def shown(folder, labels):
+    (folder / "shown").write_text(" ".join(labels.label))
+
+
+def test_a_label_given_while_an_analysis_works_is_in_the_new_atlas_and_on_its_page(tmp_path):
+    place = atlas(tmp_path / "a")
+    set_label(place, 0, "before")
+    new = begun(place)
+    set_label(place, 0, "")
+    set_label(place, 1, "meanwhile")
+    replace_atlas(new, place, shown)
+    assert read_labels(place).label == ["“A”", "meanwhile", "dead"]
+    assert (place / "shown").read_text() == "“A” meanwhile dead"
+
+
+def test_what_an_editor_saves_in_the_very_moment_is_kept_beside(tmp_path, monkeypatch, capsys):
+    place = atlas(tmp_path / "a")
+    new = begun(place)
+
+    def saved_just_before(one, other):
+        (place / "labels.csv").write_text("feature,label\n1,last words\n")
+        exchange(one, other)
+
+    monkeypatch.setattr(label_module, "exchange", saved_just_before)
+    replace_atlas(new, place, shown)
+    assert (place / "labels-one.csv").read_text() == "feature,label\n1,last words\n"
+    assert f"are in {place / 'labels-one.csv'}" in capsys.readouterr().err
+
+
+def test_labels_of_another_dictionary_are_kept_once_however_often_they_are_carried(tmp_path):
+    place = atlas(tmp_path / "a", digest="two")
+    set_label(place, 0, "mine")
+    new = begun(place)
+    replace_atlas(new, place, shown)
+    assert [path.name for path in place.glob("labels-*")] == ["labels-two.csv"]
+    assert "mine" in (place / "labels-two.csv").read_text()
+
+
+def test_labels_outlive_a_damaged_table_beside_them(tmp_path):
+    place = atlas(tmp_path / "a", ["“A”", "“B”", "dead"])
+    set_label(place, 1, "mine")
+    (place / "features.parquet").write_bytes(b"half a table")
+    replace_atlas(begun(place), place, shown)
+    assert read_labels(place).by_hand == [1]
+    assert read_labels(place).label[1] == "mine"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("step", range(6))
+def test_whoever_dies_while_an_atlas_is_replaced_loses_no_label(
+    tmp_path, monkeypatch, at_once, step
+):
+    class Died(BaseException):
+        pass
+
+    place, calls = atlas(tmp_path / "a"), []
+    new = begun(place)
+    set_label(place, 1, "mine")
+
+    def dying(function):
+        def called(*arguments):
+            if len(calls) >= step:
+                raise Died
+            calls.append(function)
+            return function(*arguments)
+
+        return called
+
+    with monkeypatch.context() as patch, contextlib.suppress(Died):
+        call = whole._call
+        patch.setattr(whole, "_call", dying(lambda *a: at_once and call(*a)))
+        for name in ("rename", "replace"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        replace_atlas(new, place, shown)
+    remove_unfinished(tmp_path, "a")
+    assert read_labels(place).label[1] == "mine"
+    assert not [p for p in tmp_path.iterdir() if p.name not in ("a", ".a.labels.lock")]
+
+
+def test_a_label_waits_while_an_atlas_is_replaced(tmp_path):
+    place = atlas(tmp_path / "a")
+    writer = threading.Thread(target=set_label, args=(place, 1, "mine"))
+    with label_module.locked(label_module._lock(place)):
+        writer.start()
+        writer.join(0.1)
+        assert writer.is_alive()
+        assert read_labels(place).by_hand == []
+    writer.join()
+    assert read_labels(place).label[1] == "mine"

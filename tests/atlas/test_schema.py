@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from support.files import unseal
 
 import sae
 from sae.atlas.atlas import Atlas
@@ -206,7 +207,7 @@ def test_what_is_not_known_is_null_or_an_empty_list():
 
 
 def rewritten(atlas, file, change):
-    path = atlas.folder / file
+    path = unseal(atlas.folder) / file
     pyarrow.parquet.write_table(change(pyarrow.parquet.read_table(path)), path)
 
 
@@ -231,7 +232,8 @@ def test_an_atlas_whose_table_has_a_wrong_type_is_refused_in_a_sentence(
 ):
     rewritten(atlas, file, with_type(name, kind))
     read = atlas.features if file == FEATURES.file else atlas.contexts
-    with pytest.raises(UserError, match=f"{file} .* '{name}' of type .*: remove its folder"):
+    said = f"{file} .* '{name}' of type .*: run sae analyze again"
+    with pytest.raises(UserError, match=said):
         read()
     if file == CONTEXTS.file:
         with pytest.raises(UserError, match=f"'{name}' of type"):

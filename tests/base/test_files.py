@@ -2,7 +2,8 @@
 
 import pytest
 
-from sae.base.files import atomic_path, write_text
+from sae.base.files import write_text
+from sae.base.whole import atomic_path
 
 
 def test_a_link_to_a_file_is_followed(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import zarr.storage._local
 from safetensors.torch import save_file
+from support.files import unseal
 from support.world import HOOK, harvest_settings, random_dictionary, sentences
 
 import sae
@@ -529,6 +530,7 @@ def test_a_dead_feature_is_refused(analyzed_copy, refused):
     table = pyarrow.parquet.read_table(path)
     rows = table.to_pylist()
     rows[3]["max_activation"] = 0.0
+    unseal(path.parent)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), path)
     refused(
         ["steer", f"run={analyzed_copy}", "dictionary=weak", "features=[3]"],
@@ -578,7 +580,8 @@ def test_an_export_is_whole_after_the_disk_was_full(analyzed, tmp_path, capsys, 
 
 @pytest.fixture
 def folder(tmp_path, tiny_run):
-    return Path(shutil.copytree(tiny_run / "dictionaries" / "weak", tmp_path / "dictionary"))
+    copied = shutil.copytree(tiny_run / "dictionaries" / "weak", tmp_path / "dictionary")
+    return unseal(Path(copied))
 
 
 def test_damaged_weights_are_refused(folder):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from safetensors.torch import load_file, save_file
+from support.files import unseal
 from support.world import HOOK, random_dictionary, training_json
 
 import sae
@@ -33,7 +34,7 @@ def run(tiny_run, tmp_path_factory):
 def edited(folder, change, file="cfg.json"):
     config = json.loads((folder / file).read_text())
     change(config)
-    (folder / file).write_text(json.dumps(config))
+    (unseal(folder) / file).write_text(json.dumps(config))
     return str(folder)
 
 

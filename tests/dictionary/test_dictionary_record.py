@@ -4,6 +4,7 @@ import json
 from dataclasses import fields, replace
 
 import pytest
+from support.files import unseal
 from support.world import HOOK, random_dictionary, training_json
 
 from sae.base.errors import UserError
@@ -219,6 +220,7 @@ def test_a_record_of_ours_that_is_damaged_is_refused_and_says_what_to_do(
     path = tmp_path / "one" / "cfg.json"
     config = json.loads(path.read_text())
     config["metadata"]["sae_atlas"] = ours
+    unseal(path.parent)
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match=f"one/cfg.json: .*{sentence}.*; {CURE}$"):
         load_dictionary(tmp_path / "one")
@@ -229,6 +231,7 @@ def test_what_is_wrong_with_the_record_is_said_before_weights_are_read(tmp_path)
     path = tmp_path / "one" / "cfg.json"
     config = json.loads(path.read_text())
     config["metadata"]["sae_atlas"] = {"cache_digest": 7}
+    unseal(path.parent)
     path.write_text(json.dumps(config))
     (tmp_path / "one" / "sae_weights.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="cache_digest=7"):

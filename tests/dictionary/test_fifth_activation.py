@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.files import unseal
 from support.powered import Powered
 from support.world import HOOK, training_json
 
@@ -104,6 +105,7 @@ def test_its_digest_covers_its_tensors_and_its_number():
 def test_a_number_that_its_file_has_not_got_is_asked_for(power, tmp_path):
     save_dictionary(powered(), tmp_path / "one")
     path = tmp_path / "one/cfg.json"
+    unseal(path.parent)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"power": power}))
     with pytest.raises(UserError, match=r"power=.*; a powered dictionary needs a whole number"):
         load_dictionary(tmp_path / "one")
@@ -235,5 +237,6 @@ def test_a_record_says_how_it_was_trained_as_of_any_other(tmp_path):
     path = tmp_path / "one/cfg.json"
     config = json.loads(path.read_text())
     config["metadata"]["sae_atlas"] = about
+    unseal(path.parent)
     path.write_text(json.dumps(config))
     assert load_dictionary(tmp_path / "one").record.training.architecture == "powered"

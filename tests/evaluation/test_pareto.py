@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.figures import compared, made_figures
+from support.files import unseal
 
 import sae
 from sae.base.errors import UserError
@@ -198,6 +199,7 @@ def test_older_figures_that_say_less_are_compared_too(evaluated: Path, tmp_path:
     figures = json.loads(path.read_text())
     for name in ("training_architecture", "lr", "seed", "cossim", "hook_name_out"):
         del figures[name]
+    unseal(path.parent)
     path.write_text(json.dumps(figures | {"l1_coefficient": None, "unheard_of": 3}))
     pareto = write_comparison(Run.at(run), 60.0, ["weak", "strong"])
     assert {one.id for one in pareto.dictionaries} == {"weak", "strong"}

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.files import unseal
 from support.world import random_dictionary
 
 import sae
@@ -150,7 +151,7 @@ def test_every_kind_that_saelens_saves_computes_the_same_here(kind, tmp_path):
 def damaged(folder, architecture, d_out=None, drop=None, **changes):
     save_dictionary(of_kind(architecture, d_out, skip=False), folder)
     config = json.loads((folder / "cfg.json").read_text()) | changes
-    (folder / "cfg.json").write_text(json.dumps(config))
+    (unseal(folder) / "cfg.json").write_text(json.dumps(config))
     tensors = load_file(folder / "sae_weights.safetensors")
     tensors.pop(drop, None)
     save_file(tensors, folder / "sae_weights.safetensors")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.files import unseal
 from support.world import random_dictionary
 
 import sae
@@ -63,7 +64,7 @@ def there(request, tmp_path):
     else:
         write_dictionary(random_dictionary(architecture, hook_name=HOOK), folder, name)
     assert sae.load(str(folder)).d_sae == 48
-    return folder, folder / WEIGHTS[name]
+    return unseal(folder), folder / WEIGHTS[name]
 
 
 def load(path):
@@ -173,9 +174,9 @@ def test_a_configuration_that_is_none_is_refused(name, tmp_path):
     write_dictionary(
         random_dictionary("topk" if name == "sparsify" else "standard"), folder, name
     )
-    config = folder / CONFIGS[name]
+    config = unseal(folder) / CONFIGS[name]
     config.write_text("[1, 2]")
-    refused(folder, "is no JSON object; damaged")
+    refused(folder, "is no JSON object; give the file")
     config.write_text('{"trainer": ')
     refused(folder, "not readable as JSON")
 
@@ -213,7 +214,7 @@ def test_a_configuration_that_contradicts_the_weights_is_refused(
 ):
     folder = tmp_path / "layers.1"
     write_dictionary(random_dictionary("topk", hook_name=HOOK), folder, name)
-    path = folder / CONFIGS[name]
+    path = unseal(folder) / CONFIGS[name]
     config = json.loads(path.read_text())
     if name == "dictionary_learning":
         config["trainer"] |= changes
@@ -233,7 +234,7 @@ def test_an_odd_value_in_a_configuration_does_no_harm_or_is_refused(name, tmp_pa
     dictionary = random_dictionary("topk" if name == "sparsify" else "jumprelu", hook_name=HOOK)
     write_dictionary(dictionary, folder, name)
     (folder / "sae_atlas.json").unlink(missing_ok=True)
-    path = folder / CONFIGS[name]
+    path = unseal(folder) / CONFIGS[name]
     config = json.loads(path.read_text())
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     more = ("activation_fn", "activation_fn_kwargs", "activation", "expansion_factor", "type")
@@ -269,6 +270,7 @@ def test_flipped_bytes_in_a_files_beginning_or_end_do_no_harm_or_are_refused(the
 def test_odd_settings_of_a_top_k_from_before_version_6_are_refused(tmp_path):
     folder = tmp_path / "old"
     write_dictionary(random_dictionary("topk"), folder, "saelens")
+    unseal(folder)
     for odd in ("k=5", [1], 7):
         config = {"activation_fn": "topk", "activation_fn_kwargs": odd}
         (folder / "cfg.json").write_text(json.dumps(config))
@@ -410,7 +412,7 @@ def test_a_safetensors_header_that_claims_terabytes_takes_no_memory(tmp_path):
     write_dictionary(random_dictionary("standard"), folder, "saelens")
     about = {"dtype": "F32", "shape": [1 << 20, 1 << 20], "data_offsets": [0, 1 << 42]}
     header = json.dumps({"W_enc": about}).encode()
-    path = folder / "sae_weights.safetensors"
+    path = unseal(folder) / "sae_weights.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"1234")
     refused(folder, "is damaged or of another kind: ")
 
@@ -544,7 +546,7 @@ def test_text_in_the_place_of_true_or_false_is_refused(name, key, tmp_path):
     folder = tmp_path / "layers.1"
     dictionary = random_dictionary("jumprelu" if name == "gemma_scope_2" else "topk")
     write_dictionary(dictionary, folder, name)
-    path = folder / CONFIGS[name]
+    path = unseal(folder) / CONFIGS[name]
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "false"}))
     refused(folder, f"{key}='false'; give true or false")
 
@@ -553,7 +555,7 @@ def test_a_logarithm_beyond_float32_is_a_threshold_that_nothing_passes(tmp_path)
     folder, most = tmp_path / "one", torch.finfo(torch.float32).max
     dictionary = random_dictionary("jumprelu", hook_name=HOOK)
     write_dictionary(dictionary, folder, "saelens")
-    tensors = load(folder / "sae_weights.safetensors")
+    tensors = load(unseal(folder) / "sae_weights.safetensors")
     tensors["log_threshold"] = torch.full_like(tensors.pop("threshold"), 100.0)
     save(tensors, folder / "sae_weights.safetensors")
     assert set(sae.load(str(folder)).activation.threshold.tolist()) == {most}
@@ -611,7 +613,7 @@ def test_a_name_that_is_too_long_is_refused(tmp_path):
 def test_a_checkpoint_of_a_training_says_how_to_save_the_dictionary(architecture, tmp_path):
     folder = tmp_path / "one"
     write_dictionary(random_dictionary("standard"), folder, "saelens")
-    config = json.loads((folder / "cfg.json").read_text())
+    config = json.loads((unseal(folder) / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps(config | {"architecture": architecture}))
     refused(
         folder, f"is a training checkpoint of {architecture}; save .* with save_inference_m"

@@ -16,6 +16,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.atlas_samples import sample_record
+from support.files import unseal
 from support.world import random_dictionary, training_json, with_metadata
 
 import sae
@@ -678,6 +679,7 @@ def test_a_hook_that_leads_out_of_the_folder_is_refused(run, tmp_path):
         "atlas/strong/atlas.json",
     ):
         text = (odd / name).read_text()
+        unseal((odd / name).parent)
         (odd / name).write_text(text.replace(f'"{HOOK}"', '"../../elsewhere"'))
     with pytest.raises(UserError, match=r"is of the hook \.\./\.\./elsewhere, which is no"):
         sae.export(run=str(odd))

@@ -8,6 +8,7 @@ import shutil
 import pyarrow.parquet
 import pytest
 import torch
+from support.files import unseal
 
 import sae
 import sae.publishing.folder
@@ -226,7 +227,7 @@ def test_a_table_that_is_missing_or_damaged_is_a_sentence(table, gone, changed, 
     else:
         path.write_bytes(path.read_bytes()[:-20])
     for words in ({}, {"drop_dead": True}):
-        with pytest.raises(UserError, match=rf"{table}\.parquet is missing"):
+        with pytest.raises(UserError, match=rf"{table}\.parquet is (missing|damaged)"):
             export(changed, tmp_path / "out", **words)
     assert not (tmp_path / "out").exists()
 
@@ -252,6 +253,7 @@ def test_a_dictionary_as_saelens_left_it_is_exported(changed, tmp_path):
     path = changed / "dictionaries/strong/cfg.json"
     config = json.loads(path.read_text())
     del config["metadata"]["sae_atlas"]
+    unseal(path.parent)
     path.write_text(json.dumps(config))
     found = sae.load(str(export(changed, tmp_path / "out") / HOOK))
     assert torch.equal(found.W_dec, sae.load(str(path.parent)).W_dec)

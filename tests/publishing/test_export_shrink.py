@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.figures import made_figures
+from support.files import unseal
 from support.world import random_dictionary, training_json
 
 import sae
@@ -401,6 +402,7 @@ def test_short_names_of_types_are_known():
 def test_a_damaged_int8_folder_is_refused(change, sentence, tmp_path):
     save_dictionary(random_dictionary("standard", hook_name=HOOK), tmp_path / "small", "int8")
     path = tmp_path / "small/sae_weights.safetensors"
+    unseal(path.parent)
     found = {**load_file(path), **change}
     save_file({name: tensor for name, tensor in found.items() if tensor is not None}, path)
     with pytest.raises(UserError, match=sentence):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.files import unseal
 from support.world import HOOK
 
 import sae
@@ -268,10 +269,12 @@ def test_what_was_trained_before_a_key_was_renamed_is_reused_and_goes_on(tiny_ru
     said = json.loads(path.read_text())
     ours = said["metadata"]["sae_atlas"]
     ours["identity"] = with_keys_of_before(ours["identity"])
+    unseal(path.parent)
     path.write_text(json.dumps(said))
     (checkpoint,) = short.state_path.glob("step_*.pt")
     saved = torch.load(checkpoint, weights_only=True)
     saved["identity"] = with_keys_of_before(saved["identity"])
+    unseal(checkpoint.parent)
     torch.save(saved, checkpoint)
     stamp = path.stat().st_mtime_ns
     assert equal(sae.train(short), first)

@@ -1,39 +1,11 @@
-"""Where atlases are, and where dashboards go: folders that appear whole or not at all."""
+"""Where atlases are, and the dictionaries that they are of."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sae.atlas import FEATURES, RECORD_FILE, Atlas
-from sae.base import atomic_path, check_writable, digest, require
-from sae.base.assets import cache_folder
+from sae.base import require
 from sae.dictionary import Dictionary
-from sae.run import Run, held
-
-
-def check_new(target: Path) -> None:
-    """Refuse, before any work, a folder that is there already or could not be written."""
-    require(not target.exists(), f"{target} is there already; choose another or remove it")
-    check_writable(target.parent)
-
-
-@contextmanager
-def new_folder(target: Path, lock: Path | None = None) -> Iterator[Path]:
-    """Give a folder to write to, moved to `target` when all went well.
-
-    What a killed process left of it is removed first. Whatever else writes `target` holds the
-    `lock` too; by default it is not beside it, for `target` may be anywhere.
-
-    Raises:
-        UserError: if it is there, or another process writes it.
-    """
-    check_new(target)
-    lock = lock or cache_folder() / "locks" / f"atlas-{digest(str(target.resolve()))}"
-    with held(target, lock), atomic_path(target) as temporary:
-        temporary.mkdir()
-        yield temporary
-        # Whoever does not know of the lock may have made one meanwhile.
-        check_new(target)
+from sae.run import Run
 
 
 def dictionary_beside(atlas: Path) -> Dictionary | None:

@@ -26,8 +26,9 @@ from sae.dictionary import Dictionary
 from sae.exchange.dashboards import neuronpedia, saedashboard
 from sae.exchange.dashboards.columns import agreement_of_texts, rescaled, unit_norms
 from sae.exchange.dashboards.files import feature_number
-from sae.exchange.dashboards.folders import check_new, dictionary_beside, new_folder
+from sae.exchange.dashboards.folders import dictionary_beside
 from sae.exchange.dashboards.tables import BY_HAND, EXPLANATION, Found
+from sae.run import check_free, lock_of, new_folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -71,12 +72,13 @@ def import_atlas(location: str | Path, out: str | Path, makers: Makers) -> Atlas
             damaged or of another form.
     """
     target = Path(out)
-    check_new(target)
+    check_free(target)
     source, read = _reader(Path(location))
     dictionary = dictionary_beside(target)
     # As `sae analyze` has it, which may be writing the same atlas.
     beside = target.parent / f".{target.name}.lock"
-    with new_folder(target, beside if target.parent.name == "atlas" else None) as temporary:
+    lock = beside if target.parent.name == "atlas" else lock_of("atlas", target)
+    with new_folder(target, lock) as temporary:
         scratch = temporary / "scratch"
         scratch.mkdir()
         found = read(source, scratch)

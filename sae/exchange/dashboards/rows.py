@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sae.atlas import AtlasRecord, Labels, flat_and_ends
 from sae.base import progress, require
-from sae.exchange.dashboards.folders import new_folder
+from sae.run import lock_of, new_folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -136,7 +136,7 @@ def write_features(
         UserError: if the folder exists, or another process writes it.
     """
     with (
-        new_folder(folder) as temporary,
+        new_folder(folder, lock_of("atlas", folder)) as temporary,
         progress(len(atlas.features), "export", "feature") as bar,
     ):
         for name, content in (heads or {}).items():

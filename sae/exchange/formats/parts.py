@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sae.base import atomic_path, read_json, require
+from sae.base import atomic_path, read_object, require
 from sae.dictionary import Activation, Dictionary, metadata_of
 from sae.dictionary.dictionary import SHAPES
 from sae.dictionary.tensors import Layout, TensorFile, is_finite, safetensors_there
@@ -142,9 +142,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is missing, broken or holds something else.
     """
-    config = read_json(path)
-    require(isinstance(config, dict), f"{path} is no JSON object; damaged?")
-    return dict(config)
+    return dict(read_object(path, "give the file as it was saved").values)
 
 
 def read_metadata(folder: Path, native: Mapping[str, object]) -> dict[str, object]:
