@@ -1,8 +1,9 @@
 """What may be the name of a file or folder: of what we make, and of what we look for."""
 
+import os
 from pathlib import Path
 
-from sae.base.errors import require
+from sae.base.errors import UserError, require
 
 _LONGEST = 255
 """Bytes that a system allows in the name of a file or folder."""
@@ -53,7 +54,11 @@ def check_new(place: str) -> None:
     """
     if "://" in place:
         return
-    check_names(place)
+    try:
+        # Where it leads: the working folder counts, and so do links.
+        check_names(os.path.realpath(place))
+    except FileNotFoundError as error:
+        raise UserError("the folder that this runs in is gone; go to another one") from error
     path = Path(place)
     for new in (path, *path.parents):
         # What stands at the end is made in any case; above it, only what is not there.
@@ -65,13 +70,13 @@ def check_utf8(word: str) -> None:
     """Refuse a name with bytes that are not UTF-8: no record could hold it.
 
     Raises:
-        UserError: that says how to name the same file or folder in another way.
+        UserError: that asks for another name.
     """
     # Python gives each such byte as half of a character.
     odd = any("\ud800" <= character <= "\udfff" for character in word)
     require(
         not odd,
-        f"{_shown(word)} is not UTF-8; rename it, or reach it through a link of another name",
+        f"{_shown(word)} is not UTF-8; rename the file or folder that is not",
     )
 
 

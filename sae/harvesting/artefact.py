@@ -145,12 +145,11 @@ def _stream(
         "repeated": counts.repeated,
         "empty": counts.empty,
         "not needed any more": counts.unneeded,
-        "unreadable": counts.unreadable,
     }
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items() if n)
     say(
         f"harvest: {counts.used:,} documents used"
         + (f", left out {reasons}" if reasons else "")
         + (f"; {counts.tokens_cut:,} tokens cut at the end" if counts.tokens_cut else "")
-        + (f"; unreadable first: {counts.first_unreadable}" if counts.unreadable else "")
+        + counts.said_unreadable
     )

@@ -69,7 +69,11 @@ class _Text:
         self._sequences_a_block = config.batch_size or usual
 
     def once(
-        self, stopped: threading.Event | None = None, *, n_workers: int | None = 0
+        self,
+        stopped: threading.Event | None = None,
+        *,
+        n_workers: int | None = 0,
+        counts: TextCounts | None = None,
     ) -> Iterator[RowBlock]:
         """Give blocks of both sides, until the text ends or `stopped` is set, by `Stopped`."""
         data = self._config.data
@@ -77,7 +81,7 @@ class _Text:
             encoded(data, self._model.tokenizer, n_workers, stopped),
             TextPlan(sys.maxsize, sys.maxsize, self._config.context_size),
             self._model.marks,
-            TextCounts(),
+            counts or TextCounts(),
             held_out_fraction=data.held_out_fraction,
             one_document_a_row=self._config.one_document_a_row,
             rows_a_block=self._sequences_a_block,
@@ -91,16 +95,18 @@ class _Text:
         A text that is not what it was before that position is refused.
         """
         for reading in itertools.count(begin.reading):
-            yield from self._reading(reading, begin, stopped)
+            counts = TextCounts()
+            yield from self._reading(reading, begin, stopped, counts)
             if reading == 0:
-                say("train: the text has ended, and begins again")
+                say("train: the text has ended, and begins again" + counts.said_unreadable)
             begin = Position(reading + 1)
 
     def _reading(
-        self, reading: int, begin: Position, stopped: threading.Event
+        self, reading: int, begin: Position, stopped: threading.Event, counts: TextCounts
     ) -> Iterator[tuple[RowBlock, Position]]:
         found, at = hashlib.sha256(), 0
-        for block in self.once(stopped, n_workers=self._config.text_workers):
+        n_workers = self._config.text_workers
+        for block in self.once(stopped, n_workers=n_workers, counts=counts):
             if block.held_out:
                 continue
             known = min(len(block.tokens), begin.sequences - at)

@@ -98,6 +98,15 @@ class TextCounts:
         self.used += 1
         return self.used - 1
 
+    @property
+    def said_unreadable(self) -> str:
+        """How many could not be read, and why the first, to end a sentence; may be empty."""
+        if not self.unreadable:
+            return ""
+        return (
+            f"; {self.unreadable:,} unreadable were passed over, first {self.first_unreadable}"
+        )
+
     def pass_over(self, document: Unreadable) -> None:
         """Enter something that could not be read."""
         self.unreadable += 1

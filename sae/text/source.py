@@ -136,7 +136,8 @@ def check_source(config: DataConfig) -> str | Chat | Tokens | None:
             )
         elif len(document):
             return document
-    asked = ", ".join(f"data.{name}={value}" for name, value in config.record.settings.items())
+    settings = {k: v for k, v in config.record.settings.items() if k != "held_out_fraction"}
+    asked = ", ".join(f"data.{name}={value}" for name, value in settings.items())
     because = f"; of {n:,} rows none is readable: {first.reason}" if first else ""
     raise UserError(f"no document is in what was asked for ({asked}){because}")
 

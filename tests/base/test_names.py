@@ -65,9 +65,25 @@ def test_what_is_not_utf_8_is_refused_before_it_is_misread(tmp_path, capsys):
         assert main(["harvest", word]) == 2
         said = capsys.readouterr().err
         assert "gr\\udcf6\\udcdfe" in said
-        assert "is not UTF-8; rename it" in said
-    with pytest.raises(UserError, match="is not UTF-8; rename it"):
+        assert "is not UTF-8; rename the file or folder" in said
+    with pytest.raises(UserError, match="is not UTF-8; rename the file or folder"):
         sae.HarvestConfig(run=folder).cache_location  # noqa: B018
+
+
+def test_a_working_folder_or_a_link_that_leads_to_what_is_not_utf_8_is_refused(
+    tmp_path, monkeypatch
+):
+    odd = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    os.mkdir(odd)
+    (tmp_path / "link").symlink_to(odd)
+    with pytest.raises(UserError, match=r"udcff.* is not UTF-8"):
+        check_new(str(tmp_path / "link" / "run"))
+    monkeypatch.chdir(odd)
+    with pytest.raises(UserError, match=r"udcff.* is not UTF-8"):
+        check_new("run/cache.zarr")
+    os.rmdir(odd)
+    with pytest.raises(UserError, match="the folder that this runs in is gone"):
+        check_new("run/cache.zarr")
 
 
 def harvest_of(*words: str) -> sae.HarvestConfig:

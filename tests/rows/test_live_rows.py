@@ -21,6 +21,7 @@ from sae.rows import live as stage
 from sae.rows.live import LiveRows
 from sae.rows.shuffle import Rows
 from sae.rows.source import Asked, CachedRows
+from sae.text.source import DataConfig
 
 OTHER = "blocks.0.mlp.hook_post"
 BATCH = 64
@@ -100,6 +101,24 @@ def test_one_reading_of_the_text_gives_the_rows_of_a_cache_each_once(
     assert not equal([first], [second])
     assert equal([rows.held_out(1 << 20)], [held_out])
     assert capsys.readouterr().err.count("the text has ended, and begins again") == 1
+
+
+@pytest.mark.slow
+def test_a_broken_row_is_refused_before_a_model_is_loaded_or_skipped_and_said(
+    tmp_path, tiny_model, capsys
+):
+    good, broken = tmp_path / "good.jsonl", tmp_path / "broken.jsonl"
+    lines = [json.dumps({"text": text}) for text in sentences(20)]
+    good.write_text("\n".join(lines))
+    broken.write_text("\n".join([lines[0], "{", *lines[1:]]))
+    with pytest.raises(UserError, match=r"broken\.jsonl, line 2 is not readable as json"):
+        live(of_text(tiny_model, broken), tmp_path)
+    skipping = DataConfig(name=str(broken), on_error="skip")
+    some = live(of_text(tiny_model, good), tmp_path, mix_rows=64)
+    others = live(of_text(tiny_model, broken, data=skipping), tmp_path, mix_rows=64)
+    n = -(-2 * len(some.sample()[0]) // BATCH)
+    assert equal(taken(some, n), taken(others, n))
+    assert f"1 unreadable were passed over, first {broken}, line 2" in capsys.readouterr().err
 
 
 @pytest.mark.slow
