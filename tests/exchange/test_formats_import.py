@@ -14,6 +14,7 @@ from sae.cli import main
 from sae.dictionary.files import save_dictionary
 from sae.dictionary.metadata import metadata_of
 from sae.exchange.formats import read_dictionary, write_dictionary
+from sae.exchange.importing import ImportConfig, belonging
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +216,37 @@ def test_an_export_of_what_we_trained_in_another_format_has_tables_and_a_card(
     assert "## Training" in card
     assert "library_name: sae-atlas" in card
     assert sae.export(run=str(run), dictionary="strong") == run / "export/strong"
+
+
+# The module that a file names says more than the name of its hook.
+
+
+@pytest.mark.parametrize(
+    ("hook_name", "path", "expected"),
+    [
+        # SAELens calls what the norm gives, which the MLP reads, by a name of the stream.
+        ("blocks.1.hook_mlp_in", "model.layers.1.post_attention_layernorm.output", None),
+        ("blocks.1.hook_mlp_in", "model.layers.1.post_attention_layernorm.input", "resid_mid"),
+        ("blocks.1.hook_resid_mid", "model.layers.1.post_attention_layernorm", "resid_mid"),
+        ("blocks.1.hook_resid_post", "layers.1", "resid_post"),
+        ("blocks.1.hook_mlp_out", "some.other.module", "mlp_out"),
+    ],
+)
+def test_a_file_that_names_a_module_is_of_that_place(hook_name, path, expected, tiny_model):
+    about = {"hook_name": hook_name, "hf_hook_name": path, "model_name": str(tiny_model)}
+    config = ImportConfig(folder="one", model_name=str(tiny_model))
+    site = belonging(config, random_dictionary(**about)).reads[0].site
+    module = "model.layers.1.post_attention_layernorm"
+    assert site.hook_name == (f"blocks.1.hook_{expected}" if expected else module)
+    if expected in (None, "resid_mid"):
+        assert (site.module, site.side) == (module, "input" if expected else "output")
+
+
+def test_a_block_of_bert_returns_a_stream_that_went_through_a_norm(encoder, tmp_path):
+    write_dictionary(random_dictionary("topk"), tmp_path / "encoder.layer.1", "sparsify")
+    (tmp_path / "encoder.layer.1/sae_atlas.json").unlink()
+    found = read_dictionary(tmp_path / "encoder.layer.1")
+    config = ImportConfig(folder="one", model_name=str(encoder))
+    site = belonging(config, found).reads[0].site
+    assert (site.module, site.side) == ("encoder.layer.1", "output")
+    assert site.hook_name == "blocks.1.hook_normalized_resid_post"

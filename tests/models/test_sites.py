@@ -274,3 +274,35 @@ def test_sparsify_whose_tools_hook_outputs_alone_is_told_no_module_that_is_read_
     assert hookpoint(random_dictionary("topk").placed(block)) == "h.1"
     assert BLOCKS["gpt2"] == "transformer.h"
     assert hookpoint(random_dictionary("topk").placed("x", replace(block))) == "h.1"
+
+
+def test_tools_that_hook_outputs_alone_are_told_the_block_before_or_a_name_they_refuse(sites):
+    for family, before in (("llama", "layers.0"), ("gpt2", "h.0"), ("bert", "encoder.layer.0")):
+        site = sites[family]["blocks.1.hook_resid_pre"]
+        assert hookpoint(random_dictionary("topk").placed(site)) == before
+    first = replace(site, hook_name="blocks.0.hook_resid_pre", module="encoder.layer.0")
+    assert hookpoint(random_dictionary("topk").placed(first)) == "blocks.0.hook_resid_pre"
+    middle = sites["llama"]["blocks.1.hook_resid_mid"]
+    assert hookpoint(random_dictionary("topk").placed(middle)) == "blocks.1.hook_resid_mid"
+
+
+@pytest.mark.parametrize(
+    ("family", "hook", "submodule"),
+    [
+        ("llama", "hook_mlp_out", "mlp_out_layer_1"),
+        ("llama", "hook_attn_out", "attention_out_layer_1"),
+        ("gpt2", "hook_attn_out", "attention_out_layer_1"),
+        ("gpt2", "hook_resid_post", "resid_post_layer_1"),
+        # Gemma 2 norms what they return, and in BERT the sum is before a norm.
+        ("gemma2", "hook_mlp_out", "blocks.1.hook_mlp_out"),
+        ("gemma2", "hook_attn_out", "blocks.1.hook_attn_out"),
+        ("bert", "hook_resid_post", "blocks.1.hook_resid_post"),
+    ],
+)
+def test_dictionary_learning_is_told_a_module_only_where_its_output_is_meant(
+    sites, family, hook, submodule, tmp_path
+):
+    dictionary = random_dictionary().placed(sites[family][f"blocks.1.{hook}"])
+    write_dictionary(dictionary, tmp_path / "one", "dictionary_learning")
+    config = json.loads((tmp_path / "one/config.json").read_text())
+    assert config["trainer"]["submodule_name"] == submodule

@@ -41,6 +41,8 @@ OWN: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_chunk_size": 4},
     "granite": {"residual_multiplier": 0.3},
     "granitemoe": {"residual_multiplier": 0.3},
+    "esmc": {"num_key_value_heads": 4},
+    "zaya": {"num_experts_per_tok": 1},
     "roc_bert": {"pronunciation_vocab_size": 30, "shape_vocab_size": 30},
 }
 
@@ -49,14 +51,20 @@ def tiny(model_type: str, auto: Any, **own: Any) -> Any:
     """Return a random model of a type, as small as its configuration can be made."""
     from transformers import CONFIG_MAPPING
 
-    kind = CONFIG_MAPPING[model_type]
+    return tiny_of(tiny_config(CONFIG_MAPPING[model_type], model_type, **own), auto)
+
+
+def tiny_of(config: Any, auto: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = tiny_config(kind, OWN.get(model_type, {}) | own)
         return auto.from_config(config).eval().requires_grad_(False)
 
 
-def tiny_config(kind: Any, own: dict[str, Any]) -> Any:
+def is_tiny(skeleton: torch.nn.Module) -> bool:
+    return sum(weight.numel() for weight in skeleton.parameters()) < 4_000_000
+
+
+def tiny_config(kind: Any, model_type: str = "", **own: Any) -> Any:
     """Return the configuration of a small model, and of the parts that it has."""
     known = {*kind.__annotations__, *vars(kind())}
     sizes = {name: size for name, size in SIZES.items() if name in known}
@@ -65,5 +73,5 @@ def tiny_config(kind: Any, own: dict[str, Any]) -> Any:
         sizes["num_key_value_heads"] = 4
     for name, part in kind.sub_configs.items():
         if name.endswith("_config") and part.__name__ != "AutoConfig":
-            sizes[name] = tiny_config(part, {}).to_dict()
-    return kind(**{**sizes, **own})
+            sizes[name] = tiny_config(part).to_dict()
+    return kind(**{**sizes, **OWN.get(model_type, {}), **own})

@@ -58,6 +58,12 @@ _PLACES = {
     "attention_out": "hook_attn_out",
     "mlp_out": "hook_mlp_out",
 }
+# What its tools hook under these names: the outputs of a block and of modules right inside.
+_HOOKED = {
+    "resid_post": r"\d+",
+    "attention_out": r"\d+\.(self_)?(attn|attention)",
+    "mlp_out": r"\d+\.mlp",
+}
 # Which class writes each activation of ours, and in which order its tensors are.
 _WRITTEN: dict[type[Activation], str] = {
     ReLU: "AutoEncoderNew",
@@ -179,9 +185,12 @@ def _native(trainer: Mapping[str, object], buffer: object) -> dict[str, object]:
 
 def _trainer(dictionary: Dictionary, name: str) -> dict[str, object]:
     layer, hook_name = parts.layer_of(dictionary), dictionary.hook_name
-    places = {
-        f"blocks.{layer}.{hook}": f"{place}_layer_{layer}" for place, hook in _PLACES.items()
-    }
+    submodule, site = hook_name, dictionary.reads[0].site
+    for place, hook in _PLACES.items():
+        # Some families norm what the module returns before it is added.
+        theirs = site is None or re.search(rf"(^|\.){_HOOKED[place]}$", site.path)
+        if theirs and hook_name == f"blocks.{layer}.{hook}":
+            submodule = f"{place}_layer_{layer}"
     return {
         "dict_class": name,
         "activation_dim": dictionary.d_in,
@@ -189,5 +198,5 @@ def _trainer(dictionary: Dictionary, name: str) -> dict[str, object]:
         **dictionary.activation.numbers,
         "layer": layer,
         "lm_name": dictionary.record.model_name,
-        "submodule_name": places.get(hook_name, hook_name),
+        "submodule_name": submodule,
     }
