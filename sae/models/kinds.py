@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sae.base import UserError
+from sae.models.calls import without_cache
 from sae.models.traced import probe_tokens
 
 
@@ -65,6 +66,11 @@ def class_of(settings: Any, name: str) -> Any:
     return kind
 
 
+def unusual_name(kind: type) -> str | None:
+    """Return the name of a class that `class_of` gives, or None of one of the usual two."""
+    return None if kind.__name__.startswith("AutoModel") else kind.__name__
+
+
 def _named(settings: Any) -> Any:
     """Return the class that config.json names, if transformers has it and it fits."""
     import transformers
@@ -114,7 +120,7 @@ def is_causal(module: nn.Module, name: str) -> bool:
     other[0, -1] = tokens[0, 1]
     try:
         with torch.inference_mode():
-            outputs = [module(ids, use_cache=False) for ids in (tokens, other)]
+            outputs = [module(ids, **without_cache(module)) for ids in (tokens, other)]
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(

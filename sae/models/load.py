@@ -12,7 +12,7 @@ from torch import nn
 
 from sae.base import UNKNOWN, UserError, digest_bytes, require, say
 from sae.models.embedded import EMBEDDED
-from sae.models.kinds import class_of, is_causal, predicts_next_token
+from sae.models.kinds import class_of, is_causal, predicts_next_token, unusual_name
 from sae.models.marks import find_marks, marks_before, special_ids, token_id
 from sae.models.positions import usable_positions
 from sae.models.pretrained import Source
@@ -145,8 +145,12 @@ def record_without_weights(name: str) -> ModelRecord:
     Raises:
         UserError: if there is no such model.
     """
-    names = _recorded_names(name)
-    return ModelRecord(*names, causal=ModelConfig(name=name).is_causal())
+    settings = _settings(ModelConfig(name=name))
+    return ModelRecord(
+        *_recorded_names(name),
+        causal=predicts_next_token(settings),
+        loaded_by=unusual_name(class_of(settings, name)),
+    )
 
 
 def _recorded_names(name: str) -> tuple[str, str]:
@@ -266,7 +270,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         hub_id=hub_id,
         weight_digest=weights,
         causal=causal,
-        loaded_by=None if kind.__name__.startswith("Auto") else kind.__name__,
+        loaded_by=unusual_name(kind),
         revision=config.revision,
         dtype=config.dtype,
         bos_token=config.bos_token,

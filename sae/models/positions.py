@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from sae.models.calls import without_cache
 from sae.models.traced import probe_tokens
 
 # What configurations call it; ALiBi, RWKV and Mamba have no end, and their configurations no
@@ -57,7 +58,7 @@ def _rows_left(module: nn.Module) -> Iterator[int]:
     # A model's own code may fail in any way on tensors that hold nothing, and on text alone;
     # by then it has looked up its embeddings.
     with suppress(Exception), torch.inference_mode(), lookups:
-        module(tokens, use_cache=False)
+        module(tokens, **without_cache(module))
     for ids, table in lookups.seen:
         if ids.is_meta or ids.dim() == 0 or ids.shape[-1] < 4:
             continue

@@ -20,10 +20,9 @@ from sae.models.calls import given, hooked, returned, without_cache
 from sae.models.identities import Block, Held, Middle, Place, holds, value_of
 from sae.models.site import Site, named_in_stream
 from sae.models.skeleton import made_up
+from sae.models.traced import probe_tokens
 
 _SEQUENCES, _POSITIONS = 2, 6
-_FEWEST_TOKENS = 256
-"""Ids that a model has where its configuration gives no vocabulary, as of characters."""
 
 
 @dataclass
@@ -64,7 +63,9 @@ def probe(module: nn.Module) -> Probe:
 def _probed(module: nn.Module) -> Probe:
     found, seen = Probe(), _Seen(module)
     try:
-        tokens = _tokens(module)
+        device = module.get_input_embeddings().weight.device  # type: ignore[operator]
+        tokens = probe_tokens(module, _SEQUENCES * _POSITIONS).to(device)
+        tokens = tokens.view(_SEQUENCES, _POSITIONS)
         with _quietly(module, tokens.device), seen.watching(found):
             module(tokens, **without_cache(module))
         blocks = _stream(seen.blocks)
@@ -78,25 +79,6 @@ def _probed(module: nn.Module) -> Probe:
     found.sites = [site for site in found.sites if found.calls[site.module] == 1]
     found.n_blocks = len(blocks)
     return found
-
-
-def _tokens(module: nn.Module) -> Tensor:
-    """Return ids of tokens that are likely text: none that the configuration names."""
-    config: Any = getattr(module, "config", None)
-    settings = [config, config.get_text_config()] if config is not None else []
-    named = {
-        v for part in settings for k, v in vars(part).items() if "token" in k and _is_id(v)
-    }
-    embedding = module.get_input_embeddings()  # type: ignore[operator]
-    rows = embedding.weight.shape[0]
-    plain = [i for i in range(rows) if i not in named]
-    n = _SEQUENCES * _POSITIONS
-    ids = [plain[(i * len(plain)) // (n + 1)] for i in range(1, n + 1)]
-    return torch.tensor(ids, device=embedding.weight.device).view(_SEQUENCES, _POSITIONS)
-
-
-def _is_id(value: object) -> bool:
-    return type(value) is int
 
 
 @contextmanager

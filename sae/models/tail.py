@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.base import UserError, require
+from sae.models.calls import without_cache
 from sae.models.traced import Call, calls_of, given_instead, probe_tokens
 
 # Positions of a probe; the second half are the negatives of the first, which tells what a norm
@@ -228,7 +229,7 @@ def _measured_scale(
     with ExitStack() as hooks, torch.inference_mode():
         hooks.enter_context(given_instead(path.entry, probes[None].to(path.start)))
         hooks.callback(tail.head.register_forward_hook(exchange).remove)
-        logits = module(tokens, use_cache=False).logits
+        logits = module(tokens, **without_cache(module)).logits
     expected = _odd(probes)
     if tail.norm is not None:
         unit = _spread_taken_off(expected, centred=tail.norm.centred)

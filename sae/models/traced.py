@@ -8,16 +8,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae.models.calls import without_cache
 
-def probe_tokens(module: nn.Module, n: int) -> Int[Tensor, "sequence position"]:
+
+def probe_tokens(module: Any, n: int) -> Int[Tensor, "sequence position"]:
     """Return one sequence of `n` ids of text: descending, as no position ids are.
 
     Ids that the configuration gives a meaning, such as padding or an image, are left out.
     """
-    config: Any = module.config
-    taken = set(_named_ids(config.to_dict()))
-    rows = config.get_text_config().vocab_size
-    free = [i for i in range(min(rows, 1000)) if i not in taken] or [0]
+    config = getattr(module, "config", None)
+    taken = set() if config is None else set(_named_ids(config.to_dict()))
+    rows = module.get_input_embeddings().weight.shape[0]
+    free = [i for i in range(rows) if i not in taken] or [0]
     chosen = [free[(n - 1 - i) * (len(free) - 1) // n] for i in range(n)]
     return torch.tensor([chosen])
 
@@ -59,7 +61,7 @@ def calls_of(module: nn.Module, tokens: Int[Tensor, "sequence position"]) -> lis
 
             handle = part.register_forward_hook(note, with_kwargs=True)
             hooks.callback(handle.remove)
-        module(tokens, use_cache=False)
+        module(tokens, **without_cache(module))
     return calls
 
 

@@ -10,7 +10,7 @@ from support.families import LLAMA_SIZES, SIZES, random_model
 
 from sae.base.errors import UserError
 from sae.models.kinds import class_of, is_causal, predicts_next_token
-from sae.models.load import ModelConfig, load_model, load_skeleton
+from sae.models.load import ModelConfig, load_model, load_skeleton, record_without_weights
 
 T5 = {"vocab_size": 400, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 XLNET = {"vocab_size": 400, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}
@@ -97,6 +97,8 @@ def test_a_vision_language_model_predicts_from_its_text_side(tmp_path, tokenizer
     model = load_model(config)
     assert model.record.causal
     assert model.record.class_name == "LlavaForConditionalGeneration"
+    without = record_without_weights(str(tmp_path))
+    assert without.class_name == model.record.class_name
     assert model.max_positions == 128
     tokens = torch.tensor([[5, 9, 12]])
     assert torch.equal(model.module(tokens).logits, original(tokens).logits)
