@@ -53,7 +53,7 @@ def _rows(name: str) -> list[dict[str, object]]:
     x = torch.cat([piece.float() for (piece,) in rows_in_order(held_out, N_ROWS)])
     active = _active(whole, x)
     rows: list[dict[str, object]] = []
-    for variant, scored in zip(variants, scores.values(), strict=True):
+    for variant, scored in zip(variants, (s.values for s in scores.values()), strict=True):
         found = reconstruction(variant.dictionary, held_out, N_ROWS).metrics()
         still = torch.zeros_like(active)
         still[:, variant.kept] = _active(variant.dictionary, x)

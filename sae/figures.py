@@ -129,6 +129,8 @@ class Figures:
     """What was asked of the training, by the keys of `SETTINGS`."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Every figure, by its key in `sae.metrics.METRICS`."""
+    not_measurable: Mapping[str, str] = field(default_factory=dict)
+    """Why a figure that was asked for has no value, by its key; in the file it is null."""
 
     def __post_init__(self) -> None:
         for name, table in _TABLES.items():
@@ -150,7 +152,8 @@ class Figures:
         """Return the flat record; what is not known is left out."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _TABLES}
         flat = own | dict(self.settings) | dict(self.values)
-        return {key: value for key, value in flat.items() if value is not None}
+        known = {key: value for key, value in flat.items() if value not in (None, {})}
+        return known | dict.fromkeys(self.not_measurable)
 
     @classmethod
     def from_json(cls, found: object) -> "Figures":
@@ -166,7 +169,9 @@ class Figures:
             require(name in there, f"it has no {name}")
         kinds: dict[str, Any] = {f.name: f.type for f in fields(cls) if f.name not in _TABLES}
         # What is parametrised cannot be asked for: a histogram is a dict here.
-        kinds |= {"density_histogram": dict} | dict.fromkeys((*SETTINGS, *METRICS), float | int)
+        kinds |= dict.fromkeys(("density_histogram", "not_measurable"), dict) | dict.fromkeys(
+            (*SETTINGS, *METRICS), float | int
+        )
         for name, kind in kinds.items():
             value = there.get(name)
             right = value is None or isinstance(value, kind)

@@ -68,12 +68,12 @@ class ReconstructionStatistics:
         return self.fired.double() / self.n_rows
 
     def metrics(self) -> dict[str, float]:
-        """All figures over the rows so far."""
+        """All figures over the rows so far; no share of a variance where there is none."""
         n, total = self.n_rows, self._totals
         variance = self._squares - float(self._sum.square().sum()) / n
         bias = total["hat_squares"] / total["inner"] if total["inner"] else 0.0
-        return {
-            "explained_variance": 1 - total["error"] / variance,
+        shares = {"explained_variance": 1 - total["error"] / variance} if variance > 0 else {}
+        return shares | {
             "mse": total["error"] / n,
             "l0": total["active"] / n,
             "l1": total["l1"] / n,

@@ -7,15 +7,34 @@ both text; `sae/metrics.py` has their formulas. `KL(clean ‖ replaced)` is summ
 `Σ p log p − Σ p·logits + logsumexp(logits)`, which writes no new vocabulary-wide rows.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.base import progress
+from sae.base import progress, require
 from sae.edits import Change, Edit, Put, Reconstruction, Splice, Where, edited
 from sae.models import LanguageModel, Site
+
+_STANDARD_ERRORS = 3.0
+"""By how many of its standard errors an ablation has to raise CE, so that a share of the
+difference says something."""
+_KL_ROUNDING = 1e-4
+"""Nats a token that KL may be off by, from logits in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the model loses with one dictionary."""
+
+    values: Mapping[str, float]
+    """By the keys of `sae.metrics.METRICS`."""
+    not_measurable: Mapping[str, str] = field(default_factory=dict)
+    """Why a score is not among them: it is a share of what an ablation does, and that is no
+    more than chance or rounding."""
 
 
 def behaviour(
@@ -27,7 +46,7 @@ def behaviour(
     *,
     source: Site | None = None,
     batch_size: int = 8,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Scores]:
     """Return the scores of several dictionaries at one site, sharing the untouched run.
 
     Args:
@@ -36,10 +55,14 @@ def behaviour(
         mean: of the activations at `site`, for mean ablation.
         source: what the dictionaries read; `site` itself if left out.
         batch_size: sequences a forward pass.
+
+    Raises:
+        UserError: if no two tokens of text follow each other, so that nothing is predicted.
     """
     changes: dict[str, Change] = {"zero": Put(torch.zeros_like(mean)), "mean": Put(mean)}
     changes |= {f"sae {name}": Splice(d) for name, d in dictionaries.items()}
     ce = dict.fromkeys(["clean", *changes], 0.0)
+    squares = dict.fromkeys(changes, 0.0)
     kl = dict.fromkeys(changes, 0.0)
     special = torch.tensor(model.special_token_ids)
     count = 0
@@ -52,7 +75,8 @@ def behaviour(
             target = ids[:, 1:][scored]
             clean = _logits(model, ids, scored)
             count += len(target)
-            ce["clean"] += _cross_entropy(clean, target)
+            before = _cross_entropy(clean, target)
+            ce["clean"] += float(before.double().sum())
             probabilities = clean.softmax(-1)
             negative_entropy = (
                 _row_dot(probabilities, clean).sum() - clean.logsumexp(-1).double().sum()
@@ -62,14 +86,27 @@ def behaviour(
                 edit = Edit(site, change, Where(text), source)
                 with edited(model.module, [edit]):
                     logits = _logits(model, ids, scored)
-                ce[name] += _cross_entropy(logits, target)
+                after = _cross_entropy(logits, target)
+                ce[name] += float(after.double().sum())
+                squares[name] += float((after - before).double().square().sum())
                 cross = (
                     logits.logsumexp(-1).double().sum() - _row_dot(probabilities, logits).sum()
                 )
                 kl[name] += float(negative_entropy + cross)
                 bar.update(batch.numel())
-    ce, kl = ({name: total / count for name, total in sums.items()} for sums in (ce, kl))
-    return {name: _scores(ce, kl, f"sae {name}") for name in dictionaries}
+    require(
+        count > 0,
+        "no two tokens of the held-out text follow each other, so CE and KL have nothing to be "
+        "measured on; give more of it, or longer sequences",
+    )
+    ce, kl, squares = (
+        {name: total / count for name, total in sums.items()} for sums in (ce, kl, squares)
+    )
+    errors = {
+        name: math.sqrt(max(0.0, squares[name] - (ce[name] - ce["clean"]) ** 2) / count)
+        for name in ("zero", "mean")
+    }
+    return {name: _scores(ce, kl, errors, f"sae {name}") for name in dictionaries}
 
 
 def _logits(model: LanguageModel, ids: Tensor, scored: Tensor) -> Tensor:
@@ -77,8 +114,8 @@ def _logits(model: LanguageModel, ids: Tensor, scored: Tensor) -> Tensor:
     return logits[:, :-1][scored].float()
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> float:
-    return float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, target, reduction="none")
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:
@@ -86,15 +123,35 @@ def _row_dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.einsum("rv,rv->r", a, b).double()
 
 
-def _scores(ce: Mapping[str, float], kl: Mapping[str, float], name: str) -> dict[str, float]:
-    return {
+def _scores(
+    ce: Mapping[str, float], kl: Mapping[str, float], errors: Mapping[str, float], name: str
+) -> Scores:
+    values = {
         "ce_loss_without_sae": ce["clean"],
         "ce_loss_with_sae": ce[name],
         "ce_loss_with_ablation": ce["zero"],
         "ce_loss_with_mean_ablation": ce["mean"],
-        "ce_loss_score": (ce["zero"] - ce[name]) / (ce["zero"] - ce["clean"]),
-        "ce_loss_score_mean_ablation": (ce["mean"] - ce[name]) / (ce["mean"] - ce["clean"]),
         "kl_div_with_sae": kl[name],
         "kl_div_with_ablation": kl["zero"],
-        "kl_div_score": (kl["zero"] - kl[name]) / kl["zero"],
     }
+    missing = {}
+    for key, ablation, put in (
+        ("ce_loss_score", "zero", "zeros"),
+        ("ce_loss_score_mean_ablation", "mean", "the mean"),
+    ):
+        raised, error = ce[ablation] - ce["clean"], errors[ablation]
+        if raised > _STANDARD_ERRORS * error:
+            values[key] = (ce[ablation] - ce[name]) / raised
+        else:
+            missing[key] = (
+                f"{put} in the activations' place raise CE by {raised:.2g} nats a token, which "
+                f"is no more than chance (a standard error of {error:.2g})"
+            )
+    if kl["zero"] > _KL_ROUNDING:
+        values["kl_div_score"] = (kl["zero"] - kl[name]) / kl["zero"]
+    else:
+        missing["kl_div_score"] = (
+            f"zeros in the activations' place move the probabilities by {kl['zero']:.2g} nats "
+            "a token, which is no more than rounding"
+        )
+    return Scores(values, missing)

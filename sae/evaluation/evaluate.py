@@ -24,7 +24,7 @@ from sae.base import (
 from sae.cache.layout import ActivationCache, open_cache
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary
-from sae.evaluation.behaviour import behaviour
+from sae.evaluation.behaviour import Scores, behaviour
 from sae.figures import SETTINGS, Figures, ShrinkingCost
 from sae.models import LanguageModel, recorded_model, resolve_device
 from sae.rows.origin import check_held_out, check_same_origin
@@ -142,7 +142,7 @@ def _evaluate(
         for name, dictionary in on_device.items():
             figures[name] = _reconstruction_figures(config, cache, name, dictionary)
             bar.update(1)
-    n_tokens, scores = 0, dict[str, dict[str, float]]()
+    n_tokens, scores = 0, dict[str, Scores]()
     model = recorded_model(cache.model, config.device) if cache.model.causal else None
     if model is not None and model.record.causal:
         n_tokens, scores = behaviour_scores(
@@ -151,10 +151,12 @@ def _evaluate(
     else:
         say(f"eval: {cache.model.name} predicts no next token, so CE and KL are left out")
     seconds = (time.perf_counter() - began) / len(figures)
+    nothing = Scores({})
     return {
         name: replace(
             found,
-            values={**found.values, **scores.get(name, {})},
+            values={**found.values, **scores.get(name, nothing).values},
+            not_measurable=scores.get(name, nothing).not_measurable,
             n_behaviour_tokens=n_tokens,
             seconds=seconds,
         )
@@ -168,7 +170,7 @@ def behaviour_scores(
     dictionaries: dict[str, Dictionary],
     n_tokens: int,
     batch_size: int,
-) -> tuple[int, dict[str, dict[str, float]]]:
+) -> tuple[int, dict[str, Scores]]:
     """Return how many held-out tokens went through the model, and each dictionary's scores.
 
     The dictionaries have the same hooks, and the model is the one that the cache was made with.
@@ -203,7 +205,18 @@ def _reconstruction_figures(
 ) -> Figures:
     held_out = measured_rows(dictionary, cache, held_out=True)
     training = measured_rows(dictionary, cache, held_out=False)
+    require(
+        held_out.n_rows > 0,
+        f"{cache.location} holds out no activation that {name} can be measured on; harvest "
+        "with data.held_out_fraction=0.1, or give another cache=...",
+    )
     statistics = reconstruction(dictionary, held_out)
+    measured = statistics.metrics()
+    require(
+        "explained_variance" in measured,
+        f"the {held_out.n_rows:,} held-out activations of {cache.location} are all the same, "
+        "so there is no variance to explain; give another cache=...",
+    )
     # Rare latents need more rows than the held-out part has: whether a latent lives is
     # counted over training rows as well, everything else over held-out rows alone.
     more = reconstruction(dictionary, training, limit=config.density_rows)
@@ -223,7 +236,7 @@ def _reconstruction_figures(
         data=cache.text.name,
         asked_behaviour_tokens=config.n_behaviour_tokens,
         settings=_settings(dictionary),
-        values={**statistics.metrics(), "dead_fraction": dead_fraction},
+        values={**measured, "dead_fraction": dead_fraction},
         n_rows=statistics.n_rows,
         n_density_rows=n_density_rows,
         density_histogram=density_histogram(fired.double() / n_density_rows),
@@ -327,7 +340,7 @@ def shrinking_cost(
             model, rows.cache, both, _SHRUNK_TOKENS, _SHRUNK_SEQUENCES
         )
         for name, found in scores.items():
-            figures[name] |= found
+            figures[name] |= found.values
     return ShrinkingCost(
         n_dropped=before.d_sae - after.d_sae,
         d_sae=before.d_sae,

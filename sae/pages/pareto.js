@@ -29,7 +29,7 @@ function columnsHere() {
   ]);
   const settings = (report.settings ?? []).map((one) => [one.key, one.title, writer(one.form), one.meaning]);
   const all = [...figures, SERIES, ...settings, ...ABOUT];
-  return all.filter(([key]) => dictionaries.some((entry) => known(entry[key])));
+  return all.filter(([key]) => dictionaries.some((e) => known(e[key]) || e.not_measurable?.[key]));
 }
 
 const shownIn = (place) => (report.metrics ?? []).filter(({ where }) => where.includes(place));
@@ -122,6 +122,12 @@ const badges = (entry) =>
     .filter(([id]) => id === entry.id)
     .map(([, text]) => h("span", { class: "badge" }, text));
 
+/* A figure, or that there is none and why. */
+function cellOf(entry, key, write) {
+  const why = entry.not_measurable?.[key];
+  return why ? h("td", { title: sentence(why) }, "not measurable") : h("td", {}, write(entry[key]));
+}
+
 function drawTable(rows) {
   for (const entry of dictionaries) {
     rows.set(
@@ -135,7 +141,7 @@ function drawTable(rows) {
           entry.id,
           dictionaries.length > 1 ? badges(entry) : null,
         ),
-        columnsHere().map(([key, , write]) => h("td", {}, write(entry[key]))),
+        columnsHere().map(([key, , write]) => cellOf(entry, key, write)),
       ),
     );
   }

@@ -161,7 +161,8 @@ def as_csv(pareto: Pareto) -> str:
 def as_text(pareto: Pareto) -> str:
     """Return the table for a terminal; of several, `*` marks the one that is recommended."""
     rows, several = pareto.dictionaries, len(pareto.dictionaries) > 1
-    shown = [m for m in shown_in("table") if any(m.key in one.values for one in rows)]
+    asked = {key for one in rows for key in (*one.values, *one.not_measurable)}
+    shown = [m for m in shown_in("table") if m.key in asked]
     cells = [["dictionary", *(metric.short or metric.title for metric in shown)]]
     for one in rows:
         known = one.values
@@ -178,4 +179,8 @@ def as_text(pareto: Pareto) -> str:
     ]
     if rows[0].n_rows:
         lines.append(f"  on {rows[0].n_rows:,} held-out rows")
+    reasons = ((m, one.not_measurable.get(m.key)) for m in shown for one in rows)
+    lines += dict.fromkeys(
+        f"  – {m.title} is not measurable: {why}" for m, why in reasons if why
+    )
     return "\n".join(lines + ([f"* recommended: {pareto.criterion}"] if several else []))

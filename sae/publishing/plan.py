@@ -146,7 +146,7 @@ class Plan:
     @property
     def has_ce(self) -> bool:
         """Whether the model predicts a next token, so that a dictionary costs it something."""
-        return "ce_loss_score" in self.figures.values
+        return "ce_loss_without_sae" in self.figures.values
 
     @property
     def changes_weights(self) -> bool:

@@ -139,11 +139,12 @@ class Session:
             x_hat = dictionary.reconstruct(moved[0], feature_acts)
             statistics.add(moved[-1], x_hat, feature_acts)
         figures = statistics.metrics()
-        return {
-            "reconstruction_quality/explained_variance": figures["explained_variance"],
-            "reconstruction_quality/mse": figures["mse"],
-            "sparsity/l0": figures["l0"],
+        names = {
+            "explained_variance": "reconstruction_quality/explained_variance",
+            "mse": "reconstruction_quality/mse",
+            "l0": "sparsity/l0",
         }
+        return {names[key]: figures[key] for key in names if key in figures}
 
 
 def train_together(tasks: Sequence[Task], source: RowSource) -> list[Task]:

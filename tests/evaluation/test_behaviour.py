@@ -22,14 +22,32 @@ D = 32
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model):
-    return load_model(ModelConfig(name=str(tiny_model), device="cpu"))
+def model(tiny_model, tmp_path_factory):
+    """The tiny model with sharper opinions, so that an ablation costs it more than chance."""
+    found = load_model(ModelConfig(name=str(tiny_model), device="cpu"))
+    with torch.no_grad():
+        found.module.model.norm.weight.mul_(12)
+    folder = tmp_path_factory.mktemp("sharp")
+    found.module.save_pretrained(folder)
+    found.tokenizer.save_pretrained(folder)
+    return load_model(ModelConfig(name=str(folder), device="cpu"))
 
 
 @pytest.fixture(scope="module")
-def tokens(tiny_run):
+def tokens(tiny_run, model):
+    """Text by the model itself, which alone finds it likely."""
     cache = sae.open_cache(tiny_run / "cache.zarr")
-    return torch.from_numpy(cache.tokens[cache.held_out][:12]).long()
+    begin = torch.from_numpy(cache.tokens[cache.held_out][:12, :4]).long()
+    torch.manual_seed(0)
+    return model.module.generate(
+        begin,
+        attention_mask=torch.ones_like(begin),
+        max_new_tokens=28,
+        min_new_tokens=28,
+        do_sample=True,
+        suppress_tokens=[0, 1],
+        pad_token_id=0,
+    )
 
 
 def identity():

@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.figures import compared, made_figures
 from support.files import unseal
+from support.world import random_dictionary
 
 import sae
 from sae.base.errors import UserError
@@ -17,6 +19,7 @@ from sae.figures import SETTINGS, Figures
 from sae.metrics import METRICS
 from sae.pages.compare import training_curves, write_comparison
 from sae.pages.pareto import Pareto, as_csv, as_text, points
+from sae.publishing.card.figures import figures_section
 from sae.run import Run
 
 
@@ -96,6 +99,23 @@ def test_the_terminal_table_is_aligned_for_long_names() -> None:
     assert "CE score" not in header
     assert "4,096 held-out rows" in measured
     assert stated == f"* recommended: {pareto.criterion}"
+
+
+def test_what_could_not_be_measured_is_said_with_its_reason_wherever_figures_are() -> None:
+    why = {"ce_loss_score": "zeros raise CE by 0.001 nats a token, no more than chance"}
+    one = replace(made_figures("a", ce_loss_without_sae=5.0), not_measurable=why)
+    flat = one.to_json()
+    assert flat["ce_loss_score"] is None
+    assert flat["not_measurable"] == why
+    assert Figures.from_json(json.loads(json.dumps(flat))) == one
+    header, line, said = as_text(compared(one)).splitlines()
+    assert "CE score" in header
+    assert "–" in line
+    assert said == f"  – CE score is not measurable: {why['ce_loss_score']}"
+    assert "not_measurable" in Pareto.for_page(compared(one))["dictionaries"][0]
+    assert next(csv.DictReader(io.StringIO(as_csv(compared(one)))))["ce_loss_score"] == ""
+    card = figures_section(random_dictionary(), one, None, None)
+    assert f"| not measurable: {why['ce_loss_score']} |" in card
 
 
 def test_a_single_dictionary_is_not_recommended_over_anything() -> None:

@@ -246,7 +246,9 @@ def test_the_cards_metadata_and_figures_are_those_of_the_run(exported):
     assert {c["config_name"] for c in card.data.configs} == {"features", "contexts"}
     figures = json.loads((run / "evals/strong.json").read_text())
     assert f"{figures['explained_variance']:.4g}" in card.text
-    assert f"{figures['ce_loss_score']:.4g}" in card.text
+    assert f"{figures['ce_loss_with_sae']:.4g}" in card.text
+    for why in figures.get("not_measurable", {}).values():
+        assert f"not measurable: {why}" in card.text
 
 
 def test_the_tables_load_as_a_data_set(exported, tmp_path):

@@ -26,18 +26,23 @@ def figures_section(
 ) -> str:
     """Return where figures were measured, on which text if that is known, and their table."""
     dropped = shrunk is not None and shrunk.n_dropped > 0
+    values = figures.values
+    missing = figures.not_measurable
     rows = (
-        (_told(key), f"{figures.values[key]:.4g}")
+        (
+            _told(key),
+            f"not measurable: {missing[key]}" if key in missing else f"{values[key]:.4g}",
+        )
         for key in METRICS
         # What was dropped is in no file: that is said where it is told.
-        if key in figures.values and not (dropped and key == "dead_fraction")
+        if key in {*values, *missing} and not (dropped and key == "dead_fraction")
     )
     of_text = "" if text is None else f" of {code(text)}"
     behaviour = ""
     if figures.n_behaviour_tokens:
         behaviour = f", and for CE and KL {figures.n_behaviour_tokens:,} tokens"
     density = ""
-    if "dead_fraction" in figures.values and not dropped:
+    if "dead_fraction" in values and not dropped:
         density = (
             f" Whether a feature lives is counted over {figures.n_density_rows:,} rows, "
             "training rows among them."
@@ -88,7 +93,7 @@ def smaller_section(figures: Figures, shrunk: ShrinkingCost | None, dtype: str) 
     if shrunk.n_behaviour_tokens:
         tokens = f", and for CE and KL {shrunk.n_behaviour_tokens:,} tokens"
         note = "\nOn so few tokens a small change of CE may be chance, up or down.\n"
-    elif "ce_loss_score" in figures.values:
+    elif _CE in figures.values:
         note = "\nWhat it costs the model's CE was not measured: the model was not to be had.\n"
     return f"""
 ## Made smaller
@@ -109,7 +114,8 @@ def _shrunk_table(shrunk: ShrinkingCost) -> str:
     if shrunk.n_behaviour_tokens:
         added = [side[_CE_SAE] - side[_CE] for side in sides]
         rows.append(("CE added, nats a token, `CE_sae − CE_clean`", added))
-        rows += [(_told(key), [side[key] for side in sides]) for key in _SHRUNK_BEHAVIOUR]
+        measured = (key for key in _SHRUNK_BEHAVIOUR if all(key in side for side in sides))
+        rows += [(_told(key), [side[key] for side in sides]) for key in measured]
     told = ((meaning, *(f"{number:.6g}" for number in pair)) for meaning, pair in rows)
     return table("metric | before | as it is here", told)
 
