@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sae.analysis.peaks import Peak, TopContexts
+from sae.text.scripts import JOINERS, is_word
 
 if TYPE_CHECKING:
     import pyarrow
@@ -29,6 +30,7 @@ _SIGNS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
 _SPECIAL = re.compile(r"<\|.*\|>|</?s>|<(?:bos|eos|pad|unk)>|\[(?:CLS|SEP|PAD|UNK)\]")
 
 
+_PARTS = "parts of characters"
 _Figures = dict[str, Any]
 """What a label needs of a record of `features.parquet`."""
 
@@ -112,7 +114,7 @@ def _fitting(parts: Iterable[str], otherwise: str) -> str:
 def _common_word(peaks: list[Peak]) -> str:
     # The word or two at most peaks, with what stands before it if that is always the same.
     if sum("�" in peak.token for peak in peaks) >= _SAME * len(peaks):
-        return "parts of characters"
+        return _PARTS
     words = Counter(_folded(peak.word) for peak in peaks)
     (first, n_first), *others = words.most_common(2)
     if n_first >= _SAME * len(peaks):
@@ -123,7 +125,8 @@ def _common_word(peaks: list[Peak]) -> str:
     tokens = Counter(_folded(peak.token) for peak in peaks)
     token, n = tokens.most_common(1)[0]
     if n >= _SAME * len(peaks):
-        return _common_part([peak for peak in peaks if _folded(peak.token) == token])
+        with_token = [peak for peak in peaks if _folded(peak.token) == token]
+        return _common_part(with_token) if token else _PARTS
     covered = words.most_common(3)
     if sum(n for _, n in covered) >= 0.8 * len(peaks) and covered[-1][1] > 1:
         return _quoted([_form(peaks, word) for word, _ in covered])
@@ -134,7 +137,7 @@ def _common_part(peaks: list[Peak]) -> str:
     # The token stands in different words at these peaks.
     words = _distinct(peak.word for peak in peaks)
     token = visible(peaks[0].token)
-    if not token.isalpha():
+    if not is_word(token):
         return _quoted([token])
     longer = [visible(word) for word in words if _folded(word) != _folded(peaks[0].token)]
     if all(peak.left for peak in peaks):
@@ -252,8 +255,11 @@ def visible(text: str) -> str:
     text = text.strip(" ") or text
     blank = text.isspace()
     out = []
-    for character in text:
-        if character in _SIGNS and (blank or character != " "):
+    for place, character in enumerate(text):
+        if character in JOINERS and 0 < place < len(text) - 1:
+            # Inside a word or a picture it is seen by what it does.
+            out.append(character)
+        elif character in _SIGNS and (blank or character != " "):
             out.append(_SIGNS[character])
         elif unicodedata.category(character)[0] in "CZ" and character != " ":
             out.append(f"U+{ord(character):04X}")

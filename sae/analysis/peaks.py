@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae.atlas import flat_and_ends, list_lengths
+from sae.text.scripts import is_letter, is_word
 
 if TYPE_CHECKING:
     import pyarrow
 
 _LEFT, _RIGHT = 5, 5
 """Tokens that are looked at on either side of a peak."""
+_BROKEN = "\ufffd"
+"""What is shown of a character whose last part is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,7 @@ class Peak:
     """The token of a context at which the feature fires most, and what stands beside it."""
 
     token: str
+    """Its text; empty for a part of a character that the next tokens complete."""
     word: str
     """The whole word that the token is part of, without spaces around it."""
     left: str
@@ -75,13 +79,16 @@ class TopContexts:
         Words are told by whole tokens: what a tokenizer cuts in pieces is left out.
         """
         words, number = _words_of_tokens(self)
-        chosen = number[self.codes]
-        lengths = self.ends - self.starts
+        # Parts of characters, which have no text, are nothing between two tokens.
+        said = np.array([bool(text) for text in self.texts], dtype=bool)[self.codes]
+        codes, before = self.codes[said], np.append(0, np.cumsum(said))
+        chosen, starts = number[codes], before[self.starts]
+        lengths = before[self.ends] - starts
         if self.spaced:
             # A token that the next one carries on is no whole word.
-            begins = np.array([text[:1].isalpha() for text in self.texts], dtype=bool)
-            carries_on = begins[self.codes]
-            carries_on[self.starts[lengths > 0]] = False
+            begins = np.array([is_letter(text[:1] or " ") for text in self.texts], dtype=bool)
+            carries_on = begins[codes]
+            carries_on[starts[lengths > 0]] = False
             chosen[:-1][carries_on[1:]] = -1
         context = np.repeat(np.arange(len(lengths)), lengths)
         keep = chosen >= 0
@@ -106,7 +113,13 @@ class TopContexts:
 
 
 def _peak(window: list[str], position: int, spaced: bool) -> Peak:
-    first = last = _LEFT
+    # A part of a character has no text: it belongs to the next token that has one.
+    place = next((i for i in range(_LEFT, len(window)) if window[i]), None)
+    if place is None:
+        window, place = [*window[:_LEFT], _BROKEN], _LEFT
+    token, place = window[_LEFT], sum(map(bool, window[:place]))
+    window = [text for text in window if text]
+    first = last = place
     if spaced:
         while first > 0 and _joined(window[first - 1], window[first]):
             first -= 1
@@ -114,9 +127,9 @@ def _peak(window: list[str], position: int, spaced: bool) -> Peak:
             last += 1
     word = "".join(window[first : last + 1])
     return Peak(
-        token=window[_LEFT],
+        token=token,
         word=word.strip(" ") or word,
-        left="".join(window[first:_LEFT]),
+        left="".join(window[first:place]),
         before=window[:first][::-1],
         after=window[last + 1] if last + 1 < len(window) else "",
         spaced=window[first].startswith(" "),
@@ -129,7 +142,7 @@ def _joined(left: str, right: str) -> bool:
     if not (left and right):
         return False
     a, b = left[-1], right[0]
-    return (a.isalpha() and b.isalpha()) or (a.isdigit() and b.isdigit())
+    return (is_letter(a) and is_letter(b)) or (a.isdigit() and b.isdigit())
 
 
 def _counted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,6 +160,6 @@ def _words_of_tokens(contexts: TopContexts) -> tuple[list[str], np.ndarray]:
         word = text.strip(" ").lower()
         if contexts.spaced and not text.startswith(" ") and word[:1] < "\u2e80":
             continue
-        if word.isalpha() and len(word) >= (3 if word.isascii() else 2):
+        if is_word(word) and len(word) >= (3 if word.isascii() else 2):
             number[code] = words.setdefault(word, len(words))
     return list(words), number

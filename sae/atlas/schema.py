@@ -62,7 +62,12 @@ FEATURES = TableSchema(
         "share of `n_active` in the document that has most of it, 0 to 1",
     ),
     Column("top_token_ids", "list<int32>", "ids of the ten tokens on which it is active most"),
-    Column("top_tokens", "list<string>", "texts of `top_token_ids`", beside="top_token_ids"),
+    Column(
+        "top_tokens",
+        "list<string>",
+        "texts of `top_token_ids` by themselves",
+        beside="top_token_ids",
+    ),
     Column(
         "top_token_counts",
         "list<int64>",
@@ -177,7 +182,13 @@ CONTEXTS = TableSchema(
     Column("start", "int32", "position in the sequence of the first token that is shown"),
     Column("activation", "float", "activation at `position`"),
     Column("token_ids", "list<int32>", "ids of the tokens that are shown"),
-    Column("tokens", "list<string>", "texts of these tokens", beside="token_ids"),
+    Column(
+        "tokens",
+        "list<string>",
+        "what each of these tokens adds to the text; a character of several tokens is that of "
+        "the last of them",
+        beside="token_ids",
+    ),
     Column(
         "activations",
         "list<float>",

@@ -45,7 +45,7 @@ function featureCard(card) {
       h(
         "div",
         { class: "context" },
-        h("p", { class: "tokens" }, shadedTokens(context.tokens, context.acts, card.max, context.peak)),
+        h("p", { class: "tokens", dir: "auto" }, shadedTokens(context.tokens, context.acts, card.max, context.peak)),
       ),
     ),
   );

@@ -156,14 +156,17 @@ function writing(sample, words) {
   const given = sample.text.startsWith(sample.prompt) ? sample.prompt : "";
   const rest = visible(sample.text.slice(given.length));
   const parts = words ? rest.split(words) : [rest];
-  return [
-    h("span", { class: "given" }, `${visible(sample.prompt)}${given ? "" : " "}`),
-    ...parts.map((part, i) => (i % 2 ? h("mark", {}, part) : part)),
-  ];
+  // In its own direction, whatever stands before it.
+  return h(
+    "bdi",
+    {},
+    h("span", { class: "given" }, visible(sample.prompt)),
+    parts.map((part, i) => (i % 2 ? h("mark", {}, part) : part)),
+  );
 }
 
 function tokenPattern(tokens) {
-  const words = tokens.map((token) => token.trim()).filter((word) => /^[\p{L}\p{N}]{2,}$/u.test(word));
+  const words = tokens.map((token) => token.trim()).filter((word) => /^[\p{L}\p{N}][\p{L}\p{N}\p{M}]+$/u.test(word));
   return words.length ? new RegExp(`(?<![\\p{L}\\p{N}])(${words.join("|")})(?![\\p{L}\\p{N}])`, "giu") : null;
 }
 

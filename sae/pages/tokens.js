@@ -7,7 +7,7 @@ function tokenLabel(token) {
   const text = visible(token);
   const bare = text.replace(/^ +/, "");
   const space = "·".repeat(text.length - bare.length);
-  return h("span", { class: "tok" }, space ? h("span", { class: "space" }, space) : null, bare);
+  return h("span", { class: "tok" }, space ? h("span", { class: "space" }, space) : null, h("bdi", {}, bare));
 }
 
 /* Tokens as spans, shaded by `acts` (place and activation in turn) as shares of `most`. */
@@ -16,11 +16,15 @@ function shadedTokens(tokens, acts, most, peak) {
   for (let i = 0; i < acts.length; i += 2) levels.set(acts[i], acts[i + 1]);
   return tokens.map((token, i) => {
     const level = levels.get(i);
-    if (!level) return h("span", { "data-tip": "0" }, visible(token));
+    // What is not drawn, such as a joiner, is seen where a feature fires on it.
+    const thin = level ? /^\p{Cf}*$/u.test(token) : !token;
+    const kinds = [thin ? "part" : "", level ? "act" : "", level && i === peak ? "peak" : ""];
+    const own = { class: kinds.filter(Boolean).join(" ") || null, "data-part": partOf(tokens, i) };
+    if (!level) return h("span", { ...own, "data-tip": "0" }, visible(token));
     return h(
       "span",
       {
-        class: i === peak ? "act peak" : "act",
+        ...own,
         tabindex: i === peak ? 0 : -1,
         "--a": Math.min(1, level / (most || 1)).toFixed(3),
         "data-tip": short(level),
@@ -30,18 +34,29 @@ function shadedTokens(tokens, acts, most, peak) {
   });
 }
 
+/* A character of several tokens is the text of the last of them: what a token without text is a part of. */
+function partOf(tokens, i) {
+  if (tokens[i]) return null;
+  return visible(tokens.slice(i).find(Boolean) ?? "") || "a character";
+}
+
+/* A token as it is quoted, set apart from the direction in which the rest is written. */
+const saidOf = (token) =>
+  token.dataset.part ? `part of “\u2068${token.dataset.part}\u2069”` : `“\u2068${token.textContent}\u2069”`;
+
 function tokenTip({ target }) {
   const token = target.closest?.("[data-tip]");
   if (!token) return;
   const box = token.getClientRects()[0];
-  if (box) showTip(box.left, box.top, `“${token.textContent}”`, `activation ${token.dataset.tip}`);
+  if (box) showTip(box.left, box.top, saidOf(token), `activation ${token.dataset.tip}`);
 }
 
 /* One tab stop a text; the arrow keys go on to the other tokens that are shaded. */
 function tokenKeys(event) {
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  const ahead = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   const text = event.target.closest?.("[data-tip]") && event.target.closest(".tokens");
-  if (!step || !text) return;
+  if (!ahead || !text) return;
+  const step = getComputedStyle(text).direction === "rtl" ? -ahead : ahead;
   event.preventDefault();
   event.stopPropagation();
   const shaded = [...text.querySelectorAll("[tabindex]")];

@@ -2,6 +2,7 @@
 
 import re
 import time
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,17 +36,20 @@ from sae.steering.generate import (
     steered,
     unit_dose,
 )
+from sae.text.scripts import JOINERS, UNSPACED
+from sae.text.token_texts import BYTE
 
 CRITERION = (
     "Of the features active on 0.05% to 2% of the tokens whose ten most promoted tokens are "
-    "mostly words (seven or more begin with a space and three letters): those whose top "
+    "mostly words (seven or more begin with a space and three letters, or with two characters "
+    "of a script without spaces): those whose top "
     "contexts agree most often with their promoted tokens (highest logit_agreement), then "
     "those whose promoted tokens stand out most (highest logit_sharpness); one that shares a "
     "promoted token with a feature already taken is passed over. Should too few be left, other "
     "live features follow in the same order."
 )
 _DENSITY = (0.0005, 0.02)
-_WORD = re.compile(r" [^\W\d_]{3}")
+_WORD = re.compile(rf" [^\W\d_]{{3}}| ?[{UNSPACED}]{{2}}")
 _MIN_WORDS = 7
 
 
@@ -202,9 +206,15 @@ def choose_features(features: list[dict[str, Any]], n: int) -> list[int]:
 
 def _rank(row: dict[str, Any]) -> tuple[bool, float, float, int]:
     low, high = _DENSITY
-    words = sum(bool(_WORD.match(token)) for token in row["top_logit_tokens"])
+    words = sum(_is_word(token) for token in row["top_logit_tokens"])
     fits = low <= row["density"] <= high and words >= _MIN_WORDS
     return not fits, -row["logit_agreement"], -row["logit_sharpness"], row["feature"]
+
+
+def _is_word(token: str) -> bool:
+    # Marks, as of Hindi's vowels, stand between its letters and are none.
+    letters = (c for c in token if c not in JOINERS and unicodedata.category(c)[0] != "M")
+    return _WORD.match("".join(letters)) is not None
 
 
 def dose_response(
@@ -260,7 +270,8 @@ def dose_response(
 
 def _told(row: dict[str, Any], prompt: str) -> str:
     """Return what one would write instead of steering: the prompt behind a sentence."""
-    words = [token.strip() for token in row["top_logit_tokens"] if token.strip()]
+    shown = row["top_logit_tokens"]
+    words = [token.strip() for token in shown if token.strip() and not BYTE.search(token)]
     return f"The following text is about {', '.join(words[:5])}.\n\n{prompt}"
 
 

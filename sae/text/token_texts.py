@@ -21,7 +21,8 @@ LONGEST_RUN = 8
 _COMPARED = 256
 """Stretches of many whose texts are compared with what the tokenizer decodes."""
 _BROKEN = "\ufffd"
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""How a token that is a part of a character shows one of its bytes."""
 
 
 def _character_bytes() -> dict[str, int]:
@@ -233,7 +234,7 @@ class TokenTexts:
         names = self._tokenizer.convert_ids_to_tokens(new)
         for i, name, text in zip(new, names, self._decode([[i] for i in new]), strict=True):
             self._alone[i] = text
-            byte = name is not None and _BYTE.fullmatch(name) is not None
+            byte = name is not None and BYTE.fullmatch(name) is not None
             self._parts[i] = byte or not text or _BROKEN in text
 
     def _number(self, texts: Iterable[str]) -> NDArray[np.int64]:
@@ -291,7 +292,7 @@ def _single(i: int, name: str | None, alone: str, twice: str) -> str:
         return inner
     if not name:
         return f"[{i}]"
-    if _BYTE.fullmatch(name) or not all(character in _BYTES for character in name):
+    if BYTE.fullmatch(name) or not all(character in _BYTES for character in name):
         return name
     # Bytes that are no character become lone surrogates.
     text = bytes(_BYTES[character] for character in name).decode("utf-8", "surrogateescape")

@@ -154,6 +154,27 @@ def test_kinds_of_tokens_have_a_name():
     assert label(at(";", "!", "?)", "—", before="so was {}")).startswith("signs: “;”")
 
 
+def test_a_part_of_a_character_is_named_by_the_character_or_as_a_part():
+    def parts(*whole):
+        features, table = tables({"contexts": at(*[" x"] * len(whole), before="so {}")})
+        rows = table.to_pylist()
+        for row, character in zip(rows, whole, strict=True):
+            place = row["position"] - row["start"]
+            row["tokens"][place : place + 1] = [" ", "", "", character]
+            row["position"] += 1
+        return automatic_labels(features, pyarrow.Table.from_pylist(rows, table.schema))
+
+    assert parts(*"龘龘龘龘") == ["“龘”"]
+    assert parts(*"龘靐齉爨") == ["parts of characters"]
+
+
+def test_words_with_marks_and_pictures_with_joiners_stay_whole():
+    contexts = [(f"{f} हि", "न्दी", f" {f[::-1]}") for f in FILLERS[:4]]
+    assert label(contexts) == "“हिन्दी”"
+    family = "👨\u200d👩\u200d👧"
+    assert label(at(*[f" {family}"] * 4, before="so was {}")) == f"“{family}”"
+
+
 def test_a_feature_that_fires_after_a_word_says_so():
     peaks = at(" cat", " tree", " stone", " wind", before="{} of")
     assert label(peaks) == "after “of”: cat, tree, stone"

@@ -13,16 +13,8 @@ from support.atlas_samples import sample_record
 
 from sae.atlas.labels import Labels
 from sae.atlas.schema import CONTEXTS, FEATURES
-from sae.pages.site import (
-    BLOCK,
-    LISTED,
-    SearchIndex,
-    key_of,
-    words_of,
-    write_labels_data,
-    write_pareto_data,
-    write_site,
-)
+from sae.pages.search import LISTED, SearchIndex, key_of, words_of
+from sae.pages.site import BLOCK, write_labels_data, write_pareto_data, write_site
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -252,9 +244,17 @@ def test_search_finds_what_a_look_at_every_row_finds_best_first(made):
 
 def test_words_are_runs_of_letters_and_digits_of_any_script():
     assert words_of("The CAT's foo_bar, naïve-ÉLAN 3.14 中文\u2028x") == (
-        ["the", "cat", "s", "foo", "bar", "naïve", "élan", "3", "14", "中文", "x"]
+        "the cat ' s foo _ bar , naïve - élan 3 . 14 中 文 中文 x".split()
     )
     assert words_of("a" * 50) == ["a" * 40]
+    assert words_of("हिन्दी cafe\u0301 مَرْحَبًا") == ["हिन्दी", "café", "مَرْحَبًا"]
+
+
+def test_signs_and_scripts_without_spaces_are_found_by_characters_and_their_pairs():
+    assert words_of("a!==b") == ["a", "!", "=", "=", "!=", "==", "b"]
+    assert words_of("iPhone手机的") == ["iphone", "手", "机", "的", "手机", "机的"]
+    assert words_of("น้ำ") == ["น", "้", "ำ", "น้", "้ำ"]
+    assert words_of("👩\u200d🚀 ❤\ufe0f") == ["👩", "🚀", "👩\u200d", "\u200d🚀", "❤"]
 
 
 @pytest.mark.parametrize(
@@ -263,12 +263,15 @@ def test_words_are_runs_of_letters_and_digits_of_any_script():
         "re": "72-65",
         "reason": "72-65",
         "7": "37",
-        "中文": "4e2d-6587",
+        "中文": "g-4e2",
+        "丰": "g-4e3",
+        "!=": "g-2",
+        "😀": "g-1f60",
         "\U0001d400x": "d835-dc00",
         "a\U0001d400": "61-d835",
     }.items(),
 )
-def test_a_word_is_in_the_file_of_its_first_two_units(word, key):
+def test_a_word_is_in_the_file_of_its_first_two_units_and_a_pair_in_one_of_many(word, key):
     assert key_of(word) == key
 
 

@@ -103,10 +103,14 @@ def test_a_text_is_read_token_by_token(served: Any, visit: Visit) -> None:
     page = visit(address)
     page.fill("#text", "a cat sat")
     page.keyboard.press("Control+Enter")
-    page.wait_for_selector("#read-tokens button")
+    page.wait_for_selector("#read-tokens [data-place]")
     assert asked == [("read", {"text": "a cat sat"})]
-    assert page.locator("#read-tokens button").all_text_contents() == ["a", " cat", " sat"]
-    page.locator("#read-tokens button").nth(1).click()
+    assert page.locator("#read-tokens [data-place]").all_text_contents() == [
+        "a",
+        " cat",
+        " sat",
+    ]
+    page.locator("#read-tokens [data-place]").nth(1).click()
     links = page.locator("#token-features a")
     assert [link.get_attribute("href") for link in links.all()] == ["#f=12", "#f=20"]
     assert page.locator("#steer-form").is_hidden()
@@ -115,7 +119,7 @@ def test_a_text_is_read_token_by_token(served: Any, visit: Visit) -> None:
     # Text and reading stay; it is now shaded by the feature of the page.
     assert page.input_value("#text") == "a cat sat"
     assert page.inner_text("#shaded-by").endswith("(feature 12).")
-    assert page.locator("#read-tokens button").nth(2).get_attribute("data-tip") == "5"
+    assert page.locator("#read-tokens [data-place]").nth(2).get_attribute("data-tip") == "5"
 
 
 @pytest.mark.slow
@@ -187,8 +191,8 @@ def test_a_real_atlas_is_read_and_steered_by_the_real_server(
         until(page, "live.ready")
         page.fill("#text", "the river ran past the old mill")
         page.click("#read-button")
-        page.wait_for_selector("#read-tokens button")
-        page.locator("#read-tokens button").nth(2).click()
+        page.wait_for_selector("#read-tokens [data-place]")
+        page.locator("#read-tokens [data-place]").nth(2).click()
         page.locator("#token-features a").first.click()
         page.wait_for_selector(".context")
         page.locator("#steer-form summary").click()

@@ -208,6 +208,14 @@ def test_nothing_to_steer_with_is_refused_before_a_model_is_loaded(
         steer(SteerConfig(**settings), random_dictionary(), Rows(rows))
 
 
+def test_words_of_any_script_count_as_words():
+    hindi, chinese = [" नमस्ते", " दुनिया"] * 5, ["今天", "公园"] * 5
+    parts = ["<0xE4><0xBD>", "ing", " ,", "!"] * 3
+    rows = [row(0, agreement=1.0, tokens=parts)]
+    rows += [row(n, agreement=0.5, tokens=tokens) for n, tokens in ((1, hindi), (2, chinese))]
+    assert choose_features(rows, 2) == [1, 2]
+
+
 @pytest.fixture(scope="module")
 def steered_run(tiny_run, tmp_path_factory):
     run = tmp_path_factory.mktemp("steered") / "run"

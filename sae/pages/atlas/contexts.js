@@ -35,15 +35,17 @@ function silentGroup(rows, feature) {
 function drawContext([group, sequence, position, peak, numbers, acts], strings, most) {
   const tokens = numbers.map((number) => strings[number]);
   const spans = shadedTokens(tokens, acts, most, group === "silent" ? -1 : peak);
+  const [at, dir] = [clusterOf(tokens, peak), directionAt(tokens, peak)];
+  const joined = dir === "rtl" && /\p{L}\p{M}*$/u.test(tokens[at - 1] ?? "") && /^\p{L}/u.test(tokens[at]);
   return h(
     "div",
     { class: "context" },
     h("span", { class: "level" }, short(valueAt(acts, peak))),
     h(
       "p",
-      { class: "tokens" },
-      h("span", { class: "before" }, h("span", {}, spans.slice(0, peak))),
-      h("span", { class: "after" }, spans.slice(peak)),
+      { class: joined ? "tokens joined" : "tokens", dir },
+      h("span", { class: "before" }, h("span", {}, spans.slice(0, at))),
+      h("span", { class: "after" }, spans.slice(at)),
     ),
     sequence < 0
       ? h("footer", { title: `Position ${count(position)}` }, `${count(position)}`)
@@ -53,6 +55,20 @@ function drawContext([group, sequence, position, peak, numbers, acts], strings, 
           `${count(sequence)} : ${count(position)}`,
         ),
   );
+}
+
+/* Where what is drawn together with a token begins: a mark is drawn on the letter before it. */
+function clusterOf(tokens, place) {
+  let at = place;
+  while (at > 0 && place - at < 8 && (/^[\p{M}\u200c\u200d]/u.test(tokens[at]) || /\u200d$/u.test(tokens[at - 1]))) at--;
+  return at;
+}
+
+/* The direction of a line is that of the text at its peak, which so is where the line begins to be seen. */
+function directionAt(tokens, peak) {
+  const [before, after] = [tokens.slice(0, peak).join(""), tokens.slice(peak).join("")];
+  const strong = after.match(/\p{L}/u)?.[0] ?? before.match(/\p{L}(?=\P{L}*$)/u)?.[0] ?? "";
+  return /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u.test(strong) ? "rtl" : "ltr";
 }
 
 function valueAt(acts, wanted) {

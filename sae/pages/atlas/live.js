@@ -44,6 +44,7 @@ function startLive() {
   $("read-tokens").addEventListener("pointerover", liveTip);
   for (const name of ["pointerout", "focusout"]) $("read-tokens").addEventListener(name, hideTip);
   $("read-tokens").addEventListener("keydown", tokenKeys);
+  $("read-tokens").addEventListener("keydown", pressToken);
   $("by-strongest").addEventListener("click", () => chooseFeature(null));
   watchLinks($("token-features"));
   askStatus();
@@ -99,10 +100,11 @@ function drawReading() {
   $("read-tokens").replaceChildren(
     ...tokens.map((token, i) =>
       h(
-        "button",
+        "span",
         {
-          type: "button",
-          class: levels[i] > 0 ? "act" : "act none",
+          role: "button",
+          class: `${token ? "" : "part "}${levels[i] > 0 ? "act" : "act none"}`,
+          "data-part": partOf(tokens, i),
           "data-place": i,
           "data-tip": short(levels[i]),
           "aria-pressed": i === live.token,
@@ -131,7 +133,14 @@ function liveTip({ target }) {
   const strongest = live.answer.features[place].slice(0, 3).map(([f, value]) => `${short(value)}  ${labelOf(f)}`);
   const box = token.getClientRects()[0];
   const own = known(live.chosen) ? [`this feature ${token.dataset.tip}`] : [];
-  showTip(box.left, box.top, `“${token.textContent}”`, ...own, ...(strongest.length ? strongest : ["nothing is read off this token"]));
+  showTip(box.left, box.top, saidOf(token), ...own, ...(strongest.length ? strongest : ["nothing is read off this token"]));
+}
+
+/* Tokens are no buttons, between which letters would not join: they are pressed as such. */
+function pressToken(event) {
+  if (event.key !== "Enter" && event.key !== " ") return;
+  event.preventDefault();
+  chooseToken(event);
 }
 
 function chooseToken({ target }) {
@@ -151,12 +160,18 @@ function chooseFeature(feature) {
   drawDial();
 }
 
+function chosenToken() {
+  const { tokens } = live.answer;
+  const part = partOf(tokens, live.token);
+  return part ? ["a part of ", tokenLabel(part)] : [tokenLabel(tokens[live.token])];
+}
+
 function drawTokenFeatures() {
   const some = live.answer.features[live.token];
   $("token-features").hidden = !some;
   if (!some) return;
   const most = Math.max(...some.map(([, value]) => value), 1e-9);
-  const title = h("h3", {}, "On ", tokenLabel(live.answer.tokens[live.token]), some.length ? " these features are the strongest" : " no feature is read");
+  const title = h("h3", {}, "On ", ...chosenToken(), some.length ? " these features are the strongest" : " no feature is read");
   const row = ([feature, value]) =>
     h(
       "li",
@@ -224,7 +239,7 @@ async function steerText() {
         { class: arm },
         h("h3", {}, title),
         h("p", { class: "why" }, why),
-        h("p", { class: "text" }, continuation(answer[arm].text, answer.prompt)),
+        h("p", { class: "text", dir: "auto" }, continuation(answer[arm].text, answer.prompt)),
         h("p", { class: "figure", title: "Perplexity of the text under the model left alone: the higher, the less it makes sense to it" }, `perplexity ${short(answer[arm].perplexity)}`),
       ),
     ),

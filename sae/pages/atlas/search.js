@@ -12,7 +12,7 @@ const found = { words: [], rows: new Uint32Array(0), on: null, tiers: null, pend
 const lowered = { label: null, explanation: null };
 const wordTiers = new Map();
 const permutations = new Map();
-const isLetter = (text, at) => at >= 0 && at < text.length && /[\p{L}\p{N}]/u.test(text[at]);
+const isLetter = (text, at) => at >= 0 && at < text.length && /[\p{L}\p{N}\p{M}]/u.test(text[at]);
 
 function forgetLabels() {
   lowered.label = null;
@@ -61,8 +61,7 @@ function tiersOf(word) {
     if (at >= 0) tiers[f] = labelTier(text, word, at);
     else if (lowered.explanation[f] && lowered.explanation[f].includes(word)) tiers[f] = TEXT_WORD;
   }
-  const parts = word.match(/[\p{L}\p{N}]+/gu) || [];
-  const files = parts.map((part) => textTiers(part.slice(0, 40)));
+  const files = termsOf(word).map(textTiers);
   if (files.length) {
     for (let f = 0; f < world.n; f++) {
       const least = Math.min(...files.map((file) => file.tiers[f]));
@@ -89,9 +88,38 @@ function labelTier(text, word, at) {
   return best;
 }
 
+/* What the index has of a word that is typed: its words, and pairs of signs and of characters of scripts
+   without spaces. One sign beside a word says nothing: it stands in all texts. */
+function termsOf(typed) {
+  const text = typed.normalize("NFC").replace(/[\ufe00-\ufe0f\u{e0100}-\u{e01ef}]/gu, "");
+  const { parts, own } = patterns();
+  const runs = text.match(parts) || [];
+  return runs.flatMap((run) => {
+    if (isWord(run)) return [run.slice(0, 40)];
+    const characters = [...run];
+    if (characters.length === 1) return runs.length > 1 && !own.test(run) ? [] : characters;
+    return characters.slice(1).map((character, i) => characters[i] + character);
+  });
+}
+
+/* Made once: those of whole alphabets take the browser a while. */
+function patterns() {
+  const own = world.unspaced;
+  found.patterns ??= {
+    parts: new RegExp(`[${own}]+|(?:(?![${own}])[\\p{L}\\p{N}\\p{M}])+|[^\\p{L}\\p{N}${own}]+`, "gu"),
+    own: new RegExp(`[${own}]`, "u"),
+    word: new RegExp(`^(?![${own}])[\\p{L}\\p{N}]`, "u"),
+  };
+  return found.patterns;
+}
+
+const isWord = (term) => patterns().word.test(term);
+const units = (text) => text.split("").map((unit) => unit.charCodeAt(0).toString(16));
+
 function textTiers(part) {
   const tiers = new Uint8Array(world.n);
-  const name = part.slice(0, 2).split("").map((unit) => unit.charCodeAt(0).toString(16)).join("-");
+  const whole = !isWord(part);
+  const name = whole ? `g-${(part.codePointAt(0) >> 4).toString(16)}` : units(part.slice(0, 2)).join("-");
   if (!world.keys.has(name)) return { tiers, pending: false };
   const words = atlas.taken.get(`search/${name}`);
   if (!words) {
@@ -103,7 +131,7 @@ function textTiers(part) {
     return { tiers, pending: true };
   }
   for (const [word, [, ...features]] of Object.entries(words)) {
-    if (!word.startsWith(part)) continue;
+    if (whole ? word !== part : !word.startsWith(part)) continue;
     const tier = word === part ? TEXT_WORD : TEXT_START;
     for (const f of features) if (tiers[f] < tier) tiers[f] = tier;
   }
