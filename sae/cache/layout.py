@@ -207,7 +207,11 @@ class ActivationCache:
     def array(self, name: str) -> Any:
         """Return one of the cache's zarr arrays; one that is gone or damaged is refused."""
         with self._explained(name):
-            return self.group[name]
+            try:
+                return self.group[name]
+            except (AttributeError, TypeError) as error:
+                # What zarr raises about a description of another shape.
+                raise ValueError(str(error)) from error
 
     def _whole(self, name: str) -> NDArray[Any]:
         array = self.array(name)
@@ -331,3 +335,31 @@ def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
             f"{location} has cache format version {attributes.get('format_version')}, this is "
             f"version {FORMAT_VERSION}; harvest again"
         )
+    about = JsonObject(str(location), "", attributes, "harvest again")
+    for name, kind in _ATTRIBUTES.items():
+        # One that is being laid out in an object store has none of them yet.
+        if name in about or attributes.get("complete"):
+            about.get(name, kind)
+    require(attributes.get("hooks") != {}, f"{location} has no hooks; harvest again")
+    for name in ("rows", "planned_rows"):
+        if name in about:
+            about.part(name).read(_Rows)
+    if "model" in about:
+        about.part("model").get("weight_digest", str)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Sequences of the two sides."""
+
+    n_training: int
+    n_held_out: int
+
+
+_ATTRIBUTES: dict[str, Any] = {
+    **dict.fromkeys(("complete", "text_complete"), bool),
+    **dict.fromkeys(("dtype", "digest", "data_digest", "tokenizer_digest"), str),
+    **dict.fromkeys(("rows", "hooks", "model", "data"), dict),
+    "special_token_ids": tuple[int, ...],
+}
+"""What a cache says of itself, and the type of each value."""

@@ -89,12 +89,20 @@ def explained_store_failures(location: str | Path) -> Iterator[None]:
 
 
 def open_group(location: str | Path, mode: str) -> zarr.Group:
-    """Open the zarr group at `location`, in a mode of zarr's; raises what zarr does."""
-    if not is_url(location):
-        return zarr.open_group(str(location), mode=mode)  # type: ignore[arg-type]
+    """Open the zarr group at `location`, in a mode of zarr's.
+
+    Raises:
+        FileNotFoundError or ValueError: if there is none, or its description is damaged.
+    """
     with explained_store_failures(location):
-        store = zarr.storage.ObjectStore(_object_store(str(location)), read_only=mode == "r")
-        return zarr.open_group(store, mode=mode)  # type: ignore[arg-type]
+        store: Any = str(location)
+        if is_url(location):
+            store = zarr.storage.ObjectStore(_object_store(store), read_only=mode == "r")
+        try:
+            return zarr.open_group(store, mode=mode)  # type: ignore[arg-type]
+        except (AttributeError, KeyError, TypeError) as error:
+            # What zarr raises about a description of another shape.
+            raise ValueError(str(error)) from error
 
 
 def emptied_group(location: str, attributes: dict[str, Any]) -> zarr.Group:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sae.base import UserError, read_json, require
+from sae.base import UserError, read_object, require
 from sae.figures import SETTINGS, Figures
 from sae.metrics import METRICS, shown_in
 
@@ -65,16 +65,21 @@ class Pareto:
         Raises:
             UserError: if it is not what `sae eval` writes.
         """
-        found = read_json(path)
+        found = read_object(path, "run sae eval again")
         try:
-            told = {key: found[key] for key in ("run", "model_name", "d_in", "max_l0")}
-            dictionaries = tuple(map(Figures.from_json, found["dictionaries"]))
+            dictionaries = tuple(map(Figures.from_json, found.get("dictionaries", list)))
             require(bool(dictionaries), "it compares nothing")
-        except (KeyError, TypeError, UserError) as error:
+        except UserError as error:
             raise UserError(
                 f"{path} is not what sae eval writes ({error}); run sae eval again"
             ) from error
-        return cls(**told, dictionaries=dictionaries)
+        return cls(
+            run=found.get("run", str),
+            model_name=found.get("model_name", str),
+            d_in=found.get("d_in", int),
+            max_l0=found.get("max_l0", float),
+            dictionaries=dictionaries,
+        )
 
     def for_page(self, current: str | None = None) -> dict[str, object]:
         """Return what a page (of the dictionary `current`) shows: points, and their meaning."""

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae.base import digest, plain, progress, read_object, require, say, write_json
+from sae.base import UserError, digest, plain, progress, read_object, require, say, write_json
 from sae.base.interrupts import deferred_interrupts
 from sae.core import Vectors
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary, save_dictionary
 from sae.rows.source import RowSource
 from sae.run import make_together
-from sae.training.checkpoint import Checkpoints
+from sae.training.checkpoint import Checkpoint, Checkpoints
 from sae.training.loggers import JsonlLogger, Logger, Metrics, WandbLogger
 from sae.training.loop import Diverged, Start, make_trainer
 from sae.training.task import Task
@@ -56,13 +56,24 @@ class Session:
         self._fired = torch.zeros_like(self.trainer.rows_since_fired)
         self._rows, self._seconds, self._saved_step = 0, 0.0, -1
         if found is not None:
-            self.trainer.load_state_dict(found.state["trainer"])
-            self._fired.copy_(found.state["fired"])
-            self._rows, self._saved_step = found.state["rows"], self.step
+            self._take(found)
             if self._timing.exists():
                 spent = read_object(self._timing, "remove it; only the time is forgotten")
                 self._seconds = spent.get("seconds", float)
             say(f"train: {config.id} goes on from step {self.step:,} of {config.n_steps:,}")
+
+    def _take(self, found: Checkpoint) -> None:
+        """Go on from a checkpoint; one that holds something else is refused."""
+        try:
+            self.trainer.load_state_dict(found.state["trainer"])
+            self._fired.copy_(found.state["fired"])
+            self._rows, self._saved_step = found.state["rows"], self.step
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise UserError(
+                f"{found.path} does not hold the state of this training ({first}); remove it "
+                "to go on from the one before, or from the beginning"
+            ) from error
 
     @property
     def step(self) -> int:
