@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sae.models.embedded import EMBEDDED, embedded_folder
+from sae.models.embedded import embedded_folder
+from sae.models.packaged import EMBEDDED
 
 MODEL = "smollm2"
 ROWS_A_BATCH = 8

@@ -25,6 +25,7 @@ _HOMES = {
     "StandardConfig": "sae.architectures",
     "SweepConfig": "sae.training.config",
     "TopKConfig": "sae.architectures",
+    "check_model": "sae.evaluation.model_check",
     "load": "sae.exchange.dictionaries",
     "open_cache": "sae.cache.layout",
     "save": "sae.exchange.dictionaries",

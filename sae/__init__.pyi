@@ -31,6 +31,7 @@ from sae.commands.serve import ServeConfig as ServeConfig
 from sae.commands.train import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
 from sae.evaluation.evaluate import EvalConfig as EvalConfig
+from sae.evaluation.model_check import check_model as check_model
 from sae.exchange.dictionaries import load as load
 from sae.exchange.dictionaries import save as save
 from sae.exchange.importing import ImportConfig as ImportConfig

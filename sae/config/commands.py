@@ -112,7 +112,10 @@ _TABLE = (
         places=("folder",),
         words="downloads/their-dictionary run=runs/theirs",
     ),
-    Command("demo", "do all of this with a small real model, and write a report"),
+    Command(
+        "demo",
+        "do all of this with SmolLM2-135M-Instruct, from a 4-bit file, and write a report",
+    ),
     Command(
         "cache info",
         "show what is in a cache, where it is from, and the norms of its activations",

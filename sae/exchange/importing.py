@@ -23,8 +23,9 @@ from sae.models import (
     load_skeleton,
     measured,
     record_without_weights,
+    recorded_name,
 )
-from sae.models.embedded import EMBEDDED
+from sae.models.packaged import EMBEDDED
 from sae.run import RUN_CACHE, Run, cache_location
 
 
@@ -215,7 +216,7 @@ def _model(config: ImportConfig, said: str | None) -> ModelRecord:
     # Without the owner, as TransformerLens names many models; a folder from wherever it is.
     known = {record.hub_id, record.name, record.hub_id.split("/")[-1]}
     require(
-        hub_id in known or str(Path(name).absolute()) in known,
+        hub_id in known or recorded_name(name) in known,
         f"{config.folder} is of {name}, but {location} is of {record.hub_id}; if these are "
         f"one model, say model_name={record.name}",
     )

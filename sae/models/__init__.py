@@ -4,12 +4,14 @@ from sae.models.hooks import find_site, list_sites, locate, measured, read_activ
 from sae.models.load import (
     LanguageModel,
     ModelConfig,
+    adopted_model,
     load_model,
     load_skeleton,
     load_tokenizer,
     record_without_weights,
     recorded_config,
     recorded_model,
+    recorded_name,
     resolve_device,
 )
 from sae.models.record import ModelRecord
@@ -20,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "ModelRecord",
     "Site",
+    "adopted_model",
     "find_site",
     "list_sites",
     "load_model",
@@ -31,5 +34,6 @@ __all__ = [
     "record_without_weights",
     "recorded_config",
     "recorded_model",
+    "recorded_name",
     "resolve_device",
 ]

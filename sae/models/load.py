@@ -1,5 +1,6 @@
 """Loading a causal language model or an encoder by embedded name, local folder or Hub id."""
 
+import os
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sae.base import UNKNOWN, UserError, digest_bytes, require, say
-from sae.models.embedded import EMBEDDED
 from sae.models.kinds import class_of, is_causal, predicts_next_token, unusual_name
 from sae.models.marks import find_marks, marks_before, special_ids, token_id
+from sae.models.packaged import EMBEDDED
 from sae.models.positions import usable_positions
 from sae.models.pretrained import Source
 from sae.models.record import ModelRecord
@@ -28,8 +29,8 @@ class ModelConfig:
     """The language model to study."""
 
     name: str = "smollm2"
-    """The model: `smollm2`, which needs no account, a local folder, or a Hub id such as
-    `gpt2`."""
+    """The model: `smollm2`, which needs no account (SmolLM2-135M-Instruct, its weights from a
+    4-bit file), a local folder, or a Hub id such as `gpt2`."""
     revision: str | None = None
     """Branch, tag or commit of the model on the Hub; by default its main branch."""
     dtype: str = "float32"
@@ -128,7 +129,7 @@ def resolve_device(device: str) -> torch.device:
 def _source(config: ModelConfig) -> Source:
     """Return where a model's files are; what may run there is kept as allowed by hand."""
     if config.trust_remote_code:
-        allow(_recorded_names(config.name)[0], config.revision)
+        allow(recorded_name(config.name), config.revision)
     return Source(config.name, config.revision, config.trust_remote_code)
 
 
@@ -153,12 +154,20 @@ def record_without_weights(name: str) -> ModelRecord:
     )
 
 
-def _recorded_names(name: str) -> tuple[str, str]:
-    """Return the name to load a model by, a folder's from wherever one is, and the Hub id."""
-    if name in EMBEDDED:
-        return name, EMBEDDED[name].hub_id
+def recorded_name(name: str) -> str:
+    """Return the name to load a model by, a folder's from wherever one is."""
     folder = Path(name).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else name, name
+    if name in EMBEDDED or not folder.is_dir():
+        return name
+    # Links are kept as they are named, unless `..` leads elsewhere behind one.
+    absolute = os.path.abspath(folder)
+    same = os.path.exists(absolute) and os.path.samefile(absolute, folder)
+    return absolute if same else str(folder.resolve())
+
+
+def _recorded_names(name: str) -> tuple[str, str]:
+    """Return the name to load a model by, and the one that others know it by."""
+    return recorded_name(name), EMBEDDED[name].hub_id if name in EMBEDDED else name
 
 
 def recorded_config(record: ModelRecord, device: str) -> ModelConfig:
@@ -208,6 +217,31 @@ def _with_marks(model: LanguageModel, record: ModelRecord) -> LanguageModel:
     return replace(
         model, marks=marks, record=replace(model.record, begin=marks.begin, end=marks.end)
     )
+
+
+def adopted_model(module: nn.Module, like: ModelRecord) -> LanguageModel:
+    """Return a module of `transformers` that somebody loaded, with the tokenizer of its name.
+
+    Args:
+        like: a record whose marks its texts get, and that names the tokenizer of a module that
+            has no name.
+
+    Raises:
+        UserError: if there is no tokenizer of that name.
+    """
+    name = str(getattr(module.config, "name_or_path", "")) or like.name
+    first = next(iter(module.parameters()))
+    record = replace(
+        like,
+        name=name,
+        hub_id=name,
+        weight_digest=weight_digest(module),
+        dtype=str(first.dtype).removeprefix("torch."),
+        origin=None,
+    )
+    tokenizer = load_tokenizer(ModelConfig(name=name))
+    marks = Marks(like.begin or (), like.end or ())
+    return LanguageModel(module, tokenizer, record, marks, usable_positions(module))
 
 
 def load_skeleton(config: ModelConfig) -> nn.Module:
@@ -276,6 +310,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         bos_token=config.bos_token,
         begin=marks.begin,
         end=marks.end,
+        origin=EMBEDDED[config.name].origin if config.name in EMBEDDED else None,
         trust_remote_code=config.trust_remote_code,
     )
     return LanguageModel(module, tokenizer, record, marks, usable_positions(module))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sae.base import UserError, nearest, require
-from sae.models.embedded import EMBEDDED, embedded_folder
+from sae.models.embedded import embedded_folder
+from sae.models.packaged import EMBEDDED
 
 _TOKENIZER_FILES = ("tokenizer*.json", "*.model", "*.tiktoken", "vocab*", "*.spm", "tekken*")
 _MOST_TOLD = 300

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sae.base import UNKNOWN, JsonObject, plain
+from sae.models.packaged import EMBEDDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class ModelRecord:
     """Ids of the tokens before every text; None where that was not kept."""
     end: tuple[int, ...] | None = None
     """Ids of the tokens after every text; None where that was not kept."""
+    origin: str | None = None
+    """What its weights were made of, where they are not those that the Hub has."""
     trust_remote_code: bool = False
     """Whether code that comes with the model was allowed to run."""
     loaded_by: str | None = None
@@ -48,11 +51,12 @@ class ModelRecord:
     def from_json(cls, found: JsonObject) -> "ModelRecord":
         """Read what `to_json` returned.
 
-        Records from before encoders could be read are of causal models.
+        Records from before encoders could be read are of causal models, and those of embedded
+        models did not always say what their weights are made of.
 
         Raises:
             UserError: if a field is missing or of another type.
         """
-        return found.read(
-            cls, hub_id=found.get("name", str), causal=True, trust_remote_code=False
-        )
+        name = found.get("name", str)
+        origin = EMBEDDED[name].origin if name in EMBEDDED else None
+        return found.read(cls, hub_id=name, causal=True, origin=origin, trust_remote_code=False)

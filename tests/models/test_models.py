@@ -11,7 +11,6 @@ from support.world import save_tiny_model
 
 from sae.base.errors import UserError
 from sae.models import embedded, load
-from sae.models.embedded import EMBEDDED
 from sae.models.hooks import list_sites
 from sae.models.load import (
     ModelConfig,
@@ -20,6 +19,7 @@ from sae.models.load import (
     load_tokenizer,
     weight_digest,
 )
+from sae.models.packaged import EMBEDDED
 from sae.text.packing import Marks
 
 
