@@ -117,8 +117,8 @@ def sequences_a_chunk(bytes_a_sequence: int) -> int:
     return max(1, min(_MOST_SEQUENCES_A_CHUNK, _CHUNK_BYTES // bytes_a_sequence))
 
 
-def find_cache(location: str | Path, digest: str) -> CacheWriter | None:
-    """Return the cache at `location` if it is, or will be, the one that `digest` describes.
+def find_cache(location: str | Path, *digests: str) -> CacheWriter | None:
+    """Return the cache at `location` if it is, or will be, the one that a digest describes.
 
     Something else is refused, unless it is nothing but another one's text, whose harvest ended
     before the first chunk, as it does when dtype cannot hold the activations.
@@ -137,7 +137,7 @@ def find_cache(location: str | Path, digest: str) -> CacheWriter | None:
     if "digest" not in writer.attributes and local_folder(location) is None:
         # A put of the attributes ends the laying out; it did not come to that.
         return None
-    if writer.attributes.get("digest") == digest:
+    if writer.attributes.get("digest") in digests:
         return writer
     if not writer.complete and writer.empty():
         return None

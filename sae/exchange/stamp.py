@@ -10,6 +10,7 @@ from typing import Any
 
 from sae.base import UserError, digest, read_json, write_json
 from sae.dictionary import Dictionary
+from sae.exchange.public import public
 
 STAMP_FILE = "export.json"
 CARD_FILE = "README.md"
@@ -37,7 +38,7 @@ def subject(name: str, dictionary: Dictionary) -> dict[str, str]:
     """Return which dictionary an export is of; the export of another one is not replaced."""
     return {
         "dictionary": name,
-        "model_name": dictionary.model_name,
+        "model_name": public(dictionary.model_name),
         "hook_name": dictionary.hook_name,
         "hook_name_out": dictionary.hook_name_out,
     }
@@ -65,7 +66,11 @@ def read_stamp(path: Path) -> Stamp | None:
     """Return what the file says; None of one that an export of this layout has not left so."""
     try:
         found = read_json(path)
-        return Stamp(**found) if found.pop("seal") == _seal(found) else None
+        if found.pop("seal") != _seal(found):
+            return None
+        # Stamps from before may say where the model was on the disk of then.
+        of = {**found["of"], "model_name": public(found["of"]["model_name"])}
+        return Stamp(**{**found, "of": of})
     except (UserError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
 

@@ -39,7 +39,7 @@ class Harvest:
 
     def found(self) -> CacheWriter | None:
         """Return what is there of it; something else is refused."""
-        return find_cache(self.place, self.config.digest)
+        return find_cache(self.place, self.config.digest, self.config.digest_before)
 
     def is_current(self) -> bool:
         """Return whether the cache is there, whole and undamaged."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from sae.base import digest, plain, require
 from sae.cache.create import COMPRESSIONS
+from sae.models import recorded_name
 from sae.rows.reading import Reading
 from sae.run import RUN_CACHE, cache_location
 
@@ -44,14 +45,25 @@ class HarvestConfig(Reading):
 
     @property
     def digest(self) -> str:
-        """Identifies the content: where it goes, and how fast it is made, are no part of it."""
+        """Identifies the content: where it goes, and how fast it is made, are no part of it.
+
+        A model that is a folder is the same from every working directory.
+        """
+        return self._digest(recorded_name(self.model.name))
+
+    @property
+    def digest_before(self) -> str:
+        """What identified the content when a folder was taken as it was written."""
+        return self._digest(self.model.name)
+
+    def _digest(self, model_name: str) -> str:
         content = replace(
             self,
             run="",
             batch_size=None,
             text_workers=None,
             verify=True,
-            model=replace(self.model, device=""),
+            model=replace(self.model, name=model_name, device=""),
         )
         found = plain(content) | {"cache": None, "data": self.data.identity}
         if not self.model.trust_remote_code:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sae.dictionary.files import save_sparsity
 from sae.dictionary.storage import FULL, as_loaded, packed
 from sae.exchange.formats import write_dictionary
 from sae.exchange.formats.saelens import SAELens
+from sae.exchange.public import public
 from sae.exchange.stamp import CARD_FILE, DIRECTIONS_FILE, write_stamp
 from sae.figures import ShrinkingCost
 from sae.publishing.card import Export, model_card
@@ -54,6 +55,26 @@ def smaller(
     )
     small = dictionary.of_latents(torch.from_numpy(kept))
     return Smaller(small if dtype == FULL else as_loaded(small, dtype), kept)
+
+
+def published(dictionary: Dictionary) -> Dictionary:
+    """Return the dictionary with its model and text as others know them.
+
+    Where they are on this disk is nobody else's matter, and finds nothing on another.
+    """
+    record = dictionary.record
+    model, text = record.model, record.text
+    if model is not None:
+        model = replace(model, name=public(model.name), hub_id=public(model.hub_id))
+    if text is not None and text.name is not None:
+        known = public(text.name)
+        text = replace(text, name=known, settings={**text.settings, "name": known})
+    name, path = (
+        None if said is None else public(said)
+        for said in (record.model_name, record.dataset_path)
+    )
+    shown = replace(record, model_name=name, model=model, dataset_path=path, text=text)
+    return replace(dictionary, record=shown)
 
 
 def nested_widths(dictionary: Dictionary, kept: NDArray[np.int64]) -> tuple[int, ...]:
@@ -97,13 +118,14 @@ def write_folder(
         cost: what making it smaller costs; None where nothing was made smaller.
     """
     config, place = plan.config, folder / plan.subfolder
+    shown = published(smaller.dictionary)
     if config.format == SAELens.name:
-        save_dictionary(smaller.dictionary, place, plan.dtype)
+        save_dictionary(shown, place, plan.dtype)
         densities = plan.atlas.feature_table(["density"])["density"].to_numpy()
         save_sparsity(torch.from_numpy(densities[smaller.kept]), place)
     else:
-        write_dictionary(smaller.dictionary, place, config.format)
-    save_directions(smaller.dictionary, folder, plan.dtype)
+        write_dictionary(shown, place, config.format)
+    save_directions(shown, folder, plan.dtype)
     if len(smaller.kept) < plan.dictionary.d_sae:
         write_subset(plan.atlas, smaller.kept, folder)
     else:
@@ -125,7 +147,9 @@ def write_folder(
     card = model_card(smaller.dictionary, plan.figures, len(smaller.kept), about)
     write_text(folder / CARD_FILE, card)
     told = None if cost is None else asdict(cost)
-    write_stamp(folder, plan.digest, plan.subject, plan.figures.to_json(), told)
+    data = plan.figures.data
+    figures = replace(plan.figures, data=None if data is None else public(data))
+    write_stamp(folder, plan.digest, plan.subject, figures.to_json(), told)
 
 
 def _files(folder: Path) -> dict[str, int]:

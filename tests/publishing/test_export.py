@@ -29,12 +29,13 @@ from sae.dictionary.files import save_dictionary
 from sae.dictionary.metadata import metadata_of
 from sae.dictionary.storage import DTYPES
 from sae.exchange.formats import WRITTEN
+from sae.exchange.public import public
 from sae.figures import Figures, ShrinkingCost
 from sae.models.hooks import find_site, list_sites, read_activations
 from sae.models.load import ModelConfig, load_model
 from sae.models.record import ModelRecord
 from sae.publishing.card import Export, model_card
-from sae.publishing.card.text import example_table, public
+from sae.publishing.card.text import example_table
 from sae.publishing.folder import save_directions
 
 HOOK = "blocks.1.hook_resid_post"

@@ -13,6 +13,7 @@ from sae.dictionary.files import loads_in_saelens
 from sae.dictionary.storage import FULL
 from sae.exchange.formats import named_format
 from sae.exchange.formats.saelens import SAELens
+from sae.exchange.public import on_the_hub, public
 from sae.exchange.stamp import DIRECTIONS_FILE
 from sae.figures import Figures, ShrinkingCost
 from sae.publishing.card.figures import figures_section, limits, smaller_section
@@ -21,9 +22,7 @@ from sae.publishing.card.text import (
     cell,
     code,
     example_table,
-    on_the_hub,
     plain,
-    public,
     table,
 )
 from sae.text.record import TextRecord

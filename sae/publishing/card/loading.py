@@ -3,15 +3,17 @@
 What is in a folder is named relative to it; what is on the Hub by its repository.
 """
 
+from sae.base import UNKNOWN
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE, loads_in_saelens
 from sae.dictionary.storage import FULL, INT8
 from sae.exchange.formats import named_format
 from sae.exchange.formats.saelens import SAELens
+from sae.exchange.public import public
 from sae.exchange.stamp import DIRECTIONS_FILE
 from sae.models import ModelRecord, Site
 from sae.models.load import DTYPES
-from sae.publishing.card.text import code, public, quoted
+from sae.publishing.card.text import code, plain, quoted
 
 _SAELENS_ON_THE_HUB = """\
 from sae_lens import SAE
@@ -175,17 +177,31 @@ def input_section(dictionary: Dictionary) -> str:
     if site is None:
         return (
             f"It reads what stands at {code(dictionary.hook_name)}. {_UNFOLDED}"
-            f"{_about_text(dictionary)}\n"
+            f"{_about_weights(dictionary)}{_about_text(dictionary)}\n"
         )
     reads = {"output": "puts out", "input": "is given"}[site.side]
     return f"""\
 It reads what the module {code(site.module)} of the model {reads}. {_UNFOLDED}\
-{_about_text(dictionary)}
+{_about_weights(dictionary)}{_about_text(dictionary)}
 
 ```python
 {_code(dictionary, site)}
 ```
 """
+
+
+def _about_weights(dictionary: Dictionary) -> str:
+    """Return which weights the activations are of, and how to tell whether one has them."""
+    model = dictionary.record.model
+    if model is None or model.weight_digest == UNKNOWN:
+        return ""
+    origin = "" if model.origin is None else f", {plain(model.origin)}"
+    others = "" if model.origin is None else " The Hub's weights give other activations."
+    return (
+        f"Their digest is {code(model.weight_digest)} (in {code(model.dtype)}{origin})."
+        f"{others} {code('sae.check_model(dictionary, name)')} tells how far another model is "
+        "from this one. "
+    )
 
 
 def _about_text(dictionary: Dictionary) -> str:

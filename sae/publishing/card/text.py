@@ -3,13 +3,10 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from sae.atlas import Example, ExampleContext
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_INSIDE = re.compile(r"[:@].*", re.DOTALL)
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
 # Renderers of the Hub and of GitHub make links of these, marked or not.
 _LINKS = re.compile(r"://|www\.|@", re.IGNORECASE)
@@ -50,19 +47,6 @@ def _clean(value: Any) -> str:
     """On one line, and without characters that nobody sees or that turn the others around."""
     text = " ".join(str(value).encode("utf-8", "replace").decode().split())
     return "".join(character if character.isprintable() else "�" for character in text)
-
-
-def on_the_hub(name: str) -> bool:
-    """Whether `name` reads as one of the Hub's and is no folder here."""
-    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
-
-
-def public(name: str) -> str:
-    """`name` if it is the Hub's, such as `ORG/NAME:FOLDER`; of a path its last part alone."""
-    head = _INSIDE.sub("", name)
-    if on_the_hub(name) or ("/" in head and on_the_hub(head)):
-        return name
-    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def quoted(text: str) -> str:
