@@ -42,7 +42,8 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
         return read_object(path, _ANEW).values.get("digest") == wanted
 
     def build(temporary: Path) -> None:
-        write_json(temporary, {"digest": wanted, **steer(config, dictionary, atlas)})
+        found = {"digest": wanted, "sampling": plain(config.sampling)}
+        write_json(temporary, found | steer(config, dictionary, atlas))
 
     made = make(path, is_current, build, command="steer")
     results = read_object(path, _ANEW).get("features", list)

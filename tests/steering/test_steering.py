@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -382,6 +383,12 @@ def test_prompts_that_leave_no_room_are_refused_before_anything_is_written(
     asked = steered_run[0] | {"max_new_tokens": n, "prompts": ["the"]}
     with pytest.raises(UserError, match=rf"^{who} has \d+ tokens and {n} .* reads 128 at once"):
         sae.steer(**asked)
+
+
+def test_what_texts_were_drawn_by_is_kept_beside_them(steered_run):
+    settings, _ = steered_run
+    kept = json.loads((Path(settings["run"]) / "steering" / "strong.json").read_text())
+    assert kept["sampling"] == {"max_new_tokens": 6, "temperature": 0.7, "seed": 0}
 
 
 def test_steering_again_is_reused(steered_run, capsys):

@@ -101,7 +101,7 @@ def _model_sizes(record: AtlasRecord) -> tuple[int, int]:
     here: dict[str, object] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(record.model_name, **here)
-    except (OSError, ValueError):
+    except Exception:  # Of a library, about somebody's file: any of them means the same.
         return 0, 0
     config = config.get_text_config()
     names = [name for name in ("intermediate_size", "n_inner") if hasattr(config, name)]
