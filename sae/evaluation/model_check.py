@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sae.base import UNKNOWN, UserError, require
+from sae.base import UserError, require
 from sae.core.fidelity import ReconstructionStatistics
 from sae.dictionary import Dictionary
 from sae.models import (
@@ -64,7 +64,7 @@ class ModelCheck:
     @property
     def same_weights(self) -> bool | None:
         """Whether the weights are the recorded ones; None where their digest is not known."""
-        if self.recorded.weight_digest == UNKNOWN:
+        if not self.recorded.weights_known:
             return None
         return self.recorded.weight_digest == self.found.weight_digest
 

@@ -42,6 +42,11 @@ class ModelRecord:
             return self.loaded_by
         return "AutoModelForCausalLM" if self.causal else "AutoModel"
 
+    @property
+    def weights_known(self) -> bool:
+        """Whether somebody has seen the weights, so that their digest is known."""
+        return self.weight_digest != UNKNOWN
+
     def to_json(self) -> dict[str, object]:
         """Return what `from_json` reads."""
         found: dict[str, object] = plain(self)

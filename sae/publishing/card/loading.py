@@ -3,7 +3,6 @@
 What is in a folder is named relative to it; what is on the Hub by its repository.
 """
 
-from sae.base import UNKNOWN
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE, loads_in_saelens
 from sae.dictionary.storage import FULL, INT8
@@ -193,7 +192,7 @@ It reads what the module {code(site.module)} of the model {reads}. {_UNFOLDED}\
 def _about_weights(dictionary: Dictionary) -> str:
     """Return which weights the activations are of, and how to tell whether one has them."""
     model = dictionary.record.model
-    if model is None or model.weight_digest == UNKNOWN:
+    if model is None or not model.weights_known:
         return ""
     origin = "" if model.origin is None else f", {plain(model.origin)}"
     others = "" if model.origin is None else " The Hub's weights give other activations."
