@@ -255,7 +255,10 @@ def _wrong_word(command: Command, known: Mapping[str, Key], word: str) -> str | 
     try:
         (override,) = OverridesParser.create().parse_overrides([word])
     except HydraException:
-        cure = "quote values with special characters" if "=" in word else f"write run={word}"
+        name, equals, value = word.partition("=")
+        # The shell takes one pair of quotation marks away, and Hydra the other.
+        quoting = f"quote values with special characters, twice: \"{name}='{value}'\""
+        cure = quoting if equals else f"write run={word}"
         return f"{word}: not of the form key=value; {cure}"
     key = override.get_key_element().lstrip("+~")
     listed = groups(command)

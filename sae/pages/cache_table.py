@@ -76,7 +76,7 @@ def _model(model: dict[str, Any]) -> str:
 
 
 def _source(data: dict[str, Any]) -> str:
-    keys = ("subset", "split", "column")
+    keys = ("subset", "split", "column", "separator", "one_document_a_line", "on_error")
     more = ", ".join(f"{key} {data[key]}" for key in keys if data.get(key))
     return f"{data['name']} ({more})" if more else str(data["name"])
 

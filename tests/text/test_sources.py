@@ -16,6 +16,9 @@ from support.world import harvest_settings, sentences
 import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
+from sae.cli import main
+from sae.config.commands import chosen
+from sae.config.compose import build
 from sae.text import files
 from sae.text.packing import TextCounts, pack
 from sae.text.rows import Unreadable
@@ -273,6 +276,15 @@ def test_separators_that_cannot_be_meant_are_refused(tmp_path):
             DataConfig(name="x.txt", **options)
     with pytest.raises(UserError, match="contradict each other"):
         DataConfig(name="x.txt", separator="x", one_document_a_line=True)
+
+
+def test_a_value_that_hydra_cannot_read_is_refused_with_the_words_that_it_can(capsys):
+    for value in ("<|endoftext|>", "x{y"):
+        assert main(["harvest", f"data.separator={value}"]) == 2
+        right = f"data.separator='{value}'"
+        assert f'"{right}"' in capsys.readouterr().err
+        found = build(chosen(["harvest"])[0], ["data=./x.txt", right])
+        assert found.data.between == value
 
 
 def test_a_pointer_of_git_lfs_is_not_read_as_text(tmp_path):
