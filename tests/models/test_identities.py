@@ -69,6 +69,9 @@ def test_a_family_of_each_kind_has_the_names_that_hold_and_no_others(family):
     model = made(family)
     assert {hook for sites in by_block(model).values() for hook in sites} == KINDS[family]
     check_identities(model)
+    with torch.device("meta"):
+        skeleton = type(model)(model.config)
+    assert list_sites(skeleton) == list_sites(model)
 
 
 def test_what_a_block_multiplies_has_no_name_and_is_refused_without_another_in_its_place():
