@@ -31,7 +31,8 @@ class HarvestListHooksConfig(HarvestConfig):
 
     def idle_keys(self) -> dict[str, str | None]:
         """Return the keys of a harvest that say nothing of the model."""
-        return dict.fromkeys(field.name for field in fields(self) if field.name != "model")
+        names = (field.name for field in fields(self) if field.name != "model")
+        return dict.fromkeys([*names, "model.dtype", "model.device", "model.bos_token"])
 
 
 def list_hooks(config: HarvestListHooksConfig) -> None:

@@ -28,7 +28,8 @@ from sae.config.compose import (
     translated,
 )
 from sae.config.groups import conf_folder, groups
-from sae.training.config import TrainConfig
+from sae.config.keys import keys
+from sae.training.config import SweepConfig, TrainConfig
 
 _HYDRAS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i")
 _WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p")
@@ -220,8 +221,21 @@ def launch(command: Command, words: Sequence[str]) -> object:
     if len(configs) == 1:
         # In a grid a key may count for some of the dictionaries alone.
         check_idle(configs[0])
+        if command.several:
+            _check_alone(_training(configs[0]))
         return command.function()(configs[0])
     return command.function(command.several)(configs)
+
+
+def _check_alone(config: TrainConfig) -> None:
+    """Refuse what holds for several dictionaries where one is trained."""
+    for key in keys(config.sweep):
+        default = getattr(SweepConfig(), key.name)
+        require(
+            key.value == default,
+            f"sweep.{key.name}={key.value} has no effect on one dictionary; it counts for "
+            "several, as in sae.l1_coefficient=1,2",
+        )
 
 
 def _by_hydra(command: Command, words: Sequence[str]) -> None:

@@ -88,6 +88,11 @@ class ExportConfig:
             "private=true is of what goes to the Hub; add push=ORG/NAME",
         )
 
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return where to measure, if the dictionary stays as it is."""
+        changed = self.drop_dead or named_dtype(self.dtype) != FULL
+        return {} if changed else {"cache": "dtype=bfloat16, float16, int8 or drop_dead=true"}
+
     @property
     def cache_location(self) -> str:
         """Path or address of the cache that is read."""

@@ -1,0 +1,193 @@
+"""Every key of every command is read by what the command does, or refused where it is not.
+
+Commands run on a tiny model while each look at a field of their configuration is noted, but for
+looks that only check, compare or record it. What nobody has looked at cannot have an effect.
+"""
+
+import ast
+import dataclasses
+import inspect
+import json
+import shutil
+import sys
+from collections import defaultdict
+from contextlib import contextmanager
+
+import pytest
+from support.world import sentences
+
+from sae.cli import main
+from sae.config.commands import COMMANDS
+from sae.config.compose import build
+from sae.config.keys import idle_keys, is_below, keys, parts
+
+pytestmark = pytest.mark.slow
+
+# Who looks at all fields alike: checks, records, comparisons, copies.
+LOOKERS = ("sae.base.settings", "sae.base.provenance", "sae.config")
+CHECKS = {"__post_init__", "idle_keys", "__eq__", "__hash__", "__repr__", "replace", "plain"}
+CHECKS |= {"require_at_least", "_check_options"}
+
+
+def is_real(frame) -> bool:
+    """Whether a look comes from what does the work."""
+    while frame is not None and frame.f_globals.get("__name__") != __name__:
+        if frame.f_code.co_name in CHECKS or frame.f_globals["__name__"].startswith(LOOKERS):
+            return False
+        frame = frame.f_back
+    return True
+
+
+@contextmanager
+def noted(config):
+    """The fields that are really looked at, by class."""
+    seen, classes = set(), {type(part) for part in (config, *parts(config).values())}
+    own = {cls: {field.name for field in dataclasses.fields(cls)} for cls in classes}
+
+    def look(self, name):
+        key = type(self), name
+        if name in own.get(key[0], ()) and key not in seen and is_real(sys._getframe(1)):
+            seen.add(key)
+        return object.__getattribute__(self, name)
+
+    before = {cls: cls.__dict__.get("__getattribute__") for cls in classes}
+    for cls in classes:
+        cls.__getattribute__ = look
+    try:
+        yield seen
+    finally:
+        for cls, method in before.items():
+            if method is None:
+                del cls.__getattribute__
+            else:
+                cls.__getattribute__ = method
+
+
+def unread(command, words):
+    """Run it, and return the keys that nobody has looked at, without those said to be idle."""
+    config = build(command, words)
+    owners = {"": config, **parts(config)}
+    with noted(config) as seen:
+        command.function()(config)
+    found = []
+    for key in keys(config):
+        above, _, name = key.name.rpartition(".")
+        if (type(owners[above]), name) not in seen:
+            found.append(key.name)
+    return [name for name in found if not is_below(name, idle_keys(config))]
+
+
+def is_refused(command, words, key, capsys):
+    """Whether another value of the key is refused, in a sentence that names it."""
+    name = key.removeprefix("harvest.")
+    capsys.readouterr()
+    status = main([*command.name.split(), *words, f"{key}={OTHER[name]}", *anew(command)])
+    return status == 2 and name in capsys.readouterr().err
+
+
+def anew(command):
+    """Words with which nothing is there yet."""
+    return {"harvest": ["run=nowhere"], "train": ["name=nobody"]}.get(command.name, [])
+
+
+# Another value of keys that have an effect on some texts or sweeps alone, and are else refused.
+OTHER = {
+    "data.separator": "x",
+    "data.one_document_a_line": "true",
+    "sweep.memory_gb": "1",
+    "sweep.evaluate": "false",
+    "sweep.n_behaviour_tokens": "7",
+    "sweep.max_l0": "5",
+    "sweep.yes": "true",
+    "private": "true",
+    "cache": "other.zarr",
+}
+# Looked at only where it matters, which is not so in every run: the run that does is there too.
+SOMETIMES = {
+    "extend": "where a training of that name is there",
+    "sae.k_aux": "where latents are dead",
+    "data.on_error": "where something cannot be read",
+}
+HOOKS = "hook_names=[blocks.1.hook_resid_post]"
+SMALL = ["training_tokens=1024", "train_batch_size_tokens=256", "sae.d_sae=32"]
+ARCHITECTURES = ("standard", "p_anneal", "gated", "topk", "batchtopk", "matryoshka_batchtopk")
+RUNS = [
+    ("harvest --list-hooks", ["model={model}"]),
+    ("harvest", ["model={model}", "data={text}", HOOKS, "n_tokens=2048", "context_size=32"]),
+    ("harvest", ["model={model}", "data={broken}", HOOKS, "n_tokens=2048", "context_size=32",
+                 "data.on_error=skip", "run={out}/broken"]),
+    *(("train", [f"sae={name}", *SMALL, f"name={name}"]) for name in ARCHITECTURES),
+    ("train", ["sae=jumprelu", "sae.target_l0=4", *SMALL, "name=jumprelu"]),
+    ("train", ["cache=null", "model={model}", "data={text}", "harvest.context_size=32",
+               "hook_name=blocks.1.hook_resid_post", "mix_rows=4096", *SMALL, "name=live"]),
+    ("train", ["sae=topk", *SMALL, "training_tokens=2048", "name=topk", "extend=true",
+               "dead_feature_window=0.01"]),
+    ("eval", ["dictionary=strong", "n_behaviour_tokens=256"]),
+    ("analyze", ["dictionary=strong"]),
+    ("steer", ["dictionary=strong", "max_new_tokens=2", "n_features=1", "strengths=[0,1]",
+               "prompts=[river]"]),
+    ("export", ["dictionary=strong", "dry_run=true"]),
+    ("export", ["dictionary=strong", "drop_dead=true"]),
+    ("import", ["{run}/dictionaries/strong", "run={out}/theirs", "name=theirs"]),
+    ("cache info", ["{run}/cache.zarr"]),
+    ("cache verify", ["{run}/cache.zarr"]),
+    ("cache sample", ["{run}/cache.zarr", "n=4"]),
+    ("cache sample", ["{run}/cache.zarr", "n=16", "out={out}/sample.zarr"]),
+    ("cache merge", ["{out}/two.zarr", "{run}/cache.zarr", "{out}/new/cache.zarr"]),
+    ("cache export", ["{run}/cache.zarr", "{out}/rows"]),
+    ("cache import", ["{out}/rows", "{out}/again.zarr", "model_name={model}"]),
+    ("atlas export", ["{run}/atlas/strong", "{out}/bulk", "model_id=m", "source=1-res-x"]),
+    ("atlas import", ["{out}/bulk", "{run}/atlas/two"]),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, tiny_run, tiny_model, tiny_text):
+    folder = tmp_path_factory.mktemp("options")
+    shutil.copytree(tiny_run, folder / "run")
+    broken = folder / "broken.jsonl"
+    lines = [json.dumps({"text": text}) for text in sentences(200)]
+    broken.write_text("\n".join(["{", *lines]))
+    found = {"run": folder / "run", "out": folder, "broken": broken}
+    return found | {"model": tiny_model, "text": tiny_text}
+
+
+READ = defaultdict(set)
+
+
+@pytest.mark.parametrize(("name", "words"), RUNS)
+def test_every_key_is_read_or_refused(name, words, places, capsys):
+    command = COMMANDS[name]
+    given = [word.format(**places) for word in words]
+    names = {key.name for key in keys(command.config_class())}
+    if "run" in names and not any(word.startswith("run=") for word in given):
+        given.append(
+            f"run={places['out']}/new" if name == "harvest" else f"run={places['run']}"
+        )
+    left = unread(command, given)
+    READ[name] |= {key.name for key in keys(build(command, given))} - set(left)
+    for key in left:
+        sometimes = key.removeprefix("harvest.") in SOMETIMES
+        refused = sometimes or is_refused(command, given, key, capsys)
+        assert refused, f"{key} does nothing"
+
+
+def test_what_is_read_sometimes_is_read_in_one_of_these_runs():
+    if len(READ) < len(COMMANDS) - 2:
+        pytest.skip("only some of the commands were run")
+    for key in SOMETIMES:
+        assert any(key in found for found in READ.values()), key
+
+
+def test_the_commands_that_are_not_run_here_read_each_of_their_keys():
+    """The server runs until it is stopped, the demo takes minutes."""
+    missing = {command.name for command in COMMANDS.values()} - {name for name, _ in RUNS}
+    assert missing == {"serve", "demo"}
+    for name in missing:
+        command = COMMANDS[name]
+        tree = ast.parse(inspect.getsource(sys.modules[command.config_class().__module__]))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+                node.body = []
+        read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert {field.name for field in dataclasses.fields(command.config_class())} <= read
