@@ -6,8 +6,6 @@ from benchmarks import (
     dead,
     floor,
     harvest,
-    kill,
-    kill_training,
     loading,
     naive,
     quality,
@@ -20,6 +18,7 @@ from benchmarks import (
     sweep,
     tracking,
 )
+from benchmarks.reliability import __main__ as reliability
 
 if __name__ == "__main__":
     harvest.main()
@@ -27,8 +26,7 @@ if __name__ == "__main__":
     shuffle.main()
     storage.main()
     loading.main()
-    kill.main()
-    kill_training.main()
+    reliability.main()
     step.main()
     floor.main()
     sweep.main()
