@@ -28,6 +28,7 @@ from support.dashboards import (
     seen,
     write_lines,
 )
+from support.files import unseal
 from support.world import HOOK
 
 import sae
@@ -343,7 +344,7 @@ def test_an_upload_has_no_empty_token_and_no_text_that_is_too_long(atlas, tmp_pa
     tokens[0][0] = ""
     place = contexts.column_names.index("tokens")
     contexts = contexts.set_column(place, "tokens", pyarrow.array(tokens))
-    pyarrow.parquet.write_table(contexts, odd / "contexts.parquet")
+    pyarrow.parquet.write_table(contexts, unseal(odd) / "contexts.parquet")
     feature = contexts["feature"][0].as_py()
     # 513 of JavaScript's characters, whose last two are one of ours.
     labels = read_labels(odd)
@@ -367,7 +368,7 @@ def test_a_context_that_is_too_long_to_upload_is_refused(atlas, tmp_path):
         column[0] = column[0] * 200
         place = table.column_names.index(name)
         table = table.set_column(place, name, pyarrow.array(column, table[name].type))
-    pyarrow.parquet.write_table(table, long / "contexts.parquet")
+    pyarrow.parquet.write_table(table, unseal(long) / "contexts.parquet")
     with pytest.raises(UserError, match="takes 1024; run sae analyze with context_radius=511"):
         export_atlas(long, tmp_path / "out", "upload", **PLACE)
 
@@ -572,7 +573,7 @@ def test_hostile_texts_arrive_as_texts(atlas, tmp_path):
     ]
     place = table.column_names.index("tokens")
     table = table.set_column(place, "tokens", pyarrow.array(tokens))
-    pyarrow.parquet.write_table(table, mine / "contexts.parquet")
+    pyarrow.parquet.write_table(table, unseal(mine) / "contexts.parquet")
     set_label(mine, 1, HOSTILE)
     out = export_atlas(mine, tmp_path / "out", **PLACE)
     assert b"\\u0000" not in gzip.decompress(

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from support.atlas_samples import sample_record
+from support.files import unseal
 from support.server import Server, serving
 from support.world import HOOK
 
@@ -741,7 +742,7 @@ def test_a_dictionary_whose_model_has_changed_is_shown_without_live_features(
     tmp_path, tiny_run, capsys
 ):
     run = copy_of(tiny_run, tmp_path / "run", "strong")
-    path = run / "dictionaries/strong/cfg.json"
+    path = unseal(run / "dictionaries/strong") / "cfg.json"
     path.write_text(path.read_text().replace('"weight_digest": "', '"weight_digest": "f'))
     with serving(run) as server:
         found = ready(server)
@@ -754,7 +755,7 @@ def test_a_dictionary_whose_model_has_changed_is_shown_without_live_features(
 
 def test_a_model_that_is_gone_is_said_so(tmp_path, tiny_run, tiny_model):
     run = copy_of(tiny_run, tmp_path / "run", "strong")
-    path = run / "dictionaries/strong/cfg.json"
+    path = unseal(run / "dictionaries/strong") / "cfg.json"
     path.write_text(path.read_text().replace(str(tiny_model), "/gone/model"))
     with serving(run) as server:
         assert "/gone/model" in ready(server)["why"]
