@@ -15,7 +15,7 @@ from sae.training.config import TrainConfig
 from sae.training.loop import Diverged
 from sae.training.task import open_source, tasks_of
 from sae.training.train import train_together
-from sae.training.turns import in_turns
+from sae.training.turns import check_memory, in_turns
 
 __all__ = ["TrainConfig", "run"]
 
@@ -30,7 +30,10 @@ def run(config: TrainConfig, rows: OwnTensors | None = None) -> Dictionary:
     resolve_device(config.device)
     check_writable(config.dictionary_path)
     source = open_source(config, rows)
-    train_together(tasks_of([config], source), source)
+    tasks = tasks_of([config], source)
+    if not tasks[0].is_current():
+        check_memory(tasks, source)
+    train_together(tasks, source)
     return load_dictionary(config.dictionary_path)
 
 

@@ -8,7 +8,7 @@ both text; `sae/metrics.py` has their formulas. `KL(clean ‖ replaced)` is summ
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,8 +22,8 @@ from sae.models import LanguageModel, Site
 _STANDARD_ERRORS = 3.0
 """By how many of its standard errors an ablation has to raise CE, so that a share of the
 difference says something."""
-_KL_ROUNDING = 1e-4
-"""Nats a token that KL may be off by, from logits in float32."""
+_ROUNDING = 1e-4
+"""Nats a token that CE and KL may be off by, from logits in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,7 @@ def behaviour(
     ce = dict.fromkeys(["clean", *changes], 0.0)
     squares = dict.fromkeys(changes, 0.0)
     kl = dict.fromkeys(changes, 0.0)
-    special = torch.tensor(model.special_token_ids)
-    count = 0
+    special, count = torch.tensor(model.special_token_ids), 0
     total = tokens.numel() * len(ce)
     with torch.inference_mode(), progress(total, "behaviour", "tok") as bar:
         for batch in torch.split(tokens, batch_size):
@@ -75,12 +74,8 @@ def behaviour(
             target = ids[:, 1:][scored]
             clean = _logits(model, ids, scored)
             count += len(target)
-            before = _cross_entropy(clean, target)
+            before, divergence = _cross_entropy(clean, target), _divergence_from(clean)
             ce["clean"] += float(before.double().sum())
-            probabilities = clean.softmax(-1)
-            negative_entropy = (
-                _row_dot(probabilities, clean).sum() - clean.logsumexp(-1).double().sum()
-            )
             bar.update(batch.numel())
             for name, change in changes.items():
                 edit = Edit(site, change, Where(text), source)
@@ -89,23 +84,18 @@ def behaviour(
                 after = _cross_entropy(logits, target)
                 ce[name] += float(after.double().sum())
                 squares[name] += float((after - before).double().square().sum())
-                cross = (
-                    logits.logsumexp(-1).double().sum() - _row_dot(probabilities, logits).sum()
-                )
-                kl[name] += float(negative_entropy + cross)
+                kl[name] += divergence(logits)
                 bar.update(batch.numel())
     require(
         count > 0,
-        "no two tokens of the held-out text follow each other, so CE and KL have nothing to be "
-        "measured on; give more of it, or longer sequences",
+        "no two tokens of the held-out text follow each other, so CE and KL have nothing to "
+        "be measured on; give more of it, or longer sequences",
     )
     ce, kl, squares = (
         {name: total / count for name, total in sums.items()} for sums in (ce, kl, squares)
     )
-    errors = {
-        name: math.sqrt(max(0.0, squares[name] - (ce[name] - ce["clean"]) ** 2) / count)
-        for name in ("zero", "mean")
-    }
+    variances = {name: squares[name] - (ce[name] - ce["clean"]) ** 2 for name in changes}
+    errors = {name: math.sqrt(max(0.0, v) / count) for name, v in variances.items()}
     return {name: _scores(ce, kl, errors, f"sae {name}") for name in dictionaries}
 
 
@@ -116,6 +106,18 @@ def _logits(model: LanguageModel, ids: Tensor, scored: Tensor) -> Tensor:
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, target, reduction="none")
+
+
+def _divergence_from(clean: Tensor) -> Callable[[Tensor], float]:
+    """Return what sums KL(clean ‖ replaced) over rows of replaced logits."""
+    probabilities = clean.softmax(-1)
+    negative_entropy = _row_dot(probabilities, clean).sum() - clean.logsumexp(-1).double().sum()
+
+    def divergence(logits: Tensor) -> float:
+        cross = logits.logsumexp(-1).double().sum() - _row_dot(probabilities, logits).sum()
+        return float(negative_entropy + cross)
+
+    return divergence
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:
@@ -140,14 +142,14 @@ def _scores(
         ("ce_loss_score_mean_ablation", "mean", "the mean"),
     ):
         raised, error = ce[ablation] - ce["clean"], errors[ablation]
-        if raised > _STANDARD_ERRORS * error:
+        if raised > max(_STANDARD_ERRORS * error, _ROUNDING):
             values[key] = (ce[ablation] - ce[name]) / raised
         else:
             missing[key] = (
                 f"{put} in the activations' place raise CE by {raised:.2g} nats a token, which "
-                f"is no more than chance (a standard error of {error:.2g})"
+                f"is no more than chance or rounding (a standard error of {error:.2g})"
             )
-    if kl["zero"] > _KL_ROUNDING:
+    if kl["zero"] > _ROUNDING:
         values["kl_div_score"] = (kl["zero"] - kl[name]) / kl["zero"]
     else:
         missing["kl_div_score"] = (

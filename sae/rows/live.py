@@ -187,6 +187,7 @@ class LiveRows(RowSource):
             "shuffle_seed": asked.seed,
         }
         self.places = tuple(self._sites)
+        self.buffer_bytes = 4 * mix_rows * sum(site.width for site in self._sites)
         about, bos = model.record, model.bos_token_id
         self.record = record_of_rows(
             about,

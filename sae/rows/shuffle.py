@@ -23,6 +23,8 @@ from sae.core.scaling import SINK_NORM_MULTIPLE
 
 # Threads wait for a disk or an object store, and for copies, which one core does fast enough.
 _READING_THREADS = 4
+POOL_BYTES = 2 << 30
+"""Memory for rows of a cache that are permuted together."""
 
 
 Rows = tuple[Tensor, ...]
@@ -56,6 +58,12 @@ class RowSelection:
     def n_rows(self) -> int:
         """Rows an epoch."""
         return int(self.keep.sum())
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that all of them take, as they are stored."""
+        width = sum(map(self.cache.d_in, self.hook_names))
+        return self.n_rows * width * ROW_DTYPES[self.cache.dtype].itemsize
 
     @property
     def chunks(self) -> list[slice]:
@@ -118,7 +126,7 @@ def shuffled_batches(
     *,
     seed: int,
     skip: int = 0,
-    pool_bytes: int = 2 << 30,
+    pool_bytes: int = POOL_BYTES,
 ) -> Iterator[Rows]:
     """Give endless batches, (batch_size, d_in) at each hook, as stored.
 
@@ -138,7 +146,7 @@ def batches_of_epochs(
     *,
     seed: int,
     skip: int = 0,
-    pool_bytes: int = 2 << 30,
+    pool_bytes: int = POOL_BYTES,
 ) -> Iterator[Rows]:
     """Give batches of given sizes: the rows of one selection, then those of the next.
 

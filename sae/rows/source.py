@@ -9,7 +9,14 @@ from sae.base import require
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Place, Record
 from sae.models import ModelRecord
-from sae.rows.shuffle import Rows, joined, rows_in_order, select_rows, shuffled_batches
+from sae.rows.shuffle import (
+    POOL_BYTES,
+    Rows,
+    joined,
+    rows_in_order,
+    select_rows,
+    shuffled_batches,
+)
 from sae.text.record import TextRecord
 
 SAMPLE_ROWS = 16_384
@@ -62,6 +69,8 @@ class RowSource(ABC):
     """Where rows are read; and where others are to be predicted, where those are from."""
     record: Record
     """What a dictionary of these rows says of where they come from."""
+    buffer_bytes: int = 0
+    """About how much memory rows will take that wait to be trained on."""
 
     @abstractmethod
     def sample(self) -> Rows:
@@ -119,6 +128,7 @@ class CachedRows(RowSource):
         self._select = partial(select_rows, cache, *names, max_norm_multiple=limit)
         self._rows = self._select(held_out=False)
         self._rows.check_batch(asked.batch_size)
+        self.buffer_bytes = min(POOL_BYTES, self._rows.n_bytes)
         self.identity = {
             "cache": f"digest {cache.digest}",
             "hook_name": names[0],

@@ -23,8 +23,8 @@ class SweepConfig:
     """What holds for a sweep as a whole; of no meaning for a single dictionary."""
 
     memory_gb: float | None = None
-    """Gigabytes that dictionaries in training may take; by default four fifths of what is
-    free."""
+    """Gigabytes that dictionaries in training may take, one alone too; by default four fifths
+    of what is free."""
     evaluate: bool = True
     """Measure all dictionaries of a sweep on held-out text afterwards, as `sae eval` does."""
     n_behaviour_tokens: int = 2_048

@@ -3,24 +3,33 @@
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import torch
 
-from sae.base import UserError, duration, require, say
+from sae.base import UserError, duration, say
 from sae.cache.layout import open_cache
-from sae.core.select import BLOCK_BYTES
-from sae.models import resolve_device
+from sae.core.select import BLOCK_BYTES, MIN_BLOCK_ROWS
+from sae.models import Site, resolve_device
 from sae.rows.source import RowSource
 from sae.training.config import SweepConfig, TrainConfig
 from sae.training.task import Task
 
-# Weights, and Adam's two moments; gradients live only while their dictionary takes its step.
-_KEPT_BYTES, _GRADIENT_BYTES = 12, 4
+# For each parameter: weights and Adam's two moments stay. Besides, whatever is more: gradients,
+# which live only while their dictionary takes its step; or what a dictionary for raw rows is
+# folded from, in float64, whenever it is measured or saved.
+_WEIGHT_BYTES, _MOMENT_BYTES, _GRADIENT_BYTES, _FOLDING_BYTES = 4, 8, 4, 22
+# First directions: rows of the sample, noise, both at norm one, and their sum.
+_DIRECTION_BYTES = 10
 # Rows of a batch in float32, as they come, scaled, reconstructed, differentiated, ....
 _BATCHES = 16
+# Of a latent, in each row that is encoded densely: pre-activations and pairs that are sorted
+# for a quantile, of the sample's first rows, when a dictionary is made; and what leads to its
+# activations, of the rows that it is measured on.
+_SORTED_BYTES, _ENCODED_BYTES = 20, 13
+_SAMPLE_ROWS, _MEASURED_ROWS = 1024, 2048
 _SHARE_OF_FREE = 0.8
 # A step over the encoder's product alone (benchmarks/results/floor.md).
 _STEP_OVER_PRODUCT = 1.5
@@ -34,29 +43,85 @@ class Load:
     """What one dictionary asks of the machine."""
 
     name: str
-    n_parameters: int
-    batch_bytes: int
+    d_sae: int
+    latent_parameters: int
+    """Parameters of one latent."""
+    other_parameters: int = 0
+    batch_bytes: int = 0
     """Bytes of one batch in float32, of rows to read and to predict."""
+    measured_rows: int = 0
+    """Rows that are encoded at once when it is measured."""
 
     @classmethod
     def of(cls, config: TrainConfig, widths: Sequence[int]) -> "Load":
         """Return the load of a training on rows of these widths."""
         d_in, d_out = widths[0], widths[-1]
-        # Four vectors of latents at most: biases, thresholds, gates.
-        n_parameters = config.sae.d_sae * (d_in + d_out + 4) + d_out
-        if config.sae.skip_connection:
-            n_parameters += d_in * d_out
-        return cls(config.id, n_parameters, 4 * config.train_batch_size_tokens * sum(widths))
+        return cls(
+            config.id,
+            config.sae.d_sae,
+            # Four vectors of latents at most: biases, thresholds, gates.
+            latent_parameters=d_in + d_out + 4,
+            other_parameters=d_out + (d_in * d_out if config.sae.skip_connection else 0),
+            batch_bytes=4 * config.train_batch_size_tokens * sum(widths),
+            measured_rows=min(config.n_eval_rows, _MEASURED_ROWS),
+        )
+
+    @property
+    def n_parameters(self) -> int:
+        """All its parameters."""
+        return self.d_sae * self.latent_parameters + self.other_parameters
+
+    @property
+    def building(self) -> int:
+        """Bytes beside the weights while first ones are made."""
+        dense = _SORTED_BYTES * _SAMPLE_ROWS * self.d_sae
+        return max(_DIRECTION_BYTES * self.n_parameters, dense)
+
+    @property
+    def training(self) -> int:
+        """Bytes beside weights and moments while it takes a step, is measured, or saved."""
+        block = max(BLOCK_BYTES, 4 * MIN_BLOCK_ROWS * self.d_sae)
+        step = _GRADIENT_BYTES * self.n_parameters + block + _BATCHES * self.batch_bytes
+        dense = _ENCODED_BYTES * self.measured_rows * self.d_sae
+        measured = 2 * _WEIGHT_BYTES * self.n_parameters + dense
+        return max(step, measured, _FOLDING_BYTES * self.n_parameters)
+
+    def largest(self, budget: float) -> int:
+        """Return the most latents that fit `budget` bytes alone."""
+        low, high = 0, self.d_sae
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = bytes_together([replace(self, d_sae=middle)]) <= budget
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
 
 
 def bytes_together(loads: Sequence[Load]) -> int:
-    """Return the memory for dictionaries that train side by side."""
-    # What one takes for a step is of use to the next one afterwards.
-    for_a_step = max(
-        _GRADIENT_BYTES * load.n_parameters + BLOCK_BYTES + _BATCHES * load.batch_bytes
-        for load in loads
-    )
-    return _KEPT_BYTES * sum(load.n_parameters for load in loads) + for_a_step
+    """Return the memory for dictionaries that train side by side.
+
+    All are made before the first one takes a step, and what one takes for a step is of use to
+    the next one afterwards.
+    """
+    n = sum(load.n_parameters for load in loads)
+    built = _WEIGHT_BYTES * n + max(load.building for load in loads)
+    trained = (_WEIGHT_BYTES + _MOMENT_BYTES) * n + max(load.training for load in loads)
+    return max(built, trained)
+
+
+def check_memory(tasks: Sequence[Task], source: RowSource) -> None:
+    """Refuse dictionaries of which one does not fit in memory, before any is made.
+
+    Raises:
+        UserError: with the width that would fit.
+    """
+    config = tasks[0].config
+    budget = _memory_budget(config.sweep, resolve_device(config.device), source)
+    turns([Load.of(task.config, _widths(source)) for task in tasks], budget)
+
+
+def _widths(source: RowSource) -> list[int]:
+    sites = [place.width if isinstance(place, Site) else 0 for place in source.places]
+    return sites if all(sites) else [side.shape[1] for side in source.sample()]
 
 
 def turns(loads: Sequence[Load], budget: float) -> list[range]:
@@ -64,11 +129,14 @@ def turns(loads: Sequence[Load], budget: float) -> list[range]:
     found: list[range] = []
     for place, load in enumerate(loads):
         alone = bytes_together([load])
-        require(
-            alone <= budget,
-            f"{load.name} needs {alone / 1e9:.2f} GB and {budget / 1e9:.2f} GB may be used; "
-            "give a smaller sae.d_sae, or more with sweep.memory_gb=...",
-        )
+        if alone > budget:
+            largest = load.largest(budget)
+            cure = f"sae.d_sae={largest} would fit" if largest else "no width would fit"
+            raise UserError(
+                f"{load.name} needs {alone / 1e9:,.2f} GB of memory to train, and "
+                f"{max(0.0, budget) / 1e9:,.2f} GB may be used (sweep.memory_gb, by default "
+                f"four fifths of what is free); {cure}"
+            )
         if found and bytes_together(loads[found[-1].start : place + 1]) <= budget:
             found[-1] = range(found[-1].start, place + 1)
         else:
@@ -76,7 +144,8 @@ def turns(loads: Sequence[Load], budget: float) -> list[range]:
     return found
 
 
-def _memory_budget(config: SweepConfig, device: torch.device) -> float:
+def _memory_budget(config: SweepConfig, device: torch.device, source: RowSource) -> float:
+    """Bytes that dictionaries may take, beside the rows that wait to be trained on."""
     if config.memory_gb is not None:
         return config.memory_gb * 1e9
     if device.type == "cuda":
@@ -89,7 +158,7 @@ def _memory_budget(config: SweepConfig, device: torch.device) -> float:
         statistics = (_CGROUP / "memory.stat").read_text().split()
         inactive = int(statistics[statistics.index("inactive_file") + 1])
         available = min(available, limit - used + inactive)
-    return _SHARE_OF_FREE * available
+    return _SHARE_OF_FREE * (available - source.buffer_bytes)
 
 
 def _seconds_for(configs: Sequence[TrainConfig], widths: Sequence[int]) -> float:
@@ -132,10 +201,10 @@ def in_turns(tasks: Sequence[Task], source: RowSource) -> list[list[Task]]:
     if not tasks:
         return []
     configs = [task.config for task in tasks]
-    widths = [side.shape[1] for side in source.sample()]
+    widths = _widths(source)
     loads = [Load.of(config, widths) for config in configs]
     device = resolve_device(configs[0].device)
-    plan = turns(loads, _memory_budget(configs[0].sweep, device))
+    plan = turns(loads, _memory_budget(configs[0].sweep, device, source))
     time = duration(_seconds_for(configs, [widths[0]] * len(configs)))
     most = max(bytes_together(loads[turn.start : turn.stop]) for turn in plan)
     sizes = " and ".join(str(len(turn)) for turn in plan)

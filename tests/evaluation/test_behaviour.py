@@ -1,6 +1,8 @@
 """The model's loss with a reconstruction spliced in, against an independent computation."""
 
 import copy
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,11 @@ from sae.models.load import ModelConfig, load_model
 HOOK = "blocks.1.hook_resid_post"
 made = Dictionary.from_weights
 D = 32
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model):
+    return load_model(ModelConfig(name=str(tiny_model), device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,7 @@ def nothing():
 def scores(model, tokens, dictionary, mean=None):
     point = find_site(model.module, HOOK)
     mean = torch.zeros(D) if mean is None else mean
-    return behaviour(model, point, tokens, {"x": dictionary}, mean, batch_size=5)["x"]
+    return behaviour(model, point, tokens, {"x": dictionary}, mean, batch_size=5)["x"].values
 
 
 def test_an_identity_dictionary_scores_one(model, tokens):
@@ -142,6 +149,42 @@ def test_all_figures_equal_an_independent_computation(tiny_run, model, tokens):
         assert found[name] == pytest.approx(value, rel=2e-3, abs=2e-5), name
 
 
+def test_a_share_of_what_chance_moves_is_not_measured(model, tokens):
+    """Of an MLP that adds next to nothing, against the spread of losses token by token."""
+    quiet = replace(model, module=copy.deepcopy(model.module))
+    with torch.no_grad():
+        quiet.module.model.layers[1].mlp.down_proj.weight.mul_(1e-6)
+    point = find_site(quiet.module, MLP)
+    found = behaviour(quiet, point, tokens, {"x": nothing()}, torch.zeros(D), batch_size=5)["x"]
+    text = (tokens != 0) & (tokens != 1)
+    scored = text[:, :-1] & text[:, 1:]
+
+    def losses(scale):
+        module = copy.deepcopy(quiet.module)
+        module.model.layers[1].mlp.down_proj.weight.data.mul_(scale)
+        with torch.no_grad():
+            log_probs = module.double()(tokens).logits.log_softmax(-1)[:, :-1][scored]
+        return -log_probs.gather(1, tokens[:, 1:][scored][:, None])[:, 0]
+
+    differences = losses(0) - losses(1)
+    error = differences.std() / len(differences) ** 0.5
+    assert differences.mean() < max(3 * error, 1e-4)
+    why = found.not_measurable["ce_loss_score"]
+    assert re.search(r"zeros in the activations' place raise CE by \S+ nats .* chance", why)
+    assert "no more than rounding" in found.not_measurable["kl_div_score"]
+    assert found.values["ce_loss_with_ablation"] == pytest.approx(float(losses(0).mean()), 1e-4)
+    # The whole of the block's output is no chance.
+    loud = behaviour(
+        model, find_site(model.module, HOOK), tokens, {"x": nothing()}, torch.zeros(D)
+    )["x"]
+    assert "kl_div_score" in loud.values
+
+
+def test_text_without_two_tokens_in_a_row_is_refused(model, tokens):
+    with pytest.raises(UserError, match="no two tokens of the held-out text follow each other"):
+        scores(model, torch.zeros_like(tokens), nothing())
+
+
 MID, POST, MLP = (f"blocks.1.{h}" for h in ("hook_resid_mid", "mlp.hook_post", "hook_mlp_out"))
 
 
@@ -154,7 +197,7 @@ def transcoder_scores(model, tokens, reconstruct, source=MID, point=MLP, mean=No
         torch.zeros(D) if mean is None else mean,
         source=find_site(model.module, source),
         batch_size=5,
-    )["x"]
+    )["x"].values
 
 
 def exact_transcoder(model, *, skip: bool, **metadata) -> Dictionary:
@@ -206,7 +249,8 @@ def test_ablations_act_where_a_transcoder_writes(model, tokens):
 
 def scores_at(model, tokens, hook_name):
     point = find_site(model.module, hook_name)
-    return behaviour(model, point, tokens, {"x": nothing()}, torch.zeros(D), batch_size=5)["x"]
+    found = behaviour(model, point, tokens, {"x": nothing()}, torch.zeros(D), batch_size=5)
+    return found["x"].values
 
 
 def test_a_transcoder_replaces_text_positions_and_leaves_special_tokens(model, tokens):
@@ -293,7 +337,7 @@ def test_eval_compares_a_transcoder_with_the_hook_that_it_writes(transcoder_run)
 
 @pytest.mark.parametrize("name", ["exact", "random"])
 def test_a_transcoders_features_fire_where_it_reads_and_push_where_it_writes(
-    transcoder_run, model, name
+    transcoder_run, tiny, name
 ):
     """Of another width there, and (the exact one, which is all skip) of no norm at all."""
     dictionary = sae.load(str(transcoder_run / "dictionaries" / name))
@@ -304,7 +348,7 @@ def test_a_transcoders_features_fire_where_it_reads_and_push_where_it_writes(
     x = cache.read(POST, slice(0, len(cache.tokens)))[torch.from_numpy(cache.text_rows())]
     density = (dictionary.encode(x.float()) > 0).double().mean(0)
     assert [row["density"] for row in rows] == pytest.approx(density.tolist(), abs=1e-5)
-    gain, head = model.module.model.norm.weight, model.module.lm_head.weight
+    gain, head = tiny.module.model.norm.weight, tiny.module.lm_head.weight
     logits = ((dictionary.W_dec * gain) @ head.t()).detach()
     best = logits.max(dim=1).values.tolist()
     assert [row["top_logits"][0] for row in rows] == pytest.approx(best, abs=1e-4)

@@ -111,12 +111,40 @@ def test_too_little_memory_means_turns_and_the_same_weights(tiny_run, tmp_path, 
 
 
 def test_a_turn_holds_as_many_as_fit_and_one_that_never_fits_is_refused():
-    loads = [Load(str(i), n_parameters=10**9, batch_bytes=0) for i in range(5)]
+    loads = [Load(str(i), d_sae=10**6, latent_parameters=1000) for i in range(5)]
     two = bytes_together(loads[:2])
     assert turns(loads, two) == [range(2), range(2, 4), range(4, 5)]
     assert turns(loads, two - 1) == [range(i, i + 1) for i in range(5)]
-    with pytest.raises(UserError, match=r"0 needs 16\.03 GB and 10\.00 GB may be used"):
+    # 12 bytes of weights and moments for each of 10^9 parameters, and 22 for folding them.
+    with pytest.raises(UserError, match=r"0 needs 34\.00 GB of memory to train, and 10\.00 GB"):
         turns(loads, 10e9)
+
+
+@pytest.mark.parametrize("free", [0.3e9, 1e9, 10e9])
+def test_the_width_that_is_named_fits_and_one_more_does_not(free):
+    load = Load("x", d_sae=10**8, latent_parameters=2 * 576 + 4, batch_bytes=4 << 20)
+    with pytest.raises(
+        UserError, match=r"x needs .* GB may be used .*; sae.d_sae=\d+ would fit"
+    ):
+        turns([load], free)
+    largest = load.largest(free)
+    assert turns([replace(load, d_sae=largest)], free) == [range(1)]
+    assert bytes_together([replace(load, d_sae=largest + 1)]) > free
+
+
+def test_one_training_that_does_not_fit_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae.training.train.make_trainer", lambda *_: pytest.fail("made"))
+    rows = [torch.randn(256, 576, generator=torch.Generator().manual_seed(0))]
+    wide = {"sae": sae.StandardConfig(d_sae=100_000_000), "training_tokens": 256}
+    settings = {"run": str(tmp_path), "cache": None, "train_batch_size_tokens": 128, **wide}
+    sentence = r"standard-100000000-l1-4 needs [\d,]+\.\d\d GB .*; sae.d_sae=\d+ would fit"
+    with pytest.raises(UserError, match=sentence):
+        sae.train(**settings, rows=rows)
+    assert not (tmp_path / "dictionaries").exists()
+    little = SweepConfig(memory_gb=1e-4)
+    small = settings | {"sae": sae.StandardConfig(d_sae=64), "sweep": little}
+    with pytest.raises(UserError, match=r"0\.00 GB may be used .*; no width would fit"):
+        sae.train(**small, rows=rows)
 
 
 @pytest.mark.slow
