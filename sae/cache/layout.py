@@ -206,12 +206,8 @@ class ActivationCache:
 
     def array(self, name: str) -> Any:
         """Return one of the cache's zarr arrays; one that is gone or damaged is refused."""
-        with self._explained(name):
-            try:
-                return self.group[name]
-            except (AttributeError, TypeError) as error:
-                # What zarr raises about a description of another shape.
-                raise ValueError(str(error)) from error
+        with explained_store_failures(self.location):
+            return opened_array(self.group, self.location, name)
 
     def _whole(self, name: str) -> NDArray[Any]:
         array = self.array(name)
@@ -232,7 +228,9 @@ class ActivationCache:
                 raise UserError(
                     f"{self.location}: {name} misses a chunk{where}; run the same harvest again"
                 ) from error
-            except (KeyError, ValueError) as error:
+            except ValueError as error:
+                if isinstance(error, UserError):
+                    raise
                 wrong, cure = f"damaged{where}", "run the same harvest again to repair it"
                 if part is None:
                     wrong, cure = "missing or damaged", "harvest again"
@@ -273,6 +271,21 @@ def stored_rows(array: Any, location: str | Path, rows: slice) -> NDArray[Any]:
     return mapped[rows.start - chunk * size : rows.stop - chunk * size]
 
 
+def opened_array(group: zarr.Group, location: str | Path, name: str) -> Any:
+    """Return one of a cache's arrays, whose chunks are not looked at.
+
+    Raises:
+        UserError: if its description (`zarr.json`) is gone, damaged or of another shape.
+    """
+    try:
+        return group[name]
+    # What zarr raises about a description depends on what is wrong with it.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{location}: {name} is missing or damaged ({error}); harvest again"
+        ) from error
+
+
 def written_rows(
     group: zarr.Group, location: str | Path, name: str, rows: slice
 ) -> NDArray[Any]:
@@ -281,7 +294,7 @@ def written_rows(
     Raises:
         FileNotFoundError or ValueError: if a chunk is not there or is damaged.
     """
-    array: Any = group[name]
+    array = opened_array(group, location, name)
     found, size = stored_rows(array, location, rows), array.chunks[0]
     starts = range(rows.start // size * size, rows.stop, size)
     heads = found.reshape(len(found), -1)[[max(0, i - rows.start) for i in starts], 0]

@@ -25,6 +25,7 @@ from sae.cache.layout import (
     ActivationCache,
     chunk_key,
     chunk_slices,
+    opened_array,
     written_rows,
 )
 from sae.cache.store import explained_store_failures, open_group, stored_keys
@@ -64,7 +65,7 @@ class CacheWriter:
         # Kept in hand: a thread may be writing while another one refreshes.
         arrays = self._arrays
         if name not in arrays:
-            arrays[name] = self.group[name]
+            arrays[name] = opened_array(self.group, self.location, name)
         return arrays[name]
 
     @property
@@ -205,13 +206,13 @@ class CacheWriter:
     def _whole(self, name: str) -> bool:
         with explained_store_failures(self.location):
             try:
-                array: Any = self.group[name]
+                array = opened_array(self.group, self.location, name)
                 if array.nchunks_initialized < array.nchunks:
                     return False
                 # Chunk by chunk: a text may be larger than the memory.
                 for part in chunk_slices(array.shape[0], array.chunks[0]):
                     np.asarray(array[part])
-            except (KeyError, ValueError):
+            except ValueError:
                 return False
         return True
 

@@ -69,6 +69,10 @@ def _probed(module: nn.Module) -> Probe:
         with _quietly(module, tokens.device), seen.watching(found):
             module(tokens, **without_cache(module))
         blocks = _stream(seen.blocks)
+        if not all(bool(block.out.isfinite().all()) for block in blocks):
+            # No sum tells anything then, and nothing else is wrong with the names.
+            found.failure = "its activations hold NaN or infinity"
+            return found
         sites = _named(blocks)
         with _quietly(module, tokens.device):
             found.sites = [*_edited_in_the_middle(module, tokens, blocks, sites)]

@@ -123,7 +123,7 @@ const badges = (entry) =>
     .map(([, text]) => h("span", { class: "badge" }, text));
 
 /* A figure, or that there is none and why. */
-function cellOf(entry, key, write) {
+function figureCell(entry, key, write) {
   const why = entry.not_measurable?.[key];
   return why ? h("td", { title: sentence(why) }, "not measurable") : h("td", {}, write(entry[key]));
 }
@@ -141,7 +141,7 @@ function drawTable(rows) {
           entry.id,
           dictionaries.length > 1 ? badges(entry) : null,
         ),
-        columnsHere().map(([key, , write]) => cellOf(entry, key, write)),
+        columnsHere().map(([key, , write]) => figureCell(entry, key, write)),
       ),
     );
   }

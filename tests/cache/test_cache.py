@@ -201,6 +201,16 @@ def test_the_same_harvest_repairs_damage_to_the_same_bytes(again, tmp_path, made
     assert tree(cache) == tree(made)
 
 
+@pytest.mark.parametrize(
+    ("array", "content"),
+    [(f"moments/{HOOK}", "null"), (f"moments/{HOOK}", "{"), ("tokens", "{}"), ("tokens", "")],
+)
+def test_a_damaged_description_is_refused_and_the_array_named(again, tmp_path, array, content):
+    (tmp_path / "cache.zarr" / array / "zarr.json").write_text(content)
+    with pytest.raises(UserError, match=f"{array} is missing or damaged"):
+        again()
+
+
 def test_only_what_is_damaged_is_computed_again(again, tmp_path):
     cache = tmp_path / "cache.zarr"
     damaged = chunk_files(cache, f"activations/{HOOK}")[1]
