@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae.base import UserError
+from sae.base import UserError, require
 from sae.models.calls import without_cache
 from sae.models.traced import probe_tokens
 
@@ -113,7 +113,7 @@ def is_causal(module: nn.Module, name: str) -> bool:
     A forward pass over a few tokens tells, and another in which the last one is exchanged.
 
     Raises:
-        UserError: if it does not run on text alone.
+        UserError: if it does not run on text alone, or its logits are no numbers.
     """
     tokens = probe_tokens(module, 6).to(next(module.parameters()).device)
     other = tokens.clone()
@@ -129,6 +129,11 @@ def is_causal(module: nn.Module, name: str) -> bool:
     first, second = (getattr(output, "logits", None) for output in outputs)
     if first is None or second is None or first.shape[:2] != tokens.shape:
         return False
+    require(
+        not bool(first.isnan().any()),
+        f"model.name={name} gives NaN for the logits of a few tokens; its weights are damaged, "
+        "or its activations hold NaN or infinity in this type: run it in float32",
+    )
     moved = (first - second)[:, :-1].abs().max()
     # Experts that are given other tokens may round otherwise.
     return bool(moved <= torch.finfo(first.dtype).eps ** (2 / 3) * first.abs().max())
