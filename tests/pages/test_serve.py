@@ -778,7 +778,7 @@ def test_features_of_an_encoder_are_read_and_it_has_nothing_to_steer(
         assert ready(server, "small")["model"] == "ready"
         found = server.json("/atlas/small/api/read", {"text": "seven grey cats"})
         # Without the class token and the separator that the model reads with it.
-        assert found["tokens"] == ["seven", "grey", "cats"]
+        assert found["tokens"] == ["seven", " grey", " cats"]
         assert any(found["features"])
         body = {"text": "cats", "feature": 1, "strength": 1}
         sentence = server.refused("/atlas/small/api/steer", body)

@@ -211,11 +211,11 @@ def test_a_command_is_one_file_and_its_line(house, own_run):
     house.change(
         "config/commands.py",
         (
-            '    Command("demo",',
+            '    Command(\n        "demo",',
             '    Command(\n        "weigh",\n'
             '        "say how many bytes dictionaries take",\n'
             '        places=("run",),\n    ),\n'
-            '    Command("demo",',
+            '    Command(\n        "demo",',
         ),
     )
     assert "say how many bytes dictionaries take" in house.sae("--help")
