@@ -7,13 +7,15 @@ from sae.dictionary import Dictionary
 
 def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache) -> None:
     """Refuse a dictionary and a cache of different models, weights, hooks or widths."""
-    model = cache.model
+    model, recorded = cache.model, dictionary.record.model
+    # Weights that are the same tell more than a name: an export has no path of this disk in it.
+    same = recorded is not None and recorded.weight_digest == model.weight_digest != UNKNOWN
     require(
-        dictionary.model_name == model.hub_id,
+        same or dictionary.model_name == model.hub_id,
         f"{name} was trained on {dictionary.model_name}, but {cache.location} is of "
         f"{model.hub_id}",
     )
-    trained_on = dictionary.record.model or model
+    trained_on = recorded or model
     require(
         trained_on.weight_digest in (UNKNOWN, model.weight_digest),
         f"{name} was trained on other weights of {dictionary.model_name} (digest "

@@ -62,6 +62,7 @@ def test_several_parts_come_out_of_an_export_as_one_file(format, tiny_run, tmp_p
     sae.analyze(run=str(run))
     merged = sae.export(run=str(run)) / HOOK
     assert {path.name for path in merged.iterdir()} == {
+        "SHA256SUMS",
         "cfg.json",
         "sae_weights.safetensors",
         "sparsity.safetensors",

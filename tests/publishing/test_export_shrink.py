@@ -316,7 +316,7 @@ def test_the_card_of_a_nested_dictionary_has_the_widths_that_are_left(run, tmp_p
     kept = [f["feature"] for f in atlas.features() if f["n_active"]]
     assert not {1, 2, 20, 40} & set(kept)
     says = "Latents are nested (Matryoshka): the first {} alone"
-    whole = (sae.export(**settings) / "README.md").read_text()
+    whole = (sae.export(run=str(nested)) / "README.md").read_text()
     assert says.format("4, 16 or 32") in whole
     folder = sae.export(**settings, drop_dead=True)
     widths = [sum(f < width for f in kept) for width in (4, 16, 32)]
