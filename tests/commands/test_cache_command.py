@@ -207,7 +207,7 @@ def test_info_says_where_a_cache_is_from_and_what_it_holds(tiny_run, capsys):
         about["model"]["name"],
         f"run in float32, digest {about['model']['weight_digest']}",
         f"digest {about['tokenizer_digest']}; tokens that are no text: 0, 1",
-        f"{data['name']} (split train, column text), digest {about['data_digest']}",
+        f"{data['name']}, digest {about['data_digest']}",
         f"{documents['used']} used, 0 repeated, 0 empty, {documents['unneeded']} unneeded",
         "256 of 32 tokens, 8,192 in all",
         "230 training, 26 held out, held_out_fraction=0.1",
