@@ -32,7 +32,9 @@ def test_a_part_may_be_given_by_the_word_of_the_command_line(asked):
     sae.train(sae="topk", logger="wandb")
     first, second, third = asked
     assert first.model == sae.ModelConfig(name="gpt2")
-    assert first.data == sae.DataConfig(name="monology/pile-uncopyrighted")
+    assert first.data == sae.DataConfig(
+        name="monology/pile-uncopyrighted", column="text", split="train"
+    )
     assert second.model == sae.ModelConfig(name="./it's, a=b")
     assert second.data == sae.DataConfig(name="texts/**/*.txt")
     assert third.sae == sae.TopKConfig()

@@ -108,14 +108,16 @@ def test_the_hooks_of_a_model_are_listed_from_its_configuration_alone(
         for name in (
             "hook_resid_pre",
             "hook_resid_post",
+            "hook_resid_mid",
             "hook_attn_out",
             "attn.hook_z",
             "hook_mlp_out",
             "mlp.hook_post",
-            "hook_resid_mid",
+            "mlp.hook_in",
+            "hook_mlp_in",
         )
     ]
-    assert len(rows) == 3 * 7
+    assert len(rows) == 3 * 9
     assert ["blocks.2.hook_resid_post", "model.layers.2", "output", "32"] in rows
     assert ["blocks.0.mlp.hook_post", "model.layers.0.mlp.down_proj", "input", "64"] in rows
 
@@ -127,17 +129,17 @@ def test_a_listing_of_hooks_without_widths_leaves_the_column_empty(
     assert main(["harvest", "--list-hooks", f"model={tiny_model}"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[-1].split() == [
-        "blocks.2.hook_resid_mid",
+        "blocks.2.hook_mlp_in",
         "model.layers.2.post_attention_layernorm",
         "input",
     ]
 
 
 def test_a_model_whose_blocks_have_no_names_here_says_so(tmp_path, capsys):
-    (tmp_path / "config.json").write_text('{"model_type": "distilbert"}')
+    (tmp_path / "config.json").write_text('{"model_type": "xlnet"}')
     assert main(["harvest", "--list-hooks", f"model={tmp_path}"]) == 2
     said = capsys.readouterr().err
-    assert "(DistilBertModel) is built of blocks that have no TransformerLens names" in said
+    assert "(XLNetLMHeadModel) is built of blocks that have no TransformerLens names" in said
     assert "module paths" in said
 
 
