@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.files import unseal
 from support.world import HOOK, random_dictionary
 
 import sae
@@ -131,7 +132,7 @@ def test_it_comes_back_from_its_folder(name, dtype, tmp_path):
 def folder_with(folder, changes, architecture="standard"):
     dictionary = random_dictionary(architecture, hook_name=HOOK)
     save_dictionary(dictionary, folder)
-    path = folder / "cfg.json"
+    path = unseal(folder) / "cfg.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return dictionary
 
@@ -357,6 +358,6 @@ def test_an_old_folder_that_says_true_means_one_number_for_all_rows(tmp_path):
         {n: t.contiguous() for n, t in w.items()}, tmp_path / "old/sae_weights.safetensors"
     )
     said = {"d_in": D_IN, "d_sae": D_SAE, "normalize_activations": True}
-    (tmp_path / "old/cfg.json").write_text(json.dumps(said))
+    (unseal(tmp_path / "old") / "cfg.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match="expected_average_only_in multiplies all rows by one"):
         sae.load(str(tmp_path / "old"))
