@@ -228,6 +228,7 @@ def test_an_export_holds_the_dictionary_the_tables_and_a_card(exported):
         "labels.csv",
         "decoder.safetensors",
         "export.json",
+        f"{inner}/SHA256SUMS",
         f"{inner}/cfg.json",
         f"{inner}/sae_weights.safetensors",
         f"{inner}/sparsity.safetensors",

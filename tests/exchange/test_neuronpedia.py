@@ -712,7 +712,7 @@ def test_the_verbs_work_from_the_command_line(atlas, tmp_path, capsys, monkeypat
     listed = capsys.readouterr().out
     assert all(command.example in listed for command in family("atlas"))
     said = []
-    monkeypatch.setattr("tqdm.tqdm.write", said.append)
+    monkeypatch.setattr("tqdm.tqdm.write", lambda text, **_: said.append(text))
     run = atlas.folder.parents[1]
     out = tmp_path / "np"
     assert main(["atlas", "export", str(run), str(out), "model_id=m", "source=1-a"]) == 0

@@ -21,8 +21,8 @@ from sae.base.files import only_process
 from sae.cli import main
 from sae.config.commands import COMMANDS
 from sae.exchange.dashboards.exporting import FORMATS, export_atlas
-from sae.exchange.dashboards.folders import new_folder
 from sae.exchange.dashboards.tables import Scratch
+from sae.run import new_folder
 
 FEATURE = {
     "feature_index": 0,
@@ -134,7 +134,7 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path):
     (mine / "label").mkdir(parents=True)
     with (
         pytest.raises(UserError, match="is there already; choose another or remove it"),
-        new_folder(target) as temporary,
+        new_folder(target, tmp_path / "lock") as temporary,
     ):
         shutil.copytree(mine, target)
     assert (target / "label").exists()
