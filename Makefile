@@ -29,10 +29,10 @@ $(TOOLS): $(READY) tests/peers.txt
 demo: $(READY)  ## the whole path on a real model: about a quarter of an hour on two cores
 	$(BIN)/sae demo
 
-test: $(TOOLS)  ## run all tests: about eleven minutes on two cores
+test: $(TOOLS)  ## run all tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-fast: $(TOOLS)  ## run the tests that are not marked slow: two minutes on two cores
+test-fast: $(TOOLS)  ## run the tests that are not marked slow
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 check: $(TOOLS)  ## format, lint, types and the order of imports

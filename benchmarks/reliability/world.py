@@ -161,7 +161,7 @@ class World:
         subprocess.run(["mount", "-o", options, str(self.work)], check=True)
 
     def close(self) -> None:
-        """Leave nothing."""
+        """Remove the folder of the world, and unmount its disk."""
         if self.mounted:
             subprocess.run(["umount", str(self.work)], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)

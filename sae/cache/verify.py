@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from sae.base import UserError
 from sae.cache.layout import (
     STATISTICS,
     TEXT,
     ActivationCache,
     chunk_key,
     chunk_slices,
+    opened_array,
     stored_rows,
 )
 from sae.cache.store import explained_store_failures, stored_keys
@@ -54,8 +56,8 @@ def bytes_to_read(cache: ActivationCache) -> int:
     total = 0
     for name in array_names(cache):
         # What is wrong with an array is for `check_chunks` to say.
-        with contextlib.suppress(KeyError, TypeError, ValueError):
-            array: Any = cache.group[name]
+        with contextlib.suppress(UserError):
+            array = opened_array(cache.group, cache.location, name)
             total += array.nchunks * _chunk_bytes(array)
     return total
 
@@ -75,14 +77,16 @@ def _chunks(cache: ActivationCache) -> Iterator[tuple[Any, slice, str] | Checked
     """Array, rows and words for them of what is to be read; what is wrong with the rest."""
     n = sum(cache.attributes["rows"].values())
     for name in array_names(cache):
-        try:
-            with explained_store_failures(cache.location):
-                array: Any = cache.group[name]
-        except KeyError:
-            yield CheckedChunk(name, "all of it", 0, "is not there")
-            continue
-        except (TypeError, ValueError) as error:
-            yield CheckedChunk(name, "all of it", 0, f"has a damaged zarr.json ({error})")
+        # What the store itself refuses is no damage, and ends all.
+        with explained_store_failures(cache.location):
+            try:
+                array, why = opened_array(cache.group, cache.location, name), None
+            except UserError as error:
+                array, why = None, error.__cause__
+        if array is None:
+            gone = isinstance(why, KeyError)
+            wrong = "is not there" if gone else f"has a damaged zarr.json ({why})"
+            yield CheckedChunk(name, "all of it", 0, wrong)
             continue
         kind = name.split("/")[0]
         of_sequences = kind not in ("document_digests", "moments", "statistics")

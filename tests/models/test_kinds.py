@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import LLAMA_SIZES, SIZES, random_model
+from support.families import LLAMA_SIZES, SIZES, VISION_SIZES, random_model
 
 from sae.base.errors import UserError
 from sae.models.kinds import class_of, is_causal, predicts_next_token
@@ -14,15 +14,7 @@ from sae.models.load import ModelConfig, load_model, load_skeleton, record_witho
 
 T5 = {"vocab_size": 400, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 XLNET = {"vocab_size": 400, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}
-VISION = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
+VISION = {"model_type": "clip_vision_model", **VISION_SIZES}
 LLAVA = {
     "text_config": {"model_type": "llama", **LLAMA_SIZES},
     "vision_config": VISION,

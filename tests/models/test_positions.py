@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.families import VISION_SIZES
 
 from sae.base.errors import UserError
 from sae.models.load import ModelConfig
@@ -36,19 +37,15 @@ TABLES = [
     ("GPT2LMHeadModel", GPT, 20),
     ("GPTJForCausalLM", {**GPT, "rotary_dim": 8}, 20),
 ]
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 ROTARY = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
 STATED = [
     ("LlamaForCausalLM", ROTARY, 20),
     ("MptForCausalLM", {"d_model": 16, "n_layers": 1, "n_heads": 2, "max_seq_len": 20}, 20),
-    ("Gemma3ForConditionalGeneration", {"text_config": ROTARY, "vision_config": VISION}, 20),
+    (
+        "Gemma3ForConditionalGeneration",
+        {"text_config": ROTARY, "vision_config": VISION_SIZES},
+        20,
+    ),
     ("BloomForCausalLM", {"hidden_size": 16, "n_layer": 1, "n_head": 2, "seq_length": 9}, None),
     ("MambaForCausalLM", {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 97}, None),
     ("RwkvForCausalLM", {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 97}, None),

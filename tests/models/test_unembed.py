@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import random_model
+from support.families import VISION_SIZES, random_model
 from torch import Tensor, nn
 
 from sae.base.errors import UserError
@@ -31,14 +31,6 @@ NAMED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 FEW = {name: SIZES[name] for name in NAMED}
 MPT = {"vocab_size": VOCABULARY, "d_model": D, "n_layers": 2, "n_heads": 2}
 OPT = {**FEW, "ffn_dim": 24, "max_position_embeddings": 64, "word_embed_proj_dim": D}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
 PLE = {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 4}
 # Class, sizes, path of the last block, whether its norm takes the mean off (None: there is no
@@ -74,7 +66,7 @@ CASES: list[tuple[str, dict[str, Any], str, bool | None, float | None]] = [
     ("OpenAIGPTLMHeadModel", GPT, "transformer.h.1", None, None),
     (
         "Gemma3ForConditionalGeneration",
-        {"text_config": SIZES, "vision_config": VISION, "mm_tokens_per_image": 4},
+        {"text_config": SIZES, "vision_config": VISION_SIZES, "mm_tokens_per_image": 4},
         "model.language_model.layers.1",
         False,
         None,
@@ -83,7 +75,7 @@ CASES: list[tuple[str, dict[str, Any], str, bool | None, float | None]] = [
         "LlavaForConditionalGeneration",
         {
             "text_config": {"model_type": "llama", **SIZES},
-            "vision_config": {"model_type": "clip_vision_model", **VISION},
+            "vision_config": {"model_type": "clip_vision_model", **VISION_SIZES},
             "image_token_index": 90,
         },
         "model.language_model.layers.1",

@@ -101,17 +101,18 @@ GPT2_SIZES = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
+VISION_SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 # Its picture tower has layers as well.
 GEMMA3_SIZES = {
     "text_config": LLAMA_SIZES,
-    "vision_config": {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-    },
+    "vision_config": VISION_SIZES,
     "mm_tokens_per_image": 4,
 }
 MODELS = {
