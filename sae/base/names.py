@@ -72,12 +72,10 @@ def check_utf8(word: str) -> None:
     Raises:
         UserError: that asks for another name.
     """
-    # Python gives each such byte as half of a character.
-    odd = any("\ud800" <= character <= "\udfff" for character in word)
-    require(
-        not odd,
-        f"{_shown(word)} is not UTF-8; rename the file or folder that is not",
-    )
+    for part in word.split("/"):
+        # Python gives each such byte as half of a character.
+        odd = any("\ud800" <= character <= "\udfff" for character in part)
+        require(not odd, f"{_shown(part)} is not UTF-8; rename the file or folder that is not")
 
 
 def check_names(path: str | Path) -> None:

@@ -59,8 +59,8 @@ def test_a_path_that_no_system_has_room_for_is_refused_by_commands_that_read(cap
 
 
 def test_what_is_not_utf_8_is_refused_before_it_is_misread(tmp_path, capsys):
-    folder = os.fsdecode(bytes(tmp_path) + b"/gr\xf6\xdfe")
-    os.mkdir(folder)
+    folder = os.fsdecode(bytes(tmp_path) + b"/" + b"deep" * 20 + b"/gr\xf6\xdfe")
+    os.makedirs(folder)
     for word in (f"data={folder}", f"run={folder}/new", f"data='{folder}'"):
         assert main(["harvest", word]) == 2
         said = capsys.readouterr().err
