@@ -57,11 +57,13 @@ STAGES = (
         ("analyze",),
     ),
     Stage("atlas import", "atlas import bulk run/atlas/two", ("atlas export",)),
+    Stage("extend", "train sae.d_sae=48 name=one extend=true {longer}", ("harvest", "train")),
 )  # fmt: skip
 _WORDS = {
     "small": "n_tokens=4096 context_size=32",
     "training": "training_tokens=24000 train_batch_size_tokens=256 "
     "checkpoint.every_seconds=0.1",
+    "longer": "training_tokens=36000 train_batch_size_tokens=256",
     "few": "max_new_tokens=4",
 }
 

@@ -16,7 +16,16 @@ from sae.base.json_object import JsonObject, read_object, taken
 from sae.base.progress import duration, progress, say, show, size
 from sae.base.provenance import UNKNOWN, code_version, digest, digest_bytes, plain, versions
 from sae.base.settings import check_idle, check_numbers
-from sae.base.sums import SUMS_FILE, check_whole, damaged, is_whole, note, seal, sealed_path
+from sae.base.sums import (
+    SUMS_FILE,
+    check_folder,
+    check_whole,
+    damaged,
+    is_whole,
+    note,
+    seal,
+    sealed_path,
+)
 from sae.base.whole import (
     atomic_path,
     exchange,
@@ -31,6 +40,7 @@ __all__ = [
     "JsonObject",
     "UserError",
     "atomic_path",
+    "check_folder",
     "check_free_space",
     "check_idle",
     "check_numbers",

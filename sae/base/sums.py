@@ -89,10 +89,27 @@ def check_whole(path: Path, cure: str) -> None:
         UserError: if its content is another one than when it was written.
     """
     if path.is_file() and not is_whole(path):
-        raise UserError(
-            f"{path} is damaged, for it does not hold what was written into it; {cure} (if it "
-            f"was changed on purpose, remove {path.with_name(SUMS_FILE)})"
-        )
+        raise _refusal(path, path.parent, cure)
+
+
+def check_folder(folder: Path, cure: str) -> None:
+    """Refuse a folder in which a file is gone, or is not as it was written.
+
+    Args:
+        cure: says what makes it anew.
+
+    Raises:
+        UserError: that names the first such file.
+    """
+    for name in damaged(folder):
+        raise _refusal(folder / name, folder, cure)
+
+
+def _refusal(path: Path, folder: Path, cure: str) -> UserError:
+    what = "damaged, for it does not hold what was written into it" if path.exists() else "gone"
+    return UserError(
+        f"{path} is {what}; {cure} (if it was changed on purpose, remove {folder / SUMS_FILE})"
+    )
 
 
 def _sums(folder: Path) -> dict[str, str]:

@@ -18,10 +18,10 @@ zarr reader. The group says `complete: false` until its statistics are in place,
 `text_complete: false` until all tokens are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -284,6 +284,23 @@ def opened_array(group: zarr.Group, location: str | Path, name: str) -> Any:
         raise UserError(
             f"{location}: {name} is missing or damaged ({error}); harvest again"
         ) from error
+
+
+def damaged_groups(group: zarr.Group, names: Iterable[str]) -> list[str]:
+    """Return which groups that arrays of these names lie in have no whole description.
+
+    Nothing here reads it, but other readers of zarr find their way by it.
+    """
+    inside = {str(parent) for name in names for parent in PurePath(name).parents}
+    return [name for name in sorted(inside - {"."}) if not _is_group(group, name)]
+
+
+def _is_group(group: zarr.Group, name: str) -> bool:
+    try:
+        return isinstance(group[name], zarr.Group)
+    # What zarr raises about a description depends on what is wrong with it.
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
 
 
 def written_rows(

@@ -221,6 +221,18 @@ def _object_lock(location: str) -> Iterator[None]:
             obstore.delete(store, _LOCK)
 
 
+def remove_stored(location: str | Path, key: str) -> None:
+    """Remove a file of a cache, or an object, if it is there."""
+    folder = local_folder(location)
+    if folder is not None:
+        (folder / key).unlink(missing_ok=True)
+    elif key.rpartition("/")[2] in stored_keys(location, key.rpartition("/")[0]):
+        import obstore
+
+        with explained_store_failures(location):
+            obstore.delete(_object_store(str(location)), key)
+
+
 def stored_keys(location: str | Path, folder: str) -> set[str]:
     """Names of the objects right inside a folder of a cache, listed once."""
     root = local_folder(location)

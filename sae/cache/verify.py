@@ -16,6 +16,7 @@ from sae.cache.layout import (
     ActivationCache,
     chunk_key,
     chunk_slices,
+    damaged_groups,
     opened_array,
     stored_rows,
 )
@@ -76,6 +77,10 @@ def check_chunks(cache: ActivationCache) -> Iterator[CheckedChunk]:
 def _chunks(cache: ActivationCache) -> Iterator[tuple[Any, slice, str] | CheckedChunk]:
     """Array, rows and words for them of what is to be read; what is wrong with the rest."""
     n = sum(cache.attributes["rows"].values())
+    with explained_store_failures(cache.location):
+        groups = damaged_groups(cache.group, array_names(cache))
+    for name in groups:
+        yield CheckedChunk(name, "its zarr.json", 0, "is damaged or not there")
     for name in array_names(cache):
         # What the store itself refuses is no damage, and ends all.
         with explained_store_failures(cache.location):

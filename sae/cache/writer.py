@@ -25,10 +25,16 @@ from sae.cache.layout import (
     ActivationCache,
     chunk_key,
     chunk_slices,
+    damaged_groups,
     opened_array,
     written_rows,
 )
-from sae.cache.store import explained_store_failures, open_group, stored_keys
+from sae.cache.store import (
+    explained_store_failures,
+    open_group,
+    remove_stored,
+    stored_keys,
+)
 from sae.cache.stored import STORED_DTYPES, Stored, from_stored, to_stored
 from sae.core.row_statistics import (
     QuantileSketch,
@@ -196,12 +202,20 @@ class CacheWriter:
         """Whether the cache is complete; with `verify` whether all reads as written, too."""
         if not self.complete or not verify:
             return self.complete and not self.missing(verify=False)
-        statistics = (f"statistics/{h}/{n}" for h in self.hooks for n in STATISTICS)
+        statistics = self._statistics()
         return (
             self.text_intact()
             and all(self._whole(name) for name in statistics)
+            and not self._damaged_groups()
             and not self.missing(verify=True)
         )
+
+    def _statistics(self) -> list[str]:
+        return [f"statistics/{h}/{n}" for h in self.hooks for n in STATISTICS]
+
+    def _damaged_groups(self) -> list[str]:
+        names = [f"{kind}/{hook}" for hook in self.hooks for kind in self._kinds()]
+        return damaged_groups(self.group, [*names, *self._statistics()])
 
     def _whole(self, name: str) -> bool:
         with explained_store_failures(self.location):
@@ -263,6 +277,10 @@ class CacheWriter:
     def finish(self) -> None:
         """Reduce the statistics over all chunks and declare the cache complete."""
         with explained_store_failures(self.location):
+            for name in self._damaged_groups():
+                # One that is not there is made by whoever stores something in it.
+                remove_stored(self.location, f"{name}/zarr.json")
+                self.group.require_group(name)
             about = {
                 hook: {**known, "training_rows": self._write_statistics(hook)}
                 for hook, known in self.attributes["hooks"].items()

@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 from sae.base import (
     UNKNOWN,
     UserError,
+    check_folder,
     check_free_space,
     code_version,
     digest,
     progress,
     require,
+    say,
+    seal,
     write_json,
 )
 from sae.cache.create import create_cache, find_cache
@@ -93,6 +96,7 @@ def export_to_hf(
                     bar.update(len(batch[TOKENS]))
         about = f"{cache.model.hub_id}, cache {cache.digest}, {held_out=}"
         _describe(temporary, names, features, f"Activations of {about}")
+        seal(temporary)
     return n
 
 
@@ -185,6 +189,9 @@ def import_from_saelens(
     about |= {"code_version": code_version(), "digest": digest([about, dtype, *content])}
     with only_writer(out):
         writer = find_cache(out, about["digest"])
+        if writer is not None and writer.intact(verify=True):
+            say(f"import: {out} is there already, reused")
+            return open_cache(out)
         if writer is None:
             writer = create_cache(out, [*hooks.values()], plan, dtype=dtype, attributes=about)
         if not writer.text_intact():
@@ -200,6 +207,7 @@ def _open_dataset(folder: Path, model_name: str) -> tuple[Any, dict[str, Site]]:
     from datasets import Array2D, Dataset, load_from_disk
 
     require(folder.is_dir(), f"{folder}: no such folder")
+    check_folder(folder, "write it again with: sae cache export")
     try:
         dataset = load_from_disk(str(folder))
     # It has an IndexError for a data set without rows, a ValueError for damage.
@@ -264,5 +272,4 @@ def _copy_rows(dataset: Any, hooks: dict[str, Site], order: Rows, writer: CacheW
                 found[hook.hook_name] = torch.from_numpy(x.copy())
             writer.write(chunk, found)
             bar.update(chunk.stop - chunk.start)
-    if missing or not writer.complete:
-        writer.finish()
+    writer.finish()

@@ -455,6 +455,18 @@ def test_an_array_that_is_gone_or_cannot_be_opened_is_named(tmp_path, capsys, ar
     assert f"{array} is missing or damaged" in refused(capsys, "info", path)
 
 
+@pytest.mark.parametrize("content", ["", "null", '{"zarr_format": 3}'])
+@pytest.mark.parametrize("group", ["activations", "statistics/out"])
+def test_a_group_that_cannot_be_opened_is_named_though_only_others_read_it(
+    tmp_path, capsys, group, content
+):
+    path = tmp_path / "c.zarr"
+    made(path)
+    (path / group / "zarr.json").write_text(content)
+    printed = said(capsys, "verify", path, status=1)
+    assert printed.startswith(f"{group}: its zarr.json: is damaged or not there\ndamaged: 1 ")
+
+
 def test_an_array_that_has_lost_sequences_is_named(tmp_path, capsys):
     path = tmp_path / "c.zarr"
     made(path)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.dashboards import PLACE, import_atlas, same, seen
+from support.files import unseal
 from support.world import HOOK
 
 import sae
@@ -29,8 +30,9 @@ def exported(atlas, tmp_path_factory):
 
 @pytest.fixture
 def copy(exported, tmp_path):
+    """As others make them: without digests of what is in it."""
     shutil.copytree(exported, tmp_path / THEIRS)
-    return tmp_path / THEIRS
+    return unseal(tmp_path / THEIRS)
 
 
 def batch(folder):
@@ -218,6 +220,7 @@ def test_what_their_converter_writes_is_an_atlas(converted, atlas, tmp_path):
 
 def test_a_folder_has_a_file_for_128_features_and_what_its_runner_writes_beside(exported):
     assert sorted(path.name for path in exported.iterdir()) == [
+        "SHA256SUMS",
         "batch-0.json",
         "run_settings.json",
         "skipped_indexes.json",

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from support.files import flip
 
 import sae
 from sae.base.errors import UserError
@@ -104,7 +105,7 @@ def test_a_large_export_has_several_files_and_the_same_rows(cache, tmp_path, mon
     export_to_hf(cache, tmp_path / "set", [RESID], held_out=None)
     names = sorted(path.name for path in (tmp_path / "set").iterdir())
     files = [f"data-{i:05d}-of-00003.arrow" for i in range(3)]
-    assert names == [*files, "dataset_info.json", "state.json"]
+    assert names == ["SHA256SUMS", *files, "dataset_info.json", "state.json"]
     found = loaded(tmp_path / "set").with_format("numpy")[:]
     assert np.array_equal(found[RESID], all_rows(cache, RESID).numpy())
 
@@ -306,6 +307,27 @@ def test_an_import_that_was_interrupted_goes_on(imported, tiny_model, tmp_path):
     import_from_saelens(tmp_path / "set", tmp_path / "back.zarr", **settings)
     assert lost.read_bytes() == whole
     assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    "file", [f"statistics/{MLP}/mean/zarr.json", "statistics/zarr.json", f"norms/{MLP}/c.0.0"]
+)
+def test_an_import_that_was_damaged_is_mended(imported, tiny_model, tmp_path, file):
+    settings = {"model_name": str(tiny_model), "held_out_fraction": 0.5}
+    lost = tmp_path / "back.zarr" / file
+    whole = lost.read_bytes()
+    lost.write_bytes(b"")
+    import_from_saelens(tmp_path / "set", tmp_path / "back.zarr", **settings)
+    assert lost.read_bytes() == whole
+
+
+def test_what_was_exported_here_and_damaged_since_is_not_imported(
+    imported, tiny_model, tmp_path
+):
+    flip(tmp_path / "set" / "data-00000-of-00001.arrow", -900)
+    with pytest.raises(UserError, match=r"arrow is damaged, .*: sae cache export"):
+        import_from_saelens(tmp_path / "set", tmp_path / "x.zarr", model_name=str(tiny_model))
+    assert not (tmp_path / "x.zarr").exists()
 
 
 def test_another_import_does_not_write_over_a_finished_one(imported, tiny_model, tmp_path):

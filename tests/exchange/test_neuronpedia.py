@@ -28,7 +28,7 @@ from support.dashboards import (
     seen,
     write_lines,
 )
-from support.files import unseal
+from support.files import flip, unseal
 from support.world import HOOK
 
 import sae
@@ -73,9 +73,10 @@ def exported(atlas, tmp_path_factory):
 
 @pytest.fixture
 def copy(exported, tmp_path):
+    """As others make them: without digests of what is in it."""
     target = tmp_path / "copy"
     shutil.copytree(exported, target)
-    return target
+    return unseal(target)
 
 
 # Written
@@ -85,6 +86,7 @@ def test_the_folder_is_laid_out_as_neuronpedia_imports_it(exported, atlas):
     assert exported.parts[-2:] == ("tiny-llama", "1-res-mine")
     files = sorted(str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file())
     assert files == [
+        "SHA256SUMS",
         "activations/batch-0.jsonl.gz",
         "explanations/batch-0.jsonl.gz",
         "features/batch-0.jsonl.gz",
@@ -194,6 +196,26 @@ def test_neurons_are_those_that_a_direction_is_largest_on(exported, atlas, tmp_p
     shutil.copytree(atlas.folder, alone)
     without = export_atlas(alone, tmp_path / "out", **PLACE)
     assert lines(without / "features/batch-0.jsonl.gz")[9]["neuron_alignment_values"] == []
+
+
+@pytest.mark.parametrize("file", ["source.jsonl", "activations/batch-0.jsonl.gz"])
+def test_what_is_exported_here_and_damaged_since_is_not_imported(exported, tmp_path, file):
+    there = tmp_path / "there"
+    shutil.copytree(exported, there)
+    flip(there / file, 40)
+    with pytest.raises(UserError, match=rf"{file} is damaged, .*; write or fetch it again"):
+        import_atlas(there, tmp_path / "x")
+    (there / file).unlink()
+    with pytest.raises(UserError, match=rf"{file} is gone"):
+        import_atlas(there, tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_what_stands_beside_and_is_not_read_makes_no_other_atlas(copy, tmp_path):
+    before = import_atlas(copy, tmp_path / "x").record.digest
+    (copy / "release.jsonl").unlink()
+    (copy / "note.txt").write_text("mine")
+    assert import_atlas(copy, tmp_path / "y").record.digest == before
 
 
 def test_the_same_atlas_gives_the_same_bytes_but_for_the_time(exported, atlas, tmp_path):

@@ -21,7 +21,7 @@ from sae.atlas import (
     write_record,
 )
 from sae.atlas.directions import direction_columns, nearest_features
-from sae.base import UNKNOWN, UserError, code_version, digest_bytes, require
+from sae.base import UNKNOWN, UserError, check_folder, code_version, digest_bytes, require
 from sae.dictionary import Dictionary
 from sae.exchange.dashboards import neuronpedia, saedashboard
 from sae.exchange.dashboards.columns import agreement_of_texts, rescaled, unit_norms
@@ -73,7 +73,8 @@ def import_atlas(location: str | Path, out: str | Path, makers: Makers) -> Atlas
     """
     target = Path(out)
     check_free(target)
-    source, read = _reader(Path(location))
+    source, read, files = _reader(Path(location))
+    check_folder(source, "write or fetch it again")
     dictionary = dictionary_beside(target)
     # As `sae analyze` has it, which may be writing the same atlas.
     beside = target.parent / f".{target.name}.lock"
@@ -82,16 +83,18 @@ def import_atlas(location: str | Path, out: str | Path, makers: Makers) -> Atlas
         scratch = temporary / "scratch"
         scratch.mkdir()
         found = read(source, scratch)
-        record = _record(found, dictionary, target.name, digest_bytes(_contents(source)))
+        record = _record(found, dictionary, target.name, digest_bytes(_contents(source, files)))
         _write(temporary, found, record, dictionary, makers)
         shutil.rmtree(scratch)
     return Atlas(target)
 
 
-def _reader(location: Path) -> tuple[Path, Callable[[Path, Path], Found]]:
+def _reader(
+    location: Path,
+) -> tuple[Path, Callable[[Path, Path], Found], tuple[str, ...]]:
     require(location.is_dir(), f"{location} is no folder; give one of a Neuronpedia export")
     if saedashboard.is_dashboards(location):
-        return location, saedashboard.read_dashboards
+        return location, saedashboard.read_dashboards, saedashboard.FILES
     found = neuronpedia.sources(location)
     require(
         len(found) == 1,
@@ -100,7 +103,7 @@ def _reader(location: Path) -> tuple[Path, Callable[[Path, Path], Found]]:
         else f"{location} has neither features/batch-N.jsonl.gz, as Neuronpedia's exports, nor "
         "batch-N.json, as SAEDashboard's folders",
     )
-    return found[0], neuronpedia.read_bulk
+    return found[0], neuronpedia.read_bulk, neuronpedia.FILES
 
 
 def _write(
@@ -211,8 +214,8 @@ def _labels(automatic: list[str], found: Found) -> Labels:
     return labels
 
 
-def _contents(folder: Path) -> Iterator[bytes]:
-    for path in sorted(folder.rglob("*")):
+def _contents(folder: Path, files: tuple[str, ...]) -> Iterator[bytes]:
+    for path in sorted(path for pattern in files for path in folder.glob(pattern)):
         if path.is_file():
             with path.open("rb") as file:
                 while chunk := file.read(1 << 20):

@@ -36,6 +36,8 @@ from sae.exchange.dashboards.rows import (
 )
 from sae.exchange.dashboards.tables import AUTOMATIC, BY_HAND, EXPLANATION, Found
 
+FILES = ("source.jsonl", "*/batch-*.jsonl*")
+"""Patterns of the files that are read; others are for Neuronpedia alone."""
 _ENDINGS = ("jsonl.gz", "jsonl")
 _BATCH, _UPLOAD, _ROWS = 1024, 128, 4096
 """Features of a file, of an upload, and rows that are held as Python objects at once."""
@@ -70,7 +72,7 @@ def write_bulk(
             yield f"{kind}/batch-{number}.jsonl.gz", _compressed(rows)
 
     lines = {f"{name}.jsonl": json_bytes(row | whose) + b"\n" for name, row in heads.items()}
-    write_features(atlas, target, _BATCH, files, lines)
+    write_features(atlas, target, _BATCH, files, lines, sealed=True)
     return target
 
 

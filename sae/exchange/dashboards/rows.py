@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from sae.atlas import AtlasRecord, Labels, flat_and_ends
-from sae.base import progress, require
+from sae.base import progress, require, seal
 from sae.run import lock_of, new_folder
 
 if TYPE_CHECKING:
@@ -126,11 +126,13 @@ def write_features(
     size: int,
     files: Callable[[int, list[Dashboard]], Iterable[tuple[str, bytes]]],
     heads: Mapping[str, bytes] | None = None,
+    *,
+    sealed: bool = False,
 ) -> None:
     """Write a new folder, `size` features at a time.
 
     Names and contents come from `files`, given a block's number and features; `heads` stand
-    beside them.
+    beside them. Where it is `sealed`, for a folder that is read again, digests of all are too.
 
     Raises:
         UserError: if the folder exists, or another process writes it.
@@ -147,6 +149,8 @@ def write_features(
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(content)
             bar.update(len(block))
+        if sealed:
+            seal(temporary)
 
 
 def dashboards(atlas: Exported, size: int) -> Iterator[list[Dashboard]]:

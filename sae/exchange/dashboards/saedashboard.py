@@ -20,6 +20,8 @@ from sae.exchange.dashboards.rows import Dashboard, Exported, Shown, json_bytes,
 from sae.exchange.dashboards.tables import Found
 from sae.exchange.formats.parts import as_json
 
+FILES = ("*.json",)
+"""Patterns of the files that are read."""
 _BATCH = 128
 _SETTINGS, _SKIPPED = "run_settings.json", "skipped_indexes.json"
 _HOOK = re.compile(r"blocks\.\d+\.(?:\w+\.)?hook_[a-z_]*[a-z]")
@@ -54,7 +56,7 @@ def write_dashboards(atlas: Exported, place: Place, folder: Path) -> None:
         yield f"batch-{number}.json", json_bytes(found)
 
     beside = {_SETTINGS: as_json(settings), _SKIPPED: as_json(skipped)}
-    write_features(atlas, folder, _BATCH, batch, beside)
+    write_features(atlas, folder, _BATCH, batch, beside, sealed=True)
 
 
 def _feature(record: AtlasRecord, one: Dashboard) -> dict[str, object]:
