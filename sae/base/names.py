@@ -66,6 +66,15 @@ def check_new(place: str) -> None:
             check_name(new.name, f"{new.name} in {place}")
 
 
+def from_anywhere(path: str) -> str:
+    """Return what a path is called from every working directory."""
+    given = Path(path).expanduser()
+    # Links are kept as they are named, unless `..` leads elsewhere behind one.
+    absolute = os.path.abspath(given)
+    same = not given.exists() or (os.path.exists(absolute) and given.samefile(absolute))
+    return absolute if same else str(given.resolve())
+
+
 def check_utf8(word: str) -> None:
     """Refuse a name with bytes that are not UTF-8: no record could hold it.
 

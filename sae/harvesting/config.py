@@ -47,16 +47,16 @@ class HarvestConfig(Reading):
     def digest(self) -> str:
         """Identifies the content: where it goes, and how fast it is made, are no part of it.
 
-        A model that is a folder is the same from every working directory.
+        A model or a text that lies here is the same from every working directory.
         """
-        return self._digest(recorded_name(self.model.name))
+        return self._digest(recorded_name(self.model.name), self.data.identity)
 
     @property
     def digest_before(self) -> str:
-        """What identified the content when a folder was taken as it was written."""
-        return self._digest(self.model.name)
+        """What identified the content when paths were taken as they were written."""
+        return self._digest(self.model.name, {**self.data.identity, "name": self.data.name})
 
-    def _digest(self, model_name: str) -> str:
+    def _digest(self, model_name: str, text: dict[str, object]) -> str:
         content = replace(
             self,
             run="",
@@ -65,7 +65,7 @@ class HarvestConfig(Reading):
             verify=True,
             model=replace(self.model, name=model_name, device=""),
         )
-        found = plain(content) | {"cache": None, "data": self.data.identity}
+        found = plain(content) | {"cache": None, "data": text}
         if not self.model.trust_remote_code:
             # A key that came later: without it a cache is the same as one from before.
             del found["model"]["trust_remote_code"]

@@ -1,6 +1,5 @@
 """Loading a causal language model or an encoder by embedded name, local folder or Hub id."""
 
-import os
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sae.base import UNKNOWN, UserError, digest_bytes, require, say
+from sae.base.names import from_anywhere
 from sae.models.kinds import class_of, is_causal, predicts_next_token, unusual_name
 from sae.models.marks import find_marks, marks_before, special_ids, token_id
 from sae.models.packaged import EMBEDDED
@@ -156,13 +156,8 @@ def record_without_weights(name: str) -> ModelRecord:
 
 def recorded_name(name: str) -> str:
     """Return the name to load a model by, a folder's from wherever one is."""
-    folder = Path(name).expanduser()
-    if name in EMBEDDED or not folder.is_dir():
-        return name
-    # Links are kept as they are named, unless `..` leads elsewhere behind one.
-    absolute = os.path.abspath(folder)
-    same = os.path.exists(absolute) and os.path.samefile(absolute, folder)
-    return absolute if same else str(folder.resolve())
+    here = name not in EMBEDDED and Path(name).expanduser().is_dir()
+    return from_anywhere(name) if here else name
 
 
 def _recorded_names(name: str) -> tuple[str, str]:

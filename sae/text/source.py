@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from sae.base import UserError, plain, require
-from sae.base.names import check_names, check_utf8
+from sae.base.names import check_names, check_utf8, from_anywhere
 from sae.text.embedded import EMBEDDED_TEXTS
 from sae.text.files import SUFFIXES, is_url, kind_of, rows_of, texts_of
 from sae.text.folders import files_in, layout_of, texts_among
@@ -18,6 +18,8 @@ from sae.text.rows import Chat, Read, Row, Tokens, Unreadable, document_of
 from sae.text.tables import rows_of_repository, rows_on_disk, what_it_said
 
 _COLUMN, _SPLIT = "text", "train"
+_BEGINNINGS = (".", "/", "~")
+"""What begins with one of these is a path, also if nothing is there."""
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 # None of so many is readable: it is the setting that is wrong, and not the rows.
 _MOST_UNREADABLE = 1000
@@ -62,9 +64,13 @@ class DataConfig:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What decides which documents there are, in the words that it has always had."""
+        """What decides which documents there are, in the words that it has always had.
+
+        A path is the same from every working directory.
+        """
         usual = {"column": self.column or _COLUMN, "split": self.split or _SPLIT}
-        return {**self.record.settings, "subset": self.subset, **usual}
+        name = from_anywhere(self.name) if _is_path(self.name) else self.name
+        return {**self.record.settings, "name": name, "subset": self.subset, **usual}
 
     @property
     def between(self) -> str | None:
@@ -99,6 +105,13 @@ class DataConfig:
             f"data.held_out_fraction={self.held_out_fraction} is impossible; "
             "give a share between 0 and 1, such as 0.1",
         )
+
+
+def _is_path(name: str) -> bool:
+    if name in EMBEDDED_TEXTS or is_url(name):
+        return False
+    written = name.startswith(_BEGINNINGS) or glob.has_magic(name)
+    return written or Path(name).expanduser().exists()
 
 
 def documents(config: DataConfig) -> Iterator[Read]:
@@ -185,7 +198,7 @@ def _documents(config: DataConfig) -> Iterator[Read]:
         require(bool(matched), f"data.name={name} matches no file")
         return _of_files(texts_among(matched, name), config)
     require(
-        path.is_dir() or not name.startswith((".", "/", "~")),
+        path.is_dir() or not name.startswith(_BEGINNINGS),
         f"data.name={name} is not there; give a file or a folder that exists",
     )
     _check_options(config, "a data set", ("column", "subset", "split", "on_error"))

@@ -39,6 +39,26 @@ def test_a_folder_has_one_name_however_it_is_written(places, monkeypatch):
     assert load_model(ModelConfig(name="~/my-model")).record.name == expected
 
 
+def test_a_text_is_the_same_from_everywhere_and_another_of_its_name_is_not(
+    places, tiny_text, monkeypatch
+):
+    here, there = places / "here", places / "there"
+    shutil.copytree(tiny_text, here / "texts")
+
+    def digest(name: str) -> str:
+        return sae.HarvestConfig(data=sae.DataConfig(name=name)).digest
+
+    found = {digest(name) for name in ("texts", "./texts", "~/texts", str(here / "texts"))}
+    assert len(found) == 1
+    assert digest("texts/*.jsonl") == digest(str(here / "texts/*.jsonl")) not in found
+    monkeypatch.chdir(there)
+    assert digest("../here/texts") in found
+    shutil.copytree(tiny_text, there / "texts")
+    assert digest("texts") not in found
+    as_written = sae.HarvestConfig(data=sae.DataConfig(name="texts"))
+    assert as_written.digest_before != as_written.digest
+
+
 @pytest.mark.slow
 def test_every_command_finds_the_model_from_another_working_directory(
     places, tiny_text, monkeypatch, capsys
