@@ -110,11 +110,16 @@ def test_a_number_out_of_range_is_told_the_range(visit: Visit, site: Path, numbe
     assert page.locator("#home").is_visible()
 
 
-def test_a_dictionary_without_a_live_feature_says_so(visit: Visit, tmp_path: Path) -> None:
-    page = visit(write_sample(tmp_path, 40, alive=False, logits=False))
+def test_a_dictionary_without_live_features_or_promoted_tokens_says_so(
+    visit: Visit, tmp_path: Path
+) -> None:
+    why = "the model has <no> output embedding"
+    sample = write_sample(tmp_path, 40, alive=False, logits=False, without_logits=why)
+    page = visit(sample)
     assert "None of the 40 features fired" in page.inner_text("#nothing")
     page.goto(page.url + "#f=3")
     page.wait_for_selector(".empty")
+    assert f"Promoted tokens are not known\n{why}" in page.inner_text("aside")
 
 
 # --- bad data

@@ -102,7 +102,8 @@ function tokenPanel({ tokens, strings }) {
 }
 
 function logitPanels({ top, bottom, strings }) {
-  if (!world.has_logits) return null;
+  const why = world.manifest.without_logits;
+  if (!world.has_logits) return why ? panel("Promoted tokens are not known", why) : null;
   const rows = (flat) => rowsOf(flat, 2).map(([number, value]) => [strings[number], value]);
   return h(
     "div",
