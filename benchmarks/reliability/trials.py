@@ -30,6 +30,8 @@ WRITTEN_BY_PEOPLE = ("labels.csv",)
 # what a training that goes on reads (`extend` does, a row of its own); and digests, without
 # which nothing tells what was written.
 NOT_LOOKED_AT = ("harvest.json", "timing*.json", "step_*.pt", "metrics.jsonl", "SHA256SUMS")
+_TIMES = ("createdAt", "updatedAt")
+"""Keys of Neuronpedia's that hold when something was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +218,21 @@ def _is_alike(path: Path, other: Path) -> bool:
         return False
     if path.suffix == ".pt":
         return _equal(*(torch.load(p, weights_only=True) for p in (path, other)))
-    if path.suffix == ".json":
-        return _timeless(json.loads(path.read_text())) == _timeless(
-            json.loads(other.read_text())
+    if path.name == "SHA256SUMS":
+        # Of the same files; whether these are alike is asked of each of them.
+        names = [{line[66:] for line in p.read_text().splitlines()} for p in (path, other)]
+        return names[0] == names[1]
+    if path.suffix in (".json", ".jsonl"):
+        one, two = (
+            [_timeless(json.loads(text)) for text in _documents(p)] for p in (path, other)
         )
+        return one == two
     return False
+
+
+def _documents(path: Path) -> list[str]:
+    text = path.read_text()
+    return text.splitlines() if path.suffix == ".jsonl" else [text]
 
 
 def _equal(a: object, b: object) -> bool:
@@ -235,7 +247,8 @@ def _equal(a: object, b: object) -> bool:
 
 def _timeless(value: object) -> object:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if "seconds" not in k}
+        times = [k for k in value if "seconds" in k or k in _TIMES]
+        return {k: _timeless(v) for k, v in value.items() if k not in times}
     return [_timeless(v) for v in value] if isinstance(value, list) else value
 
 
