@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.reliability.world import Ended, World, digests
+from sae.base import damaged
 
 SHAPES = ("[]", "null", "{}", '"text"', "[[1]]")
 HELD = ("same bytes", "made anew", "refused by name", "not in its way")
@@ -25,7 +26,7 @@ FAILED = (
     "ended by a signal",
 )
 # What people write: another content of theirs is no damage.
-WRITTEN_BY_PEOPLE = ("labels.csv",)
+WRITTEN_BY_PEOPLE = ("labels.csv", "README.md")
 # What a command that finds all its work done need not look at: times, of which nothing is made;
 # what a training that goes on reads (`extend` does, a row of its own); and digests, without
 # which nothing tells what was written.
@@ -219,9 +220,8 @@ def _is_alike(path: Path, other: Path) -> bool:
     if path.suffix == ".pt":
         return _equal(*(torch.load(p, weights_only=True) for p in (path, other)))
     if path.name == "SHA256SUMS":
-        # Of the same files; whether these are alike is asked of each of them.
-        names = [{line[66:] for line in p.read_text().splitlines()} for p in (path, other)]
-        return names[0] == names[1]
+        # Of files that are alike, or of steps that other runs saved at other times.
+        return not damaged(path.parent, *(p.name for p in path.parent.iterdir()))
     if path.suffix in (".json", ".jsonl"):
         one, two = (
             [_timeless(json.loads(text)) for text in _documents(p)] for p in (path, other)

@@ -18,10 +18,10 @@ zarr reader. The group says `complete: false` until its statistics are in place,
 `text_complete: false` until all tokens are.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae.base import JsonObject, UserError, digest, nearest, require
+from sae.cache.descriptions import seal_of
 from sae.cache.store import explained_store_failures, local_folder, open_group
 from sae.cache.stored import Stored, from_stored, mapped_chunk
 from sae.models import ModelRecord, Site
@@ -286,23 +287,6 @@ def opened_array(group: zarr.Group, location: str | Path, name: str) -> Any:
         ) from error
 
 
-def damaged_groups(group: zarr.Group, names: Iterable[str]) -> list[str]:
-    """Return which groups that arrays of these names lie in have no whole description.
-
-    Nothing here reads it, but other readers of zarr find their way by it.
-    """
-    inside = {str(parent) for name in names for parent in PurePath(name).parents}
-    return [name for name in sorted(inside - {"."}) if not _is_group(group, name)]
-
-
-def _is_group(group: zarr.Group, name: str) -> bool:
-    try:
-        return isinstance(group[name], zarr.Group)
-    # What zarr raises about a description depends on what is wrong with it.
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return False
-
-
 def written_rows(
     group: zarr.Group, location: str | Path, name: str, rows: slice
 ) -> NDArray[Any]:
@@ -365,6 +349,11 @@ def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
             f"{location} has cache format version {attributes.get('format_version')}, this is "
             f"version {FORMAT_VERSION}; harvest again"
         )
+    require(
+        attributes.get("seal") in (None, seal_of(attributes)),
+        f"{location}/zarr.json is damaged, for it does not say what was written into it; "
+        "make the cache again, or remove `seal` there if it was changed on purpose",
+    )
     about = JsonObject(str(location), "", attributes, "harvest again")
     for name, kind in _ATTRIBUTES.items():
         # One that is being laid out in an object store has none of them yet.

@@ -221,6 +221,18 @@ def _object_lock(location: str) -> Iterator[None]:
             obstore.delete(store, _LOCK)
 
 
+def read_stored(location: str | Path, key: str) -> bytes | None:
+    """Return what a file of a cache holds, or an object; None if it is not there."""
+    folder = local_folder(location)
+    with explained_store_failures(location):
+        try:
+            if folder is not None:
+                return (folder / key).read_bytes()
+            return bytes(_object_store(str(location)).get(key).bytes())
+        except FileNotFoundError:
+            return None
+
+
 def remove_stored(location: str | Path, key: str) -> None:
     """Remove a file of a cache, or an object, if it is there."""
     folder = local_folder(location)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from sae.base import UserError
+from sae.cache.descriptions import damaged_descriptions
 from sae.cache.layout import (
     STATISTICS,
     TEXT,
     ActivationCache,
     chunk_key,
     chunk_slices,
-    damaged_groups,
     opened_array,
     stored_rows,
 )
@@ -78,8 +78,8 @@ def _chunks(cache: ActivationCache) -> Iterator[tuple[Any, slice, str] | Checked
     """Array, rows and words for them of what is to be read; what is wrong with the rest."""
     n = sum(cache.attributes["rows"].values())
     with explained_store_failures(cache.location):
-        groups = damaged_groups(cache.group, array_names(cache))
-    for name in groups:
+        damaged = damaged_descriptions(cache.location, cache.attributes)
+    for name in damaged:
         yield CheckedChunk(name, "its zarr.json", 0, "is damaged or not there")
     for name in array_names(cache):
         # What the store itself refuses is no damage, and ends all.

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
-from sae.base import UserError
+from sae.base import UserError, require
+from sae.cache.descriptions import damaged_descriptions, descriptions, groups_of, seal_of
 from sae.cache.layout import (
     STATISTICS,
     TEXT,
     ActivationCache,
     chunk_key,
     chunk_slices,
-    damaged_groups,
     opened_array,
     written_rows,
 )
@@ -203,19 +203,27 @@ class CacheWriter:
         if not self.complete or not verify:
             return self.complete and not self.missing(verify=False)
         statistics = self._statistics()
+        damaged = damaged_descriptions(self.location, self.attributes)
+        for name in damaged:
+            # Statistics are made anew; of others nothing tells what their chunks were.
+            require(
+                name in (*statistics, *groups_of(self._all_arrays())),
+                f"{self.location}/{name}/zarr.json is damaged; remove the cache and make it "
+                "again",
+            )
         return (
             self.text_intact()
             and all(self._whole(name) for name in statistics)
-            and not self._damaged_groups()
+            and not damaged
             and not self.missing(verify=True)
         )
 
     def _statistics(self) -> list[str]:
         return [f"statistics/{h}/{n}" for h in self.hooks for n in STATISTICS]
 
-    def _damaged_groups(self) -> list[str]:
+    def _all_arrays(self) -> list[str]:
         names = [f"{kind}/{hook}" for hook in self.hooks for kind in self._kinds()]
-        return damaged_groups(self.group, [*names, *self._statistics()])
+        return [*TEXT, *names, *self._statistics()]
 
     def _whole(self, name: str) -> bool:
         with explained_store_failures(self.location):
@@ -277,20 +285,25 @@ class CacheWriter:
     def finish(self) -> None:
         """Reduce the statistics over all chunks and declare the cache complete."""
         with explained_store_failures(self.location):
-            for name in self._damaged_groups():
-                # One that is not there is made by whoever stores something in it.
+            arrays = self._all_arrays()
+            groups = groups_of(arrays)
+            damaged = damaged_descriptions(self.location, self.attributes)
+            for name in (name for name in damaged if name in groups):
                 remove_stored(self.location, f"{name}/zarr.json")
                 self.group.require_group(name)
             about = {
                 hook: {**known, "training_rows": self._write_statistics(hook)}
                 for hook, known in self.attributes["hooks"].items()
             }
-            self.declare(hooks=about, complete=True)
+            found = descriptions(self.location, [*arrays, *groups])
+            self.declare(hooks=about, descriptions=found, complete=True)
 
     def declare(self, **attributes: Any) -> None:
         """Change some of the cache's attributes, at once: its description is one file."""
         self.attributes.update(attributes)
-        self.group.attrs.update(attributes)
+        if self.complete:
+            self.attributes["seal"] = seal_of(self.attributes)
+        self.group.attrs.update(self.attributes)
 
     def resize(self, n: int) -> None:
         """Make room for `n` sequences, or give up what is behind them."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from support.files import reworded
 from support.world import HOOK, cache_of, harvest_settings, sentences
 
 import sae
@@ -102,8 +103,8 @@ def as_json(capsys: pytest.CaptureFixture[str], location: object) -> dict[str, A
 
 def change(path: Path, **attributes: Any) -> None:
     """Let a cache say something else of itself."""
-    group = zarr.open_group(str(path), mode="r+")
-    group.attrs.update({k: {**group.attrs[k], **v} for k, v in attributes.items()})
+    about = zarr.open_group(str(path), mode="r").attrs
+    reworded(path, **{k: {**about[k], **v} for k, v in attributes.items()})
 
 
 # The words
@@ -609,8 +610,7 @@ def test_token_ids_are_shown_where_the_tokenizer_is_not_to_be_had(
     shutil.copytree(pair[0], tmp_path / "c.zarr")
     change(tmp_path / "c.zarr", model=model)
     if not model:
-        group = zarr.open_group(str(tmp_path / "c.zarr"), mode="r+")
-        group.attrs["tokenizer_digest"] = "another"
+        reworded(tmp_path / "c.zarr", tokenizer_digest="another")
     assert main(["cache", "sample", str(tmp_path / "c.zarr"), "n=1"]) == 0
     printed = capsys.readouterr()
     assert "sample: token ids are shown, because " in printed.err
@@ -631,8 +631,7 @@ def test_a_text_that_would_command_a_terminal_is_escaped(tmp_path, tiny_model, c
         tmp_path / "c.zarr",
         model={"name": str(tiny_model), "revision": None, "dtype": "float32"},
     )
-    group = zarr.open_group(str(tmp_path / "c.zarr"), mode="r+")
-    group.attrs["tokenizer_digest"] = "unknown"
+    reworded(tmp_path / "c.zarr", tokenizer_digest="unknown")
     printed = said(capsys, "sample", tmp_path / "c.zarr", "n=1")
     assert r"\x1b[31m\u202eor" in printed
     assert not set(printed) & {"\x1b", "\u202e"}
