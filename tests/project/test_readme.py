@@ -19,10 +19,15 @@ def run(command, folder):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
     }
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    return check(
+        subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
     )
-    assert done.returncode == 0, f"{command}\n{done.stderr[-3000:]}"
+
+
+def check(done):
+    assert done.returncode == 0, f"{done.args}\n{done.stderr[-3000:]}"
     return done
 
 
@@ -45,16 +50,18 @@ def test_its_make_targets_exist_and_do_what_the_readme_says():
 
 @pytest.mark.slow
 @pytest.mark.longest
-def test_every_other_block_runs_in_order(tmp_path):
+def test_every_other_block_runs_in_order(tmp_path, start, start_python):
     for language, block in BLOCKS:
         if language == "python":
             if "sae_lens" in block:
                 pytest.importorskip("sae_lens")
-            run([sys.executable, "-c", block], tmp_path)
+            check(start_python(block, folder=tmp_path).ended())
             continue
         for line in block.splitlines():
             if not line.startswith("make "):
-                run(line.split("#")[0].split(), tmp_path)
+                name, *words = line.split("#")[0].split()
+                assert name == "sae"
+                check(start(*words, folder=tmp_path).ended())
     assert (tmp_path / "runs/mine/export").is_dir()
     assert len(list((tmp_path / "runs/mine/dictionaries").iterdir())) == 10
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 
@@ -35,34 +36,54 @@ class Running:
 Start = Callable[..., Running]
 
 
-def _main(
-    words: tuple[str, ...], out: Path, err: Path, folder: Path, environment: dict[str, str]
-) -> None:
-    from sae.cli import main
-
+def _begin(out: Path, err: Path, folder: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     for path, descriptor in ((out, 1), (err, 2)):
         with path.open("w") as file:
             os.dup2(file.fileno(), descriptor)
     os.chdir(folder)
+
+
+def _main(words: tuple[str, ...], *place: Any) -> None:
+    from sae.cli import main
+
+    _begin(*place)
     sys.exit(main(list(words)))
+
+
+def _script(words: tuple[str, ...], *place: Any) -> None:
+    _begin(*place)
+    exec(compile(words[0], "a script", "exec"), {"__name__": "__main__"})
+
+
+def _starter(
+    run: Callable[..., None], processes: ForkServerContext, factory: pytest.TempPathFactory
+) -> Start:
+    def started(*words: str, folder: Path | None = None, **environment: str) -> Running:
+        said = factory.mktemp("said")
+        out, err = said / "out", said / "err"
+        for path in (out, err):
+            path.touch()
+        given = (words, out, err, folder or Path.cwd(), environment)
+        process = processes.Process(target=run, args=given)
+        process.start()
+        return Running(words, process, out, err)
+
+    return started
 
 
 @pytest.fixture(scope="session")
 def start(processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> Start:
     """Starts `sae` with words, in this folder or another, with variables of its own."""
+    return _starter(_main, processes, tmp_path_factory)
 
-    def start_command(*words: str, folder: Path | None = None, **environment: str) -> Running:
-        said = tmp_path_factory.mktemp("said")
-        out, err = said / "out", said / "err"
-        for path in (out, err):
-            path.touch()
-        given = (words, out, err, folder or Path.cwd(), environment)
-        process = processes.Process(target=_main, args=given)
-        process.start()
-        return Running(words, process, out, err)
 
-    return start_command
+@pytest.fixture(scope="session")
+def start_python(
+    processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory
+) -> Start:
+    """Starts the text of a Python script as `start` does a command."""
+    return _starter(_script, processes, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
