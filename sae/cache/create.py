@@ -63,13 +63,13 @@ def create_cache(
         with atomic_path(folder) as temporary:
             group = zarr.create_group(str(temporary))
             _lay_out(group, sites, plan, dtype, compression)
-            group.attrs.update(about)
+            group.update_attributes(about)
     else:
         with explained_store_failures(location):
             group = emptied_group(str(location), begun)
             _lay_out(group, sites, plan, dtype, compression)
             # Without the rest of its attributes it is no cache: they make it one, last.
-            group.attrs.update(about)
+            group.update_attributes(about)
     return CacheWriter(location)
 
 

@@ -302,8 +302,9 @@ class CacheWriter:
         """Change some of the cache's attributes, at once: its description is one file."""
         self.attributes.update(attributes)
         if self.complete:
-            self.attributes["seal"] = seal_of(self.attributes)
-        self.group.attrs.update(self.attributes)
+            self.attributes["seal"] = attributes["seal"] = seal_of(self.attributes)
+        # What `attrs.update` writes is a file for each of them, one after the other.
+        self.group.update_attributes(attributes)
 
     def resize(self, n: int) -> None:
         """Make room for `n` sequences, or give up what is behind them."""

@@ -16,6 +16,7 @@ import sae
 from sae.base.errors import UserError
 from sae.cache.layout import open_cache
 from sae.cache.stored import from_stored, to_stored
+from sae.cache.writer import CacheWriter
 
 OTHER = "blocks.0.attn.hook_z"
 HOOKS = [HOOK, OTHER]
@@ -343,3 +344,18 @@ def test_the_digest_changes_with_the_weights_the_text_and_the_tokenizer(tiny_run
         reworded(tmp_path / "cache.zarr", **{name: value})
         found.add(open_cache(tmp_path / "cache.zarr").digest)
     assert len(found) == 4
+
+
+def test_what_a_cache_says_of_itself_changes_in_one_write(again, tmp_path, monkeypatch):
+    """A kill between two writes would leave a text that is complete and has no digest."""
+    writes, original = [], zarr.storage.LocalStore.set
+
+    async def counted(store, key, value):
+        writes.append(key)
+        await original(store, key, value)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "set", counted)
+    writer = CacheWriter(tmp_path / "cache.zarr")
+    writer.declare(text_complete=True, data_digest="0", data={})
+    assert writes == ["zarr.json"]
+    assert open_cache(tmp_path / "cache.zarr").attributes["data_digest"] == "0"
