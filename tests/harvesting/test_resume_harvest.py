@@ -62,7 +62,7 @@ def slow_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["slower than the model", "faster than the model"])
-def test_a_harvest_killed_ten_times_in_a_row_goes_on_to_the_same_bytes(
+def test_a_harvest_killed_six_times_in_a_row_goes_on_to_the_same_bytes(
     tmp_path,
     tiny_model,
     slow_text,
@@ -76,7 +76,7 @@ def test_a_harvest_killed_ten_times_in_a_row_goes_on_to_the_same_bytes(
     whole, cache = tmp_path / "whole" / "cache.zarr", tmp_path / "run" / "cache.zarr"
     seed = time.time_ns()
     draw, done, streaming = random.Random(seed), [], 0
-    for _ in range(10):
+    for _ in range(6):
         child = processes.Process(target=harvest_in_child, args=(given,))
         child.start()
         # From the laying out on: the first half of a second is that of any program.
@@ -88,8 +88,8 @@ def test_a_harvest_killed_ten_times_in_a_row_goes_on_to_the_same_bytes(
         done.append(child.exitcode)
         child.close()
         streaming += not CacheWriter(cache).text_complete
-    assert done.count(-signal.SIGKILL) > 3, done
-    assert not slow or streaming > 2, "the text was complete before the kills"
+    assert done.count(-signal.SIGKILL) > 2, done
+    assert not slow or streaming > 1, "the text was complete before the kills"
     sae.harvest(**given)
     assert tree(cache) == tree(whole), f"seed {seed}"
     assert not [p for p in tmp_path.rglob("*") if p.suffix in (".partial", ".old")]
@@ -127,10 +127,10 @@ def test_a_disk_that_fills_up_says_what_is_needed_and_the_same_command_finishes(
     tmp_path, small_disk, tiny_model, slow_text, processes
 ):
     disk, run = small_disk(20 << 20), tmp_path / "disk" / "run"
-    given = settings(run, tiny_model, slow_text, n_tokens=20_000, batch_size=1)
+    given = settings(run, tiny_model, slow_text, n_tokens=12_000, batch_size=1)
     whole = sae.harvest(**given | {"run": str(tmp_path / "whole")})
     words = [f"run={run}", f"model.name={tiny_model}", f"data.name={slow_text}"]
-    words += [f"hook_names=[{HOOK},{OTHER}]", "n_tokens=20000", f"context_size={CONTEXT}"]
+    words += [f"hook_names=[{HOOK},{OTHER}]", "n_tokens=12000", f"context_size={CONTEXT}"]
     words += ["batch_size=1", "text_workers=0"]
     log, cache = tmp_path / "said.txt", run / "cache.zarr"
     child = processes.Process(target=command_in_child, args=(["harvest", *words], log))
@@ -219,19 +219,27 @@ def test_damage_of_any_array_is_repaired_by_computing_that_chunk_alone(
     given, cache, whole = copied(made(dtype, compression), tmp_path)
     expected = tree(whole)
     for kind in KINDS[dtype]:
-        # The last chunk is not full.
-        for i, chunk in ((1, slice(32, 64)), (-1, slice(64, 70))):
-            computed.clear()
-            harm(chunk_files(cache, f"{kind}/{OTHER}")[i])
-            sae.harvest(**given)
-            assert computed == [chunk], kind
-            assert tree(cache) == expected, kind
-    for name in ("tokens", "documents", "held_out", "document_digests"):
         computed.clear()
-        harm(chunk_files(cache, name)[0])
+        # The last chunk is not full.
+        for i in (1, -1):
+            harm(chunk_files(cache, f"{kind}/{OTHER}")[i])
         sae.harvest(**given)
-        assert computed == []
-        assert tree(cache) == expected, name
+        assert computed == [slice(32, 64), slice(64, 70)], kind
+        assert tree(cache) == expected, kind
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tokens", "documents", "held_out", "document_digests"])
+@pytest.mark.parametrize("harm", [flip, *HARMS])
+def test_damage_of_the_text_is_repaired_by_reading_it_again(
+    tmp_path, made, computed, name, harm
+):
+    given, cache, whole = copied(made("int8", "zstd"), tmp_path)
+    computed.clear()
+    harm(chunk_files(cache, name)[0])
+    sae.harvest(**given)
+    assert computed == []
+    assert tree(cache) == tree(whole)
 
 
 @pytest.mark.parametrize("name", [f"statistics/{OTHER}/mean", f"statistics/{HOOK}/variance"])
@@ -329,11 +337,11 @@ def harvest_and_measure(given: dict[str, Any], answer: Any) -> None:
 
 @pytest.mark.slow
 def test_memory_while_harvesting_does_not_grow_with_the_cache(tmp_path, tiny_model, processes):
-    texts = sentences(2000, seed=2, words=900)
+    texts = sentences(1000, seed=2, words=900)
     text = tmp_path / "long.jsonl"
     text.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     peaks = {}
-    for n in (400_000, 2_400_000):
+    for n in (200_000, 1_200_000):
         given = settings(tmp_path / str(n), tiny_model, text, n_tokens=n, context_size=128)
         given |= {"hook_names": [HOOK_IN], "batch_size": 32}
         for again in (False, True):
@@ -345,6 +353,6 @@ def test_memory_while_harvesting_does_not_grow_with_the_cache(tmp_path, tiny_mod
             # The second time it is completed, after all of it was read.
             cache = tmp_path / str(n) / "cache.zarr"
             chunk_files(cache, f"norms/{HOOK_IN}")[0].unlink()
-    # The longer cache's activations are 128 MB more, its tokens and documents 8 MB each.
-    for again, bound in ((False, 32), (True, 6)):
-        assert peaks[2_400_000, again] - peaks[400_000, again] < bound << 20, peaks
+    # The longer cache's activations are 64 MB more, its tokens and documents 4 MB each.
+    for again, bound in ((False, 24), (True, 6)):
+        assert peaks[1_200_000, again] - peaks[200_000, again] < bound << 20, peaks

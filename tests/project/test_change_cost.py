@@ -26,8 +26,8 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        without = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(PACKAGE, folder / "sae", ignore=without)
+        # With what was compiled of it, which is of the same files and times.
+        shutil.copytree(PACKAGE, folder / "sae")
         shutil.copytree(PACKAGE.parent / "conf", folder / "conf")
 
     def add(self, name: str, text: str) -> None:
@@ -70,8 +70,12 @@ class House:
         assert ended.returncode == 0, ended.stderr
         return ended.stdout + ended.stderr
 
-    def sae(self, *words: object) -> str:
-        return self.runs("-c", "from sae.cli import main; main()", *map(str, words))
+    def sae(self, *commands: list[object]) -> str:
+        """What commands say that run one after the other, in one process that starts once."""
+        code = (
+            "import json, sys; from sae.cli import main; [*map(main, json.loads(sys.argv[1]))]"
+        )
+        return self.runs("-c", code, json.dumps(commands, default=str))
 
 
 @pytest.fixture
@@ -114,15 +118,12 @@ def test_a_recipe_is_one_file_and_its_line(house, own_run):
         ),
         ("        GatedConfig,\n", "        GatedConfig,\n        FixedThresholdConfig,\n"),
     )
-    assert "sae.threshold" in house.sae("train", "--help", "sae=fixed_threshold")
-    house.sae(
-        "train",
-        f"run={own_run}",
-        "sae=fixed_threshold",
-        "sae.d_sae=48",
-        "training_tokens=1000",
-        "train_batch_size_tokens=100",
+    recipe = ["sae=fixed_threshold", "sae.d_sae=48", "training_tokens=1000"]
+    said = house.sae(
+        ["train", "--help", "sae=fixed_threshold"],
+        ["train", f"run={own_run}", *recipe, "train_batch_size_tokens=100"],
     )
+    assert "sae.threshold" in said
     assert (own_run / "dictionaries/fixed_threshold-48-1/cfg.json").exists()
     assert house.changed == ["architectures/__init__.py", "architectures/fixed_threshold.py"]
 
@@ -149,9 +150,9 @@ ones = torch.ones(weak.d_sae)
 save_dictionary(
     replace(weak, activation=Powered(0 * ones, ones, 2)), {str(own_run / "dictionaries/p")!r}
 )
+sae.eval(run={str(own_run)!r}, n_behaviour_tokens=64)
 """,
     )
-    house.sae("eval", f"run={own_run}", "n_behaviour_tokens=64")
     assert json.loads((own_run / "evals/p.json").read_text())["architecture"] == "powered"
     assert house.changed == [path]
 
@@ -183,10 +184,12 @@ def test_a_metric_is_its_computation_and_its_entry(house, own_run):
         ),
     )
     (own_run / "evals/weak.json").unlink()
-    said = house.sae("eval", f"run={own_run}", "n_behaviour_tokens=64")
+    said = house.sae(
+        ["eval", f"run={own_run}", "n_behaviour_tokens=64"],
+        ["export", f"run={own_run}", f"out={own_run}/out"],
+    )
     assert "Busiest feature" in said
     assert "busiest_density" in (own_run / "pareto.csv").read_text().splitlines()[0]
-    house.sae("export", f"run={own_run}", f"out={own_run}/out")
     assert "Busiest feature" in (own_run / "out/README.md").read_text()
     assert house.changed == ["core/fidelity.py", "metrics.py"]
 
@@ -218,9 +221,9 @@ def test_a_command_is_one_file_and_its_line(house, own_run):
             '    Command(\n        "demo",',
         ),
     )
-    assert "say how many bytes dictionaries take" in house.sae("--help")
-    assert "Folder of the run." in house.sae("weigh", "--help")
-    house.sae("weigh", own_run)
+    said = house.sae(["--help"], ["weigh", "--help"], ["weigh", own_run])
+    assert "say how many bytes dictionaries take" in said
+    assert "Folder of the run." in said
     code = (
         "import sae; print(sae.weigh(run={0!r}) == sae.weigh(sae.WeighConfig(run={0!r})) > 0)"
     )
@@ -274,8 +277,10 @@ class Lists(Written):
         ),
         ("    GemmaScope2(),\n", "    GemmaScope2(),\n    Lists(),\n"),
     )
-    house.sae("export", f"run={own_run}", f"out={own_run}/out", "format=lists")
-    house.sae("import", f"{own_run}/out", f"run={own_run}", "name=again")
+    house.sae(
+        ["export", f"run={own_run}", f"out={own_run}/out", "format=lists"],
+        ["import", f"{own_run}/out", f"run={own_run}", "name=again"],
+    )
     again = sae.load(str(own_run / "dictionaries/again"))
     assert again.digest == sae.load(str(own_run / "dictionaries/weak")).digest
     assert house.changed == ["exchange/formats/__init__.py", "exchange/formats/lists.py"]

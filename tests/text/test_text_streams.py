@@ -684,7 +684,7 @@ def test_killed_at_any_step_of_streaming_and_moving_a_text_goes_on_to_the_same_b
         stream_into(path, short)
         assert tree(path) == tree(ended), f"killed at step {goal}"
         # Behind these steps the text is complete, and chunks are filled one like another.
-        goal += 1 if goal < 40 else 11
+        goal += (1 if half else 3) if goal < 40 else 11
     assert goal > 60
 
 

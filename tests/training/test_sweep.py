@@ -161,15 +161,15 @@ def sweep_in_child(configs):
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_at_ten_random_instants_goes_on_to_the_same_bits(
+def test_a_sweep_killed_at_six_random_instants_goes_on_to_the_same_bits(
     tiny_run, tmp_path, processes
 ):
-    often = {"checkpoint": CheckpointConfig(every_seconds=0.02), "training_tokens": 128_000}
+    often = {"checkpoint": CheckpointConfig(every_seconds=0.02), "training_tokens": 76_800}
     often["eval_every_steps"] = 100
     killed, whole = (three(tiny_run, tmp_path / n, **often) for n in ("killed", "whole"))
     seed = time.time_ns()
     draw, steps = random.Random(seed), [0]
-    for _ in range(10):
+    for _ in range(6):
         child = processes.Process(target=sweep_in_child, args=(killed,))
         child.start()
         deadline = time.monotonic() + 30
@@ -179,8 +179,8 @@ def test_a_sweep_killed_at_ten_random_instants_goes_on_to_the_same_bits(
         child.kill()
         child.join()
         steps.append(newest(killed))
-    assert len(set(steps)) > 8, steps
-    assert steps[-1] < 1000, "it was over before the last kill"
+    assert len(set(steps)) > 5, steps
+    assert steps[-1] < 600, "it was over before the last kill"
     for grid in (killed, whole):
         child = processes.Process(target=sweep_in_child, args=(grid,))
         child.start()
@@ -189,10 +189,10 @@ def test_a_sweep_killed_at_ten_random_instants_goes_on_to_the_same_bits(
     for one, other in zip(killed, whole, strict=True):
         assert equal(*(sae.load(str(c.dictionary_path)) for c in (one, other))), seed
         assert figures(one) == figures(other)
-        assert [line["step"] for line in figures(one)] == list(range(10, 1001, 10))
+        assert [line["step"] for line in figures(one)] == list(range(10, 601, 10))
         left = [sorted(p.name for p in c.state_path.iterdir()) for c in (one, other)]
         assert left[0] == left[1]
-        assert "step_0000001000.pt" in left[0]
+        assert "step_0000000600.pt" in left[0]
 
 
 def newest(configs):
