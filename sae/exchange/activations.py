@@ -168,12 +168,10 @@ def import_from_saelens(
     require(dtype in STORED_DTYPES, f"dtype={dtype} is unknown; choose one of {known}")
     dataset, hooks = _open_dataset(folder, model_name)
     digests = _row_digests(dataset)
-    side = np.array([is_held_out(int(d), held_out_fraction) for d in digests])
-    order = np.concatenate([np.flatnonzero(~side), np.flatnonzero(side)])
-    plan = TextPlan(int((~side).sum()), int(side.sum()), dataset.features[TOKENS].length)
+    order, plan = _split(dataset, digests, held_out_fraction)
     require(
         plan.n_training > 0 and plan.n_held_out > 0,
-        f"held_out_fraction={held_out_fraction} holds out {plan.n_held_out} of {len(side)} "
+        f"held_out_fraction={held_out_fraction} holds out {plan.n_held_out} of {len(order)} "
         f"sequences of {folder}; give a share that leaves some on both sides",
     )
     about: dict[str, Any] = {
@@ -201,6 +199,13 @@ def import_from_saelens(
             )
         _copy_rows(dataset, hooks, order, writer)
     return open_cache(out)
+
+
+def _split(dataset: Any, digests: NDArray[np.uint64], fraction: float) -> tuple[Rows, TextPlan]:
+    """Return the rows in the cache's order, those for training first, and how many there are."""
+    side = np.array([is_held_out(int(d), fraction) for d in digests])
+    plan = TextPlan(int((~side).sum()), int(side.sum()), dataset.features[TOKENS].length)
+    return np.concatenate([np.flatnonzero(~side), np.flatnonzero(side)]), plan
 
 
 def _open_dataset(folder: Path, model_name: str) -> tuple[Any, dict[str, Site]]:
