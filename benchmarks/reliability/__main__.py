@@ -90,6 +90,9 @@ A trial has held if the end is the same bytes as undisturbed, if what is damaged
 was not in the way, or if one sentence refuses it and names the file or its artefact. It has
 failed with a traceback, a result that is another with status 0, damage that is taken for right,
 a refusal that names nothing, rubbish left behind, or a command that does not end afterwards.
+Commands that write new folders alone may refuse one that is whole already. A command that finds
+all its work done need not look at times, at what a training that goes on would read (`extend`
+does), at lists of digests, which others need, and at what people write: labels and cards.
 
 Of {of} trials {tried} were drawn at random, and {held} held. In each cell: held of tried;
 damages stand in the row of the command that made the file.

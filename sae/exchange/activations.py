@@ -202,7 +202,7 @@ def import_from_saelens(
 
 
 def _split(dataset: Any, digests: NDArray[np.uint64], fraction: float) -> tuple[Rows, TextPlan]:
-    """Return the rows in the cache's order, those for training first, and how many there are."""
+    """Return rows in the order of the cache, those for training first, and their numbers."""
     side = np.array([is_held_out(int(d), fraction) for d in digests])
     plan = TextPlan(int((~side).sum()), int(side.sum()), dataset.features[TOKENS].length)
     return np.concatenate([np.flatnonzero(~side), np.flatnonzero(side)]), plan
