@@ -15,9 +15,14 @@ from support.world import harvest_settings, save_tiny_model, sentences
 _PLUGINS = ("browser", "commands", "dashboards", "encoders")
 pytest_plugins = [f"support.{name}" for name in _PLUGINS]
 
-# A shell that starts the tests in the background has Ctrl-C ignored; some of them send it.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that starts the tests in the background has Ctrl-C ignored, and `nohup` that the
+# terminal is closed; some of them send it.
+for _ignored, _usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_ignored) == signal.SIG_IGN:
+        signal.signal(_ignored, _usual)
 
 # One thread in every process, said before anything imports torch: what is small is faster so,
 # processes do not wait for each other, and all of them add in the same order.

@@ -1,6 +1,5 @@
 """Caches of chosen sequences of others: merged ones and samples."""
 
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from support.files import reworded
 
 from sae.base.errors import UserError
 from sae.cache.create import create_cache
@@ -275,12 +275,11 @@ def test_unknown_weights_are_the_same_only_under_one_name(tmp_path):
 @pytest.mark.slow
 def test_a_cache_from_before_sites_were_recorded_is_of_one_kind_with_one_of_today(tmp_path):
     one, two = little(tmp_path / "one.zarr", 1), little(tmp_path / "two.zarr", 2)
-    path = Path(two.location) / "zarr.json"
-    about = json.loads(path.read_text())
-    for hook in about["attributes"]["hooks"].values():
+    hooks = two.attributes["hooks"]
+    for hook in hooks.values():
         hook["d_in"] = hook.pop("width")
         del hook["in_stream"]
-    path.write_text(json.dumps(about))
+    reworded(Path(two.location), hooks=hooks)
     for order in ([one.location, two.location], [two.location, one.location]):
         merged = merge_caches(tmp_path / "out.zarr", order)
         assert merged.sites == one.sites

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.families import BLOCKS, MODELS, PLACES, copied_in, random_model
+from support.files import reworded
 from support.world import HOOK, harvest_settings, random_dictionary, training_json
 
 import sae
@@ -139,13 +140,11 @@ def test_a_recorded_site_that_this_model_has_not_got_is_refused():
 
 def as_before(cache_path, sites):
     """Give a cache the attributes that caches had: module, side and d_in of each hook."""
-    path = cache_path / "zarr.json"
-    about = json.loads(path.read_text())
-    about["attributes"]["hooks"] = {
+    hooks = {
         site.hook_name: {"module": site.module, "side": site.side, "d_in": site.width}
         for site in sites
     }
-    path.write_text(json.dumps(about))
+    reworded(cache_path, hooks=hooks)
     return open_cache(cache_path)
 
 
