@@ -12,7 +12,7 @@ import torch
 
 from sae.analysis.reading import read_text
 from sae.atlas import Atlas, read_record
-from sae.base import UserError, require, say
+from sae.base import UserError, check_folder, require, say
 from sae.dictionary import Dictionary
 from sae.models import LanguageModel, locate
 from sae.pages.server.app import Pages, application
@@ -119,6 +119,7 @@ def _check_whole(folder: Path, expected: Path) -> None:
     missing = [name for name in _PAGE_FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} has no {missing[0]}; make it again with: {again}")
+    check_folder(folder, f"make it again with: {again}")
 
 
 def _check_no_loop() -> None:

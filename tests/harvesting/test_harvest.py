@@ -22,12 +22,12 @@ from sae.cache.writer import CacheWriter
 from sae.harvesting import harvest as stage
 from sae.harvesting.config import HarvestConfig
 
-CHUNKS, CONTEXT = 80, 16
+CHUNKS, CONTEXT = 50, 16
 N_TOKENS = CHUNKS * 32 * CONTEXT
 
 
 def settings(run: Path, model: Path, text: Path, **others: Any) -> dict[str, Any]:
-    """80 chunks at two hooks; one row a forward makes it last some seconds."""
+    """50 chunks at two hooks; one row a forward makes it last some seconds."""
     asked = {"hook_names": [HOOK, OTHER], "n_tokens": N_TOKENS, "context_size": CONTEXT}
     return harvest_settings(run, model, text) | asked | {"batch_size": 1} | others
 
@@ -87,13 +87,13 @@ def test_a_harvest_killed_at_any_instant_goes_on_to_the_same_bytes(
     draw = random.Random(seed)
     seen = [0]
     for first in (True, False, False, False):
-        goal = seen[-1] + draw.randint(1, 16)
+        goal = seen[-1] + draw.randint(1, 10)
         child = start(*asked)
         # The first is killed while it lays out the cache, the others while they fill it.
         while child.process.is_alive():
             if any(tmp_path.glob("*cache.zarr*")) if first else chunks_in(tmp_path) >= goal:
                 break
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.03))
         done = child.kill()
         assert done.returncode == -signal.SIGKILL, f"it ended before it was killed: {done}"
@@ -111,7 +111,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_harvest_that_dies_inside_any_write_goes_on_to_the_same_bytes(
     tmp_path, tiny_model, tiny_text, processes, seed
 ):

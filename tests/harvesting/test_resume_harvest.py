@@ -70,7 +70,7 @@ def test_a_harvest_killed_six_times_in_a_row_goes_on_to_the_same_bytes(
     text,
 ):
     slow = text.startswith("slower")
-    given = settings(tmp_path / "run", tiny_model, slow_text, n_tokens=36_000)
+    given = settings(tmp_path / "run", tiny_model, slow_text, n_tokens=24_000)
     given |= {"batch_size": 32 if slow else 1}
     sae.harvest(**given | {"run": str(tmp_path / "whole")})
     whole, cache = tmp_path / "whole" / "cache.zarr", tmp_path / "run" / "cache.zarr"

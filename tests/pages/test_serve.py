@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 import torch
 from support.atlas_samples import sample_record
-from support.files import unseal
+from support.files import flip, unseal
 from support.server import Server, serving
 from support.world import HOOK
 
 import sae
+from sae.atlas.atlas import EDITED
 from sae.atlas.schema import FEATURES
+from sae.base import seal
 from sae.base.errors import UserError
 from sae.cli import main
 from sae.commands.serve import ServeConfig, pages_of
@@ -804,6 +806,12 @@ def test_a_run_that_is_not_there_is_named(tmp_path, capsys, name):
 def test_an_atlas_that_is_half_there_or_of_another_version_is_refused(tmp_path, tiny_run):
     run = copy_of(tiny_run, tmp_path / "run", "strong")
     config = ServeConfig(run=str(run))
+    seal(run / "atlas/strong", *EDITED)
+    (run / "atlas/strong/labels.csv").write_text("feature,label\n3,mine\n")
+    assert list(pages_of(config).atlases) == ["strong"]
+    flip(run / "atlas/strong/data/features/00000.js")
+    with pytest.raises(UserError, match=r"00000\.js is damaged, .* again with: sae analyze"):
+        pages_of(config)
     (run / "atlas/strong/data/index.js").unlink()
     with pytest.raises(UserError, match=r"data/index\.js; make it again with: sae analyze"):
         pages_of(config)
