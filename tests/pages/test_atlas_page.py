@@ -96,6 +96,20 @@ def test_the_whole_way_by_keyboard(visit: Visit, site: Path) -> None:
     assert page.locator("#help").is_hidden()
 
 
+@pytest.mark.parametrize("go", ["openFeature(9)", "location.hash = 'f=9'"])
+def test_who_goes_on_before_the_hand_rests_is_not_called_back(
+    visit: Visit, site: Path, go: str
+) -> None:
+    page = visit(site)
+    type_search(page, "king")
+    # The address is written before the page hears that it has changed.
+    assert page.evaluate(f"({go}, writeAddress(), location.hash)") == "#f=9"
+    at(page, "#f=9")
+    if go.startswith("open"):
+        page.go_back()
+        at(page, "#q=king")
+
+
 def test_what_has_the_focus_can_be_seen(visit: Visit, site: Path) -> None:
     page = visit(site)
     seen = []

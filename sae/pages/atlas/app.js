@@ -1,6 +1,6 @@
 /* ---------- Ways through the page ---------- */
 
-const app = { view: "", scroll: 0, typed: 0 };
+const app = { view: "", scroll: 0, typed: 0, address: null, from: "" };
 
 function complain(sentence) {
   $("trouble").hidden = false;
@@ -10,6 +10,7 @@ function complain(sentence) {
 /* The address: `#f=1204` a feature, `#q=words` a search, else the home view. */
 function route() {
   clearTimeout(app.typed);
+  app.address = null;
   const [, kind, text] = /^#(f|q)=(.*)$/s.exec(location.hash) ?? [];
   if (kind === "f") return showAddress(decoded(text));
   const wanted = kind === "q" ? decoded(text) : "";
@@ -94,7 +95,15 @@ function typed() {
   }
   setView(query() ? "search" : "home");
   clearTimeout(app.typed);
-  app.typed = setTimeout(() => history.replaceState(null, "", address), 150);
+  Object.assign(app, { address, from: location.href, typed: setTimeout(writeAddress, 150) });
+}
+
+/* Writes the address of what was typed: when the hand rests, or when one goes on from there. Whoever went on
+   already is not called back, for the page hears of a new address only after it has changed. */
+function writeAddress() {
+  clearTimeout(app.typed);
+  if (app.address !== null && location.href === app.from) history.replaceState(null, "", app.address);
+  app.address = null;
 }
 
 /* ---------- Keys ---------- */

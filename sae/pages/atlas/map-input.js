@@ -3,7 +3,10 @@
 let pageScrolled = -Infinity;
 addEventListener("scroll", () => (pageScrolled = performance.now()), { passive: true });
 
-const openFeature = (feature) => (location.hash = `f=${feature}`);
+function openFeature(feature) {
+  writeAddress();
+  location.hash = `f=${feature}`;
+}
 
 function mapSpot(map, event) {
   const box = map.canvas.getBoundingClientRect();
