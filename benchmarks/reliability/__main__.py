@@ -48,7 +48,7 @@ def write(results: list[Result], n_trials: int) -> None:
         }
         for r in results
     ]  # fmt: skip
-    failures = [row for row in rows if row["said"]]
+    failures = [row for row, r in zip(rows, results, strict=True) if not r.held]
     counts: dict[str, object] = dict(Counter(str(row["outcome"]) for row in rows))
     write_results("reliability", "Kills, damages and full disks", [counts, *failures])
     PAGE.write_text(page(results, n_trials), encoding="utf-8")
