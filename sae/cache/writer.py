@@ -202,21 +202,30 @@ class CacheWriter:
         """Whether the cache is complete; with `verify` whether all reads as written, too."""
         if not self.complete or not verify:
             return self.complete and not self.missing(verify=False)
-        statistics = self._statistics()
+        return (
+            not self._damaged_descriptions()
+            and self.text_intact()
+            and all(self._whole(name) for name in self._statistics())
+            and not self.missing(verify=True)
+        )
+
+    def _damaged_descriptions(self) -> list[str]:
+        """Return which groups and statistics, that can be made anew, are not described whole.
+
+        Of other arrays nothing tells what their chunks were.
+
+        Raises:
+            UserError: if the description of one of those is damaged.
+        """
         damaged = damaged_descriptions(self.location, self.attributes)
+        mendable = {*self._statistics(), *groups_of(self._all_arrays())}
         for name in damaged:
-            # Statistics are made anew; of others nothing tells what their chunks were.
             require(
-                name in (*statistics, *groups_of(self._all_arrays())),
+                name in mendable,
                 f"{self.location}/{name}/zarr.json is damaged; remove the cache and make it "
                 "again",
             )
-        return (
-            self.text_intact()
-            and all(self._whole(name) for name in statistics)
-            and not damaged
-            and not self.missing(verify=True)
-        )
+        return damaged
 
     def _statistics(self) -> list[str]:
         return [f"statistics/{h}/{n}" for h in self.hooks for n in STATISTICS]
@@ -287,8 +296,8 @@ class CacheWriter:
         with explained_store_failures(self.location):
             arrays = self._all_arrays()
             groups = groups_of(arrays)
-            damaged = damaged_descriptions(self.location, self.attributes)
-            for name in (name for name in damaged if name in groups):
+            # What is damaged is never noted as what was written.
+            for name in {*self._damaged_descriptions()} & {*groups}:
                 remove_stored(self.location, f"{name}/zarr.json")
                 self.group.require_group(name)
             about = {

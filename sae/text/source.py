@@ -110,6 +110,7 @@ class DataConfig:
 def _is_path(name: str) -> bool:
     if name in EMBEDDED_TEXTS or is_url(name):
         return False
+    check_names(name)
     written = name.startswith(_BEGINNINGS) or glob.has_magic(name)
     return written or Path(name).expanduser().exists()
 

@@ -54,8 +54,9 @@ def test_names_that_can_be_listed_and_folders_that_are_there_stay_as_they_are(tm
 
 
 def test_a_path_that_no_system_has_room_for_is_refused_by_commands_that_read(capsys):
-    assert main(["eval", f"run={'y' * 300}"]) == 2
-    assert "yyyyy... has 300 bytes" in capsys.readouterr().err
+    for words in (["eval", f"run={'y' * 300}"], ["harvest", f"data=texts/{'y' * 300}"]):
+        assert main(words) == 2
+        assert "yyyyy... has 300 bytes" in capsys.readouterr().err
 
 
 def test_what_is_not_utf_8_is_refused_before_it_is_misread(tmp_path, capsys):

@@ -111,7 +111,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(8))
 def test_a_harvest_that_dies_inside_any_write_goes_on_to_the_same_bytes(
     tmp_path, tiny_model, tiny_text, processes, seed
 ):

@@ -274,6 +274,17 @@ def test_without_verify_what_is_there_is_not_read_and_what_is_not_is_computed(
     assert tree(cache) == tree(whole)
 
 
+def test_a_damaged_description_is_not_taken_for_right_by_completing_the_cache(tmp_path, made):
+    given, cache, _ = copied(made("float16", "none"), tmp_path)
+    about = cache / f"norms/{OTHER}/zarr.json"
+    about.write_text(about.read_text() + " ")
+    chunk_files(cache, f"activations/{HOOK}")[1].unlink()
+    with pytest.raises(UserError, match=rf"norms/{OTHER}/zarr\.json is damaged; remove the"):
+        sae.harvest(**given | {"verify": False})
+    with pytest.raises(UserError, match=r"zarr\.json is damaged; remove the"):
+        sae.harvest(**given)
+
+
 @pytest.mark.parametrize("name", ["tokens", "documents"])
 @pytest.mark.parametrize("harm", [flip, Path.unlink])
 def test_without_verify_damaged_text_that_is_needed_is_one_sentence_and_no_endless_wait(
@@ -337,11 +348,11 @@ def harvest_and_measure(given: dict[str, Any], answer: Any) -> None:
 
 @pytest.mark.slow
 def test_memory_while_harvesting_does_not_grow_with_the_cache(tmp_path, tiny_model, processes):
-    texts = sentences(1000, seed=2, words=900)
+    texts = sentences(2000, seed=2, words=900)
     text = tmp_path / "long.jsonl"
     text.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     peaks = {}
-    for n in (200_000, 1_200_000):
+    for n in (400_000, 2_400_000):
         given = settings(tmp_path / str(n), tiny_model, text, n_tokens=n, context_size=128)
         given |= {"hook_names": [HOOK_IN], "batch_size": 32}
         for again in (False, True):
@@ -353,6 +364,6 @@ def test_memory_while_harvesting_does_not_grow_with_the_cache(tmp_path, tiny_mod
             # The second time it is completed, after all of it was read.
             cache = tmp_path / str(n) / "cache.zarr"
             chunk_files(cache, f"norms/{HOOK_IN}")[0].unlink()
-    # The longer cache's activations are 64 MB more, its tokens and documents 4 MB each.
-    for again, bound in ((False, 24), (True, 6)):
-        assert peaks[1_200_000, again] - peaks[200_000, again] < bound << 20, peaks
+    # The longer cache's activations are 128 MB more, its tokens and documents 8 MB each.
+    for again, bound in ((False, 32), (True, 6)):
+        assert peaks[2_400_000, again] - peaks[400_000, again] < bound << 20, peaks

@@ -20,10 +20,10 @@ from sae.exchange.dashboards.rows import Dashboard, Exported, Shown, json_bytes,
 from sae.exchange.dashboards.tables import Found
 from sae.exchange.formats.parts import as_json
 
-FILES = ("*.json",)
-"""Patterns of the files that are read."""
 _BATCH = 128
 _SETTINGS, _SKIPPED = "run_settings.json", "skipped_indexes.json"
+FILES = ("batch-*.json", _SETTINGS, _SKIPPED)
+"""Patterns of the files that are read."""
 _HOOK = re.compile(r"blocks\.\d+\.(?:\w+\.)?hook_[a-z_]*[a-z]")
 
 
