@@ -14,7 +14,7 @@ import sae
 from benchmarks import dashboard
 from benchmarks.common import HOOK, write_results
 from sae.atlas import Atlas
-from sae.core.select import product_blocks
+from sae.core.screen import product_blocks
 from sae.models import ModelConfig, load_model
 from sae.models.unembed import unembedding
 

@@ -18,7 +18,7 @@ import torch
 from benchmarks.common import real_rows, write_results
 from sae.architectures import TopKConfig
 from sae.core.scaling import InputScaling
-from sae.core.select import BLOCK_BYTES, MIN_BLOCK_ROWS
+from sae.core.screen import BLOCK_BYTES, MIN_BLOCK_ROWS
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
 

@@ -100,7 +100,7 @@ def our_steps(
         while True:
             yield trainer.update(*trainer.scaled((fixed,)))
 
-    return steps(), sae.weights(same, same), l0
+    return steps(), sae.dictionary(same, same).tensors, l0
 
 
 def _peers(

@@ -28,7 +28,7 @@ from benchmarks.reading import N_TOKENS
 from benchmarks.saelens_cache import saelens_harvest, saelens_store
 from sae.architectures import ArchitectureConfig
 from sae.commands import train
-from sae.core.select import BLOCK_BYTES, MIN_BLOCK_ROWS
+from sae.core.screen import BLOCK_BYTES, MIN_BLOCK_ROWS
 from sae.rows.shuffle import Rows
 from sae.rows.source import RowSource
 from sae.text.source import DataConfig, documents
@@ -297,7 +297,7 @@ def _saelens(
             "k": getattr(member, "k", None),
             "coefficient": getattr(member, "l1_coefficient", None),
         }
-        weights = alone[i].sae.weights(alone[i].scaling, alone[i].output_scaling)
+        weights = alone[i].sae.dictionary(alone[i].scaling, alone[i].output_scaling).tensors
         return peers.saelens_step(grid.architecture, weights, rows, **sparsity, **choice)
 
     middle = len(alone) // 2

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sae.base import require
 from sae.core.scaling import InputScaling
-from sae.core.select import Active, Selection, select
+from sae.core.select import Active, Selection, select_and_count
 from sae.dictionary import Activation, Dictionary, ReLU
 
 # The encoder's bias learns faster than the directions: raising the bar is the short way to
@@ -119,8 +119,8 @@ class TrainableSAE(nn.Module, ABC):
     lr_factors: ClassVar[dict[str, float]] = {"b_enc": BIAS_LR_FACTOR}
     """Parameters that learn faster or slower than the others, by name."""
 
-    matmul_dtype: torch.dtype | None = None
-    """Type that the product finding active latents computes in; None is that of the rows."""
+    matmul: str = "auto"
+    """The product that finds the active latents (`screen.MATMULS`); nothing depends on it."""
 
     def __init__(
         self,
@@ -175,10 +175,13 @@ class TrainableSAE(nn.Module, ABC):
         return self.W_enc_t + (1 - inner) / squares * self.W_dec
 
     def select(
-        self, x: Rows, encoder: Float[Tensor, "d_sae d_in"], *selections: Selection
-    ) -> list[Active]:
-        """Return what each selection keeps of the pre-activations of `x`."""
-        return select(x, encoder, self.b_enc, *selections, dtype=self.matmul_dtype)
+        self, x: Rows, encoder: Float[Tensor, "d_sae d_in"], selection: Selection
+    ) -> tuple[Active, float]:
+        """Return what the selection keeps of the pre-activations of `x`.
+
+        And how many entries of a row the product left open, which is logged.
+        """
+        return select_and_count(x, encoder, self.b_enc, selection, self.matmul)
 
     def target(self, x: Rows, y: Targets) -> Targets:
         """Return what is left for the latents: `y` less the decoder's bias and the skip."""

@@ -68,7 +68,7 @@ class JumpReLUSAE(TrainableSAE):
     def step(self, x: Rows, y: Targets, progress: float, dead: Silent) -> TrainingStep:
         encoder, width = self.encoder(), self.config.bandwidth
         near = Above(self.threshold.detach() - width / 2)
-        ((support, found),) = self.select(x, encoder, near)
+        (support, found), candidates = self.select(x, encoder, near)
         pre_acts = encode_on(support, found, x, encoder, self.b_enc)
         thresholds = self.threshold.index_select(0, support.columns)
         values, gates = _Jump.apply(pre_acts, thresholds, width)  # type: ignore[no-untyped-call]
@@ -83,6 +83,7 @@ class JumpReLUSAE(TrainableSAE):
         losses: dict[str, Tensor | float] = {
             "losses/l0_loss": sparsity.detach(),
             "details/l0_coefficient": coefficient,
+            "details/candidates": candidates,
         }
         loss = main.loss + sparsity
         if self.config.pre_act_loss_coefficient and bool(dead.any()):

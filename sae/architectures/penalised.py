@@ -145,7 +145,7 @@ class StandardSAE(TrainableSAE):
     def step(self, x: Rows, y: Targets, progress: float, dead: Silent) -> TrainingStep:
         sparse = self.active_share < SPARSE_BELOW
         found = self._sparse(x, y, progress) if sparse else self._dense(x, y)
-        mse, penalty, fired, n_active = found
+        mse, penalty, fired, n_active, others = found
         self.active_share = n_active / (len(x) * self.d_sae)
         coefficient = self.coefficient.at(progress)
         self.coefficient.observe(n_active / len(x), progress)
@@ -153,25 +153,29 @@ class StandardSAE(TrainableSAE):
         losses: dict[str, Tensor | float] = {
             "losses/l1_loss": l1.detach(),
             "details/l1_coefficient": coefficient,
+            **others,
         }
         return TrainingStep(mse + l1, mse.detach(), losses, fired)
 
-    def _dense(self, x: Rows, y: Targets) -> tuple[Tensor, Tensor, Tensor, int]:
+    def _dense(
+        self, x: Rows, y: Targets
+    ) -> tuple[Tensor, Tensor, Tensor, int, dict[str, float]]:
         feature_acts = torch.relu(nn.functional.linear(x, self.encoder(), self.b_enc))
         fired = (feature_acts.detach() > 0).sum(0)
         mse = squared_error(self.target(x, y), feature_acts @ self.W_dec)
         penalty = weighted_l1(feature_acts, self.W_dec)
-        return mse, penalty, fired, int(fired.sum())
+        return mse, penalty, fired, int(fired.sum()), {}
 
     def _sparse(
         self, x: Tensor, y: Tensor, progress: float
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
+    ) -> tuple[Tensor, Tensor, Tensor, int, dict[str, float]]:
         encoder = self.encoder()
-        (active,) = self.select(x, encoder, Above(torch.zeros_like(self.b_enc)))
+        active, candidates = self.select(x, encoder, Above(torch.zeros_like(self.b_enc)))
         values = encode_on(active.support, active.values, x, encoder, self.b_enc)
         mse = reconstruct_on(active.support, values, self.W_dec, self.target(x, y)).loss
         penalty = self.penalty(values, active.support, progress)
-        return mse, penalty, active.support.counts(), len(values)
+        others = {"details/candidates": candidates}
+        return mse, penalty, active.support.counts(), len(values), others
 
     def penalty(
         self, values: Float[Tensor, " nnz"], support: Support, progress: float
@@ -293,7 +297,7 @@ class GatedSAE(TrainableSAE):
 
     def step(self, x: Rows, y: Targets, progress: float, dead: Silent) -> TrainingStep:
         encoder, target = self.encoder(), self.target(x, y)
-        (active,) = self.select(x, encoder, Above(torch.zeros_like(self.b_enc)))
+        active, candidates = self.select(x, encoder, Above(torch.zeros_like(self.b_enc)))
         support, columns = active.support, active.support.columns
         gates = encode_on(support, active.values, x, encoder, self.b_enc)
         read = gates - self.b_enc.index_select(0, columns)
@@ -313,6 +317,7 @@ class GatedSAE(TrainableSAE):
             "losses/l1_loss": l1.detach(),
             "losses/auxiliary_reconstruction_loss": frozen.loss.detach(),
             "details/l1_coefficient": coefficient,
+            "details/candidates": candidates,
         }
         return TrainingStep(main.loss + l1 + frozen.loss, main.mse[-1], losses, fired)
 

@@ -60,17 +60,16 @@ class TopKSAE(TrainableSAE):
 
     def step(self, x: Rows, y: Targets, progress: float, dead: Silent) -> TrainingStep:
         encoder = self.encoder()
-        selections = [self.selection()]
-        among = torch.where(dead)[0] if self.config.aux_loss_coefficient else dead[:0]
-        if len(among):
-            selections.append(TopKAmong(among, self.config.k_aux or max(1, x.shape[1] // 2)))
-        active, *auxiliary = self.select(x, encoder, *selections)
+        active, candidates = self.select(x, encoder, self.selection())
         self.observe(active)
         values = encode_on(active.support, active.values, x, encoder, self.b_enc)
         main = self.reconstruct(active, values, self.target(x, y))
         loss = main.loss
-        losses: dict[str, Tensor | float] = {}
-        for idle in auxiliary:
+        losses: dict[str, Tensor | float] = {"details/candidates": candidates}
+        among = torch.where(dead)[0] if self.config.aux_loss_coefficient else dead[:0]
+        if len(among):
+            most = self.config.k_aux or max(1, x.shape[1] // 2)
+            idle, _ = self.select(x, encoder, TopKAmong(among, most))
             aux = self.config.aux_loss_coefficient * self._auxiliary(x, encoder, idle, main)
             losses["losses/auxiliary_reconstruction_loss"] = aux.detach()
             loss = loss + aux

@@ -6,14 +6,48 @@ these do once or twice, while it is in the processor's cache.
 # Kernels are no Python: numba finds the types of their arguments.
 # ruff: noqa: ANN001, ANN202, PLR0913, PLR0917
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
 from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight
+from sae.core.exact import drop_below, fill_exact, keep_above, keep_top_k, kth_largest
+from sae.core.jit import compiled, parallel
+
+
+class RoundingErrors(NamedTuple):
+    """How far products may be from what they stand for.
+
+    The pre-activation less its bound is at most `p + relative |p| + shift_j + far_i norm_j`
+    for a product `p` of row i and latent j, and at least
+    `p - relative |p| + shift_j - slack_j - far_i norm_j`.
+    """
+
+    shifts: PerLatent
+    """Bias less bound, and a little more."""
+    slacks: PerLatent
+    """How much more that is at most, and once more as much."""
+    norms: PerLatent
+    """Norms of the latents' directions."""
+    fars: Float[Tensor, " batch"]
+    """Error of a product with a direction of norm one."""
+    relative: Float[Tensor, " 1"]
+    """Error in units of the product."""
+
+
+class Lists(NamedTuple):
+    """Entries chosen of each row, at the front of the row; memory behind is not touched."""
+
+    columns: Int[Tensor, "batch d_sae"]
+    values: Latents
+    counts: PerRow
+    work: Int[Tensor, "batch 2"]
+    """How many entries of a row the product left open, and of how many values were computed."""
 
 
 def use_threads() -> int:
@@ -30,44 +64,37 @@ def use_threads() -> int:
     return n
 
 
-def count_above(products: Latents, bias: PerLatent, bound: PerLatent) -> PerRow:
-    """How many entries of each row of `products + bias` exceed their column's bound, int64."""
-    use_threads()
-    counts = torch.empty(len(products), dtype=torch.int64)
-    _count_above(products.numpy(), bias.numpy(), bound.numpy(), counts.numpy())
-    return counts
+def choose_rows(
+    products: Latents,
+    x: Vectors,
+    weight: Weight,
+    bias: PerLatent,
+    bound: PerLatent,
+    k: int,
+    errors: RoundingErrors,
+    lists: Lists,
+) -> None:
+    """Choose entries of the pre-activations `x @ weight.T + bias` of which `products` tell.
 
-
-def fill_above(
-    products: Latents, bias: PerLatent, bound: PerLatent, counts: PerRow
-) -> tuple[Indices, Values]:
-    """Columns (int32, ascending in a row) and values of the entries that were counted."""
-    use_threads()
-    ends = counts.cumsum(0)
-    nnz = int(ends[-1]) if len(ends) else 0
-    columns = torch.empty(nnz, dtype=torch.int32)
-    values = products.new_empty(nnz)
-    arrays = (products, bias, bound, ends - counts, columns, values)
-    _fill_above(*(array.numpy() for array in arrays))
-    return columns, values
-
-
-def top_k_rows(products: Latents, bias: PerLatent, k: int) -> tuple[PerRow, Indices, Values]:
-    """Return the k largest positive entries of each row of `products + bias`, or all that are.
-
-    Of equal entries those of lower columns are taken. Returns the number of entries of each
-    row (int64), their columns (int32, ascending in a row) and values.
+    Above their `bound`, or of `k` the k largest positive ones of each row, those of lower
+    columns among equals. Fills `lists`.
     """
     use_threads()
-    n = len(products)
-    counts = torch.empty(n, dtype=torch.int64)
-    columns = torch.empty(n, k, dtype=torch.int32)
-    values = products.new_empty(n, k)
-    _top_k_rows(*(array.numpy() for array in (products, bias, counts, columns, values)))
-    if bool((counts == k).all()):
-        return counts, columns.flatten(), values.flatten()
-    held = torch.arange(k) < counts[:, None]
-    return counts, columns[held], values[held]
+    _choose_rows(
+        *(array.detach().numpy() for array in (products, x, weight, bias, bound)),
+        k, *(array.numpy() for array in errors), *(array.numpy() for array in lists),
+    )  # fmt: skip
+
+
+def compact(lists: Lists) -> tuple[Indices, Values]:
+    """Return columns and values of all rows of `lists`, one after the other."""
+    use_threads()
+    ends = lists.counts.cumsum(0)
+    nnz = int(ends[-1]) if len(ends) else 0
+    columns, values = lists.columns.new_empty(nnz), lists.values.new_empty(nnz)
+    arrays = (lists.columns, lists.values, ends - lists.counts, lists.counts, columns, values)
+    _compact(*(array.numpy() for array in arrays))
+    return columns, values
 
 
 def nested_errors(
@@ -121,12 +148,8 @@ def adam_unit_rows_(
 _CHUNK = 32
 _SAMPLE = 256
 
-# Never with `fastmath`: code that was just compiled and the same code from numba's cache then
-# round differently (docs/log.md), and a resumed training ends in other bits.
-_compiled = njit(parallel=True, cache=True, nogil=True)
 
-
-@njit(cache=True, nogil=True)
+@compiled
 def _dot(a, b):
     """`Σ a b` in the type of `a`: four sums side by side, as each waits for its last one."""
     s0 = s1 = s2 = s3 = a.dtype.type(0)
@@ -141,122 +164,92 @@ def _dot(a, b):
     return (s0 + s1) + (s2 + s3)
 
 
-@_compiled
-def _count_above(products, bias, bound, counts):
-    n, m = products.shape
-    for i in prange(n):
-        count = 0
-        for j in range(m):
-            count += products[i, j] + bias[j] > bound[j]
-        counts[i] = count
+@compiled
+def _open(row, shifts, norms, far, relative, guess, columns, values):
+    """List the entries whose upper bound exceeds `guess`; returns how many.
 
-
-@_compiled
-def _fill_above(products, bias, bound, starts, columns, values):
-    n, m = products.shape
-    for i in prange(n):
-        at = starts[i]
-        for j in range(m):
-            value = products[i, j] + bias[j]
-            if value > bound[j]:
-                columns[at] = j
-                values[at] = value
-                at += 1
-
-
-@njit(cache=True, nogil=True)
-def _candidates(row, bias, guess, found, columns):
-    """Entries above `guess`; most chunks have none, which the processor sees in one go."""
+    Most chunks have none, which the processor sees in one go.
+    """
     guess = row.dtype.type(guess)
     n = 0
-    whole = len(row) - len(row) % _CHUNK
-    for start in range(0, whole, _CHUNK):
+    for start in range(0, len(row), _CHUNK):
+        end = min(start + _CHUNK, len(row))
         hit = False
-        for j in range(start, start + _CHUNK):
-            hit |= row[j] + bias[j] > guess
+        for j in range(start, end):
+            upper = row[j] + abs(row[j]) * relative + shifts[j] + far * norms[j]
+            hit |= not (upper <= guess)
         if hit:
-            for j in range(start, start + _CHUNK):
-                if row[j] + bias[j] > guess:
-                    found[n] = row[j] + bias[j]
+            for j in range(start, end):
+                upper = row[j] + abs(row[j]) * relative + shifts[j] + far * norms[j]
+                if not (upper <= guess):
                     columns[n] = j
+                    values[n] = upper
                     n += 1
-    for j in range(whole, len(row)):
-        if row[j] + bias[j] > guess:
-            found[n] = row[j] + bias[j]
-            columns[n] = j
-            n += 1
     return n
 
 
-@njit(cache=True, nogil=True)
-def _kth_largest(values, k):
-    """Quickselect; reorders `values`."""
-    low, high, at = 0, len(values) - 1, k - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if at <= j:
-            high = j
-        elif at >= i:
-            low = i
-        else:
-            break
-    return values[at]
-
-
-@njit(cache=True, nogil=True)
-def _careful_guess(row, bias, k):
+@compiled
+def _careful_guess(row, shifts, k):
     """Return a value that most likely more than `k` and less than some hundred entries exceed.
 
     Rows differ a lot, so each is sampled. Of the `k` largest about `k / stride` are in the
     sample, seldom more than three standard deviations more; then the row is read again.
     """
     stride = max(1, len(row) // _SAMPLE)
-    sample = row[::stride] + bias[::stride]
+    sample = row[::stride] + shifts[::stride]
     expected = k * len(sample) / len(row)
     place = int(expected + 3 * np.sqrt(expected)) + 2
-    return max(0.0, _kth_largest(sample, place)) if place < len(sample) else 0.0
+    return max(0.0, kth_largest(sample, place)) if place < len(sample) else 0.0
 
 
-@_compiled
-def _top_k_rows(products, bias, counts, columns, values):
-    n, m = products.shape
-    k = columns.shape[1]
-    for i in prange(n):
-        found = np.empty(m, products.dtype)
-        where = np.empty(m, np.int32)
-        guess = _careful_guess(products[i], bias, k)
-        n_found = _candidates(products[i], bias, guess, found, where)
-        if n_found < k and guess > 0:
-            n_found = _candidates(products[i], bias, 0.0, found, where)
-        least = np.zeros(1, products.dtype)[0]
-        equal = 0
-        if n_found > k:
-            least = _kth_largest(found[:n_found].copy(), k)
-            equal = k
-            for c in range(n_found):
-                equal -= found[c] > least
-        at = 0
-        for c in range(n_found):
-            value = found[c]
-            if value > least or (equal > 0 and value == least):
-                equal -= value == least
-                columns[i, at] = where[c]
-                values[i, at] = value
-                at += 1
-        counts[i] = at
+@compiled
+def _certain(row, shifts, slacks, norms, far, relative, k, columns, n):
+    """Return what the k-th largest of n listed entries reaches for certain, at least zero."""
+    low = np.zeros(max(n, k), row.dtype)
+    for c in range(n):
+        j = columns[c]
+        off = abs(row[j]) * relative + far * norms[j]
+        lower = row[j] + shifts[j] - slacks[j] - off
+        low[c] = lower if lower > 0 else 0
+    return kth_largest(low, k)
 
 
-@_compiled
+@parallel
+def _choose_rows(
+    products, x, weight, bias, bound, k,
+    shifts, slacks, norms, fars, relative, columns, values, counts, work,
+):  # fmt: skip
+    for i in prange(len(products)):
+        row, far = products[i], fars[i]
+        guess = _careful_guess(row, shifts, k) if k else 0.0
+        n = _open(row, shifts, norms, far, relative[0], guess, columns[i], values[i])
+        work[i, 0] = n
+        if k:
+            least = _certain(row, shifts, slacks, norms, far, relative[0], k, columns[i], n)
+            if guess > 0 and not least > guess:
+                # Too high a guess may have hidden something.
+                guess = np.nextafter(least, row.dtype.type(-1))
+                n = _open(row, shifts, norms, far, relative[0], guess, columns[i], values[i])
+                least = _certain(row, shifts, slacks, norms, far, relative[0], k, columns[i], n)
+            n = drop_below(least, columns[i], values[i], n)
+        work[i, 1] = n
+        x64 = np.empty(x.shape[1], np.float64)
+        fill_exact(x[i], x64, weight, bias, columns[i, :n], values[i, :n])
+        if k:
+            counts[i] = keep_top_k(columns[i], values[i], n, k)
+        else:
+            counts[i] = keep_above(columns[i], values[i], n, bound)
+
+
+@parallel
+def _compact(columns, values, starts, counts, out_columns, out_values):
+    for i in prange(len(counts)):
+        for c in range(counts[i]):
+            out_columns[starts[i] + c] = columns[i, c]
+            out_values[starts[i] + c] = values[i, c]
+
+
+@parallel
 def _nested_errors(
     row_ends, columns, values, weight, target, level_weights, gradients, squares, error
 ):
@@ -279,7 +272,7 @@ def _nested_errors(
                 gradients[i, g, q] += gradients[i, g + 1, q]
 
 
-@_compiled
+@parallel
 def _adam_unit_rows(weight, grad, mean, square, numbers):
     beta1, beta2, size, root, eps = numbers
     one = numbers.dtype.type(1)

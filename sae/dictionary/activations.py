@@ -129,7 +129,7 @@ class ReLU(Activation):
         return torch.relu(products + b_enc)
 
     def select(self, x: Inputs, weight: Encoder, b_enc: PerLatent) -> Active:
-        return select.select(x, weight, b_enc, Above(torch.zeros_like(b_enc)))[0]
+        return select.select(x, weight, b_enc, Above(torch.zeros_like(b_enc)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class JumpReLU(Activation):
         return torch.relu(pre_acts) * (pre_acts > self.threshold)
 
     def select(self, x: Inputs, weight: Encoder, b_enc: PerLatent) -> Active:
-        return select.select(x, weight, b_enc, Above(self.threshold.clamp_min(0)))[0]
+        return select.select(x, weight, b_enc, Above(self.threshold.clamp_min(0)))
 
     def scaled(self, gains: PerLatent | float) -> Activation:
         return replace(self, threshold=self.threshold * gains)
@@ -177,7 +177,7 @@ acts = torch.zeros_like(pre).scatter(-1, latents, values)"""
 
     def select(self, x: Inputs, weight: Encoder, b_enc: PerLatent) -> Active:
         # Of equal latents at the edge the first are taken; `encode` leaves that to torch.
-        return select.select(x, weight, b_enc, select.TopK(self.k))[0]
+        return select.select(x, weight, b_enc, select.TopK(self.k))
 
     def of_latents(self, latents: Int[Tensor, " kept"]) -> Activation:
         return replace(self, k=min(self.k, len(latents)))
@@ -210,9 +210,7 @@ acts = size * (pre > 0)"""
 
     def select(self, x: Inputs, weight: Encoder, b_enc: PerLatent) -> Active:
         # The bound carries the gate's bias, so that the magnitudes see the bare products.
-        ((support, products),) = select.select(
-            x, weight, torch.zeros_like(b_enc), Above(-b_enc)
-        )
+        support, products = select.select(x, weight, torch.zeros_like(b_enc), Above(-b_enc))
         columns = support.columns
         values = torch.relu(self.r_mag.exp()[columns] * products + self.b_mag[columns])
         fires = values > 0

@@ -200,9 +200,7 @@ def make_trainer(config: TrainConfig, start: Start) -> Trainer:
             "hook_name_out=... makes a transcoder",
         )
         sae.begin_with(found, scalings[0], scalings[-1])
-    narrow = config.matmul_dtype == "bfloat16"
-    if narrow or (config.matmul_dtype == "auto" and device.type == "cuda"):
-        sae.matmul_dtype = torch.bfloat16
+    sae.matmul = config.matmul
     on_device = [InputScaling(s.mean.to(device), s.scale) for s in scalings]
     return Trainer(
         sae.to(device),

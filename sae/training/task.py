@@ -128,6 +128,8 @@ class Task:
         """Return the keys in which what was begun is another training, with both values."""
         # Who asks to extend does not mind that it was extended before.
         ignored = {_EXTENDED} if self.config.extend else set()
+        # Older trainings say how precise the product was that found the active latents.
+        ignored |= {"matmul_dtype"}
         keys = [key for key in {**self.identity, **begun} if key not in ignored]
         pairs = {k: (begun.get(k, _MISSING), self.identity.get(k, _MISSING)) for k in keys}
         return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -182,7 +184,6 @@ def tasks_of(configs: Sequence[TrainConfig], source: RowSource) -> list[Task]:
             _TOKENS: config.training_tokens,
             "dead_feature_window": config.dead_feature_window,
             "seed": config.seed,
-            "matmul_dtype": config.matmul_dtype,
             "init_from": beginnings.get(config.init_from or ""),
             **rows,
             _EXTENDED: [],

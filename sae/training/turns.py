@@ -11,7 +11,7 @@ import torch
 
 from sae.base import UserError, duration, say
 from sae.cache.layout import open_cache
-from sae.core.select import BLOCK_BYTES, MIN_BLOCK_ROWS
+from sae.core.screen import BLOCK_BYTES, MIN_BLOCK_ROWS
 from sae.models import Site, resolve_device
 from sae.rows.source import RowSource
 from sae.training.config import SweepConfig, TrainConfig

@@ -206,8 +206,8 @@ TABLE = {
         ["blocks.1.hook_mlp_out", "it holds blocks.1.hook_resid_post"],
     ),
     "an unknown type of the product": (
-        TRAIN + " matmul_dtype=float16",
-        ["matmul_dtype=float16 is unknown", "bfloat16"],
+        TRAIN + " matmul=float16",
+        ["matmul=float16 is unknown", "bfloat16"],
     ),
     "no choice": (TRAIN + " sae=null", ["sae=", "choose one of", "standard"]),
     "a word without a value": (TRAIN + " sae.d_sae", ["sae.d_sae: not of the form key=value"]),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae.core import cpu_kernels, select
+from sae.core import cpu_kernels, screen, select
 from sae.core.fidelity import squared_error, weighted_l1, weighted_l1_on
 from sae.core.select import Above, BatchTopK, TopK, TopKAmong
 from sae.core.sparse import encode_on, reconstruct_on, support_of
@@ -61,8 +61,8 @@ SELECTIONS = {
 def test_loss_and_every_gradient_of_a_selection_equal_dense_autograd(name, bias):
     x, weights = problem(bias=bias)
     x.requires_grad_()
-    (active,) = select.select(x, weights[0], weights[1], SELECTIONS[name](19))
-    mask = dense((active.support, torch.ones_like(active.values))) > 0
+    active = select.select(x, weights[0], weights[1], SELECTIONS[name](19))
+    mask = dense(active._replace(values=torch.ones_like(active.values))) > 0
     expected_loss = dense_loss(mask, x, *weights)
     found_loss = sparse_loss(active, x, *weights)
     torch.testing.assert_close(found_loss, expected_loss, rtol=1e-12, atol=1e-12)
@@ -77,7 +77,7 @@ def test_a_bound_keeps_the_entries_that_exceed_it(name):
     x, weights = problem()
     chosen = SELECTIONS[name](19)
     pre_acts = x @ weights[0].t() + weights[1]
-    (active,) = select.select(x, *weights[:2], chosen)
+    active = select.select(x, *weights[:2], chosen)
     expected = torch.where(pre_acts > chosen.bound, pre_acts, 0.0).detach()
     torch.testing.assert_close(dense(active), expected)
 
@@ -88,7 +88,7 @@ def test_top_k_is_torchs_topk_after_relu(k):
     pre_acts = (x @ weights[0].t() + weights[1]).detach()
     top = pre_acts.topk(min(k, 19))
     expected = torch.zeros_like(pre_acts).scatter(1, top.indices, top.values.relu())
-    (active,) = select.select(x, *weights[:2], TopK(k))
+    active = select.select(x, *weights[:2], TopK(k))
     torch.testing.assert_close(dense(active), expected)
     counts = active.support.row_ends.diff()
     assert torch.equal(counts.long(), (expected > 0).sum(1))
@@ -102,55 +102,55 @@ def test_top_k_of_rows_whose_sizes_differ_a_thousandfold(d_sae):
     pre_acts[60:] /= 1000
     pre_acts[70] = -1.0
     bias = draws(1)(d_sae)
-    counts, columns, values = cpu_kernels.top_k_rows(pre_acts - bias, bias, 4)
+    # Rows that are their own products.
+    active = select.select(pre_acts - bias, torch.eye(d_sae).double(), bias, TopK(4))
     pre_acts = pre_acts - bias + bias
-    rows = torch.arange(90).repeat_interleave(counts)
-    found = torch.zeros_like(pre_acts).index_put((rows, columns.long()), values)
     top = pre_acts.topk(4)
     expected = torch.zeros_like(pre_acts).scatter(1, top.indices, top.values.relu())
-    assert torch.equal(found, expected)
+    assert torch.equal(dense(active), expected)
 
 
 def test_of_equal_entries_exactly_k_are_kept_and_the_first_ones():
     pre_acts = torch.ones(40, 50, dtype=torch.float64)
     pre_acts[:, 20] = 2.0
-    counts, columns, _ = cpu_kernels.top_k_rows(pre_acts, torch.zeros_like(pre_acts[0]), 4)
-    assert counts.tolist() == [4] * 40
-    assert columns.view(40, 4).tolist() == [[0, 1, 2, 20]] * 40
+    bias = torch.zeros_like(pre_acts[0])
+    support = select.select(pre_acts, torch.eye(50).double(), bias, TopK(4)).support
+    assert support.row_ends.diff().tolist() == [4] * 40
+    assert support.columns.view(40, 4).tolist() == [[0, 1, 2, 20]] * 40
 
 
 def test_batch_top_k_keeps_the_largest_of_the_whole_batch_and_the_first_of_equals():
     x, weights = problem(batch=50)
     pre_acts = (x @ weights[0].t() + weights[1]).detach()
-    (active,) = select.select(x, *weights[:2], BatchTopK(2))
+    active = select.select(x, *weights[:2], BatchTopK(2))
     least = pre_acts.flatten().topk(100).values[-1]
     torch.testing.assert_close(dense(active), torch.where(pre_acts >= least, pre_acts, 0.0))
     same = torch.ones(6, 1, dtype=torch.float64)
     weight = torch.ones(5, 1, dtype=torch.float64)
-    (active,) = select.select(same, weight, torch.zeros(5, dtype=torch.float64), BatchTopK(2))
+    active = select.select(same, weight, torch.zeros(5, dtype=torch.float64), BatchTopK(2))
     assert active.support.row_ends.tolist() == [0, 5, 10, 12, 12, 12, 12]
 
 
-def test_batch_top_k_looks_again_when_the_first_block_misleads(monkeypatch):
-    monkeypatch.setattr(select, "MIN_BLOCK_ROWS", 8)
-    monkeypatch.setattr(select, "BLOCK_BYTES", 1)
-    x, weights = problem(batch=64, d_sae=500)
-    x[:8] *= 1000
-    selection = BatchTopK(20)
-    (active,) = select.select(x, *weights[:2], selection)
-    assert selection.guess == 0.0
-    pre_acts = (x @ weights[0].t() + weights[1]).detach()
-    least = pre_acts.flatten().topk(64 * 20).values[-1]
+def test_batch_top_k_looks_again_when_the_sample_misleads():
+    x, weights = problem(batch=1024, d_sae=500)
+    # The sample is every fourth row.
+    x[::4] *= 1000
+    weights = [w.detach() for w in weights]
+    guess = BatchTopK(20)._careful_guess(x, *weights[:2])
+    active = select.select(x, *weights[:2], BatchTopK(20))
+    pre_acts = x @ weights[0].t() + weights[1]
+    assert (pre_acts > guess).sum() < 1024 * 20
+    least = pre_acts.flatten().topk(1024 * 20).values[-1]
     torch.testing.assert_close(dense(active), torch.where(pre_acts >= least, pre_acts, 0.0))
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_blocks_of_rows_change_nothing(name, monkeypatch):
     x, weights = problem(batch=29)
-    (whole,) = select.select(x, *weights[:2], SELECTIONS[name](19))
-    monkeypatch.setattr(select, "MIN_BLOCK_ROWS", 4)
-    monkeypatch.setattr(select, "BLOCK_BYTES", 1)
-    (parts,) = select.select(x, *weights[:2], SELECTIONS[name](19))
+    whole = select.select(x, *weights[:2], SELECTIONS[name](19))
+    monkeypatch.setattr(screen, "MIN_BLOCK_ROWS", 4)
+    monkeypatch.setattr(screen, "BLOCK_BYTES", 1)
+    parts = select.select(x, *weights[:2], SELECTIONS[name](19))
     assert torch.equal(whole.support.columns, parts.support.columns)
     assert torch.equal(whole.support.row_ends, parts.support.row_ends)
     torch.testing.assert_close(whole.values, parts.values, rtol=1e-12, atol=1e-12)
@@ -159,7 +159,7 @@ def test_blocks_of_rows_change_nothing(name, monkeypatch):
 def test_among_some_latents_entries_of_any_sign_are_kept_and_no_others():
     x, weights = problem(bias=-5.0)
     some = torch.tensor([1, 4, 5, 11])
-    (active,) = select.select(x, *weights[:2], TopKAmong(some, 3))
+    active = select.select(x, *weights[:2], TopKAmong(some, 3))
     pre_acts = (x @ weights[0].t() + weights[1]).detach()[:, some]
     kept = dense(active)[:, some]
     assert torch.equal(active.support.row_ends.diff(), torch.full((13,), 3, dtype=torch.int32))
@@ -171,7 +171,7 @@ def test_a_row_without_active_latents_reconstructs_to_nothing():
     with torch.no_grad():
         x[3] = 0
         weights[1].clamp_(max=-0.1)
-    (active,) = select.select(x, *weights[:2], SELECTIONS["positive"](19))
+    active = select.select(x, *weights[:2], SELECTIONS["positive"](19))
     assert active.support.row_ends[3] == active.support.row_ends[4]
     target = (x - weights[3]).detach()
     found = reconstruct_on(active.support, active.values, weights[2], target)
@@ -182,7 +182,7 @@ def test_an_activation_of_exactly_zero_is_not_active_and_gets_no_gradient():
     x = torch.ones(1, 1, dtype=torch.float64)
     weight = torch.tensor([[1.0], [1.0]], dtype=torch.float64, requires_grad=True)
     bias = torch.tensor([-1.0, 0.0], dtype=torch.float64)
-    (active,) = select.select(x, weight, bias, SELECTIONS["positive"](2))
+    active = select.select(x, weight, bias, SELECTIONS["positive"](2))
     assert active.support.columns.tolist() == [1]
     values = encode_on(active.support, active.values, x, weight, bias)
     decoder = torch.ones(2, 1, dtype=torch.float64)
@@ -196,8 +196,8 @@ def test_nested_levels_are_the_prefixes_of_the_dictionary_and_so_are_their_gradi
     x, weights = problem(batch=17, d_sae=23, bias=0.0)
     ends, level_weights = torch.tensor([3, 4, 11, 23]), torch.tensor([0.4, 0.1, 0.2, 0.3])
     level_weights = level_weights.double()
-    (active,) = select.select(x, *weights[:2], TopK(6))
-    mask = dense((active.support, torch.ones_like(active.values))) > 0
+    active = select.select(x, *weights[:2], TopK(6))
+    mask = dense(active._replace(values=torch.ones_like(active.values))) > 0
     feature_acts = torch.where(mask, x @ weights[0].t() + weights[1], 0.0)
     prefixes = [feature_acts[:, :e] @ weights[2][:e] + weights[3] for e in ends]
     errors = torch.stack([squared_error(x, x_hat) for x_hat in prefixes])

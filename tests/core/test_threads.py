@@ -8,10 +8,10 @@ import pytest
 
 SCRIPT = """
 import torch
-from sae.core.cpu_kernels import top_k_rows
+from sae.core.select import TopK, select
 
 def threads():
-    top_k_rows(torch.rand(8, 64), torch.zeros(64), 3)
+    select(torch.rand(8, 4), torch.rand(64, 4), torch.zeros(64), TopK(3))
     return torch.get_num_threads()
 
 asked = torch.get_num_threads()

@@ -28,7 +28,7 @@ class Powered(Activation):
         return self.size * torch.relu(products + b_enc - self.offset) ** self.power
 
     def select(self, x, weight, b_enc):
-        ((support, pre),) = select.select(x, weight, b_enc, Above(self.offset))
+        support, pre = select.select(x, weight, b_enc, Above(self.offset))
         columns = support.columns
         values = self.size[columns] * (pre - self.offset[columns]) ** self.power
         fires = values > 0

@@ -1,0 +1,261 @@
+"""Rows and latents as 8-bit integers, with bounds on what products of them are off by.
+
+Rows and latents are turned by one orthogonal matrix before they are rounded: random signs, then
+a Hadamard matrix on every 64 coordinates. Inner products stay what they are, and a coordinate
+that is large in many rows is spread over the others, so that all are rounded finely. A row is
+`x = s x₁ + s₂ x₂ + e₂` with integers of 7 or 8 bits and `e₁ = s₂ x₂ + e₂`; a latent likewise is
+`w = t p₁ + t₂ p₂ + f₂`, `f₁ = t₂ p₂ + f₂`. By Cauchy and Schwarz
+
+    |x·w − s t x₁·p₁| ≤ ‖e₁‖ ‖w‖ + (‖x‖ + ‖e₁‖) ‖f₁‖,
+
+which the fast product uses to rule out most latents, and
+
+    |x·w − s t x₁·p₁ − s t₂ x₁·p₂ − s₂ t x₂·p₁|
+        ≤ (‖e₁‖ + ‖e₂‖) (‖f₁‖ + ‖f₂‖) + ‖e₂‖ ‖w‖ + (‖x‖ + ‖e₂‖) ‖f₂‖,
+
+a hundred times smaller, which rules out most of the others. Rounding in float32, of the turned
+vectors, the scales and the sums, is below 2⁻¹⁶ ‖x‖ ‖w‖, which is added to both.
+"""
+# Kernels are no Python: numba finds the types of their arguments.
+# ruff: noqa: ANN001, ANN201, ANN202, PLR0913, PLR0917
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from sae.core.exact import dot
+from sae.core.int8_tile import CHUNK, GROUP, HERE
+from sae.core.jit import compiled, parallel
+
+SLACK = np.float32(2.0**-16)
+"""What rounding in float32 adds to a bound, in units of the norms."""
+# What squares of tiny numbers lose.
+_TINY = 1e-17
+FINE = 254
+"""Units of a second integer in one of the first."""
+
+_LARGEST = 127
+# Added to the integers of rows, because the instructions multiply unsigned by signed bytes.
+_OFFSET = _LARGEST + 1
+# Where products are summed in 16 bits. A pair of a latent's integers: 255 · 128 is the largest
+# sum of two products that 16 bits hold. And the norm of the integers of a chunk's lane, which
+# is every other pair of its coordinates: a lane's sum is below 213 · 153 (Cauchy and Schwarz).
+_LARGEST_PAIR = 128
+_LONGEST_X, _LONGEST_W = 213, 153
+
+TURNED = 64
+"""Coordinates that a Hadamard matrix mixes; widths are filled up to a multiple."""
+
+if HERE is not None:
+    WIDTH, _NARROW = HERE.width, HERE.narrow
+
+
+class Packed(NamedTuple):
+    """Latents as integers; `n_tiles · width` of them, the last ones being nothing."""
+
+    signs: np.ndarray
+    """(width,) float32: the signs of the rotation."""
+    centre: np.ndarray
+    """(d_in,): taken off each row before it is turned, and added by the shifts."""
+    tiles: np.ndarray
+    """(tile, group of coordinates, latent, coordinate) int8: `p₁`."""
+    starts: np.ndarray
+    """(tile, chunk, latent) int32: where sums start, because rows are stored too large."""
+    fine: np.ndarray
+    """(latent, 2, width) int8: `p₂` and `p₁`."""
+    numbers: np.ndarray
+    """(6, latent) float32: t, what is added to the products, upper bounds of ‖w‖, ‖f₁‖ and
+    ‖f₂‖, and what the second is too large by at most."""
+
+
+def packed(
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    bound: NDArray[np.float32],
+    centre: NDArray[np.float32],
+) -> Packed:
+    """Return the latents as integers, for rows that are near `centre`."""
+    m, d = weight.shape
+    width = -(-d // TURNED) * TURNED
+    n_tiles = -(-m // WIDTH)
+    chunks = width // CHUNK if _NARROW else 1
+    # Any signs do; the same ones make the same time.
+    signs = np.where(np.random.default_rng(0).integers(0, 2, width) == 1, 1, -1)
+    found = Packed(
+        signs.astype(np.float32),
+        centre,
+        np.empty((n_tiles, width // GROUP, WIDTH, GROUP), np.int8),
+        np.empty((n_tiles, chunks, WIDTH), np.int32),
+        np.empty((n_tiles * WIDTH, 2, width), np.int8),
+        np.empty((6, n_tiles * WIDTH), np.float32),
+    )
+    _pack(weight, bias, bound, *found)
+    return found
+
+
+@compiled
+def _norm(values, n):
+    """Return an upper bound of the norm of the first `n` numbers."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
+    for q in range(0, n, 8):
+        s0 += values[q] * values[q]
+        s1 += values[q + 1] * values[q + 1]
+        s2 += values[q + 2] * values[q + 2]
+        s3 += values[q + 3] * values[q + 3]
+        s4 += values[q + 4] * values[q + 4]
+        s5 += values[q + 5] * values[q + 5]
+        s6 += values[q + 6] * values[q + 6]
+        s7 += values[q + 7] * values[q + 7]
+    total = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+    return np.sqrt(total) * np.float32(1.00001 + 1e-7 * n) + np.float32(_TINY)
+
+
+@compiled
+def _turn(row, centre, signs, out):
+    """Write the row less the centre, turned, with zeros behind its end before."""
+    d = len(row)
+    for q in range(d):
+        out[q] = (row[q] - centre[q]) * signs[q]
+    for q in range(d, len(out)):
+        out[q] = 0
+    for start in range(0, len(out), TURNED):
+        part = out[start : start + TURNED]
+        for h in (1, 2, 4, 8, 16, 32):
+            for i in range(0, TURNED, 2 * h):
+                for j in range(i, i + h):
+                    a, b = part[j], part[j + h]
+                    part[j] = a + b
+                    part[j + h] = a - b
+    for q in range(len(out)):
+        out[q] *= np.float32(0.125)
+
+
+@compiled
+def _scale(turned, longest, paired):
+    """Return the unit in which the numbers become integers that are not too large."""
+    most = np.float32(0)
+    for q in range(len(turned)):
+        most = max(most, abs(turned[q]))
+    scale = most / np.float32(_LARGEST)
+    if _NARROW:
+        # Rounding makes a pair larger by one at most, and a lane of 16 numbers longer by 2.
+        if paired:
+            most = np.float32(0)
+            for q in range(0, len(turned), 2):
+                most = max(most, abs(turned[q]) + abs(turned[q + 1]))
+            scale = max(scale, most / np.float32(_LARGEST_PAIR - 1.01))
+        most = np.float32(0)
+        for start in range(0, len(turned), CHUNK):
+            for half in range(2):
+                total = np.float32(0)
+                for q in range(start + 2 * half, start + CHUNK, GROUP):
+                    total += turned[q] * turned[q] + turned[q + 1] * turned[q + 1]
+                most = max(most, total)
+        scale = max(scale, np.sqrt(most) / np.float32(longest - 2.01))
+    return scale
+
+
+@compiled
+def _round(turned, longest, paired, coarse, fine):
+    """Write `x₁` and `x₂`, destroy `turned`; returns s and bounds of ‖x‖, ‖e₁‖, ‖e₂‖.
+
+    Of what is not finite, or smaller than 1e-30, the integers are zeros.
+    """
+    n = len(turned)
+    norm = _norm(turned, n)
+    scale = _scale(turned, longest, paired)
+    if not (1e-30 < scale < 1e30 and norm < 1e30):
+        for q in range(n):
+            coarse[q] = 0
+            fine[q] = 0
+        far = norm if norm < 1e30 else np.float32(np.inf)
+        return np.float32(0), far, far, far
+    inverse = np.float32(1) / scale
+    for q in range(n):
+        integer = np.rint(turned[q] * inverse)
+        coarse[q] = np.int8(integer)
+        turned[q] -= scale * integer
+    first = _norm(turned, n)
+    scale_2 = scale * np.float32(1 / FINE)
+    inverse *= np.float32(FINE)
+    for q in range(n):
+        integer = min(max(np.rint(turned[q] * inverse), np.float32(-127)), np.float32(127))
+        fine[q] = np.int8(integer)
+        turned[q] -= scale_2 * integer
+    return scale, norm, first, _norm(turned, n)
+
+
+@compiled
+def _pack_tile(p, fine, tiles, starts):
+    """Write the integers of one tile's latents as the product reads them."""
+    n_chunks = starts.shape[1]
+    n_groups = tiles.shape[1] // n_chunks
+    for at in range(WIDTH):
+        p1 = fine[p * WIDTH + at, 1]
+        for c in range(n_chunks):
+            low, high = np.int64(0), np.int64(0)
+            for g in range(c * n_groups, (c + 1) * n_groups):
+                for q in range(GROUP):
+                    tiles[p, g, at, q] = p1[GROUP * g + q]
+                low += np.int64(p1[GROUP * g]) + np.int64(p1[GROUP * g + 1])
+                high += np.int64(p1[GROUP * g + 2]) + np.int64(p1[GROUP * g + 3])
+            low, high = -_OFFSET * low, -_OFFSET * high
+            # Of 16 bits there are two, each modulo 2^16.
+            starts[p, c, at] = (low & 0xFFFF) | (high << 16) if _NARROW else low + high
+
+
+@parallel
+def _pack(weight, bias, bound, signs, centre, tiles, starts, fine, numbers):
+    """Fill what `Packed` holds of the latents `weight`; shifts are those of bias less bound."""
+    m, width = len(weight), len(signs)
+    nothing = np.zeros(weight.shape[1], np.float32)
+    wide = centre.astype(np.float64)
+    for p in prange(len(tiles)):
+        turned = np.empty(width, np.float32)
+        for j in range(p * WIDTH, (p + 1) * WIDTH):
+            if j >= m:
+                fine[j] = 0
+                numbers[:, j] = 0
+                numbers[1, j] = -np.inf
+                continue
+            _turn(weight[j], nothing, signs, turned)
+            scale, norm, e1, e2 = _round(turned, _LONGEST_W, True, fine[j, 1], fine[j, 0])
+            numbers[0, j] = scale
+            numbers[2, j], numbers[3, j], numbers[4, j] = norm, e1, e2
+            moved = dot(wide, weight[j])
+            size = abs(bias[j]) + abs(bound[j]) + abs(moved)
+            slack = 2.0**-20 * size + 1e-36
+            shift = np.float32(moved + bias[j] - bound[j] + slack)
+            numbers[5, j] = 2 * slack
+            # What is not a number rules nothing out.
+            numbers[1, j] = shift if shift < np.inf else 0
+            if not shift < np.inf:
+                numbers[2, j] = np.inf
+        _pack_tile(p, fine, tiles, starts)
+
+
+@compiled
+def round_rows(x, packed, memory):
+    """Turn and round a block's rows."""
+    coarse, fine, absolute, numbers, sizes, _, turned, _ = memory
+    width = len(turned)
+    for r in range(len(x)):
+        _turn(x[r], packed.centre, packed.signs, turned)
+        x1, x2 = fine[r, :width], fine[r, width:]
+        scale, whole, e1, e2 = _round(turned, _LONGEST_X, False, x1, x2)
+        sizes[r, 0], sizes[r, 1], sizes[r, 2] = whole, e1, e2
+        numbers[r, 0], numbers[r, 1], numbers[r, 2] = scale, e1 + SLACK * whole, whole + e1
+        for q in range(width):
+            coarse[r, q] = np.int16(x1[q]) + np.int16(_OFFSET)
+        for q in range(2 * width):
+            absolute[r, q] = abs(fine[r, q])
+
+
+@compiled
+def second_bound(sizes, r, numbers, j):
+    """Return the second bound on the error, of row r and latent j."""
+    whole, e1, e2 = sizes[r, 0], sizes[r, 1], sizes[r, 2]
+    norm, f1, f2 = numbers[2, j], numbers[3, j], numbers[4, j]
+    return (e1 + e2) * (f1 + f2) + (whole + e2) * f2 + (e2 + SLACK * whole) * norm

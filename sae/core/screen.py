@@ -1,0 +1,244 @@
+"""Which entries of `x @ weight.T + bias` are chosen: a fast product, a bound, exact values.
+
+The product that finds the active latents need not be as precise as their values. It is computed
+in 8-bit integers, in bfloat16 or in float32, whichever is fastest on this machine; a bound on
+its error says which entries might be chosen, and only those are computed exactly. So what is
+chosen, and every bit of the values, is the same with each.
+"""
+
+import time
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight, cpu_kernels
+from sae.core.cpu_kernels import Lists, RoundingErrors
+
+# On two cores, d_in 576: 32 MB stay in the last cache until they are read, and rows fewer
+# than 512 cost the product a tenth of its speed.
+BLOCK_BYTES = 32 << 20
+MIN_BLOCK_ROWS = 512
+# Lists of rows start at different places of the cache's lines.
+_PADDING = 16
+# Multiplications below which there is nothing to win.
+_WORTH_A_TRIAL = 1 << 28
+_TRIAL = 1 << 30
+
+MATMULS = ("auto", "float32", "bfloat16", "int8")
+"""Products that can be asked for; `auto` is the fastest here."""
+
+
+class Entries(NamedTuple):
+    """What was chosen of some rows, in row order."""
+
+    counts: PerRow
+    columns: Indices
+    values: Values
+    candidates: int = 0
+    """Entries that the product left open."""
+
+
+def matmuls_here(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """Return the products that a device can compute for activations of a type."""
+    if dtype != torch.float32:
+        return ("float32",)
+    if device.type == "cpu":
+        from sae.core.int8_tile import HERE
+
+        return ("float32", "bfloat16") if HERE is None else ("float32", "bfloat16", "int8")
+    return ("float32", "bfloat16")
+
+
+def chosen(
+    x: Vectors, weight: Weight, bias: PerLatent, bound: PerLatent, k: int, matmul: str
+) -> Entries:
+    """Return entries above `bound`, or the `k` largest positive ones of each row, exactly.
+
+    Of equal ones those of lower columns are taken. Values on the CPU are those of float32
+    numbers computed in float64 and rounded once (`exact`).
+    """
+    if matmul == "auto":
+        matmul = fastest(x.shape[1], len(weight), len(x), x.dtype, x.device)
+    if x.is_cuda:
+        raise NotImplementedError
+    bound = bound.to(x.dtype)
+    parts = [_int8, _dense][matmul != "int8"](x, weight, bias, bound, k, matmul)
+    counts, columns, values = map(torch.cat, zip(*(part[:3] for part in parts), strict=True))
+    return Entries(counts, columns, values, sum(part.candidates for part in parts))
+
+
+def block_rows(d_sae: int, itemsize: int) -> int:
+    """Return how many rows of products are computed at once."""
+    return max(MIN_BLOCK_ROWS, BLOCK_BYTES // (d_sae * itemsize))
+
+
+def product_blocks(x: Vectors, weight: Weight) -> Iterator[Latents]:
+    """Give `x @ weight.T`, some rows at a time, all in the same memory.
+
+    Without the bias: torch would copy it over the whole block before the product is added,
+    which takes a seventh of the product's time.
+    """
+    rows = min(len(x), block_rows(len(weight), x.element_size()))
+    block = x.new_empty(rows, len(weight))
+    for part in torch.split(x, max(1, rows)):
+        yield torch.mm(part, weight.t(), out=block[: len(part)])
+
+
+@cache
+def fastest(d_in: int, d_sae: int, rows: int, dtype: torch.dtype, device: torch.device) -> str:
+    """Return the product that takes the least time here, by a short trial on rows made up."""
+    names = matmuls_here(device, dtype)
+    if len(names) == 1 or rows * d_in * d_sae < _WORTH_A_TRIAL:
+        return "float32"
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(d_sae, d_in, generator=generator) / d_in**0.5
+    n = max(48, min(rows, _TRIAL // (d_in * d_sae)))
+    # Rows like those that dictionaries are for: a few latents, and as much of something else.
+    acts = torch.rand(n, 32, generator=generator)
+    latents = torch.randint(d_sae, (n, 32), generator=generator)
+    x = (acts[..., None] * weight[latents]).sum(1)
+    x += torch.randn(x.shape, generator=generator) * (x.square().mean() ** 0.5)
+    zeros = torch.zeros(d_sae)
+    seconds = {name: _seconds(x, weight, zeros, name, rows) for name in names}
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _seconds(x: Tensor, weight: Tensor, zeros: Tensor, matmul: str, rows: int) -> float:
+    """Return the time that `rows` rows take: what latents take, and what rows take."""
+
+    def clocked(n: int) -> float:
+        began = time.perf_counter()
+        chosen(x[:n], weight, zeros, zeros, min(32, len(weight)), matmul)
+        return time.perf_counter() - began
+
+    few = len(x) // 4
+    clocked(few)
+    first, whole = min(clocked(few) for _ in range(2)), min(clocked(len(x)) for _ in range(2))
+    each = max(whole - first, 0.0) / (len(x) - few)
+    return whole + each * max(0, rows - len(x))
+
+
+def _lists(rows: int, d_sae: int, dtype: torch.dtype) -> Lists:
+    return Lists(
+        torch.empty(rows, d_sae + _PADDING, dtype=torch.int32),
+        torch.empty(rows, d_sae + _PADDING, dtype=dtype),
+        torch.empty(rows, dtype=torch.int64),
+        torch.empty(rows, 2, dtype=torch.int64),
+    )
+
+
+def _first(lists: Lists, n: int) -> Lists:
+    return Lists(*(array[:n] for array in lists))
+
+
+def _entries(lists: Lists) -> Entries:
+    columns, values = cpu_kernels.compact(lists)
+    return Entries(lists.counts.clone(), columns, values, int(lists.work[:, 0].sum()))
+
+
+def _int8(
+    x: Tensor, weight: Tensor, bias: Tensor, bound: Tensor, k: int, _: str
+) -> list[Entries]:
+    from sae.core import int8_kernels, int8_rounding
+
+    workers = cpu_kernels.use_threads()
+    w, b, least = (t.contiguous().numpy() for t in (weight, bias, bound))
+    packed = int8_rounding.packed(w, b, least, _centre(x))
+    rows = min(len(x), block_rows(len(weight), x.element_size()))
+    memory = _lists(rows, len(weight), x.dtype)
+    found = []
+    for part in torch.split(x, rows):
+        lists = _first(memory, len(part))
+        given = (part.contiguous().numpy(), w, b, least, k, packed)
+        int8_kernels.screen_rows(*given, *(t.numpy() for t in lists), workers)
+        found.append(_entries(lists))
+    return found
+
+
+def _centre(x: Tensor) -> NDArray[np.float32]:
+    """Return a vector that rows are close to; any is right, and a close one rounds less."""
+    centre = x[:: max(1, len(x) // 64)].median(0).values
+    found: NDArray[np.float32] = torch.where(centre.isfinite(), centre, 0).numpy()
+    return found
+
+
+def _dense(
+    x: Tensor, weight: Tensor, bias: Tensor, bound: Tensor, k: int, matmul: str
+) -> list[Entries]:
+    narrow = weight.bfloat16() if matmul == "bfloat16" else weight
+    rows = min(len(x), block_rows(len(weight), x.element_size()))
+    memory = _lists(rows, len(weight), x.dtype)
+    latents = _LatentErrors.of(weight, narrow, bias, bound)
+    block = x.new_empty(rows, len(weight))
+    found = []
+    for part in torch.split(x, rows):
+        products = block[: len(part)]
+        given = part.to(narrow.dtype)
+        if narrow is weight:
+            torch.mm(part, weight.t(), out=products)
+        else:
+            products.copy_(given @ narrow.t())
+        lists = _first(memory, len(part))
+        cpu_kernels.choose_rows(
+            products, part, weight, bias, bound, k, latents.errors(part, given), lists
+        )
+        found.append(_entries(lists))
+    return found
+
+
+class _LatentErrors(NamedTuple):
+    shifts: PerLatent
+    slacks: PerLatent
+    norms: PerLatent
+    rounding: float
+    """What rounding the latents' directions changes, in units of their norms, at most."""
+    longest: float
+    """The largest norm that is a number."""
+
+    @classmethod
+    def of(cls, weight: Tensor, narrow: Tensor, bias: Tensor, bound: Tensor) -> "_LatentErrors":
+        eps = torch.finfo(weight.dtype).eps
+        slacks = 8 * eps * (bias.abs() + bound.abs()) + 1e-36
+        norms = _norms(weight)
+        longest = float(norms[norms.isfinite()].max()) if len(norms) else 0.0
+        rounding = 0.0
+        if narrow is not weight:
+            shares = torch.linalg.vector_norm(weight - narrow, dim=1) / norms
+            rounding = float(shares[shares.isfinite()].max()) if len(shares) else 0.0
+        shifts = bias - bound + slacks
+        # What is not a number rules nothing out.
+        open_ = ~(shifts < torch.inf)
+        shifts, norms = (
+            shifts.where(~open_, 0),
+            norms.where(~open_ & norms.isfinite(), torch.inf),
+        )
+        return cls(shifts, 2 * slacks, norms, rounding, longest)
+
+    def errors(self, x: Tensor, given: Tensor) -> RoundingErrors:
+        """Return the errors of the products of rows `x`, which were computed as `given`."""
+        eps = torch.finfo(x.dtype).eps
+        sizes = _norms(x)
+        # Sums of d products in any order (Higham 2002, 3.1); twice that, for the bound's own.
+        fars = 2 * (x.shape[1] + 8) * eps * sizes
+        relative = 0.0
+        if given.dtype != x.dtype:
+            off = torch.linalg.vector_norm(x - given, dim=1) * 1.001
+            fars += off + (sizes + off) * self.rounding * 1.001
+            # The product itself is rounded to the narrow type.
+            relative = torch.finfo(given.dtype).eps
+        # Sums that may leave the range of float32 on the way rule nothing out.
+        fars = fars.where(sizes * self.longest < 1e30, torch.inf)
+        return RoundingErrors(
+            self.shifts, self.slacks, self.norms, fars, x.new_tensor([relative])
+        )
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Return upper bounds of norms; tiny numbers, whose squares vanish, are counted too."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1) * 1.001 + 1e-17
+    return norms
