@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight
 from sae.core.exact import drop_below, fill_exact, keep_above, keep_top_k, kth_largest
-from sae.core.jit import compiled, parallel
+from sae.core.jit import compiled, in_threads, parallel
 
 
 class RoundingErrors(NamedTuple):
@@ -79,11 +79,13 @@ def choose_rows(
     Above their `bound`, or of `k` the k largest positive ones of each row, those of lower
     columns among equals. Fills `lists`.
     """
-    use_threads()
-    _choose_rows(
-        *(array.detach().numpy() for array in (products, x, weight, bias, bound)),
-        k, *(array.numpy() for array in errors), *(array.numpy() for array in lists),
-    )  # fmt: skip
+    given = [array.detach().numpy() for array in (products, x, weight, bias, bound)]
+    rows, latents = [array.numpy() for array in lists], [array.numpy() for array in errors]
+    in_threads(
+        lambda first, last: _choose_rows(first, last, *given, k, *latents, *rows),
+        len(products),
+        _ROWS_AT_ONCE,
+    )
 
 
 def compact(lists: Lists) -> tuple[Indices, Values]:
@@ -147,6 +149,8 @@ def adam_unit_rows_(
 
 _CHUNK = 32
 _SAMPLE = 256
+# Rows that one thread takes at once.
+_ROWS_AT_ONCE = 64
 
 
 @compiled
@@ -170,7 +174,6 @@ def _open(row, shifts, norms, far, relative, guess, columns, values):
 
     Most chunks have none, which the processor sees in one go.
     """
-    guess = row.dtype.type(guess)
     n = 0
     for start in range(0, len(row), _CHUNK):
         end = min(start + _CHUNK, len(row))
@@ -199,7 +202,8 @@ def _careful_guess(row, shifts, k):
     sample = row[::stride] + shifts[::stride]
     expected = k * len(sample) / len(row)
     place = int(expected + 3 * np.sqrt(expected)) + 2
-    return max(0.0, kth_largest(sample, place)) if place < len(sample) else 0.0
+    zero = row.dtype.type(0)
+    return max(zero, kth_largest(sample, place)) if place < len(sample) else zero
 
 
 @compiled
@@ -214,27 +218,28 @@ def _certain(row, shifts, slacks, norms, far, relative, k, columns, n):
     return kth_largest(low, k)
 
 
-@parallel
+@compiled
 def _choose_rows(
-    products, x, weight, bias, bound, k,
+    first, last, products, x, weight, bias, bound, k,
     shifts, slacks, norms, fars, relative, columns, values, counts, work,
 ):  # fmt: skip
-    for i in prange(len(products)):
+    x64 = np.empty(x.shape[1], np.float64)
+    off = relative[0]
+    for i in range(first, last):
         row, far = products[i], fars[i]
-        guess = _careful_guess(row, shifts, k) if k else 0.0
-        n = _open(row, shifts, norms, far, relative[0], guess, columns[i], values[i])
+        guess = _careful_guess(row, shifts, k) if k else row.dtype.type(0)
+        n = _open(row, shifts, norms, far, off, guess, columns[i], values[i])
         work[i, 0] = n
         if k:
-            least = _certain(row, shifts, slacks, norms, far, relative[0], k, columns[i], n)
+            least = _certain(row, shifts, slacks, norms, far, off, k, columns[i], n)
             if guess > 0 and not least > guess:
                 # Too high a guess may have hidden something.
                 guess = np.nextafter(least, row.dtype.type(-1))
-                n = _open(row, shifts, norms, far, relative[0], guess, columns[i], values[i])
-                least = _certain(row, shifts, slacks, norms, far, relative[0], k, columns[i], n)
+                n = _open(row, shifts, norms, far, off, guess, columns[i], values[i])
+                least = _certain(row, shifts, slacks, norms, far, off, k, columns[i], n)
             n = drop_below(least, columns[i], values[i], n)
         work[i, 1] = n
-        x64 = np.empty(x.shape[1], np.float64)
-        fill_exact(x[i], x64, weight, bias, columns[i, :n], values[i, :n])
+        fill_exact(x[i], x64, weight, bias, columns[i], values[i], n)
         if k:
             counts[i] = keep_top_k(columns[i], values[i], n, k)
         else:

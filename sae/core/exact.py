@@ -155,14 +155,13 @@ def prefetch(_context: Any, address, size):
 
 
 @compiled
-def fill_exact(x, x64, weight, bias, columns, values):
-    """Write the exact pre-activations of a row's entries; what is no number is minus infinity.
+def fill_exact(x, x64, weight, bias, columns, values, n):
+    """Write the exact pre-activations of n entries of a row; no number is minus infinity.
 
     Each latent's direction is asked for a little before it is needed. `x64` is memory.
     """
     for q in range(len(x)):
         x64[q] = x[q]
-    n = len(columns)
     first, size = weight.ctypes.data, weight.strides[0]
     for c in range(min(_AHEAD, n)):
         prefetch(first + columns[c] * size, size)

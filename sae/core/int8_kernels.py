@@ -3,25 +3,28 @@
 # ruff: noqa: ANN001, ANN201, ANN202, PLR0913, PLR0917
 
 import numpy as np
-from numba import prange
 
 from sae.core.exact import drop_below, fill_exact, keep_above, keep_top_k, kth_largest
-from sae.core.int8_rounding import FINE, WIDTH, round_rows, second_bound
+from sae.core.int8_rounding import FINE, WIDTH, round_row, second_bound
 from sae.core.int8_tile import ROWS, dot_of_bytes, exceeding, lowest_bit, tile
-from sae.core.jit import compiled, parallel
+from sae.core.jit import compiled
 
-# Latents whose integers stay in a core's own cache while rows pass by, and those rows.
-_GROUP_LATENTS = 256
-_BLOCK_ROWS = 192
+BLOCK_ROWS = 384
+"""Rows that are screened at once: their integers stay in a core's own cache."""
+# Latents whose integers stay there while those rows pass by.
+_GROUP_LATENTS = 128
 # Latents from whose products the k-th largest is guessed.
 _SAMPLE = 512
 # Groups of latents after which guesses at a k-th largest are raised.
-_RAISE_EVERY = 6
+_RAISE_EVERY = 12
 
 
 @compiled
-def _bounds(rows, packed, first, last, out):
-    """Fill `out` with upper bounds for a block's rows and the tiles from `first` to `last`."""
+def _bounds(rows, packed, first, last, out, at):
+    """Write upper bounds for a block's rows and the tiles from `first` to `last`.
+
+    They go to the columns of `out` from `at` on.
+    """
     coarse, numbers = rows
     chunks = packed.starts.shape[1]
     groups = packed.tiles.shape[1] // chunks
@@ -31,8 +34,8 @@ def _bounds(rows, packed, first, last, out):
                 coarse[r:].ctypes.data, coarse.shape[1],
                 packed.tiles[p].ctypes.data, packed.starts[p].ctypes.data, chunks, groups,
                 numbers[r:].ctypes.data,
-                packed.numbers[:, WIDTH * p :].ctypes.data, 4 * packed.numbers.shape[1],
-                out[r:, WIDTH * (p - first) :].ctypes.data, out.strides[0],
+                packed.numbers.ctypes.data + 4 * WIDTH * p, 4 * packed.numbers.shape[1],
+                out[r:].ctypes.data + 4 * (at + WIDTH * (p - first)), out.strides[0],
             )  # fmt: skip
 
 
@@ -74,7 +77,9 @@ def _collect_row(rows, r, latents, fine_latents, upper, n, start, guess, columns
 @compiled
 def _largest(values, n):
     """Return the n-th largest of many values, n being small."""
-    found = np.full(n, -np.inf, np.float32)
+    found = np.empty(n, np.float32)
+    for at in range(n):
+        found[at] = -np.inf
     for value in values:
         if value > found[n - 1]:
             at = n - 1
@@ -96,7 +101,7 @@ def _guesses(block, packed, k, m, upper, guesses):
     sample = np.empty(taken * WIDTH, np.float32)
     for s in range(taken):
         p = s * (n_tiles - 1) // taken
-        _bounds(block, packed, p, p + 1, upper[:, WIDTH * s :])
+        _bounds(block, packed, p, p + 1, upper, WIDTH * s)
     expected = k * len(sample) / m
     place = int(expected + 4 * np.sqrt(expected)) + 2
     for r in range(len(guesses)):
@@ -138,7 +143,7 @@ def _collect(block, rows, packed, k, m, upper, guesses, columns, values, ends, s
     for group in range(n_groups):
         p = group * across
         last = min(p + across, n_tiles)
-        _bounds(block, packed, p, last, upper)
+        _bounds(block, packed, p, last, upper, 0)
         start = p * WIDTH
         n = min(last * WIDTH, m) - start
         for r in range(len(ends)):
@@ -168,7 +173,7 @@ def _close_top_k(block, rows, packed, k, m, upper, guesses, columns, values, end
             across = max(1, _GROUP_LATENTS // WIDTH)
             for p in range(0, len(packed.tiles), across):
                 last = min(p + across, len(packed.tiles))
-                _bounds(strip, packed, p, last, upper)
+                _bounds(strip, packed, p, last, upper, 0)
                 start = p * WIDTH
                 seen[r] += _collect_row(
                     rows, r, packed.numbers, packed.fine, upper[r - begin],
@@ -180,59 +185,37 @@ def _close_top_k(block, rows, packed, k, m, upper, guesses, columns, values, end
 
 
 @compiled
-def _block(x, weight, bias, bound, k, packed, columns, values, counts, work, memory):
-    """Screen a few rows; see `screen_rows`."""
-    coarse, fine, absolute, numbers, sizes, upper, _, x64 = memory
-    m = len(weight)
-    round_rows(x, packed, memory)
-    padded = -(-len(x) // ROWS) * ROWS
-    block, rows = (coarse[:padded], numbers[:padded]), (fine, absolute, numbers, sizes)
-    guesses = np.zeros(len(x), np.float32)
-    ends = np.zeros(len(x), np.int64)
-    seen = work[:, 0]
-    seen[:] = 0
-    if k:
-        _guesses(block, packed, k, m, upper, guesses)
-    _collect(block, rows, packed, k, m, upper, guesses, columns, values, ends, seen)
-    if k:
-        _close_top_k(block, rows, packed, k, m, upper, guesses, columns, values, ends, seen)
-    work[:, 1] = ends
-    for r in range(len(x)):
-        n = ends[r]
-        fill_exact(x[r], x64, weight, bias, columns[r, :n], values[r, :n])
-        if k:
-            counts[r] = keep_top_k(columns[r], values[r], ends[r], k)
-        else:
-            counts[r] = keep_above(columns[r], values[r], ends[r], bound)
-
-
-@parallel
-def screen_rows(x, weight, bias, bound, k, packed, columns, values, counts, work, n_workers):
-    """Choose entries of each row of `x @ weight.T + bias`, exactly.
+def screen_rows(x, weight, bias, bound, k, packed, columns, values, counts, work):
+    """Choose entries of a few rows of `x @ weight.T + bias`, exactly.
 
     Row i gets `counts[i]` columns and values, at the front of its row of `columns` and
     `values`, which are (row, latent) and are written where they are needed only. `work` says
     how many entries of the row the first bound left open, and how many values were computed.
     """
-    n, d = x.shape
+    m, d = weight.shape
     width = len(packed.signs)
-    each = min(_BLOCK_ROWS, max(ROWS, -(-n // (4 * n_workers * ROWS)) * ROWS))
-    n_blocks = -(-n // each)
-    for worker in prange(n_workers):
-        memory = (
-            np.zeros((each, width), np.uint8),
-            np.zeros((each, 2 * width), np.int8),
-            np.zeros((each, 2 * width), np.int8),
-            np.zeros((each, 3), np.float32),
-            np.zeros((each, 3), np.float32),
-            np.empty((each, max(_GROUP_LATENTS, _SAMPLE) + 16), np.float32),
-            np.empty(width, np.float32),
-            np.empty(d, np.float64),
-        )
-        for block in range(worker, n_blocks, n_workers):
-            i = block * each
-            j = min(i + each, n)
-            _block(
-                x[i:j], weight, bias, bound, k, packed,
-                columns[i:j], values[i:j], counts[i:j], work[i:j], memory,
-            )  # fmt: skip
+    padded = -(-len(x) // ROWS) * ROWS
+    coarse, fine = np.zeros((padded, width), np.uint8), np.empty((len(x), 2 * width), np.int8)
+    absolute, turned = np.empty_like(fine), np.empty(width, np.float32)
+    numbers, sizes = np.zeros((padded, 3), np.float32), np.empty((len(x), 3), np.float32)
+    # Rows start at different places of the cache's lines.
+    upper = np.empty((padded, max(_GROUP_LATENTS, _SAMPLE) + 16), np.float32)
+    for r in range(len(x)):
+        round_row(x[r], packed, turned, coarse[r], fine[r], absolute[r], numbers[r], sizes[r])
+    block, rows = (coarse, numbers), (fine, absolute, numbers, sizes)
+    guesses = np.zeros(len(x), np.float32)
+    ends, seen = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
+    if k:
+        _guesses(block, packed, k, m, upper, guesses)
+    _collect(block, rows, packed, k, m, upper, guesses, columns, values, ends, seen)
+    if k:
+        _close_top_k(block, rows, packed, k, m, upper, guesses, columns, values, ends, seen)
+    x64 = np.empty(d, np.float64)
+    for r in range(len(x)):
+        n = ends[r]
+        work[r, 0], work[r, 1] = seen[r], n
+        fill_exact(x[r], x64, weight, bias, columns[r], values[r], n)
+        if k:
+            counts[r] = keep_top_k(columns[r], values[r], n, k)
+        else:
+            counts[r] = keep_above(columns[r], values[r], n, bound)

@@ -22,12 +22,11 @@ vectors, the scales and the sums, is below 2⁻¹⁶ ‖x‖ ‖w‖, which is a
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy.typing import NDArray
 
 from sae.core.exact import dot
 from sae.core.int8_tile import CHUNK, GROUP, HERE
-from sae.core.jit import compiled, parallel
+from sae.core.jit import compiled, in_threads
 
 SLACK = np.float32(2.0**-16)
 """What rounding in float32 adds to a bound, in units of the norms."""
@@ -91,7 +90,9 @@ def packed(
         np.empty((n_tiles * WIDTH, 2, width), np.int8),
         np.empty((6, n_tiles * WIDTH), np.float32),
     )
-    _pack(weight, bias, bound, *found)
+    in_threads(
+        lambda first, last: _pack_tiles(first, last, weight, bias, bound, found), n_tiles, 32
+    )
     return found
 
 
@@ -206,21 +207,27 @@ def _pack_tile(p, fine, tiles, starts):
             starts[p, c, at] = (low & 0xFFFF) | (high << 16) if _NARROW else low + high
 
 
-@parallel
-def _pack(weight, bias, bound, signs, centre, tiles, starts, fine, numbers):
-    """Fill what `Packed` holds of the latents `weight`; shifts are those of bias less bound."""
-    m, width = len(weight), len(signs)
-    nothing = np.zeros(weight.shape[1], np.float32)
-    wide = centre.astype(np.float64)
-    for p in prange(len(tiles)):
-        turned = np.empty(width, np.float32)
+@compiled
+def _pack_tiles(first, last, weight, bias, bound, packed):
+    """Fill what `packed` holds of the tiles from `first` to `last` of the latents `weight`.
+
+    Shifts are those of bias less bound.
+    """
+    m, d = weight.shape
+    width = len(packed.signs)
+    fine, numbers = packed.fine, packed.numbers
+    nothing, turned = np.zeros(d, np.float32), np.empty(width, np.float32)
+    wide = packed.centre.astype(np.float64)
+    for p in range(first, last):
         for j in range(p * WIDTH, (p + 1) * WIDTH):
             if j >= m:
-                fine[j] = 0
-                numbers[:, j] = 0
+                for q in range(width):
+                    fine[j, 0, q] = fine[j, 1, q] = 0
+                for q in range(len(numbers)):
+                    numbers[q, j] = 0
                 numbers[1, j] = -np.inf
                 continue
-            _turn(weight[j], nothing, signs, turned)
+            _turn(weight[j], nothing, packed.signs, turned)
             scale, norm, e1, e2 = _round(turned, _LONGEST_W, True, fine[j, 1], fine[j, 0])
             numbers[0, j] = scale
             numbers[2, j], numbers[3, j], numbers[4, j] = norm, e1, e2
@@ -228,29 +235,30 @@ def _pack(weight, bias, bound, signs, centre, tiles, starts, fine, numbers):
             size = abs(bias[j]) + abs(bound[j]) + abs(moved)
             slack = 2.0**-20 * size + 1e-36
             shift = np.float32(moved + bias[j] - bound[j] + slack)
-            numbers[5, j] = 2 * slack
             # What is not a number rules nothing out.
             numbers[1, j] = shift if shift < np.inf else 0
+            numbers[5, j] = 2 * slack
             if not shift < np.inf:
                 numbers[2, j] = np.inf
-        _pack_tile(p, fine, tiles, starts)
+        _pack_tile(p, fine, packed.tiles, packed.starts)
 
 
 @compiled
-def round_rows(x, packed, memory):
-    """Turn and round a block's rows."""
-    coarse, fine, absolute, numbers, sizes, _, turned, _ = memory
+def round_row(x, packed, turned, coarse, fine, absolute, numbers, sizes):
+    """Turn a row and round it; `turned` is memory.
+
+    Fills `coarse` with `x₁ + 128`, `fine` with `x₁` and `x₂`, `absolute` with their sizes,
+    `numbers` with what the product adds up, and `sizes` with bounds of ‖x‖, ‖e₁‖ and ‖e₂‖.
+    """
     width = len(turned)
-    for r in range(len(x)):
-        _turn(x[r], packed.centre, packed.signs, turned)
-        x1, x2 = fine[r, :width], fine[r, width:]
-        scale, whole, e1, e2 = _round(turned, _LONGEST_X, False, x1, x2)
-        sizes[r, 0], sizes[r, 1], sizes[r, 2] = whole, e1, e2
-        numbers[r, 0], numbers[r, 1], numbers[r, 2] = scale, e1 + SLACK * whole, whole + e1
-        for q in range(width):
-            coarse[r, q] = np.int16(x1[q]) + np.int16(_OFFSET)
-        for q in range(2 * width):
-            absolute[r, q] = abs(fine[r, q])
+    _turn(x, packed.centre, packed.signs, turned)
+    scale, whole, e1, e2 = _round(turned, _LONGEST_X, False, fine[:width], fine[width:])
+    sizes[0], sizes[1], sizes[2] = whole, e1, e2
+    numbers[0], numbers[1], numbers[2] = scale, e1 + SLACK * whole, whole + e1
+    for q in range(width):
+        coarse[q] = np.int16(fine[q]) + np.int16(_OFFSET)
+    for q in range(2 * width):
+        absolute[q] = abs(fine[q])
 
 
 @compiled

@@ -1,8 +1,11 @@
 """How kernels are compiled by numba, and when compiled code is forgotten."""
 
 import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
 from numba import njit
 
 # Never with `fastmath`: code that was just compiled and the same code from numba's cache then
@@ -11,6 +14,23 @@ compiled = njit(cache=True, nogil=True)
 """Compiles a kernel, or a part of one."""
 parallel = njit(parallel=True, cache=True, nogil=True)
 """Compiles a kernel whose `prange` loops are shared out among threads."""
+
+
+def in_threads(work: Callable[[int, int], object], n: int, part: int) -> None:
+    """Call `work(first, last)` for all parts of a range, in as many threads as torch uses.
+
+    For kernels that are too large to be compiled with `parallel` in a reasonable time.
+    """
+    firsts = range(0, n, part)
+    workers = min(torch.get_num_threads(), len(firsts))
+    if workers <= 1:
+        for first in firsts:
+            work(first, min(first + part, n))
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        done = pool.map(lambda first: work(first, min(first + part, n)), firsts)
+        # Errors are raised here.
+        list(done)
 
 
 def _forget_stale() -> None:

@@ -9,7 +9,7 @@ chosen, and every bit of the values, is the same with each.
 import time
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,15 @@ from torch import Tensor
 
 from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight, cpu_kernels
 from sae.core.cpu_kernels import Lists, RoundingErrors
+from sae.core.int8_tile import HERE, ROWS
+from sae.core.jit import in_threads
 
 # On two cores, d_in 576: 32 MB stay in the last cache until they are read, and rows fewer
 # than 512 cost the product a tenth of its speed.
 BLOCK_BYTES = 32 << 20
 MIN_BLOCK_ROWS = 512
+# Most of the memory for lists is never touched.
+_LIST_BYTES = 256 << 20
 # Lists of rows start at different places of the cache's lines.
 _PADDING = 16
 # Multiplications below which there is nothing to win.
@@ -48,8 +52,6 @@ def matmuls_here(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
     if dtype != torch.float32:
         return ("float32",)
     if device.type == "cpu":
-        from sae.core.int8_tile import HERE
-
         return ("float32", "bfloat16") if HERE is None else ("float32", "bfloat16", "int8")
     return ("float32", "bfloat16")
 
@@ -144,20 +146,32 @@ def _entries(lists: Lists) -> Entries:
 def _int8(
     x: Tensor, weight: Tensor, bias: Tensor, bound: Tensor, k: int, _: str
 ) -> list[Entries]:
-    from sae.core import int8_kernels, int8_rounding
+    from sae.core import int8_rounding
 
-    workers = cpu_kernels.use_threads()
     w, b, least = (t.contiguous().numpy() for t in (weight, bias, bound))
     packed = int8_rounding.packed(w, b, least, _centre(x))
-    rows = min(len(x), block_rows(len(weight), x.element_size()))
+    rows = min(len(x), max(MIN_BLOCK_ROWS, _LIST_BYTES // (8 * len(weight))))
     memory = _lists(rows, len(weight), x.dtype)
     found = []
     for part in torch.split(x, rows):
         lists = _first(memory, len(part))
-        given = (part.contiguous().numpy(), w, b, least, k, packed)
-        int8_kernels.screen_rows(*given, *(t.numpy() for t in lists), workers)
+        _screen(part.contiguous().numpy(), (w, b, least, k, packed), lists)
         found.append(_entries(lists))
     return found
+
+
+def _screen(x: NDArray[np.float32], latents: tuple[Any, ...], lists: Lists) -> None:
+    from sae.core import int8_kernels
+
+    arrays = [array.numpy() for array in lists]
+
+    def some(first: int, last: int) -> None:
+        rows = [array[first:last] for array in arrays]
+        int8_kernels.screen_rows(x[first:last], *latents, *rows)
+
+    # Each thread gets several blocks, and they are whole tiles.
+    share = -(-len(x) // (2 * torch.get_num_threads()))
+    in_threads(some, len(x), min(int8_kernels.BLOCK_ROWS, -(-share // ROWS) * ROWS))
 
 
 def _centre(x: Tensor) -> NDArray[np.float32]:
