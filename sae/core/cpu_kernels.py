@@ -16,7 +16,15 @@ from numba import prange
 from torch import Tensor
 
 from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight
-from sae.core.exact import drop_below, fill_exact, keep_above, keep_top_k, kth_largest
+from sae.core.exact import (
+    drop_below,
+    exceeding,
+    fill_exact,
+    keep_above,
+    keep_top_k,
+    kth_largest,
+    lowest_bit,
+)
 from sae.core.jit import compiled, in_threads, parallel
 
 
@@ -147,7 +155,6 @@ def adam_unit_rows_(
     _adam_unit_rows(weight.numpy(), grad.numpy(), exp_avg.numpy(), exp_avg_sq.numpy(), numbers)
 
 
-_CHUNK = 32
 _SAMPLE = 256
 # Rows that one thread takes at once.
 _ROWS_AT_ONCE = 64
@@ -169,25 +176,30 @@ def _dot(a, b):
 
 
 @compiled
-def _open(row, shifts, norms, far, relative, guess, columns, values):
+def _open(row, shifts, norms, far, relative, guess, upper, columns, values):
     """List the entries whose upper bound exceeds `guess`; returns how many.
 
-    Most chunks have none, which the processor sees in one go.
+    `upper` is memory for 64 numbers.
     """
     n = 0
-    for start in range(0, len(row), _CHUNK):
-        end = min(start + _CHUNK, len(row))
-        hit = False
-        for j in range(start, end):
-            upper = row[j] + abs(row[j]) * relative + shifts[j] + far * norms[j]
-            hit |= not (upper <= guess)
-        if hit:
-            for j in range(start, end):
-                upper = row[j] + abs(row[j]) * relative + shifts[j] + far * norms[j]
-                if not (upper <= guess):
-                    columns[n] = j
-                    values[n] = upper
-                    n += 1
+    whole = len(row) - len(row) % 64
+    for start in range(0, len(row), 64):
+        # Of slices that start at zero numba knows enough to handle several numbers at once.
+        z, s, m = row[start:], shifts[start:], norms[start:]
+        if start < whole:
+            for q in range(64):
+                upper[q] = z[q] + abs(z[q]) * relative + s[q] + far * m[q]
+        else:
+            for q in range(len(z)):
+                upper[q] = z[q] + abs(z[q]) * relative + s[q] + far * m[q]
+            upper[len(z) :] = -np.inf
+        bits = exceeding(upper.ctypes.data, guess)
+        while bits:
+            q = lowest_bit(bits)
+            bits &= bits - np.uint64(1)
+            columns[n] = start + q
+            values[n] = upper[q]
+            n += 1
     return n
 
 
@@ -225,17 +237,18 @@ def _choose_rows(
 ):  # fmt: skip
     x64 = np.empty(x.shape[1], np.float64)
     off = relative[0]
+    upper = np.empty(64, products.dtype)
     for i in range(first, last):
         row, far = products[i], fars[i]
         guess = _careful_guess(row, shifts, k) if k else row.dtype.type(0)
-        n = _open(row, shifts, norms, far, off, guess, columns[i], values[i])
+        n = _open(row, shifts, norms, far, off, guess, upper, columns[i], values[i])
         work[i, 0] = n
         if k:
             least = _certain(row, shifts, slacks, norms, far, off, k, columns[i], n)
             if guess > 0 and not least > guess:
                 # Too high a guess may have hidden something.
                 guess = np.nextafter(least, row.dtype.type(-1))
-                n = _open(row, shifts, norms, far, off, guess, columns[i], values[i])
+                n = _open(row, shifts, norms, far, off, guess, upper, columns[i], values[i])
                 least = _certain(row, shifts, slacks, norms, far, off, k, columns[i], n)
             n = drop_below(least, columns[i], values[i], n)
         work[i, 1] = n

@@ -154,6 +154,40 @@ def prefetch(_context: Any, address, size):
     return signature, generate
 
 
+@intrinsic
+@no_type_check
+def exceeding(_context: Any, address, bound):
+    """Return which of 64 numbers at an address are not at or below `bound`, in bits.
+
+    The numbers are of the type of `bound`.
+    """
+    signature = types.uint64(types.intp, bound)
+    element = ir.FloatType() if bound == types.float32 else ir.DoubleType()
+
+    def generate(_context, builder, _signature, args):
+        int32, kind = ir.IntType(32), ir.VectorType(element, 64)
+        numbers = builder.load(builder.inttoptr(args[0], kind.as_pointer()), align=1)
+        nothing = ir.Constant(kind, ir.Undefined)
+        one = builder.insert_element(nothing, args[1], ir.Constant(int32, 0))
+        zeros = ir.Constant(ir.VectorType(int32, 64), [0] * 64)
+        bounds = builder.shuffle_vector(one, nothing, zeros)
+        return builder.bitcast(builder.fcmp_unordered(">", numbers, bounds), ir.IntType(64))
+
+    return signature, generate
+
+
+@intrinsic
+@no_type_check
+def lowest_bit(_context: Any, bits):
+    """Return the place of the lowest bit that is set; there has to be one."""
+    signature = types.int64(types.uint64)
+
+    def generate(_context, builder, _signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return signature, generate
+
+
 @compiled
 def fill_exact(x, x64, weight, bias, columns, values, n):
     """Write the exact pre-activations of n entries of a row; no number is minus infinity.

@@ -4,9 +4,17 @@
 
 import numpy as np
 
-from sae.core.exact import drop_below, fill_exact, keep_above, keep_top_k, kth_largest
+from sae.core.exact import (
+    drop_below,
+    exceeding,
+    fill_exact,
+    keep_above,
+    keep_top_k,
+    kth_largest,
+    lowest_bit,
+)
 from sae.core.int8_rounding import FINE, WIDTH, round_row, second_bound
-from sae.core.int8_tile import ROWS, dot_of_bytes, exceeding, lowest_bit, tile
+from sae.core.int8_tile import ROWS, dot_of_bytes, tile
 from sae.core.jit import compiled
 
 BLOCK_ROWS = 384
@@ -193,10 +201,10 @@ def screen_rows(x, weight, bias, bound, k, packed, columns, values, counts, work
     how many entries of the row the first bound left open, and how many values were computed.
     """
     m, d = weight.shape
-    width = len(packed.signs)
+    width = packed.signs.shape[1]
     padded = -(-len(x) // ROWS) * ROWS
     coarse, fine = np.zeros((padded, width), np.uint8), np.empty((len(x), 2 * width), np.int8)
-    absolute, turned = np.empty_like(fine), np.empty(width, np.float32)
+    absolute, turned = np.empty_like(fine), np.empty((2, width), np.float32)
     numbers, sizes = np.zeros((padded, 3), np.float32), np.empty((len(x), 3), np.float32)
     # Rows start at different places of the cache's lines.
     upper = np.empty((padded, max(_GROUP_LATENTS, _SAMPLE) + 16), np.float32)

@@ -1,9 +1,9 @@
 """Rows and latents as 8-bit integers, with bounds on what products of them are off by.
 
-Rows and latents are turned by one orthogonal matrix before they are rounded: random signs, then
-a Hadamard matrix on every 64 coordinates. Inner products stay what they are, and a coordinate
-that is large in many rows is spread over the others, so that all are rounded finely. A row is
-`x = s x₁ + s₂ x₂ + e₂` with integers of 7 or 8 bits and `e₁ = s₂ x₂ + e₂`; a latent likewise is
+Rows and latents are turned by one orthogonal matrix before they are rounded: random signs and a
+Hadamard matrix on every eight coordinates, twice. Inner products stay what they are, and a
+coordinate that is large in many rows is spread over the others, so that all are rounded finely.
+A row is `x = s x₁ + s₂ x₂ + e₂` with integers of 8 bits and `e₁ = s₂ x₂ + e₂`; a latent is
 `w = t p₁ + t₂ p₂ + f₂`, `f₁ = t₂ p₂ + f₂`. By Cauchy and Schwarz
 
     |x·w − s t x₁·p₁| ≤ ‖e₁‖ ‖w‖ + (‖x‖ + ‖e₁‖) ‖f₁‖,
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae.core.exact import dot
-from sae.core.int8_tile import CHUNK, GROUP, HERE
+from sae.core.int8_tile import CHUNK, GROUP, HERE, mix_eight
 from sae.core.jit import compiled, in_threads
 
 SLACK = np.float32(2.0**-16)
@@ -45,7 +45,7 @@ _LARGEST_PAIR = 128
 _LONGEST_X, _LONGEST_W = 213, 153
 
 TURNED = 64
-"""Coordinates that a Hadamard matrix mixes; widths are filled up to a multiple."""
+"""Coordinates that are mixed with one; widths are filled up to a multiple."""
 
 if HERE is not None:
     WIDTH, _NARROW = HERE.width, HERE.narrow
@@ -55,7 +55,7 @@ class Packed(NamedTuple):
     """Latents as integers; `n_tiles · width` of them, the last ones being nothing."""
 
     signs: np.ndarray
-    """(width,) float32: the signs of the rotation."""
+    """(2, width) float32: signs of the rotation; the second ones are eighths."""
     centre: np.ndarray
     """(d_in,): taken off each row before it is turned, and added by the shifts."""
     tiles: np.ndarray
@@ -81,7 +81,9 @@ def packed(
     n_tiles = -(-m // WIDTH)
     chunks = width // CHUNK if _NARROW else 1
     # Any signs do; the same ones make the same time.
-    signs = np.where(np.random.default_rng(0).integers(0, 2, width) == 1, 1, -1)
+    signs = np.where(np.random.default_rng(0).integers(0, 2, (2, width)) == 1, 1.0, -1.0)
+    # Two mixes of eight make vectors eight times as long.
+    signs[1] /= 8
     found = Packed(
         signs.astype(np.float32),
         centre,
@@ -114,47 +116,73 @@ def _norm(values, n):
 
 
 @compiled
-def _turn(row, centre, signs, out):
-    """Write the row less the centre, turned, with zeros behind its end before."""
-    d = len(row)
+def _turn(row, centre, signs, between, out):
+    """Write the row less the centre, turned, with zeros behind its end before.
+
+    Signs, a mix of coordinates an eighth of the width apart, signs, a mix of coordinates eight
+    apart: each spreads over 64 others. `between` is memory.
+    """
+    d, width = len(row), len(out)
+    first, second = signs[0], signs[1]
     for q in range(d):
-        out[q] = (row[q] - centre[q]) * signs[q]
-    for q in range(d, len(out)):
-        out[q] = 0
-    for start in range(0, len(out), TURNED):
-        part = out[start : start + TURNED]
-        for h in (1, 2, 4, 8, 16, 32):
-            for i in range(0, TURNED, 2 * h):
-                for j in range(i, i + h):
-                    a, b = part[j], part[j + h]
-                    part[j] = a + b
-                    part[j + h] = a - b
-    for q in range(len(out)):
-        out[q] *= np.float32(0.125)
+        out[q] = (row[q] - centre[q]) * first[q]
+    out[d:] = 0
+    apart = width // 8
+    source, target = out.ctypes.data, between.ctypes.data
+    for q in range(0, apart, 8):
+        mix_eight(source + 4 * q, target + 4 * q, 4 * apart)
+    for q in range(width):
+        between[q] *= second[q]
+    for q in range(0, width, TURNED):
+        mix_eight(target + 4 * q, source + 4 * q, 4 * 8)
+
+
+@compiled
+def _largest_size(values, step):
+    """Return the largest size of a number, or with step 2 of two neighbours' sizes together.
+
+    By their bits, as integers, of which the processor compares several at once; what is no
+    number is larger than all others.
+    """
+    most = np.int32(0)
+    if step == 1:
+        for bits in values.view(np.int32):
+            most = max(most, bits & np.int32(0x7FFFFFFF))
+    else:
+        sizes = np.empty(len(values) // 2, np.float32)
+        for q in range(len(sizes)):
+            sizes[q] = abs(values[2 * q]) + abs(values[2 * q + 1])
+        for bits in sizes.view(np.int32):
+            most = max(most, bits)
+    found = np.empty(1, np.int32)
+    found[0] = most
+    return found.view(np.float32)[0]
+
+
+@compiled
+def _longest_lane(values):
+    """Return the largest norm of a lane: every other pair of a chunk's coordinates."""
+    most = np.float32(0)
+    for start in range(0, len(values), CHUNK):
+        v = values[start : start + CHUNK]
+        low = high = np.float32(0)
+        for q in range(0, CHUNK, GROUP):
+            low += v[q] * v[q] + v[q + 1] * v[q + 1]
+            high += v[q + 2] * v[q + 2] + v[q + 3] * v[q + 3]
+        most = max(most, low, high)
+    return np.sqrt(most)
 
 
 @compiled
 def _scale(turned, longest, paired):
     """Return the unit in which the numbers become integers that are not too large."""
-    most = np.float32(0)
-    for q in range(len(turned)):
-        most = max(most, abs(turned[q]))
-    scale = most / np.float32(_LARGEST)
+    scale = _largest_size(turned, 1) / np.float32(_LARGEST)
     if _NARROW:
         # Rounding makes a pair larger by one at most, and a lane of 16 numbers longer by 2.
         if paired:
-            most = np.float32(0)
-            for q in range(0, len(turned), 2):
-                most = max(most, abs(turned[q]) + abs(turned[q + 1]))
-            scale = max(scale, most / np.float32(_LARGEST_PAIR - 1.01))
-        most = np.float32(0)
-        for start in range(0, len(turned), CHUNK):
-            for half in range(2):
-                total = np.float32(0)
-                for q in range(start + 2 * half, start + CHUNK, GROUP):
-                    total += turned[q] * turned[q] + turned[q + 1] * turned[q + 1]
-                most = max(most, total)
-        scale = max(scale, np.sqrt(most) / np.float32(longest - 2.01))
+            pair = _largest_size(turned, 2)
+            scale = max(scale, pair / np.float32(_LARGEST_PAIR - 1.01))
+        scale = max(scale, _longest_lane(turned) / np.float32(longest - 2.01))
     return scale
 
 
@@ -193,13 +221,14 @@ def _pack_tile(p, fine, tiles, starts):
     """Write the integers of one tile's latents as the product reads them."""
     n_chunks = starts.shape[1]
     n_groups = tiles.shape[1] // n_chunks
+    four = tiles[p].reshape(-1).view(np.int32)
     for at in range(WIDTH):
         p1 = fine[p * WIDTH + at, 1]
+        fours = p1.view(np.int32)
         for c in range(n_chunks):
             low, high = np.int64(0), np.int64(0)
             for g in range(c * n_groups, (c + 1) * n_groups):
-                for q in range(GROUP):
-                    tiles[p, g, at, q] = p1[GROUP * g + q]
+                four[g * WIDTH + at] = fours[g]
                 low += np.int64(p1[GROUP * g]) + np.int64(p1[GROUP * g + 1])
                 high += np.int64(p1[GROUP * g + 2]) + np.int64(p1[GROUP * g + 3])
             low, high = -_OFFSET * low, -_OFFSET * high
@@ -214,9 +243,9 @@ def _pack_tiles(first, last, weight, bias, bound, packed):
     Shifts are those of bias less bound.
     """
     m, d = weight.shape
-    width = len(packed.signs)
+    width = packed.signs.shape[1]
     fine, numbers = packed.fine, packed.numbers
-    nothing, turned = np.zeros(d, np.float32), np.empty(width, np.float32)
+    nothing, turned = np.zeros(d, np.float32), np.empty((2, width), np.float32)
     wide = packed.centre.astype(np.float64)
     for p in range(first, last):
         for j in range(p * WIDTH, (p + 1) * WIDTH):
@@ -227,8 +256,8 @@ def _pack_tiles(first, last, weight, bias, bound, packed):
                     numbers[q, j] = 0
                 numbers[1, j] = -np.inf
                 continue
-            _turn(weight[j], nothing, packed.signs, turned)
-            scale, norm, e1, e2 = _round(turned, _LONGEST_W, True, fine[j, 1], fine[j, 0])
+            _turn(weight[j], nothing, packed.signs, turned[1], turned[0])
+            scale, norm, e1, e2 = _round(turned[0], _LONGEST_W, True, fine[j, 1], fine[j, 0])
             numbers[0, j] = scale
             numbers[2, j], numbers[3, j], numbers[4, j] = norm, e1, e2
             moved = dot(wide, weight[j])
@@ -250,9 +279,9 @@ def round_row(x, packed, turned, coarse, fine, absolute, numbers, sizes):
     Fills `coarse` with `x₁ + 128`, `fine` with `x₁` and `x₂`, `absolute` with their sizes,
     `numbers` with what the product adds up, and `sizes` with bounds of ‖x‖, ‖e₁‖ and ‖e₂‖.
     """
-    width = len(turned)
-    _turn(x, packed.centre, packed.signs, turned)
-    scale, whole, e1, e2 = _round(turned, _LONGEST_X, False, fine[:width], fine[width:])
+    width = turned.shape[1]
+    _turn(x, packed.centre, packed.signs, turned[1], turned[0])
+    scale, whole, e1, e2 = _round(turned[0], _LONGEST_X, False, fine[:width], fine[width:])
     sizes[0], sizes[1], sizes[2] = whole, e1, e2
     numbers[0], numbers[1], numbers[2] = scale, e1 + SLACK * whole, whole + e1
     for q in range(width):

@@ -279,30 +279,28 @@ def _sum_of_lanes(builder, vector):
 
 @intrinsic
 @no_type_check
-def exceeding(_context: Any, address, bound):
-    """Return which of 64 float32 numbers at an address are not at or below `bound`, in bits."""
-    signature = types.uint64(types.intp, types.float32)
+def mix_eight(_context: Any, source, target, stride):
+    """Turn eight numbers, `stride` bytes apart, by a Hadamard matrix; and seven such beside.
 
-    def generate(_context, builder, _signature, args):
-        kind = ir.VectorType(ir.FloatType(), 64)
-        numbers = builder.load(builder.inttoptr(args[0], kind.as_pointer()), align=1)
-        nothing = ir.Constant(kind, ir.Undefined)
-        one = builder.insert_element(nothing, args[1], ir.Constant(_I32, 0))
-        all_of = builder.shuffle_vector(
-            one, nothing, ir.Constant(ir.VectorType(_I32, 64), [0] * 64)
-        )
-        return builder.bitcast(builder.fcmp_unordered(">", numbers, all_of), _I64)
+    `source` and `target` are addresses of float32. The matrix is not scaled: norms grow by the
+    root of eight.
+    """
+    signature = types.void(*[types.intp] * 3)
 
-    return signature, generate
-
-
-@intrinsic
-@no_type_check
-def lowest_bit(_context: Any, bits):
-    """Return the place of the lowest bit that is set; there has to be one."""
-    signature = types.int64(types.uint64)
-
-    def generate(_context, builder, _signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+    def generate(context, builder, _signature, args):
+        code = _Code(builder, _LAYOUTS["avx2"])
+        source, target, stride = args
+        values = [code.load(code.at(source, stride, i), code.float32) for i in range(8)]
+        for apart in (1, 2, 4):
+            pairs = [(i, i ^ apart) for i in range(8)]
+            values = [
+                builder.fadd(values[i], values[j])
+                if i < j
+                else builder.fsub(values[j], values[i])
+                for i, j in pairs
+            ]
+        for i, value in enumerate(values):
+            code.store(value, code.at(target, stride, i))
+        return context.get_dummy_value()
 
     return signature, generate
