@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import sae
+from sae.core.int8_tile import _LAYOUTS, HERE
 
 RESULTS = Path(__file__).parent / "results"
 RUN = Path("runs/bench")
@@ -26,7 +28,7 @@ def real_rows(n: int) -> torch.Tensor:
     return rows.repeat(-(-n // len(rows)), 1)[:n]
 
 
-def side_by_side(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def side_by_side(contenders: dict[Any, Callable[[], object]], rounds: int) -> dict[Any, float]:
     """Median seconds of each contender, taking turns so that drift hits all alike."""
 
     def seconds(work: Callable[[], object]) -> float:
@@ -37,7 +39,7 @@ def side_by_side(contenders: dict[str, Callable[[], object]], rounds: int) -> di
     return medians({name: partial(seconds, work) for name, work in contenders.items()}, rounds)
 
 
-def medians(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+def medians(contenders: dict[Any, Callable[[], float]], rounds: int) -> dict[Any, float]:
     """Median of what each contender returns, seconds say, taking turns after a first go."""
     for work in contenders.values():
         work()
@@ -48,7 +50,10 @@ def medians(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str
 def write_results(name: str, title: str, rows: list[dict[str, object]]) -> None:
     """`results/{name}.json` and `.md`, and the table on the terminal."""
     RESULTS.mkdir(exist_ok=True)
-    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+    # Which instructions there are decides what products take.
+    instructions = next((name for name, one in _LAYOUTS.items() if one is HERE), "no int8")
+    machine = f"{os.cpu_count()} cores, {platform.machine()} ({instructions}), "
+    machine += f"torch {torch.__version__}"
     (RESULTS / f"{name}.json").write_text(
         json.dumps({"title": title, "machine": machine, "rows": rows}, indent=2) + "\n"
     )
