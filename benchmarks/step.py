@@ -6,8 +6,9 @@ as they come and at the settings that a first round finds fastest.
 """
 
 import gc
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from benchmarks import peers
 from benchmarks.common import real_rows, side_by_side, write_results
 from sae.architectures import ARCHITECTURES
 from sae.core.scaling import InputScaling
-from sae.training.loop import Trainer
+from sae.training.loop import StepReport, Trainer
 from sae.training.optim import OptimConfig
 
 D_SAE, BATCH, K = 9_216, 4_096, 32
@@ -32,21 +33,30 @@ SETTINGS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def main() -> None:
-    """Median seconds of a step of each architecture and its peers."""
+def main(matmul: str = "auto") -> None:
+    """Median seconds of a step of each architecture and its peers.
+
+    Active latents are found by `matmul`, which `python -m benchmarks.step float32` gives.
+    """
     rows = real_rows(40_960)
     scaling = InputScaling.of(rows)
-    table = [_measure(name, scaling(rows), *SETTINGS[name]) for name in SETTINGS]
-    write_results(
-        "step", f"One training step, d_in 576, d_sae {D_SAE:,}, batch {BATCH:,}", table
-    )
+    table = [_measure(name, scaling(rows), *SETTINGS[name], matmul) for name in SETTINGS]
+    title = f"One training step, d_in 576, d_sae {D_SAE:,}, batch {BATCH:,}"
+    if matmul == "auto":
+        write_results("step", title, table)
+    else:
+        write_results(f"step_{matmul}", f"{title}, latents found in {matmul}", table)
 
 
 def _measure(
-    name: str, rows: torch.Tensor, settings: dict[str, Any], warm_steps: int
+    name: str, rows: torch.Tensor, settings: dict[str, Any], warm_steps: int, matmul: str
 ) -> dict[str, object]:
     x = rows[:BATCH]
-    steps, weights, l0 = our_steps(name, rows, settings, warm_steps)
+    trainer = trained(name, rows, settings, warm_steps)
+    step = one_step(trainer, x, matmul)
+    l0 = step().metrics()["metrics/l0"]
+    same = InputScaling(torch.zeros(x.shape[1]), 1.0)
+    weights = trainer.sae.dictionary(same, same).tensors
     w_enc_t = weights["W_enc"].t().contiguous()
     out = torch.empty(BATCH, D_SAE)
 
@@ -54,7 +64,7 @@ def _measure(
         torch.mm(x, w_enc_t.t(), out=out)
 
     contenders: dict[str, Callable[[], object]] = {
-        "ours": lambda: next(steps),
+        "ours": step,
         "floor": floor,
         "linear": lambda: torch.nn.functional.linear(x, w_enc_t, weights["b_enc"]),
     }
@@ -76,31 +86,34 @@ def _measure(
     return row
 
 
-def our_steps(
-    name: str, rows: torch.Tensor, settings: dict[str, Any], warm_steps: int
-) -> tuple[Iterator[object], dict[str, torch.Tensor], float]:
-    """Our trainer's steps after `warm_steps` of training, its weights, and its L0."""
+def trained(
+    name: str, rows: torch.Tensor, settings: dict[str, Any], n_steps: int, d_sae: int = D_SAE
+) -> Trainer:
+    """Return a trainer after some steps of 1,024 rows; further ones change no weight."""
     generator = torch.Generator().manual_seed(0)
-    sae = ARCHITECTURES[name](d_sae=D_SAE, **settings).build(rows, generator)
+    sae = ARCHITECTURES[name](d_sae=d_sae, **settings).build(rows, generator)
     same = InputScaling(torch.zeros(rows.shape[1]), 1.0)
     # No warm-up and no decay: the run has no end to take shares of.
     optim = OptimConfig(lr_warm_up_steps=0, lr_decay_steps=0)
-    trainer = Trainer(
-        sae, same, optim, lr=3e-3, n_steps=4 * warm_steps, dead_window_rows=10**12
-    )
-    for _ in range(warm_steps):
+    trainer = Trainer(sae, same, optim, lr=3e-3, n_steps=4 * n_steps, dead_window_rows=10**12)
+    for _ in range(n_steps):
         x = rows[torch.randperm(len(rows), generator=generator)[:1024]]
         trainer.update(x, x)
     # Past every warm-up, for as long as anybody asks.
     trainer.lr, trainer.step, trainer.n_steps = 1e-9, 10**6, 10**7
-    fixed = rows[:BATCH]
-    l0 = trainer.update(fixed, fixed).metrics()["metrics/l0"]
+    return trainer
 
-    def steps() -> Iterator[object]:
-        while True:
-            yield trainer.update(*trainer.scaled((fixed,)))
 
-    return steps(), sae.dictionary(same, same).tensors, l0
+def one_step(
+    trainer: Trainer, rows: torch.Tensor, matmul: str = "auto"
+) -> Callable[[], StepReport]:
+    """Return what takes a step on the rows, its active latents found by that product."""
+
+    def step() -> StepReport:
+        trainer.sae.matmul = matmul
+        return trainer.update(*trainer.scaled((rows,)))
+
+    return step
 
 
 def _peers(
@@ -153,4 +166,4 @@ def _fastest(
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
