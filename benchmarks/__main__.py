@@ -11,6 +11,7 @@ from benchmarks import (
     quality,
     reading,
     scaling,
+    screening,
     shrink,
     shuffle,
     step,
@@ -35,6 +36,7 @@ if __name__ == "__main__":
     atlas_page.main()
     shrink.main()
     scaling.main()
+    screening.main()
     quality.main()
     dead.main()
     naive.main()
