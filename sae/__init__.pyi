@@ -106,7 +106,7 @@ def train(
     init_from: str | None = None,
     extend: bool = False,
     device: str = "auto",
-    matmul_dtype: str = "auto",
+    matmul: str = "auto",
     log_every_steps: int = 10,
     eval_every_steps: int | None = None,
     n_eval_rows: int = 1024,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
+import llvmlite.binding
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,7 +32,9 @@ _LIST_BYTES = 256 << 20
 _PADDING = 16
 # Multiplications below which there is nothing to win.
 _WORTH_A_TRIAL = 1 << 28
-_TRIAL = 1 << 30
+# Multiplications of a trial, and rows that take next to nothing.
+_TRIAL = 1 << 32
+_FEW = 24
 
 MATMULS = ("auto", "float32", "bfloat16", "int8")
 """Products that can be asked for; `auto` is the fastest here."""
@@ -68,7 +71,9 @@ def chosen(
         matmul = fastest(x.shape[1], len(weight), len(x), x.dtype, x.device)
     if x.is_cuda:
         raise NotImplementedError
-    bound = bound.to(x.dtype)
+    # Kernels read directions from one end to the other.
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    bound = bound.to(x.dtype).contiguous()
     parts = [_int8, _dense][matmul != "int8"](x, weight, bias, bound, k, matmul)
     counts, columns, values = map(torch.cat, zip(*(part[:3] for part in parts), strict=True))
     return Entries(counts, columns, values, sum(part.candidates for part in parts))
@@ -94,35 +99,38 @@ def product_blocks(x: Vectors, weight: Weight) -> Iterator[Latents]:
 @cache
 def fastest(d_in: int, d_sae: int, rows: int, dtype: torch.dtype, device: torch.device) -> str:
     """Return the product that takes the least time here, by a short trial on rows made up."""
-    names = matmuls_here(device, dtype)
+    names = [name for name in matmuls_here(device, dtype) if _may_be_fast(name, device)]
     if len(names) == 1 or rows * d_in * d_sae < _WORTH_A_TRIAL:
         return "float32"
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(d_sae, d_in, generator=generator) / d_in**0.5
-    n = max(48, min(rows, _TRIAL // (d_in * d_sae)))
+    n = min(rows, max(_FEW, _TRIAL // (d_in * d_sae)))
     # Rows like those that dictionaries are for: a few latents, and as much of something else.
     acts = torch.rand(n, 32, generator=generator)
-    latents = torch.randint(d_sae, (n, 32), generator=generator)
-    x = (acts[..., None] * weight[latents]).sum(1)
+    x = torch.stack([acts[i] @ weight[torch.randint(d_sae, (32,), generator=generator)]
+                     for i in range(n)])  # fmt: skip
     x += torch.randn(x.shape, generator=generator) * (x.square().mean() ** 0.5)
-    zeros = torch.zeros(d_sae)
-    seconds = {name: _seconds(x, weight, zeros, name, rows) for name in names}
-    return min(seconds, key=seconds.__getitem__)
+    zeros, k = torch.zeros(d_sae), min(32, d_sae)
 
-
-def _seconds(x: Tensor, weight: Tensor, zeros: Tensor, matmul: str, rows: int) -> float:
-    """Return the time that `rows` rows take: what latents take, and what rows take."""
-
-    def clocked(n: int) -> float:
+    def clocked(name: str, n: int) -> float:
         began = time.perf_counter()
-        chosen(x[:n], weight, zeros, zeros, min(32, len(weight)), matmul)
+        chosen(x[:n], weight, zeros, zeros, k, name)
         return time.perf_counter() - began
 
-    few = len(x) // 4
-    clocked(few)
-    first, whole = min(clocked(few) for _ in range(2)), min(clocked(len(x)) for _ in range(2))
-    each = max(whole - first, 0.0) / (len(x) - few)
-    return whole + each * max(0, rows - len(x))
+    # What a few rows take is for the latents; the first call of each may compile.
+    fixed = {name: min(clocked(name, _FEW) for _ in range(3)) for name in names}
+    rounds = [{name: clocked(name, n) for name in names} for _ in range(3)]
+    whole = {name: min(found[name] for found in rounds) for name in names}
+    more = (rows - n) / max(1, n - _FEW)
+    return min(names, key=lambda name: whole[name] + more * (whole[name] - fixed[name]))
+
+
+def _may_be_fast(matmul: str, device: torch.device) -> bool:
+    """Whether a product is worth a trial; one without instructions may take minutes."""
+    if matmul != "bfloat16" or device.type != "cpu":
+        return True
+    features = llvmlite.binding.get_host_cpu_features()
+    return bool(features.get("avx512bf16") or features.get("amx-bf16"))
 
 
 def _lists(rows: int, d_sae: int, dtype: torch.dtype) -> Lists:
@@ -148,14 +156,14 @@ def _int8(
 ) -> list[Entries]:
     from sae.core import int8_rounding
 
-    w, b, least = (t.contiguous().numpy() for t in (weight, bias, bound))
+    w, b, least = (t.numpy() for t in (weight, bias, bound))
     packed = int8_rounding.packed(w, b, least, _centre(x))
     rows = min(len(x), max(MIN_BLOCK_ROWS, _LIST_BYTES // (8 * len(weight))))
     memory = _lists(rows, len(weight), x.dtype)
     found = []
     for part in torch.split(x, rows):
         lists = _first(memory, len(part))
-        _screen(part.contiguous().numpy(), (w, b, least, k, packed), lists)
+        _screen(part.numpy(), (w, b, least, k, packed), lists)
         found.append(_entries(lists))
     return found
 

@@ -10,6 +10,7 @@ from sae.architectures import TrainableSAE, TrainingStep
 from sae.base import UserError, require
 from sae.core import Vectors
 from sae.core.scaling import InputScaling
+from sae.core.screen import fastest, matmuls_here
 from sae.dictionary import load_dictionary
 from sae.models import resolve_device
 from sae.rows.shuffle import Rows
@@ -177,6 +178,21 @@ class Start:
         return cls(scalings, tuple(scaled), held_out)
 
 
+def _matmul(config: TrainConfig, scaled: Rows, device: torch.device) -> str:
+    """Return the product that finds active latents, which this machine has to have."""
+    dtype = scaled[0].dtype
+    here = matmuls_here(device, dtype)
+    require(
+        config.matmul in ("auto", *here),
+        f"matmul={config.matmul} is not to be had on this {device.type}; choose auto or one of "
+        f"{', '.join(here)}",
+    )
+    if config.matmul != "auto":
+        return config.matmul
+    rows = config.train_batch_size_tokens
+    return fastest(scaled[0].shape[1], config.sae.d_sae, rows, dtype, device)
+
+
 def make_trainer(config: TrainConfig, start: Start) -> Trainer:
     """Return a trainer at its first step, if widths and weights to begin with fit."""
     device = resolve_device(config.device)
@@ -200,7 +216,7 @@ def make_trainer(config: TrainConfig, start: Start) -> Trainer:
             "hook_name_out=... makes a transcoder",
         )
         sae.begin_with(found, scalings[0], scalings[-1])
-    sae.matmul = config.matmul
+    sae.matmul = _matmul(config, scaled, device)
     on_device = [InputScaling(s.mean.to(device), s.scale) for s in scalings]
     return Trainer(
         sae.to(device),

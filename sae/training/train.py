@@ -98,7 +98,9 @@ class Session:
         self.trainer.check_finite()
         trainer = self.trainer.state_dict()
         state = {"trainer": trainer, "fired": self._fired, "rows": self._rows}
-        write_json(self._timing, {"seconds": self._seconds})
+        # Which product is fastest changes the time and nothing else.
+        matmul = self.trainer.sae.matmul
+        write_json(self._timing, {"seconds": self._seconds, "matmul": matmul})
         self._checkpoints.save(self.step, self.identity, state)
         self._saved_step = self.step
 
@@ -171,6 +173,8 @@ def _train(tasks: Sequence[Task], source: RowSource) -> None:
     start = Start.of(source.sample(), source.held_out(tasks[0].config.n_eval_rows))
     with ExitStack() as stack:
         sessions = [Session(task, start) for task in tasks]
+        found = dict.fromkeys(session.trainer.sae.matmul for session in sessions)
+        say(f"train: active latents are found by products in {' and '.join(found)}")
         _open_loggers(sessions, stack)
         diverged = _side_by_side(sessions, source)
         for task, session in zip(tasks, sessions, strict=True):

@@ -243,3 +243,14 @@ def test_adam_on_unit_rows_is_torchs_adam_with_projection_and_normalisation():
             found, grad, mean, square, step=step, lr=0.1, betas=(0.8, 0.9), eps=1e-8
         )
         torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("matmul", ["float32", "bfloat16"])
+def test_weights_may_lie_the_other_way_round_in_memory(matmul):
+    x, weights = problem(d_in=40)
+    x, (weight, bias) = x.float(), (w.detach().float() for w in weights[:2])
+    expected = select.select(x, weight, bias, TopK(3), matmul)
+    turned = weight.t().contiguous().t()
+    found = select.select(x.t().contiguous().t(), turned, bias, TopK(3), matmul)
+    assert torch.equal(found.support.columns, expected.support.columns)
+    assert torch.equal(found.values, expected.values)
