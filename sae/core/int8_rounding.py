@@ -247,6 +247,7 @@ def _pack_tiles(first, last, weight, bias, bound, packed):
     fine, numbers = packed.fine, packed.numbers
     nothing, turned = np.zeros(d, np.float32), np.empty((2, width), np.float32)
     wide = packed.centre.astype(np.float64)
+    far = np.sqrt(dot(wide, wide))
     for p in range(first, last):
         for j in range(p * WIDTH, (p + 1) * WIDTH):
             if j >= m:
@@ -262,7 +263,8 @@ def _pack_tiles(first, last, weight, bias, bound, packed):
             numbers[2, j], numbers[3, j], numbers[4, j] = norm, e1, e2
             moved = dot(wide, weight[j])
             size = abs(bias[j]) + abs(bound[j]) + abs(moved)
-            slack = 2.0**-20 * size + 1e-36
+            # In float64 sums are rounded too, and what cancels in them may be large.
+            slack = 2.0**-20 * size + 2.0**-40 * far * norm + 1e-36
             shift = np.float32(moved + bias[j] - bound[j] + slack)
             # What is not a number rules nothing out.
             numbers[1, j] = shift if shift < np.inf else 0

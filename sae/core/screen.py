@@ -67,7 +67,7 @@ def chosen(
     Of equal ones those of lower columns are taken. Values on the CPU are those of float32
     numbers computed in float64 and rounded once (`exact`).
     """
-    if matmul == "auto":
+    if matmul == "auto" or len(x) == 0:
         matmul = fastest(x.shape[1], len(weight), len(x), x.dtype, x.device)
     if x.is_cuda:
         raise NotImplementedError
@@ -227,11 +227,10 @@ class _LatentErrors(NamedTuple):
         eps = torch.finfo(weight.dtype).eps
         slacks = 8 * eps * (bias.abs() + bound.abs()) + 1e-36
         norms = _norms(weight)
-        longest = float(norms[norms.isfinite()].max()) if len(norms) else 0.0
+        longest = _largest_number(norms)
         rounding = 0.0
         if narrow is not weight:
-            shares = torch.linalg.vector_norm(weight - narrow, dim=1) / norms
-            rounding = float(shares[shares.isfinite()].max()) if len(shares) else 0.0
+            rounding = _largest_number(_norms(weight - narrow, 1e-20) / norms)
         shifts = bias - bound + slacks
         # What is not a number rules nothing out.
         open_ = ~(shifts < torch.inf)
@@ -249,7 +248,7 @@ class _LatentErrors(NamedTuple):
         fars = 2 * (x.shape[1] + 8) * eps * sizes
         relative = 0.0
         if given.dtype != x.dtype:
-            off = torch.linalg.vector_norm(x - given, dim=1) * 1.001
+            off = _norms(x - given, 1e-20)
             fars += off + (sizes + off) * self.rounding * 1.001
             # The product itself is rounded to the narrow type.
             relative = torch.finfo(given.dtype).eps
@@ -260,7 +259,12 @@ class _LatentErrors(NamedTuple):
         )
 
 
-def _norms(rows: Tensor) -> Tensor:
-    """Return upper bounds of norms; tiny numbers, whose squares vanish, are counted too."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1) * 1.001 + 1e-17
+def _norms(rows: Tensor, lost: float = 1e-17) -> Tensor:
+    """Return upper bounds of norms, with what is `lost` as squares of tiny numbers vanish."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1) * 1.001 + lost
     return norms
+
+
+def _largest_number(numbers: Tensor) -> float:
+    """Return the largest of numbers from zero on that is finite, zero if none is."""
+    return float(numbers.where(numbers.isfinite(), 0).max()) if len(numbers) else 0.0
