@@ -33,18 +33,22 @@ def in_threads(work: Callable[[int, int], object], n: int, part: int) -> None:
         list(done)
 
 
-def _forget_stale() -> None:
-    """Remove compiled code that is older than the source of any kernel.
+def _cache() -> Path:
+    """Return where numba keeps what is compiled of the files beside this one."""
+    return Path(njit(cache=True)(in_threads).stats.cache_path)
+
+
+def _forget_stale(here: Path, cache: Path) -> None:
+    """Remove compiled code in `cache` that is older than the source of any kernel in `here`.
 
     Numba compares it with the file of the kernel alone, and not with those of its parts.
     """
-    here = Path(__file__).parent
     newest = max(source.stat().st_mtime for source in here.glob("*.py"))
     # Where nothing can be removed, nothing was changed either.
     with contextlib.suppress(OSError):
-        for index in (here / "__pycache__").glob("*.nbi"):
+        for index in cache.glob("*.nbi"):
             if index.stat().st_mtime < newest:
                 index.unlink(missing_ok=True)
 
 
-_forget_stale()
+_forget_stale(Path(__file__).parent, _cache())
