@@ -104,7 +104,7 @@ def fastest(d_in: int, d_sae: int, rows: int, dtype: torch.dtype, device: torch.
         return "float32"
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(d_sae, d_in, generator=generator) / d_in**0.5
-    n = min(rows, max(_FEW, _TRIAL // (d_in * d_sae)))
+    n = min(rows, max(4 * _FEW, _TRIAL // (d_in * d_sae)))
     # Rows like those that dictionaries are for: a few latents, and as much of something else.
     acts = torch.rand(n, 32, generator=generator)
     x = torch.stack([acts[i] @ weight[torch.randint(d_sae, (32,), generator=generator)]
@@ -122,7 +122,7 @@ def fastest(d_in: int, d_sae: int, rows: int, dtype: torch.dtype, device: torch.
     rounds = [{name: clocked(name, n) for name in names} for _ in range(3)]
     whole = {name: min(found[name] for found in rounds) for name in names}
     more = (rows - n) / max(1, n - _FEW)
-    return min(names, key=lambda name: whole[name] + more * (whole[name] - fixed[name]))
+    return min(names, key=lambda name: whole[name] + more * max(0, whole[name] - fixed[name]))
 
 
 def _may_be_fast(matmul: str, device: torch.device) -> bool:
