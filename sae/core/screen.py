@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight, cpu_kernels
+from sae.core import Latents, PerLatent, Vectors, Weight, cpu_kernels
+from sae.core.bounds import Entries, Shifts, centre_of, error_of_sums, norms_of
 from sae.core.cpu_kernels import Lists, RoundingErrors
 from sae.core.int8_tile import HERE, ROWS
 from sae.core.jit import in_threads
@@ -32,31 +34,32 @@ _LIST_BYTES = 256 << 20
 _PADDING = 16
 # Multiplications below which there is nothing to win.
 _WORTH_A_TRIAL = 1 << 28
-# Multiplications of a trial, and rows that take next to nothing.
-_TRIAL = 1 << 32
+# Multiplications of a trial, and rows that take next to nothing. On a GPU fewer take no longer
+# than it takes to start them.
+_TRIAL, _TRIAL_ON_GPU = 1 << 32, 1 << 36
 _FEW = 24
+# The first GPUs that multiply 8-bit integers, Turing.
+_INT8_GPU = (7, 5)
 
 MATMULS = ("auto", "float32", "bfloat16", "int8")
 """Products that can be asked for; `auto` is the fastest here."""
 
 
-class Entries(NamedTuple):
-    """What was chosen of some rows, in row order."""
-
-    counts: PerRow
-    columns: Indices
-    values: Values
-    candidates: int = 0
-    """Entries that the product left open."""
-
-
 def matmuls_here(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
     """Return the products that a device can compute for activations of a type."""
-    if dtype != torch.float32:
-        return ("float32",)
     if device.type == "cpu":
-        return ("float32", "bfloat16") if HERE is None else ("float32", "bfloat16", "int8")
-    return ("float32", "bfloat16")
+        narrow, int8 = dtype == torch.float32, HERE is not None
+    else:
+        # Rows of fewer bits are computed as float32 there.
+        narrow = device.type == "cuda" and dtype != torch.float64
+        int8 = (
+            narrow
+            and torch.version.cuda is not None
+            and torch.cuda.get_device_capability(device) >= _INT8_GPU
+        )
+    if not narrow:
+        return ("float32",)
+    return ("float32", "bfloat16", "int8") if int8 else ("float32", "bfloat16")
 
 
 def chosen(
@@ -65,16 +68,22 @@ def chosen(
     """Return entries above `bound`, or the `k` largest positive ones of each row, exactly.
 
     Of equal ones those of lower columns are taken. Values on the CPU are those of float32
-    numbers computed in float64 and rounded once (`exact`).
+    numbers computed in float64 and rounded once (`exact`), on a GPU those of
+    `triton_kernels.sampled_product`.
     """
     if matmul == "auto" or len(x) == 0:
         matmul = fastest(x.shape[1], len(weight), len(x), x.dtype, x.device)
     if x.is_cuda:
-        raise NotImplementedError
-    # Kernels read directions from one end to the other.
-    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    bound = bound.to(x.dtype).contiguous()
-    parts = [_int8, _dense][matmul != "int8"](x, weight, bias, bound, k, matmul)
+        # Triton is there only where a GPU is.
+        from sae.core import gpu_screen
+
+        rows = block_rows(len(weight), x.element_size())
+        parts = gpu_screen.screened(x, weight, bias, bound, k, matmul, rows)
+    else:
+        # Kernels read directions from one end to the other.
+        x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+        screened = _int8 if matmul == "int8" else _dense
+        parts = screened(x, weight, bias, bound.to(x.dtype).contiguous(), k, matmul)
     counts, columns, values = map(torch.cat, zip(*(part[:3] for part in parts), strict=True))
     return Entries(counts, columns, values, sum(part.candidates for part in parts))
 
@@ -102,19 +111,24 @@ def fastest(d_in: int, d_sae: int, rows: int, dtype: torch.dtype, device: torch.
     names = [name for name in matmuls_here(device, dtype) if _may_be_fast(name, device)]
     if len(names) == 1 or rows * d_in * d_sae < _WORTH_A_TRIAL:
         return "float32"
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(d_sae, d_in, generator=generator) / d_in**0.5
-    n = min(rows, max(4 * _FEW, _TRIAL // (d_in * d_sae)))
+    generator = torch.Generator(device).manual_seed(0)
+    here: dict[str, Any] = {"generator": generator, "device": device}
+    weight = torch.randn(d_sae, d_in, **here) / d_in**0.5
+    trial = _TRIAL_ON_GPU if device.type == "cuda" else _TRIAL
+    n = min(rows, max(4 * _FEW, trial // (d_in * d_sae)))
     # Rows like those that dictionaries are for: a few latents, and as much of something else.
-    acts = torch.rand(n, 32, generator=generator)
-    x = torch.stack([acts[i] @ weight[torch.randint(d_sae, (32,), generator=generator)]
-                     for i in range(n)])  # fmt: skip
-    x += torch.randn(x.shape, generator=generator) * (x.square().mean() ** 0.5)
-    zeros, k = torch.zeros(d_sae), min(32, d_sae)
+    acts = torch.rand(n, 32, **here)
+    latents = torch.randint(d_sae, (n, 32), **here)
+    x = embedding_bag(latents, weight, mode="sum", per_sample_weights=acts)
+    x += torch.randn(x.shape, **here) * (x.square().mean() ** 0.5)
+    x, weight = x.to(dtype), weight.to(dtype)
+    zeros, k = weight.new_zeros(d_sae), min(32, d_sae)
 
     def clocked(name: str, n: int) -> float:
+        _finish(device)
         began = time.perf_counter()
         chosen(x[:n], weight, zeros, zeros, k, name)
+        _finish(device)
         return time.perf_counter() - began
 
     # What a few rows take is for the latents; the first call of each may compile.
@@ -131,6 +145,12 @@ def _may_be_fast(matmul: str, device: torch.device) -> bool:
         return True
     features = llvmlite.binding.get_host_cpu_features()
     return bool(features.get("avx512bf16") or features.get("amx-bf16"))
+
+
+def _finish(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _lists(rows: int, d_sae: int, dtype: torch.dtype) -> Lists:
@@ -157,7 +177,7 @@ def _int8(
     from sae.core import int8_rounding
 
     w, b, least = (t.numpy() for t in (weight, bias, bound))
-    packed = int8_rounding.packed(w, b, least, _centre(x))
+    packed = int8_rounding.packed(w, b, least, centre_of(x).numpy())
     rows = min(len(x), max(MIN_BLOCK_ROWS, _LIST_BYTES // (8 * len(weight))))
     memory = _lists(rows, len(weight), x.dtype)
     found = []
@@ -180,13 +200,6 @@ def _screen(x: NDArray[np.float32], latents: tuple[Any, ...], lists: Lists) -> N
     # Each thread gets several blocks, and they are whole tiles.
     share = -(-len(x) // (2 * torch.get_num_threads()))
     in_threads(some, len(x), min(int8_kernels.BLOCK_ROWS, -(-share // ROWS) * ROWS))
-
-
-def _centre(x: Tensor) -> NDArray[np.float32]:
-    """Return a vector that rows are close to; any is right, and a close one rounds less."""
-    centre = x[:: max(1, len(x) // 64)].median(0).values
-    found: NDArray[np.float32] = torch.where(centre.isfinite(), centre, 0).numpy()
-    return found
 
 
 def _dense(
@@ -224,45 +237,26 @@ class _LatentErrors(NamedTuple):
 
     @classmethod
     def of(cls, weight: Tensor, narrow: Tensor, bias: Tensor, bound: Tensor) -> "_LatentErrors":
-        eps = torch.finfo(weight.dtype).eps
-        slacks = 8 * eps * (bias.abs() + bound.abs()) + 1e-36
-        norms = _norms(weight)
-        longest = _largest_number(norms)
+        norms = norms_of(weight)
         rounding = 0.0
         if narrow is not weight:
-            rounding = _largest_number(_norms(weight - narrow, 1e-20) / norms)
-        shifts = bias - bound + slacks
-        # What is not a number rules nothing out.
-        open_ = ~(shifts < torch.inf)
-        shifts, norms = (
-            shifts.where(~open_, 0),
-            norms.where(~open_ & norms.isfinite(), torch.inf),
-        )
-        return cls(shifts, 2 * slacks, norms, rounding, longest)
+            rounding = _largest_number(norms_of(weight - narrow, 1e-20) / norms)
+        shifts = Shifts.of(bias, bound, norms, torch.zeros_like(bias))
+        return cls(*shifts, rounding, _largest_number(norms))
 
     def errors(self, x: Tensor, given: Tensor) -> RoundingErrors:
         """Return the errors of the products of rows `x`, which were computed as `given`."""
-        eps = torch.finfo(x.dtype).eps
-        sizes = _norms(x)
-        # Sums of d products in any order (Higham 2002, 3.1); twice that, for the bound's own.
-        fars = 2 * (x.shape[1] + 8) * eps * sizes
+        sizes = norms_of(x)
+        fars = error_of_sums(x, sizes, self.longest)
         relative = 0.0
         if given.dtype != x.dtype:
-            off = _norms(x - given, 1e-20)
+            off = norms_of(x - given, 1e-20)
             fars += off + (sizes + off) * self.rounding * 1.001
             # The product itself is rounded to the narrow type.
             relative = torch.finfo(given.dtype).eps
-        # Sums that may leave the range of float32 on the way rule nothing out.
-        fars = fars.where(sizes * self.longest < 1e30, torch.inf)
         return RoundingErrors(
             self.shifts, self.slacks, self.norms, fars, x.new_tensor([relative])
         )
-
-
-def _norms(rows: Tensor, lost: float = 1e-17) -> Tensor:
-    """Return upper bounds of norms, with what is `lost` as squares of tiny numbers vanish."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1) * 1.001 + lost
-    return norms
 
 
 def _largest_number(numbers: Tensor) -> float:

@@ -8,7 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sae.core import PerLatent, Values, Vectors, Weight
-from sae.core.screen import Entries, chosen, product_blocks
+from sae.core.bounds import Entries
+from sae.core.screen import chosen, product_blocks
 from sae.core.sparse import Support, support_of
 
 

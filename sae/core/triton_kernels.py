@@ -13,10 +13,10 @@ from typing import Any, no_type_check
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight
+from sae.core import Indices, Values, Vectors, Weight
 
 WIDEST = 128
 """Columns of a matrix that one program handles at once, at most; a power of two."""
@@ -24,8 +24,6 @@ ENTRIES = 16
 """Entries that one program reads at once, a row of a matrix for each; a power of two."""
 PIECE = 512
 """Entries of one latent that are summed by one program, at most twice as many."""
-STRETCH = 2048
-"""Latents that are compared with their bounds at once; a power of two."""
 PROGRAMS = 4096
 """Rows are split until there are about as many programs as this, to fill a GPU."""
 
@@ -135,41 +133,6 @@ def _sample_products(
 
 @triton.jit
 @no_type_check
-def _count_above(pre_acts, bound, counts, d_sae, STRETCH: tl.constexpr, SUM: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    count = tl.zeros((STRETCH,), tl.int32)
-    for left in range(0, d_sae, STRETCH):
-        column = left + tl.arange(0, STRETCH)
-        inside = column < d_sae
-        value = tl.load(pre_acts + row * d_sae + column, mask=inside, other=0).to(SUM)
-        least = tl.load(bound + column, mask=inside, other=0).to(SUM)
-        count += (inside & (value > least)).to(tl.int32)
-    tl.store(counts + row, tl.sum(count, 0))
-
-
-@triton.jit
-@no_type_check
-def _fill_above(
-    pre_acts, bound, row_ends, columns, values, d_sae,
-    STRETCH: tl.constexpr, SUM: tl.constexpr
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.load(row_ends + row)
-    for left in range(0, d_sae, STRETCH):
-        column = left + tl.arange(0, STRETCH)
-        inside = column < d_sae
-        value = tl.load(pre_acts + row * d_sae + column, mask=inside, other=0)
-        least = tl.load(bound + column, mask=inside, other=0).to(SUM)
-        above = inside & (value.to(SUM) > least)
-        ones = above.to(tl.int32)
-        place = at + tl.cumsum(ones, 0) - 1
-        tl.store(columns + place, column, mask=above)
-        tl.store(values + place, value, mask=above)
-        at += tl.sum(ones, 0)
-
-
-@triton.jit
-@no_type_check
 def _adam_unit_row(
     weight, grad, exp_avg, exp_avg_sq, width,
     step_size: tl.float64, root_correction: tl.float64,
@@ -194,7 +157,7 @@ def _adam_unit_row(
     tl.store(exp_avg_sq + at, v.to(exp_avg_sq.dtype.element_ty), mask=inside)
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Run `kernel` where its first tensor is, on contiguous ones; an empty grid is nothing."""
     if 0 not in grid:
         args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
@@ -203,11 +166,13 @@ def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) ->
             kernel[grid](*args, **constants, enable_fp_fusion=True)
 
 
-def _sum_dtype(*tensors: Tensor) -> Any:
+def sum_dtype(*tensors: Shaped[Tensor, "..."]) -> Any:
+    """Return the type in which Triton adds up numbers of some tensors."""
     return tl.float64 if torch.float64 in {t.dtype for t in tensors} else tl.float32
 
 
-def _width(d: int, most: int = 2**20) -> int:
+def width_of(d: int, most: int = 2**20) -> int:
+    """Return how many of `d` numbers are handled at once: a power of two, `most` at most."""
     return max(16, min(int(triton.next_power_of_2(d)), most))
 
 
@@ -216,18 +181,18 @@ def _products(
 ) -> Tensor:
     n_rows, d = len(ends) - 1, dense.shape[1]
     n_pieces = len(indices) // piece if piece else 0
-    width = _width(d, WIDEST)
+    width = width_of(d, WIDEST)
     across = triton.cdiv(d, width)
-    total = _sum_dtype(values, dense)
+    total = sum_dtype(values, dense)
     constants = {"WIDTH": width, "ENTRIES": ENTRIES, "PIECE": piece, "SUM": total}
     dtype = torch.float64 if total == tl.float64 else torch.float32
     pieces = dense.new_empty((n_pieces, d), dtype=dtype)
     out = dense.new_empty((n_rows, d), dtype=torch.result_type(values, dense))
-    _launch(
+    launch(
         _sum_pieces, (n_pieces, across),
         ends, n_rows, indices, values, dense, pieces, d, **constants,
     )  # fmt: skip
-    _launch(
+    launch(
         _sum_rows, (n_rows, across),
         ends, indices, values, dense, pieces, out, d, **constants,
     )  # fmt: skip
@@ -264,41 +229,12 @@ def sampled_product(
     batch, d = a.shape
     out = a.new_empty(len(columns), dtype=torch.result_type(a, weight))
     splits = max(1, min(16, PROGRAMS // max(batch, 1))) if len(columns) else 0
-    _launch(
+    launch(
         _sample_products, (batch, splits),
         row_ends, columns, a, weight, out, d,
-        WIDTH=_width(d, WIDEST), ENTRIES=ENTRIES, SUM=_sum_dtype(a, weight),
+        WIDTH=width_of(d, WIDEST), ENTRIES=ENTRIES, SUM=sum_dtype(a, weight),
     )  # fmt: skip
     return out
-
-
-def count_above(pre_acts: Latents, bound: PerLatent) -> PerRow:
-    """How many entries of each row exceed the bound of their column; int32."""
-    batch, d_sae = pre_acts.shape
-    counts = torch.empty(batch, dtype=torch.int32, device=pre_acts.device)
-    _launch(
-        _count_above, (batch,), pre_acts, bound, counts, d_sae,
-        STRETCH=_width(d_sae, STRETCH), SUM=_sum_dtype(pre_acts, bound),
-    )  # fmt: skip
-    return counts
-
-
-def fill_above(
-    pre_acts: Latents, bound: PerLatent, row_ends: Int[Tensor, " batch_plus_1"], nnz: int
-) -> tuple[Indices, Values]:
-    """Columns (int32, ascending inside a row) and values of the entries above their bound.
-
-    `row_ends` are the running sums of what `count_above` found, `nnz` the last of them.
-    """
-    batch, d_sae = pre_acts.shape
-    columns = torch.empty(nnz, dtype=torch.int32, device=pre_acts.device)
-    values = pre_acts.new_empty(nnz)
-    _launch(
-        _fill_above, (batch if nnz else 0,),
-        pre_acts, bound, row_ends, columns, values, d_sae,
-        STRETCH=_width(d_sae, STRETCH), SUM=_sum_dtype(pre_acts, bound),
-    )  # fmt: skip
-    return columns, values
 
 
 def adam_unit_rows_(
@@ -320,11 +256,11 @@ def adam_unit_rows_(
     given = [weight.detach(), exp_avg, exp_avg_sq]
     ready = [tensor.contiguous() for tensor in given]
     n_rows, d = weight.shape
-    width = _width(d)
-    _launch(
+    width = width_of(d)
+    launch(
         _adam_unit_row, (n_rows,), ready[0], grad, ready[1], ready[2], d,
         lr / (1 - beta1**step), math.sqrt(1 - beta2**step), 1 - beta1, beta2, 1 - beta2, eps,
-        WIDTH=width, SUM=_sum_dtype(weight), num_warps=max(1, min(16, width // 256)),
+        WIDTH=width, SUM=sum_dtype(weight), num_warps=max(1, min(16, width // 256)),
     )  # fmt: skip
     for tensor, written in zip(given, ready, strict=True):
         if not tensor.is_contiguous():

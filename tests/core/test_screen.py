@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae.core import cpu_kernels, exact, jit, screen
+from sae.core import bounds, cpu_kernels, exact, jit, screen
 from sae.core.int8_tile import HERE
 from sae.core.select import Above, BatchTopK, TopK
 
@@ -409,7 +409,7 @@ def test_bounds_of_integers_are_above_what_they_bound_and_not_far():
         else:
             x, weight, bias = draw.problem()
         bound = 0.1 * draw.normal(len(weight))
-        centre = torch.from_numpy(screen._centre(x))
+        centre = bounds.centre_of(x)
         rounded = Integers(x, weight, bias, bound, centre)
         wide, latents = x.double().numpy(), weight.double().numpy()
         exact = wide @ latents.T + bias.double().numpy() - bound.double().numpy()

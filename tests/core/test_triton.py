@@ -5,29 +5,12 @@ without a GPU one test runs this file again in a process of its own, and another
 every kernel for a GPU that is not there.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from support.interpreted import DEVICES, INTERPRETED, compiled, passes_interpreted
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICES = (
-    ["cpu"]
-    if INTERPRETED
-    else [
-        pytest.param(
-            "cuda",
-            marks=[
-                pytest.mark.gpu,
-                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
-            ],
-        )
-    ]
-)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 NEAR = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -45,7 +28,7 @@ def device(request):
 def blocks(request, monkeypatch):
     """With narrow blocks small matrices take every loop several times."""
     if request.param == "narrow":
-        for name, size in (("WIDEST", 16), ("ENTRIES", 4), ("PIECE", 4), ("STRETCH", 16)):
+        for name, size in (("WIDEST", 16), ("ENTRIES", 4), ("PIECE", 4)):
             monkeypatch.setattr(kernels, name, size)
 
 
@@ -135,38 +118,17 @@ def test_a_latents_sum_does_not_depend_on_where_the_pieces_are_cut(
 def test_a_frequent_latent_is_summed_in_pieces_and_a_rare_one_is_not(device, monkeypatch):
     monkeypatch.setattr(kernels, "PIECE", 4)
     sizes = []
-    launch = kernels._launch
+    launch = kernels.launch
 
     def watched(kernel, grid, *args, **constants):
         sizes.append(grid[0])
         launch(kernel, grid, *args, **constants)
 
-    monkeypatch.setattr(kernels, "_launch", watched)
+    monkeypatch.setattr(kernels, "launch", watched)
     for batch in (3, 9):
         acts = torch.ones(batch, 2, device=device)
         kernels.transposed_product(*by_row(acts.t()), random(device, batch, 5))
     assert sizes == [0, 2, 18 // 4, 2]
-
-
-@pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize(("batch", "d_sae"), [(13, 19), (5, 40), (3, 16), (1, 1), (0, 19)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_exactly_the_entries_above_their_bound_are_found_in_order(device, batch, d_sae, dtype):
-    pre_acts = random(device, batch, d_sae, dtype=dtype)
-    bound = random(device, d_sae, seed=1, dtype=torch.float32)
-    if batch > 2:
-        pre_acts[0] = bound.to(dtype)  # Ties are not above.
-        bound[2:4] = pre_acts[1, 2:4].float()
-        pre_acts[2, 1] = torch.nan
-        bound[-1] = -99
-    above = pre_acts > bound
-    counts = kernels.count_above(pre_acts, bound)
-    assert counts.dtype == torch.int32
-    assert torch.equal(counts.long(), above.sum(1))
-    columns, values = kernels.fill_above(pre_acts, bound, ends(counts), int(counts.sum()))
-    assert columns.dtype == torch.int32
-    assert torch.equal(columns.long(), torch.where(above)[1])
-    assert torch.equal(values, pre_acts[above])
 
 
 def test_nothing_active_gives_zeros_and_empty_lists(device):
@@ -176,9 +138,6 @@ def test_nothing_active_gives_zeros_and_empty_lists(device):
     assert torch.equal(kernels.decode(row_ends, columns, values, weight), 0 * dense)
     assert kernels.sampled_product(row_ends, columns, dense, weight).shape == (0,)
     assert torch.equal(kernels.transposed_product(*by_row(acts.t()), dense), 0 * weight)
-    bound = torch.zeros(19, device=device)
-    assert torch.equal(kernels.count_above(acts, bound).cpu(), torch.zeros(5).int())
-    assert [len(found) for found in kernels.fill_above(acts, bound, row_ends, 0)] == [0, 0]
 
 
 def strided(tensor):
@@ -192,14 +151,12 @@ def strided(tensor):
 
 def test_strides_make_no_difference(device):
     acts, dense = activations(device, 5, 19), random(device, 5, 7)
-    weight, bound = random(device, 19, 7), random(device, 19)
+    weight = random(device, 19, 7)
     support, turned = by_row(acts), by_row(acts.t())
     calls = [
         (kernels.decode, (*support, weight)),
         (kernels.sampled_product, (*support[:2], dense, weight)),
         (kernels.transposed_product, (*turned, dense)),
-        (kernels.count_above, (dense @ weight.t(), bound)),
-        (kernels.fill_above, (acts, bound * 0, support[0], len(support[1]))),
     ]
     for launcher, arguments in calls:
         odd = [strided(a) if torch.is_tensor(a) else a for a in arguments]
@@ -279,17 +236,7 @@ if not INTERPRETED:
 
     @pytest.mark.slow
     def test_every_test_of_this_file_passes_under_the_interpreter():
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider"],
-            env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout
-        assert " passed" in done.stdout
-        assert "skipped" not in done.stdout
+        passes_interpreted(__file__)
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -308,7 +255,7 @@ if not INTERPRETED:
         def watched(kernel, grid, *args, **constants):
             calls.setdefault(kernel.__name__, []).append((kernel, args, constants))
 
-        monkeypatch.setattr(kernels, "_launch", watched)
+        monkeypatch.setattr(kernels, "launch", watched)
         monkeypatch.setattr(kernels, "PIECE", 4)
         acts = random("cpu", 13, d_sae, dtype=dtype)
         dense, weight = random("cpu", 13, d, dtype=dtype), random("cpu", d_sae, d, dtype=dtype)
@@ -317,29 +264,9 @@ if not INTERPRETED:
         kernels.transposed_product(*turned, dense.float())
         kernels.transposed_product(*turned[:2], turned[2].float(), dense)
         kernels.sampled_product(*support[:2], dense, weight)
-        kernels.fill_above(acts, kernels.count_above(acts, acts[0]).float(), support[0], 5)
         settings = {"step": 1, "lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8}
         kernels.adam_unit_rows_(weight, weight, weight, weight, **settings)
-        assert len(calls) == 6
+        assert len(calls) == 4
         for launches in calls.values():
             for kernel, args, constants in launches:
                 assert compiled(kernel, args, constants).asm["cubin"]
-
-
-def compiled(kernel, args, constants):
-    """A kernel as the driver would be given it for this launch on an H100."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime.jit import mangle_type
-
-    given = dict(zip(kernel.arg_names, args, strict=False)) | constants
-    signature, fixed = {}, {}
-    for parameter in kernel.params:
-        value = given.pop(parameter.name)
-        if parameter.is_constexpr or (type(value) is int and value == 1):
-            signature[parameter.name], fixed[parameter.name] = "constexpr", value
-        else:
-            signature[parameter.name] = parameter.annotation_type or mangle_type(value)
-    source = triton.compiler.ASTSource(kernel, signature, fixed)
-    options = given | {"enable_fp_fusion": True}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
