@@ -24,6 +24,20 @@ _LINE = 64
 _AHEAD = 2
 
 
+@no_type_check
+def sum_of_lanes(builder, add, vector):
+    """Append the sum of a vector's numbers: of its halves, again and again."""
+    int32 = ir.IntType(32)
+    width = vector.type.count
+    while width > 1:
+        width //= 2
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        places = [list(range(first, first + width)) for first in (0, width)]
+        halves = [ir.Constant(ir.VectorType(int32, width), half) for half in places]
+        vector = add(*(builder.shuffle_vector(vector, undefined, half) for half in halves))
+    return builder.extract_element(vector, ir.Constant(int32, 0))
+
+
 @intrinsic
 @no_type_check
 def _dot_of_whole(_context: Any, x, row, d):
@@ -78,22 +92,7 @@ def _dot_of_whole(_context: Any, x, row, d):
             end.add_incoming(nothing, entry)
             end.add_incoming(new, loop)
             ends.append(end)
-        total = builder.fadd(*ends)
-        width = _LANES
-        while width > 1:
-            width //= 2
-            undefined = ir.Constant(total.type, ir.Undefined)
-            halves = [
-                builder.shuffle_vector(
-                    total, undefined,
-                    ir.Constant(
-                        ir.VectorType(ir.IntType(32), width), list(range(a, a + width))
-                    ),
-                )
-                for a in (0, width)
-            ]  # fmt: skip
-            total = builder.fadd(*halves)
-        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+        return sum_of_lanes(builder, builder.fadd, builder.fadd(*ends))
 
     return signature, generate
 

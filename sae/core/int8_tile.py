@@ -18,6 +18,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from sae.core.exact import sum_of_lanes
+
 ROWS = 6
 """Rows of one tile."""
 CHUNK = 32
@@ -118,6 +120,18 @@ class _Code:
 
 
 @no_type_check
+def _add_group(code, sums, rows, at, latents):
+    """Append the products of four coordinates, `at` bytes into the rows, to a tile's sums."""
+    vectors, size = code.layout.vectors, GROUP * code.layout.lanes
+    w = [code.load(code.at(latents, size * v), code.int32) for v in range(vectors)]
+    for r, row in enumerate(rows):
+        x = code.broadcast(code.load(code.builder.add(row, at), _I32))
+        for v in range(vectors):
+            q = r * vectors + v
+            sums[q] = code.add_products(sums[q], x, w[v])
+
+
+@no_type_check
 def _sums(code, x, stride, weights, starts, chunks, groups):
     """Append two nested loops that leave the tile's sums, 32 bits wide, row by row."""
     builder, layout = code.builder, code.layout
@@ -160,14 +174,8 @@ def _sums(code, x, stride, weights, starts, chunks, groups):
     unrolled = 2
     for step in range(unrolled):
         place = code.at(group, step)
-        at = code.at(here, place, size * layout.vectors)
-        w = [code.load(code.at(at, size * v), code.int32) for v in range(layout.vectors)]
-        for r, row in enumerate(rows):
-            four = code.load(builder.add(row, code.at(across, place, GROUP)), _I32)
-            x_here = code.broadcast(four)
-            for v in range(layout.vectors):
-                q = r * layout.vectors + v
-                current[q] = code.add_products(current[q], x_here, w[v])
+        latents = code.at(here, place, size * layout.vectors)
+        _add_group(code, current, rows, code.at(across, place, GROUP), latents)
     following = code.at(group, unrolled)
     group.add_incoming(following, inner)
     for one, new in zip(sums, current, strict=True):
@@ -258,23 +266,9 @@ def dot_of_bytes(_context: Any, signs, sizes, w, n):
         at.add_incoming(following, loop)
         builder.cbranch(builder.icmp_signed("<", following, n), loop, done)
         builder.position_at_end(done)
-        return _sum_of_lanes(builder, builder.add(*added))
+        return sum_of_lanes(builder, builder.add, builder.add(*added))
 
     return signature, generate
-
-
-@no_type_check
-def _sum_of_lanes(builder, vector):
-    width = vector.type.count
-    while width > 1:
-        width //= 2
-        undefined = ir.Constant(vector.type, ir.Undefined)
-        halves = [
-            ir.Constant(ir.VectorType(_I32, width), list(range(a, a + width)))
-            for a in (0, width)
-        ]
-        vector = builder.add(*(builder.shuffle_vector(vector, undefined, h) for h in halves))
-    return builder.extract_element(vector, ir.Constant(_I32, 0))
 
 
 @intrinsic
