@@ -426,6 +426,33 @@ def test_bounds_of_integers_are_above_what_they_bound_and_not_far():
 
 
 @needs_int8
+def test_bounds_of_integers_hold_where_all_that_is_rounded_off_points_the_same_way():
+    from sae.core import int8_rounding
+
+    random, d = np.random.default_rng(0), 512
+    zeros = torch.zeros(20)
+    signs = Integers(
+        torch.zeros(1, d), torch.zeros(20, d), zeros, zeros, torch.zeros(d)
+    ).packed.signs
+    rotation, between = np.empty((d, d), np.float32), np.empty(d, np.float32)
+    for row, out in zip(np.eye(d, dtype=np.float32), rotation, strict=True):
+        int8_rounding._turn(row, 0 * row, signs, between, out)
+    # Rounded down by almost a half, once turned; one coordinate makes the unit one.
+    turned = random.integers(15, 20, (20, d)) + 0.49
+    turned *= np.where(random.random(turned.shape) < 0.5, -1, 1)
+    turned[:, 6], turned[:, 7] = 127, 0
+    weight = torch.from_numpy(turned @ rotation.T.astype(np.float64)).float()
+    rounded = Integers(torch.cat([weight, -weight]), weight, zeros, zeros, torch.zeros(d))
+    exact = (rounded.x.double() @ weight.double().t()).numpy()
+    for upper in (rounded.first()[:40, :20], rounded.second()):
+        over = upper - exact
+        assert (over >= 0).all()
+        # No bound could be much smaller: of opposite rows it is off by twice as much.
+        same, opposite = np.diag(over[:20]), np.diag(over[20:])
+        assert (same < 0.3 * opposite).all()
+
+
+@needs_int8
 @pytest.mark.parametrize("d_in", [64, 128, 576, 1024])
 def test_integers_that_rows_and_latents_are_packed_as_are_within_what_sums_hold(d_in):
     draw = Draw(d_in)
