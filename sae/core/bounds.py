@@ -37,7 +37,7 @@ class Shifts(NamedTuple):
     ) -> "Shifts":
         """Return them for products that are smaller by `moved`, which may be in float64."""
         eps = torch.finfo(bias.dtype).eps
-        slacks = 8 * eps * (bias.abs() + bound.abs() + moved.abs()) + 1e-36
+        slacks = 8 * eps * (bias.abs() + bound.abs() + moved.abs()) + 1e-32
         shifts = (moved + bias - bound + slacks).to(bias.dtype)
         # Nothing exceeds an infinite bound; otherwise what is not a number rules nothing out.
         shifts = shifts.masked_fill(bound == torch.inf, -torch.inf)

@@ -264,7 +264,7 @@ def _pack_tiles(first, last, weight, bias, bound, packed):
             moved = dot(wide, weight[j])
             size = abs(bias[j]) + abs(bound[j]) + abs(moved)
             # In float64 sums are rounded too, and what cancels in them may be large.
-            slack = 2.0**-20 * size + 2.0**-40 * far * norm + 1e-36
+            slack = 2.0**-20 * size + 2.0**-40 * far * norm + 1e-32
             shift = np.float32(moved + bias[j] - bound[j] + slack)
             # What is not a number rules nothing out.
             numbers[1, j] = shift if shift < np.inf else 0

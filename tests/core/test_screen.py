@@ -657,3 +657,17 @@ def test_the_fastest_product_is_one_that_can_be_computed_here(monkeypatch):
 
         monkeypatch.setattr(screen, "chosen", pretend)
         assert find(64, 2048, 40000, torch.float32, cpu) == quick
+
+
+def test_a_float32_product_that_torch_may_round_leaves_more_open():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 64, generator=generator) for n in (40, 500))
+    zeros = torch.zeros(500)
+    before = torch.get_float32_matmul_precision()
+    found = []
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        found.append(screen.chosen(x, weight, zeros, zeros + 2, 0, "float32"))
+    torch.set_float32_matmul_precision(before)
+    assert torch.equal(found[0].values, found[1].values)
+    assert found[1].candidates > 1.01 * found[0].candidates
