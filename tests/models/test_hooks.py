@@ -203,13 +203,16 @@ def test_a_mask_reaches_the_model_and_is_only_handed_on_if_given(models):
 @pytest.mark.parametrize("block", [0, 1])
 def test_the_forward_stops_after_the_last_hook_that_is_needed(models, family, block):
     model = models[family]
+    hook_names = ("blocks.0.hook_resid_pre", f"blocks.{block}.mlp.hook_post")
+    # The first time, a model is tried out to find the places of its hooks.
+    read(model, *hook_names)
     finished: Counter[str] = Counter()
     handles = [
         module.register_forward_hook(lambda *_, name=name: finished.update([name]))
         for name, module in model.named_modules()
     ]
     try:
-        read(model, "blocks.0.hook_resid_pre", f"blocks.{block}.mlp.hook_post")
+        read(model, *hook_names)
     finally:
         for handle in handles:
             handle.remove()
