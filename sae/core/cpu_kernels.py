@@ -24,6 +24,7 @@ from sae.core.exact import (
     keep_top_k,
     kth_largest,
     lowest_bit,
+    prefetch,
 )
 from sae.core.jit import compiled, in_threads, parallel
 
@@ -126,10 +127,30 @@ def nested_errors(
     squares = torch.empty(gradients.shape[:2], dtype=torch.float64)
     error = torch.empty_like(target)
     entries = (t.detach().numpy() for t in (row_ends, columns, values, weight, target))
-    _nested_errors(
-        *entries, level_weights.numpy(), gradients.numpy(), squares.numpy(), error.numpy()
-    )
+    found = (gradients, squares, error)
+    _nested_errors(*entries, level_weights.numpy(), *(array.numpy() for array in found))
     return squares.sum(0), error
+
+
+def transposed_product(
+    column_ends: Int[Tensor, " d_sae_plus_1"],
+    rows_by_column: Indices,
+    values_by_column: Values,
+    dense: Vectors,
+) -> Weight:
+    """Return the transposed CSR matrix times `dense`; the entries come in the order of latents.
+
+    The sums of a latent are one thread's, in the order of rows. Threads get about as many
+    entries each: the first latents of nested dictionaries are active far more often.
+    """
+    threads = use_threads()
+    out = dense.new_empty(len(column_ends) - 1, dense.shape[1])
+    shares = torch.linspace(0, len(rows_by_column), threads + 1)
+    parts = torch.searchsorted(column_ends, shares.to(column_ends.dtype))
+    parts[0], parts[-1] = 0, len(out)
+    arrays = (parts, column_ends, rows_by_column, values_by_column, dense.contiguous(), out)
+    _transposed_product(*(array.detach().numpy() for array in arrays))
+    return out
 
 
 def adam_unit_rows_(
@@ -288,6 +309,36 @@ def _nested_errors(
         for g in range(levels - 2, -1, -1):
             for q in range(d):
                 gradients[i, g, q] += gradients[i, g + 1, q]
+
+
+@compiled
+def _sum_rows(at, end, rows, values, dense, total):
+    """Write the sum of the rows of `dense` that the entries from `at` to `end` weigh."""
+    first, size = dense.ctypes.data, dense.strides[0]
+    for q in range(len(total)):
+        total[q] = 0
+    # Four at once: what is summed is written a quarter as often.
+    while at + 4 <= end:
+        for i in range(at + 4, min(at + 8, end)):
+            prefetch(first + rows[i] * size, size)
+        v0, v1, v2, v3 = values[at], values[at + 1], values[at + 2], values[at + 3]
+        r0, r1 = dense[rows[at]], dense[rows[at + 1]]
+        r2, r3 = dense[rows[at + 2]], dense[rows[at + 3]]
+        for q in range(len(total)):
+            total[q] += (v0 * r0[q] + v1 * r1[q]) + (v2 * r2[q] + v3 * r3[q])
+        at += 4
+    while at < end:
+        value, row = values[at], dense[rows[at]]
+        for q in range(len(total)):
+            total[q] += value * row[q]
+        at += 1
+
+
+@parallel
+def _transposed_product(parts, ends, rows, values, dense, out):
+    for part in prange(len(parts) - 1):
+        for j in range(parts[part], parts[part + 1]):
+            _sum_rows(ends[j], ends[j + 1], rows, values, dense, out[j])
 
 
 @parallel

@@ -109,11 +109,7 @@ def _transposed_times_dense(support: Support, values: Tensor, dense: Tensor) -> 
         from sae.core import triton_kernels
 
         return triton_kernels.transposed_product(ends, rows, values, dense)
-    matrix = torch.sparse_csr_tensor(
-        ends, rows, values, support.shape[::-1], check_invariants=False
-    )
-    product: Tensor = matrix @ dense
-    return product
+    return cpu_kernels.transposed_product(ends, rows, values, dense)
 
 
 def products_at(support: Support, a: Vectors, b: Weight) -> Values:

@@ -254,3 +254,22 @@ def test_weights_may_lie_the_other_way_round_in_memory(matmul):
     found = select.select(x.t().contiguous().t(), turned, bias, TopK(3), matmul)
     assert torch.equal(found.support.columns, expected.support.columns)
     assert torch.equal(found.values, expected.values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_transposed_product_sums_each_latents_rows_however_unevenly_they_fire(dtype):
+    generator = torch.Generator().manual_seed(0)
+    # The first latents fire in all rows, the last ones never.
+    share = torch.linspace(1.3, -0.3, 37)
+    active = torch.rand(200, 37, generator=generator) < share
+    support = support_of(active.sum(1), torch.where(active)[1].int(), 37)
+    values = torch.randn(int(active.sum()), generator=generator, dtype=dtype)
+    dense_rows = torch.randn(200, 19, generator=generator, dtype=dtype)
+    ends, rows = support.column_ends, support.rows_by_column
+    found = cpu_kernels.transposed_product(ends, rows, values[support.by_column], dense_rows)
+    whole = support.matrix(values).to_dense().double().t() @ dense_rows.double()
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(found.double(), whole, rtol=0, atol=tolerance)
+    torch.set_num_threads(1)
+    alone = cpu_kernels.transposed_product(ends, rows, values[support.by_column], dense_rows)
+    assert torch.equal(alone, found)
