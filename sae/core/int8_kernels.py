@@ -12,74 +12,91 @@ from sae.core.exact import (
     keep_top_k,
     kth_largest,
     lowest_bit,
+    prefetch,
 )
-from sae.core.int8_rounding import FINE, WIDTH, round_row, second_bound
+from sae.core.int8_rounding import FINE, OFFSET, WIDTH, round_row, second_bound
 from sae.core.int8_tile import ROWS, dot_of_bytes, tile
 from sae.core.jit import compiled
 
 BLOCK_ROWS = 384
 """Rows that are screened at once: their integers stay in a core's own cache."""
 # Latents whose integers stay there while those rows pass by.
-_GROUP_LATENTS = 128
+_GROUP_LATENTS = 256
 # Latents from whose products the k-th largest is guessed.
 _SAMPLE = 512
 # Groups of latents after which guesses at a k-th largest are raised.
-_RAISE_EVERY = 12
+_RAISE_EVERY = 6
 
 
 @compiled
-def _bounds(rows, packed, first, last, out, at):
-    """Write upper bounds for a block's rows and the tiles from `first` to `last`.
+def _bounds(rows, begin, packed, first, last, upper, at):
+    """Write upper bounds for six rows from `begin` on and the tiles from `first` to `last`.
 
-    They go to the columns of `out` from `at` on.
+    They go to the columns of `upper` from `at` on.
     """
-    coarse, numbers = rows
+    integers, numbers, _ = rows
     chunks = packed.starts.shape[1]
     groups = packed.tiles.shape[1] // chunks
-    for r in range(0, len(coarse), ROWS):
-        for p in range(first, last):
-            tile(
-                coarse[r:].ctypes.data, coarse.shape[1],
-                packed.tiles[p].ctypes.data, packed.starts[p].ctypes.data, chunks, groups,
-                numbers[r:].ctypes.data,
-                packed.numbers.ctypes.data + 4 * WIDTH * p, 4 * packed.numbers.shape[1],
-                out[r:].ctypes.data + 4 * (at + WIDTH * (p - first)), out.strides[0],
-            )  # fmt: skip
+    x, of_rows = integers.ctypes.data, numbers.ctypes.data
+    tiles, starts, of_latents = (
+        packed.tiles.ctypes.data, packed.starts.ctypes.data, packed.numbers.ctypes.data
+    )  # fmt: skip
+    out = upper.ctypes.data
+    for p in range(first, last):
+        tile(
+            x + begin * integers.strides[0], integers.strides[0],
+            tiles + p * packed.tiles.strides[0], starts + p * packed.starts.strides[0],
+            chunks, groups, of_rows + begin * numbers.strides[0],
+            of_latents + 4 * WIDTH * p, packed.numbers.strides[0],
+            out + 4 * (at + WIDTH * (p - first)), upper.strides[0],
+        )  # fmt: skip
 
 
 @compiled
-def _collect_row(rows, r, latents, fine_latents, upper, n, start, guess, columns, values, ends):
-    """Append the entries of row r that both bounds leave open, of `n` latents from `start` on.
+def _collect_open(rows, first, last, fine, facts, upper, start, n, guesses, lists):
+    """Append entries that both bounds leave open, of `n` latents from `start` on.
 
-    Returns how many the first bound alone, in `upper`, leaves open.
+    Of rows from `first` to `last`, six at most. The first bounds are in `upper`.
     """
-    fine, absolute, numbers, sizes = rows
-    width = fine.shape[1]
-    x, x_size = fine.ctypes.data + r * width, absolute.ctypes.data + r * width
-    w = fine_latents.ctypes.data
-    unit, a, b = numbers[r, 0] * np.float32(1 / FINE), numbers[r, 1], numbers[r, 2]
-    at = ends[r]
-    seen = 0
-    for begin in range(0, n, 64):
-        bits = exceeding(upper.ctypes.data + 4 * begin, guess)
-        if n - begin < 64:
-            bits &= (np.uint64(1) << np.uint64(n - begin)) - np.uint64(1)
-        while bits:
-            q = begin + lowest_bit(bits)
-            bits &= bits - np.uint64(1)
-            seen += 1
-            j = start + q
-            more = (
-                unit * latents[0, j] * np.float32(dot_of_bytes(x, x_size, w + j * width, width))
+    integers, numbers, sizes = rows
+    columns, values, ends, seen = lists
+    size = integers.shape[1]
+    w = fine.ctypes.data
+    for r in range(first, last):
+        x, bounds = (
+            integers.ctypes.data + r * size,
+            upper.ctypes.data + r % ROWS * upper.strides[0],
+        )
+        guess, at = guesses[r], ends[r]
+        end = at
+        for begin in range(0, n, 64):
+            bits = exceeding(bounds + 4 * begin, guess)
+            if n - begin < 64:
+                bits &= (np.uint64(1) << np.uint64(n - begin)) - np.uint64(1)
+            while bits:
+                q = begin + lowest_bit(bits)
+                bits &= bits - np.uint64(1)
+                columns[r, end] = start + q
+                values[r, end] = upper[r % ROWS, q]
+                end += 1
+        seen[r] += end - at
+        unit, a, b = numbers[r, 0] * np.float32(1 / FINE), numbers[r, 1], numbers[r, 2]
+        for c in range(at, end):
+            j = columns[r, c]
+            if c + 1 < end:
+                prefetch(w + columns[r, c + 1] * size, size)
+            # What is added up may leave 32 bits on the way, and what is left does not.
+            integer = np.int32(
+                dot_of_bytes(x, w + j * size, size) - OFFSET * np.int64(facts[j, 5])
             )
-            first = a * latents[2, j] + b * latents[3, j]
-            value = upper[q] - first + more + second_bound(sizes, r, latents, j)
+            more = unit * facts[j, 0] * np.float32(integer)
+            first_bound = a * facts[j, 1] + b * facts[j, 2]
+            value = values[r, c] - first_bound + more + second_bound(sizes, r, facts, j)
             if not value <= guess:
-                columns[at] = j
-                values[at] = value
+                columns[r, at] = j
+                values[r, at] = value
                 at += 1
-    ends[r] = at
-    return seen
+        ends[r] = at
 
 
 @compiled
@@ -99,97 +116,116 @@ def _largest(values, n):
 
 
 @compiled
-def _guesses(block, packed, k, m, upper, guesses):
-    """Guess what more than `k` of `m` entries of each row exceed, but not many more.
+def _guess(rows, begin, last, packed, k, m, upper, guesses):
+    """Guess what more than `k` of `m` entries of a few rows exceed, but not many more.
 
     From tiles all over the dictionary; not from the last one, which may not be whole.
     """
     n_tiles = len(packed.tiles)
     taken = min(_SAMPLE // WIDTH, n_tiles - 1)
-    sample = np.empty(taken * WIDTH, np.float32)
+    expected = k * taken * WIDTH / m
+    place = int(expected + 4 * np.sqrt(expected)) + 2
+    if place >= taken * WIDTH:
+        return
     for s in range(taken):
         p = s * (n_tiles - 1) // taken
-        _bounds(block, packed, p, p + 1, upper, WIDTH * s)
-    expected = k * len(sample) / m
-    place = int(expected + 4 * np.sqrt(expected)) + 2
-    for r in range(len(guesses)):
-        guesses[r] = 0
-        if place >= len(sample):
-            continue
-        a, b = block[1][r, 1], block[1][r, 2]
+        _bounds(rows, begin, packed, p, p + 1, upper, WIDTH * s)
+    for r in range(begin, last):
+        a, b = rows[1][r, 1], rows[1][r, 2]
+        sample = upper[r - begin, : taken * WIDTH]
         for s in range(taken):
             first = WIDTH * (s * (n_tiles - 1) // taken)
+            norms, errors = packed.numbers[2, first:], packed.numbers[3, first:]
+            some = sample[WIDTH * s :]
             for q in range(WIDTH):
-                norm, error = packed.numbers[2, first + q], packed.numbers[3, first + q]
-                sample[WIDTH * s + q] = upper[r, WIDTH * s + q] - (a * norm + b * error)
+                some[q] -= a * norms[q] + b * errors[q]
         guesses[r] = max(np.float32(0), _largest(sample, place))
 
 
 @compiled
-def _certain(rows, r, packed, k, columns, values, n):
-    """Return what the k-th largest of n entries of row r reaches for certain, at least zero."""
+def _collect(rows, begin, first, last, packed, group, m, upper, guesses, lists):
+    """List the entries of rows from `first` to `last` that are left open in a group of latents.
+
+    The rows are among the six from `begin` on, for which the product is computed.
+    """
+    across = _GROUP_LATENTS // WIDTH
+    p = group * across
+    until = min(p + across, len(packed.tiles))
+    _bounds(rows, begin, packed, p, until, upper, 0)
+    start = p * WIDTH
+    n = min(until * WIDTH, m) - start
+    _collect_open(rows, first, last, packed.fine, packed.facts, upper, start, n, guesses, lists)
+
+
+@compiled
+def _certain(rows, r, packed, k, lists):
+    """Return what the k-th largest of a row's entries reaches for certain, at least zero."""
+    columns, values, ends, _ = lists
+    n = ends[r]
     if n < k:
         return np.float32(0)
     low = np.empty(n, np.float32)
     for c in range(n):
-        far = np.float32(2) * second_bound(rows[3], r, packed.numbers, columns[c])
-        low[c] = values[c] - far - packed.numbers[5, columns[c]]
+        j = columns[r, c]
+        far = second_bound(rows[2], r, packed.facts, j)
+        low[c] = values[r, c] - np.float32(2) * far - packed.facts[j, 4]
         if not low[c] > 0:
             low[c] = 0
     return kth_largest(low, k)
 
 
 @compiled
-def _collect(block, rows, packed, k, m, upper, guesses, columns, values, ends, seen):
-    """List the entries of a block's rows that the bounds leave open.
-
-    With `k`, guesses rise on the way to what the entries that were seen reach for certain.
-    """
-    across = max(1, _GROUP_LATENTS // WIDTH)
-    n_tiles = len(packed.tiles)
-    n_groups = -(-n_tiles // across)
-    for group in range(n_groups):
-        p = group * across
-        last = min(p + across, n_tiles)
-        _bounds(block, packed, p, last, upper, 0)
-        start = p * WIDTH
-        n = min(last * WIDTH, m) - start
-        for r in range(len(ends)):
-            seen[r] += _collect_row(
-                rows, r, packed.numbers, packed.fine, upper[r], n, start,
-                guesses[r], columns[r], values[r], ends,
-            )  # fmt: skip
-        if k and group < n_groups - 1 and group % _RAISE_EVERY == _RAISE_EVERY - 1:
-            for r in range(len(ends)):
-                least = _certain(rows, r, packed, k, columns[r], values[r], ends[r])
-                if least > guesses[r]:
-                    # Equals are still to be found.
-                    guesses[r] = np.nextafter(least, np.float32(-1))
+def _raise(rows, packed, k, guesses, lists):
+    """Raise guesses to what `k` entries of a row reach for certain, and leave out the rest."""
+    columns, values, ends, _ = lists
+    for r in range(len(ends)):
+        least = _certain(rows, r, packed, k, lists)
+        if least > guesses[r]:
+            # Equals are still to be found.
+            guesses[r] = np.nextafter(least, np.float32(-1))
+            ends[r] = drop_below(least, columns[r], values[r], ends[r])
 
 
 @compiled
-def _close_top_k(block, rows, packed, k, m, upper, guesses, columns, values, ends, seen):
-    """Leave out entries that are not among the `k` largest for certain."""
-    for r in range(len(ends)):
-        least = _certain(rows, r, packed, k, columns[r], values[r], ends[r])
+def _close_top_k(rows, n, packed, k, m, upper, guesses, lists):
+    """Collect rows once more whose guess was too high, which may have hidden something."""
+    again = False
+    for r in range(n):
+        least = _certain(rows, r, packed, k, lists)
         if guesses[r] > 0 and not least > guesses[r]:
-            # Too high a guess may have hidden something, so this row is collected once more.
+            again = True
             guesses[r] = np.nextafter(least, np.float32(-1))
-            begin = r - r % ROWS
-            strip = (block[0][begin : begin + ROWS], block[1][begin : begin + ROWS])
-            ends[r] = 0
-            across = max(1, _GROUP_LATENTS // WIDTH)
-            for p in range(0, len(packed.tiles), across):
-                last = min(p + across, len(packed.tiles))
-                _bounds(strip, packed, p, last, upper, 0)
-                start = p * WIDTH
-                seen[r] += _collect_row(
-                    rows, r, packed.numbers, packed.fine, upper[r - begin],
-                    min(last * WIDTH, m) - start, start, guesses[r],
-                    columns[r], values[r], ends,
-                )  # fmt: skip
-            least = _certain(rows, r, packed, k, columns[r], values[r], ends[r])
-        ends[r] = drop_below(least, columns[r], values[r], ends[r])
+            lists[2][r] = 0
+            for group in range(-(-len(packed.tiles) // (_GROUP_LATENTS // WIDTH))):
+                _collect(rows, r - r % ROWS, r, r + 1, packed, group, m, upper, guesses, lists)
+    if again:
+        _raise(rows, packed, k, guesses, lists)
+
+
+@compiled
+def _open_entries(x, k, m, packed, lists):
+    """List the entries of a few rows that both bounds leave open."""
+    width = packed.signs.shape[1]
+    padded = -(-len(x) // ROWS) * ROWS
+    integers, turned = np.zeros((padded, 2 * width), np.uint8), np.empty((2, width), np.float32)
+    numbers, sizes = np.zeros((padded, 3), np.float32), np.empty((len(x), 3), np.float32)
+    rows = (integers, numbers, sizes)
+    upper = np.empty((ROWS, max(_GROUP_LATENTS, _SAMPLE)), np.float32)
+    guesses = np.zeros(len(x), np.float32)
+    for r in range(len(x)):
+        round_row(x[r], packed, turned, integers[r], numbers[r], sizes[r])
+    if k:
+        for begin in range(0, len(x), ROWS):
+            _guess(rows, begin, min(begin + ROWS, len(x)), packed, k, m, upper, guesses)
+    n_groups = -(-len(packed.tiles) // (_GROUP_LATENTS // WIDTH))
+    for group in range(n_groups):
+        for begin in range(0, len(x), ROWS):
+            last = min(begin + ROWS, len(x))
+            _collect(rows, begin, begin, last, packed, group, m, upper, guesses, lists)
+        if k and (group % _RAISE_EVERY == _RAISE_EVERY - 1 or group == n_groups - 1):
+            _raise(rows, packed, k, guesses, lists)
+    if k:
+        _close_top_k(rows, len(x), packed, k, m, upper, guesses, lists)
 
 
 @compiled
@@ -201,23 +237,8 @@ def screen_rows(x, weight, bias, bound, k, packed, columns, values, counts, work
     how many entries of the row the first bound left open, and how many values were computed.
     """
     m, d = weight.shape
-    width = packed.signs.shape[1]
-    padded = -(-len(x) // ROWS) * ROWS
-    coarse, fine = np.zeros((padded, width), np.uint8), np.empty((len(x), 2 * width), np.int8)
-    absolute, turned = np.empty_like(fine), np.empty((2, width), np.float32)
-    numbers, sizes = np.zeros((padded, 3), np.float32), np.empty((len(x), 3), np.float32)
-    # Rows start at different places of the cache's lines.
-    upper = np.empty((padded, max(_GROUP_LATENTS, _SAMPLE) + 16), np.float32)
-    for r in range(len(x)):
-        round_row(x[r], packed, turned, coarse[r], fine[r], absolute[r], numbers[r], sizes[r])
-    block, rows = (coarse, numbers), (fine, absolute, numbers, sizes)
-    guesses = np.zeros(len(x), np.float32)
     ends, seen = np.zeros(len(x), np.int64), np.zeros(len(x), np.int64)
-    if k:
-        _guesses(block, packed, k, m, upper, guesses)
-    _collect(block, rows, packed, k, m, upper, guesses, columns, values, ends, seen)
-    if k:
-        _close_top_k(block, rows, packed, k, m, upper, guesses, columns, values, ends, seen)
+    _open_entries(x, k, m, packed, (columns, values, ends, seen))
     x64 = np.empty(d, np.float64)
     for r in range(len(x)):
         n = ends[r]

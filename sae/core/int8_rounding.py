@@ -17,7 +17,7 @@ a hundred times smaller, which rules out most of the others. Rounding in float32
 vectors, the scales and the sums, is below 2⁻¹⁶ ‖x‖ ‖w‖, which is added to both.
 """
 # Kernels are no Python: numba finds the types of their arguments.
-# ruff: noqa: ANN001, ANN201, ANN202, PLR0913, PLR0917
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from typing import NamedTuple
 
@@ -32,12 +32,13 @@ SLACK = np.float32(2.0**-16)
 """What rounding in float32 adds to a bound, in units of the norms."""
 # What squares of tiny numbers lose.
 _TINY = 1e-17
-FINE = 254
+FINE = 127
 """Units of a second integer in one of the first."""
+OFFSET = 128
+"""Added to the integers of rows, because the instructions multiply unsigned by signed bytes."""
 
-_LARGEST = 127
-# Added to the integers of rows, because the instructions multiply unsigned by signed bytes.
-_OFFSET = _LARGEST + 1
+# Of first and of second integers. Two products with the latter fit 16 bits, whatever they are.
+_LARGEST, _LARGEST_FINE = 127, 63
 # Where products are summed in 16 bits. A pair of a latent's integers: 255 · 128 is the largest
 # sum of two products that 16 bits hold. And the norm of the integers of a chunk's lane, which
 # is every other pair of its coordinates: a lane's sum is below 213 · 153 (Cauchy and Schwarz).
@@ -62,11 +63,13 @@ class Packed(NamedTuple):
     """(tile, group of coordinates, latent, coordinate) int8: `p₁`."""
     starts: np.ndarray
     """(tile, chunk, latent) int32: where sums start, because rows are stored too large."""
-    fine: np.ndarray
-    """(latent, 2, width) int8: `p₂` and `p₁`."""
     numbers: np.ndarray
-    """(6, latent) float32: t, what is added to the products, upper bounds of ‖w‖, ‖f₁‖ and
-    ‖f₂‖, and what the second is too large by at most."""
+    """(4, latent) float32: t, what is added to the products, upper bounds of ‖w‖ and ‖f₁‖."""
+    fine: np.ndarray
+    """(latent, 2 · width) int8: `p₂` and `p₁`."""
+    facts: np.ndarray
+    """(latent, 6) float32: t, upper bounds of ‖w‖, ‖f₁‖ and ‖f₂‖, what the number that is added
+    is too large by at most, and the sum of all integers."""
 
 
 def packed(
@@ -89,8 +92,9 @@ def packed(
         centre,
         np.empty((n_tiles, width // GROUP, WIDTH, GROUP), np.int8),
         np.empty((n_tiles, chunks, WIDTH), np.int32),
-        np.empty((n_tiles * WIDTH, 2, width), np.int8),
-        np.empty((6, n_tiles * WIDTH), np.float32),
+        np.empty((4, n_tiles * WIDTH), np.float32),
+        np.empty((n_tiles * WIDTH, 2 * width), np.int8),
+        np.empty((n_tiles * WIDTH, 6), np.float32),
     )
     in_threads(
         lambda first, last: _pack_tiles(first, last, weight, bias, bound, found), n_tiles, 32
@@ -210,7 +214,8 @@ def _round(turned, longest, paired, coarse, fine):
     scale_2 = scale * np.float32(1 / FINE)
     inverse *= np.float32(FINE)
     for q in range(n):
-        integer = min(max(np.rint(turned[q] * inverse), np.float32(-127)), np.float32(127))
+        integer = np.rint(turned[q] * inverse)
+        integer = min(max(integer, np.float32(-_LARGEST_FINE)), np.float32(_LARGEST_FINE))
         fine[q] = np.int8(integer)
         turned[q] -= scale_2 * integer
     return scale, norm, first, _norm(turned, n)
@@ -223,7 +228,7 @@ def _pack_tile(p, fine, tiles, starts):
     n_groups = tiles.shape[1] // n_chunks
     four = tiles[p].reshape(-1).view(np.int32)
     for at in range(WIDTH):
-        p1 = fine[p * WIDTH + at, 1]
+        p1 = fine[p * WIDTH + at, fine.shape[1] // 2 :]
         fours = p1.view(np.int32)
         for c in range(n_chunks):
             low, high = np.int64(0), np.int64(0)
@@ -231,7 +236,7 @@ def _pack_tile(p, fine, tiles, starts):
                 four[g * WIDTH + at] = fours[g]
                 low += np.int64(p1[GROUP * g]) + np.int64(p1[GROUP * g + 1])
                 high += np.int64(p1[GROUP * g + 2]) + np.int64(p1[GROUP * g + 3])
-            low, high = -_OFFSET * low, -_OFFSET * high
+            low, high = -OFFSET * low, -OFFSET * high
             # Of 16 bits there are two, each modulo 2^16.
             starts[p, c, at] = (low & 0xFFFF) | (high << 16) if _NARROW else low + high
 
@@ -244,57 +249,66 @@ def _pack_tiles(first, last, weight, bias, bound, packed):
     """
     m, d = weight.shape
     width = packed.signs.shape[1]
-    fine, numbers = packed.fine, packed.numbers
+    fine, numbers, facts = packed.fine, packed.numbers, packed.facts
     nothing, turned = np.zeros(d, np.float32), np.empty((2, width), np.float32)
     wide = packed.centre.astype(np.float64)
     far = np.sqrt(dot(wide, wide))
     for p in range(first, last):
         for j in range(p * WIDTH, (p + 1) * WIDTH):
             if j >= m:
-                for q in range(width):
-                    fine[j, 0, q] = fine[j, 1, q] = 0
-                for q in range(len(numbers)):
-                    numbers[q, j] = 0
+                fine[j] = 0
+                numbers[:, j] = 0
+                facts[j] = 0
                 numbers[1, j] = -np.inf
                 continue
+            p2, p1 = fine[j, :width], fine[j, width:]
             _turn(weight[j], nothing, packed.signs, turned[1], turned[0])
-            scale, norm, e1, e2 = _round(turned[0], _LONGEST_W, True, fine[j, 1], fine[j, 0])
-            numbers[0, j] = scale
-            numbers[2, j], numbers[3, j], numbers[4, j] = norm, e1, e2
+            scale, norm, f1, f2 = _round(turned[0], _LONGEST_W, True, p1, p2)
             moved = dot(wide, weight[j])
             size = abs(bias[j]) + abs(bound[j]) + abs(moved)
             # In float64 sums are rounded too, and what cancels in them may be large.
             slack = 2.0**-20 * size + 2.0**-40 * far * norm + 1e-32
             shift = np.float32(moved + bias[j] - bound[j] + slack)
             # What is not a number rules nothing out.
-            numbers[1, j] = shift if shift < np.inf else 0
-            numbers[5, j] = 2 * slack
             if not shift < np.inf:
-                numbers[2, j] = np.inf
+                shift, norm = np.float32(0), np.float32(np.inf)
+            total = np.int32(0)
+            for integer in fine[j]:
+                total += integer
+            numbers[0, j], numbers[1, j], numbers[2, j], numbers[3, j] = scale, shift, norm, f1
+            row = facts[j]
+            row[0], row[1], row[2], row[3], row[4], row[5] = (
+                scale,
+                norm,
+                f1,
+                f2,
+                2 * slack,
+                total,
+            )
         _pack_tile(p, fine, packed.tiles, packed.starts)
 
 
 @compiled
-def round_row(x, packed, turned, coarse, fine, absolute, numbers, sizes):
+def round_row(x, packed, turned, integers, numbers, sizes):
     """Turn a row and round it; `turned` is memory.
 
-    Fills `coarse` with `x₁ + 128`, `fine` with `x₁` and `x₂`, `absolute` with their sizes,
-    `numbers` with what the product adds up, and `sizes` with bounds of ‖x‖, ‖e₁‖ and ‖e₂‖.
+    Fills `integers` with `x₁ + 128` and `x₂ + 128` (2 · width, uint8), `numbers` with what the
+    product adds up, and `sizes` with bounds of ‖x‖, ‖e₁‖ and ‖e₂‖.
     """
     width = turned.shape[1]
+    signed = integers.view(np.int8)
     _turn(x, packed.centre, packed.signs, turned[1], turned[0])
-    scale, whole, e1, e2 = _round(turned[0], _LONGEST_X, False, fine[:width], fine[width:])
+    scale, whole, e1, e2 = _round(turned[0], _LONGEST_X, False, signed[:width], signed[width:])
     sizes[0], sizes[1], sizes[2] = whole, e1, e2
     numbers[0], numbers[1], numbers[2] = scale, e1 + SLACK * whole, whole + e1
-    for q in range(width):
-        coarse[q] = np.int16(fine[q]) + np.int16(_OFFSET)
     for q in range(2 * width):
-        absolute[q] = abs(fine[q])
+        # The same as to add 128.
+        integers[q] ^= np.uint8(OFFSET)
 
 
 @compiled
-def second_bound(sizes, r, numbers, j):
+def second_bound(sizes, r, facts, j):
     """Return the second bound on the error, of row r and latent j."""
     whole, e1, e2 = sizes[r, 0], sizes[r, 1], sizes[r, 2]
-    norm, f1, f2 = numbers[2, j], numbers[3, j], numbers[4, j]
+    norm, f1, f2 = facts[j, 1], facts[j, 2], facts[j, 3]
     return (e1 + e2) * (f1 + f2) + (whole + e2) * f2 + (e2 + SLACK * whole) * norm

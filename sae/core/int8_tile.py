@@ -233,16 +233,16 @@ def tile(
 
 @intrinsic
 @no_type_check
-def dot_of_bytes(_context: Any, signs, sizes, w, n):
-    """Return the inner product of `n` signed bytes, a multiple of 64, int32.
+def dot_of_bytes(_context: Any, x, w, n):
+    """Return the inner product of `n` bytes, a multiple of 128, at two addresses, int32.
 
-    Arguments are addresses of the bytes of one side, of their sizes, and of the other side's
-    bytes, all from -127 to 127: the sum of two products fits 16 bits.
+    Those of `x` are unsigned, those of `w` signed. With the narrow layout the sizes of two that
+    are side by side in `w` add up to 128 at most, so that two products fit 16 bits.
     """
-    signature = types.int32(*[types.intp] * 4)
+    signature = types.int32(*[types.intp] * 3)
 
     def generate(_context, builder, _signature, args):
-        code = _Code(builder, _LAYOUTS["avx2"])
+        code = _Code(builder, HERE)
         *sides, n = args
         step = GROUP * code.layout.lanes
         entry = builder.block
@@ -252,15 +252,18 @@ def dot_of_bytes(_context: Any, signs, sizes, w, n):
         at = builder.phi(_I64)
         at.add_incoming(ir.Constant(_I64, 0), entry)
         nothing = ir.Constant(code.int32, [0] * code.layout.lanes)
+        zero = ir.Constant(code.int16, [0] * 2 * code.layout.lanes)
         totals = [builder.phi(code.int32) for _ in range(2)]
         added = []
         for side, total in enumerate(totals):
             total.add_incoming(nothing, entry)
             place = code.at(at, side, step)
-            x, size, other = (code.load(builder.add(p, place), code.int8) for p in sides)
-            signed = code.call("avx2.psign.b", code.int8, other, x)
-            pairs = code.call("avx2.pmadd.ub.sw", code.int16, size, signed)
-            added.append(builder.add(total, code.widened(pairs)))
+            a, b = (code.load(builder.add(p, place), code.int32) for p in sides)
+            if code.layout.narrow:
+                pairs = code.widened(code.add_products(zero, a, b))
+                added.append(builder.add(total, pairs))
+            else:
+                added.append(code.add_products(total, a, b))
             total.add_incoming(added[-1], loop)
         following = code.at(at, len(totals), step)
         at.add_incoming(following, loop)

@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -356,46 +357,52 @@ class Integers:
 
         self.x, self.latents = x, len(weight)
         self.packed = int8_rounding.packed(*(t.numpy() for t in (weight, bias, bound, centre)))
-        width = self.packed.fine.shape[2]
         n = -(-len(x) // 6) * 6
         turned = np.empty(self.packed.signs.shape, np.float32)
-        self.coarse, self.numbers = np.zeros((n, width), np.uint8), np.zeros((n, 3), np.float32)
-        self.fine = np.empty((len(x), 2 * width), np.int8)
-        self.absolute, self.sizes = np.empty_like(self.fine), np.empty((len(x), 3), np.float32)
+        self.integers = np.zeros((n, self.packed.fine.shape[1]), np.uint8)
+        self.numbers, self.sizes = (
+            np.zeros((n, 3), np.float32),
+            np.empty((len(x), 3), np.float32),
+        )
         for r in range(len(x)):
             int8_rounding.round_row(
-                x[r].numpy(), self.packed, turned, self.coarse[r], self.fine[r],
-                self.absolute[r], self.numbers[r], self.sizes[r],
+                x[r].numpy(), self.packed, turned,
+                self.integers[r], self.numbers[r], self.sizes[r],
             )  # fmt: skip
 
     def first(self):
         """Return the upper bounds of the fast product."""
-        from sae.core import int8_kernels
-
-        n_tiles = len(self.packed.tiles)
-        upper = np.empty((len(self.coarse), n_tiles * HERE.width + 64), np.float32)
-        int8_kernels._bounds((self.coarse, self.numbers), self.packed, 0, n_tiles, upper, 0)
-        return upper
+        return first_bounds(self.packed, self.integers, self.numbers)
 
     def second(self):
         """Return those of the second integers, which are listed entry by entry."""
         from sae.core import int8_kernels
 
-        upper, rows = (
-            self.first(),
-            (self.fine, self.absolute, self.numbers, self.sizes),
-        )
-        shape = len(self.x), self.latents
-        columns, values = np.empty(shape, np.int32), np.empty(shape, np.float32)
-        ends = np.zeros(len(self.x), np.int64)
-        for r in range(len(self.x)):
-            int8_kernels._collect_row(
-                rows, r, self.packed.numbers, self.packed.fine, upper[r], self.latents, 0,
-                np.float32(-np.inf), columns[r], values[r], ends,
+        rows, upper = (self.integers, self.numbers, self.sizes), self.first()
+        n, latents = len(self.x), self.latents
+        columns, values = np.empty((n, latents), np.int32), np.empty((n, latents), np.float32)
+        ends, seen = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        for begin in range(0, n, 6):
+            int8_kernels._collect_open(
+                rows, begin, min(begin + 6, n), self.packed.fine, self.packed.facts,
+                upper[begin : begin + 6], 0, latents, np.full(n, -np.inf, np.float32),
+                (columns, values, ends, seen),
             )  # fmt: skip
-        assert (ends == self.latents).all()
-        assert (columns == np.arange(self.latents)).all()
+        assert (ends == latents).all()
+        assert (columns == np.arange(latents)).all()
         return values
+
+
+def first_bounds(packed, integers, numbers):
+    from sae.core import int8_kernels
+
+    n_tiles = len(packed.tiles)
+    upper = np.empty((len(integers), n_tiles * HERE.width + 64), np.float32)
+    rows = integers, numbers, np.empty((len(integers), 3), np.float32)
+    for begin in range(0, len(integers), 6):
+        some = upper[begin : begin + 6]
+        int8_kernels._bounds(rows, begin, packed, 0, n_tiles, some, 0)
+    return upper
 
 
 @needs_int8
@@ -461,11 +468,16 @@ def test_integers_that_rows_and_latents_are_packed_as_are_within_what_sums_hold(
     vectors = torch.cat([draw.normal(20, d_in), one, both, draw.normal(20, d_in) ** 9])
     zeros = torch.zeros(len(vectors))
     rounded = Integers(vectors, vectors, zeros, zeros, torch.zeros(d_in))
-    p = rounded.packed.fine[: len(vectors), 1].astype(np.int64)
-    x = rounded.coarse[: len(vectors)].astype(np.int64) - 128
+    fine = rounded.packed.fine[: len(vectors)].astype(np.int64)
+    integers = rounded.integers[: len(vectors)].astype(np.int64) - 128
+    p, x = fine[:, d_in:], integers[:, :d_in]
     assert abs(p).max() <= 127
     assert abs(x).max() <= 127
     assert abs(p).max(1).min() > 0
+    # Two products with the second integers of a latent fit 16 bits, whatever they are.
+    assert abs(fine[:, :d_in]).max() <= 63
+    assert abs(integers[:, d_in:]).max() <= 63
+    assert (rounded.packed.facts[: len(vectors), 5] == fine.sum(1)).all()
     if HERE.narrow:
         assert abs(p).reshape(-1, 2).sum(1).max() <= 128
         for integers, longest in ((p, 153), (x, 213)):
@@ -492,7 +504,7 @@ def extreme(random, shape, longest, largest_pair):
 @needs_int8
 @pytest.mark.parametrize("width", [64, 128, 576, 1024])
 def test_sums_of_extreme_integers_are_exact(width):
-    from sae.core import int8_kernels, int8_rounding
+    from sae.core import int8_rounding
 
     random = np.random.default_rng(width)
     n, latents = 24, 2 * HERE.width
@@ -511,17 +523,36 @@ def test_sums_of_extreme_integers_are_exact(width):
     signs[: n // 4], signs[n : n + latents // 4] = -1, -1
     x, w = x * signs[:n], w * signs[n:]
     x[-1] = 0
-    packed.fine[:, 1] = w
+    packed.fine[:, width:] = w
     for p in range(2):
         int8_rounding._pack_tile(p, packed.fine, packed.tiles, packed.starts)
-    packed.numbers[:] = np.array([1, 0, 0, 0, 0, 0], np.float32)[:, None]
+    packed.numbers[:] = np.array([1, 0, 0, 0], np.float32)[:, None]
     numbers = np.tile(np.array([1, 0, 0], np.float32), (n, 1))
-    found = np.empty((n, latents + 64), np.float32)
-    block = (x + 128).astype(np.uint8), numbers
-    int8_kernels._bounds(block, packed, 0, 2, found, 0)
+    found = first_bounds(packed, (x + 128).astype(np.uint8), numbers)
     # Below 2²⁴ float32 holds every integer.
     assert np.array_equal(found[:, :latents].astype(np.int64), x @ w.T)
     assert abs(x @ w.T).max() > 32768
+
+
+@needs_int8
+@pytest.mark.parametrize("n", [128, 256, 1152, 8192])
+def test_inner_products_of_extreme_bytes_are_exact(n):
+    from sae.core.int8_tile import dot_of_bytes
+
+    @numba.njit
+    def dots(x, w):
+        n = x.shape[1]
+        return [dot_of_bytes(x[i].ctypes.data, w[i].ctypes.data, n) for i in range(len(x))]
+
+    random = np.random.default_rng(n)
+    x = random.choice(np.array([0, 1, 65, 191, 254, 255], np.uint8), (50, n))
+    w = random.choice(np.array([-63, 63, 0, 5], np.int8), (50, n))
+    # The largest pairs that rounding gives, of one sign and of two.
+    w[:10, n // 2 :] = np.tile([127, 1], n // 4)
+    w[10:20, n // 2 :] = np.tile([-64, -64], n // 4)
+    w[20:30, n // 2 :] = np.tile([-127, 1], n // 4)
+    x[:25:2] = 255
+    assert dots(x, w) == (x.astype(np.int64) * w).sum(1).tolist()
 
 
 @pytest.mark.parametrize("product", ["float32", "bfloat16"])
