@@ -19,7 +19,7 @@ from sae.architectures.base import (
     level,
 )
 from sae.base import require
-from sae.core.fidelity import squared_error, weighted_l1, weighted_l1_on
+from sae.core.fidelity import row_norms, squared_error, weighted_l1, weighted_l1_on
 from sae.core.scaling import InputScaling
 from sae.core.select import Above
 from sae.core.sparse import Support, encode_on, reconstruct_on
@@ -240,7 +240,7 @@ class PAnnealSAE(StandardSAE):
     def penalty(
         self, values: Float[Tensor, " nnz"], support: Support, progress: float
     ) -> Float[Tensor, ""]:
-        norms = torch.linalg.vector_norm(self.W_dec, dim=1)
+        norms = row_norms(self.W_dec)
         weighted = values * norms.index_select(0, support.columns)
         powers = (weighted + _SOFT).pow(self.p(progress)).sum()
         scale = weighted.detach().sum() / powers.detach().clamp_min(1e-12)

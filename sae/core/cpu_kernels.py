@@ -18,15 +18,14 @@ from torch import Tensor
 from sae.core import Indices, Latents, PerLatent, PerRow, Values, Vectors, Weight
 from sae.core.exact import (
     drop_below,
-    exceeding,
     fill_exact,
     keep_above,
     keep_top_k,
     kth_largest,
-    lowest_bit,
-    prefetch,
+    kth_of_many,
 )
-from sae.core.jit import compiled, in_threads, parallel
+from sae.core.jit import compiled, parallel
+from sae.core.vectors import dot, exceeding, lowest_bit, prefetch
 
 
 class RoundingErrors(NamedTuple):
@@ -88,18 +87,14 @@ def choose_rows(
     Above their `bound`, or of `k` the k largest positive ones of each row, those of lower
     columns among equals. Fills `lists`.
     """
+    use_threads()
     given = [array.detach().numpy() for array in (products, x, weight, bias, bound)]
     rows, latents = [array.numpy() for array in lists], [array.numpy() for array in errors]
-    in_threads(
-        lambda first, last: _choose_rows(first, last, *given, k, *latents, *rows),
-        len(products),
-        _ROWS_AT_ONCE,
-    )
+    _choose_all(*given, k, *latents, *rows)
 
 
 def compact(lists: Lists) -> tuple[Indices, Values]:
     """Return columns and values of all rows of `lists`, one after the other."""
-    use_threads()
     ends = lists.counts.cumsum(0)
     nnz = int(ends[-1]) if len(ends) else 0
     columns, values = lists.columns.new_empty(nnz), lists.values.new_empty(nnz)
@@ -116,20 +111,21 @@ def nested_errors(
     target: Vectors,
     level_weights: Float[Tensor, " levels"],
     gradients: Float[Tensor, "batch levels d_out"],
-) -> tuple[Float[Tensor, " levels"], Vectors]:
+) -> tuple[Float[Tensor, " levels"], Vectors, Values]:
     """Decode sparse rows level by level, compare with the target, and differentiate.
 
     With `e_g = Σ_{h≤g} (what level h decodes to) − target`: returns `Σ_rows ‖e_g‖²` of each
-    level (float64) and the last level's error, and fills `gradients` with the derivative of
-    `Σ_g level_weights_g ‖e_g‖²` by what each level decodes to, `2 Σ_{h≥g} level_weights_h e_h`.
+    level (float64), the last level's error, and the derivative of the loss
+    `Σ_g level_weights_g ‖e_g‖²` by each value, and fills `gradients` with that by what each
+    level decodes to, `2 Σ_{h≥g} level_weights_h e_h`.
     """
     use_threads()
     squares = torch.empty(gradients.shape[:2], dtype=torch.float64)
-    error = torch.empty_like(target)
+    error, by_value = torch.empty_like(target), torch.empty_like(values)
     entries = (t.detach().numpy() for t in (row_ends, columns, values, weight, target))
-    found = (gradients, squares, error)
+    found = (gradients, squares, error, by_value)
     _nested_errors(*entries, level_weights.numpy(), *(array.numpy() for array in found))
-    return squares.sum(0), error
+    return squares.sum(0), error, by_value
 
 
 def transposed_product(
@@ -176,24 +172,10 @@ def adam_unit_rows_(
     _adam_unit_rows(weight.numpy(), grad.numpy(), exp_avg.numpy(), exp_avg_sq.numpy(), numbers)
 
 
-_SAMPLE = 256
+# Entries from which the k-th largest of a row is guessed, and neighbours among them.
+_SAMPLE, _RUN = 512, 16
 # Rows that one thread takes at once.
 _ROWS_AT_ONCE = 64
-
-
-@compiled
-def _dot(a, b):
-    """`Σ a b` in the type of `a`: four sums side by side, as each waits for its last one."""
-    s0 = s1 = s2 = s3 = a.dtype.type(0)
-    whole = len(a) - len(a) % 4
-    for q in range(0, whole, 4):
-        s0 += a[q] * b[q]
-        s1 += a[q + 1] * b[q + 1]
-        s2 += a[q + 2] * b[q + 2]
-        s3 += a[q + 3] * b[q + 3]
-    for q in range(whole, len(a)):
-        s0 += a[q] * b[q]
-    return (s0 + s1) + (s2 + s3)
 
 
 @compiled
@@ -225,18 +207,25 @@ def _open(row, shifts, norms, far, relative, guess, upper, columns, values):
 
 
 @compiled
-def _careful_guess(row, shifts, k):
+def _careful_guess(row, shifts, k, sample):
     """Return a value that most likely more than `k` and less than some hundred entries exceed.
 
-    Rows differ a lot, so each is sampled. Of the `k` largest about `k / stride` are in the
-    sample, seldom more than three standard deviations more; then the row is read again.
+    Rows differ a lot, so each is sampled, sixteen neighbours at a time. Of the `k` largest
+    about `k len(sample) / len(row)` are in the sample, seldom more than three standard
+    deviations more; then the row is read again. `sample` is memory.
     """
-    stride = max(1, len(row) // _SAMPLE)
-    sample = row[::stride] + shifts[::stride]
+    zero = row.dtype.type(0)
+    if len(row) < 2 * len(sample):
+        return zero
+    runs = len(sample) // _RUN
+    for run in range(runs):
+        first = run * (len(row) - _RUN) // (runs - 1)
+        z, s, out = row[first:], shifts[first:], sample[run * _RUN :]
+        for q in range(_RUN):
+            out[q] = z[q] + s[q]
     expected = k * len(sample) / len(row)
     place = int(expected + 3 * np.sqrt(expected)) + 2
-    zero = row.dtype.type(0)
-    return max(zero, kth_largest(sample, place)) if place < len(sample) else zero
+    return max(zero, kth_of_many(sample, place)) if place < len(sample) else zero
 
 
 @compiled
@@ -258,10 +247,10 @@ def _choose_rows(
 ):  # fmt: skip
     x64 = np.empty(x.shape[1], np.float64)
     off = relative[0]
-    upper = np.empty(64, products.dtype)
+    upper, sample = np.empty(64, products.dtype), np.empty(_SAMPLE, products.dtype)
     for i in range(first, last):
         row, far = products[i], fars[i]
-        guess = _careful_guess(row, shifts, k) if k else row.dtype.type(0)
+        guess = _careful_guess(row, shifts, k, sample) if k else row.dtype.type(0)
         n = _open(row, shifts, norms, far, off, guess, upper, columns[i], values[i])
         work[i, 0] = n
         if k:
@@ -281,42 +270,31 @@ def _choose_rows(
 
 
 @parallel
+def _choose_all(
+    products, x, weight, bias, bound, k,
+    shifts, slacks, norms, fars, relative, columns, values, counts, work,
+):  # fmt: skip
+    for part in prange(-(-len(products) // _ROWS_AT_ONCE)):
+        first = part * _ROWS_AT_ONCE
+        _choose_rows(
+            first, min(first + _ROWS_AT_ONCE, len(products)),
+            products, x, weight, bias, bound, k,
+            shifts, slacks, norms, fars, relative, columns, values, counts, work,
+        )  # fmt: skip
+
+
+@compiled
 def _compact(columns, values, starts, counts, out_columns, out_values):
-    for i in prange(len(counts)):
+    for i in range(len(counts)):
         for c in range(counts[i]):
             out_columns[starts[i] + c] = columns[i, c]
             out_values[starts[i] + c] = values[i, c]
 
 
-@parallel
-def _nested_errors(
-    row_ends, columns, values, weight, target, level_weights, gradients, squares, error
-):
-    n, levels, d = gradients.shape
-    for i in prange(n):
-        for q in range(d):
-            error[i, q] = -target[i, q]
-        for g in range(levels):
-            row = i * levels + g
-            for at in range(row_ends[row], row_ends[row + 1]):
-                value, direction = values[at], weight[columns[at]]
-                for q in range(d):
-                    error[i, q] += value * direction[q]
-            slope = 2 * level_weights[g]
-            for q in range(d):
-                gradients[i, g, q] = slope * error[i, q]
-            squares[i, g] = _dot(error[i], error[i])
-        for g in range(levels - 2, -1, -1):
-            for q in range(d):
-                gradients[i, g, q] += gradients[i, g + 1, q]
-
-
 @compiled
-def _sum_rows(at, end, rows, values, dense, total):
-    """Write the sum of the rows of `dense` that the entries from `at` to `end` weigh."""
+def _add_rows(at, end, rows, values, dense, total):
+    """Add the rows of `dense` that the entries from `at` to `end` weigh."""
     first, size = dense.ctypes.data, dense.strides[0]
-    for q in range(len(total)):
-        total[q] = 0
     # Four at once: what is summed is written a quarter as often.
     while at + 4 <= end:
         for i in range(at + 4, min(at + 8, end)):
@@ -335,10 +313,40 @@ def _sum_rows(at, end, rows, values, dense, total):
 
 
 @parallel
+def _nested_errors(
+    row_ends, columns, values, weight, target, level_weights,
+    gradients, squares, error, by_value,
+):  # fmt: skip
+    n, levels, d = gradients.shape
+    for i in prange(n):
+        off, wanted = error[i], target[i]
+        for q in range(d):
+            off[q] = -wanted[q]
+        for g in range(levels):
+            row = i * levels + g
+            _add_rows(row_ends[row], row_ends[row + 1], columns, values, weight, off)
+            slope, slopes = 2 * level_weights[g], gradients[i, g]
+            for q in range(d):
+                slopes[q] = slope * off[q]
+            squares[i, g] = dot(off, off)
+        for g in range(levels - 1, -1, -1):
+            slopes = gradients[i, g]
+            if g + 1 < levels:
+                above = gradients[i, g + 1]
+                for q in range(d):
+                    slopes[q] += above[q]
+            # The directions were just read, and are still in the processor's cache.
+            row = i * levels + g
+            for at in range(row_ends[row], row_ends[row + 1]):
+                by_value[at] = dot(slopes, weight[columns[at]])
+
+
+@parallel
 def _transposed_product(parts, ends, rows, values, dense, out):
     for part in prange(len(parts) - 1):
         for j in range(parts[part], parts[part + 1]):
-            _sum_rows(ends[j], ends[j + 1], rows, values, dense, out[j])
+            out[j] = 0
+            _add_rows(ends[j], ends[j + 1], rows, values, dense, out[j])
 
 
 @parallel
@@ -347,7 +355,7 @@ def _adam_unit_rows(weight, grad, mean, square, numbers):
     one = numbers.dtype.type(1)
     n, d = weight.shape
     for i in prange(n):
-        along = _dot(weight[i], grad[i])
+        along = dot(weight[i], grad[i])
         for q in range(d):
             g = grad[i, q] - along * weight[i, q]
             m = beta1 * mean[i, q] + (one - beta1) * g
@@ -355,6 +363,6 @@ def _adam_unit_rows(weight, grad, mean, square, numbers):
             mean[i, q] = m
             square[i, q] = v
             weight[i, q] -= size * m / (np.sqrt(v) / root + eps)
-        norm = one / np.sqrt(_dot(weight[i], weight[i]))
+        norm = one / np.sqrt(dot(weight[i], weight[i]))
         for q in range(d):
             weight[i, q] *= norm

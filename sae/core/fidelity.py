@@ -1,5 +1,7 @@
 """What an autoencoder is trained to minimise, and figures of its reconstructions."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,13 +14,37 @@ def squared_error(x: Vectors, x_hat: Vectors) -> Float[Tensor, ""]:
     return (x_hat - x).square().sum(-1).mean()
 
 
+class _RowNorms(torch.autograd.Function):
+    """Torch's own gradient of norms goes over the matrix several times, and takes as long."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+        ctx.save_for_backward(rows, norms)
+        return norms
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        rows, norms = ctx.saved_tensors
+        # A row of zeros has no direction to grow in.
+        slopes: Tensor = (grads[0] / norms).masked_fill(norms == 0, 0)
+        grad: Tensor = rows * slopes[:, None]
+        return grad
+
+
+def row_norms(rows: Vectors) -> Float[Tensor, " n"]:
+    """Return the norm of each row; a row of zeros gets a gradient of zero."""
+    norms: Tensor = _RowNorms.apply(rows)  # type: ignore[no-untyped-call]
+    return norms
+
+
 def weighted_l1(feature_acts: Latents, w_dec: Weight) -> Float[Tensor, ""]:
     """`Σ_j f_j ‖W_dec,j‖`, averaged over the batch; `feature_acts` must not be negative.
 
     Weighing by the decoder norm makes the penalty blind to the scale that an encoder and a
     decoder can trade, so no unit-norm constraint is needed (Anthropic, April 2024 update).
     """
-    penalty: Tensor = feature_acts.mean(0) @ torch.linalg.vector_norm(w_dec, dim=1)
+    penalty: Tensor = feature_acts.mean(0) @ row_norms(w_dec)
     return penalty
 
 
@@ -27,7 +53,7 @@ def weighted_l1_on(
 ) -> Float[Tensor, ""]:
     """`weighted_l1` of sparse activations with `values` at latents `columns`."""
     sums = torch.zeros_like(w_dec[:, 0]).index_add(0, columns, values)
-    penalty: Tensor = sums @ torch.linalg.vector_norm(w_dec, dim=1) / batch
+    penalty: Tensor = sums @ row_norms(w_dec) / batch
     return penalty
 
 

@@ -6,17 +6,16 @@ import numpy as np
 
 from sae.core.exact import (
     drop_below,
-    exceeding,
     fill_exact,
     keep_above,
     keep_top_k,
     kth_largest,
-    lowest_bit,
-    prefetch,
+    kth_of_many,
 )
 from sae.core.int8_rounding import FINE, OFFSET, WIDTH, round_row, second_bound
 from sae.core.int8_tile import ROWS, dot_of_bytes, tile
 from sae.core.jit import compiled
+from sae.core.vectors import exceeding, lowest_bit, prefetch
 
 BLOCK_ROWS = 384
 """Rows that are screened at once: their integers stay in a core's own cache."""
@@ -100,22 +99,6 @@ def _collect_open(rows, first, last, fine, facts, upper, start, n, guesses, list
 
 
 @compiled
-def _largest(values, n):
-    """Return the n-th largest of many values, n being small."""
-    found = np.empty(n, np.float32)
-    for at in range(n):
-        found[at] = -np.inf
-    for value in values:
-        if value > found[n - 1]:
-            at = n - 1
-            while at > 0 and found[at - 1] < value:
-                found[at] = found[at - 1]
-                at -= 1
-            found[at] = value
-    return found[n - 1]
-
-
-@compiled
 def _guess(rows, begin, last, packed, k, m, upper, guesses):
     """Guess what more than `k` of `m` entries of a few rows exceed, but not many more.
 
@@ -139,7 +122,7 @@ def _guess(rows, begin, last, packed, k, m, upper, guesses):
             some = sample[WIDTH * s :]
             for q in range(WIDTH):
                 some[q] -= a * norms[q] + b * errors[q]
-        guesses[r] = max(np.float32(0), _largest(sample, place))
+        guesses[r] = max(np.float32(0), kth_of_many(sample, place))
 
 
 @compiled

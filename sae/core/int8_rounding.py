@@ -24,9 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.core.exact import dot
 from sae.core.int8_tile import CHUNK, GROUP, HERE, mix_eight
 from sae.core.jit import compiled, in_threads
+from sae.core.vectors import dot
 
 SLACK = np.float32(2.0**-16)
 """What rounding in float32 adds to a bound, in units of the norms."""
@@ -103,20 +103,10 @@ def packed(
 
 
 @compiled
-def _norm(values, n):
-    """Return an upper bound of the norm of the first `n` numbers."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
-    for q in range(0, n, 8):
-        s0 += values[q] * values[q]
-        s1 += values[q + 1] * values[q + 1]
-        s2 += values[q + 2] * values[q + 2]
-        s3 += values[q + 3] * values[q + 3]
-        s4 += values[q + 4] * values[q + 4]
-        s5 += values[q + 5] * values[q + 5]
-        s6 += values[q + 6] * values[q + 6]
-        s7 += values[q + 7] * values[q + 7]
-    total = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
-    return np.sqrt(total) * np.float32(1.00001 + 1e-7 * n) + np.float32(_TINY)
+def _norm(values):
+    """Return an upper bound of the norm of some numbers."""
+    larger = np.float32(1.00001 + 1e-7 * len(values))
+    return np.sqrt(dot(values, values)) * larger + np.float32(_TINY)
 
 
 @compiled
@@ -197,7 +187,7 @@ def _round(turned, longest, paired, coarse, fine):
     Of what is not finite, or smaller than 1e-30, the integers are zeros.
     """
     n = len(turned)
-    norm = _norm(turned, n)
+    norm = _norm(turned)
     scale = _scale(turned, longest, paired)
     if not (1e-30 < scale < 1e30 and norm < 1e30):
         for q in range(n):
@@ -210,7 +200,7 @@ def _round(turned, longest, paired, coarse, fine):
         integer = np.rint(turned[q] * inverse)
         coarse[q] = np.int8(integer)
         turned[q] -= scale * integer
-    first = _norm(turned, n)
+    first = _norm(turned)
     scale_2 = scale * np.float32(1 / FINE)
     inverse *= np.float32(FINE)
     for q in range(n):
@@ -218,7 +208,7 @@ def _round(turned, longest, paired, coarse, fine):
         integer = min(max(integer, np.float32(-_LARGEST_FINE)), np.float32(_LARGEST_FINE))
         fine[q] = np.int8(integer)
         turned[q] -= scale_2 * integer
-    return scale, norm, first, _norm(turned, n)
+    return scale, norm, first, _norm(turned)
 
 
 @compiled

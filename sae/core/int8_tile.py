@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sae.core.exact import sum_of_lanes
+from sae.core.vectors import sum_of_lanes
 
 ROWS = 6
 """Rows of one tile."""

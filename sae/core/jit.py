@@ -4,9 +4,12 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from numba import njit
+
+T = TypeVar("T")
 
 # Never with `fastmath`: code that was just compiled and the same code from numba's cache then
 # round differently (docs/log.md), and a resumed training ends in other bits.
@@ -16,21 +19,18 @@ parallel = njit(parallel=True, cache=True, nogil=True)
 """Compiles a kernel whose `prange` loops are shared out among threads."""
 
 
-def in_threads(work: Callable[[int, int], object], n: int, part: int) -> None:
-    """Call `work(first, last)` for all parts of a range, in as many threads as torch uses.
+def in_threads(work: Callable[[int, int], T], n: int, part: int) -> list[T]:
+    """Return `work(first, last)` of all parts of a range, in as many threads as torch uses.
 
     For kernels that are too large to be compiled with `parallel` in a reasonable time.
     """
     firsts = range(0, n, part)
     workers = min(torch.get_num_threads(), len(firsts))
     if workers <= 1:
-        for first in firsts:
-            work(first, min(first + part, n))
-        return
+        return [work(first, min(first + part, n)) for first in firsts]
     with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(lambda first: work(first, min(first + part, n)), firsts)
         # Errors are raised here.
-        list(done)
+        return list(pool.map(lambda first: work(first, min(first + part, n)), firsts))
 
 
 def _cache() -> Path:

@@ -54,7 +54,7 @@ class InputScaling:
         return cls(mean.float(), (mean.numel() / square_distance) ** 0.5)
 
     def __call__(self, x: Vectors) -> Vectors:
-        return (x.float() - self.mean) * self.scale
+        return (x.float() - self.mean).mul_(self.scale)
 
     def fold_encoder(
         self, w_enc: Float[Tensor, "d_in d_sae"], b_enc: PerLatent

@@ -12,9 +12,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import llvmlite.binding
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -28,8 +26,6 @@ from sae.core.jit import in_threads
 # than 512 cost the product a tenth of its speed.
 BLOCK_BYTES = 32 << 20
 MIN_BLOCK_ROWS = 512
-# Most of the memory for lists is never touched.
-_LIST_BYTES = 256 << 20
 # Lists of rows start at different places of the cache's lines.
 _PADDING = 16
 # Multiplications below which there is nothing to win.
@@ -174,32 +170,26 @@ def _entries(lists: Lists) -> Entries:
 def _int8(
     x: Tensor, weight: Tensor, bias: Tensor, bound: Tensor, k: int, _: str
 ) -> list[Entries]:
-    from sae.core import int8_rounding
+    from sae.core import int8_kernels, int8_rounding
 
     w, b, least = (t.numpy() for t in (weight, bias, bound))
-    packed = int8_rounding.packed(w, b, least, centre_of(x).numpy())
-    rows = min(len(x), max(MIN_BLOCK_ROWS, _LIST_BYTES // (8 * len(weight))))
-    memory = _lists(rows, len(weight), x.dtype)
-    found = []
-    for part in torch.split(x, rows):
-        lists = _first(memory, len(part))
-        _screen(part.numpy(), (w, b, least, k, packed), lists)
-        found.append(_entries(lists))
-    return found
-
-
-def _screen(x: NDArray[np.float32], latents: tuple[Any, ...], lists: Lists) -> None:
-    from sae.core import int8_kernels
-
-    arrays = [array.numpy() for array in lists]
-
-    def some(first: int, last: int) -> None:
-        rows = [array[first:last] for array in arrays]
-        int8_kernels.screen_rows(x[first:last], *latents, *rows)
-
+    latents = w, b, least, k, int8_rounding.packed(w, b, least, centre_of(x).numpy())
     # Each thread gets several blocks, and they are whole tiles.
     share = -(-len(x) // (2 * torch.get_num_threads()))
-    in_threads(some, len(x), min(int8_kernels.BLOCK_ROWS, -(-share // ROWS) * ROWS))
+    rows = min(int8_kernels.BLOCK_ROWS, -(-share // ROWS) * ROWS)
+    # Fresh memory would cost more than what is written to it.
+    free: list[Lists] = []
+
+    def some(first: int, last: int) -> Entries:
+        memory = free.pop() if free else _lists(rows, len(weight), x.dtype)
+        lists = _first(memory, last - first)
+        arrays = (array.numpy() for array in lists)
+        int8_kernels.screen_rows(x[first:last].numpy(), *latents, *arrays)
+        found = _entries(lists)
+        free.append(memory)
+        return found
+
+    return in_threads(some, len(x), rows)
 
 
 def _dense(

@@ -112,17 +112,6 @@ def _transposed_times_dense(support: Support, values: Tensor, dense: Tensor) -> 
     return cpu_kernels.transposed_product(ends, rows, values, dense)
 
 
-def products_at(support: Support, a: Vectors, b: Weight) -> Values:
-    """`⟨a_i, b_j⟩` for each entry (i, j)."""
-    if a.is_cuda:
-        from sae.core import triton_kernels
-
-        return triton_kernels.sampled_product(support.row_ends, support.columns, a, b)
-    zeros = support.matrix(a.new_zeros(len(support.columns)))
-    products: Tensor = torch.sparse.sampled_addmm(zeros, a, b.t(), beta=0.0).values()
-    return products
-
-
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -156,32 +145,35 @@ class _Reconstruct(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         shares = level_weights / len(target)
         if values.is_cuda:
+            from sae.core import triton_kernels
+
             # What the kernel for the CPU does, by prefix and suffix sums.
             parts = _sparse_times_dense(support, values, weight).view_as(workspace)
             errors = parts.cumsum(1) - target[:, None]
             workspace.copy_((2 * shares[:, None] * errors).flip(1).cumsum(1).flip(1))
             squares, error = errors.double().square().sum((0, 2)), errors[:, -1]
+            by_value = triton_kernels.sampled_product(
+                support.row_ends, support.columns, workspace.flatten(0, 1), weight
+            )
         else:
-            squares, error = cpu_kernels.nested_errors(
+            squares, error, by_value = cpu_kernels.nested_errors(
                 support.row_ends, support.columns, values, weight, target, shares, workspace
             )
         squares = (squares / len(target)).to(values.dtype)
-        ctx.save_for_backward(values, weight, workspace)
+        ctx.save_for_backward(values, by_value, workspace)
         ctx.support = support
         ctx.mark_non_differentiable(squares, error)
         return squares @ level_weights, squares, error
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        values, weight, gradients = ctx.saved_tensors
-        support: Support = ctx.support
-        grad_target = -gradients[:, 0] * grads[0] if ctx.needs_input_grad[2] else None
-        gradients = gradients.flatten(0, 1)
-        grad_values = products_at(support, gradients, weight) * grads[0]
+        values, by_value, gradients = ctx.saved_tensors
+        grad_target = gradients[:, 0] * -grads[0] if ctx.needs_input_grad[2] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = _transposed_times_dense(support, values * grads[0], gradients)
-        return grad_values, grad_weight, grad_target, None, None, None
+            values = values * grads[0]
+            grad_weight = _transposed_times_dense(ctx.support, values, gradients.flatten(0, 1))
+        return by_value * grads[0], grad_weight, grad_target, None, None, None
 
 
 def encode_on(

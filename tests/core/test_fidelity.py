@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae.core.fidelity import ReconstructionStatistics
+from sae.core.fidelity import ReconstructionStatistics, row_norms
 
 
 def rows(n=700, d_in=12, d_sae=30):
@@ -60,3 +60,16 @@ def test_a_perfect_reconstruction_scores_one_and_the_mean_scores_zero():
     assert metrics_of(x, mean, feature_acts)["explained_variance"] == pytest.approx(0, abs=1e-6)
     zero = torch.zeros_like(x)
     assert metrics_of(x, zero, feature_acts)["explained_variance"] < 0
+
+
+def test_norms_of_rows_have_the_gradient_of_torchs_and_none_where_a_row_is_zero():
+    rows = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows[3] = 0
+    rows.requires_grad_()
+    weights = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    norms, expected = row_norms(rows), torch.linalg.vector_norm(rows, dim=1)
+    assert torch.equal(norms, expected)
+    (found,) = torch.autograd.grad(norms @ weights, rows)
+    (wanted,) = torch.autograd.grad(expected @ weights, rows)
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=0)
+    assert not found[3].any()

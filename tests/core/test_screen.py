@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae.core import bounds, cpu_kernels, exact, jit, screen
+from sae.core import bounds, cpu_kernels, jit, screen, vectors
 from sae.core.int8_tile import HERE
 from sae.core.select import Above, BatchTopK, TopK
 
@@ -598,14 +598,17 @@ def test_integers_are_collected_once_more_where_sampled_tiles_mislead(hold):
 @pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("hold", ["the largest", "none of them"])
 def test_products_are_read_once_more_where_the_sample_misleads(hold, product):
-    draw, m, k = Draw(0), 1024, 300
+    draw, m, k = Draw(0), 1040, 300
     x, weight = draw.normal(7, 64).abs(), draw.normal(m, 64).abs()
-    sampled = torch.arange(m) % (m // 256) == 0
+    sample = np.empty(512, np.float32)
+    firsts = torch.arange(32) * (m - 16) // 31
+    sampled = torch.zeros(m, dtype=torch.bool)
+    sampled[firsts[:, None] + torch.arange(16)] = True
     weight[sampled if hold == "the largest" else ~sampled] *= 100
     problem = x, weight, torch.zeros(m)
     pre_acts = rounded_once(*problem)
     for row in pre_acts:
-        guess = cpu_kernels._careful_guess(row, np.zeros(m, np.float32), k)
+        guess = cpu_kernels._careful_guess(row, np.zeros(m, np.float32), k, sample)
         assert guess > 0
         assert ((row > guess).sum() < k) == (hold == "the largest")
     check(problem, TopK(k), product, pre_acts)
@@ -632,7 +635,7 @@ def test_compiled_code_older_than_a_kernels_source_is_forgotten(tmp_path):
 
 
 def test_what_is_forgotten_is_where_the_kernels_are_kept():
-    assert jit._cache() == Path(exact.dot.stats.cache_path)
+    assert jit._cache() == Path(vectors.dot.stats.cache_path)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
