@@ -14,7 +14,7 @@ from sae.cache.layout import ActivationCache, chunk_slices, open_cache
 from sae.cache.store import stored_bytes
 from sae.cache.text_writer import write_text
 from sae.core.fidelity import ReconstructionStatistics
-from sae.dictionary import Dictionary
+from sae.dictionary import Dictionary, add_reconstruction
 from sae.models import Site
 from sae.rows.shuffle import rows_in_order, select_rows
 from sae.text.packing import RowBlock, TextPlan
@@ -129,8 +129,7 @@ def _explained(exact: ActivationCache, run: Path, seed: int) -> float:
     statistics = ReconstructionStatistics(dictionary.W_dec.shape[1], dictionary.W_dec.shape[0])
     with torch.inference_mode():
         for x in rows_in_order(select_rows(exact, HOOK, held_out=True)):
-            feature_acts = dictionary.encode(x)
-            statistics.add(x, dictionary.decode(feature_acts), feature_acts)
+            add_reconstruction(statistics, dictionary, x, x)
     return float(statistics.metrics()["explained_variance"])
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.core import Indices, Latents, PerLatent, Values, Vectors, Weight
@@ -67,20 +67,25 @@ class ReconstructionStatistics:
         self._totals: dict[str, float] = {}
         self.fired = torch.zeros(d_sae, dtype=torch.int64)
 
-    def add(self, x: Vectors, x_hat: Vectors, feature_acts: Latents) -> None:
+    def add(
+        self,
+        x: Vectors,
+        x_hat: Vectors,
+        fired: Int[Tensor, " d_sae"],
+        l1: float,
+    ) -> None:
+        """Count in rows, how often each latent was active, and the sum of activations."""
         x64, hat64 = x.double(), x_hat.double()
         self.n_rows += len(x)
         self._sum += x64.sum(0).cpu()
         norms, hat_norms = x64.norm(dim=1), hat64.norm(dim=1)
         self._squares += float(norms.square().sum())
         inner = torch.linalg.vecdot(x64, hat64)
-        fired = (feature_acts > 0).sum(0)
         self.fired += fired.cpu()
         for name, value in {
             "error": torch.linalg.vector_norm(x64 - hat64).square(),
             "active": fired.sum(),
-            # Rows first: a sum of everything in float64 would convert everything.
-            "l1": feature_acts.abs().sum(1).sum(dtype=torch.float64),
+            "l1": l1,
             "cossim": (inner / (norms * hat_norms).clamp_min(1e-12)).sum(),
             "l2_ratio": (hat_norms / norms.clamp_min(1e-12)).sum(),
             "hat_squares": hat_norms.square().sum(),

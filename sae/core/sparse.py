@@ -87,14 +87,15 @@ def support_of(counts: PerRow, columns: Indices, d_sae: int) -> Support:
     return Support(row_ends, columns, column_ends, by_column, rows[by_column], (batch, d_sae))
 
 
-def _sparse_times_dense(support: Support, values: Tensor, dense: Tensor) -> Tensor:
+def decode_on(support: Support, values: Values, weight: Weight) -> Vectors:
+    """Return what activations with `values` on `support` add up to, without gradients."""
     if values.is_cuda:
         from sae.core import triton_kernels
 
-        return triton_kernels.decode(support.row_ends, support.columns, values, dense)
+        return triton_kernels.decode(support.row_ends, support.columns, values, weight)
     return torch.nn.functional.embedding_bag(
         support.columns,
-        dense,
+        weight,
         support.row_ends,
         mode="sum",
         per_sample_weights=values,
@@ -127,7 +128,7 @@ class _Encode(torch.autograd.Function):
         support: Support = ctx.support
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = _sparse_times_dense(support, grads[0], weight)
+            grad_x = decode_on(support, grads[0], weight)
         grad_bias = torch.zeros_like(weight[:, 0]).index_add_(0, support.columns, grads[0])
         return grad_x, _transposed_times_dense(support, grads[0], x), grad_bias, None, None
 
@@ -148,7 +149,7 @@ class _Reconstruct(torch.autograd.Function):
             from sae.core import triton_kernels
 
             # What the kernel for the CPU does, by prefix and suffix sums.
-            parts = _sparse_times_dense(support, values, weight).view_as(workspace)
+            parts = decode_on(support, values, weight).view_as(workspace)
             errors = parts.cumsum(1) - target[:, None]
             workspace.copy_((2 * shares[:, None] * errors).flip(1).cumsum(1).flip(1))
             squares, error = errors.double().square().sum((0, 2)), errors[:, -1]

@@ -5,6 +5,7 @@ from sae.dictionary.dictionary import CODER, Dictionary, Place, Port
 from sae.dictionary.files import load_dictionary, save_dictionary
 from sae.dictionary.metadata import dictionary_of, metadata_of
 from sae.dictionary.normalisation import ConstantNorm, LayerNorm, Normalisation
+from sae.dictionary.reconstruction import add_reconstruction
 from sae.dictionary.record import Record, TrainingRecord
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Record",
     "TopK",
     "TrainingRecord",
+    "add_reconstruction",
     "dictionary_of",
     "load_dictionary",
     "metadata_of",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae.base import UNKNOWN, digest_bytes, require
 from sae.core.select import Active
+from sae.core.sparse import decode_on
 from sae.dictionary.activations import Activation, ReLU
 from sae.dictionary.normalisation import Normalisation
 from sae.dictionary.record import Record
@@ -258,8 +259,13 @@ class Dictionary:
         )
 
     def to(self, device: torch.device | str) -> "Dictionary":
-        """Return the dictionary with its weights on `device`."""
-        return self.with_weights({name: w.to(device) for name, w in self.tensors.items()})
+        """Return the dictionary with its weights on `device`, ready to encode many rows.
+
+        What a latent reads then lies side by side in memory, as `encode_sparse` wants it.
+        """
+        weights = {name: w.to(device) for name, w in self.tensors.items()}
+        weights["W_enc"] = weights["W_enc"].t().contiguous().t()
+        return self.with_weights(weights)
 
     def of_latents(self, kept: Int[Tensor, " kept"]) -> "Dictionary":
         """Return the dictionary of some latents, in the order given; at least one.
@@ -308,11 +314,14 @@ class Dictionary:
         self, x: Float[Tensor, "... d_in"], feature_acts: Float[Tensor, "... d_sae"]
     ) -> Float[Tensor, "... d_out"]:
         """Return the reconstruction, from feature activations that were computed from `x`."""
-        decoded, undone = self._decoded(feature_acts), self.writes[0].normalisation
-        x = self._cast(x, self.d_in, "d_in")
-        if undone is not None:
-            decoded = undone.undo(decoded, x)
-        return decoded if self.W_skip is None else decoded + x @ self.W_skip.t()
+        return self._completed(x, self._decoded(feature_acts))
+
+    def reconstruct_sparse(
+        self, x: Float[Tensor, "rows d_in"], active: Active
+    ) -> Float[Tensor, "rows d_out"]:
+        """Return the reconstruction, from what `encode_sparse` found in `x`."""
+        decoded = decode_on(active.support, active.values, self.W_dec) + self.b_dec
+        return self._completed(x, decoded)
 
     def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """Return the reconstruction of what `encode` finds in raw activations `x`."""
@@ -321,6 +330,15 @@ class Dictionary:
     def _read(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
         x, normalisation = self._cast(x, self.d_in, "d_in"), self.reads[0].normalisation
         return x if normalisation is None else normalisation.read(x)
+
+    def _completed(
+        self, x: Float[Tensor, "... d_in"], decoded: Float[Tensor, "... d_out"]
+    ) -> Float[Tensor, "... d_out"]:
+        """Undo what was done to each row, and add the skip connection."""
+        x, undone = self._cast(x, self.d_in, "d_in"), self.writes[0].normalisation
+        if undone is not None:
+            decoded = undone.undo(decoded, x)
+        return decoded if self.W_skip is None else decoded + x @ self.W_skip.t()
 
     def _decoded(self, feature_acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_out"]:
         return self._cast(feature_acts, self.d_sae, "d_sae") @ self.W_dec + self.b_dec

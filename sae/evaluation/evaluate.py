@@ -23,7 +23,7 @@ from sae.base import (
 )
 from sae.cache.layout import ActivationCache, open_cache
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
-from sae.dictionary import Dictionary
+from sae.dictionary import Dictionary, add_reconstruction
 from sae.evaluation.behaviour import Scores, behaviour
 from sae.figures import SETTINGS, Figures, ShrinkingCost
 from sae.models import LanguageModel, recorded_model, resolve_device
@@ -282,9 +282,7 @@ def reconstruction(
     device = dictionary.W_enc.device
     for stored in _batches(rows_in_order(rows, limit)):
         sides = [side.to(device).float() for side in stored]
-        x, target = sides[0], sides[-1]
-        feature_acts = dictionary.encode(x)
-        statistics.add(target, dictionary.reconstruct(x, feature_acts), feature_acts)
+        add_reconstruction(statistics, dictionary, sides[0], sides[-1])
     return statistics
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sae.base import UserError, require
 from sae.core.fidelity import ReconstructionStatistics
-from sae.dictionary import Dictionary
+from sae.dictionary import Dictionary, add_reconstruction
 from sae.models import (
     LanguageModel,
     ModelConfig,
@@ -215,8 +215,7 @@ def _fit(
 ) -> tuple[float, float]:
     on_cpu = dictionary.to("cpu")
     statistics = ReconstructionStatistics(dictionary.d_out, dictionary.d_sae)
-    feature_acts = on_cpu.encode(x[keep])
-    statistics.add(y[keep], on_cpu.reconstruct(x[keep], feature_acts), feature_acts)
+    add_reconstruction(statistics, on_cpu, x[keep], y[keep])
     metrics = statistics.metrics()
     return metrics["explained_variance"], metrics["l0"]
 

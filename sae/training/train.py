@@ -14,7 +14,7 @@ from sae.base import UserError, digest, plain, progress, read_object, require, s
 from sae.base.interrupts import deferred_interrupts
 from sae.core import Vectors
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
-from sae.dictionary import Dictionary, save_dictionary
+from sae.dictionary import Dictionary, add_reconstruction, save_dictionary
 from sae.rows.source import RowSource
 from sae.run import make_together
 from sae.training.checkpoint import Checkpoint, Checkpoints
@@ -143,14 +143,12 @@ class Session:
         """Explained variance and L0 of the dictionary as it would be saved now."""
         if self._held_out is None:
             return {}
-        dictionary = self.dictionary()
+        dictionary = self.dictionary().to(self.trainer.device)
         statistics = ReconstructionStatistics(dictionary.d_out, dictionary.d_sae)
         sides = (torch.split(side, _ROWS_AT_ONCE) for side in self._held_out)
         for rows in zip(*sides, strict=True):
             moved = [side.to(self.trainer.device).float() for side in rows]
-            feature_acts = dictionary.encode(moved[0])
-            x_hat = dictionary.reconstruct(moved[0], feature_acts)
-            statistics.add(moved[-1], x_hat, feature_acts)
+            add_reconstruction(statistics, dictionary, moved[0], moved[-1])
         figures = statistics.metrics()
         names = {
             "explained_variance": "reconstruction_quality/explained_variance",

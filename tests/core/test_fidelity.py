@@ -18,7 +18,8 @@ def metrics_of(x, x_hat, feature_acts, batch=700):
     statistics = ReconstructionStatistics(x.shape[1], feature_acts.shape[1])
     for start in range(0, len(x), batch):
         part = slice(start, start + batch)
-        statistics.add(x[part], x_hat[part], feature_acts[part])
+        acts = feature_acts[part]
+        statistics.add(x[part], x_hat[part], (acts > 0).sum(0), float(acts.double().sum()))
     return statistics.metrics()
 
 
