@@ -23,8 +23,8 @@ BLOCK_ROWS = 384
 _GROUP_LATENTS = 256
 # Latents from whose products the k-th largest is guessed.
 _SAMPLE = 512
-# Groups of latents after which guesses at a k-th largest are raised.
-_RAISE_EVERY = 6
+# Entries of a row, in units of k, at which its guess at the k-th largest is raised.
+_RAISE_AT = 2
 
 
 @compiled
@@ -158,31 +158,40 @@ def _certain(rows, r, packed, k, lists):
 
 
 @compiled
-def _raise(rows, packed, k, guesses, lists):
-    """Raise guesses to what `k` entries of a row reach for certain, and leave out the rest."""
+def _raise(rows, packed, k, guesses, sure, lists, least_n):
+    """Raise guesses to what `k` entries of a row reach for certain, and leave out the rest.
+
+    Of rows with `least_n` entries at least. A guess that was raised is `sure`: nothing that it
+    hid is among the k largest.
+    """
     columns, values, ends, _ = lists
     for r in range(len(ends)):
+        if ends[r] < least_n:
+            continue
         least = _certain(rows, r, packed, k, lists)
         if least > guesses[r]:
             # Equals are still to be found.
             guesses[r] = np.nextafter(least, np.float32(-1))
+            sure[r] = True
             ends[r] = drop_below(least, columns[r], values[r], ends[r])
 
 
 @compiled
-def _close_top_k(rows, n, packed, k, m, upper, guesses, lists):
-    """Collect rows once more whose guess was too high, which may have hidden something."""
+def _close_top_k(rows, n, packed, k, m, upper, guesses, sure, lists):
+    """Leave out what is not among the `k` largest, once all latents were seen."""
+    ends = lists[2]
+    _raise(rows, packed, k, guesses, sure, lists, k)
     again = False
     for r in range(n):
-        least = _certain(rows, r, packed, k, lists)
-        if guesses[r] > 0 and not least > guesses[r]:
+        if guesses[r] > 0 and not sure[r]:
+            # Too high a guess may have hidden something, so this row is collected once more.
             again = True
-            guesses[r] = np.nextafter(least, np.float32(-1))
-            lists[2][r] = 0
+            guesses[r] = np.nextafter(_certain(rows, r, packed, k, lists), np.float32(-1))
+            ends[r] = 0
             for group in range(-(-len(packed.tiles) // (_GROUP_LATENTS // WIDTH))):
                 _collect(rows, r - r % ROWS, r, r + 1, packed, group, m, upper, guesses, lists)
     if again:
-        _raise(rows, packed, k, guesses, lists)
+        _raise(rows, packed, k, guesses, sure, lists, k)
 
 
 @compiled
@@ -194,7 +203,7 @@ def _open_entries(x, k, m, packed, lists):
     numbers, sizes = np.zeros((padded, 3), np.float32), np.empty((len(x), 3), np.float32)
     rows = (integers, numbers, sizes)
     upper = np.empty((ROWS, max(_GROUP_LATENTS, _SAMPLE)), np.float32)
-    guesses = np.zeros(len(x), np.float32)
+    guesses, sure = np.zeros(len(x), np.float32), np.zeros(len(x), np.bool_)
     for r in range(len(x)):
         round_row(x[r], packed, turned, integers[r], numbers[r], sizes[r])
     if k:
@@ -205,10 +214,10 @@ def _open_entries(x, k, m, packed, lists):
         for begin in range(0, len(x), ROWS):
             last = min(begin + ROWS, len(x))
             _collect(rows, begin, begin, last, packed, group, m, upper, guesses, lists)
-        if k and (group % _RAISE_EVERY == _RAISE_EVERY - 1 or group == n_groups - 1):
-            _raise(rows, packed, k, guesses, lists)
+        if k:
+            _raise(rows, packed, k, guesses, sure, lists, _RAISE_AT * k)
     if k:
-        _close_top_k(rows, len(x), packed, k, m, upper, guesses, lists)
+        _close_top_k(rows, len(x), packed, k, m, upper, guesses, sure, lists)
 
 
 @compiled
