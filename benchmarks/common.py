@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import sae
-from sae.core.int8_tile import _LAYOUTS, HERE
+from sae.core.int8_tile import HERE, LAYOUTS
 
 RESULTS = Path(__file__).parent / "results"
 RUN = Path("runs/bench")
@@ -51,7 +51,7 @@ def write_results(name: str, title: str, rows: list[dict[str, object]]) -> None:
     """`results/{name}.json` and `.md`, and the table on the terminal."""
     RESULTS.mkdir(exist_ok=True)
     # Which instructions there are decides what products take.
-    instructions = next((name for name, one in _LAYOUTS.items() if one is HERE), "no int8")
+    instructions = next((name for name, one in LAYOUTS.items() if one is HERE), "no int8")
     machine = f"{os.cpu_count()} cores, {platform.machine()} ({instructions}), "
     machine += f"torch {torch.__version__}"
     (RESULTS / f"{name}.json").write_text(

@@ -47,7 +47,7 @@ def main() -> None:
         shutil.rmtree(target, ignore_errors=True)
         return saelens_harvest(texts, "model.layers.9", N_TOKENS, CONTEXT, target).harvesting
 
-    batch = harvest.HarvestConfig().rows_a_batch(model.device)
+    batch = harvest.HarvestConfig().sequences_a_batch(model.device)
     times = medians(
         {
             "bare forward to layer 9": lambda: bare([HOOK], batch),

@@ -27,14 +27,15 @@ from benchmarks.common import HOOK, RUN, write_results
 from benchmarks.reading import N_TOKENS
 from benchmarks.saelens_cache import saelens_harvest, saelens_store
 from sae.architectures import ArchitectureConfig
-from sae.commands import train
 from sae.core.screen import BLOCK_BYTES, MIN_BLOCK_ROWS
 from sae.rows.shuffle import Rows
 from sae.rows.source import RowSource
 from sae.text.source import DataConfig, documents
 from sae.training.config import SweepConfig, TrainConfig
-from sae.training.loop import Trainer
+from sae.training.loop import Start, Trainer, make_trainer
 from sae.training.optim import OptimConfig
+from sae.training.task import open_source, tasks_of
+from sae.training.train import train_together
 
 FOLDER = RUN / "sweep"
 D_SAE, BATCH = 4_608, 4_096
@@ -89,7 +90,7 @@ def main() -> None:
 def _measure(grid: Grid, saelens_cache: Path) -> dict[str, object]:
     shutil.rmtree(FOLDER, ignore_errors=True)
     configs = _warmed_up(grid)
-    source = train.open_source(configs[0])
+    source = open_source(configs[0])
     alone = [_alone(config, source) for config in configs]
     # Kept open: its threads decide how OpenMP's wait, and a sweep has such ones too.
     reader = source.batches(0)
@@ -214,8 +215,8 @@ def _without_warm_up(member: ArchitectureConfig) -> ArchitectureConfig:
 
 def _alone(config: TrainConfig, source: RowSource) -> Trainer:
     """Return a trainer with the weights of the sweep, in a run that has no end."""
-    start = train.Start.of(source.sample(), None)
-    trainer = train.make_trainer(config, start)
+    start = Start.of(source.sample(), None)
+    trainer = make_trainer(config, start)
     trainer.step, trainer.n_steps, trainer.dead_window_rows = 10**6, 10**7, 10**12
     return trainer
 
@@ -282,7 +283,7 @@ class _Clock:
 def _rounds(configs: list[TrainConfig], source: RowSource) -> _Round:
     shutil.rmtree(FOLDER / "timed", ignore_errors=True)
     clock = _Clock(source)
-    train.train_together(train.unfinished(configs, source), clock)
+    train_together(tasks_of(configs, source), clock)
     return clock.round(configs[0].checkpoint.every_seconds)
 
 

@@ -13,7 +13,7 @@ which the fast product uses to rule out most latents, and
     |x·w − s t x₁·p₁ − s t₂ x₁·p₂ − s₂ t x₂·p₁|
         ≤ (‖e₁‖ + ‖e₂‖) (‖f₁‖ + ‖f₂‖) + ‖e₂‖ ‖w‖ + (‖x‖ + ‖e₂‖) ‖f₂‖,
 
-a hundred times smaller, which rules out most of the others. Rounding in float32, of the turned
+some 75 times smaller, which rules out most of the others. Rounding in float32, of the turned
 vectors, the scales and the sums, is below 2⁻¹⁶ ‖x‖ ‖w‖, which is added to both.
 """
 # Kernels are no Python: numba finds the types of their arguments.

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float
-from numba import njit
 from numpy import ndarray
 from numpy.typing import NDArray
+
+from sae.core.jit import compiled
 
 # The upper 20 bits of a float32 are its sign, eight of exponent and eleven behind them; numbers
 # that are not negative are in the order of their bits.
@@ -63,7 +64,7 @@ def split_moments(
 # Not in parallel: harvests call it from a thread of their own, and numba's simplest pool of
 # threads may be entered by one thread alone. Nor with `fastmath`, whose roundings change from
 # one compilation to the next, and with them the bytes of a cache.
-@njit(cache=True, nogil=True)
+@compiled
 def _one_pass(rows, keep, pivot, norms, moments):
     n, d = rows.shape
     for i in range(n):
@@ -75,7 +76,7 @@ def _one_pass(rows, keep, pivot, norms, moments):
                 moments[1 + d + q] += distance * distance
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _square(row):
     """`Σ row²` in float64: four sums side by side, as each waits for its last one."""
     s0 = s1 = s2 = s3 = 0.0
