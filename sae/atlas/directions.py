@@ -43,7 +43,9 @@ def direction_columns(
     `places` are those on the map, (d_sae, 2).
     """
     near, beside = neighbours[:, :N_LISTED].astype(np.int32), cosines[:, :N_LISTED]
-    w_dec, w_enc = dictionary.W_dec.detach().float(), dictionary.W_enc.detach().float()
+    w_dec = dictionary.W_dec.detach().float()
+    # Norms differ in their last bit by how the weights lie in memory.
+    w_enc = dictionary.W_enc.detach().float().contiguous()
     return {
         "decoder_norm": w_dec.norm(dim=1).cpu().numpy(),
         "encoder_norm": w_enc.norm(dim=0).cpu().numpy(),
