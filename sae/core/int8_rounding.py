@@ -13,7 +13,7 @@ which the fast product uses to rule out most latents, and
     |x·w − s t x₁·p₁ − s t₂ x₁·p₂ − s₂ t x₂·p₁|
         ≤ (‖e₁‖ + ‖e₂‖) (‖f₁‖ + ‖f₂‖) + ‖e₂‖ ‖w‖ + (‖x‖ + ‖e₂‖) ‖f₂‖,
 
-some 75 times smaller, which rules out most of the others. Rounding in float32, of the turned
+much smaller, which rules out most of the others. Rounding in float32, of the turned
 vectors, the scales and the sums, is below 2⁻¹⁶ ‖x‖ ‖w‖, which is added to both.
 """
 # Kernels are no Python: numba finds the types of their arguments.
@@ -69,7 +69,8 @@ class Packed(NamedTuple):
     """(latent, 2 · width) int8: `p₂` and `p₁`."""
     facts: np.ndarray
     """(latent, 6) float32: t, upper bounds of ‖w‖, ‖f₁‖ and ‖f₂‖, what the number that is added
-    is too large by at most, and the sum of all integers."""
+    is too large by at most, and the sum of all integers. Side by side, as they are read where
+    one latent is looked at; `numbers` are read for a tile's latents together."""
 
 
 def packed(
@@ -266,15 +267,8 @@ def _pack_tiles(first, last, weight, bias, bound, packed):
             for integer in fine[j]:
                 total += integer
             numbers[0, j], numbers[1, j], numbers[2, j], numbers[3, j] = scale, shift, norm, f1
-            row = facts[j]
-            row[0], row[1], row[2], row[3], row[4], row[5] = (
-                scale,
-                norm,
-                f1,
-                f2,
-                2 * slack,
-                total,
-            )
+            facts[j, 0], facts[j, 1], facts[j, 2], facts[j, 3] = scale, norm, f1, f2
+            facts[j, 4], facts[j, 5] = 2 * slack, total
         _pack_tile(p, fine, packed.tiles, packed.starts)
 
 

@@ -31,9 +31,9 @@ _BATCHES = 16
 _SORTED_BYTES, _ENCODED_BYTES = 20, 13
 _SAMPLE_ROWS, _MEASURED_ROWS = 1024, 2048
 _SHARE_OF_FREE = 0.8
-# A step over the encoder's float32 product alone, where 8-bit products may find active latents
-# and where float32 does (benchmarks/results/floor.md).
-_STEP_OVER_PRODUCT = {True: 1.1, False: 1.7}
+# A step over the encoder's float32 product alone, and where 8-bit products find active latents
+# (benchmarks/results/floor.md, on a CPU).
+_STEP_OVER_PRODUCT, _STEP_WITH_INT8 = 1.7, 1.1
 # What a step takes beside: some hundred calls of small kernels.
 _STEP_SECONDS = 8e-3
 _CGROUP = Path("/sys/fs/cgroup")
@@ -180,7 +180,9 @@ def _seconds_for(configs: Sequence[TrainConfig], widths: Sequence[int]) -> float
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - began)
-    step = _STEP_OVER_PRODUCT["int8" in matmuls_here(device, torch.float32)]
+    int8 = device.type == "cpu" and "int8" in matmuls_here(device, torch.float32)
+    asked = {config.matmul for config in configs}
+    step = _STEP_WITH_INT8 if int8 and asked <= {"auto", "int8"} else _STEP_OVER_PRODUCT
     return step * multiplications * best / side**3 + _STEP_SECONDS * n_steps
 
 
