@@ -87,7 +87,7 @@ def _speed() -> list[dict[str, object]]:
             {
                 "dictionary": name,
                 "L0": round(n_active / atlas.record.n_rows, 1),
-                "tokens": f"{atlas.manifest['n_rows']:,}",
+                "tokens": f"{atlas.record.n_rows:,}",
                 "product alone (s)": round(product, 1),
                 "whole command (s)": round(seconds, 1),
                 "of the product's speed": f"{product / seconds:.0%}",
