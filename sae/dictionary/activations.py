@@ -47,6 +47,8 @@ class Activation(ABC):
     """Whether SAELens has a class for autoencoders with this activation."""
     transcodes_in_saelens: ClassVar[bool] = False
     """Whether SAELens has a class for transcoders with this activation."""
+    each_alone: ClassVar[bool] = True
+    """Whether what a latent's activation is does not depend on the other latents."""
     never: ClassVar[tuple[str, ...]] = ()
     """Tensors whose largest entries stand for "never": a smaller float type may cut them."""
 
@@ -165,6 +167,7 @@ class TopK(Activation):
     code: ClassVar[str] = """\
 values, latents = torch.relu(pre).topk({k}, dim=-1)
 acts = torch.zeros_like(pre).scatter(-1, latents, values)"""
+    each_alone: ClassVar[bool] = False
 
     k: int
     """Latents of a row that are active, at most."""

@@ -93,7 +93,7 @@ def _is_repository(folder: Path, files: Sequence[Path]) -> bool:
 
 def _card(readme: Path) -> dict[str, object]:
     """Return the YAML at the head of a page; empty if there is none."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     if not readme.is_file():
         return {}

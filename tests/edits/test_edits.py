@@ -35,6 +35,7 @@ from sae.edits import (
     Rows,
     Splice,
     Where,
+    Window,
     edited,
 )
 from sae.models.hooks import find_site, read_activations
@@ -111,7 +112,7 @@ def test_strength_zero_leaves_the_logits_bit_equal_even_beside_a_steered_sequenc
 
 def test_adding_nothing_keeps_the_sign_of_a_zero():
     y = torch.tensor([[-0.0, 0.0, 1.0]])
-    rows = Rows(torch.tensor([0]), torch.tensor([5]), 1)
+    rows = Rows(torch.tensor([5]), Window(1, 0, 6))
     found = Add(torch.zeros(3)).apply(y, y, rows)
     assert torch.equal(found.signbit(), y.signbit())
 
@@ -341,7 +342,9 @@ def test_a_change_sees_what_another_place_holds_in_the_same_forward(
 def test_an_edit_from_a_later_place_is_refused_and_leaves_no_hook(llama):
     early, late = (find_site(llama, f"blocks.{i}.hook_resid_post") for i in (0, 2))
     count = hook_count(llama)
-    with pytest.raises(UserError, match=r"resid_post comes before hook_name=blocks\.2"):
+    with pytest.raises(
+        UserError, match=r"reads blocks\.2\.hook_resid_post, which the model computes later"
+    ):
         run(llama, [Edit(early, By(), ALL, late)])
     assert hook_count(llama) == count
 
@@ -359,7 +362,7 @@ def test_no_forward_is_edited_by_what_another_one_held():
     source, site = (Site(name, name, "output") for name in ("sometimes", "always"))
     with edited(model, [Edit(site, Splice(torch.neg), ALL, source)]):
         assert torch.equal(model(x), -x)
-        with pytest.raises(UserError, match="always comes before hook_name=sometimes"):
+        with pytest.raises(UserError, match="an edit of always reads sometimes"):
             model(x, whole=False)
 
 
@@ -371,7 +374,7 @@ def seen_while_writing(model: Any, prompt: Tensor, **settings: Any) -> list[list
     same = By()
     with edited(model, [Edit(find_site(model, POST), same, ALL)]):
         write(model, prompt, 4, **settings)
-    return [rows.position.tolist() for _, _, rows in same.calls]
+    return [rows.column.tolist() for _, _, rows in same.calls]
 
 
 def write(model: Any, prompt: Tensor, n: int, **settings: Any) -> Tensor:
@@ -416,7 +419,7 @@ def test_a_cache_that_is_handed_over_by_position_or_was_filled_before_counts_too
                 else:
                     llama(TOKENS[:, 4:8], past_key_values=cache)
         ((_, _, rows),) = same.calls
-        assert rows.position.tolist() == [6, 7] * 3
+        assert rows.column.tolist() == [6, 7] * 3
         assert rows.sequence.tolist() == [0, 0, 1, 1, 2, 2]
 
 
@@ -467,7 +470,7 @@ def test_the_last_position_is_the_one_that_the_next_token_is_predicted_from(llam
     site, same = find_site(llama, POST), By()
     with edited(llama, [Edit(site, same, Last())]):
         write(llama, TOKENS[:2, :5], 3)
-    assert [rows.position.tolist() for _, _, rows in same.calls] == [[4, 4], [5, 5], [6, 6]]
+    assert [rows.column.tolist() for _, _, rows in same.calls] == [[4, 4], [5, 5], [6, 6]]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])

@@ -283,7 +283,7 @@ def test_a_transcoder_replaces_text_positions_and_leaves_special_tokens(model, t
 
 def test_a_transcoder_that_goes_backwards_through_the_model_is_refused(model, tokens):
     with pytest.raises(
-        UserError, match=r"hook_name_out=blocks\.1\.hook_resid_mid comes before"
+        UserError, match=r"an edit of blocks\.1\.hook_resid_mid reads .* computes later"
     ):
         transcoder_scores(model, tokens, identity(), source=MLP, point=MID)
 

@@ -287,9 +287,9 @@ class Lists(Written):
 
 
 @pytest.mark.slow
-def test_an_edit_mode_is_one_class_in_one_file(house, tiny_model):
+def test_a_change_of_activations_is_one_class_in_one_file(house, tiny_model):
     house.change(
-        "edits.py",
+        "edits/changes.py",
         (
             "@dataclass(frozen=True, slots=True)\nclass Put:",
             "@dataclass(frozen=True, slots=True)\nclass Scale:\n"
@@ -304,7 +304,8 @@ def test_an_edit_mode_is_one_class_in_one_file(house, tiny_model):
         "-c",
         f"""
 import torch
-from sae.edits import ALL_BUT_FIRST, Edit, Scale, edited
+from sae.edits import ALL_BUT_FIRST, Edit, edited
+from sae.edits.changes import Scale
 from sae.models import ModelConfig, find_site, load_model
 model = load_model(ModelConfig(name={str(tiny_model)!r}))
 site = find_site(model.module, "blocks.1.hook_resid_post")
@@ -320,4 +321,33 @@ print(torch.equal(seen[1][:, others], 0.5 * seen[0][:, others]))
 """,
     )
     assert said.splitlines()[:2] == ["True", "True"]
-    assert house.changed == ["edits.py"]
+    assert house.changed == ["edits/changes.py"]
+
+
+def test_an_edit_mode_is_one_entry_in_one_file(house, tiny_run, tiny_model):
+    house.change(
+        "edits/modes.py",
+        (
+            '    "ablate": Mode(',
+            '    "mirror": Mode("-2·f·w", lambda a, t: -a, "nothing", ("feature",)),\n'
+            '    "ablate": Mode(',
+        ),
+    )
+    dictionary = str(tiny_run / "dictionaries/weak")
+    said = house.runs(
+        "-c",
+        f"""
+import sae, torch
+m = sae.model({str(tiny_model)!r})
+text, hook, folder = "the river ran past", "blocks.1.hook_resid_post", {dictionary!r}
+d, x = sae.load(folder), m.activations(text, hook)
+j = int(d.encode(x)[1:].mean(0).argmax())
+sae.Edits((sae.edit(dictionary=folder, feature=j, do="mirror"),)).save("edits.yaml")
+with m.edited("edits.yaml"):
+    found = m.activations(text, hook)
+codes = d.encode(x)[1:, j : j + 1]
+print(torch.allclose(found[1:], x[1:] - 2 * codes * d.W_dec[j], atol=1e-4), bool(codes.any()))
+""",
+    )
+    assert said.splitlines()[-1] == "True True"
+    assert house.changed == ["edits/modes.py"]

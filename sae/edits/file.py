@@ -1,0 +1,186 @@
+"""`Edits`: a list of edits, in Python and in a YAML or JSON file, with one digest."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sae.base import UserError, digest, nearest, require, write_text
+from sae.base.names import check_names
+from sae.edits.parse import record_of
+from sae.edits.record import EditRecord
+
+FORMAT = 1
+_KEYS = ("format", "model", "model_digest", "edits")
+_LARGEST = 1 << 20
+"""Bytes of an edit file: it holds no tensors, so a larger one is something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """Edits that belong together, made in this order.
+
+    `Edits.read("edits.yaml")` reads a file, `save` writes one, and `digest` identifies what
+    it says, whichever way it is written.
+    """
+
+    records: tuple[EditRecord, ...]
+    model: str | None = None
+    """Name of the model that they are for."""
+    model_digest: str | None = None
+    """Digest of its weights; any other model is refused."""
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Edits":
+        """Read an edit file.
+
+        Raises:
+            UserError: with a sentence for each thing that is wrong in it.
+        """
+        check_names(path)
+        place = Path(path)
+        require(place.is_file(), f"{path} is no edit file; give one, as docs/edits.md has it")
+        require(
+            place.stat().st_size <= _LARGEST,
+            f"{path} has {place.stat().st_size:,} bytes, and an edit file has no more than "
+            f"{_LARGEST:,}; give one, as docs/edits.md has it",
+        )
+        try:
+            text = place.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise UserError(f"{path} is not readable as text: {error}") from error
+        return parsed_edits(text, str(path), is_json=place.suffix == ".json")
+
+    @classmethod
+    def from_plain(cls, found: object, where: str = "edits") -> "Edits":
+        """Return the edits that plain data describes: what a file holds, or a list of edits.
+
+        Raises:
+            UserError: with a sentence for each thing that is wrong in it.
+        """
+        if isinstance(found, list):
+            found = {"edits": found}
+        if not isinstance(found, Mapping) or not isinstance(found.get("edits"), list):
+            raise UserError(f"{where} holds no list of edits; give edits: and a list of them")
+        version = found.get("format", FORMAT)
+        require(
+            version == FORMAT,
+            f"{where} is of format {version!r:.20}, and this version of sae-atlas reads format "
+            f"{FORMAT}; update it, or write the file again",
+        )
+        wrong = [
+            f"{key!r:.60} is no key of an edit file{nearest(str(key), _KEYS)}"
+            for key in found
+            if key not in _KEYS
+        ]
+        wrong += (
+            f"{key}={found[key]!r:.60}; give text"
+            for key in ("model", "model_digest")
+            if not isinstance(found.get(key), str | None)
+        )
+        made = [record_of(one, f"edits[{i}]", wrong) for i, one in enumerate(found["edits"])]
+        if wrong:
+            raise UserError("\n".join(f"{where}: {sentence}" for sentence in wrong))
+        records = tuple(record for record in made if record is not None)
+        return cls(records, found.get("model"), found.get("model_digest"))
+
+    def to_plain(self) -> dict[str, object]:
+        """Return what a file holds.
+
+        Raises:
+            UserError: if an edit holds a tensor, which no file does.
+        """
+        about = {"model": self.model, "model_digest": self.model_digest}
+        said = {key: value for key, value in about.items() if value is not None}
+        return {"format": FORMAT, **said, "edits": [r.to_plain() for r in self.records]}
+
+    @property
+    def digest(self) -> str:
+        """Identifies what the edits say."""
+        return digest(self.to_plain())
+
+    def save(self, path: str | Path) -> None:
+        """Write an edit file: JSON if its name ends in `.json`, else YAML."""
+        check_names(path)
+        found = self.to_plain()
+        if Path(path).suffix == ".json":
+            text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+        else:
+            text = yaml.safe_dump(
+                found, sort_keys=False, allow_unicode=True, default_flow_style=None
+            )
+        write_text(Path(path), text)
+
+
+def parsed_edits(text: str, where: str, *, is_json: bool = False) -> Edits:
+    """Return the edits in the text of a file; all JSON is YAML too.
+
+    Raises:
+        UserError: with a sentence for each thing that is wrong in it.
+    """
+    try:
+        found = _loaded(text, is_json=is_json)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{where} is not readable as YAML or JSON: {said}") from error
+    return Edits.from_plain(found, where)
+
+
+def edits_of(given: Any) -> Edits:
+    """Return edits, from a file's name, one edit, or a list of edits as records or data.
+
+    Raises:
+        UserError: with a sentence for each thing that is wrong.
+    """
+    if isinstance(given, Edits):
+        return given
+    if isinstance(given, str | Path):
+        return Edits.read(given)
+    if isinstance(given, EditRecord):
+        return Edits((given,))
+    if isinstance(given, Mapping):
+        return Edits.from_plain(given if "edits" in given else [given])
+    if not isinstance(given, Iterable):
+        raise UserError(f"{given!r:.60} is no edit; give sae.edit(...), a list, or a file")
+    wrong: list[str] = []
+    made = [
+        one if isinstance(one, EditRecord) else record_of(one, f"edits[{i}]", wrong)
+        for i, one in enumerate(given)
+    ]
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return Edits(tuple(one for one in made if one is not None))
+
+
+def _loaded(text: str, *, is_json: bool) -> Any:
+    return json.loads(text, object_pairs_hook=_once) if is_json else yaml.load(text, _Loader)
+
+
+def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return an object of these keys, none of which may be given twice."""
+    seen: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in seen:
+            raise ValueError(f"{key} is given twice")
+        seen[key] = value
+    return seen
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Reads YAML without what surprises: keys given twice, and 1e3 taken for text."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        _once([(key.value, None) for key, _ in node.value])
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,189 @@
+"""Which positions of which sequences an edit touches, counted in texts and not in columns.
+
+A batch may be padded on the left, a prompt may come in pieces, a model writes one token at a
+time with a key-value cache or reads everything again without one: the positions of a text stay
+the same. Position 0 is the first token of a sequence that is no padding.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sae.base import require
+
+Chosen = Bool[Tensor, "sequence position"]
+Span = tuple[int, int | None]
+"""A half-open range of positions. One below 0 is counted from the end; None is the end."""
+EVERYWHERE: tuple[Span, ...] = ((0, None),)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one forward pass computes of a batch of sequences: columns `start` to `end`.
+
+    While a model writes with a key-value cache, the first forward has the whole prompt, say
+    columns 0 to 9, and the following ones 9 to 10, 10 to 11, ...
+    """
+
+    n_sequences: int
+    start: int
+    end: int
+    prompt_end: int | None = None
+    """Column at which what the model writes begins; `end` if left out, as in a single pass."""
+    attended: Int[Tensor, "sequence column"] | None = None
+    """0 where there is padding; None where there is none. It may end before `end`."""
+    copies: int = 1
+    """Sequences in a row that are of one text, as the beams of a search are."""
+
+    @cached_property
+    def padding(self) -> Int[Tensor, "sequence 1"]:
+        """Columns of padding before each text."""
+        if self.attended is None:
+            return torch.zeros(self.n_sequences, 1, dtype=torch.int64)
+        return self.attended.bool().int().argmax(1, keepdim=True)
+
+    @cached_property
+    def positions(self) -> Int[Tensor, "sequence position"]:
+        """The position in its text of each column; padding before a text is below 0."""
+        return torch.arange(self.start, self.end) - self.padding
+
+    @cached_property
+    def prompt_lengths(self) -> Int[Tensor, "sequence 1"]:
+        """Tokens of each prompt."""
+        end = self.end if self.prompt_end is None else self.prompt_end
+        if self.attended is None:
+            return end - self.padding
+        return self.attended[:, :end].bool().sum(1, keepdim=True)
+
+    @cached_property
+    def is_text(self) -> Chosen:
+        """Which columns are no padding."""
+        found = self.positions >= 0
+        if self.attended is not None:
+            own = self.attended[:, self.start : self.end].bool()
+            found[:, : own.shape[1]] &= own
+        return found
+
+
+@runtime_checkable
+class Positions(Protocol):
+    """A choice of positions in sequences."""
+
+    def mask(self, window: Window) -> Chosen:
+        """Return which of the columns in `window` are chosen, in each sequence."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class From:
+    """All positions from one on."""
+
+    first: int
+
+    def mask(self, window: Window) -> Chosen:
+        return window.is_text & (window.positions >= self.first)
+
+
+ALL = From(0)
+ALL_BUT_FIRST = From(1)
+"""The first position holds the token that begins a text: no feature is trained on it, and
+models use it as a sink for attention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """The last position of each forward pass, from which the next token is predicted."""
+
+    def mask(self, window: Window) -> Chosen:
+        at = torch.arange(window.start, window.end)
+        return (at == window.end - 1).expand(window.n_sequences, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The columns at which a mask is true.
+
+    It says which tokens are text, for example, or where an edit is wanted in each sequence.
+    """
+
+    chosen: Chosen
+
+    def mask(self, window: Window) -> Chosen:
+        n_sequences, n_positions = self.chosen.shape
+        require(
+            n_sequences * window.copies == window.n_sequences and window.end <= n_positions,
+            f"the mask of an edit has {n_sequences} sequences of {n_positions} positions, but "
+            f"the model is run on {window.n_sequences // window.copies} of {window.end}; give "
+            "one that covers them, tokens still to be written included",
+        )
+        found = self.chosen[:, window.start : window.end]
+        return found.repeat_interleave(window.copies, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Parts of the prompt and of what is written after it, in some of the sequences."""
+
+    prompt: tuple[Span, ...] = EVERYWHERE
+    """Ranges of the prompt, from its first token."""
+    generated: tuple[Span, ...] = EVERYWHERE
+    """Ranges of the tokens that the model writes, from the first of them."""
+    but: tuple[Span, ...] = ()
+    """Ranges of whole sequences that are left out of both."""
+    sequences: tuple[int, ...] | None = None
+    """Sequences of the batch; all if left out."""
+
+    def mask(self, window: Window) -> Chosen:
+        at, length = window.positions, window.prompt_lengths
+        after = at - length
+        chosen = _within(at, self.prompt, length) & (after < 0)
+        if window.prompt_end is not None and window.end > window.prompt_end:
+            chosen |= _within(after, self.generated, None) & (after >= 0)
+        chosen &= window.is_text
+        if self.but:
+            chosen &= ~_within(at, self.but, length)
+        if self.sequences is not None:
+            n = window.n_sequences // window.copies
+            require(
+                max(self.sequences) < n,
+                f"an edit is for sequence {max(self.sequences)} of a batch, but the model is "
+                f"run on {n}",
+            )
+            own = torch.zeros(n, 1, dtype=torch.bool)
+            own[list(self.sequences)] = True
+            chosen &= own.repeat_interleave(window.copies, 0)
+        return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """All that one of several choices chooses."""
+
+    choices: tuple[Positions, ...]
+
+    def mask(self, window: Window) -> Chosen:
+        first, *others = (choice.mask(window) for choice in self.choices)
+        for other in others:
+            first = first | other
+        return first
+
+
+def _within(at: Tensor, spans: tuple[Span, ...], length: Tensor | None) -> Chosen:
+    """Return which positions are in one of the spans; those below 0 count from `length`."""
+    if spans == EVERYWHERE:
+        return torch.ones_like(at, dtype=torch.bool)
+    found = torch.zeros_like(at, dtype=torch.bool)
+    for span in spans:
+        first, last = span
+        inside = at >= _counted(first, length)
+        found |= inside if last is None else inside & (at < _counted(last, length))
+    return found
+
+
+def _counted(end: int, length: Tensor | None) -> int | Tensor:
+    """Return an end of a span, counted from the beginning."""
+    return end if end >= 0 or length is None else (length + end).clamp_min(0)
