@@ -13,6 +13,7 @@ from sae.models.load import (
     recorded_model,
     recorded_name,
     resolve_device,
+    wrapped_model,
 )
 from sae.models.record import ModelRecord
 from sae.models.site import Site
@@ -36,4 +37,5 @@ __all__ = [
     "recorded_model",
     "recorded_name",
     "resolve_device",
+    "wrapped_model",
 ]

@@ -239,6 +239,36 @@ def adopted_model(module: nn.Module, like: ModelRecord) -> LanguageModel:
     return LanguageModel(module, tokenizer, record, marks, usable_positions(module))
 
 
+def wrapped_model(
+    module: nn.Module, tokenizer: Any = None, bos_token: str | None = None
+) -> LanguageModel:
+    """Return a module of `transformers` that somebody loaded, as it is.
+
+    Args:
+        tokenizer: its tokenizer; that of the name it was loaded by if left out.
+        bos_token: the token before every text, if not the tokenizer's own.
+
+    Raises:
+        UserError: if it has no name and no tokenizer is given.
+    """
+    name = str(getattr(getattr(module, "config", None), "name_or_path", ""))
+    require(tokenizer is not None or name != "", "this model has no name; give its tokenizer")
+    tokenizer = tokenizer or load_tokenizer(ModelConfig(name=name))
+    causal, name = is_causal(module, name), name or "this model"
+    marks = find_marks(tokenizer, name, bos_token, causal=causal, usual=_usual_token(name))
+    record = ModelRecord(
+        name=name,
+        hub_id=name,
+        weight_digest=weight_digest(module),
+        causal=causal,
+        dtype=str(next(iter(module.parameters())).dtype).removeprefix("torch."),
+        bos_token=bos_token,
+        begin=marks.begin,
+        end=marks.end,
+    )
+    return LanguageModel(module, tokenizer, record, marks, usable_positions(module))
+
+
 def load_skeleton(config: ModelConfig) -> nn.Module:
     """Return the model's modules without weights, on the meta device, to check hooks quickly.
 

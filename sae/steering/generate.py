@@ -24,6 +24,19 @@ class Sampling:
     temperature: float
     """0 takes the likeliest token every time."""
     seed: int
+    to_the_end: bool = True
+    """Whether the token that ends a text is never drawn. Else what follows it is padding, and
+    fewer tokens come where all texts have ended."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_new_tokens >= 1,
+            f"max_new_tokens={self.max_new_tokens}; give 1 or more",
+        )
+        require(
+            0 <= self.temperature < math.inf,
+            f"temperature={self.temperature}; give a finite number from 0 on",
+        )
 
 
 def unit_dose(
@@ -78,20 +91,26 @@ def generate(
     sampling: Sampling,
     *,
     use_cache: bool = True,
-    noise: "SharedNoise | None" = None,
+    noise: Callable[[Tensor, Tensor], Tensor] | None = None,
+    attention_mask: Int[Tensor, "sequence position"] | None = None,
 ) -> Int[Tensor, "sequence new_position"]:
     """Return the ids of `max_new_tokens` tokens that the model writes after each prompt.
 
-    The token that ends a text is never drawn. Edits are in force while the model reads the
-    prompts and while it writes; `noise` is added to the scores of the next token. The caller's
-    random state is left alone.
+    Edits are in force while the model reads the prompts and while it writes; `noise` is added
+    to the scores of the next token. The caller's random state is left alone.
+
+    Args:
+        attention_mask: 0 where there is padding, which stands before a prompt; by default
+            there is none.
     """
     devices = [model.device] if model.device.type == "cuda" else []
+    if attention_mask is None:
+        attention_mask = torch.ones_like(prompts)
     with torch.inference_mode(), torch.random.fork_rng(devices), edited(model.module, edits):
         torch.manual_seed(sampling.seed)
         texts: Tensor = model.module.generate(
             prompts,
-            attention_mask=torch.ones_like(prompts),
+            attention_mask=attention_mask,
             generation_config=_settings(model, sampling, use_cache),
             logits_processor=[] if noise is None else [noise],
         )
@@ -112,7 +131,7 @@ def _settings(model: LanguageModel, sampling: Sampling, use_cache: bool) -> Any:
     return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         # Until then the token that ends a text is not drawn.
-        min_new_tokens=sampling.max_new_tokens,
+        min_new_tokens=sampling.max_new_tokens if sampling.to_the_end else None,
         eos_token_id=model.tokenizer.eos_token_id,
         pad_token_id=model.marks.pad,
         num_beams=1,

@@ -1,0 +1,322 @@
+"""`Model`: a language model in the hands of somebody who asks it things, in Python."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sae.base import UserError, require
+from sae.dictionary import Dictionary
+from sae.edits.aim import Subject
+from sae.edits.file import Edits, edits_of
+from sae.edits.forward import Edit, edited
+from sae.edits.library import Library
+from sae.edits.plan import Planner
+from sae.models import (
+    LanguageModel,
+    ModelConfig,
+    find_site,
+    load_model,
+    locate,
+    read_activations,
+    wrapped_model,
+)
+from sae.steering.generate import Sampling, check_writes
+from sae.steering.writing import chat_ids, checked_prompt_ids, write
+from sae.text.features import TextFeatures
+from sae.text.token_texts import TokenTexts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_ROWS = 256
+"""Rows that are encoded at once, so that a long text needs no more memory than a short one."""
+
+
+def model(
+    name: "str | nn.Module" = "smollm2",
+    *,
+    tokenizer: Any = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    revision: str | None = None,
+    bos_token: str | None = None,
+    trust_remote_code: bool = False,
+) -> "Model":
+    """Load a language model to ask it things: features of a text, continuations, edits.
+
+        m = sae.model("smollm2")
+        with m.edited(sae.edit(dictionary=folder, feature=412, do="add", by=8)):
+            print(m.generate("I went for a walk and"))
+
+    Args:
+        name: an embedded name, a local folder, a Hub id, or a model of `transformers` that is
+            loaded already, which is used as it is.
+        tokenizer: that of a loaded model; by default the one of its name.
+        device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is one.
+        dtype: precision: float32, bfloat16 or float16.
+        revision: branch, tag or commit on the Hub.
+        bos_token: token before every text, if not the tokenizer's own; `none` for none.
+        trust_remote_code: allow code that comes with the model to run on this machine.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    if isinstance(name, nn.Module):
+        return Model(wrapped_model(name, tokenizer, bos_token))
+    require(tokenizer is None, f"tokenizer is for a loaded model; {name} brings its own")
+    config = ModelConfig(
+        name=name,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        bos_token=bos_token,
+        trust_remote_code=trust_remote_code,
+    )
+    return Model(load_model(config))
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A language model with what it is asked: made by `sae.model`.
+
+    `module` and `tokenizer` are those of `transformers`, and may be used as ever; an edit made
+    with `edited` holds for everything that runs through `module`.
+    """
+
+    language_model: LanguageModel
+    _library: Library = field(default_factory=Library)
+
+    @property
+    def module(self) -> Any:
+        """The model of `transformers`."""
+        return self.language_model.module
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self.language_model.tokenizer
+
+    def __repr__(self) -> str:
+        """One line: its name, size, precision and device."""
+        record, n = self.language_model.record, sum(p.numel() for p in self.module.parameters())
+        device = self.language_model.device
+        return (
+            f"Model({record.hub_id}, {n / 1e6:,.0f} million weights, {record.dtype}, {device})"
+        )
+
+    def tokens(self, text: str) -> list[str]:
+        """Return the text of each token of a text, those that the model has around it too."""
+        return TokenTexts(self.tokenizer).in_context(self._ids(text).tolist())
+
+    def activations(self, text: str, hook_name: str) -> Float[Tensor, "position d"]:
+        """Return the activations of a text at a hook, a row for each of its `tokens`.
+
+        Raises:
+            UserError: for an empty text, one longer than the model reads, or an unknown hook.
+        """
+        return self._read(text, find_site(self.module, hook_name))
+
+    def features(self, text: str, dictionary: "str | Dictionary") -> TextFeatures:
+        """Return which features of a dictionary are active in a text, a row for each token.
+
+        Args:
+            text: is read as a harvest reads a document; at special tokens nothing is active.
+            dictionary: one that is loaded, or its folder or place on the Hub.
+
+        Raises:
+            UserError: for an empty text, one longer than the model reads, or a dictionary that
+                does not say which hook it reads.
+        """
+        found = self._dictionary(dictionary)
+        x = self._read(text, locate(self.module, found.reads[0].place))
+        ids = self._ids(text).cpu()
+        special = torch.isin(ids, torch.tensor(self.language_model.special_token_ids))
+        parts = []
+        for rows in torch.split(torch.arange(len(ids)), _ROWS):
+            acts = found.encode(x[rows].to(found.W_enc.device)).float().cpu()
+            acts[special[rows]] = 0
+            parts.append(acts.to_sparse())
+        return TextFeatures(self.tokens(text), torch.cat(parts).coalesce(), special)
+
+    @contextmanager
+    def edited(
+        self,
+        edits: "str | Path | Edits | object" = (),
+        *,
+        per_sequence: Sequence[object] | None = None,
+    ) -> Iterator["Model"]:
+        """Make edits in whatever runs through the model inside this context.
+
+        Args:
+            edits: one `sae.edit(...)`, a list of them, or the name of an edit file.
+            per_sequence: edits for each sequence of a batch, one after the other; None for one
+                that is left alone.
+
+        Raises:
+            UserError: with a sentence for each edit that cannot be made.
+        """
+        with edited(self.module, self.planned(edits, per_sequence=per_sequence)):
+            yield self
+
+    def planned(
+        self, edits: object = (), *, per_sequence: Sequence[object] | None = None
+    ) -> list[Edit]:
+        """Return what `edited` does, as the tensors and places that it takes in this model."""
+        planner = Planner(self.subject, self._library)
+        aims = planner.aims(edits_of(edits))
+        for i, own in enumerate(per_sequence or ()):
+            aims += planner.aims(edits_of(() if own is None else own), (i,))
+        return [*planner.edits(aims)]
+
+    @property
+    def subject(self) -> Subject:
+        """What edits are planned for."""
+        model = self.language_model
+        return Subject(model.module, model.record, len(model.marks.begin), model.text_ids)
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        seed: int = ...,
+        to_the_end: bool = ...,
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        prompt: list[str],
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        seed: int = ...,
+        to_the_end: bool = ...,
+    ) -> list[str]: ...
+    def generate(
+        self,
+        prompt: str | list[str],
+        *,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int = 0,
+        to_the_end: bool = False,
+    ) -> str | list[str]:
+        """Return what the model writes after a prompt, or after each of several.
+
+        Prompts of different lengths are written on in one batch.
+
+        Args:
+            prompt: a beginning, or a list of them, for which a list is returned.
+            max_new_tokens: how much is written at most.
+            temperature: 0 takes the likeliest token every time.
+            seed: of sampling; the random state of torch is left alone.
+            to_the_end: whether to write all `max_new_tokens`, and no token that ends a text.
+
+        Raises:
+            UserError: for a model that writes nothing, an empty prompt, or one too long for
+                what is to be written.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        how = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            to_the_end=to_the_end,
+        )
+        ids = [checked_prompt_ids(self.language_model, one) for one in prompts]
+        texts = [written.text for written in write(self.language_model, ids, how)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, str]],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> str:
+        """Return the answer of a model that was trained to chat.
+
+        Args:
+            messages: what is asked, or a conversation of `{"role": ..., "content": ...}`.
+            max_new_tokens: how much is written at most.
+            temperature: 0 takes the likeliest token every time.
+            seed: of sampling.
+
+        Raises:
+            UserError: for a model without a chat template, or a conversation it cannot hold.
+        """
+        how = Sampling(
+            max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, to_the_end=False
+        )
+        (written,) = write(self.language_model, [chat_ids(self.language_model, messages)], how)
+        return written.text
+
+    @overload
+    def logprobs(self, prompt: str) -> Float[Tensor, " vocabulary"]: ...
+    @overload
+    def logprobs(self, prompt: str, continuation: str) -> float: ...
+    def logprobs(self, prompt: str, continuation: str | None = None) -> Tensor | float:
+        """Return log-probabilities, in nats, of what follows a prompt.
+
+        Args:
+            prompt: a beginning.
+            continuation: a text whose log-probability is wanted, with the space before it.
+
+        Returns:
+            A tensor (vocabulary,) for the next token, or one number for a continuation.
+
+        Raises:
+            UserError: for a model that writes nothing, an empty prompt or continuation, or a
+                text longer than the model reads.
+        """
+        check_writes(self.language_model)
+        before = checked_prompt_ids(self.language_model, prompt)
+        after = torch.tensor([], dtype=torch.int64, device=before.device)
+        if continuation is not None:
+            after = torch.from_numpy(self.language_model.text_ids(continuation)).to(after)
+            require(len(after) > 0, "the continuation is empty; write something")
+        self._check_length(len(before) + len(after))
+        ids = torch.cat([before, after])[None]
+        with torch.inference_mode():
+            logits = self.module(ids, use_cache=False).logits[0, len(before) - 1 :]
+        log_probs = logits.float().log_softmax(-1)
+        if continuation is None:
+            following: Tensor = log_probs[-1].cpu()
+            return following
+        return float(log_probs[:-1].gather(1, after[:, None]).sum())
+
+    def _ids(self, text: str) -> Int[Tensor, " position"]:
+        found = torch.from_numpy(self.language_model.document_ids(text)).long()
+        return found.to(self.language_model.device)
+
+    def _check_length(self, n: int) -> None:
+        limit = self.language_model.max_positions
+        if limit is not None and n > limit:
+            raise UserError(
+                f"the text has {n:,} tokens and the model reads {limit:,} at once; give a "
+                "shorter one"
+            )
+
+    def _read(self, text: str, site: Any) -> Float[Tensor, "position d"]:
+        require(
+            len(self.language_model.text_ids(text)) > 0, "the text is empty; write something"
+        )
+        ids = self._ids(text)
+        self._check_length(len(ids))
+        (x,) = read_activations(self.module, [site], ids[None]).values()
+        return x[0].float().clone()
+
+    def _dictionary(self, given: "str | Dictionary") -> Dictionary:
+        return (
+            given
+            if isinstance(given, Dictionary)
+            else self._library.dictionary(given).dictionary
+        )
