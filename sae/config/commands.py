@@ -102,6 +102,13 @@ _TABLE = (
         places=("run",),
         words="runs/default",
     ),
+    Command(
+        "serve --api",
+        "answer OpenAI's requests with the model of a run, under edits",
+        places=("run",),
+        words="runs/default",
+        home="sae.commands.serve_api",
+    ),
     Command("steer", "turn features up and down while the model writes, beside baselines"),
     Command(
         "export", "write a dictionary, its features and a card to a folder that others can load"
@@ -153,6 +160,24 @@ _TABLE = (
         words="activations runs/mine/cache.zarr model_name=gpt2",
     ),
     Command(
+        "edit check",
+        "say what is wrong with an edit file, and what its edits amount to in all units",
+        places=("file",),
+        words="edits.yaml",
+    ),
+    Command(
+        "edit export",
+        "write what edits add as a control vector, for llama.cpp, repeng or EasySteer",
+        places=("file", "out"),
+        words="edits.yaml edits.gguf",
+    ),
+    Command(
+        "edit bake",
+        "write an ordinary checkpoint with edits in its weights",
+        places=("file", "out"),
+        words="edits.yaml edited-model",
+    ),
+    Command(
         "atlas export",
         "write an atlas for Neuronpedia, SAEDashboard or circuit-tracer",
         places=("atlas", "out"),
@@ -176,7 +201,7 @@ sae: from text to steering, with sparse autoencoders
 Commands
 {commands}
 
-Commands with verbs, which sae cache --help and sae atlas --help list
+Commands with verbs, which sae cache --help lists, and so on
 {families}
 
 Start with: sae demo
@@ -184,6 +209,7 @@ Start with: sae demo
 COMMANDS = {command.name: command for command in _TABLE}
 FAMILIES = {
     "cache": "look into activation caches, check, merge, sample, export and import them",
+    "edit": "look into edit files, which say what is turned in a model",
     "atlas": "exchange atlases with Neuronpedia and other tools",
 }
 """First words of commands that have a verb behind them, with what the verbs are for."""

@@ -133,6 +133,9 @@ RUNS = [
     ("cache merge", ["{out}/two.zarr", "{run}/cache.zarr", "{out}/new/cache.zarr"]),
     ("cache export", ["{run}/cache.zarr", "{out}/rows"]),
     ("cache import", ["{out}/rows", "{out}/again.zarr", "model_name={model}"]),
+    ("edit check", ["{edits}", "model={model}", "out={out}/pinned.yaml"]),
+    ("edit export", ["{edits}", "{out}/edits.gguf", "model={model}"]),
+    ("edit bake", ["{edits}", "{out}/baked", "model={model}"]),
     ("atlas export", ["{run}/atlas/strong", "{out}/bulk", "model_id=m", "source=1-res-x"]),
     ("atlas import", ["{out}/bulk", "{run}/atlas/two"]),
 ]  # fmt: skip
@@ -145,7 +148,11 @@ def places(tmp_path_factory, tiny_run, tiny_model, tiny_text):
     broken = folder / "broken.jsonl"
     lines = [json.dumps({"text": text}) for text in sentences(200)]
     broken.write_text("\n".join(["{", *lines]))
-    found = {"run": folder / "run", "out": folder, "broken": broken}
+    edits = folder / "edits.yaml"
+    edits.write_text(
+        "edits: [{at: blocks.1.hook_resid_post, token: a, do: add, by: 2, where: {except: []}}]"
+    )
+    found = {"run": folder / "run", "out": folder, "broken": broken, "edits": edits}
     return found | {"model": tiny_model, "text": tiny_text}
 
 
@@ -180,7 +187,7 @@ def test_what_is_read_sometimes_is_read_where_it_matters(places):
 def test_the_commands_that_are_not_run_here_read_each_of_their_keys():
     """The server runs until it is stopped, the demo takes minutes."""
     missing = {command.name for command in COMMANDS.values()} - {name for name, _ in RUNS}
-    assert missing == {"serve", "demo"}
+    assert missing == {"serve", "serve --api", "demo"}
     for name in missing:
         command = COMMANDS[name]
         tree = ast.parse(inspect.getsource(sys.modules[command.config_class().__module__]))

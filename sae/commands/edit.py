@@ -1,0 +1,175 @@
+"""`sae edit check`: what is wrong with an edit file, and what its edits amount to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sae.base import UserError, atomic_path, require, say, show
+from sae.base.names import check_new
+from sae.edits.aim import Aim, Subject
+from sae.edits.bake import baked, save_baked
+from sae.edits.constants import constants, linear
+from sae.edits.control_vector import write_control_vector
+from sae.edits.file import Edits
+from sae.edits.library import Library
+from sae.edits.plan import Planner
+from sae.edits.told import told
+from sae.models import (
+    LanguageModel,
+    ModelConfig,
+    ModelRecord,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    record_without_weights,
+    recorded_config,
+    recorded_model,
+)
+from sae.run import check_free
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditCheckConfig:
+    """Say what is wrong with an edit file, and what each edit amounts to in all units.
+
+    The model's weights are not loaded for it.
+    """
+
+    file: str
+    """The edit file, YAML or JSON."""
+    model: str | None = None
+    """The model, where neither the file nor a dictionary of it says which."""
+    out: str | None = None
+    """File to write the same edits to, with the digests of model, dictionaries and vectors that
+    were found: then no others are taken for them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditExportConfig:
+    """Write what an edit file adds as a control vector, for llama.cpp, repeng or EasySteer.
+
+    Only edits can be written that add the same to every token.
+    """
+
+    file: str
+    """The edit file, YAML or JSON."""
+    out: str
+    """The GGUF file to write."""
+    model: str | None = None
+    """The model, where neither the file nor a dictionary of it says which."""
+    first_token: bool = False
+    """Take edits that leave out the token before a text, which is what they do by default, as
+    edits of all tokens: no control vector can leave one out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EditBakeConfig:
+    """Write a checkpoint with the edits of a file in its weights, which any engine runs.
+
+    Edits that add the same to every token can become weights, and those that scale a direction
+    in all that is written into the stream (`do: orthogonal`, `at: every_writer`).
+    """
+
+    file: str
+    """The edit file, YAML or JSON."""
+    out: str
+    """Folder of the checkpoint to write."""
+    model: str | None = None
+    """The model, where neither the file nor a dictionary of it says which."""
+    first_token: bool = False
+    """Take edits that leave out the token before a text, which is what they do by default, as
+    edits of all tokens: no weights can leave one out."""
+
+
+def export(config: EditExportConfig) -> Path:
+    """Write the control vector, and return its file."""
+    return _written(config, _export)
+
+
+def bake(config: EditBakeConfig) -> Path:
+    """Write the checkpoint, and return its folder."""
+    return _written(config, _bake)
+
+
+def _written(
+    config: EditExportConfig | EditBakeConfig,
+    write: Callable[[LanguageModel, list[Aim], bool, Path], None],
+) -> Path:
+    check_free(Path(config.out))
+    check_new(config.out)
+    edits, library = Edits.read(config.file), Library()
+    record = _model_of(edits, library, config)
+    if record.weights_known:
+        model = recorded_model(record, "cpu")
+    else:
+        model = load_model(ModelConfig(name=record.name, device="cpu"))
+    subject = Subject(model.module, model.record, len(model.marks.begin), model.text_ids)
+    aims = Planner(subject, library).aims(edits)
+    out = Path(config.out)
+    write(model, aims, config.first_token, out)
+    say(f"edit: {out} is written, with {len(aims)} edits of {model.record.hub_id}")
+    return out
+
+
+def _export(model: LanguageModel, aims: list[Aim], first_token: bool, out: Path) -> None:
+    found = constants(aims, "a control vector", first_token=first_token)
+    settings = model.module.config.get_text_config()
+    write_control_vector(out, found, settings.model_type, settings.num_hidden_layers)
+
+
+def _bake(model: LanguageModel, aims: list[Aim], first_token: bool, out: Path) -> None:
+    changed = baked(model.module, linear(aims, first_token=first_token))
+    with atomic_path(out) as temporary:
+        save_baked(changed, model.tokenizer, temporary)
+
+
+def check(config: EditCheckConfig) -> Edits:
+    """Check, print what the edits are, and return them, with digests if a file is written."""
+    if config.out is not None:
+        check_new(config.out)
+        require(not Path(config.out).exists(), f"{config.out} is there already; name another")
+    edits, library = Edits.read(config.file), Library()
+    record = _model_of(edits, library, config)
+    settings = recorded_config(record, "cpu")
+    tokenizer = load_tokenizer(settings)
+
+    def token_ids(text: str) -> Any:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    n_begin = len(record.begin or ())
+    subject = Subject(load_skeleton(settings), record, n_begin, token_ids)
+    aims = Planner(subject, library).aims(edits)
+    pinned = _pinned(edits, library, record)
+    shown = f"{config.file}: {len(aims)} edits of {record.hub_id}, digest {edits.digest}"
+    show("\n".join([shown, *(line for i, aim in enumerate(aims) for line in told(i, aim))]))
+    if config.out is None:
+        return edits
+    pinned.save(config.out)
+    say(f"edit check: {config.out} is written, with digests; its own is {pinned.digest}")
+    return pinned
+
+
+def _model_of(
+    edits: Edits, library: Library, config: EditCheckConfig | EditExportConfig | EditBakeConfig
+) -> ModelRecord:
+    """Return the record of the model that edits are of."""
+    for record in edits.records:
+        if record.dictionary is not None:
+            found = library.named(record).dictionary
+            if found.record.model is not None:
+                return found.record.model
+    name = edits.model or config.model
+    if name is None:
+        raise UserError(
+            f"{config.file} does not say of which model its edits are; give model=smollm2, or "
+            "a line model: in the file"
+        )
+    return record_without_weights(ModelConfig(name=name).name)
+
+
+def _pinned(edits: Edits, library: Library, model: ModelRecord) -> Edits:
+    """Return the edits with the digests of all that they refer to."""
+    records = tuple(replace(r, digest=library.digest(r)) for r in edits.records)
+    weights = model.weight_digest if model.weights_known else None
+    return replace(edits, records=records, model=model.hub_id, model_digest=weights)
