@@ -4,10 +4,12 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from aiohttp import web
 
 from sae.commands.serve import ServeConfig, pages_of
 from sae.pages.server.app import application
@@ -66,6 +68,13 @@ class Server:
 @contextmanager
 def serving(run: Path) -> Iterator[Server]:
     pages = pages_of(ServeConfig(run=str(run), device="cpu"))
+    with answering(lambda: application(pages, name_check("127.0.0.1"))) as server:
+        yield server
+
+
+@contextmanager
+def answering(make: Callable[[], web.Application]) -> Iterator[Server]:
+    """Any application behind a real server."""
     stops, ready = [], threading.Event()
 
     def started(stop) -> None:
@@ -73,7 +82,6 @@ def serving(run: Path) -> Iterator[Server]:
         ready.set()
 
     with listen("127.0.0.1", 0) as listening:
-        make = lambda: application(pages, name_check("127.0.0.1"))  # noqa: E731
         thread = threading.Thread(target=serve_until_stopped, args=(make, listening, started))
         thread.start()
         assert ready.wait(20)

@@ -1,0 +1,135 @@
+"""`sae serve --api`: the model of a run behind OpenAI's interface, with edits."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sae.base import UserError, nearest, require, say
+from sae.edits.file import Edits
+from sae.edits.parse import record_of
+from sae.interactive import Model
+from sae.models import recorded_model
+from sae.pages.server.completions import Complete, Completion, application
+from sae.pages.server.guard import is_loopback, name_check
+from sae.pages.server.listening import address_of, listen, serve_until_stopped
+from sae.run import Run
+from sae.steering.generate import Sampling
+from sae.steering.writing import Written, chat_ids, checked_prompt_ids, write
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServeApiConfig:
+    """Answer requests of OpenAI's interface with the model of a run, under edits.
+
+    `/v1/completions` and `/v1/chat/completions` take what OpenAI's clients send, and `edits`, a
+    list as in an edit file, in which a dictionary goes by its name in the run.
+    """
+
+    run: str = "runs/default"
+    """Folder of a run that has dictionaries."""
+    edits: str | None = None
+    """Edit file whose edits are made in every request that brings none of its own."""
+    host: str = "127.0.0.1"
+    """Address to listen on. The default is for this machine alone; with any other, whoever
+    reaches it can run the model."""
+    port: int = 8322
+    """Port to listen on; 0 takes any free one."""
+    device: str = "auto"
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
+    one."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.port <= 65_535, f"port={self.port}; give a number from 1 to 65535")
+        require(self.host.strip() != "", "host is empty; say 127.0.0.1 for this machine alone")
+
+
+def api(config: ServeApiConfig) -> None:
+    """Answer until Ctrl-C.
+
+    Raises:
+        UserError: for a run without dictionaries, edits that cannot be made, or a port that is
+            taken.
+    """
+    run, always = Run.at(config.run), Edits(())
+    if config.edits is not None:
+        always = Edits.read(config.edits)
+    name, dictionary = run.load(run.dictionary_names[0] if run.dictionary_names else None)
+    record = dictionary.record.model
+    if record is None:
+        raise UserError(
+            f"{name} does not say of which model it is; serve a run of this package"
+        )
+    with listen(config.host, config.port) as listening:
+        model = Model(recorded_model(record, config.device))
+        with model.edited(always):
+            pass
+        complete = complete_with(run, model, always)
+
+        def started(_: Callable[[], None]) -> None:
+            if not is_loopback(config.host):
+                say(
+                    f"serve: WARNING: with host={config.host} everybody who can reach this "
+                    "machine can run the model; there is no password"
+                )
+            say(f"serve: {record.hub_id} is at {address_of(listening)}v1 (Ctrl-C stops it)")
+
+        own = name_check(config.host)
+        serve_until_stopped(
+            lambda: application(record.hub_id, complete, own), listening, started
+        )
+    say("serve: stopped")
+
+
+def complete_with(run: Run, model: Model, always: Edits) -> Complete:
+    """Return what answers requests: under their own edits, or under those that are `always`."""
+
+    def complete(asked: Completion, check: Callable[[], None]) -> Sequence[Written]:
+        edits = always if asked.edits is None else _requested(run, asked.edits)
+        how = Sampling(
+            max_new_tokens=asked.max_tokens,
+            temperature=asked.temperature,
+            seed=asked.seed,
+            to_the_end=False,
+        )
+        lm = model.language_model
+        ids = [checked_prompt_ids(lm, prompt) for prompt in asked.prompts]
+        if asked.messages:
+            ids = [chat_ids(lm, asked.messages)]
+        with model.edited(edits):
+            return write(lm, ids, how, check)
+
+    return complete
+
+
+def _requested(run: Run, given: Sequence[object]) -> Edits:
+    """Return the edits of a request, which names nothing on this disk but dictionaries.
+
+    Raises:
+        UserError: with a sentence for each thing that is wrong.
+    """
+    wrong: list[str] = []
+    found = (record_of(_placed(run, one), f"edits[{i}]", wrong) for i, one in enumerate(given))
+    records = tuple(record for record in found if record is not None)
+    if wrong:
+        raise UserError("; ".join(wrong))
+    return Edits(records)
+
+
+def _placed(run: Run, given: object) -> object:
+    """Return an edit with the folders of the dictionaries that it names."""
+    if not isinstance(given, Mapping):
+        return given
+    for key in ("direction", "cache"):
+        require(given.get(key) is None, f"edits: {key} names a file, which no request may")
+    found: dict[str, Any] = dict(given)
+    if isinstance(found.get("when"), Mapping):
+        found["when"] = _placed(run, found["when"])
+    name = found.get("dictionary")
+    if isinstance(name, str):
+        names = run.dictionary_names
+        require(
+            name in names,
+            f"edits: dictionary={name[:80]!r} is not in this run{nearest(name[:80], names)}",
+        )
+        found["dictionary"] = str(run.dictionary(name))
+    return found
