@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ from sae.analysis.reading import read_text
 from sae.atlas import Atlas, read_record
 from sae.base import UserError, check_folder, require, say
 from sae.dictionary import Dictionary
+from sae.edits.file import Edits
+from sae.interactive import Model
 from sae.models import LanguageModel, locate
 from sae.pages.server.app import Pages, application
 from sae.pages.server.guard import is_loopback, name_check
 from sae.pages.server.listening import address_of, listen, serve_until_stopped
-from sae.pages.server.live import LiveAtlas, ReadRequest, Shelf, SteerRequest
+from sae.pages.server.live import LiveAtlas, ReadRequest, Shelf, SteerRequest, WriteRequest
 from sae.run import Run
 from sae.steering.generate import Sampling, generate_beside, unit_dose, with_baseline
+from sae.steering.writing import chat_ids, checked_prompt_ids, write_beside
 
 _PAGE_FILES = ("index.html", "data/index.js", "data/labels.js")
 
@@ -81,7 +84,13 @@ def pages_of(config: ServeConfig) -> Pages:
     run = Run.at(config.run)
     require(run.folder.is_dir(), f"run={config.run}: no such folder; give one of a pipeline")
     root = run.folder.resolve()
-    shelf = Shelf(run, config.device, _read, _steer)
+    hands: dict[int, Model] = {}
+
+    def write(model: LanguageModel, *asked: Any) -> list[str]:
+        # With what edits name, which is loaded once for each model.
+        return _write(hands.setdefault(id(model), Model(model)), *asked)
+
+    shelf = Shelf(run, config.device, _read, _steer, write)
     found, unreadable = {}, []
     for path in sorted(run.atlases.glob("[!.]*")):
         if not path.is_dir():
@@ -146,6 +155,22 @@ def _read(model: LanguageModel, dictionary: Dictionary, request: ReadRequest) ->
     found = read_text(model, dictionary, request.text, feature=request.feature)
     acts = {} if found.acts is None else {"acts": found.acts}
     return {"tokens": found.tokens, "features": found.strongest, **acts}
+
+
+def _write(
+    model: Model, arms: Sequence[Edits], request: WriteRequest, check: Callable[[], None]
+) -> list[str]:
+    sampling = Sampling(
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        seed=request.seed,
+        to_the_end=not request.chat,
+    )
+    lm, ids_of = model.language_model, chat_ids if request.chat else checked_prompt_ids
+    edits = model.planned(per_sequence=[None, *arms])
+    ids = ids_of(lm, request.text)
+    written = write_beside(lm, ids, 1 + len(arms), edits, sampling, check)
+    return [one.text for one in written]
 
 
 def _steer(

@@ -69,6 +69,16 @@ class FakeServer(SimpleHTTPRequestHandler):
                     "norm": 12.5,
                 },
                 "label": {"label": body.get("label") or "automatic again"},
+                "write": {
+                    "prompt": text,
+                    "chat": body.get("chat"),
+                    "plain": " and so <b>on</b>",
+                    "edited": " and turned",
+                    "random": " and other",
+                    "others": [{"feature": 30, "strength": 1, "do": "add"}],
+                },
+                "save": {"file": json.dumps(body)},
+                "open": {"dials": [{"feature": 20, "strength": 6.5, "do": "set"}]},
             }[name]
         )
 
@@ -142,6 +152,57 @@ def test_the_dial_steers(served: Any, visit: Visit) -> None:
     assert "and so <b>on</b>" in arms[1]
     assert "perplexity 20.3" in arms[1]
     assert "length 12.5" in arms[1]
+
+
+@pytest.mark.slow
+def test_several_dials_are_turned_saved_and_opened(
+    served: Any, visit: Visit, tmp_path: Path
+) -> None:
+    address, asked = served
+    page = visit(address)
+    assert page.locator("#desk-button").is_disabled()
+    page.fill("#dial-number", "12")
+    page.keyboard.press("Enter")
+    page.locator("#dials li").first.wait_for()
+    # The dial of a feature's own page is put beside it as it stands.
+    page.evaluate("location.hash = 'f=20'")
+    page.wait_for_selector("#steer-form:not([hidden])")
+    page.locator("#dial").focus()
+    page.keyboard.press("Home")
+    page.click("#to-desk")
+    assert page.locator("#dials li").count() == 2
+    page.locator("#dials select").first.select_option("set")
+    page.fill("#desk-text", "a cat")
+    page.locator("#desk-kind").select_option("chat")
+    page.keyboard.press("Tab")
+    page.locator("#desk-text").press("Control+Enter")
+    page.wait_for_selector("#desk-written article")
+    settings = {"max_new_tokens": 64, "temperature": 0.7, "seed": 0}
+    dials = [
+        {"feature": 12, "strength": 1, "do": "set"},
+        {"feature": 20, "strength": -4, "do": "add"},
+    ]
+    assert asked == [("write", {"text": "a cat", "dials": dials, "chat": True, **settings})]
+    arms = page.locator("#desk-written article").all_inner_texts()
+    assert len(arms) == 3
+    assert "and so <b>on</b>" in arms[0]
+    assert "With 2 dials turned" in arms[1]
+    with page.expect_download() as download:
+        page.click("#save-edits")
+    assert json.loads(Path(download.value.path()).read_text()) == {"dials": dials}
+    assert download.value.suggested_filename == "edits.yaml"
+    (tmp_path / "mine.yaml").write_text("edits: []")
+    page.set_input_files("#open-edits", str(tmp_path / "mine.yaml"))
+    until(page, "desk.dials.length === 1")
+    assert asked[-1] == ("open", {"text": "edits: []"})
+    assert page.inner_text("#dials output") == "6.5 × its strongest"
+    # They are there again when the page is.
+    page.reload()
+    page.locator("#dials li").first.wait_for()
+    assert page.inner_text("#dials output") == "6.5 × its strongest"
+    page.locator("#dials button").click()
+    assert page.locator("#dials li").count() == 0
+    assert page.locator("#desk-button").is_disabled()
 
 
 @pytest.mark.slow

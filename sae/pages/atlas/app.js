@@ -77,6 +77,7 @@ function setView(view) {
   $("feature").hidden = view !== "feature";
   $("wrong").hidden = view !== "wrong";
   $("live").hidden = view === "search" || view === "wrong";
+  $("desk").hidden = !LIVE || $("live").hidden;
   hideTip();
 }
 
@@ -189,6 +190,7 @@ async function start() {
   drawHome();
   find("", $("order").value, filter);
   startLive();
+  startDesk();
   $("search").addEventListener("input", typed);
   $("surprise").addEventListener("click", surprise);
   $("scheme").addEventListener("click", () => setScheme(isDark() ? "light" : "dark"));

@@ -19,7 +19,16 @@ from aiohttp import web
 
 from sae.pages.page import filled
 from sae.pages.server.guard import add_headers, guard, policy
-from sae.pages.server.live import LabelRequest, LiveAtlas, ReadRequest, SteerRequest, parsed
+from sae.pages.server.live import (
+    LabelRequest,
+    LiveAtlas,
+    OpenRequest,
+    ReadRequest,
+    SaveRequest,
+    SteerRequest,
+    WriteRequest,
+    parsed,
+)
 
 _MAX_BODY = 1 << 20
 _REPORT = ("report.html", "pareto.png")
@@ -58,6 +67,9 @@ def application(pages: Pages, is_own_name: Callable[[str], bool]) -> web.Applica
     app.router.add_get("/atlas/{id}/api/status", handlers.status)
     app.router.add_post("/atlas/{id}/api/read", handlers.read)
     app.router.add_post("/atlas/{id}/api/steer", handlers.steer)
+    app.router.add_post("/atlas/{id}/api/write", handlers.write)
+    app.router.add_post("/atlas/{id}/api/save", handlers.save)
+    app.router.add_post("/atlas/{id}/api/open", handlers.open)
     app.router.add_post("/atlas/{id}/api/label", handlers.label)
     return app
 
@@ -146,6 +158,21 @@ class _Handlers:
         atlas = self._atlas(request)
         wanted = parsed(SteerRequest, await request.read())
         return web.json_response(await self.worker.do(lambda check: atlas.steer(wanted, check)))
+
+    async def write(self, request: web.Request) -> web.StreamResponse:
+        atlas = self._atlas(request)
+        wanted = parsed(WriteRequest, await request.read())
+        return web.json_response(await self.worker.do(lambda check: atlas.write(wanted, check)))
+
+    async def save(self, request: web.Request) -> web.StreamResponse:
+        atlas = self._atlas(request)
+        wanted = parsed(SaveRequest, await request.read())
+        return web.json_response(await self.worker.do(lambda _: atlas.save(wanted)))
+
+    async def open(self, request: web.Request) -> web.StreamResponse:
+        atlas = self._atlas(request)
+        wanted = parsed(OpenRequest, await request.read())
+        return web.json_response(await self.worker.do(lambda _: atlas.open(wanted)))
 
     async def label(self, request: web.Request) -> web.StreamResponse:
         atlas = self._atlas(request)

@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -11,7 +11,17 @@ from sae.atlas import LABELS_FILE, RECORD_FILE, Atlas, read_labels, set_label
 from sae.base import UserError, nearest, require, say
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE
+from sae.edits import Edits
 from sae.models import LanguageModel, ModelRecord, record_without_weights, recorded_model
+from sae.pages.server.desk import (
+    Dial,
+    dials_of,
+    dials_of_file,
+    edits_of_dials,
+    file_of_dials,
+    others,
+    plain,
+)
 from sae.pages.site import DATA, write_labels_data
 from sae.run import Run
 
@@ -60,7 +70,36 @@ class LabelRequest:
     label: str
 
 
-Request = TypeVar("Request", ReadRequest, SteerRequest, LabelRequest)
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """What the model writes with several dials turned."""
+
+    text: str
+    dials: tuple[Dial, ...]
+    chat: bool = False
+    """Whether the text is a question to answer, not a beginning to go on with."""
+    max_new_tokens: int = 64
+    temperature: float = 0.7
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SaveRequest:
+    """The edit file that turns dials."""
+
+    dials: tuple[Dial, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """The dials that the text of an edit file sets."""
+
+    text: str
+
+
+Request = TypeVar(
+    "Request", ReadRequest, SteerRequest, LabelRequest, WriteRequest, SaveRequest, OpenRequest
+)
 
 
 def parsed(kind: type[Request], data: bytes) -> Request:
@@ -100,6 +139,11 @@ def _checked(name: str, value: object) -> Any:
         if whole:
             wanted = f"whole number from {low} to {high}"
         raise UserError(f"{name} is {_shown(value)}; give a {wanted}")
+    if name == "dials":
+        return dials_of(value)
+    if name == "chat":
+        require(type(value) is bool, f"chat is {_shown(value)}; give true or false")
+        return value
     if not isinstance(value, str):
         raise UserError(f"{name} is {_shown(value)}; give a string")
     # JSON can name half a character, which no tokenizer takes.
@@ -138,11 +182,17 @@ Steer = Callable[
 strengths are multiples. The last argument is called before each token: it raises to end it."""
 
 
+Write = Callable[
+    [LanguageModel, Sequence[Edits], WriteRequest, Callable[[], None]], Sequence[str]
+]
+"""Returns what the model writes by itself, and then under each of some edits."""
+
+
 class Shelf:
     """Models and dictionaries of a run, each loaded once, and what is computed with them."""
 
-    def __init__(self, run: Run, device: str, read: Read, steer: Steer) -> None:
-        self.run, self.read, self.steer = run, read, steer
+    def __init__(self, run: Run, device: str, read: Read, steer: Steer, write: Write) -> None:
+        self.run, self.read, self.steer, self.write = run, read, steer, write
         self.model: Callable[[ModelRecord], LanguageModel] = lru_cache(maxsize=None)(
             partial(recorded_model, device=device)
         )
@@ -233,6 +283,33 @@ class LiveAtlas:
             "so it has no highest activation to take multiples of; choose a live one",
         )
         return self.shelf.steer(model, dictionary, unit, request, check)
+
+    def write(self, request: WriteRequest, check: Callable[[], None]) -> dict[str, Any]:
+        """Write plainly, with the dials turned, and with other features turned as far."""
+        require(bool(request.dials), "no dial is turned; add a feature")
+        model, _, highest = self._ready(None)
+        for dial in request.dials:
+            self._ready(dial.feature)
+            require(
+                highest[dial.feature] > 0, f"feature {dial.feature} is dead; take a live one"
+            )
+        drawn = others(request.dials, highest, request.seed)
+        folder = str(self.shelf.run.dictionary(self.name))
+        arms = [edits_of_dials(folder, dials) for dials in (request.dials, drawn)]
+        texts = self.shelf.write(model, arms, request, check)
+        found = dict(zip(("plain", "edited", "random"), texts, strict=True))
+        return {"prompt": request.text, "chat": request.chat, **found, "others": plain(drawn)}
+
+    def save(self, request: SaveRequest) -> dict[str, Any]:
+        """Return the edit file that turns dials."""
+        _, dictionary, _ = self._ready(None)
+        folder = str(self.shelf.run.dictionary(self.name))
+        return {"file": file_of_dials(folder, dictionary.digest, request.dials)}
+
+    def open(self, request: OpenRequest) -> dict[str, Any]:
+        """Return the dials of an edit file."""
+        _, dictionary, highest = self._ready(None)
+        return {"dials": plain(dials_of_file(request.text, dictionary.digest, highest))}
 
     def label(self, request: LabelRequest) -> str:
         """Write a label into `labels.csv`, and for the page."""
