@@ -4,6 +4,8 @@ from benchmarks import (
     atlas,
     atlas_page,
     dead,
+    edits,
+    encoding,
     floor,
     harvest,
     loading,
@@ -37,6 +39,8 @@ if __name__ == "__main__":
     shrink.main()
     scaling.main()
     screening.main()
+    encoding.main()
+    edits.main()
     quality.main()
     dead.main()
     naive.main()

@@ -1,0 +1,140 @@
+"""What edits cost while a model writes, and nine doses in one batch beside nine runs.
+
+Every contender writes the same number of tokens after the same prompt, greedily, in turns with
+the unedited model, so that what the machine does besides hits all alike.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import sae
+from benchmarks.common import HOOK, RUN, real_rows, write_results
+
+PROMPT = "I went for a walk and"
+N_TOKENS, ROUNDS, N_DOSES = 64, 12, 9
+DICTIONARIES = {
+    "standard": sae.StandardConfig(d_sae=2_304, l1_coefficient=1.5),
+    "topk": sae.TopKConfig(d_sae=2_304, k=32),
+}
+
+
+def _dictionaries() -> dict[str, str]:
+    """Dictionaries of the demo's size, trained briefly."""
+    real_rows(1)
+    sae.sweep(
+        sae.TrainConfig(run=str(RUN), name=f"edits-{name}", sae=one, training_tokens=200_000)
+        for name, one in DICTIONARIES.items()
+    )
+    return {name: str(RUN / "dictionaries" / f"edits-{name}") for name in DICTIONARIES}
+
+
+def _edits(folders: dict[str, str]) -> dict[str, list[Any]]:
+    def each(folder: str, **keys: Any) -> list[Any]:
+        return [sae.edit(dictionary=folder, **keys)]
+
+    topk, standard = folders["topk"], folders["standard"]
+    return {
+        "no edit, in the context": [],
+        "a constant: add one feature": each(standard, feature=5, do="add", by=1.0),
+        "a constant: add along a token": [sae.edit(at=HOOK, token=" Paris", do="add", by=1.0)],
+        "clamp one feature (ReLU)": each(standard, feature=5, do="set", by=1.0),
+        "clamp ten features (ReLU)": each(standard, features=[*range(10)], do="set", by=1.0),
+        "clamp one feature, gated (ReLU)": each(
+            standard, feature=5, do="set", by=1.0, when={"feature": 9, "above": 0.0}
+        ),
+        "clamp one feature (TopK)": each(topk, feature=5, do="set", by=1.0),
+        "clamp ten features (TopK)": each(topk, features=[*range(10)], do="set", by=1.0),
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _overhead(m: sae.Model, contenders: dict[str, list[Any]]) -> list[dict[str, object]]:
+    """Median, over pairs in turns, of each contender's time over the plain one beside it."""
+
+    def write(edits: list[Any] | None) -> float:
+        if edits is None:
+            return _seconds(
+                lambda: m.generate(PROMPT, max_new_tokens=N_TOKENS, to_the_end=True)
+            )
+        with m.edited(edits):
+            return _seconds(
+                lambda: m.generate(PROMPT, max_new_tokens=N_TOKENS, to_the_end=True)
+            )
+
+    ratios: dict[str, list[float]] = {name: [] for name in contenders}
+    plains: list[float] = []
+    for turn in range(ROUNDS + 1):
+        for name, edits in contenders.items():
+            # Which of the two goes first changes with every round.
+            if turn % 2:
+                edited, plain = write(edits), write(None)
+            else:
+                plain, edited = write(None), write(edits)
+            if turn:
+                ratios[name].append(edited / plain)
+                plains.append(plain)
+    rows: list[dict[str, object]] = []
+    for name, found in ratios.items():
+        quarters = statistics.quantiles(found, n=4)
+        rows.append(
+            {
+                "edit": name,
+                "plain (ms a token)": round(1e3 * statistics.median(plains) / N_TOKENS, 1),
+                "time over plain": f"{statistics.median(found) - 1:+.1%}",
+                "half of the pairs": f"{quarters[0] - 1:+.1%} to {quarters[2] - 1:+.1%}",
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def _doses(m: sae.Model, folder: str) -> list[dict[str, object]]:
+    doses = [4.0 * i for i in range(-(N_DOSES // 2), N_DOSES // 2 + 1)]
+
+    def one(by: float | list[float], prompts: list[str]) -> list[str]:
+        with m.edited(sae.edit(dictionary=folder, feature=5, do="add", by=by)):
+            texts: list[str] = m.generate(prompts, max_new_tokens=N_TOKENS, to_the_end=True)
+        return texts
+
+    found: dict[str, list[float]] = {"together": [], "apart": []}
+    same = False
+    for _ in range(5):
+        began = time.perf_counter()
+        together = one(doses, [PROMPT] * len(doses))
+        found["together"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        apart = [one(by, [PROMPT])[0] for by in doses]
+        found["apart"].append(time.perf_counter() - began)
+        same = together == apart
+    times = {name: statistics.median(seconds) for name, seconds in found.items()}
+    ratios = [a / t for a, t in zip(found["apart"], found["together"], strict=True)]
+    return [
+        {
+            "doses": len(doses),
+            "one batch (s)": round(times["together"], 2),
+            "one after the other (s)": round(times["apart"], 2),
+            "times as fast": round(statistics.median(ratios), 2),
+            "same texts": "yes" if same else "no",
+        }
+    ]
+
+
+def main() -> None:
+    """Write `results/edits.md` and `results/doses.md`."""
+    folders = _dictionaries()
+    m = sae.model("smollm2")
+    title = f"Writing {N_TOKENS} tokens with SmolLM2-135M while activations are edited"
+    write_results("edits", title, _overhead(m, _edits(folders)))
+    doses = f"{N_DOSES} strengths of one feature, {N_TOKENS} tokens each"
+    write_results("doses", doses, _doses(m, folders["standard"]))
+
+
+if __name__ == "__main__":
+    main()
