@@ -5,15 +5,26 @@ the unedited model, so that what the machine does besides hits all alike.
 """
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFReader
 
 import sae
 from benchmarks.common import HOOK, RUN, real_rows, write_results
+from sae.commands.serve_api import complete_with
+from sae.pages.server.completions import Completion
+from sae.run import Run
 
 PROMPT = "I went for a walk and"
 N_TOKENS, ROUNDS, N_DOSES = 64, 12, 9
+ALL = {"prompt": "all", "generated": "all", "except": []}
 DICTIONARIES = {
     "standard": sae.StandardConfig(d_sae=2_304, l1_coefficient=1.5),
     "topk": sae.TopKConfig(d_sae=2_304, k=32),
@@ -126,14 +137,59 @@ def _doses(m: sae.Model, folder: str) -> list[dict[str, object]]:
     ]
 
 
+def _ways(m: sae.Model, folder: str) -> list[dict[str, object]]:
+    """Return the text that one edit file gives: by hooks, and by all that it can become."""
+    edits = sae.Edits((sae.edit(dictionary=folder, feature=5, do="add", by=40.0, where=ALL),))
+    place = Path(tempfile.mkdtemp())
+    edits.save(place / "edits.yaml")
+    file = str(place / "edits.yaml")
+
+    def text(model: sae.Model) -> str:
+        return model.generate(PROMPT, max_new_tokens=N_TOKENS)
+
+    plain = text(m)
+    with m.edited(file):
+        found = {"hooks, m.edited": text(m)}
+    vector = sae.edit_export(file=file, out=str(place / "edits.gguf"))
+    with ExitStack() as hooks:
+        for tensor in GGUFReader(vector).tensors:
+            block = m.module.model.layers[int(tensor.name.removeprefix("direction."))]
+            added = torch.tensor(np.array(tensor.data))
+            handle = block.register_forward_hook(lambda _, __, out, added=added: out + added)
+            hooks.callback(handle.remove)
+        found["control vector (GGUF), added behind its block"] = text(m)
+    sae.edit_bake(file=file, out=str(place / "baked"))
+    found["weights, an ordinary checkpoint"] = text(sae.model(str(place / "baked")))
+    asked = Completion([PROMPT], [], N_TOKENS, 0.0, 0, _named(edits, folder))
+    complete = complete_with(Run.at(RUN), m, sae.Edits(()))
+    (written,) = complete(asked, lambda: None)
+    found["endpoint, sae serve --api"] = written.text
+    return [
+        {
+            "the same edit as": way,
+            "text": f"{one[:60]}...",
+            "as by hooks": "yes" if one == found["hooks, m.edited"] else "no",
+            "as without edits": "yes" if one == plain else "no",
+        }
+        for way, one in found.items()
+    ]
+
+
+def _named(edits: sae.Edits, folder: str) -> list[object]:
+    records: Any = edits.to_plain()["edits"]
+    return [one | {"dictionary": Path(folder).name} for one in records]
+
+
 def main() -> None:
-    """Write `results/edits.md` and `results/doses.md`."""
+    """Write `results/edits.md`, `results/doses.md` and `results/edit_ways.md`."""
     folders = _dictionaries()
     m = sae.model("smollm2")
     title = f"Writing {N_TOKENS} tokens with SmolLM2-135M while activations are edited"
     write_results("edits", title, _overhead(m, _edits(folders)))
     doses = f"{N_DOSES} strengths of one feature, {N_TOKENS} tokens each"
     write_results("doses", doses, _doses(m, folders["standard"]))
+    ways = f"One edit file, {N_TOKENS} tokens at temperature 0"
+    write_results("edit_ways", ways, _ways(m, folders["standard"]))
 
 
 if __name__ == "__main__":

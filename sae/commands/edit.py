@@ -38,7 +38,7 @@ class EditCheckConfig:
 
     file: str
     """The edit file, YAML or JSON."""
-    model: str | None = None
+    model_name: str | None = None
     """The model, where neither the file nor a dictionary of it says which."""
     out: str | None = None
     """File to write the same edits to, with the digests of model, dictionaries and vectors that
@@ -56,7 +56,7 @@ class EditExportConfig:
     """The edit file, YAML or JSON."""
     out: str
     """The GGUF file to write."""
-    model: str | None = None
+    model_name: str | None = None
     """The model, where neither the file nor a dictionary of it says which."""
     first_token: bool = False
     """Take edits that leave out the token before a text, which is what they do by default, as
@@ -75,7 +75,7 @@ class EditBakeConfig:
     """The edit file, YAML or JSON."""
     out: str
     """Folder of the checkpoint to write."""
-    model: str | None = None
+    model_name: str | None = None
     """The model, where neither the file nor a dictionary of it says which."""
     first_token: bool = False
     """Take edits that leave out the token before a text, which is what they do by default, as
@@ -159,11 +159,11 @@ def _model_of(
             found = library.named(record).dictionary
             if found.record.model is not None:
                 return found.record.model
-    name = edits.model or config.model
+    name = edits.model or config.model_name
     if name is None:
         raise UserError(
-            f"{config.file} does not say of which model its edits are; give model=smollm2, or "
-            "a line model: in the file"
+            f"{config.file} does not say of which model its edits are; say model_name=smollm2, "
+            "or give a line model: in the file"
         )
     return record_without_weights(ModelConfig(name=name).name)
 

@@ -133,9 +133,9 @@ RUNS = [
     ("cache merge", ["{out}/two.zarr", "{run}/cache.zarr", "{out}/new/cache.zarr"]),
     ("cache export", ["{run}/cache.zarr", "{out}/rows"]),
     ("cache import", ["{out}/rows", "{out}/again.zarr", "model_name={model}"]),
-    ("edit check", ["{edits}", "model={model}", "out={out}/pinned.yaml"]),
-    ("edit export", ["{edits}", "{out}/edits.gguf", "model={model}"]),
-    ("edit bake", ["{edits}", "{out}/baked", "model={model}"]),
+    ("edit check", ["{edits}", "model_name={model}", "out={out}/pinned.yaml"]),
+    ("edit export", ["{edits}", "{out}/edits.gguf", "model_name={model}"]),
+    ("edit bake", ["{edits}", "{out}/baked", "model_name={model}"]),
     ("atlas export", ["{run}/atlas/strong", "{out}/bulk", "model_id=m", "source=1-res-x"]),
     ("atlas import", ["{out}/bulk", "{run}/atlas/two"]),
 ]  # fmt: skip
