@@ -9,6 +9,7 @@ NEEDED = {
     "caches": ["a.zarr", "b.zarr"],
     "folder": ["folder"],
     "atlas": ["atlas"],
+    "file": ["edits.yaml"],
     "model_name": ["model_name=gpt2"],
 }
 
