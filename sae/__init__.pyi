@@ -27,9 +27,15 @@ from sae.commands.cache import CacheMergeConfig as CacheMergeConfig
 from sae.commands.cache import CacheSampleConfig as CacheSampleConfig
 from sae.commands.cache import CacheVerifyConfig as CacheVerifyConfig
 from sae.commands.demo import DemoConfig as DemoConfig
+from sae.commands.edit import EditBakeConfig as EditBakeConfig
+from sae.commands.edit import EditCheckConfig as EditCheckConfig
+from sae.commands.edit import EditExportConfig as EditExportConfig
 from sae.commands.serve import ServeConfig as ServeConfig
 from sae.commands.train import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
+from sae.edits.file import Edits as Edits
+from sae.edits.parse import edit as edit
+from sae.edits.record import EditRecord as EditRecord
 from sae.evaluation.evaluate import EvalConfig as EvalConfig
 from sae.evaluation.model_check import check_model as check_model
 from sae.exchange.dictionaries import load as load
@@ -37,6 +43,8 @@ from sae.exchange.dictionaries import save as save
 from sae.exchange.importing import ImportConfig as ImportConfig
 from sae.figures import Figures
 from sae.harvesting.config import HarvestConfig as HarvestConfig
+from sae.interactive import Model as Model
+from sae.interactive import model as model
 from sae.models.load import ModelConfig as ModelConfig
 from sae.publishing.plan import ExportConfig as ExportConfig
 from sae.rows.dataset import ActivationDataset as ActivationDataset
@@ -362,6 +370,56 @@ def cache_import(
     special_token_ids: list[int] = ...,
 ) -> ActivationCache:
     """Make a cache from a data set that SAELens's CacheActivationsRunner wrote."""
+
+@overload
+def edit_check(
+    config: EditCheckConfig,
+    /,
+) -> Edits:
+    """Say what is wrong with an edit file, and what each edit amounts to in all units."""
+
+@overload
+def edit_check(
+    *,
+    file: str,
+    model_name: str | None = None,
+    out: str | None = None,
+) -> Edits:
+    """Say what is wrong with an edit file, and what each edit amounts to in all units."""
+
+@overload
+def edit_export(
+    config: EditExportConfig,
+    /,
+) -> Path:
+    """Write what an edit file adds as a control vector, for llama.cpp, repeng or EasySteer."""
+
+@overload
+def edit_export(
+    *,
+    file: str,
+    out: str,
+    model_name: str | None = None,
+    first_token: bool = False,
+) -> Path:
+    """Write what an edit file adds as a control vector, for llama.cpp, repeng or EasySteer."""
+
+@overload
+def edit_bake(
+    config: EditBakeConfig,
+    /,
+) -> Path:
+    """Write a checkpoint with the edits of a file in its weights, which any engine runs."""
+
+@overload
+def edit_bake(
+    *,
+    file: str,
+    out: str,
+    model_name: str | None = None,
+    first_token: bool = False,
+) -> Path:
+    """Write a checkpoint with the edits of a file in its weights, which any engine runs."""
 
 @overload
 def atlas_export(

@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 from sae.base import UserError, require
 from sae.dictionary import Dictionary
-from sae.edits.aim import Subject
-from sae.edits.file import Edits, edits_of
-from sae.edits.forward import Edit, edited
-from sae.edits.library import Library
-from sae.edits.plan import Planner
+from sae.edits import Edit, Edits, Library, Planner, Subject, edited, edits_of
 from sae.models import (
     LanguageModel,
     ModelConfig,
@@ -263,7 +259,9 @@ class Model:
     def logprobs(self, prompt: str) -> Float[Tensor, " vocabulary"]: ...
     @overload
     def logprobs(self, prompt: str, continuation: str) -> float: ...
-    def logprobs(self, prompt: str, continuation: str | None = None) -> Tensor | float:
+    def logprobs(
+        self, prompt: str, continuation: str | None = None
+    ) -> Float[Tensor, " vocabulary"] | float:
         """Return log-probabilities, in nats, of what follows a prompt.
 
         Args:

@@ -7,13 +7,10 @@ from typing import Any
 
 from sae.base import UserError, atomic_path, require, say, show
 from sae.base.names import check_new
-from sae.edits.aim import Aim, Subject
+from sae.edits import Aim, Edits, Library, Planner, Subject
 from sae.edits.bake import baked, save_baked
 from sae.edits.constants import constants, linear
 from sae.edits.control_vector import write_control_vector
-from sae.edits.file import Edits
-from sae.edits.library import Library
-from sae.edits.plan import Planner
 from sae.edits.told import told
 from sae.models import (
     LanguageModel,

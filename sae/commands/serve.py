@@ -14,7 +14,7 @@ from sae.analysis.reading import read_text
 from sae.atlas import Atlas, read_record
 from sae.base import UserError, check_folder, require, say
 from sae.dictionary import Dictionary
-from sae.edits.file import Edits
+from sae.edits import Edits
 from sae.interactive import Model
 from sae.models import LanguageModel, locate
 from sae.pages.server.app import Pages, application

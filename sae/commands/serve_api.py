@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae.base import UserError, nearest, require, say
-from sae.edits.file import Edits
-from sae.edits.parse import record_of
+from sae.edits import Edits, record_of
 from sae.interactive import Model
 from sae.models import recorded_model
 from sae.pages.server.completions import Complete, Completion, application

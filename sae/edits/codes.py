@@ -139,11 +139,11 @@ class Part:
 
     def apply(self, x: Read, y: Written, rows: Rows) -> Written:
         part = y[:, self.first : self.end]
-        new = self.rule(part, amounts(self.amount, rows, part).to(y))
+        new = self.rule(part, amounts(self.amount, rows, part[:, :1]))
         return torch.cat([y[:, : self.first], new, y[:, self.end :]], dim=1)
 
 
-def amounts(amount: Amount, rows: Rows, like: Tensor) -> Amounts:
+def amounts(amount: Amount, rows: Rows, like: Float[Tensor, "row m"]) -> Amounts:
     """Return the amounts of each row, or one row for all."""
     moved = amount.to(like)
     return moved if len(moved) == 1 else rows.own(moved)

@@ -39,6 +39,10 @@ class Sampling:
         )
 
 
+Scores = Callable[[Tensor, Tensor], Tensor]
+"""Takes the ids so far and the scores of the next token, and returns scores for these."""
+
+
 def unit_dose(
     dictionary: Dictionary, feature: int, max_activation: float
 ) -> Float[Tensor, " d_out"]:
@@ -91,7 +95,7 @@ def generate(
     sampling: Sampling,
     *,
     use_cache: bool = True,
-    noise: Callable[[Tensor, Tensor], Tensor] | None = None,
+    noise: "Scores | None" = None,
     attention_mask: Int[Tensor, "sequence position"] | None = None,
 ) -> Int[Tensor, "sequence new_position"]:
     """Return the ids of `max_new_tokens` tokens that the model writes after each prompt.
