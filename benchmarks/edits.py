@@ -23,7 +23,7 @@ from sae.pages.server.completions import Completion
 from sae.run import Run
 
 PROMPT = "I went for a walk and"
-N_TOKENS, ROUNDS, N_DOSES = 64, 12, 9
+N_TOKENS, ROUNDS, N_DOSES = 48, 8, 9
 ALL = {"prompt": "all", "generated": "all", "except": []}
 DICTIONARIES = {
     "standard": sae.StandardConfig(d_sae=2_304, l1_coefficient=1.5),

@@ -388,7 +388,12 @@ def test_prompts_that_leave_no_room_are_refused_before_anything_is_written(
 def test_what_texts_were_drawn_by_is_kept_beside_them(steered_run):
     settings, _ = steered_run
     kept = json.loads((Path(settings["run"]) / "steering" / "strong.json").read_text())
-    assert kept["sampling"] == {"max_new_tokens": 6, "temperature": 0.7, "seed": 0}
+    assert kept["sampling"] == {
+        "max_new_tokens": 6,
+        "temperature": 0.7,
+        "seed": 0,
+        "to_the_end": True,
+    }
 
 
 def test_steering_again_is_reused(steered_run, capsys):
