@@ -83,7 +83,7 @@ def _overhead(m: sae.Model, contenders: dict[str, list[Any]]) -> list[dict[str, 
     def step() -> None:
         with torch.inference_mode():
             m.module(ids[:, -1:], past_key_values=cache, use_cache=True)
-        cache.crop(ids.shape[1])
+        cache.crop(-1)
 
     rows: list[dict[str, object]] = []
     planned = {name: m.planned(edits) for name, edits in contenders.items()}
