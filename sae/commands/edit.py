@@ -169,4 +169,5 @@ def _pinned(edits: Edits, library: Library, model: ModelRecord) -> Edits:
     """Return the edits with the digests of all that they refer to."""
     records = tuple(replace(r, digest=library.digest(r)) for r in edits.records)
     weights = model.weight_digest if model.weights_known else None
-    return replace(edits, records=records, model=model.hub_id, model_digest=weights)
+    # The name that it is loaded by: an embedded model has another one on the Hub.
+    return replace(edits, records=records, model=model.name, model_digest=weights)

@@ -117,6 +117,13 @@ class Aimer:
         else:
             sites = [self._site(record, dictionary)]
         scales = self._scales(record, dictionary, sites[0])
+        if record.mode.least_change:
+            for scale in scales:
+                rows = scale.find_rows()
+                require(
+                    not isinstance(rows, str),
+                    f"do={record.do} weighs directions by usual activations: {rows}",
+                )
         return Aim(
             record,
             sites,

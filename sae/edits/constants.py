@@ -64,11 +64,11 @@ def linear(aims: Sequence[Aim], *, first_token: bool) -> list[Constant | Project
         f"edits[{i}] cannot be made weights: it stands beside one of every writer; bake the "
         "one, and then the other"
         for i, aim in enumerate(aims)
-        if aim not in scaled
+        if aim.record.at != EVERY_WRITER
     ]
     for i, aim in enumerate(aims):
         why = _why_not_always(aim) or _why_not_everywhere(aim.record, first_token=first_token)
-        if aim in scaled and why is not None:
+        if aim.record.at == EVERY_WRITER and why is not None:
             wrong.append(f"edits[{i}] cannot be made weights: {why}")
     if wrong:
         raise UserError("\n".join(wrong))

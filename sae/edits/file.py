@@ -124,7 +124,8 @@ def parsed_edits(text: str, where: str, *, is_json: bool = False) -> Edits:
     """
     try:
         found = _loaded(text, is_json=is_json)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
+        # A key of YAML may be a list, which no mapping of Python takes.
         said = " ".join(str(error).split())
         raise UserError(f"{where} is not readable as YAML or JSON: {said}") from error
     return Edits.from_plain(found, where)

@@ -140,8 +140,8 @@ def _least_change(w: torch.Tensor, rows: Measured | str) -> torch.Tensor:
 
     Of all vectors that do it moves usual activations least in the other directions.
     """
-    if isinstance(rows, str):
-        raise UserError(f"do=toward weighs directions by usual activations: {rows}")
+    # Refused before where there are none.
+    assert not isinstance(rows, str)
     moments = rows.second_moments
     ridge = _RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
     solved = torch.linalg.solve(moments + ridge, w.double().cpu())

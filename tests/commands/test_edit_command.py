@@ -136,6 +136,7 @@ def test_a_file_with_digests_is_refused_for_any_other_dictionary(
     assert pinned.model_digest == m.language_model.record.weight_digest
     with m.edited(out):
         pass
+    assert pinned.model == m.language_model.record.name
     assert "is there already" in said(f"file={path}", f"out={out}")
     np.save(tmp_path / "v.npy", np.full(32, 2.0, np.float32))
     moved = shutil.copytree(run, tmp_path / "run")
@@ -160,6 +161,9 @@ def test_a_unit_that_nothing_measures_is_refused_with_the_reason(tmp_path, run, 
     assert "has no atlas; make one with: sae analyze" in said(f"file={path}")
     path = file_of(tmp_path, keys | {"dictionary": str(bare), "unit": "std"})
     assert "cache.zarr is missing" in said(f"file={path}")
+    toward = {"dictionary": str(bare), "feature": live, "do": "toward", "by": 1.0}
+    sentence = said(f"file={file_of(tmp_path, toward)}")
+    assert sentence.startswith("edits[0]: do=toward weighs directions by usual activations")
     direction = {"at": POST, "token": "a", "do": "add", "by": 1.0, "unit": "residual_norm"}
     path = file_of(tmp_path, direction, model="smollm2")
     # Nothing but the unit is wrong with it; of a token the size is found with the weights.

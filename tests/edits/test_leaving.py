@@ -70,7 +70,9 @@ def test_a_direction_taken_out_of_all_weights_is_that_of_hooks_at_every_writer(
     m, vector = sae.model(folders[family]), str(tmp_path / "v.npy")
     np.save(vector, np.random.default_rng(0).normal(size=32).astype(np.float32))
     record = {"direction": vector, "do": "orthogonal", "at": "every_writer", "by": factor}
-    path = file_of(tmp_path, record | {"where": EVERYWHERE}, model=folders[family])
+    # Of two that are alike each is made.
+    both = [record | {"where": EVERYWHERE}] * 2
+    path = file_of(tmp_path, *both, model=folders[family])
     sae.edit_bake(file=path, out=str(tmp_path / "baked"))
     theirs = sae.model(str(tmp_path / "baked"))
     ids = torch.from_numpy(m.language_model.prompt_ids(TEXT)).long()[None]

@@ -148,6 +148,7 @@ def test_what_is_no_edit_file_is_refused_in_a_sentence(tmp_path):
         "twice.json": ('{"edits": [], "edits": []}', "edits is given twice"),
         "broken.json": ("{", "is not readable as YAML or JSON"),
         "code.yaml": ("edits: !!python/object/apply:os.system [true]", "is not readable"),
+        "key.yaml": ("? [a, b]\n: 1\n", "is not readable as YAML or JSON"),
         "list.yaml": ("- 1\n", "edits[0] is 1; give an object"),
         "other.yaml": ("a: 1\n", "holds no list of edits"),
         "newer.yaml": ("format: 2\nedits: []\n", "is of format 2, and this version"),
