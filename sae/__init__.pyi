@@ -392,7 +392,7 @@ def edit_export(
     config: EditExportConfig,
     /,
 ) -> Path:
-    """Write what an edit file adds as a control vector, for llama.cpp, repeng or EasySteer."""
+    """Write the edits of a file for llama.cpp, for repeng, or for EasySteer on vLLM."""
 
 @overload
 def edit_export(
@@ -402,7 +402,7 @@ def edit_export(
     model_name: str | None = None,
     first_token: bool = False,
 ) -> Path:
-    """Write what an edit file adds as a control vector, for llama.cpp, repeng or EasySteer."""
+    """Write the edits of a file for llama.cpp, for repeng, or for EasySteer on vLLM."""
 
 @overload
 def edit_bake(

@@ -1,16 +1,18 @@
 """`sae edit check`: what is wrong with an edit file, and what its edits amount to."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sae.base import UserError, atomic_path, require, say, show
+from sae.base import atomic_path, require, say, show, write_text
 from sae.base.names import check_new
 from sae.edits import Aim, Edits, Library, Planner, Subject
 from sae.edits.bake import baked, save_baked
 from sae.edits.constants import constants, linear
 from sae.edits.control_vector import write_control_vector
+from sae.edits.easysteer import steering_spec
 from sae.edits.told import told
 from sae.models import (
     LanguageModel,
@@ -19,7 +21,6 @@ from sae.models import (
     load_model,
     load_skeleton,
     load_tokenizer,
-    record_without_weights,
     recorded_config,
     recorded_model,
 )
@@ -44,20 +45,35 @@ class EditCheckConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditExportConfig:
-    """Write what an edit file adds as a control vector, for llama.cpp, repeng or EasySteer.
+    """Write the edits of a file for llama.cpp, for repeng, or for EasySteer on vLLM.
 
-    Only edits can be written that add the same to every token.
+    A control vector (`.gguf`) adds the same to every token. A steering specification of
+    EasySteer (`.json`) knows ranges of the prompt and of what is written, and takes directions
+    out (`do: orthogonal`). What depends on the activations is refused.
     """
 
     file: str
     """The edit file, YAML or JSON."""
     out: str
-    """The GGUF file to write."""
+    """The file to write: a control vector if its name ends in `.gguf`, and a specification if
+    it ends in `.json`."""
     model_name: str | None = None
     """The model, where neither the file nor a dictionary of it says which."""
     first_token: bool = False
     """Take edits that leave out the token before a text, which is what they do by default, as
-    edits of all tokens: no control vector can leave one out."""
+    edits of all tokens: no control vector can leave one out, and specifications can."""
+
+    def __post_init__(self) -> None:
+        kind = Path(self.out).suffix
+        require(
+            kind in _EXPORTS,
+            f"out={self.out} names no kind of file; give a name that ends in .gguf, for a "
+            "control vector, or in .json, for EasySteer",
+        )
+        require(
+            not self.first_token or kind == ".gguf",
+            "first_token=true is for control vectors; a specification leaves the token out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +112,7 @@ def _written(
     check_free(Path(config.out))
     check_new(config.out)
     edits, library = Edits.read(config.file), Library()
-    record = _model_of(edits, library, config)
+    record = library.model(edits, config.model_name, config.file)
     if record.weights_known:
         model = recorded_model(record, "cpu")
     else:
@@ -110,9 +126,19 @@ def _written(
 
 
 def _export(model: LanguageModel, aims: list[Aim], first_token: bool, out: Path) -> None:
+    _EXPORTS[out.suffix](model, aims, first_token, out)
+
+
+def _control_vector(
+    model: LanguageModel, aims: list[Aim], first_token: bool, out: Path
+) -> None:
     found = constants(aims, "a control vector", first_token=first_token)
     settings = model.module.config.get_text_config()
     write_control_vector(out, found, settings.model_type, settings.num_hidden_layers)
+
+
+def _specification(_: LanguageModel, aims: list[Aim], __: bool, out: Path) -> None:
+    write_text(out, json.dumps(steering_spec(aims), indent=1) + "\n")
 
 
 def _bake(model: LanguageModel, aims: list[Aim], first_token: bool, out: Path) -> None:
@@ -121,13 +147,16 @@ def _bake(model: LanguageModel, aims: list[Aim], first_token: bool, out: Path) -
         save_baked(changed, model.tokenizer, temporary)
 
 
+_EXPORTS = {".gguf": _control_vector, ".json": _specification}
+
+
 def check(config: EditCheckConfig) -> Edits:
     """Check, print what the edits are, and return them, with digests if a file is written."""
     if config.out is not None:
         check_new(config.out)
         require(not Path(config.out).exists(), f"{config.out} is there already; name another")
     edits, library = Edits.read(config.file), Library()
-    record = _model_of(edits, library, config)
+    record = library.model(edits, config.model_name, config.file)
     settings = recorded_config(record, "cpu")
     tokenizer = load_tokenizer(settings)
 
@@ -145,24 +174,6 @@ def check(config: EditCheckConfig) -> Edits:
     pinned.save(config.out)
     say(f"edit check: {config.out} is written, with digests; its own is {pinned.digest}")
     return pinned
-
-
-def _model_of(
-    edits: Edits, library: Library, config: EditCheckConfig | EditExportConfig | EditBakeConfig
-) -> ModelRecord:
-    """Return the record of the model that edits are of."""
-    for record in edits.records:
-        if record.dictionary is not None:
-            found = library.named(record).dictionary
-            if found.record.model is not None:
-                return found.record.model
-    name = edits.model or config.model_name
-    if name is None:
-        raise UserError(
-            f"{config.file} does not say of which model its edits are; say model_name=smollm2, "
-            "or give a line model: in the file"
-        )
-    return record_without_weights(ModelConfig(name=name).name)
 
 
 def _pinned(edits: Edits, library: Library, model: ModelRecord) -> Edits:

@@ -167,7 +167,7 @@ _TABLE = (
     ),
     Command(
         "edit export",
-        "write what edits add as a control vector, for llama.cpp, repeng or EasySteer",
+        "write edits for llama.cpp, repeng, or EasySteer on vLLM",
         places=("file", "out"),
         words="edits.yaml edits.gguf",
     ),

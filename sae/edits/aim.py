@@ -294,9 +294,14 @@ def _check_feature(feature: int, name: str, dictionary: Dictionary) -> None:
 
 
 def _spans(where: WhereRecord, n_begin: int, sequences: tuple[int, ...] | None) -> Spans:
+    require(
+        sequences is None or where.sequences is None,
+        "where.sequences is for a whole batch, and this edit is for one sequence of it; say "
+        "where with prompt, generated and except",
+    )
     bos: Span = (0, max(1, n_begin))
     but = tuple(bos if isinstance(span, str) else span for span in where.but)
-    return Spans(where.prompt, where.generated, but, sequences)
+    return Spans(where.prompt, where.generated, but, sequences, where.sequences)
 
 
 def _amount(record: EditRecord, scales: Sequence[Scale]) -> Amount:

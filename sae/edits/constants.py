@@ -67,7 +67,7 @@ def linear(aims: Sequence[Aim], *, first_token: bool) -> list[Constant | Project
         if aim.record.at != EVERY_WRITER
     ]
     for i, aim in enumerate(aims):
-        why = _why_not_always(aim) or _why_not_everywhere(aim.record, first_token=first_token)
+        why = why_not_always(aim) or _why_not_everywhere(aim.record, first_token=first_token)
         if aim.record.at == EVERY_WRITER and why is not None:
             wrong.append(f"edits[{i}] cannot be made weights: {why}")
     if wrong:
@@ -112,17 +112,18 @@ def constants(aims: Sequence[Aim], what: str, *, first_token: bool) -> list[Cons
 
 def _why_not(aim: Aim, *, first_token: bool) -> str | None:
     """Return why an edit does not add the same vector to every token; None if it does."""
-    return _why_not_same(aim) or _why_not_everywhere(aim.record, first_token=first_token)
+    return why_not_same(aim) or _why_not_everywhere(aim.record, first_token=first_token)
 
 
-def _why_not_same(aim: Aim) -> str | None:
+def why_not_same(aim: Aim) -> str | None:
+    """Return why an edit does not add the same wherever it is made; None if it does."""
     record = aim.record
     if record.mode.reads != "nothing":
         return (
             f"do={record.do} depends on the activations there; only add, and orthogonal at "
             f"{EVERY_WRITER}, are the same for all"
         )
-    always = _why_not_always(aim)
+    always = why_not_always(aim)
     if always is not None:
         return always
     if aim.dictionary is not None and aim.dictionary.writes[0].normalisation is not None:
@@ -130,11 +131,14 @@ def _why_not_same(aim: Aim) -> str | None:
     return None
 
 
-def _why_not_always(aim: Aim) -> str | None:
+def why_not_always(aim: Aim) -> str | None:
+    """Return why an edit is not made in all sequences alike; None if it is."""
     if aim.record.when is not None:
         return "a gate opens at some tokens only"
     if aim.amount is not None and len(aim.amount) > 1:
         return "it has an amount for each sequence of a batch"
+    if aim.record.where.sequences is not None:
+        return "it has ranges for each sequence of a batch"
     return None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from sae.base import UserError, atomic_path, require
 from sae.edits.constants import Constant
+from sae.models import Site
 
 _SITE = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 
@@ -31,7 +32,8 @@ def write_control_vector(
     """
     from gguf import GGUFWriter
 
-    layers = {_layer(one): one.vector for one in constants}
+    layers = {block_before(one.site): one.vector for one in constants}
+    require(0 not in layers, "no control vector is added behind block 0; edit a later one")
     with atomic_path(path) as temporary:
         writer = GGUFWriter(temporary, "controlvector")
         writer.add_string("controlvector.model_hint", model_type)
@@ -44,13 +46,16 @@ def write_control_vector(
         writer.close()
 
 
-def _layer(one: Constant) -> int:
-    found = _SITE.fullmatch(one.site.hook_name)
+def block_before(site: Site) -> int:
+    """Return the number of the block behind which a site stands.
+
+    Raises:
+        UserError: for a site that stands elsewhere.
+    """
+    found = _SITE.fullmatch(site.hook_name)
     if found is None:
         raise UserError(
-            f"a control vector is added behind blocks, and this edit is at "
-            f"{one.site.hook_name}; edit a hook blocks.N.hook_resid_post"
+            f"it can only be made behind a block, and this edit is at {site.hook_name}; edit a "
+            "hook blocks.N.hook_resid_post"
         )
-    layer = int(found[1])
-    require(layer > 0, "no control vector is added behind block 0; edit a later one")
-    return layer
+    return int(found[1])

@@ -16,8 +16,10 @@ from sae.base import UserError, digest_bytes, require
 from sae.base.names import check_names
 from sae.cache.layout import ActivationCache, open_cache
 from sae.dictionary import Dictionary
+from sae.edits.file import Edits
 from sae.edits.record import EditRecord
 from sae.exchange.dictionaries import load
+from sae.models import ModelConfig, ModelRecord, record_without_weights
 from sae.run import RUN_CACHE, Run, cache_location
 
 _ROWS = 65_536
@@ -124,6 +126,29 @@ class Library:
         if record.digest is not None:
             _check_digest(str(record.dictionary), found.digest, record.digest)
         return found
+
+    def model(self, edits: Edits, name: str | None, where: str) -> ModelRecord:
+        """Return the record of the model that edits are of.
+
+        Args:
+            name: the model, where neither the edits nor a dictionary of them says which.
+            where: the file of the edits, for the sentence of the error.
+
+        Raises:
+            UserError: if nothing says which.
+        """
+        for record in edits.records:
+            if record.dictionary is not None:
+                found = self.named(record).dictionary
+                if found.record.model is not None:
+                    return found.record.model
+        chosen = edits.model or name
+        if chosen is None:
+            raise UserError(
+                f"{where} does not say of which model its edits are; say model_name=smollm2, "
+                "or give a line model: in the file"
+            )
+        return record_without_weights(ModelConfig(name=chosen).name)
 
     def digest(self, record: EditRecord) -> str | None:
         """Return the digest of what a record refers to; None if that is nothing on disk."""

@@ -202,7 +202,7 @@ def _where(found: object, name: str, wrong: list[str]) -> WhereRecord | None:
     if not isinstance(found, Mapping):
         wrong.append(f"{name}={found!r:.60}; give an object with prompt, generated and except")
         return None
-    before, keys = len(wrong), ("prompt", "generated", "except")
+    before, keys = len(wrong), ("prompt", "generated", "except", "sequences")
     wrong += _unknown(found, keys, f"{name}: ", "it")
     prompt = _spans(found.get("prompt", "all"), f"{name}.prompt", wrong)
     generated = _spans(found.get("generated", "all"), f"{name}.generated", wrong, least=0)
@@ -216,11 +216,25 @@ def _where(found: object, name: str, wrong: list[str]) -> WhereRecord | None:
             left_out.append(BOS)
         else:
             left_out += _spans([one], f"{name}.except", wrong)
-    if len(wrong) == before and (not (prompt or generated) or (0, None) in left_out):
+    each = _each(found.get("sequences"), f"{name}.sequences", wrong)
+    nothing = not (prompt or generated) or (0, None) in left_out or not any(each or ((0,),))
+    if len(wrong) == before and nothing:
         wrong.append(f"{name} chooses no token at all; choose some")
     if len(wrong) > before:
         return None
-    return WhereRecord(prompt=prompt, generated=generated, but=tuple(left_out))
+    return WhereRecord(prompt=prompt, generated=generated, but=tuple(left_out), sequences=each)
+
+
+def _each(found: object, name: str, wrong: list[str]) -> tuple[tuple[Span, ...], ...] | None:
+    """Return the ranges of each sequence."""
+    if found is None:
+        return None
+    if not isinstance(found, list | tuple) or not found:
+        wrong.append(
+            f"{name}={found!r:.60}; give a list with all, none or ranges for each sequence"
+        )
+        return None
+    return tuple(_spans(one, f"{name}[{i}]", wrong) for i, one in enumerate(found))
 
 
 def _spans(

@@ -136,6 +136,8 @@ class Spans:
     """Ranges of whole sequences that are left out of both."""
     sequences: tuple[int, ...] | None = None
     """Sequences of the batch; all if left out."""
+    each: tuple[tuple[Span, ...], ...] | None = None
+    """Ranges of each whole sequence, outside of which nothing is chosen."""
 
     def mask(self, window: Window) -> Chosen:
         at, length = window.positions, window.prompt_lengths
@@ -156,7 +158,21 @@ class Spans:
             own = torch.zeros(n, 1, dtype=torch.bool)
             own[list(self.sequences)] = True
             chosen &= own.repeat_interleave(window.copies, 0)
+        if self.each is not None:
+            chosen &= self._each_own(window)
         return chosen
+
+    def _each_own(self, window: Window) -> Chosen:
+        each, n = self.each or (), window.n_sequences // window.copies
+        require(
+            len(each) == n,
+            f"an edit has ranges for {len(each)} sequences, but the model is run on {n}",
+        )
+        rows = [i // window.copies for i in range(window.n_sequences)]
+        at, length = window.positions, window.prompt_lengths
+        return torch.cat(
+            [_within(at[[i]], each[row], length[[i]]) for i, row in enumerate(rows)]
+        )
 
 
 @dataclass(frozen=True, slots=True)

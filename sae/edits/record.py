@@ -37,11 +37,17 @@ class WhereRecord:
     """Ranges of what is written after it, counted from the first token that is written."""
     but: tuple[Span | str, ...] = (BOS,)
     """`except` in a file: ranges of both together that are left out, and `bos`."""
+    sequences: tuple[tuple[Span, ...], ...] | None = None
+    """Ranges of both together, for each sequence of a batch; all else of it stays as it is."""
 
     def to_plain(self) -> dict[str, object]:
         """Return what a file says."""
-        found = {"prompt": _plain_spans(self.prompt), "generated": _plain_spans(self.generated)}
-        return found | {"except": [s if isinstance(s, str) else list(s) for s in self.but]}
+        found: dict[str, object] = {"prompt": _plain_spans(self.prompt)}
+        found["generated"] = _plain_spans(self.generated)
+        found["except"] = [s if isinstance(s, str) else list(s) for s in self.but]
+        if self.sequences is not None:
+            found["sequences"] = [_plain_spans(spans) for spans in self.sequences]
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

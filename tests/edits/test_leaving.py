@@ -1,5 +1,8 @@
 """Edits that leave the house: control vectors and weights that equal the hook."""
 
+import base64
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,7 @@ def test_a_control_vector_is_read_back_as_it_was_written(tmp_path, folders):
         ({"by": [1.0, 2.0]}, "an amount for each sequence"),
         ({"where": {"prompt": [0, 4], "except": []}}, "at some tokens only"),
         ({"where": {"except": [[2, 4]]}}, "leaves out some tokens"),
+        ({"where": {"sequences": ["all"], "except": []}}, "ranges for each sequence"),
         ({"where": {}}, "accept it there too with first_token=true"),
     ],
 )
@@ -143,11 +147,11 @@ def test_what_is_not_the_same_everywhere_is_refused(tmp_path, folders, changes, 
     one = dictionary_at(m, tmp_path / "one")
     record = {"dictionary": one, "feature": 3, "do": "add", "by": 2.0, "where": EVERYWHERE}
     path = file_of(tmp_path, record | changes)
-    for call in (sae.edit_export, sae.edit_bake):
+    for call, out in ((sae.edit_export, "out.gguf"), (sae.edit_bake, "out")):
         with pytest.raises(UserError) as raised:
-            call(file=path, out=str(tmp_path / "out"))
+            call(file=path, out=str(tmp_path / out))
         assert words in str(raised.value)
-        assert not (tmp_path / "out").exists()
+        assert not (tmp_path / out).exists()
 
 
 def test_the_first_token_may_be_accepted(tmp_path, folders):
@@ -164,7 +168,7 @@ def test_a_control_vector_stands_behind_blocks_from_the_second_on(tmp_path, fold
     m = sae.model(folders["llama"])
     one = dictionary_at(m, tmp_path / "one", hook)
     record = {"dictionary": one, "feature": 3, "do": "add", "by": 2.0, "where": EVERYWHERE}
-    with pytest.raises(UserError, match=r"behind block"):
+    with pytest.raises(UserError, match=r"behind (a )?block"):
         sae.edit_export(file=file_of(tmp_path, record), out=str(tmp_path / "v.gguf"))
     assert not (tmp_path / "v.gguf").exists()
 
@@ -189,3 +193,176 @@ def test_a_model_that_has_no_place_for_the_bias_is_refused(tmp_path, tokenizer_f
     with pytest.raises(UserError, match="no bias of Gemma2ForCausalLM does what an edit"):
         sae.edit_bake(file=path, out=str(tmp_path / "baked"))
     assert not (tmp_path / "baked").exists()
+
+
+class Engine:
+    """What EasySteer does with a specification, after its documentation and source.
+
+    `SelectSpec` of vllm/steer_vectors/api.py, positions of algorithms/clause.py, and `direct`
+    and `erase` of algorithms/.
+    """
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        assert spec.keys() == {"vectors", "conflict"}
+        assert spec["conflict"] == "sequential"
+        self.vectors = spec["vectors"]
+
+    def rows(self, apply: dict[str, Any], prompt: int, total: int) -> list[int]:
+        """Which tokens are steered, of a prompt and what was written after it."""
+        assert apply.keys() <= {
+            "prompt",
+            "generation",
+            "prompt_window",
+            "generation_window",
+            "exclude_prompt_window",
+        }
+        # A clause that selects nothing is refused, and what excludes of a phase without any.
+        of_prompt = "prompt" in apply or "prompt_window" in apply
+        assert of_prompt or "generation" in apply or "generation_window" in apply
+        assert of_prompt or "exclude_prompt_window" not in apply
+
+        def inside(name: str, at: int, length: int) -> bool:
+            if name not in apply:
+                return False
+            first, last = apply[name]
+            first = first + length if first < 0 else first
+            last = total if last is None else last + length if last < 0 else last
+            return bool(first <= at < last)
+
+        found = []
+        for at in range(total):
+            if at < prompt:
+                chosen = apply.get("prompt") == "all" or inside("prompt_window", at, prompt)
+                chosen &= not inside("exclude_prompt_window", at, prompt)
+            else:
+                step = at - prompt
+                chosen = apply.get("generation") == "all"
+                chosen |= inside("generation_window", step, total)
+            found += [at] if chosen else []
+        return found
+
+    def logits(self, module: Any, ids: torch.Tensor, prompt: int) -> torch.Tensor:
+        def hook(layer: int) -> Any:
+            def change(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+                h = output.clone()
+                for one in self.vectors:
+                    data = one["data"]
+                    assert (data["version"], data["kind"], data["extra"]) == (
+                        1,
+                        "direction",
+                        {},
+                    )
+                    tensor = data["tensors"].get(f"layer.{layer}")
+                    if tensor is None:
+                        continue
+                    raw = base64.b64decode(tensor["data"])
+                    v = torch.frombuffer(bytearray(raw), dtype=torch.float32)
+                    assert [*v.shape] == tensor["shape"]
+                    at = self.rows(one["apply"], prompt, h.shape[1])
+                    if one["algorithm"] == "direct":
+                        h[:, at] += v
+                    else:
+                        assert one["algorithm"] == "erase"
+                        h[:, at] -= (h[:, at] @ v)[..., None] / (v @ v + 1e-8) * v
+                return h
+
+            return change
+
+        handles = [
+            block.register_forward_hook(hook(i)) for i, block in enumerate(module.model.layers)
+        ]
+        with torch.no_grad():
+            found: torch.Tensor = module(ids).logits
+        for handle in handles:
+            handle.remove()
+        return found
+
+
+def specification(tmp_path: Path, *records: Any, **about: Any) -> dict[str, Any]:
+    (tmp_path / "spec.json").unlink(missing_ok=True)
+    path = file_of(tmp_path, *records, **about)
+    out = sae.edit_export(file=path, out=str(tmp_path / "spec.json"))
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {},
+        {"except": []},
+        {"prompt": [-3, None], "generated": "none"},
+        {"prompt": "none", "generated": [1, 4]},
+        {"prompt": [2, 6], "generated": [2, None], "except": [[-9, -5]]},
+        {"generated": "none", "except": [[2, 4]]},
+    ],
+)
+def test_a_specification_of_easysteer_does_what_the_hook_does(tmp_path, folders, where):
+    m = sae.model(folders["llama"])
+    one = dictionary_at(m, tmp_path / "one")
+    first = dictionary_at(m, tmp_path / "two", "blocks.0.hook_resid_post")
+    about = {"dictionary": one, "where": where}
+    records = [
+        about | {"features": [3, 9], "do": "add", "by": 20.0},
+        about | {"feature": 5, "do": "orthogonal"},
+        about | {"dictionary": first, "feature": 4, "do": "add", "by": -9.0},
+    ]
+    engine = Engine(specification(tmp_path, *records))
+    ids = torch.from_numpy(m.language_model.prompt_ids(TEXT)).long()[None]
+    with m.edited(records):
+        whole = m.module.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+        scores = m.module.generate(
+            ids,
+            max_new_tokens=6,
+            min_new_tokens=6,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ).logits
+    found = engine.logits(m.module, whole[:, :-1], ids.shape[1])[:, ids.shape[1] - 1 :]
+    torch.testing.assert_close(found[0], torch.cat(scores), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        plain = m.module(whole[:, :-1]).logits[:, ids.shape[1] - 1 :]
+    assert float((found - plain).abs().max()) > 1e-2
+
+
+def test_a_specification_knows_a_vector_by_its_digest(tmp_path, folders):
+    one = dictionary_at(sae.model(folders["llama"]), tmp_path / "one")
+    record = {"dictionary": one, "feature": 3, "do": "add", "by": 2.0}
+    (vector,) = specification(tmp_path, record)["vectors"]
+    # As `Payload.to_wire` of vllm/steer_vectors/payloads.py makes it.
+    digest = hashlib.sha256(b"direction:1" + b"layer.1" + b"(32,)")
+    digest.update((2 * sae.load(one).W_dec[3]).numpy().tobytes())
+    assert vector["data"]["sha256"] == digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"do": "set"}, "depends on the activations there"),
+        ({"do": "orthogonal", "by": 0.5}, "EasySteer takes a direction out whole"),
+        ({"when": {"feature": 1, "above": 0.0}}, "a gate opens at some tokens only"),
+        ({"by": [1.0, 2.0]}, "an amount for each sequence"),
+        ({"where": {"prompt": [[0, 4], [6, 7]]}}, "one range of the prompt, and here are 2"),
+        ({"where": {"except": ["bos", [2, 4]]}}, "leaves out one range of the prompt"),
+        ({"where": {"except": [[2, 4]]}}, "may reach beyond the prompt"),
+        ({"where": {"except": [[-2, None]]}}, "may reach beyond the prompt"),
+        ({"where": {"sequences": ["all"]}}, "ranges for each sequence"),
+    ],
+)
+def test_what_no_specification_can_say_is_refused(tmp_path, folders, changes, words):
+    one = dictionary_at(sae.model(folders["llama"]), tmp_path / "one")
+    record = {"dictionary": one, "feature": 3, "do": "add", "by": 2.0}
+    with pytest.raises(UserError) as raised:
+        specification(tmp_path, record | changes)
+    assert words in str(raised.value)
+    assert not (tmp_path / "spec.json").exists()
+
+
+def test_an_export_is_told_by_its_name(tmp_path):
+    for out, more, words in (
+        ("edits.bin", {}, "names no kind of file; give a name that ends in .gguf"),
+        ("edits.json", {"first_token": True}, "first_token=true is for control vectors"),
+    ):
+        with pytest.raises(UserError, match=words):
+            sae.edit_export(file="edits.yaml", out=str(tmp_path / out), **more)

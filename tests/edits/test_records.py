@@ -18,7 +18,8 @@ FULL = {
     **SET,
     "at": "blocks.9.hook_resid_post",
     "unit": "max_act",
-    "where": {"prompt": [[0, 4], [-2, None]], "generated": "none", "except": ["bos", [7, 9]]},
+    "where": {"prompt": [[0, 4], [-2, None]], "generated": "none", "except": ["bos", [7, 9]]}
+    | {"sequences": ["all", "none", [0, 9], [[0, 2], [-3, None]]]},
     "when": {"feature": 17, "above": 0.2},
 }
 
@@ -110,6 +111,10 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         ({"where": {"prompt": [4, 4]}}, "holds no token"),
         ({"where": {"prompt": [1, 2, 3]}}, "is no range"),
         ({"where": {"generated": [-2, None]}}, "before the first token that is written"),
+        ({"where": {"sequences": ["none", "none"]}}, "chooses no token at all"),
+        ({"where": {"sequences": []}}, "where.sequences=[]; give a list with all, none"),
+        ({"where": {"sequences": ["all", 4]}}, "where.sequences[1]: [4] is no range"),
+        ({"where": {"sequences": ["all", [4, 4]]}}, "where.sequences[1]: [4, 4] holds no"),
         ({"where": {"prompts": "all"}}, "'prompts' is no key of it; nearest: prompt"),
         ({"when": {"feature": 3}}, "neither above nor below"),
         ({"when": {"feature": 3, "above": math.nan}}, "is no limit"),

@@ -136,6 +136,23 @@ def test_each_sequence_may_have_edits_of_its_own(m, folder):
         m.generate(PROMPTS[0])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ranges_of_each_sequence_are_of_its_own_tokens(models, folder, family):
+    m, own = models[family], [[[1, 3], [-1, None]], "none", "all"]
+    with m.edited(record(folder, where={"sequences": own, "except": []})):
+        together = m.generate(PROMPTS, max_new_tokens=N, to_the_end=True)
+        with pytest.raises(UserError, match="has ranges for 3 sequences, but the model is run"):
+            m.generate(PROMPTS[0])
+    # The range that begins before the prompt's end goes on in what is written.
+    lone = [{"prompt": [[1, 3], [-1, None]]}, None, {}]
+    for text, prompt, where in zip(together, PROMPTS, lone, strict=True):
+        with m.edited([] if where is None else record(folder, where=where | {"except": []})):
+            assert text == m.generate(prompt, max_new_tokens=N, to_the_end=True)
+    refused = "is for a whole batch, and this edit is for one sequence"
+    with pytest.raises(UserError, match=refused):
+        m.planned(per_sequence=[record(folder, where={"sequences": ["all"]})])
+
+
 def test_beams_are_of_one_text(m, folder):
     both = prompt(m).expand(2, -1)
     with m.edited(record(folder, do="add", by=[3.0, 9.0])):

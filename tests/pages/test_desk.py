@@ -119,6 +119,10 @@ def test_dials_are_saved_as_an_edit_file_and_opened_again(server, run, tmp_path)
             "is of the dictionary other",
         ),
         (
+            "edits: [{dictionary: x, feature: 3, do: set, by: 1, where: {prompt: none}}]",
+            "is made at some tokens only",
+        ),
+        (
             THIRTEEN,
             "the file has 13 edits; give 12",
         ),

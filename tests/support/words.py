@@ -5,7 +5,7 @@ from sae.config.keys import REQUIRED, keys
 
 NEEDED = {
     "cache": ["c.zarr"],
-    "out": ["out"],
+    "out": ["out.gguf"],
     "caches": ["a.zarr", "b.zarr"],
     "folder": ["folder"],
     "atlas": ["atlas"],

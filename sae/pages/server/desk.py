@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from sae.base import UserError, require
-from sae.edits import Edits, edit
+from sae.edits import Edits, WhereRecord, edit
 from sae.edits.file import parsed_edits
 
 MOST_DIALS = 12
@@ -106,6 +106,11 @@ def dials_of_file(text: str, digest: str, highest: Sequence[float]) -> tuple[Dia
             record.target == "feature" and record.do in _MODES and record.when is None,
             f"edits[{i}] of the file is no dial: do is {record.do}; here are add and set of "
             "features, without a gate",
+        )
+        require(
+            record.where == WhereRecord(),
+            f"edits[{i}] of the file is made at some tokens only; dials are turned everywhere "
+            "but at the token before a text",
         )
         require(
             record.digest in (None, digest),
