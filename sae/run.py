@@ -124,6 +124,8 @@ class Run:
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
     export = _PlaceOf("export/{}")
+    # Edit files that somebody put there, which the pages offer as presets.
+    edits = _Place("edits")
     # Whoever makes a dictionary holds it, a training as well as an import.
     dictionary_lock = _PlaceOf("training/{}/.lock")
 

@@ -40,6 +40,10 @@ class FakeServer(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.endswith("/api/status"):
             return self.answer({"model": "ready", "why": ""})
+        if self.path.endswith("/api/presets"):
+            dials = [{"feature": 20, "strength": 3, "do": "set"}]
+            found = [{"name": "calm.yaml", "dials": dials}, {"name": "x.json", "why": "no"}]
+            return self.answer({"presets": found})
         if self.path == "/index.html":
             page = Path(self.directory, "index.html").read_text("utf-8")
             page = page.replace('<html lang="en">', '<html lang="en" data-live>')
@@ -196,6 +200,19 @@ def test_several_dials_are_turned_saved_and_opened(
     until(page, "desk.dials.length === 1")
     assert asked[-1] == ("open", {"text": "edits: []"})
     assert page.inner_text("#dials output") == "6.5 × its strongest"
+    # A file of the run that holds no dials of this dictionary cannot be chosen.
+    presets = page.locator("#presets")
+    assert presets.locator("option").all_inner_texts() == [
+        "Presets",
+        "calm.yaml",
+        "x.json (not for this page)",
+    ]
+    assert presets.locator("option").last.is_disabled()
+    presets.select_option("calm.yaml")
+    assert page.inner_text("#dials output") == "3 × its strongest"
+    assert page.inner_text("#edits-status") == "calm.yaml is open, with one dial."
+    page.set_input_files("#open-edits", str(tmp_path / "mine.yaml"))
+    until(page, "desk.dials[0].strength === 6.5")
     # They are there again when the page is.
     page.reload()
     page.locator("#dials li").first.wait_for()

@@ -1,6 +1,7 @@
 """Several dials of one dictionary: from a page to edits and back, and what is written."""
 
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import sae
 from sae.pages.server.desk import Dial, others
 
 THIRTEEN = yaml.safe_dump(
-    {"edits": [{"dictionary": "x", "feature": i, "do": "set", "by": 1} for i in range(13)]}
+    {"edits": [{"dictionary": "strong", "feature": i, "do": "set", "by": 1} for i in range(13)]}
 )
 BODY = {"text": TEXT, "dials": [{"feature": 3, "strength": 2}], "max_new_tokens": 12}
 
@@ -96,9 +97,24 @@ def test_dials_are_saved_as_an_edit_file_and_opened_again(server, run, tmp_path)
     ]
     assert edits.records[0].digest == sae.load(str(run / "dictionaries/strong")).digest
     assert server.json("/atlas/strong/api/open", {"text": text})["dials"] == dials
-    raw = "edits: [{dictionary: x, feature: 3, do: set, by: 6.0}]"
+    raw = "edits: [{dictionary: strong, feature: 3, do: set, by: 6.0}]"
     (one,) = server.json("/atlas/strong/api/open", {"text": raw})["dials"]
     assert one == {"feature": 3, "strength": 2.0, "do": "set"}
+
+
+def test_edit_files_of_the_run_are_presets(server, run):
+    assert server.json("/atlas/strong/api/presets") == {"presets": []}
+    place = run / "edits"
+    place.mkdir()
+    dial = {"feature": 3, "strength": 2.0, "do": "set"}
+    (place / "b.yaml").write_text("edits: [{dictionary: strong, feature: 3, do: set, by: 6}]")
+    (place / "a.json").write_text('{"edits": 3}')
+    (place / "notes.txt").write_text("no edits")
+    broken, fine = server.json("/atlas/strong/api/presets")["presets"]
+    assert fine == {"name": "b.yaml", "dials": [dial]}
+    assert broken["name"] == "a.json"
+    assert "holds no list of edits" in broken["why"]
+    shutil.rmtree(place)
 
 
 @pytest.mark.parametrize(
@@ -106,25 +122,31 @@ def test_dials_are_saved_as_an_edit_file_and_opened_again(server, run, tmp_path)
     [
         ("{", "is not readable as YAML or JSON"),
         ("edits: 3", "holds no list of edits"),
-        ("edits: [{dictionary: x, feature: 3, do: ablate}]", "is no dial: do is ablate"),
+        ("edits: [{dictionary: strong, feature: 3, do: ablate}]", "is no dial: do is ablate"),
         ("edits: [{at: x, token: a, do: add, by: 1}]", "is no dial"),
         (
-            f"edits: [{{dictionary: x, feature: {DEAD}, do: set, by: 1}}]",
+            f"edits: [{{dictionary: strong, feature: {DEAD}, do: set, by: 1}}]",
             "is dead",
         ),
-        ("edits: [{dictionary: x, feature: 3, do: set, by: 1, unit: std}]", "is in std"),
-        ("edits: [{dictionary: x, feature: 3, do: set, by: [1, 2]}]", "takes one number"),
+        ("edits: [{dictionary: strong, feature: 3, do: set, by: 1, unit: std}]", "is in std"),
+        ("edits: [{dictionary: strong, feature: 3, do: set, by: [1, 2]}]", "takes one number"),
         (
-            "edits: [{dictionary: x, feature: 3, do: set, by: 1, digest: other}]",
+            "edits: [{dictionary: strong, feature: 3, do: set, by: 1, digest: other}]",
             "is of the dictionary other",
         ),
         (
-            "edits: [{dictionary: x, feature: 3, do: set, by: 1, where: {prompt: none}}]",
+            "edits: [{dictionary: strong, feature: 3, do: set, by: 1, where: {prompt: none}}]",
             "is made at some tokens only",
         ),
         (
-            THIRTEEN,
-            "the file has 13 edits; give 12",
+            "edits: [{dictionary: runs/x/dictionaries/other, feature: 3, do: set, by: 1}]",
+            "is of the dictionary other, and this one is strong",
+        ),
+        ("edits: []", "the file has 0 edits; give 1 to 12"),
+        (THIRTEEN, "the file has 13 edits; give 1 to 12"),
+        (
+            f"edits: [{{dictionary: strong, features: {[*range(13)]}, do: set, by: 1}}]",
+            "sets 13 dials; 12 fit",
         ),
     ],
 )

@@ -1,6 +1,6 @@
 /* ---------- Several dials, turned together ---------- */
 
-const desk = { dials: [], most: 12 };
+const desk = { dials: [], most: 12, presets: [] };
 
 function startDesk() {
   $("desk").hidden = !LIVE;
@@ -22,6 +22,8 @@ function startDesk() {
   $("to-desk").addEventListener("click", () => addDial(live.chosen, Number($("dial").value)));
   $("save-edits").addEventListener("click", saveEdits);
   $("open-edits").addEventListener("change", openEdits);
+  $("presets").addEventListener("focus", readPresets);
+  $("presets").addEventListener("change", takePreset);
   watchLinks($("dials"));
   drawDials();
 }
@@ -161,13 +163,36 @@ async function saveEdits() {
   tell("Saved as edits.yaml, for sae edit check and m.edited in Python.");
 }
 
+/* Edit files in the folder `edits` of the run; asked again whenever the list is opened. */
+async function readPresets() {
+  const answer = await ask("presets");
+  const found = answer.presets ?? [];
+  if (JSON.stringify(found) === JSON.stringify(desk.presets)) return;
+  desk.presets = found;
+  $("presets").hidden = !found.length;
+  $("presets").replaceChildren(
+    h("option", { value: "" }, "Presets"),
+    ...found.map(({ name, why }) => h("option", { value: name, disabled: Boolean(why), title: why ?? "" }, why ? `${name} (not for this page)` : name)),
+  );
+}
+
+function takePreset() {
+  const chosen = desk.presets.find(({ name }) => name === $("presets").value);
+  $("presets").value = "";
+  if (chosen) setDials(chosen.name, chosen.dials);
+}
+
+function setDials(name, dials) {
+  desk.dials = dials.map((dial) => ({ ...dial }));
+  drawDials();
+  tell(`${name} is open, with ${dials.length === 1 ? "one dial" : `${dials.length} dials`}.`);
+}
+
 async function openEdits() {
   const [file] = $("open-edits").files;
   $("open-edits").value = "";
   if (!file) return;
   const answer = file.size > 100_000 ? { error: `${file.name} is too large for an edit file.` } : await ask("open", { text: await file.text() });
   if (answer.error) return tell(answer.error, true);
-  desk.dials = answer.dials;
-  drawDials();
-  tell(`${file.name} is open, with ${desk.dials.length === 1 ? "one dial" : `${desk.dials.length} dials`}.`);
+  setDials(file.name, answer.dials);
 }

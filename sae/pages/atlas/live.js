@@ -58,6 +58,7 @@ async function askStatus() {
   $("live-status").textContent = loading ? "The model is being loaded …" : wrong;
   for (const button of [$("read-button"), $("steer-button")]) button.disabled = !live.ready;
   if (loading) setTimeout(askStatus, 1500);
+  if (live.ready) readPresets();
 }
 
 /* Says that work goes on, with the seconds it took so far, until it is done. */

@@ -70,6 +70,7 @@ def application(pages: Pages, is_own_name: Callable[[str], bool]) -> web.Applica
     app.router.add_post("/atlas/{id}/api/write", handlers.write)
     app.router.add_post("/atlas/{id}/api/save", handlers.save)
     app.router.add_post("/atlas/{id}/api/open", handlers.open)
+    app.router.add_get("/atlas/{id}/api/presets", handlers.presets)
     app.router.add_post("/atlas/{id}/api/label", handlers.label)
     return app
 
@@ -173,6 +174,10 @@ class _Handlers:
         atlas = self._atlas(request)
         wanted = parsed(OpenRequest, await request.read())
         return web.json_response(await self.worker.do(lambda _: atlas.open(wanted)))
+
+    async def presets(self, request: web.Request) -> web.StreamResponse:
+        atlas = self._atlas(request)
+        return web.json_response(await self.worker.do(lambda _: atlas.presets()))
 
     async def label(self, request: web.Request) -> web.StreamResponse:
         atlas = self._atlas(request)

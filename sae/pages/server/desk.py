@@ -2,17 +2,19 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sae.base import UserError, require
-from sae.edits import Edits, WhereRecord, edit
-from sae.edits.file import parsed_edits
+from sae.edits import EditRecord, Edits, WhereRecord, edit
 
 MOST_DIALS = 12
+MOST_PRESETS = 100
+"""Edit files of a run that a page offers."""
 _MODES = ("add", "set")
 _STRONGEST = 100.0
 
@@ -92,45 +94,78 @@ def file_of_dials(folder: str, digest: str, dials: Sequence[Dial]) -> str:
     return text
 
 
-def dials_of_file(text: str, digest: str, highest: Sequence[float]) -> tuple[Dial, ...]:
-    """Return the dials that the text of an edit file sets.
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One dictionary whose dials are turned."""
 
-    Raises:
-        UserError: if it is no edit file, or holds what no dial of this dictionary can do.
-    """
-    records = parsed_edits(text, "the file").records
-    require(len(records) <= MOST_DIALS, f"the file has {len(records)} edits; give {MOST_DIALS}")
-    dials: list[Dial] = []
-    for i, record in enumerate(records):
+    folder: Path
+    """The dictionary."""
+    digest: str
+    highest: Sequence[float]
+    """The highest activation of each feature; 0 of a dead one."""
+
+    def opened(self, edits: Edits) -> tuple[Dial, ...]:
+        """Return the dials that edits set.
+
+        Raises:
+            UserError: if they hold what no dial of this dictionary can do.
+        """
+        records = edits.records
+        require(
+            0 < len(records) <= MOST_DIALS,
+            f"the file has {len(records)} edits; give 1 to {MOST_DIALS}",
+        )
+        dials = [dial for i, one in enumerate(records) for dial in self._dials(i, one)]
+        require(len(dials) <= MOST_DIALS, f"the file sets {len(dials)} dials; {MOST_DIALS} fit")
+        return tuple(dials)
+
+    def _dials(self, i: int, record: EditRecord) -> Iterator[Dial]:
+        said = f"edits[{i}] of the file"
         require(
             record.target == "feature" and record.do in _MODES and record.when is None,
-            f"edits[{i}] of the file is no dial: do is {record.do}; here are add and set of "
-            "features, without a gate",
+            f"{said} is no dial: do is {record.do}; here are add and set of features, without "
+            "a gate",
         )
         require(
             record.where == WhereRecord(),
-            f"edits[{i}] of the file is made at some tokens only; dials are turned everywhere "
-            "but at the token before a text",
+            f"{said} is made at some tokens only; dials are turned everywhere but at the token "
+            "before a text",
         )
+        # Without a digest the name has to do: folders are elsewhere on another machine.
+        name = Path(str(record.dictionary)).name
         require(
-            record.digest in (None, digest),
-            f"edits[{i}] of the file is of the dictionary {record.digest}, and this "
-            f"one is {digest}",
+            name == self.folder.name if record.digest is None else record.digest == self.digest,
+            f"{said} is of the dictionary {record.digest or name}, and this one is "
+            f"{self.folder.name if record.digest is None else self.digest}",
         )
         require(
             isinstance(record.by, float) and record.unit in ("raw", "max_act"),
-            f"edits[{i}] of the file is in {record.unit}; a dial takes one number, in raw or "
-            "max_act",
+            f"{said} is in {record.unit}; a dial takes one number, in raw or max_act",
         )
         for feature in record.chosen:
             require(
-                feature < len(highest) and highest[feature] > 0,
-                f"edits[{i}] of the file: feature {feature} is dead or not there",
+                feature < len(self.highest) and self.highest[feature] > 0,
+                f"{said}: feature {feature} is dead or not there",
             )
-            unit = highest[feature] if record.unit == "raw" else 1.0
+            unit = self.highest[feature] if record.unit == "raw" else 1.0
             assert isinstance(record.by, float)
-            dials.append(Dial(feature, record.by / unit, record.do))
-    return tuple(dials)
+            yield Dial(feature, record.by / unit, record.do)
+
+    def presets(self, place: Path) -> list[dict[str, Any]]:
+        """Return the edit files in a folder, each with its dials, or with why it has none."""
+        found: list[dict[str, Any]] = []
+        if not place.is_dir():
+            return found
+        kinds = (".yaml", ".yml", ".json")
+        names = sorted(path.name for path in place.iterdir() if path.suffix in kinds)
+        for name in names[:MOST_PRESETS]:
+            try:
+                dials = self.opened(Edits.read(place / name))
+            except UserError as error:
+                found.append({"name": name, "why": " ".join(str(error).split())})
+            else:
+                found.append({"name": name, "dials": plain(dials)})
+        return found
 
 
 def plain(dials: Sequence[Dial]) -> list[Mapping[str, Any]]:

@@ -12,11 +12,12 @@ from sae.base import UserError, nearest, require, say
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE
 from sae.edits import Edits
+from sae.edits.file import parsed_edits
 from sae.models import LanguageModel, ModelRecord, record_without_weights, recorded_model
 from sae.pages.server.desk import (
+    Desk,
     Dial,
     dials_of,
-    dials_of_file,
     edits_of_dials,
     file_of_dials,
     others,
@@ -308,8 +309,15 @@ class LiveAtlas:
 
     def open(self, request: OpenRequest) -> dict[str, Any]:
         """Return the dials of an edit file."""
+        return {"dials": plain(self._desk().opened(parsed_edits(request.text, "the file")))}
+
+    def presets(self) -> dict[str, Any]:
+        """Return the edit files of the run, with the dials that they set."""
+        return {"presets": self._desk().presets(self.shelf.run.edits)}
+
+    def _desk(self) -> Desk:
         _, dictionary, highest = self._ready(None)
-        return {"dials": plain(dials_of_file(request.text, dictionary.digest, highest))}
+        return Desk(self.shelf.run.dictionary(self.name), dictionary.digest, highest)
 
     def label(self, request: LabelRequest) -> str:
         """Write a label into `labels.csv`, and for the page."""
