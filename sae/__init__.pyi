@@ -384,6 +384,7 @@ def edit_check(
     file: str,
     model_name: str | None = None,
     out: str | None = None,
+    raw: bool = False,
 ) -> Edits:
     """Say what is wrong with an edit file, and what each edit amounts to in all units."""
 

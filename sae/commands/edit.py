@@ -41,6 +41,12 @@ class EditCheckConfig:
     out: str | None = None
     """File to write the same edits to, with the digests of model, dictionaries and vectors that
     were found: then no others are taken for them."""
+    raw: bool = False
+    """Write amounts to `out` in raw units: whoever has the dictionary can then make the edits
+    without its atlas and its cache."""
+
+    def __post_init__(self) -> None:
+        require(not self.raw or self.out is not None, "raw=true is for a file; give out=FILE")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +172,8 @@ def check(config: EditCheckConfig) -> Edits:
     n_begin = len(record.begin or ())
     subject = Subject(load_skeleton(settings), record, n_begin, token_ids)
     aims = Planner(subject, library).aims(edits)
-    pinned = _pinned(edits, library, record)
+    records = [one for aim in aims for one in aim.in_raw] if config.raw else edits.records
+    pinned = _pinned(replace(edits, records=tuple(records)), library, record)
     shown = f"{config.file}: {len(aims)} edits of {record.hub_id}, digest {edits.digest}"
     show("\n".join([shown, *(line for i, aim in enumerate(aims) for line in told(i, aim))]))
     if config.out is None:

@@ -1,7 +1,7 @@
 """What one record of an edit means in one model: everything that is refused is refused here."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -91,6 +91,17 @@ class Aim:
             for row in self.amount
             for scale, raw in zip(self.scales, row, strict=True)
         ]
+
+    @property
+    def in_raw(self) -> list[EditRecord]:
+        """The same edit with its amounts in raw units: one record, or one for each feature."""
+        if self.amount is None or self.record.unit == "raw":
+            return [self.record]
+        each = [replace(self.record, unit="raw", by=_plain(by)) for by in self.amount.T]
+        if len(each) == 1:
+            return each
+        features = zip(each, self.record.chosen, strict=True)
+        return [replace(one, features=None, feature=feature) for one, feature in features]
 
     @property
     def reads_codes(self) -> bool:
@@ -302,6 +313,12 @@ def _spans(where: WhereRecord, n_begin: int, sequences: tuple[int, ...] | None) 
     bos: Span = (0, max(1, n_begin))
     but = tuple(bos if isinstance(span, str) else span for span in where.but)
     return Spans(where.prompt, where.generated, but, sequences, where.sequences)
+
+
+def _plain(by: Tensor) -> float | tuple[float, ...]:
+    """Return one number, or one for each sequence, as a file has them."""
+    numbers = tuple(by.tolist())
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _amount(record: EditRecord, scales: Sequence[Scale]) -> Amount:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from sae.edits import Edits
 from sae.interactive import Model
 
 POST = "blocks.1.hook_resid_post"
+DEAD = 63
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a dictionary and its atlas."""
+    """A run with a dictionary, one feature of which is dead, and its atlas."""
     found = tmp_path_factory.mktemp("edits") / "run"
-    for name in ("cache.zarr", "dictionaries/weak"):
-        shutil.copytree(tiny_run / name, found / name)
+    shutil.copytree(tiny_run / "cache.zarr", found / "cache.zarr")
+    d = sae.load(str(tiny_run / "dictionaries/weak"))
+    b_enc = d.b_enc.clone()
+    b_enc[DEAD] = -1e9
+    sae.save(replace(d, b_enc=b_enc), str(found / "dictionaries/weak"))
     sae.analyze(run=str(found), n_contexts=3)
     return found
 
@@ -119,6 +124,36 @@ def test_check_says_every_size_and_loads_no_weights(
     assert "by a factor of 0.0" in shown
 
 
+def test_amounts_in_raw_units_need_no_atlas_elsewhere(tmp_path, m, run, folder, features):
+    often = sorted(features, key=lambda row: -row["n_active"])[:3]
+    several = [row["feature"] for row in often]
+    about = {"dictionary": folder, "unit": "max_act"}
+    path = file_of(
+        tmp_path,
+        about | {"features": several, "do": "set", "by": [0.5, 2.0]},
+        about | {"features": several[:2], "do": "add", "by": 1.0, "unit": "residual_norm"},
+        about | {"feature": several[0], "do": "cap", "by": 0.5},
+        {"dictionary": folder, "feature": several[1], "do": "multiply", "by": 3.0},
+    )
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    raw = sae.edit_check(file=path, out=str(tmp_path / "raw.yaml"), raw=True)
+    assert {record.unit for record in raw.records} == {"raw"}
+    assert [record.chosen for record in raw.records[:3]] == [(one,) for one in several]
+    moved = (tmp_path / "raw.yaml").read_text().replace(folder, str(elsewhere))
+    (tmp_path / "moved.yaml").write_text(moved)
+    ids = torch.from_numpy(m.language_model.prompt_ids("the river ran")).long()
+    both = ids.expand(2, -1)
+    logits = []
+    for file in (path, str(tmp_path / "moved.yaml")):
+        with torch.no_grad(), m.edited(file):
+            logits.append(m.module(both).logits)
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(logits[0], m.module(both).logits)
+    with pytest.raises(UserError, match="raw=true is for a file; give out=FILE"):
+        sae.edit_check(file=path, raw=True)
+
+
 def test_a_file_with_digests_is_refused_for_any_other_dictionary(
     tmp_path, m, run, folder, live
 ):
@@ -171,11 +206,8 @@ def test_a_unit_that_nothing_measures_is_refused_with_the_reason(tmp_path, run, 
     assert "does not say of which model" in said(f"file={path}")
 
 
-def test_a_dead_feature_has_no_highest_activation(tmp_path, folder, features):
-    dead = [row["feature"] for row in features if row["max_activation"] == 0]
-    if not dead:
-        pytest.skip("no feature of this dictionary is dead")
-    keys = {"dictionary": folder, "feature": dead[0], "do": "set", "by": 1.0, "unit": "max_act"}
+def test_a_dead_feature_has_no_highest_activation(tmp_path, folder):
+    keys = {"dictionary": folder, "feature": DEAD, "do": "set", "by": 1.0, "unit": "max_act"}
     assert "is dead" in said(f"file={file_of(tmp_path, keys)}")
 
 

@@ -133,7 +133,7 @@ RUNS = [
     ("cache merge", ["{out}/two.zarr", "{run}/cache.zarr", "{out}/new/cache.zarr"]),
     ("cache export", ["{run}/cache.zarr", "{out}/rows"]),
     ("cache import", ["{out}/rows", "{out}/again.zarr", "model_name={model}"]),
-    ("edit check", ["{edits}", "model_name={model}", "out={out}/pinned.yaml"]),
+    ("edit check", ["{edits}", "model_name={model}", "out={out}/pinned.yaml", "raw=true"]),
     ("edit export", ["{edits}", "{out}/edits.gguf", "model_name={model}"]),
     ("edit bake", ["{edits}", "{out}/baked", "model_name={model}"]),
     ("atlas export", ["{run}/atlas/strong", "{out}/bulk", "model_id=m", "source=1-res-x"]),
