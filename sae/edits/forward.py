@@ -9,12 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sae.base import UserError
+from sae.base import UserError, require
 from sae.edits.changes import Change, Rows
 from sae.edits.codes import Gate
 from sae.edits.positions import Positions, Window
 from sae.models import Site
 from sae.models.calls import hooked, one_vector_a_token
+
+_STATES = ("cache_params", "state")
+"""Names of what recurrent models take and return in a key-value cache's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ def edited(module: nn.Module, edits: Sequence[Edit]) -> Iterator[None]:
     with ExitStack() as hooks:
         begin = module.register_forward_pre_hook(forward.begin, with_kwargs=True)
         hooks.callback(begin.remove)
+        hooks.callback(module.register_forward_hook(forward.finish).remove)
         hooks.enter_context(_watched(module, forward))
         for edit in edits:
             hooks.enter_context(_edited(module, edit, forward))
@@ -78,10 +82,11 @@ def _watched(module: nn.Module, forward: "_Forward") -> Iterator[None]:
         inputs = kwargs.get("inputs", kwargs.get("input_ids", args[0] if args else None))
         forward.prompt = kwargs.get("inputs_embeds") if inputs is None else inputs
         forward.padded = kwargs.get("attention_mask")
+        forward.writing, forward.end = True, 0
         try:
             return generate(*args, **kwargs)
         finally:
-            forward.prompt = forward.padded = None
+            forward.writing, forward.prompt, forward.padded = False, None, None
 
     vars(module)["generate"] = watched
     try:
@@ -98,33 +103,51 @@ class _Forward:
 
     def __init__(self, module: nn.Module) -> None:
         self.arguments = list(signature(module.forward).parameters)
-        self.start = self.end = 0
+        self.start: int | None = None
+        """Column that it begins with; None as long as only what it computes can tell."""
+        self.end = 0
         self.prompt_end: int | None = None
+        self.writing = False
+        """Whether `generate` runs."""
         self.prompt: Tensor | None = None
         """What `generate` was given, while it runs."""
         self.padded: Tensor | None = None
         """The attention mask that came with it."""
         self.state: object = None
+        """What a recurrent model returned last, to go on from."""
         self.mask: Tensor | None = None
         self.window: Window | None = None
 
     def begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = dict(zip(self.arguments, args, strict=False)) | kwargs
-        cache, state = given.get("past_key_values"), given.get("cache_params")
-        if cache is not None:
-            self.start = int(cache.get_seq_length())
-        else:
+        cache = given.get("past_key_values")
+        self.start = None if cache is None else int(cache.get_seq_length())
+        state = next((given[name] for name in _STATES if given.get(name) is not None), None)
+        if cache is None and not self.writing:
             # A recurrent model's state does not say how many tokens went into it.
-            self.start = self.end if state is not None and state is self.state else 0
+            require(
+                state is None or state is self.state,
+                "the model is given a state that it did not return inside this context, so the "
+                "positions of what follows are not known; let it read the text in here",
+            )
+            self.start = 0 if state is None else self.end
         mask = given.get("attention_mask")
         # Some caches come with a mask of four dimensions, which does not say what is padding.
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else self.padded
-        self.state, self.window = state, None
+        self.window = None
+
+    def finish(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        found = (getattr(output, name, None) for name in _STATES)
+        self.state = next((state for state in found if state is not None), None)
 
     def seen(self, y: Tensor) -> Window:
         """Return what this forward pass computes, given the activations at a site."""
         if self.window is None:
             n_sequences, n_columns, _ = y.shape
+            if self.start is None:
+                # While it writes, all that there is has a token more than before; fewer tokens
+                # are what follows a state.
+                self.start = self.end if n_columns <= self.end else 0
             self.end, copies = self.start + n_columns, 1
             if self.prompt is not None:
                 self.prompt_end, copies = self.prompt.shape[1], n_sequences // len(self.prompt)

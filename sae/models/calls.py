@@ -1,7 +1,7 @@
 """Looking at what a module is given or returns while a model runs, and changing it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from inspect import Parameter, signature
 from typing import Any
 
@@ -45,6 +45,15 @@ def _with_returned(output: Any, new: Tensor) -> Any:
     if isinstance(output, list):
         return [new, *output[1:]]
     return (new, *output[1:]) if isinstance(output, tuple) else new
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Inside this context what `torch.compile` has made runs as it was written.
+
+    It knows nothing of hooks that came after it, and would pass them by.
+    """
+    found: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return found
 
 
 @contextmanager
@@ -93,7 +102,8 @@ def hooked(module: nn.Module, point: Site, see: See, *, first: bool = False) -> 
         handle = place.register_forward_pre_hook(before, with_kwargs=True, prepend=first)
     start = module.register_forward_pre_hook(begin, prepend=True, with_kwargs=True)
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         handle.remove()
         start.remove()

@@ -251,6 +251,8 @@ def wrapped_model(
     Raises:
         UserError: if it has no name and no tokenizer is given.
     """
+    # What torch.compile returns is wrapped around the model that has the places.
+    module = getattr(module, "_orig_mod", module)
     name = str(getattr(getattr(module, "config", None), "name_or_path", ""))
     require(tokenizer is not None or name != "", "this model has no name; give its tokenizer")
     tokenizer = tokenizer or load_tokenizer(ModelConfig(name=name))

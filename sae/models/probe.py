@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from sae.models.calls import given, hooked, returned, without_cache
+from sae.models.calls import given, hooked, returned, uncompiled, without_cache
 from sae.models.identities import Block, Held, Middle, Place, holds, value_of
 from sae.models.site import Site, named_in_stream
 from sae.models.skeleton import made_up
@@ -136,6 +136,7 @@ class _Seen:
                     part.register_forward_hook(after),
                 ):
                     hooks.callback(handle.remove)
+            hooks.enter_context(uncompiled())
             yield
 
     def _block_of(self, path: str) -> str | None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae.models.calls import without_cache
+from sae.models.calls import uncompiled, without_cache
 
 
 def probe_tokens(module: Any, n: int) -> Int[Tensor, "sequence position"]:
@@ -61,6 +61,7 @@ def calls_of(module: nn.Module, tokens: Int[Tensor, "sequence position"]) -> lis
 
             handle = part.register_forward_hook(note, with_kwargs=True)
             hooks.callback(handle.remove)
+        hooks.enter_context(uncompiled())
         module(tokens, **without_cache(module))
     return calls
 
@@ -87,6 +88,7 @@ def given_instead(
 
     handle = place.register_forward_pre_hook(before, with_kwargs=True)
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         handle.remove()
