@@ -34,7 +34,7 @@ DICTIONARIES = {
 }
 
 
-def _dictionaries() -> dict[str, str]:
+def dictionaries() -> dict[str, str]:
     """Dictionaries of the demo's size, trained briefly."""
     real_rows(1)
     sae.sweep(
@@ -200,7 +200,7 @@ def main(*words: str) -> None:
 
     With the word `cost` the first alone.
     """
-    folders = _dictionaries()
+    folders = dictionaries()
     m = sae.model("smollm2")
     title = "A token of SmolLM2-135M, with a key-value cache, while activations are edited"
     write_results("edits", title, _overhead(m, _edits(folders)))

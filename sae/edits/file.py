@@ -106,14 +106,22 @@ class Edits:
     def save(self, path: str | Path) -> None:
         """Write an edit file: JSON if its name ends in `.json`, else YAML."""
         check_names(path)
-        found = self.to_plain()
         if Path(path).suffix == ".json":
-            text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+            text = json.dumps(self.to_plain(), indent=2, ensure_ascii=False) + "\n"
         else:
-            text = yaml.safe_dump(
-                found, sort_keys=False, allow_unicode=True, default_flow_style=None
-            )
+            text = self.to_yaml()
         write_text(Path(path), text)
+
+    def to_yaml(self) -> str:
+        """Return the text of an edit file in YAML."""
+        text: str = yaml.dump(
+            self.to_plain(),
+            Dumper=_Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+        )
+        return text
 
 
 def parsed_edits(text: str, where: str, *, is_json: bool = False) -> Edits:
@@ -180,8 +188,13 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         return found
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes YAML for `_Loader`: a digest such as 17e0452 in quotes, so that it stays text."""
+
+
+for _one in (_Loader, _Dumper):
+    _one.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"),
+        list("-+0123456789."),
+    )

@@ -41,6 +41,16 @@ def test_a_file_gives_back_the_edits_and_their_digest(tmp_path, suffix, records)
     assert found.digest == edits.digest
 
 
+@pytest.mark.parametrize(
+    "text", ["1234567e89012345", "0" * 16, "1e3", "true", "0x1f", "~", "2026-11-30", ".inf"]
+)
+@pytest.mark.parametrize("suffix", [".yaml", ".json"])
+def test_text_that_looks_like_something_else_stays_text(tmp_path, suffix, text):
+    edits = Edits.from_plain([SET | {"digest": text}, ADD | {"token": text}])
+    edits.save(tmp_path / f"edits{suffix}")
+    assert Edits.read(tmp_path / f"edits{suffix}") == edits
+
+
 def test_the_digest_does_not_depend_on_how_the_same_is_said(tmp_path):
     (tmp_path / "a.yaml").write_text(
         "edits:\n- do: set\n  feature: 412\n  dictionary: runs/x/dictionaries/one\n"

@@ -3,11 +3,9 @@
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from sae.base import UserError, require
 from sae.edits import EditRecord, Edits, WhereRecord, edit
@@ -87,11 +85,10 @@ def others(dials: Sequence[Dial], highest: Sequence[float], seed: int) -> tuple[
 
 def file_of_dials(folder: str, digest: str, dials: Sequence[Dial]) -> str:
     """Return the text of an edit file, YAML, that turns these dials."""
-    found = edits_of_dials(folder, dials).to_plain()
-    for one in found["edits"]:  # type: ignore[attr-defined]
-        one["digest"] = digest
-    text: str = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
-    return text
+    found = edits_of_dials(folder, dials)
+    return replace(
+        found, records=tuple(replace(r, digest=digest) for r in found.records)
+    ).to_yaml()
 
 
 @dataclass(frozen=True, slots=True)
