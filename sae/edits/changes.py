@@ -41,7 +41,7 @@ class Rows:
 
     def chosen(self, positions: Positions) -> Bool[Tensor, " row"]:
         """Return which rows are at some positions."""
-        return positions.mask(self.window).flatten().to(self.at.device)[self.at]
+        return self.window.mask(positions).flatten().to(self.at.device)[self.at]
 
     def own(self, values: Float[Tensor, "*place d"]) -> Float[Tensor, "*row d"]:
         """Return each row's part of values (d,), (sequence, d) or (sequence, column, d)."""
@@ -75,12 +75,14 @@ class Add:
     """Of a dictionary that reads each row by its own length: the vector is as long in its unit,
     so that it is multiplied by the length of the row that it is added to."""
 
-    def apply(self, x: Read, y: Written, rows: Rows) -> Written:
-        vectors = self.vectors.to(y)
-        if not vectors.requires_grad:
+    def __post_init__(self) -> None:
+        if not self.vectors.requires_grad:
             # Adding minus zero changes nothing, not even the sign of a zero.
-            vectors = vectors.masked_fill(vectors == 0, -0.0)
-        own = rows.own(vectors)
+            quiet = self.vectors.masked_fill(self.vectors == 0, -0.0)
+            object.__setattr__(self, "vectors", quiet)
+
+    def apply(self, x: Read, y: Written, rows: Rows) -> Written:
+        own = rows.own(self.vectors.to(y))
         return y + (own if self.normalisation is None else own * self.normalisation.lengths(y))
 
 

@@ -69,7 +69,7 @@ class Gate:
 class Step:
     """One operation on the codes of some features."""
 
-    columns: tuple[int, ...]
+    columns: Int[Tensor, " chosen"]
     """Which of the features that the change reads."""
     rule: Callable[[Numbers, Amounts], Numbers]
     amount: Amount
@@ -101,10 +101,9 @@ class Codes:
             if step.gate is not None:
                 column, gate = step.gate
                 at = at & gate.is_open_at(before[:, column])
-            columns = torch.tensor(step.columns, device=codes.device)
-            old = codes.index_select(1, columns)
+            old = codes.index_select(1, step.columns)
             new = step.rule(old, amounts(step.amount, rows, old))
-            codes = codes.index_copy(1, columns, torch.where(at[:, None], new, old))
+            codes = codes.index_copy(1, step.columns, torch.where(at[:, None], new, old))
         delta = (codes - before) @ self.directions
         if self.normalisation is not None:
             delta = delta * self.normalisation.lengths(y.to(delta.dtype))

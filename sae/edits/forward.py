@@ -168,18 +168,20 @@ class _Forward:
         """Return the activations after an edit, or None if they all stay."""
         y = one_vector_a_token(edit.site.hook_name, found)
         window = self.seen(y)
+        flat = y.flatten(0, 1)
         # Only the rows that change are computed, out of the batch laid end to end.
-        at = edit.positions.mask(window).flatten().nonzero()[:, 0].to(y.device)
+        at = window.mask(edit.positions).flatten().nonzero()[:, 0].to(y.device)
         if len(at) and edit.gate is not None:
             at = at[edit.gate.is_open(gating.flatten(0, 1).index_select(0, at))]
         if not len(at):
             return None
-        rows = Rows(at, window)
-        flat = y.flatten(0, 1)
-        y_rows = flat.index_select(0, at)
-        x_rows = y_rows if x is y else x.flatten(0, 1).index_select(0, at)
-        new = edit.change.apply(x_rows, y_rows, rows)
-        return flat.index_copy(0, at, new.to(y.dtype)).view_as(y)
+        is_all = len(at) == len(flat)
+        y_rows = flat if is_all else flat.index_select(0, at)
+        x_rows = y_rows
+        if x is not y:
+            x_rows = x.flatten(0, 1) if is_all else x.flatten(0, 1).index_select(0, at)
+        new = edit.change.apply(x_rows, y_rows, Rows(at, window)).to(y.dtype)
+        return (new if is_all else flat.index_copy(0, at, new)).reshape(y.shape)
 
 
 @contextmanager

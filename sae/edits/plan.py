@@ -107,9 +107,12 @@ class Planner:
             gate = None
             if aim.own_gate is not None and aim.gate is not None:
                 gate = column[aim.own_gate], aim.gate
-            columns = tuple(column[f] for f in aim.record.chosen)
+            columns = torch.tensor(
+                [column[f] for f in aim.record.chosen], device=aim.amount.device
+            )
             rule = aim.record.mode.rule
             steps.append(Step(columns, rule, aim.amount, aim.positions, gate))
+        places = tuple(dict.fromkeys(aim.positions for aim in group))
         change = Codes(
             Reader.of(dictionary, features),
             dictionary.W_dec[features].float(),
@@ -119,7 +122,7 @@ class Planner:
         return Edit(
             first.site,
             change,
-            AnyOf(tuple(dict.fromkeys(aim.positions for aim in group))),
+            places[0] if len(places) == 1 else AnyOf(places),
             locate(self.subject.module, dictionary.reads[0].place)
             if dictionary.is_transcoder
             else None,

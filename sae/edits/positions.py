@@ -5,9 +5,9 @@ time with a key-value cache or reads everything again without one: the positions
 the same. Position 0 is the first token of a sequence that is no padding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -19,6 +19,10 @@ Chosen = Bool[Tensor, "sequence position"]
 Span = tuple[int, int | None]
 """A half-open range of positions. One below 0 is counted from the end; None is the end."""
 EVERYWHERE: tuple[Span, ...] = ((0, None),)
+Counted = int | Int[Tensor, "sequence #position"]
+"""A position, or those of several texts."""
+_BEYOND = 2**62
+"""Later than any position."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Window:
     """0 where there is padding; None where there is none. It may end before `end`."""
     copies: int = 1
     """Sequences in a row that are of one text, as the beams of a search are."""
+    _masks: "dict[Positions, Chosen]" = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def padding(self) -> Int[Tensor, "sequence 1"]:
@@ -54,10 +59,20 @@ class Window:
     @cached_property
     def prompt_lengths(self) -> Int[Tensor, "sequence 1"]:
         """Tokens of each prompt."""
-        end = self.end if self.prompt_end is None else self.prompt_end
         if self.attended is None:
-            return end - self.padding
-        return self.attended[:, :end].bool().sum(1, keepdim=True)
+            return self.prompt_columns - self.padding
+        return self.attended[:, : self.prompt_columns].bool().sum(1, keepdim=True)
+
+    @property
+    def prompt_columns(self) -> int:
+        """Columns of the prompt, padding before it included."""
+        return self.end if self.prompt_end is None else self.prompt_end
+
+    def mask(self, positions: "Positions") -> Chosen:
+        """Return which columns are chosen; asked again, it is not computed again."""
+        if positions not in self._masks:
+            self._masks[positions] = positions.mask(self)
+        return self._masks[positions]
 
     @cached_property
     def is_text(self) -> Chosen:
@@ -140,14 +155,14 @@ class Spans:
     """Ranges of each whole sequence, outside of which nothing is chosen."""
 
     def mask(self, window: Window) -> Chosen:
-        at, length = window.positions, window.prompt_lengths
-        after = at - length
-        chosen = _within(at, self.prompt, length) & (after < 0)
-        if window.prompt_end is not None and window.end > window.prompt_end:
-            chosen |= _within(after, self.generated, None) & (after >= 0)
-        chosen &= window.is_text
-        if self.but:
-            chosen &= ~_within(at, self.but, length)
+        if window.attended is None and window.end - window.start == 1:
+            # A token at a time, as models write, is worth no tensors: each takes some
+            # microseconds, and a forward pass of a small model few milliseconds.
+            found = self._chosen(window.start, window.prompt_columns, window)
+            chosen = torch.full((window.n_sequences, 1), bool(found))
+        else:
+            chosen = self._chosen(window.positions, window.prompt_lengths, window)
+            chosen &= window.is_text
         if self.sequences is not None:
             n = window.n_sequences // window.copies
             require(
@@ -161,6 +176,14 @@ class Spans:
         if self.each is not None:
             chosen &= self._each_own(window)
         return chosen
+
+    def _chosen(self, at: Counted, length: Counted, window: Window) -> Any:
+        """Return which positions are chosen by their place in a text, whichever text it is."""
+        after = at - length
+        chosen = _within(at, self.prompt, length) & (after < 0)
+        if window.prompt_end is not None and window.end > window.prompt_end:
+            chosen |= _within(after, self.generated, None) & (after >= 0)
+        return chosen & (_within(at, self.but, length) ^ True) if self.but else chosen
 
     def _each_own(self, window: Window) -> Chosen:
         each, n = self.each or (), window.n_sequences // window.copies
@@ -182,24 +205,23 @@ class AnyOf:
     choices: tuple[Positions, ...]
 
     def mask(self, window: Window) -> Chosen:
-        first, *others = (choice.mask(window) for choice in self.choices)
+        first, *others = (window.mask(choice) for choice in self.choices)
         for other in others:
             first = first | other
         return first
 
 
-def _within(at: Tensor, spans: tuple[Span, ...], length: Tensor | None) -> Chosen:
+def _within(at: Counted, spans: tuple[Span, ...], length: Counted | None) -> Any:
     """Return which positions are in one of the spans; those below 0 count from `length`."""
-    if spans == EVERYWHERE:
-        return torch.ones_like(at, dtype=torch.bool)
-    found = torch.zeros_like(at, dtype=torch.bool)
-    for span in spans:
-        first, last = span
+    found = at > _BEYOND
+    for first, last in spans:
         inside = at >= _counted(first, length)
         found |= inside if last is None else inside & (at < _counted(last, length))
     return found
 
 
-def _counted(end: int, length: Tensor | None) -> int | Tensor:
+def _counted(end: int, length: Counted | None) -> Counted:
     """Return an end of a span, counted from the beginning."""
-    return end if end >= 0 or length is None else (length + end).clamp_min(0)
+    if end >= 0 or length is None:
+        return end
+    return max(length + end, 0) if isinstance(length, int) else (length + end).clamp_min(0)
