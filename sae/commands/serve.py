@@ -18,8 +18,14 @@ from sae.edits import Edits
 from sae.interactive import Model
 from sae.models import LanguageModel, locate
 from sae.pages.server.app import Pages, application
-from sae.pages.server.guard import is_loopback, name_check
-from sae.pages.server.listening import address_of, listen, serve_until_stopped
+from sae.pages.server.guard import name_check
+from sae.pages.server.listening import (
+    address_of,
+    check_place,
+    listen,
+    serve_until_stopped,
+    warn_if_open,
+)
 from sae.pages.server.live import LiveAtlas, ReadRequest, Shelf, SteerRequest, WriteRequest
 from sae.run import Run
 from sae.steering.generate import Sampling, generate_beside, unit_dose, with_baseline
@@ -49,8 +55,7 @@ class ServeConfig:
     one."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.port <= 65_535, f"port={self.port}; give a number from 1 to 65535")
-        require(self.host.strip() != "", "host is empty; say 127.0.0.1 for this machine alone")
+        check_place(self.host, self.port)
 
 
 def run(config: ServeConfig) -> None:
@@ -65,7 +70,8 @@ def run(config: ServeConfig) -> None:
         address = address_of(listening)
 
         def started(_: Callable[[], None]) -> None:
-            _say_where(config, address)
+            warn_if_open(config.host, "read the atlas, run the model and change labels")
+            say(f"serve: {config.run} is at {address} (Ctrl-C stops it)")
             if config.open:
                 # In a thread: a browser of the terminal comes back when it is closed.
                 threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
@@ -140,15 +146,6 @@ def _check_no_loop() -> None:
         "sae.serve runs until it is stopped, which a notebook would wait for; "
         "call it in a thread, or run sae serve in a terminal"
     )
-
-
-def _say_where(config: ServeConfig, address: str) -> None:
-    if not is_loopback(config.host):
-        say(
-            f"serve: WARNING: with host={config.host} everybody who can reach this machine can "
-            "read the atlas, run the model and change labels; there is no password"
-        )
-    say(f"serve: {config.run} is at {address} (Ctrl-C stops it)")
 
 
 def _read(model: LanguageModel, dictionary: Dictionary, request: ReadRequest) -> dict[str, Any]:

@@ -9,8 +9,14 @@ from sae.edits import Edits, record_of
 from sae.interactive import Model
 from sae.models import recorded_model
 from sae.pages.server.completions import Complete, Completion, application
-from sae.pages.server.guard import is_loopback, name_check
-from sae.pages.server.listening import address_of, listen, serve_until_stopped
+from sae.pages.server.guard import name_check
+from sae.pages.server.listening import (
+    address_of,
+    check_place,
+    listen,
+    serve_until_stopped,
+    warn_if_open,
+)
 from sae.run import Run
 from sae.steering.generate import Sampling
 from sae.steering.writing import Written, chat_ids, checked_prompt_ids, write
@@ -38,8 +44,7 @@ class ServeApiConfig:
     one."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.port <= 65_535, f"port={self.port}; give a number from 1 to 65535")
-        require(self.host.strip() != "", "host is empty; say 127.0.0.1 for this machine alone")
+        check_place(self.host, self.port)
 
 
 def api(config: ServeApiConfig) -> None:
@@ -65,11 +70,7 @@ def api(config: ServeApiConfig) -> None:
         complete = complete_with(run, model, always)
 
         def started(_: Callable[[], None]) -> None:
-            if not is_loopback(config.host):
-                say(
-                    f"serve: WARNING: with host={config.host} everybody who can reach this "
-                    "machine can run the model; there is no password"
-                )
+            warn_if_open(config.host, "run the model")
             say(f"serve: {record.hub_id} is at {address_of(listening)}v1 (Ctrl-C stops it)")
 
         own = name_check(config.host)

@@ -12,14 +12,33 @@ from functools import partial
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from sae.base import UserError
-from sae.pages.server.guard import PATIENCE
+from sae.base import UserError, require, say
+from sae.pages.server.guard import PATIENCE, is_loopback
 
 _MOST_CONNECTIONS = 128
 """A browser has six; each takes one of the files that the system lets a process open."""
 _LINGERING = 2.0
 """Seconds for which the rest of a refused request is read, so that its sender sees why."""
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+def check_place(host: str, port: int) -> None:
+    """Refuse what is no place to listen at, before anything is loaded.
+
+    Raises:
+        UserError: for an empty host, or a port that is none.
+    """
+    require(0 <= port <= 65_535, f"port={port}; give a number from 1 to 65535")
+    require(host.strip() != "", "host is empty; say 127.0.0.1 for this machine alone")
+
+
+def warn_if_open(host: str, can: str) -> None:
+    """Say what everybody `can` do who reaches a host, if that is more than this machine."""
+    if not is_loopback(host):
+        say(
+            f"serve: WARNING: with host={host} everybody who can reach this machine can {can}; "
+            "there is no password"
+        )
 
 
 def listen(host: str, port: int) -> socket.socket:
