@@ -1,17 +1,21 @@
 """Make the pictures of the README from a finished demo.
 
-    python scripts/pictures.py runs/demo --feature 2164
+    python scripts/pictures.py runs/demo --feature 2164 --dials 2164 412
 
-Writes `pareto.png`, `atlas.png` and `feature.png` into `docs/images`, or wherever `--out` says.
-Wants Chromium, and Playwright, which `make test` installs.
+Writes `pareto.png`, `atlas.png`, `feature.png` and `desk.png` into `docs/images`, or wherever
+`--out` says. Wants Chromium, and Playwright, which `make test` installs.
 """
 
 import argparse
+import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from sae.base import read_json
 
@@ -24,6 +28,8 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the demo")
     parser.add_argument("--feature", type=int, default=0, help="the one to show")
+    parser.add_argument("--dials", type=int, nargs="+", default=[0, 1], help="to be turned")
+    parser.add_argument("--question", default="What shall I do today?", help="to be answered")
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures")
     asked = parser.parse_args(words)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -40,7 +46,40 @@ def main(words: list[str]) -> None:
             # The map draws itself, labels last.
             shown.wait_for_timeout(1500)
             shown.screenshot(path=str(asked.out / f"{name}.png"))
+        with _served(asked.run) as address:
+            page = f"{address}atlas/{recommended}/"
+            _desk(browser, page, asked.dials, asked.question, asked.out / "desk.png")
         browser.close()
+
+
+@contextmanager
+def _served(run: Path) -> Iterator[str]:
+    """Serve the run meanwhile, and give the address."""
+    words = [str(Path(sys.executable).with_name("sae")), "serve", str(run), "port=0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            said = (re.search(r"at (http://\S+/)", line) for line in server.stderr)
+            yield next(found[1] for found in said if found)
+        finally:
+            server.terminate()
+
+
+def _desk(browser: Browser, address: str, dials: list[int], text: str, out: Path) -> None:
+    """Turn dials while the model answers, and take the picture of it."""
+    shown = browser.new_page(viewport=SIZE)
+    shown.goto(address)
+    for feature in dials:
+        shown.fill("#dial-number", str(feature))
+        shown.keyboard.press("Enter")
+    shown.locator("#desk-kind").select_option("chat")
+    shown.fill("#desk-text", text)
+    shown.click("#desk-button")
+    shown.wait_for_selector("#desk-written article", timeout=300_000)
+    # The bar at the top goes along while the browser scrolls, and would lie over it.
+    shown.add_style_tag(content=".topbar { display: none } #desk { padding-bottom: 1rem }")
+    shown.wait_for_timeout(500)
+    shown.locator("#desk").screenshot(path=str(out))
 
 
 if __name__ == "__main__":

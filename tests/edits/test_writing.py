@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sae
 from sae.base.errors import UserError
-from sae.edits.positions import Window
+from sae.edits.positions import Spans, Window
 from sae.interactive import Model
 
 PROMPTS = ["Note 0-1: the river ran past", "she kept seven", "rain"]
@@ -92,8 +92,6 @@ def test_a_row_that_is_padded_on_the_left_equals_a_lone_one(models, folder, fami
 
 
 def test_windows_are_the_tokens_that_they_name(m, folder):
-    from sae.edits import Spans
-
     found = Spans(((-2, None),), ((1, 3),), ((0, 1),))
     attended = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
     chosen = found.mask(Window(2, 0, 7, 4, attended)).int().tolist()
@@ -102,6 +100,19 @@ def test_windows_are_the_tokens_that_they_name(m, folder):
     assert later.int().tolist() == [[1, 0]] * 2
     nothing = Spans((), ()).mask(Window(2, 0, 3))
     assert not nothing.any()
+
+
+@pytest.mark.parametrize("n_prompt", [1, 4])
+def test_a_token_at_a_time_is_chosen_as_many_at_once_are(n_prompt):
+    ends = [(0, None), (0, 1), (1, 3), (-2, None), (-3, -1), (2, None), (-9, 2)]
+    written = [span for span in ends if span[0] >= 0]
+    for prompt in ((), ((0, None),), *((one,) for one in ends)):
+        for generated in ((), *((one,) for one in written)):
+            for but in ((), ((0, 1),), ((-1, None),), ((1, 2), (6, 8))):
+                found = Spans(prompt, generated, but, (1,))
+                whole = found.mask(Window(2, 0, 9, n_prompt))
+                one = [found.mask(Window(2, i, i + 1, n_prompt)) for i in range(9)]
+                assert torch.equal(torch.cat(one, 1), whole), found
 
 
 def test_a_batch_of_doses_equals_separate_runs(m, folder):
