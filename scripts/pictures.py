@@ -1,6 +1,6 @@
 """Make the pictures of the README from a finished demo.
 
-    python scripts/pictures.py runs/demo --feature 2164 --dials 2164 412
+    python scripts/pictures.py runs/demo --feature 2164 --dials 704 750
 
 Writes `pareto.png`, `atlas.png`, `feature.png` and `desk.png` into `docs/images`, or wherever
 `--out` says. Wants Chromium, and Playwright, which `make test` installs.
@@ -28,8 +28,10 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the demo")
     parser.add_argument("--feature", type=int, default=0, help="the one to show")
-    parser.add_argument("--dials", type=int, nargs="+", default=[0, 1], help="to be turned")
-    parser.add_argument("--question", default="What shall I do today?", help="to be answered")
+    parser.add_argument("--dials", type=int, nargs="+", default=[0, 1], help="features to turn")
+    parser.add_argument(
+        "--question", default="Tell me about your friend.", help="to be answered"
+    )
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures")
     asked = parser.parse_args(words)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,8 @@ def _served(run: Path) -> Iterator[str]:
 
 def _desk(browser: Browser, address: str, dials: list[int], text: str, out: Path) -> None:
     """Turn dials while the model answers, and take the picture of it."""
-    shown = browser.new_page(viewport=SIZE)
+    # Chromium cuts off what is higher than the page that it shows.
+    shown = browser.new_page(viewport=SIZE | {"height": 1400})
     shown.goto(address)
     for feature in dials:
         shown.fill("#dial-number", str(feature))
