@@ -21,8 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _main(words)
     except UserError as error:
         label = f"sae {words[0]}" if words else "sae"
-        # What another library said, and is quoted, may have several lines.
-        print(f"{label}: {' '.join(str(error).split())}", file=sys.stderr)
+        for sentence in error.args:
+            # What another library said, and is quoted, may have several lines.
+            print(f"{label}: {' '.join(str(sentence).split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Whoever read has seen enough, as `| head` has; nor may Python's own flush complain.

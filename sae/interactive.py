@@ -150,8 +150,8 @@ class Model:
 
         Args:
             edits: one `sae.edit(...)`, a list of them, or the name of an edit file.
-            per_sequence: edits for each sequence of a batch, one after the other; None for one
-                that is left alone.
+            per_sequence: edits for each sequence of a batch, one after the other, made after
+                `edits`, which are for all; None for one that is left alone.
 
         Raises:
             UserError: with a sentence for each edit that cannot be made.
@@ -166,7 +166,8 @@ class Model:
         planner = Planner(self.subject, self._library)
         aims = planner.aims(edits_of(edits))
         for i, own in enumerate(per_sequence or ()):
-            aims += planner.aims(edits_of(() if own is None else own), (i,))
+            of = i, len(per_sequence or ())
+            aims += planner.aims(edits_of(() if own is None else own), of)
         return [*planner.edits(aims)]
 
     @property
@@ -275,6 +276,11 @@ class Model:
             UserError: for a model that writes nothing, an empty prompt or continuation, or a
                 text longer than the model reads.
         """
+        for text in (prompt, continuation):
+            require(
+                text is None or isinstance(text, str),
+                f"{text!r:.60} is no text; ask for one prompt and one continuation at a time",
+            )
         check_writes(self.language_model)
         before = checked_prompt_ids(self.language_model, prompt)
         after = torch.tensor([], dtype=torch.int64, device=before.device)

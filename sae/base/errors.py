@@ -7,9 +7,16 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Something the person running the command can mend; its text says what and how.
 
-    The command line prints it as one line and exits with status 2. Anything else that is
-    raised is a defect of ours and keeps its traceback.
+    The command line prints a line for each sentence that it is made with, and exits with
+    status 2. Anything else that is raised is a defect of ours and keeps its traceback.
     """
+
+    def __init__(self, *sentences: str) -> None:
+        super().__init__(*sentences)
+
+    def __str__(self) -> str:
+        """Return the sentences, a line each."""
+        return "\n".join(map(str, self.args))
 
 
 def nearest(word: str, choices: Iterable[str], n: int = 3) -> str:

@@ -127,7 +127,7 @@ def _written(
     aims = Planner(subject, library).aims(edits)
     out = Path(config.out)
     write(model, aims, config.first_token, out)
-    say(f"edit: {out} is written, with {len(aims)} edits of {model.record.hub_id}")
+    say(f"edit: {out} is written, with {_number(aims)} of {model.record.hub_id}")
     return out
 
 
@@ -174,13 +174,17 @@ def check(config: EditCheckConfig) -> Edits:
     aims = Planner(subject, library).aims(edits)
     records = [one for aim in aims for one in aim.in_raw] if config.raw else edits.records
     pinned = _pinned(replace(edits, records=tuple(records)), library, record)
-    shown = f"{config.file}: {len(aims)} edits of {record.hub_id}, digest {edits.digest}"
+    shown = f"{config.file}: {_number(aims)} of {record.hub_id}, digest {edits.digest}"
     show("\n".join([shown, *(line for i, aim in enumerate(aims) for line in told(i, aim))]))
     if config.out is None:
         return edits
     pinned.save(config.out)
     say(f"edit check: {config.out} is written, with digests; its own is {pinned.digest}")
     return pinned
+
+
+def _number(aims: list[Aim]) -> str:
+    return "1 edit" if len(aims) == 1 else f"{len(aims)} edits"
 
 
 def _pinned(edits: Edits, library: Library, model: ModelRecord) -> Edits:

@@ -111,7 +111,7 @@ def _requested(run: Run, given: Sequence[object]) -> Edits:
     found = (record_of(_placed(run, one), f"edits[{i}]", wrong) for i, one in enumerate(given))
     records = tuple(record for record in found if record is not None)
     if wrong:
-        raise UserError("; ".join(wrong))
+        raise UserError(*wrong)
     return Edits(records)
 
 

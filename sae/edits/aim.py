@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae.base import UNKNOWN, require
+from sae.base import UNKNOWN, UserError, require
 from sae.dictionary import Dictionary
 from sae.edits.codes import Amount, Gate, Reader
 from sae.edits.library import Library, vector_of
-from sae.edits.positions import Span, Spans
+from sae.edits.positions import EVERYWHERE, Span, Spans
 from sae.edits.record import EVERY_WRITER, EditRecord, WhereRecord
 from sae.edits.units import Scale
 from sae.models import ModelRecord, Site, find_site, list_sites, locate
@@ -116,8 +116,8 @@ class Aimer:
         self.subject, self.library, self.device = subject, library, subject.device
         self.on_device: Callable[[str], Dictionary] = lru_cache(self._moved)
 
-    def aim(self, record: EditRecord, sequences: tuple[int, ...] | None = None) -> Aim:
-        """Return what a record means for some sequences of a batch, or for all.
+    def aim(self, record: EditRecord, sequence: tuple[int, int] | None = None) -> Aim:
+        """Return what a record means for all sequences, or for one of so many in a batch.
 
         Raises:
             UserError: if it cannot be done in this model.
@@ -138,7 +138,7 @@ class Aimer:
         return Aim(
             record,
             sites,
-            _spans(record.where, self.subject.n_begin, sequences),
+            _spans(record.where, self.subject.n_begin, sequence),
             dictionary,
             scales,
             _amount(record, scales).to(self.device)
@@ -183,7 +183,7 @@ class Aimer:
     def _site(self, record: EditRecord, dictionary: Dictionary | None) -> Site:
         module = self.subject.module
         if dictionary is None:
-            site = find_site(module, str(record.at))
+            site = _found(module, record)
             require(
                 (record.head is None) or site.hook_name.endswith(_HEADS),
                 f"head={record.head} is at {record.at}; heads are apart at hooks {_HEADS}",
@@ -195,10 +195,10 @@ class Aimer:
                 record.at is not None,
                 f"{record.dictionary} does not say where it belongs; give at: a hook",
             )
-            return find_site(module, str(record.at))
+            return _found(module, record)
         site = locate(module, own)
         if record.at is not None and record.at != site.hook_name:
-            at = find_site(module, record.at)
+            at = _found(module, record)
             require(
                 at == site,
                 f"at={record.at}, but {record.dictionary} is at {site.hook_name}; leave it out",
@@ -297,6 +297,14 @@ class Aimer:
         return Gate(site, reader, when.above, when.below)
 
 
+def _found(module: nn.Module, record: EditRecord) -> Site:
+    """Return the site of a hook, which an edit says as `at`."""
+    try:
+        return find_site(module, str(record.at))
+    except UserError as error:
+        raise UserError(str(error).replace("hook_name=", "at=", 1)) from error
+
+
 def _check_feature(feature: int, name: str, dictionary: Dictionary) -> None:
     require(
         feature < dictionary.d_sae,
@@ -304,15 +312,19 @@ def _check_feature(feature: int, name: str, dictionary: Dictionary) -> None:
     )
 
 
-def _spans(where: WhereRecord, n_begin: int, sequences: tuple[int, ...] | None) -> Spans:
+def _spans(where: WhereRecord, n_begin: int, sequence: tuple[int, int] | None) -> Spans:
     require(
-        sequences is None or where.sequences is None,
+        sequence is None or where.sequences is None,
         "where.sequences is for a whole batch, and this edit is for one sequence of it; say "
         "where with prompt, generated and except",
     )
     bos: Span = (0, max(1, n_begin))
     but = tuple(bos if isinstance(span, str) else span for span in where.but)
-    return Spans(where.prompt, where.generated, but, sequences, where.sequences)
+    each = where.sequences
+    if sequence is not None:
+        own, n = sequence
+        each = tuple(EVERYWHERE if i == own else () for i in range(n))
+    return Spans(where.prompt, where.generated, but, each)
 
 
 def _plain(by: Tensor) -> float | tuple[float, ...]:

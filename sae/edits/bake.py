@@ -56,6 +56,9 @@ def save_baked(module: Any, tokenizer: Any, folder: Path) -> None:
 
     module.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        # safetensors keeps them from everybody else, unlike the other files.
+        weights.chmod((folder / "config.json").stat().st_mode)
     again = AutoModelForCausalLM.from_pretrained(folder).eval()
     if not _alike(_logits(again), _logits(module)):
         raise UserError(

@@ -50,7 +50,8 @@ class Rows:
         n = self.window.n_sequences // self.window.copies
         require(
             len(values) == n,
-            f"an edit has values for {len(values)} sequences, but the model is run on {n}",
+            f"an edit has values for {len(values)} sequences, but the model is run on {n}; "
+            "give it a text for each",
         )
         if values.dim() == 2:
             return values.index_select(0, self.sequence)

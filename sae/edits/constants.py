@@ -71,7 +71,7 @@ def linear(aims: Sequence[Aim], *, first_token: bool) -> list[Constant | Project
         if aim.record.at == EVERY_WRITER and why is not None:
             wrong.append(f"edits[{i}] cannot be made weights: {why}")
     if wrong:
-        raise UserError("\n".join(wrong))
+        raise UserError(*wrong)
     return [
         Projection(aim.sites, scale.vector.cpu(), float(aim.amount[0, 0]))
         for aim in scaled
@@ -106,7 +106,7 @@ def constants(aims: Sequence[Aim], what: str, *, first_token: bool) -> list[Cons
     if not aims:
         wrong.append(f"there is no edit that could be made {what}")
     if wrong:
-        raise UserError("\n".join(wrong))
+        raise UserError(*wrong)
     return [*found.values()]
 
 
@@ -118,11 +118,10 @@ def _why_not(aim: Aim, *, first_token: bool) -> str | None:
 def why_not_same(aim: Aim) -> str | None:
     """Return why an edit does not add the same wherever it is made; None if it does."""
     record = aim.record
+    if record.at == EVERY_WRITER:
+        return f"it is made at {EVERY_WRITER}; sae edit bake makes weights of it"
     if record.mode.reads != "nothing":
-        return (
-            f"do={record.do} depends on the activations there; only add, and orthogonal at "
-            f"{EVERY_WRITER}, are the same for all"
-        )
+        return f"do={record.do} depends on the activations there; add is the same everywhere"
     always = why_not_always(aim)
     if always is not None:
         return always
@@ -148,7 +147,7 @@ def _why_not_everywhere(record: EditRecord, *, first_token: bool) -> str | None:
         return "it is made at some tokens only; say prompt: all, generated: all"
     if where.but == (BOS,) and not first_token:
         return (
-            "it leaves out the token before a text, and weights cannot; say except: [], or "
-            "accept it there too with first_token=true"
+            "it leaves out the token before a text, which nothing there can; say except: [], "
+            "or accept it there too with first_token=true"
         )
     return None if where.but in ((), (BOS,)) else "it leaves out some tokens"

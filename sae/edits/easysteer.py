@@ -44,7 +44,7 @@ def steering_spec(aims: Sequence[Aim]) -> dict[str, Any]:
     if not aims:
         wrong.append("there is no edit that could be made a steering specification")
     if wrong:
-        raise UserError("\n".join(wrong))
+        raise UserError(*wrong)
     # Not `priority`, the default there, by which only the first of several is made at a token.
     return {"vectors": vectors, "conflict": "sequential"}
 
@@ -54,7 +54,7 @@ def _why_not(aim: Aim) -> str | None:
     record = aim.record
     if record.do == "orthogonal":
         if record.at == EVERY_WRITER:
-            return f"at={EVERY_WRITER} is no place behind a block; bake it"
+            return f"it is made at {EVERY_WRITER}; sae edit bake makes weights of it"
         amount = aim.amount
         if amount is None or bool((amount != 0).any()):
             return "EasySteer takes a direction out whole; leave out by"

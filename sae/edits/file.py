@@ -34,6 +34,11 @@ class Edits:
     model_digest: str | None = None
     """Digest of its weights; any other model is refused."""
 
+    def __post_init__(self) -> None:
+        found: object = self.records
+        right = isinstance(found, tuple) and all(isinstance(r, EditRecord) for r in found)
+        require(right, f"{found!r:.60} is no tuple of edits; give sae.Edits((sae.edit(...),))")
+
     @classmethod
     def read(cls, path: str | Path) -> "Edits":
         """Read an edit file.
@@ -84,7 +89,7 @@ class Edits:
         )
         made = [record_of(one, f"edits[{i}]", wrong) for i, one in enumerate(found["edits"])]
         if wrong:
-            raise UserError("\n".join(f"{where}: {sentence}" for sentence in wrong))
+            raise UserError(*(f"{where}: {sentence}" for sentence in wrong))
         records = tuple(record for record in made if record is not None)
         return cls(records, found.get("model"), found.get("model_digest"))
 
@@ -134,7 +139,7 @@ def parsed_edits(text: str, where: str, *, is_json: bool = False) -> Edits:
         found = _loaded(text, is_json=is_json)
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         # A key of YAML may be a list, which no mapping of Python takes.
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise UserError(f"{where} is not readable as YAML or JSON: {said}") from error
     return Edits.from_plain(found, where)
 
@@ -161,7 +166,7 @@ def edits_of(given: Any) -> Edits:
         for i, one in enumerate(given)
     ]
     if wrong:
-        raise UserError("\n".join(wrong))
+        raise UserError(*wrong)
     return Edits(tuple(one for one in made if one is not None))
 
 

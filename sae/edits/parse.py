@@ -36,7 +36,7 @@ def edit(**keys: Any) -> EditRecord:
     wrong: list[str] = []
     made = record_of(keys, "edit", wrong)
     if made is None:
-        raise UserError("\n".join(wrong))
+        raise UserError(*wrong)
     return made
 
 

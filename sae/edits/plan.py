@@ -31,8 +31,12 @@ class Planner:
     def __init__(self, subject: Subject, library: Library) -> None:
         self.subject, self.aimer = subject, Aimer(subject, library)
 
-    def aims(self, edits: Edits, sequences: tuple[int, ...] | None = None) -> list[Aim]:
-        """Return what each record means, for some sequences of a batch or for all.
+    def aims(self, edits: Edits, sequence: tuple[int, int] | None = None) -> list[Aim]:
+        """Return what each record means.
+
+        Args:
+            sequence: the number of the one sequence that they are for, and how many a batch
+                has; for all if left out.
 
         Raises:
             UserError: with a sentence for each edit that cannot be made.
@@ -40,11 +44,11 @@ class Planner:
         found, wrong = list[Aim](), [*self._wrong_model(edits)]
         for i, record in enumerate(edits.records):
             try:
-                found.append(self.aimer.aim(record, sequences))
+                found.append(self.aimer.aim(record, sequence))
             except UserError as error:
                 wrong.append(f"edits[{i}]: {error}")
         if wrong:
-            raise UserError("\n".join(wrong))
+            raise UserError(*wrong)
         return found
 
     def _wrong_model(self, edits: Edits) -> Iterator[str]:
@@ -52,7 +56,7 @@ class Planner:
         if own is None:
             return
         if edits.model is not None and edits.model not in (own.name, own.hub_id):
-            yield f"these edits are for the model {edits.model}, and this is {own.hub_id}"
+            yield f"the edits say model: {edits.model}, and here is the model {own.hub_id}"
         elif own.weights_known and edits.model_digest not in (None, own.weight_digest):
             yield (
                 f"these edits are for a model with weights {edits.model_digest}, and this one "

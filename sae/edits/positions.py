@@ -149,8 +149,6 @@ class Spans:
     """Ranges of the tokens that the model writes, from the first of them."""
     but: tuple[Span, ...] = ()
     """Ranges of whole sequences that are left out of both."""
-    sequences: tuple[int, ...] | None = None
-    """Sequences of the batch; all if left out."""
     each: tuple[tuple[Span, ...], ...] | None = None
     """Ranges of each whole sequence, outside of which nothing is chosen."""
 
@@ -163,16 +161,6 @@ class Spans:
         else:
             chosen = self._chosen(window.positions, window.prompt_lengths, window)
             chosen &= window.is_text
-        if self.sequences is not None:
-            n = window.n_sequences // window.copies
-            require(
-                max(self.sequences) < n,
-                f"an edit is for sequence {max(self.sequences)} of a batch, but the model is "
-                f"run on {n}",
-            )
-            own = torch.zeros(n, 1, dtype=torch.bool)
-            own[list(self.sequences)] = True
-            chosen &= own.repeat_interleave(window.copies, 0)
         if self.each is not None:
             chosen &= self._each_own(window)
         return chosen
@@ -189,8 +177,11 @@ class Spans:
         each, n = self.each or (), window.n_sequences // window.copies
         require(
             len(each) == n,
-            f"an edit has ranges for {len(each)} sequences, but the model is run on {n}",
+            f"an edit is for a batch of {len(each)} sequences, but the model is run on {n}",
         )
+        if {*each} <= {EVERYWHERE, ()}:
+            own = torch.tensor([[bool(spans)] for spans in each])
+            return own.repeat_interleave(window.copies, 0)
         rows = [i // window.copies for i in range(window.n_sequences)]
         at, length = window.positions, window.prompt_lengths
         return torch.cat(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from sae.edits.aim import Aim
-from sae.edits.record import EditRecord
+from sae.edits.record import BOS, EVERY_WRITER, EditRecord
 
 _UNITS = {
     "raw": "{:.4g} raw",
@@ -19,7 +19,8 @@ _SHOWN = 12
 def told(number: int, aim: Aim) -> Iterator[str]:
     """Yield the lines that describe an edit, which is the one of that number in its list."""
     record = aim.record
-    yield f"{number:>3}  {_what(record)} at {aim.site.hook_name}: {record.mode.formula}"
+    at = record.at if record.at == EVERY_WRITER else aim.site.hook_name
+    yield f"{number:>3}  {_what(record)} at {at}: {_formula(record)}"
     for sizes in aim.sizes[:_SHOWN]:
         known = [(k, v) for k, v in sizes.items() if not isinstance(v, str)]
         yield f"     by {'; '.join(_UNITS[key].format(value) for key, value in known)}"
@@ -34,14 +35,23 @@ def told(number: int, aim: Aim) -> Iterator[str]:
         by = record.mode.default if record.by is None else record.by
         yield f"     by a factor of {by}"
     where = record.where.to_plain()
-    yield f"     where: {', '.join(f'{key} {value}' for key, value in where.items())}"
+    shown = (f"{key} {str(value).replace(repr(BOS), BOS)}" for key, value in where.items())
+    yield f"     where: {', '.join(shown)}"
     if record.when is not None:
         yield f"     when: {', '.join(f'{k} {v}' for k, v in record.when.to_plain().items())}"
     if aim.reads_codes and aim.dictionary is not None:
         read = aim.dictionary
-        n = len(record.chosen) if read.activation.each_alone else read.d_sae
+        own = {*record.chosen} | ({aim.own_gate} - {None})
+        n = len(own) if read.activation.each_alone else read.d_sae
         cost = f"{n * read.d_in:,} multiplications a token"
         yield f"     reads {n:,} of {read.d_sae:,} features: {cost}"
+
+
+def _formula(record: EditRecord) -> str:
+    """Return the formula of a mode for what is edited, where it has another for a head, say."""
+    usual, *others = record.mode.formula.split("; of a ")
+    own = (one for one in others if one.startswith(record.target))
+    return next(own, usual).removeprefix(f"{record.target} ")
 
 
 def _what(record: EditRecord) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -30,8 +31,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         require(
-            self.max_new_tokens >= 1,
-            f"max_new_tokens={self.max_new_tokens}; give 1 or more",
+            isinstance(self.max_new_tokens, Integral) and self.max_new_tokens >= 1,
+            f"max_new_tokens={self.max_new_tokens!r}; give a whole number from 1 on",
         )
         require(
             0 <= self.temperature < math.inf,

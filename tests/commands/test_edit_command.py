@@ -253,3 +253,33 @@ def test_least_change_reaches_the_target_and_costs_least(m, run, folder, live):
         other = torch.randn(delta.shape, generator=draw, dtype=torch.float64)
         other = delta + 0.1 * (other - (other @ w)[:, None] * w)
         assert float(((other @ moments) * other).sum()) > cost[0]
+
+
+def test_all_that_is_wrong_is_a_line_each(tmp_path, capsys):
+    (tmp_path / "edits.yaml").write_text(
+        "edits:\n- {dictionary: x, feature: 3, do: sett, by: 1}\n"
+        "- {dictionary: x, feature: 3, do: set, by: .inf}\n"
+    )
+    assert main(["edit", "check", str(tmp_path / "edits.yaml")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("sae edit: ")
+    assert "edits[0].do='sett' is unknown" in first
+    assert second.startswith("sae edit: ")
+    assert "edits[1].by=inf; give a finite" in second
+
+
+def test_edits_are_told_as_they_are_made(tmp_path, capsys, folder, live):
+    gated = {"feature": live, "do": "multiply", "by": 2.0, "when": {"feature": 3, "above": 1.0}}
+    path = file_of(
+        tmp_path,
+        {"dictionary": folder} | gated,
+        {"at": "every_writer", "token": "a", "do": "orthogonal"},
+        {"at": "blocks.1.attn.hook_z", "head": 1, "do": "multiply", "by": 2.0},
+    )
+    sae.edit_check(file=path)
+    shown = capsys.readouterr().out
+    assert f"multiply feature {live} of {folder} at {POST}: (t − 1)·f·w\n" in shown
+    assert "orthogonal token 'a' at every_writer: " in shown
+    assert "multiply head 1 at blocks.1.attn.hook_z: (t − 1) times its output\n" in shown
+    assert "reads 2 of 64 features: 64 multiplications a token" in shown
+    assert "except [bos]" in shown

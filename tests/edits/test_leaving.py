@@ -53,6 +53,8 @@ def test_weights_do_what_the_hook_does(tmp_path, folders, family, hook):
     records = [direction | {"where": EVERYWHERE}, direction | {"by": 2.0, "where": EVERYWHERE}]
     path = file_of(tmp_path, *records, model=folders[family])
     sae.edit_bake(file=path, out=str(tmp_path / "baked"))
+    modes = {file.stat().st_mode for file in (tmp_path / "baked").iterdir()}
+    assert len(modes) == 1
     theirs = sae.model(str(tmp_path / "baked"))
     ids = torch.from_numpy(m.language_model.prompt_ids(TEXT)).long()[None]
     with torch.no_grad():
@@ -340,6 +342,7 @@ def test_a_specification_knows_a_vector_by_its_digest(tmp_path, folders):
     ("changes", "words"),
     [
         ({"do": "set"}, "depends on the activations there"),
+        ({"do": "orthogonal", "at": "every_writer"}, "sae edit bake makes weights of it"),
         ({"do": "orthogonal", "by": 0.5}, "EasySteer takes a direction out whole"),
         ({"when": {"feature": 1, "above": 0.0}}, "a gate opens at some tokens only"),
         ({"by": [1.0, 2.0]}, "an amount for each sequence"),

@@ -193,3 +193,12 @@ def test_the_documentation_lists_every_mode_and_key():
         assert f"| `{name}` | {mode.formula} | {by[mode.by]} | {targets} |" in page
     for key in ("at", "cache", "digest", *TARGETS):
         assert f"`{key}" in page
+
+
+def test_edits_are_made_of_a_tuple_of_edits():
+    for wrong in (edit(**SET), [edit(**SET)], (SET,)):
+        # Tests check types before anything else, and users' programs do not.
+        made = object.__new__(Edits)
+        object.__setattr__(made, "records", wrong)
+        with pytest.raises(UserError, match=r"is no tuple of edits; give sae\.Edits"):
+            made.__post_init__()

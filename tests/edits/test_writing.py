@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sae
 from sae.base.errors import UserError
-from sae.edits.positions import Spans, Window
+from sae.edits.positions import EVERYWHERE, Spans, Window
 from sae.interactive import Model
 
 PROMPTS = ["Note 0-1: the river ran past", "she kept seven", "rain"]
@@ -109,7 +109,7 @@ def test_a_token_at_a_time_is_chosen_as_many_at_once_are(n_prompt):
     for prompt in ((), ((0, None),), *((one,) for one in ends)):
         for generated in ((), *((one,) for one in written)):
             for but in ((), ((0, 1),), ((-1, None),), ((1, 2), (6, 8))):
-                found = Spans(prompt, generated, but, (1,))
+                found = Spans(prompt, generated, but, ((), EVERYWHERE))
                 whole = found.mask(Window(2, 0, 9, n_prompt))
                 one = [found.mask(Window(2, i, i + 1, n_prompt)) for i in range(9)]
                 assert torch.equal(torch.cat(one, 1), whole), found
@@ -142,9 +142,11 @@ def test_each_sequence_may_have_edits_of_its_own(m, folder):
     for i in (0, 2):
         with m.edited(own[i]):
             assert together[i] == m.generate(PROMPTS[i], max_new_tokens=N)
-    refused = "for sequence 2 of a batch, but the model is run on 1"
-    with m.edited(per_sequence=own), pytest.raises(UserError, match=refused):
-        m.generate(PROMPTS[0])
+    refused = "for a batch of 3 sequences, but the model is run on"
+    # A row of none of the edits' own could be one that was forgotten.
+    for prompts in (PROMPTS[:1], PROMPTS[:2], PROMPTS * 2):
+        with m.edited(per_sequence=own), pytest.raises(UserError, match=refused):
+            m.generate(prompts)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -152,7 +154,7 @@ def test_ranges_of_each_sequence_are_of_its_own_tokens(models, folder, family):
     m, own = models[family], [[[1, 3], [-1, None]], "none", "all"]
     with m.edited(record(folder, where={"sequences": own, "except": []})):
         together = m.generate(PROMPTS, max_new_tokens=N, to_the_end=True)
-        with pytest.raises(UserError, match="has ranges for 3 sequences, but the model is run"):
+        with pytest.raises(UserError, match="for a batch of 3 sequences, but the model is run"):
             m.generate(PROMPTS[0])
     # The range that begins before the prompt's end goes on in what is written.
     lone = [{"prompt": [[1, 3], [-1, None]]}, None, {}]

@@ -61,6 +61,10 @@ class Server:
         found, _, data = self.ask(path, body, **headers)
         assert found == status, data
         (sentence,) = json.loads(data).values()
+        if isinstance(sentence, dict):
+            # OpenAI's interface has an object of its own.
+            assert sentence.pop("type") == "invalid_request_error"
+            (sentence,) = sentence.values()
         assert "\n" not in sentence
         return sentence
 

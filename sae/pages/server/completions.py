@@ -75,7 +75,7 @@ def application(
     """Return the application that answers for the model of that name."""
     handlers = _Handlers(name, complete)
     app = web.Application(
-        middlewares=[guard(is_own_name)],  # type: ignore[list-item]
+        middlewares=[guard(is_own_name, _refusal)],  # type: ignore[list-item]
         client_max_size=_MAX_BODY,
     )
     app.on_response_prepare.append(add_headers)
@@ -84,6 +84,11 @@ def application(
     app.router.add_post("/v1/completions", handlers.completions)
     app.router.add_post("/v1/chat/completions", handlers.chat)
     return app
+
+
+def _refusal(sentence: str) -> object:
+    """Return an error as OpenAI's clients read it."""
+    return {"error": {"message": sentence, "type": "invalid_request_error"}}
 
 
 class _Handlers:

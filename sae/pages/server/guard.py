@@ -67,8 +67,16 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def guard(is_own_name: Callable[[str], bool]) -> Handler:
-    """Return a middleware that refuses foreign requests and says each refusal in a sentence."""
+def guard(
+    is_own_name: Callable[[str], bool],
+    refusal: Callable[[str], object] = lambda sentence: {"error": sentence},
+) -> Handler:
+    """Return a middleware that refuses foreign requests and says each refusal in a sentence.
+
+    Args:
+        is_own_name: whether a request asks for this server.
+        refusal: makes what is answered, as JSON, of the sentence.
+    """
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -79,7 +87,7 @@ def guard(is_own_name: Callable[[str], bool]) -> Handler:
             await _receive(request)
             return await handler(request)
         except UserError as error:
-            status, sentence = 400, " ".join(str(error).split())
+            status, sentence = 400, "; ".join(" ".join(one.split()) for one in error.args)
         except web.HTTPRequestEntityTooLarge:
             status, sentence = 413, "the request is too large; give a shorter text"
         except web.HTTPClientError as error:
@@ -91,7 +99,7 @@ def guard(is_own_name: Callable[[str], bool]) -> Handler:
                 "%s %s", request.method, request.path
             )
             status, sentence = 500, "the server has met a defect; its terminal says which"
-        return web.json_response({"error": sentence}, status=status)
+        return web.json_response(refusal(sentence), status=status)
 
     return guarded  # type: ignore[return-value]
 
