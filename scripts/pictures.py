@@ -1,6 +1,7 @@
-"""Make the pictures of the README from a finished demo.
+r"""Make the pictures of the README from a finished demo.
 
-    python scripts/pictures.py runs/demo --feature 2164 --dials 704 750
+    python scripts/pictures.py runs/demo --feature 2164 --dials 704 750 \
+        --question "Tell me about your friend."
 
 Writes `pareto.png`, `atlas.png`, `feature.png` and `desk.png` into `docs/images`, or wherever
 `--out` says. Wants Chromium, and Playwright, which `make test` installs.
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from sae.base import read_json
 
@@ -29,9 +30,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("run", type=Path, help="folder of the demo")
     parser.add_argument("--feature", type=int, default=0, help="the one to show")
     parser.add_argument("--dials", type=int, nargs="+", default=[0, 1], help="features to turn")
-    parser.add_argument(
-        "--question", default="Tell me about your friend.", help="to be answered"
-    )
+    parser.add_argument("--text", default="I went for a walk and", help="to go on with")
+    parser.add_argument("--question", help="to be answered instead")
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures")
     asked = parser.parse_args(words)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,10 @@ def main(words: list[str]) -> None:
             shown.screenshot(path=str(asked.out / f"{name}.png"))
         with _served(asked.run) as address:
             page = f"{address}atlas/{recommended}/"
-            _desk(browser, page, asked.dials, asked.question, asked.out / "desk.png")
+            shown = _desk(browser, page, asked.dials)
+            if asked.question is not None:
+                shown.locator("#desk-kind").select_option("chat")
+            _answered(shown, asked.question or asked.text, asked.out / "desk.png")
         browser.close()
 
 
@@ -67,15 +70,19 @@ def _served(run: Path) -> Iterator[str]:
             server.terminate()
 
 
-def _desk(browser: Browser, address: str, dials: list[int], text: str, out: Path) -> None:
-    """Turn dials while the model answers, and take the picture of it."""
+def _desk(browser: Browser, address: str, dials: list[int]) -> Page:
+    """Turn dials on the page of an atlas."""
     # Chromium cuts off what is higher than the page that it shows.
     shown = browser.new_page(viewport=SIZE | {"height": 1400})
     shown.goto(address)
     for feature in dials:
         shown.fill("#dial-number", str(feature))
         shown.keyboard.press("Enter")
-    shown.locator("#desk-kind").select_option("chat")
+    return shown
+
+
+def _answered(shown: Page, text: str, out: Path) -> None:
+    """Let the model write, and take the picture of it."""
     shown.fill("#desk-text", text)
     shown.click("#desk-button")
     shown.wait_for_selector("#desk-written article", timeout=300_000)

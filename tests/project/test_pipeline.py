@@ -12,6 +12,7 @@ from support.browser import needs_browser
 from support.world import HOOK
 
 import sae
+from sae.atlas import Atlas
 
 
 def words(run, model, text):
@@ -106,10 +107,13 @@ def test_a_second_demo_reuses_every_stage_and_keeps_the_timings(
 def test_the_pictures_of_the_readme_are_made_from_a_demo(finished, tmp_path):
     run, _ = finished
     script = Path(__file__).parents[2] / "scripts" / "pictures.py"
-    command = [sys.executable, str(script), str(run), "--feature", "3", "--out", str(tmp_path)]
-    subprocess.run(command, check=True)
+    recommended = json.loads((run / "pareto.json").read_text())["recommended"]
+    rows = Atlas(run / "atlas" / recommended).features()
+    live = [str(row["feature"]) for row in rows if row["max_activation"] > 0]
+    asked = [str(run), "--feature", "3", "--dials", *live[:2], "--out", str(tmp_path)]
+    subprocess.run([sys.executable, str(script), *asked], check=True, timeout=200)
     sizes = {p.name: p.stat().st_size for p in tmp_path.iterdir()}
-    assert sorted(sizes) == ["atlas.png", "feature.png", "pareto.png"]
+    assert sorted(sizes) == ["atlas.png", "desk.png", "feature.png", "pareto.png"]
     assert min(sizes.values()) > 20_000
     assert (tmp_path / "atlas.png").read_bytes() != (tmp_path / "feature.png").read_bytes()
 
