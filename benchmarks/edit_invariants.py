@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +47,9 @@ class _Trial:
             found: Tensor = self.m.module(self.ids, use_cache=False).logits
         return found
 
-    def texts(self, prompts: list[str], *edits: Any, **settings: Any) -> list[str]:
-        with self.m.edited([*edits]):
-            return self.m.generate(
-                prompts, max_new_tokens=N_TOKENS, to_the_end=True, **settings
-            )
+    def texts(self, prompts: list[str], edit: Any) -> list[str]:
+        with self.m.edited(edit):
+            return self.m.generate(prompts, max_new_tokens=N_TOKENS, to_the_end=True)
 
 
 def _difference(a: Tensor, b: Tensor) -> str:
@@ -137,7 +134,8 @@ def _writing(t: _Trial) -> Iterator[tuple[str, str]]:
 
 
 def _leaving(t: _Trial) -> Iterator[tuple[str, str]]:
-    with _folder() as place:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
         edits = sae.Edits((t.edit(do="add", by=30.0, where=ALL),))
         edits.save(place / "edits.yaml")
         yield (
@@ -155,7 +153,7 @@ def _leaving(t: _Trial) -> Iterator[tuple[str, str]]:
         added = (30 * t.dictionary.W_dec[t.active[0]]).numpy()
         yield (
             "the control vector read back",
-            _same(np.abs(tensor.data - added).max() == 0, True),
+            "the same" if np.array_equal(tensor.data, added) else "NOT the same",
         )
         sae.edit_check(file=file, out=str(place / "pinned.yaml"))
         text = (place / "pinned.yaml").read_text()
@@ -179,12 +177,6 @@ def _n_hooks(m: sae.Model) -> int:
     return sum(
         len(part._forward_hooks) + len(part._forward_pre_hooks) for part in m.module.modules()
     )
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as place:
-        yield Path(place)
 
 
 def main() -> None:

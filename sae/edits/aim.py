@@ -94,9 +94,18 @@ class Aim:
 
     @property
     def in_raw(self) -> list[EditRecord]:
-        """The same edit with its amounts in raw units: one record, or one for each feature."""
-        if self.amount is None or self.record.unit == "raw":
+        """The same edit with its amounts in raw units: one record, or one for each feature.
+
+        Raises:
+            UserError: for a token's direction, whose units the model's weights would tell.
+        """
+        if self.record.unit == "raw":
             return [self.record]
+        if self.amount is None:
+            raise UserError(
+                f"unit={self.record.unit} of token {self.record.token!r} is not known in raw "
+                "without the model's weights; give its amount in raw"
+            )
         each = [replace(self.record, unit="raw", by=_plain(by)) for by in self.amount.T]
         if len(each) == 1:
             return each

@@ -147,7 +147,7 @@ def _why_not_everywhere(record: EditRecord, *, first_token: bool) -> str | None:
         return "it is made at some tokens only; say prompt: all, generated: all"
     if where.but == (BOS,) and not first_token:
         return (
-            "it leaves out the token before a text, which nothing there can; say except: [], "
-            "or accept it there too with first_token=true"
+            "it leaves out the token before a text, which cannot be done there; say except: "
+            "[], or accept it there too with first_token=true"
         )
     return None if where.but in ((), (BOS,)) else "it leaves out some tokens"

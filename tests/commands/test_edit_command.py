@@ -152,6 +152,12 @@ def test_amounts_in_raw_units_need_no_atlas_elsewhere(tmp_path, m, run, folder, 
     assert not torch.equal(logits[0], m.module(both).logits)
     with pytest.raises(UserError, match="raw=true is for a file; give out=FILE"):
         sae.edit_check(file=path, raw=True)
+    token = {"at": POST, "token": "a", "do": "add", "by": 1.0, "unit": "residual_norm"}
+    known = {"dictionary": folder, "feature": several[0], "do": "ablate"}
+    path = file_of(tmp_path, known, token | {"cache": str(run / "cache.zarr")})
+    with pytest.raises(UserError, match="of token 'a' is not known in raw without"):
+        sae.edit_check(file=path, out=str(tmp_path / "token.yaml"), raw=True)
+    assert not (tmp_path / "token.yaml").exists()
 
 
 def test_a_file_with_digests_is_refused_for_any_other_dictionary(

@@ -87,7 +87,7 @@ def guard(
             await _receive(request)
             return await handler(request)
         except UserError as error:
-            status, sentence = 400, "; ".join(" ".join(one.split()) for one in error.args)
+            status, sentence = 400, "; ".join(" ".join(str(one).split()) for one in error.args)
         except web.HTTPRequestEntityTooLarge:
             status, sentence = 413, "the request is too large; give a shorter text"
         except web.HTTPClientError as error:
