@@ -60,6 +60,22 @@ class AtlasRecord:
     """Features that are active nowhere in the text."""
     without_logits: str | None = None
     """Why features have no promoted tokens, where they have none."""
+    n_scored: int = 0
+    """Features that were scored by what they do to the model's output."""
+    n_dials: int = 0
+    """Those of them that are dials."""
+    n_weak_dials: int = 0
+    """Those of them whose effect is beyond chance, but weak."""
+    stated_dose: float | None = None
+    """Norm that was added to score them, over the mean norm of the activations there."""
+    max_cost: float | None = None
+    """KL on neutral text that a recommended dose may cost, nats a token."""
+    median_dial_cost: float | None = None
+    """Median of what the recommended doses of the dials cost on other neutral text."""
+    n_nulls: int | None = None
+    """Random directions, and as many random features, that stand beside every score."""
+    without_dials: str | None = None
+    """Why no feature was scored, where none was though some were to be."""
     n_contexts: int | None = None
     """Contexts of the group `top` that a feature has at most."""
     n_bands: int

@@ -16,6 +16,8 @@ LOGITS = "logits"
 """Columns of features whose dictionary writes into the residual stream."""
 LOGIT_IDS = "logit ids"
 """More of the same, which an atlas that was imported does not have."""
+DIALS = "dials"
+"""Columns of features that were scored by what they do to the model's output."""
 _ORIGINAL = Column(
     "original_feature",
     "int32",
@@ -31,6 +33,19 @@ def _beside_logit_tokens(name: str) -> tuple[Column, Column]:
         Column(f"{name}_logit_ids", "list<int32>", f"ids of `{tokens}`", LOGIT_IDS, tokens),
         Column(f"{name}_logits", "list<float>", meaning, LOGITS, tokens),
     )
+
+
+def _with_nulls(name: str, meaning: str) -> tuple[Column, ...]:
+    """Return a column measured at the stated dose, and what chance gives in its place."""
+    found = [Column(name, "float", f"at the stated dose: {meaning}", DIALS)]
+    for kind, of in (("direction", "random directions"), ("feature", "random features")):
+        for key, told in (
+            ("mean", f"mean of `{name}` over {of} of equal norm, for the same tokens"),
+            ("z", f"standard deviations of those that `{name}` lies above their mean"),
+            ("p", f"share of {of}, itself counted, whose `{name}` is at least as high"),
+        ):
+            found.append(Column(f"{name}_{kind}_{key}", "float", told, DIALS))
+    return tuple(found)
 
 
 FEATURES = TableSchema(
@@ -151,6 +166,93 @@ FEATURES = TableSchema(
         "share of its top contexts whose peak, or the token after it, is among its top "
         "logits, 0 to 1",
         LOGITS,
+    ),
+    Column(
+        "dial_verdict",
+        "string",
+        "`dial`, `weak` or `none`, see below; empty where it was not scored, and then all that "
+        "follows up to the map is not a number",
+        DIALS,
+    ),
+    Column(
+        "dial_score",
+        "float",
+        "rise of `output_score` over the unsteered model's, at `dial_strength`",
+        DIALS,
+    ),
+    Column(
+        "dial_score_null",
+        "float",
+        "highest rise for the same tokens among random directions and random features, each "
+        "at its own recommended dose",
+        DIALS,
+    ),
+    Column(
+        "dial_score_p",
+        "float",
+        "share of those, itself counted, whose rise is at least as high",
+        DIALS,
+    ),
+    Column(
+        "dial_strength",
+        "float",
+        "recommended dose, in multiples of `max_activation`: what costs about the stated KL on "
+        "neutral text",
+        DIALS,
+    ),
+    Column(
+        "dial_shift",
+        "float",
+        "change of the log-probability that the next token is one of `top_logit_tokens`, at "
+        "`dial_strength`, nats",
+        DIALS,
+    ),
+    Column(
+        "dial_kl",
+        "float",
+        "cost of `dial_strength`: KL from the unsteered model's next-token probabilities to "
+        "the steered one's on neutral text, nats a token",
+        DIALS,
+    ),
+    Column(
+        "dial_delta_ce",
+        "float",
+        "cost of `dial_strength` as the rise of cross-entropy on the same text, nats a token",
+        DIALS,
+    ),
+    Column(
+        "input_score",
+        "float",
+        "share of its top contexts whose peak is among `top_logit_tokens`, 0 to 1",
+        DIALS,
+    ),
+    Column(
+        "input_score_feature_mean",
+        "float",
+        "mean of that share where the promoted tokens are those of random features",
+        DIALS,
+    ),
+    Column(
+        "stated_strength",
+        "float",
+        "the stated dose, of one norm for all features, in multiples of `max_activation`",
+        DIALS,
+    ),
+    *_with_nulls(
+        "output_score",
+        "probability of the likeliest of `top_logit_tokens` times one minus its rank over the "
+        "vocabulary's size, 0 to 1",
+    ),
+    *_with_nulls(
+        "token_shift",
+        "change of the log-probability that the next token is one of `top_logit_tokens`, nats",
+    ),
+    *_with_nulls(
+        "confidence_change", "change of the highest probability of a next token, −1 to 1"
+    ),
+    *_with_nulls("delta_ce", "rise of cross-entropy on neutral text, nats a token"),
+    *_with_nulls(
+        "kl", "KL from unsteered to steered next-token probabilities there, nats a token"
     ),
     Column(
         "map_x",

@@ -252,13 +252,15 @@ def test_sixteen_thousand_features_are_there_at_once(visit: Visit, tmp_path: Pat
         page.wait_for_timeout(300)
         names = ("first-contentful-paint", "ready")
         entries = [f"performance.getEntriesByName('{name}')[0].startTime" for name in names]
-        took.append([page.evaluate(entry) for entry in entries])
-    painted, ready = map(min, zip(*took, strict=True))
+        times = [page.evaluate(entry) for entry in entries]
+        type_search(page, "violin concert")
+        until(page, "!found.pending")
+        searches = "performance.getEntriesByName('search').map((e) => e.duration)"
+        durations = page.evaluate(searches)
+        assert len(durations) > 10
+        took.append([*times, max(durations)])
+    painted, ready, slowest_search = map(min, zip(*took, strict=True))
     assert painted < 1000
     assert ready < 1000
-    type_search(page, "violin concert")
-    until(page, "!found.pending")
-    searches = page.evaluate("performance.getEntriesByName('search').map((e) => e.duration)")
-    assert len(searches) > 10
-    assert max(searches) < 100
+    assert slowest_search < 100
     assert page.locator(".row").count() < 60
