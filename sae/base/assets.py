@@ -61,7 +61,7 @@ def made_once(name: str, build: Callable[[Path], None]) -> Path:
     if there and not unfinished(folder.parent, folder.name):
         return folder
     # What is there can be used where nothing can be written.
-    with suppress(*((UserError, OSError) if there else ())), locked(_lock(folder)):
+    with suppress(*((UserError, OSError) if there else ())), locked(_lock(name)):
         remove_unfinished(folder.parent, folder.name)
         if not folder.is_dir():
             with atomic_path(folder) as temporary:
@@ -69,5 +69,7 @@ def made_once(name: str, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _lock(folder: Path) -> Path:
-    return cache_folder() / "locks" / f"made-{folder.name}"
+def _lock(name: str) -> Path:
+    # By the whole name: a model is made of a package whose folder is called the same, and would
+    # wait for itself.
+    return cache_folder() / "locks" / f"made-{name.replace('/', '-')}"

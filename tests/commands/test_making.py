@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -128,3 +129,18 @@ def test_what_is_fetched_once_is_fetched_whole_and_killed_fetches_go(tmp_path, m
         assert made_once("packages/one", build) == tmp_path / "packages" / "one"
         assert not left.exists()
     assert len(built) == 1
+
+
+def test_what_is_made_of_a_package_of_the_same_name_does_not_wait_for_itself(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(asset_module, "cache_folder", lambda: tmp_path)
+
+    def build(folder):
+        folder.mkdir()
+        (folder / "made-of").write_text(str(made_once("packages/one", lambda f: f.mkdir())))
+
+    making = Thread(target=made_once, args=("models/one", build), daemon=True)
+    making.start()
+    making.join(20)
+    assert (tmp_path / "models/one/made-of").read_text() == str(tmp_path / "packages/one")
