@@ -35,7 +35,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 
 # Every shape written on a function of the core is checked at every call of the tests. Modules
 # of kernels are left out: what compiles them cannot read decorated functions.
-_CORE = ("fidelity", "losses", "scaling", "select", "sparse")
+_CORE = ("bootstrap", "effects", "fidelity", "losses", "nulls", "scaling", "select", "sparse")
 install_import_hook(
     [
         *(f"sae.core.{name}" for name in _CORE),

@@ -1,0 +1,63 @@
+"""How sure a mean is, by the bootstrap: over prompts, and over features and prompts at once."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_N_RESAMPLES = 2000
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its 95% interval; not a number where there is none."""
+
+    mean: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float | None]:
+        """Return mean and ends, None for what is not a number."""
+        named = self._asdict().items()
+        return {key: value if math.isfinite(value) else None for key, value in named}
+
+
+def bootstrap_mean(
+    values: Float[Tensor, " unit"] | Float[Tensor, "unit part"], seed: int = 0
+) -> Interval:
+    """Return the mean of a table of values, and its 95% bootstrap interval.
+
+    Rows (features, say) are drawn with replacement, and so are columns, the same for all rows:
+    all features are tried on the same prompts (Owen 2007, "The pigeonhole bootstrap", which
+    errs on the side of width). Percentiles of few values are too narrow, so they are taken as
+    far out as makes the interval as wide as Student's where values are normal (Hesterberg
+    2015, "What teachers should know about the bootstrap"), for the shorter side of the table.
+    Rows with a value that is no number are left out; of a single row or none there are no ends.
+    """
+    table = values.double().cpu().reshape(len(values), -1)
+    table = table[~table.isnan().any(1)]
+    rows, columns = table.shape
+    mean = float(table.mean())
+    if rows < 2:
+        return Interval(mean, math.nan, math.nan)
+    generator = torch.Generator().manual_seed(seed)
+    weights = [_resampled(n, generator) for n in (rows, columns)]
+    means = torch.einsum("bi,ij,bj->b", weights[0], table, weights[1])
+    share = _tail(min(rows, columns) if columns > 1 else rows)
+    low, high = torch.quantile(means, torch.tensor([share, 1 - share]).double()).tolist()
+    return Interval(mean, low, high)
+
+
+def _resampled(n: int, generator: torch.Generator) -> Float[Tensor, "resample n"]:
+    """Return how much of each draw with replacement falls on each of `n`."""
+    drawn: Int[Tensor, "resample n"] = torch.randint(n, (_N_RESAMPLES, n), generator=generator)
+    counts = torch.zeros(_N_RESAMPLES, n, dtype=torch.float64)
+    return counts.scatter_add_(1, drawn, torch.ones_like(counts)) / n
+
+
+def _tail(n: int) -> float:
+    """Return the share of resampled means to leave out at either end."""
+    from scipy.stats import norm, t
+
+    return float(norm.cdf(t.ppf(0.025, n - 1) * math.sqrt(n / (n - 1))))

@@ -1,0 +1,36 @@
+"""A figure beside what chance gives in its place."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Values = Float[Tensor, "*figure"]
+Nulls = Float[Tensor, "null *figure"]
+
+
+def z_score(values: Values, nulls: Nulls) -> Values:
+    """Return how many standard deviations of the nulls each figure lies above their mean.
+
+    Where all nulls are equal there is no such number: then it is not a number.
+    """
+    spread = nulls.std(0)
+    found: Tensor = (values - nulls.mean(0)) / spread
+    return found.masked_fill(spread == 0, float("nan"))
+
+
+def rank_p(values: Values, nulls: Nulls) -> Values:
+    """Return (1 + nulls at least as high) / (1 + nulls): the p-value of a rank, one-sided.
+
+    A figure drawn like the nulls has p ≤ a with a probability of at most a (Phipson and Smyth
+    2010, "Permutation p-values should never be zero").
+    """
+    found: Tensor = (1 + (nulls >= values).sum(0)) / (1 + len(nulls))
+    return found.to(values)
+
+
+def random_directions(n: int, width: int, seed: int) -> Float[Tensor, "null width"]:
+    """Return vectors of norm one, drawn evenly from all directions."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(n, width, generator=generator)
+    found: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
+    return found
