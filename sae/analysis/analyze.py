@@ -1,13 +1,22 @@
 """Making an atlas: all that is found out about the features of a dictionary, as tables."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from sae.analysis.dials import (
+    Candidates,
+    DialConfig,
+    bench_of,
+    measure_doses,
+    neutral_texts,
+    verdicts,
+)
 from sae.analysis.features import ContextSelection, feature_panels, related_features
 from sae.analysis.map import N_NEIGHBOURS, feature_map
 from sae.analysis.naming import automatic_labels
@@ -31,6 +40,7 @@ from sae.atlas import (
     carry_labels,
     write_record,
 )
+from sae.atlas.choice import choose_by_agreement
 from sae.atlas.directions import direction_columns, nearest_features
 from sae.base import UserError, code_version, digest, require, require_at_least, say
 from sae.cache.layout import ActivationCache
@@ -73,8 +83,10 @@ class AnalyzeConfig:
     n_logits: int = 10
     """Number of tokens to list whose logits a feature raises most, and as many that it lowers
     most."""
+    dials: DialConfig = field(default_factory=DialConfig)
+    """How features are scored by what they do to the model's output."""
     seed: int = 0
-    """Seed of the random draws of contexts."""
+    """Seed of the random draws: of contexts, of neutral texts, of directions."""
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
     one."""
@@ -121,7 +133,7 @@ class Analysis:
     def digest(self) -> str:
         """Identifies all that decides the tables."""
         measured = [self.cache.digest, self.dictionary.digest, *self.dictionary.hook_names]
-        settings = [self.config.selection, self.config.n_logits]
+        settings = [self.config.selection, self.config.n_logits, self.config.dials]
         return digest([FORMAT, *measured, *settings, "texts of tokens in context"])
 
     def write(self, folder: Path, replaced: Path, work: Work, pages: WritePages) -> None:
@@ -143,8 +155,10 @@ class Analysis:
         texts = TokenTexts(model.tokenizer)
         logits, without = self._logits(dictionary, model, work)
         columns = self._columns(dictionary, shards, text, texts, panels, logits, work)
+        peaks = self._peaks(text, panels, work)
+        dials = self._dials(columns, (logits, without), peaks, text, model, work)
         n_dead = int((np.asarray(columns["n_active"]) == 0).sum())
-        record = replace(self._record(text, n_dead), without_logits=without)
+        record = replace(self._record(text, n_dead), without_logits=without, **dials)
         if record.n_dead == record.d_sae:
             say(f"analyze: no feature of {self.name} fires on any of the {text.n_rows} rows")
         folder.mkdir()
@@ -198,6 +212,52 @@ class Analysis:
             columns |= logit_columns(logits, agreement, vocabulary)
         return columns
 
+    def _peaks(
+        self, text: Text, panels: list[tuple[slice, str]], work: Work
+    ) -> NDArray[np.integer]:
+        """Return the tokens at the peaks of top contexts, (d_sae, context); −1 for none."""
+        files = [work.open(name) for _, name in panels]
+        chosen = np.concatenate([file.read("chosen") for file in files])
+        chosen = chosen[:, : self.config.n_contexts]
+        return np.where(chosen >= 0, text.tokens[chosen], -1)
+
+    def _dials(
+        self,
+        columns: dict[str, object],
+        promoted: tuple[Arrays, str | None],
+        peaks: NDArray[np.integer],
+        text: Text,
+        model: LanguageModel,
+        work: Work,
+    ) -> dict[str, Any]:
+        """Add the columns of dials, and return what the record says of them."""
+        config, seed = self.config.dials, self.config.seed
+        logits, without = promoted
+        if config.n_features == 0:
+            return {}
+        try:
+            require(without is None, f"they have no promoted tokens to look for ({without})")
+            chosen = _to_score(columns, config.n_features)
+            require(len(chosen) > 0, "none of them fires")
+            neutral = neutral_texts(text, config, seed)
+        except UserError as error:
+            say(f"analyze: features of {self.name} are not scored as dials: {error}")
+            return {"without_dials": str(error)}
+        highest = np.asarray(columns["max_activation"])
+        some = Candidates(self.dictionary, chosen, highest, logits["top_ids"], peaks)
+        bench = bench_of(config, model, some, neutral, seed)
+        found = verdicts(config, some, measure_doses(config, bench, neutral, work), seed)
+        columns |= found.columns
+        return {
+            "n_scored": found.n_scored,
+            "n_dials": found.n_dials,
+            "n_weak_dials": found.n_weak,
+            "median_dial_cost": found.median_cost,
+            "stated_dose": config.stated_dose,
+            "max_cost": config.max_cost,
+            "n_nulls": config.n_nulls,
+        }
+
     def _logits(
         self, dictionary: Dictionary, model: LanguageModel, work: Work
     ) -> tuple[Arrays, str | None]:
@@ -241,3 +301,13 @@ class Analysis:
             seed=self.config.seed,
             code_version=code_version(),
         )
+
+
+def _to_score(columns: dict[str, object], n: int | None) -> NDArray[np.int64]:
+    """Return the features to score: those that steering would take first, by what is known."""
+    import pyarrow
+
+    names = ["feature", "density", "max_activation", "top_logit_tokens"]
+    names += ["logit_agreement", "logit_sharpness"]
+    known = pyarrow.table({name: columns[name] for name in names}).to_pylist()
+    return np.sort(np.array(choose_by_agreement(known, n), np.int64))

@@ -208,6 +208,13 @@ FEATURES = TableSchema(
         DIALS,
     ),
     Column(
+        "dial_shift_null",
+        "float",
+        "highest such change among random directions and random features, each at its own "
+        "recommended dose",
+        DIALS,
+    ),
+    Column(
         "dial_kl",
         "float",
         "cost of `dial_strength`: KL from the unsteered model's next-token probabilities to "

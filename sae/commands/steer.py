@@ -13,8 +13,12 @@ __all__ = ["SteerConfig", "run"]
 _ANEW = "remove it and run sae steer again"
 
 
-def run(config: SteerConfig) -> list[dict[str, Any]]:
-    """Steer, or reuse results of the same atlas and settings."""
+def run(config: SteerConfig) -> dict[str, Any]:
+    """Steer, or reuse results of the same atlas and settings.
+
+    Returns:
+        The `summary` over features and the `features`, each with its baselines.
+    """
     run = Run.at(config.run)
     name, dictionary = run.load(config.dictionary)
     path = run.steering(name)
@@ -34,7 +38,7 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
         f"move it and run: {again}",
     )
     settings = [v for k, v in plain(config).items() if k not in ("run", "device", "dictionary")]
-    wanted = digest([atlas.record.digest, settings])
+    wanted = digest([atlas.record.digest, settings, "halves"])
 
     def is_current() -> bool:
         if not path.exists() or not is_whole(path):
@@ -46,7 +50,10 @@ def run(config: SteerConfig) -> list[dict[str, Any]]:
         write_json(temporary, found | steer(config, dictionary, atlas))
 
     made = make(path, is_current, build, command="steer")
-    results = read_object(path, _ANEW).get("features", list)
+    found = read_object(path, _ANEW)
+    summary: dict[str, Any] = found.get("summary", dict)
+    results = {"summary": summary, "features": found.get("features", list)}
     if made:
-        say(f"steer: {path} is written, with {len(results)} features beside their baselines")
+        say(f"steer: {path} is written")
+    say(f"steer: {summary['headline']}")
     return results

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.base import require
+from sae.core.nulls import random_directions
 from sae.dictionary import Dictionary, Normalisation
 from sae.edits import ALL_BUT_FIRST, Add, Edit, edited
 from sae.models import LanguageModel, Site
@@ -56,9 +57,8 @@ def unit_dose(
 
 def random_direction(like: Float[Tensor, " d_out"], seed: int) -> Float[Tensor, " d_out"]:
     """Return a direction drawn evenly from all, with the norm of `like`."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(like.shape, generator=generator).to(like)
-    scaled: Tensor = drawn * (torch.linalg.vector_norm(like) / torch.linalg.vector_norm(drawn))
+    (unit,) = random_directions(1, len(like), seed).to(like)
+    scaled: Tensor = unit * torch.linalg.vector_norm(like)
     return scaled
 
 
@@ -260,10 +260,16 @@ class SharedNoise:
     argmax(logits / T + g) with g = -log(-log(u)) is distributed as softmax(logits / T)
     (Gumbel 1954; Maddison et al. 2014, "A* sampling"). Multiplied by T it is the same argmax,
     and none at all where T is 0.
+
+    Args:
+        check: is called before each token; whatever it raises ends the writing.
+        n_groups: equal parts of the batch, each with noise of its own.
     """
 
-    def __init__(self, sampling: Sampling, check: Callable[[], None]) -> None:
-        self.temperature, self.check = sampling.temperature, check
+    def __init__(
+        self, sampling: Sampling, check: Callable[[], None] = lambda: None, n_groups: int = 1
+    ) -> None:
+        self.temperature, self.check, self.n_groups = sampling.temperature, check, n_groups
         self.generator = torch.Generator().manual_seed(sampling.seed)
 
     def __call__(
@@ -275,6 +281,10 @@ class SharedNoise:
         self.check()
         if self.temperature == 0:
             return scores
-        u = torch.rand(scores.shape[1], generator=self.generator, dtype=torch.float64)
+        shape = self.n_groups, scores.shape[1]
+        u = torch.rand(shape, generator=self.generator, dtype=torch.float64)
         noise = -torch.log(-torch.log(u.clamp_min(1e-300)))
-        return scores.float() + self.temperature * noise.to(scores.device, torch.float32)
+        noise = noise.to(scores.device, torch.float32).repeat_interleave(
+            len(scores) // self.n_groups, 0
+        )
+        return scores.float() + self.temperature * noise

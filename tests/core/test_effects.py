@@ -112,7 +112,7 @@ def test_an_interval_shrinks_with_more_prompts_and_needs_two():
 
 
 def test_choosing_and_reporting_on_the_same_half_is_inflated_on_pure_noise():
-    """Of nine doses that do nothing the best on one half is chosen; only the other is honest."""
+    """Of nine doses that do nothing one is chosen on a half; only the other half is honest."""
     generator = torch.Generator().manual_seed(2)
     noise = torch.randn(500, 2, 9, 8, generator=generator).mean(-1)
     best = noise[:, 0].argmax(1)

@@ -25,7 +25,8 @@ from sae.steering.generate import (
     steered,
     with_baseline,
 )
-from sae.steering.steer import SteerConfig, choose_features, dose_response, steer
+from sae.steering.material import prompts_of
+from sae.steering.steer import SteerConfig, steer
 from sae.text.packing import Marks
 
 HOOK = "blocks.1.hook_resid_post"
@@ -154,21 +155,6 @@ def row(feature, density=0.001, agreement=0.5, sharpness=4.0, tokens=None):
     }
 
 
-def test_features_are_chosen_by_the_rule():
-    rows = [
-        row(0, agreement=0.2),
-        row(1, agreement=0.9),
-        row(2, density=0.5, agreement=1.0),
-        row(3, agreement=0.9, sharpness=5.0),
-        row(
-            4, agreement=1.0, tokens=["!", "?", "ing", "ed", " of", " to", " a", " x", ".", ","]
-        ),
-        row(5, agreement=0.8, tokens=[" WordB0"] + [f" other{i}" for i in range(9)]),
-    ]
-    assert choose_features(rows, 3) == [3, 1, 0]
-    assert choose_features([*rows, row(6, density=0)], 9) == [3, 1, 0, 2, 4, 5]
-
-
 class Rows:
     """An atlas of these records."""
 
@@ -209,14 +195,6 @@ def test_nothing_to_steer_with_is_refused_before_a_model_is_loaded(
         steer(SteerConfig(**settings), random_dictionary(), Rows(rows))
 
 
-def test_words_of_any_script_count_as_words():
-    hindi, chinese = [" नमस्ते", " दुनिया"] * 5, ["今天", "公园"] * 5
-    parts = ["<0xE4><0xBD>", "ing", " ,", "!"] * 3
-    rows = [row(0, agreement=1.0, tokens=parts)]
-    rows += [row(n, agreement=0.5, tokens=tokens) for n, tokens in ((1, hindi), (2, chinese))]
-    assert choose_features(rows, 2) == [1, 2]
-
-
 @pytest.fixture(scope="module")
 def steered_run(tiny_run, tmp_path_factory):
     run = tmp_path_factory.mktemp("steered") / "run"
@@ -228,29 +206,12 @@ def steered_run(tiny_run, tmp_path_factory):
         "dictionary": "strong",
         "features": live,
         "strengths": [-4.0, 0.0, 4.0],
-        "prompts": ["the river ran", "she kept seven"],
+        "prompts": ["the river ran", "she kept seven", "the old mill", "before morning it"],
+        "reworded": ["a river ran"],
+        "max_cost": 90.0,
         "max_new_tokens": 6,
     }
     return settings, sae.steer(**settings)
-
-
-def test_every_feature_has_all_strengths_and_both_baselines(steered_run):
-    settings, results = steered_run
-    assert [r["feature"] for r in results] == settings["features"]
-    for result in results:
-        found = [(m["direction"], m["strength"]) for m in result["measurements"]]
-        assert found == [
-            ("feature", -4.0),
-            ("feature", 0.0),
-            ("feature", 4.0),
-            ("random", -4.0),
-            ("random", 4.0),
-            ("prompt", None),
-        ]
-        assert len(result["samples"]) == 2 * len(found)
-        zero = result["measurements"][1]
-        assert zero["logprob_shift"] == 0.0
-        assert all(m["perplexity"] > 0 for m in result["measurements"])
 
 
 def test_a_prompt_of_one_token_goes_on_as_it_is_and_is_steered_from_there(model, site):
@@ -265,20 +226,19 @@ def test_a_prompt_of_one_token_goes_on_as_it_is_and_is_steered_from_there(model,
     assert turned.text == plain.text
 
 
-def test_a_dose_after_a_prompt_of_one_token_is_refused(model, site):
-    config = SteerConfig(prompts=["t"], strengths=[1.0], max_new_tokens=2, temperature=0.0)
-    row = {"feature": 0, "top_logit_ids": [3], "top_logit_tokens": [" cats"]}
+def test_a_dose_after_a_prompt_of_one_token_is_refused(model):
     with pytest.raises(UserError, match="the prompt 't' has one token, and the first is never"):
-        dose_response(config, replace(model, marks=Marks()), site, vectors(1)[0], row)
+        prompts_of(replace(model, marks=Marks()), ["t", "the river", "the mill", "she kept"])
 
 
 def test_turning_a_feature_up_raises_its_own_top_tokens_more_than_turning_it_down(steered_run):
-    for result in steered_run[1]:
+    for result in steered_run[1]["features"]:
         shift = {
-            m["strength"]: m["logprob_shift"]
+            m["strength"]: m["shift"]["mean"]
             for m in result["measurements"]
             if m["direction"] == "feature"
         }
+        assert shift[0.0] == 0.0
         assert shift[4.0] > shift[-4.0]
 
 
@@ -298,17 +258,19 @@ def plainly_written(module, prompts, sampling):
     return texts[:, prompts.shape[1] :]
 
 
-def test_the_unsteered_text_is_what_the_model_writes_by_itself(steered_run, model):
-    _, results = steered_run
-    ids = prompt_ids(model, "the river ran")
-    sampling = Sampling(max_new_tokens=6, temperature=0.7, seed=0)
-    texts = plainly_written(model.module, ids.expand(5, -1), sampling)
+def test_the_unsteered_text_is_what_the_model_writes_by_itself(model, steered_run, tmp_path):
+    settings, _ = steered_run
+    run = shutil.copytree(settings["run"], tmp_path / "run")
+    some = {"run": str(run), "temperature": 0.0, "features": settings["features"][:1]}
+    settings = settings | some
+    (result,) = sae.steer(**settings)["features"]
+    ids = prompt_ids(model, "she kept seven")
+    sampling = Sampling(max_new_tokens=6, temperature=0.0, seed=0)
+    texts = plainly_written(model.module, ids[None], sampling)
     sample = next(
-        s
-        for s in results[0]["samples"]
-        if s["strength"] == 0 and s["prompt"] == "the river ran"
+        s for s in result["samples"] if s["strength"] == 0 and s["prompt"] == "she kept seven"
     )
-    assert sample["text"] == model.tokenizer.decode(texts[1])
+    assert sample["text"] == model.tokenizer.decode(texts[0])
 
 
 def hostile_defaults(n_tokens):
@@ -378,9 +340,9 @@ def test_a_prompt_begins_as_a_harvested_document_does(model):
 def test_prompts_that_leave_no_room_are_refused_before_anything_is_written(
     steered_run, monkeypatch, n
 ):
-    monkeypatch.setattr("sae.steering.steer.generate", lambda *_: pytest.fail("wrote"))
+    monkeypatch.setattr("sae.steering.written.generate", lambda *_: pytest.fail("wrote"))
     who = "the prompt" if n == 126 else "the prompt that tells of a feature"
-    asked = steered_run[0] | {"max_new_tokens": n, "prompts": ["the"]}
+    asked = steered_run[0] | {"max_new_tokens": n, "prompts": ["the"] * 4}
     with pytest.raises(UserError, match=rf"^{who} has \d+ tokens and {n} .* reads 128 at once"):
         sae.steer(**asked)
 

@@ -1,0 +1,87 @@
+"""What steering with a feature is compared with: each arm of the comparison, and its title."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.dictionary import Dictionary
+from sae.edits import Edit, Spans, Splice
+from sae.edits.copies import Copies
+from sae.edits.positions import EVERYWHERE
+from sae.models import Site, read_activations
+from sae.steering.material import Ids
+from sae.text.token_texts import BYTE
+
+VECTORS = {
+    "feature": "This feature",
+    "difference_of_means": "Difference of means",
+    "random_direction": "Random direction",
+    "random_feature": "Random feature",
+}
+"""Arms that add a vector, each in doses."""
+BASELINES = {
+    "prompt": "Plain prompt",
+    "difference_of_means": "Difference of means",
+    "wrong_sign": "Wrong sign",
+    "random_direction": "Random direction",
+    "random_feature": "Random feature",
+    "reconstruction": "Reconstruction only",
+}
+"""What a feature is to beat."""
+TITLES = VECTORS | BASELINES | {"unsteered": "Unsteered"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dose:
+    """One arm at one dose."""
+
+    arm: str
+    strength: float | None
+    """In multiples of the arm's unit; None of arms that have no dose."""
+
+
+def told(row: dict[str, Any], against: bool = False) -> str:
+    """Return what one would write instead of steering, or what is to hold out against it."""
+    shown = row["top_logit_tokens"]
+    words = [token.strip() for token in shown if token.strip() and not BYTE.search(token)]
+    says = "says nothing about" if against else "is about"
+    return f"The following text {says} {', '.join(words[:5])}.\n\n"
+
+
+def difference_of_means(
+    copies: Copies, positive: Sequence[Ids], negative: Sequence[Ids]
+) -> Float[Tensor, " d_out"]:
+    """Return the mean activation in some texts less that in others, first positions left out.
+
+    It is what labelled text gives without any dictionary, and was ahead of its features in
+    AxBench (Wu et al. 2025).
+    """
+    means = []
+    for texts in (positive, negative):
+        rows = [_activations(copies, text)[1:] for text in texts]
+        means.append(torch.cat(rows).double().mean(0))
+    found: Tensor = (means[0] - means[1]).float()
+    return found
+
+
+def _activations(copies: Copies, text: Ids) -> Float[Tensor, "position d_out"]:
+    site, model = copies.site, copies.model
+    found = read_activations(model.module, [site], text[None].to(model.device))
+    return found[site.hook_name][0]
+
+
+def reconstruction(
+    dictionary: Dictionary, reads: Site, writes: Site, sequences: Sequence[bool]
+) -> Edit:
+    """Return the edit that shows the model what a dictionary makes of its activations.
+
+    Args:
+        sequences: which of a batch it is made in.
+    """
+    each = tuple(EVERYWHERE if chosen else () for chosen in sequences)
+    positions = Spans(but=((0, 1),), each=each)
+    return Edit(writes, Splice(dictionary), positions, None if reads == writes else reads)

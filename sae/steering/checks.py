@@ -1,0 +1,96 @@
+"""Whether a dose that works on some prompts holds where they are put differently.
+
+These are three ways in which control turned out to be an illusion (FaithSteer-Bench 2026):
+other wordings, another format, and an instruction against it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.base import UserError
+from sae.core.bootstrap import Interval, bootstrap_mean
+from sae.models import LanguageModel
+from sae.steering.generate import prompt_ids
+from sae.steering.material import Ids
+from sae.steering.writing import chat_ids
+
+_KEPT = 0.5
+"""Share of the effect that has to be left for a dose to hold."""
+_TITLES = {
+    "reworded": "Other wordings",
+    "chat": "In a chat",
+    "contrary": "After a contrary instruction",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """Prompts of one check, or why it cannot be made."""
+
+    prompts: tuple[Ids, ...] = ()
+    why_not: str | None = None
+
+
+def prompts_of_checks(
+    model: LanguageModel, reworded: Sequence[str], prompts: Sequence[str], contrary: str
+) -> dict[str, Tried]:
+    """Return the prompts of each check.
+
+    Args:
+        reworded: other wordings of prompts.
+        prompts: what a dose is reported on.
+        contrary: the sentence that tells the model not to.
+    """
+    found = {"reworded": Tried(tuple(prompt_ids(model, prompt) for prompt in reworded))}
+    if not reworded:
+        found["reworded"] = Tried(why_not="No other wordings were given.")
+    try:
+        asked = [f"Continue this text: {prompt}" for prompt in prompts]
+        found["chat"] = Tried(tuple(chat_ids(model, one).cpu() for one in asked))
+    except UserError as error:
+        found["chat"] = Tried(why_not=f"Not measurable: {error}.")
+    against = [prompt_ids(model, contrary + prompt) for prompt in prompts]
+    found["contrary"] = Tried(tuple(against))
+    return found
+
+
+def check_dose(
+    tried: Mapping[str, Tried],
+    shifts: Callable[[Sequence[Ids]], Float[Tensor, " prompt"]],
+    reported: Interval,
+) -> list[dict[str, Any]]:
+    """Return what each check finds: it holds if half of a shift above chance is left.
+
+    Args:
+        tried: prompts by check.
+        shifts: returns the own-token shift of the dose after each of some prompts.
+        reported: the shift that is to be held.
+    """
+    found: list[dict[str, Any]] = []
+    for name, one in tried.items():
+        about: dict[str, Any] = {"name": name, "title": _TITLES[name]}
+        if one.why_not is not None:
+            nothing = {"shift": None, "kept": None, "holds": None, "told": one.why_not}
+            found.append(about | nothing)
+            continue
+        shift = bootstrap_mean(shifts(one.prompts))
+        kept = shift.mean / reported.mean if reported.mean > 0 else None
+        holds = kept is not None and shift.low > 0 and kept >= _KEPT
+        found.append(
+            about
+            | {"shift": shift.to_json(), "kept": kept, "holds": holds}
+            | {"told": _told(shift, kept, holds=holds)}
+        )
+    return found
+
+
+def _told(shift: Interval, kept: float | None, *, holds: bool) -> str:
+    if kept is None:
+        return "There is no shift on the reporting prompts that could be held."
+    if not shift.low > 0:
+        return "The shift cannot be told from none there."
+    return f"{kept:.0%} of the shift is left there{'' if holds else ', less than half'}."
