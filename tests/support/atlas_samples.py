@@ -230,6 +230,12 @@ def dial_columns(maxima: list[float]) -> Columns:
     return {name: [row[name] for row in rows] for name in names}
 
 
+def sample_dial(feature: int) -> dict[str, Any]:
+    """What a sample says that a feature does to the output."""
+    columns = dial_columns([float(f % 13 != 5) for f in range(feature + 1)])
+    return {name: values[feature] for name, values in columns.items()}
+
+
 def _scores(chance: random.Random, verdict: str, most: float) -> dict[str, Any]:
     by_chance = chance.uniform(0.001, 0.004)
     effect = {"dial": chance.uniform(0.05, 0.3), "weak": 0.008, "none": 0.4 * by_chance}
