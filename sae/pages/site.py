@@ -140,11 +140,12 @@ def _dials(features: "pyarrow.Table") -> dict[str, list[object]]:
         return {"feature": [], "verdict": [], "score": [], "dose": []}
     verdicts = features["dial_verdict"].to_pylist()
     scored = [place for place, verdict in enumerate(verdicts) if verdict]
-    few = features.take(scored)
+    # An empty list would be of no type.
+    few = features.take(np.array(scored, dtype=np.int64))
     return {
         "feature": few["feature"].to_pylist(),
         "verdict": [_VERDICTS.index(verdicts[place]) for place in scored],
-        "score": _rounded(few["dial_score"].to_numpy(), 2),
+        "score": _rounded(few["dial_score"].to_numpy(), 3),
         "dose": _rounded(few["dial_strength"].to_numpy(), 3),
     }
 
