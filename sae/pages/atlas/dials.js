@@ -73,7 +73,7 @@ const effectFacts = (dial) =>
   h(
     "dl",
     { class: "facts" },
-    fact("Recommended dose", `${short(dial.dial_strength)} ×`, "its strongest activation"),
+    fact("Recommended dose", ...(known(dial.dial_strength) ? [`${short(dial.dial_strength)} ×`, "its strongest activation"] : ["none"])),
     fact("Its effect", signed(dial.dial_score), `by chance ${signed(dial.dial_score_null)} at most, p = ${short(dial.dial_score_p)}`),
     fact("Its cost", `${short(dial.dial_kl)} nats`, `a token, cross-entropy ${signed(dial.dial_delta_ce)}`),
   );
