@@ -19,12 +19,13 @@ from sae.atlas.labels import (
     set_label,
     write_labels,
 )
-from sae.atlas.schema import CONTEXTS, FEATURES, GROUPS, N_BANDS, N_LISTED
+from sae.atlas.schema import CONTEXTS, DIALS, FEATURES, GROUPS, N_BANDS, N_LISTED
 from sae.atlas.subset import Example, ExampleContext, clearest_features
 from sae.atlas.table import columns_of, flat_and_ends, list_array, list_lengths
 
 __all__ = [
     "CONTEXTS",
+    "DIALS",
     "FEATURES",
     "FORMAT",
     "GROUPS",

@@ -6,6 +6,7 @@ features are in each of `features/*.js`, and `search/*.js` lead from words to fe
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.atlas import AtlasRecord, Labels, flat_and_ends, list_array, list_lengths
+from sae.atlas import (
+    DIALS,
+    FEATURES,
+    AtlasRecord,
+    Labels,
+    flat_and_ends,
+    list_array,
+    list_lengths,
+)
 from sae.base import write_text
 from sae.pages.page import atlas_page, embedded, embedded_fast, plain
 from sae.pages.search import SearchIndex
@@ -27,6 +36,8 @@ BLOCK = 32
 """Features a file."""
 _GRID = 4095
 """Steps of the map's coordinates."""
+_VERDICTS = ("none", "weak", "dial")
+"""Verdicts on a feature as a dial; the page has each as its place here."""
 _TOKENS = ("top_tokens", "top_logit_tokens", "bottom_logit_tokens")
 T = TypeVar("T")
 
@@ -116,7 +127,45 @@ def _index(
         "unspaced": UNSPACED,
         "has_logits": has_logits,
         "has_map": has_map,
+        "dials": _dials(features),
     }
+
+
+def _dials(features: "pyarrow.Table") -> dict[str, list[object]]:
+    """Return what the page needs of all features that were scored.
+
+    Often few of all features were, so the others take no room.
+    """
+    if "dial_verdict" not in features.column_names:
+        return {"feature": [], "verdict": [], "score": [], "dose": []}
+    verdicts = features["dial_verdict"].to_pylist()
+    scored = [place for place, verdict in enumerate(verdicts) if verdict]
+    # An empty list would be of no type.
+    few = features.take(np.array(scored, dtype=np.int64))
+    return {
+        "feature": few["feature"].to_pylist(),
+        "verdict": [_VERDICTS.index(verdicts[place]) for place in scored],
+        "score": _rounded(few["dial_score"].to_numpy(), 3),
+        "dose": _rounded(few["dial_strength"].to_numpy(), 3),
+    }
+
+
+def _dial_rows(
+    features: "pyarrow.Table",
+) -> tuple[list[str], Sequence[list[object] | None]]:
+    """Return names of the figures of dials, and those of each feature; None without."""
+    names = [
+        name
+        for name in features.column_names
+        if FEATURES.columns[name].group == DIALS and name != "dial_verdict"
+    ]
+    if not names:
+        return [], [None] * len(features)
+    rows = zip(*(_rounded(features[name].to_numpy(), 3) for name in names), strict=True)
+    verdicts = features["dial_verdict"].to_pylist()
+    return names, [
+        [*row] if verdict else None for row, verdict in zip(rows, verdicts, strict=True)
+    ]
 
 
 def _block(features: "pyarrow.Table", contexts: "pyarrow.Table") -> dict[str, object]:
@@ -137,6 +186,7 @@ def _block(features: "pyarrow.Table", contexts: "pyarrow.Table") -> dict[str, ob
 
     owners, own = contexts["feature"].to_numpy(), features["feature"].to_numpy()
     of_feature = np.searchsorted(owners, own, side="right")
+    dial_columns, dials = _dial_rows(features)
     columns = {
         "std": _rounded(features["std_activation"].to_numpy()),
         "decoder_norm": _rounded(features["decoder_norm"].to_numpy()),
@@ -150,11 +200,12 @@ def _block(features: "pyarrow.Table", contexts: "pyarrow.Table") -> dict[str, ob
         "neighbours": rows("neighbours", "neighbour_cosines"),
         "correlated": rows("correlated", "correlations"),
         "coactive": rows("coactive", "coactive_jaccard", "coactive_counts"),
+        "dial": dials,
         "contexts": _slices(_context_rows(contexts, numbers["tokens"]), of_feature),
     }
     entries = zip(*columns.values(), strict=True)
     found = [dict(zip(columns, row, strict=True)) for row in entries]
-    return {"strings": strings, "features": found}
+    return {"strings": strings, "dial_columns": dial_columns, "features": found}
 
 
 def _numbered(

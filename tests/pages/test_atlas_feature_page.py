@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.atlas_samples import sample_pareto, write_sample
+from support.atlas_samples import sample_dial, sample_pareto, write_sample
 from support.browser import (
     Visit,
     at,
@@ -120,6 +120,76 @@ def test_a_dictionary_without_live_features_or_promoted_tokens_says_so(
     page.goto(page.url + "#f=3")
     page.wait_for_selector(".empty")
     assert f"Promoted tokens are not known\n{why}" in page.inner_text("aside")
+
+
+# --- what a feature does to the output
+
+
+def test_a_dial_shows_its_dose_its_effect_and_its_cost_beside_chance(
+    visit: Visit, site: Path
+) -> None:
+    page = visit(site, "#f=12")
+    page.wait_for_selector("#effect:not([hidden])")
+    dial = sample_dial(12)
+    assert page.inner_text("#effect .verdict") == (
+        "This is a dial. It raises the tokens it promotes more than any of 24 random "
+        "directions and 24 random features raise them at equal cost."
+    )
+    dose, effect, cost = page.locator("#effect dd").all_inner_texts()
+    assert dose == f"{dial['dial_strength']:.3g} ×its strongest activation"
+    assert effect == (
+        f"+{dial['dial_score']:.3g}by chance +{dial['dial_score_null']:.3g} at most, p = 0.0204"
+    )
+    assert cost.startswith(f"{dial['dial_kl']:.3g} nats")
+    assert f"+{dial['dial_delta_ce']:.3g}" in cost
+    assert page.locator(".measures tbody tr").count() == 5
+    # Each figure stands beside mean, z and p of random directions and of random features.
+    row = page.locator(".measures tbody tr").nth(1).locator("td").all_inner_texts()
+    kinds = [f"token_shift_{kind}" for kind in ("direction", "feature")]
+    beside = [
+        text
+        for kind in kinds
+        for text in (
+            f"+{dial[f'{kind}_mean']:.3g}",
+            f"{dial[f'{kind}_z']:.1f}",
+            f"{dial[f'{kind}_p']:.3g}",
+        )
+    ]
+    assert row == [f"+{dial['token_shift']:.3g}", *beside]
+    assert "that is 2% on average" in page.inner_text("#effect")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("feature", "said"),
+    {
+        1: "This is a weak dial. It raises the tokens it promotes more than 24 random",
+        2: "This is no dial. What it does to the tokens it promotes is no more than random",
+        3: "Not scored. It is not among the 139 features that were scored.",
+    }.items(),
+)
+def test_what_is_no_dial_is_told_in_a_sentence(
+    visit: Visit, site: Path, feature: int, said: str
+) -> None:
+    page = visit(site, f"#f={feature}")
+    page.wait_for_selector("#effect:not([hidden])")
+    assert page.inner_text("#effect .verdict").startswith(said)
+    assert page.locator(".measures").count() == (feature != 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [375, 600, 900])
+def test_the_figures_of_a_dial_fit_the_window(visit: Visit, site: Path, width: int) -> None:
+    page = visit(site, "#f=2", viewport={"width": width, "height": 700})
+    page.wait_for_selector(".measures")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_why_no_feature_was_scored_is_told_as_text(visit: Visit, tmp_path: Path) -> None:
+    why = "the <b>model</b> was not to be had"
+    page = visit(write_sample(tmp_path, 40, dials=False, without_dials=why), "#f=12")
+    page.wait_for_selector("#effect:not([hidden])")
+    assert page.inner_text("#effect .verdict") == f"Not scored. {why}"
 
 
 # --- bad data

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pyarrow
 import pytest
-from support.atlas_samples import sample_record
+from support.atlas_samples import dial_columns, sample_record
 
 from sae.atlas.labels import Labels
 from sae.atlas.schema import CONTEXTS, FEATURES
@@ -323,6 +323,39 @@ def test_a_dictionary_that_does_not_write_into_the_stream_has_no_logits(tmp_path
     assert {
         str(f["top"] + f["bottom"]) for f in taken(tmp_path, "features/00000")["features"]
     } == {"[]"}
+
+
+def test_dials_are_told_of_the_features_that_were_scored_and_of_no_others(tmp_path):
+    features, contexts = made_tables(40)
+    maxima = features["max_activation"].to_pylist()
+    table = FEATURES.table(
+        {name: features[name] for name in features.column_names} | dial_columns(maxima)
+    )
+    site_of(tmp_path, table, contexts)
+    rows = table.to_pylist()
+    scored = [row for row in rows if row["dial_verdict"]]
+    assert 0 < len(scored) < 40
+    dials = taken(tmp_path, "index")["dials"]
+    assert dials["feature"] == [row["feature"] for row in scored]
+    assert dials["verdict"] == [
+        ["none", "weak", "dial"].index(row["dial_verdict"]) for row in scored
+    ]
+    assert near(dials["score"], [row["dial_score"] for row in scored], 3)
+    assert near(dials["dose"], [row["dial_strength"] for row in scored], 3)
+    block = taken(tmp_path, "features/00000")
+    for row, found in zip(rows, block["features"], strict=False):
+        figures = [row[name] for name in block["dial_columns"]]
+        assert (
+            found["dial"] is None
+            if not row["dial_verdict"]
+            else near(found["dial"], figures, 3)
+        )
+
+
+def test_a_dictionary_that_was_not_scored_has_no_dials(made):
+    index, block = taken(made[0], "index"), taken(made[0], "features/00000")
+    assert {len(column) for column in index["dials"].values()} == {0}
+    assert {found["dial"] for found in block["features"]} == {None}
 
 
 def test_a_dictionary_without_a_live_feature_has_a_page(tmp_path):

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from support.atlas_samples import sample_dial
 from support.browser import (
     Visit,
     at,
@@ -144,7 +145,7 @@ def test_the_dial_steers(served: Any, visit: Visit) -> None:
     page.locator("#dial").focus()
     page.keyboard.press("Home")
     assert page.inner_text("#dial-value") == "−4 × its strongest activation"
-    for _ in range(4):
+    for _ in range(20):
         page.keyboard.press("ArrowRight")
     assert page.url.endswith("#f=12")
     page.click("#steer-button")
@@ -156,6 +157,39 @@ def test_the_dial_steers(served: Any, visit: Visit) -> None:
     assert "and so <b>on</b>" in arms[1]
     assert "perplexity 20.3" in arms[1]
     assert "length 12.5" in arms[1]
+
+
+@pytest.mark.slow
+def test_a_dial_starts_at_the_recommended_dose_and_says_what_it_costs(
+    served: Any, visit: Visit
+) -> None:
+    address, asked = served
+    page = visit(address, "#f=12")
+    dial = sample_dial(12)
+    page.wait_for_selector("#dial-cost button")
+    dose = float(f"{dial['dial_strength']:.3g}")
+    start = f"+{dose:g} × its strongest activation"
+    assert page.inner_text("#dial-value") == start
+    assert abs(float(page.input_value("#dial")) - dose) <= 0.025
+    said = page.inner_text("#dial-cost")
+    cost, score, null = (dial[f"dial_{key}"] for key in ("kl", "score", "score_null"))
+    assert f"+{dose:g} × costs about {cost:.2g} nats a token on neutral text" in said
+    assert f"raises its tokens by +{score:.3g}; random directions" in said
+    assert f"raise them by +{null:.3g} at most" in said
+    page.locator("#dial").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#dial-value") != start
+    page.click("#dial-cost button")
+    assert page.inner_text("#dial-value") == start
+    page.click("#steer-button")
+    page.wait_for_selector("#written article")
+    assert asked[0][1]["strength"] == dose
+    # Feature 3 was not scored, so its dial stands where the last one was moved to.
+    left = page.evaluate("remembered.get('dial')")
+    page.evaluate("location.hash = 'f=3'")
+    at(page, "#f=3")
+    assert page.inner_text("#dial-value") == f"+{left} × its strongest activation"
+    assert page.locator("#dial-cost").is_hidden()
 
 
 @pytest.mark.slow
@@ -183,7 +217,12 @@ def test_several_dials_are_turned_saved_and_opened(
     page.wait_for_selector("#desk-written article")
     settings = {"max_new_tokens": 64, "temperature": 0.7, "seed": 0}
     dials = [
-        {"feature": 12, "strength": 1, "do": "set"},
+        # Each number to three digits, as the page has it.
+        {
+            "feature": 12,
+            "strength": float(f"{sample_dial(12)['dial_strength']:.3g}"),
+            "do": "set",
+        },
         {"feature": 20, "strength": -4, "do": "add"},
     ]
     assert asked == [("write", {"text": "a cat", "dials": dials, "chat": True, **settings})]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.atlas_samples import write_sample
+from support.atlas_samples import sample_dial, write_sample
 from support.browser import (
     Visit,
     at,
@@ -113,7 +113,7 @@ def test_who_goes_on_before_the_hand_rests_is_not_called_back(
 def test_what_has_the_focus_can_be_seen(visit: Visit, site: Path) -> None:
     page = visit(site)
     seen = []
-    for _ in range(14):
+    for _ in range(15):
         page.keyboard.press("Tab")
         seen.append(
             page.evaluate(
@@ -166,6 +166,57 @@ def test_dragging_over_the_histogram_filters(visit: Visit, site: Path) -> None:
     assert logs
     assert all(low <= value <= high for value in logs)
     assert page.evaluate("map.on !== null")
+
+
+# --- dials
+
+
+def test_dials_come_first_with_their_number_beside_what_chance_gives(
+    visit: Visit, site: Path
+) -> None:
+    page = visit(site)
+    verdicts = [sample_dial(f)["dial_verdict"] for f in range(200)]
+    n, scored = verdicts.count("dial"), sum(verdict != "" for verdict in verdicts)
+    fact = page.locator("#figures div:has(dt:text-is('Dials'))")
+    assert fact.locator("dd").inner_text() == f"{n}of {scored} scored, about 3 by chance"
+    assert f"once in 49 times: about 3 of {scored}." in fact.get_attribute("title")
+    page.select_option("#order", "dial")
+    order = page.evaluate("[...found.rows]")
+    ranks = ["dial", "weak", "none", ""]
+    placed = [ranks.index(verdicts[f]) for f in order]
+    assert placed == sorted(placed)
+    scores = [float(f"{sample_dial(f)['dial_score']:.3g}") for f in order[:n]]
+    assert scores == sorted(scores, reverse=True)
+    assert page.locator(".row .pill").first.inner_text() == "dial"
+    page.check("#dials-only")
+    assert page.inner_text("#found") == f"{n} of 200 features pass the filter"
+    assert set(page.evaluate("[...found.rows]")) == set(order[:n])
+
+
+@pytest.mark.slow
+def test_the_map_and_the_list_are_coloured_by_dial_score_where_there_is_one(
+    visit: Visit, site: Path
+) -> None:
+    page = visit(site)
+    page.select_option("#paint", "dial")
+    assert page.evaluate("[0, 3].map((f) => map.scale.share(f) >= 0)") == [True, False]
+    page.fill("#search", "#3")
+    # Feature 3 was not scored: it has no colour of its own, and so has what is dead.
+    swatch = page.locator('.row[data-f="3"] .swatch')
+    assert swatch.evaluate("(one) => one.style.getPropertyValue('--hue')") == ""
+    until(page, "map.shades !== null && map.shades[3] === COLOURLESS")
+    assert page.evaluate("map.shades[0] !== COLOURLESS")
+    assert page.inner_text("#legend-high").startswith("+0.")
+
+
+def test_an_atlas_without_scores_has_no_word_on_dials(visit: Visit, tmp_path: Path) -> None:
+    page = visit(write_sample(tmp_path, 40, dials=False))
+    assert "Dials" not in page.inner_text("#figures")
+    assert page.locator("#order option[value=dial], #paint option[value=dial]").count() == 0
+    assert page.locator("#dials-only").is_hidden()
+    page.evaluate("location.hash = 'f=12'")
+    page.wait_for_selector(".context")
+    assert page.locator("#effect").is_hidden()
 
 
 # --- the map

@@ -375,6 +375,31 @@ def test_rows_that_were_not_all_seen_or_not_counted_are_no_repeats(other):
     assert "on 99,328 rows of `factbook` (3 documents, 10% of the text held out).\n" in card
 
 
+SCORED = replace(
+    ATLAS, n_scored=512, n_dials=143, n_nulls=24, max_cost=0.05, median_dial_cost=0.041
+)
+
+
+def test_the_card_says_how_many_features_are_dials_at_what_cost_and_how_many_are_by_chance():
+    (said,) = section(card_of({"sae_atlas": OURS}, atlas=SCORED), "What it found").split("\n\n")
+    assert said.strip() == (
+        "Of 512 features that were scored by what they do to the model's output, 143 are "
+        "dials: they raise the tokens that they promote more than 24 random directions and 24 "
+        "random features do at equal cost, which about 10 would by chance; their recommended "
+        "doses cost 0.041 nats a token of KL on neutral text (median, 0.05 were allowed)."
+    )
+    few = card_of({"sae_atlas": OURS}, atlas=replace(SCORED, n_scored=20, n_dials=0))
+    assert "output, 0 are dials: " in few
+    assert "which about 0.4 would by chance.\n" in few
+
+
+def test_the_card_says_why_no_feature_was_scored_and_nothing_where_none_was_to_be():
+    assert "What it found" not in card_of({"sae_atlas": OURS}, atlas=ATLAS)
+    why = replace(ATLAS, without_dials="the <model> was not to be had")
+    found = section(card_of({"sae_atlas": OURS}, atlas=why), "What it found")
+    assert "No feature was scored as a dial: the \\<model\\> was not to be had.\n" in found
+
+
 def test_the_figures_of_an_import_say_of_which_text_they_are():
     card = card_of({"sae_atlas": {"imported": {"from": "a/b"}}}, {"data": "/me/my.jsonl"})
     assert "On held-out text of `my.jsonl`, special tokens left out" in card

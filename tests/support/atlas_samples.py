@@ -1,5 +1,6 @@
 """Atlases to look at and to test the page with: made up, but in the form of real ones."""
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from support.figures import compared, made_figures
 
 from sae.atlas.atlas import AtlasRecord
 from sae.atlas.labels import Labels
-from sae.atlas.schema import CONTEXTS, FEATURES
+from sae.atlas.schema import CONTEXTS, DIALS, FEATURES
 from sae.pages.site import write_site
 
 HOSTILE = "</script><script>document.title='broken'</script><img src=x onerror=alert(1)>\u2028"
@@ -36,6 +37,8 @@ war army soldier battle general troops siege defeat"""
 TOPICS = [line.split() for line in _TOPICS.splitlines()]
 _FILL = "the of and to in a is that it was for on are with as at be this from or by not".split()
 _N_BANDS = 5
+N_NULLS = 24
+VERDICTS = ("dial", "weak", "none")
 
 Columns = dict[str, list[Any]]
 
@@ -47,18 +50,21 @@ def write_sample(
     described: int | None = None,
     hostile: bool = False,
     logits: bool = True,
+    dials: bool = True,
     alive: bool = True,
     pareto: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
     """Write a page of `n` features; returns its `index.html`.
 
-    Feature 5 and every thirteenth after it are dead, feature 7 is labelled by hand.
+    Feature 5 and every thirteenth after it are dead, feature 7 is labelled by hand. Of the
+    others every fourth is a dial, the next one a weak one, the next none, and one not scored.
 
     Args:
         described: how many features have contexts; making them takes time.
         hostile: whether labels, tokens and names are such as a bad data set has.
         logits: whether the decoder writes into the stream.
+        dials: whether features were scored by what they do to the output.
         alive: whether any feature fired.
         changes: to the record.
     """
@@ -66,13 +72,17 @@ def write_sample(
     dead = [not alive or f % 13 == 5 for f in range(n)]
     topics = [chance.randrange(len(TOPICS)) for _ in range(n)]
     features = feature_columns(chance, topics, dead, hostile=hostile, logits=logits)
+    counts: dict[str, Any] = {}
+    if dials:
+        features |= dial_columns(features["max_activation"])
+        counts = dial_counts(features["dial_verdict"])
     nasty = [HOSTILE, BROKEN] if hostile else []
     rows = [
         row
         for f in range(n if described is None else described)
         for row in context_rows(f, TOPICS[topics[f]], nasty, features["max_activation"][f])
     ]
-    record = sample_record(n, sum(dead), **changes)
+    record = sample_record(n, sum(dead), **(counts | changes))
     labels = Labels.all_automatic(list(features["label"]))
     if hostile:
         record = replace(record, data=HOSTILE, dictionary=HOSTILE)
@@ -204,6 +214,72 @@ def _logits(chance: random.Random, topics: list[int], nasty: list[str]) -> Colum
         "bottom_logits": [[-1.5 * 0.9**i for i in range(10)]] * n,
         "logit_sharpness": [chance.uniform(2, 9) for _ in topics],
         "logit_agreement": [chance.random() ** 2 for _ in topics],
+    }
+
+
+def dial_columns(maxima: list[float]) -> Columns:
+    """What features do to the output, for three live ones of four: a dial, a weak one, none."""
+    chance = random.Random(1)
+    names = [column.name for column in FEATURES.columns.values() if column.group == DIALS]
+    rows = [
+        dict.fromkeys(names, math.nan) | {"dial_verdict": ""}
+        if not most or f % 4 == 3
+        else _scores(chance, VERDICTS[f % 4], most)
+        for f, most in enumerate(maxima)
+    ]
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def sample_dial(feature: int) -> dict[str, Any]:
+    """What a sample says that a feature does to the output."""
+    columns = dial_columns([float(f % 13 != 5) for f in range(feature + 1)])
+    return {name: values[feature] for name, values in columns.items()}
+
+
+def _scores(chance: random.Random, verdict: str, most: float) -> dict[str, Any]:
+    by_chance = chance.uniform(0.001, 0.004)
+    effect = {"dial": chance.uniform(0.05, 0.3), "weak": 0.008, "none": 0.4 * by_chance}
+    rise, lowest = effect[verdict], 1 / (1 + 2 * N_NULLS)
+    cost = chance.uniform(0.03, 0.05)
+    row: dict[str, Any] = {
+        "dial_verdict": verdict,
+        "dial_score": rise,
+        "dial_score_null": by_chance,
+        "dial_score_p": chance.uniform(0.1, 0.9) if verdict == "none" else lowest,
+        "dial_strength": chance.lognormvariate(-0.2, 0.7),
+        "dial_shift": 6 * rise,
+        "dial_kl": cost,
+        "dial_delta_ce": cost / 4,
+        "input_score": chance.random(),
+        "input_score_feature_mean": 0.02,
+        "stated_strength": 12 / most,
+    }
+    stated = {
+        "output_score": 0.004 + 1.7 * rise,
+        "token_shift": 11 * rise,
+        "confidence_change": -rise / 3,
+        "delta_ce": cost / 2,
+        "kl": 2 * cost,
+    }
+    for name, value in stated.items():
+        row[name] = value
+        for kind, share in (("direction", 0.1), ("feature", 0.2)):
+            row[f"{name}_{kind}_mean"] = share * value
+            row[f"{name}_{kind}_z"] = chance.gauss(0, 1) + 60 * rise
+            row[f"{name}_{kind}_p"] = max(1 / (1 + N_NULLS), chance.random() - 10 * rise)
+    return row
+
+
+def dial_counts(verdicts: list[str]) -> dict[str, Any]:
+    """What the record of an atlas says of these verdicts."""
+    return {
+        "n_scored": sum(verdict != "" for verdict in verdicts),
+        "n_dials": verdicts.count("dial"),
+        "n_weak_dials": verdicts.count("weak"),
+        "stated_dose": 0.5,
+        "max_cost": 0.05,
+        "median_dial_cost": 0.04,
+        "n_nulls": N_NULLS,
     }
 
 

@@ -71,9 +71,11 @@ const PAINTS = {
     write: (value) => short(Number((10 ** value).toPrecision(2))),
   },
   clear: { name: "How clear it is", of: (f) => world.agreement[f] ?? 0, write: percent },
+  dial: { name: "Dial score", of: (f) => world.score[f], write: (value) => signed(Number(value.toPrecision(2))) },
 };
 
-/* The range of a paint over all features alive, without the outermost hundredths. */
+/* The range of a paint over all features alive, without the outermost hundredths; `share` is not a number
+   for features that it says nothing of. */
 function paintScale(name) {
   const { of } = PAINTS[name];
   const values = new Float64Array(world.n).map((_, f) => (dead(f) ? NaN : of(f))).filter(Number.isFinite).sort();

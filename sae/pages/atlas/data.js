@@ -47,6 +47,7 @@ function takeWorld(index, labels) {
     byHand: new Set(labels.by_hand),
     keys: new Set(index.search),
   });
+  takeDials(index.dials);
   // Without a map all are in one place, and nothing shows it.
   if (!index.has_map) world.x = world.y = new Array(n).fill(SIDE / 2);
 }
@@ -64,7 +65,8 @@ async function featureOf(feature) {
   const block = await load(`features/${String(number).padStart(5, "0")}`);
   const found = block.features[feature - block.first];
   if (!found) throw new Error(`Feature ${feature} is not in its file; run sae analyze again.`);
-  return { ...found, strings: block.strings };
+  const dial = found.dial && Object.fromEntries(block.dial_columns.map((name, i) => [name, found.dial[i]]));
+  return { ...found, dial, strings: block.strings };
 }
 
 /* Flat lists to rows of `width`. */

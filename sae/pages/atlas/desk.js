@@ -19,7 +19,7 @@ function startDesk() {
     event.preventDefault();
     addDial(Number($("dial-number").value));
   });
-  $("to-desk").addEventListener("click", () => addDial(live.chosen, Number($("dial").value)));
+  $("to-desk").addEventListener("click", () => addDial(live.chosen, live.strength));
   $("save-edits").addEventListener("click", saveEdits);
   $("open-edits").addEventListener("change", openEdits);
   $("presets").addEventListener("focus", readPresets);
@@ -47,7 +47,7 @@ function tell(sentence, wrong = false) {
   $("edits-status").classList.toggle("trouble", wrong);
 }
 
-function addDial(feature, strength = 1) {
+function addDial(feature, strength = doseOf(feature) ?? 1) {
   const there = desk.dials.find((dial) => dial.feature === feature);
   if (!Number.isInteger(feature) || feature < 0 || feature >= world.n) return tell(`There is no feature ${feature}.`, true);
   if (dead(feature)) return tell(`Feature ${feature} is dead: it has no strongest activation to take multiples of.`, true);
@@ -69,7 +69,7 @@ function drawDials() {
 function dialRow(dial) {
   const { feature } = dial;
   const value = h("output", {}, "");
-  const range = h("input", { type: "range", min: -4, max: 4, step: 0.25, "aria-label": `Strength of feature ${feature}` });
+  const range = h("input", { type: "range", min: -4, max: 4, step: dialStep(feature), "aria-label": `Strength of feature ${feature}` });
   const mode = h(
     "select",
     { "aria-label": `What is done to feature ${feature}` },

@@ -12,11 +12,13 @@ async function showFeature(feature) {
     const data = await featureOf(feature);
     if (shown.feature !== feature) return;
     drawEvidence(feature, data);
+    drawEffect(feature, data.dial);
     drawNearby(feature, rowsOf(data.neighbours, 2).map(([other]) => other));
     fetchAhead(feature);
   } catch (error) {
     if (shown.feature !== feature) return;
     $("evidence").replaceChildren(h("p", { class: "trouble" }, error.message));
+    $("effect").hidden = true;
     $("kin").replaceChildren();
     drawNearby(feature, []);
   }

@@ -1,6 +1,6 @@
 /* ---------- The home view: figures, search, list, map ---------- */
 
-const filter = { low: null, high: null, alive: false, byHand: false };
+const filter = { low: null, high: null, alive: false, byHand: false, dials: false };
 let map = null;
 let densities = null;
 
@@ -26,6 +26,7 @@ function drawHeading() {
     fact("Active on a token", alive.length ? fixed(1)(l0) : "–", "L0"),
     fact("A usual feature fires on", alive.length ? oneIn(alive[alive.length >> 1]) : "–", "tokens, median"),
     fact("Documents read", count(manifest.n_documents), `${count(manifest.n_sequences)} sequences of ${count(manifest.context_size)}`),
+    ...(world.scored ? [dialFact()] : []),
   );
   if (!alive.length) {
     $("nothing").hidden = false;
@@ -39,6 +40,7 @@ function drawHome() {
   map = makeMap($("map"));
   $("map").hidden = !world.has_map;
   if (!world.agreement.length) $("paint").querySelector("[value=clear]").remove();
+  if (!world.scored) for (const id of ["paint", "order"]) $(id).querySelector("[value=dial]").remove();
   densities = densityFilter($("density"), (low, high) => {
     Object.assign(filter, { low, high });
     $("clear-range").hidden = low === null;
@@ -48,13 +50,14 @@ function drawHome() {
   $("clear-range").addEventListener("click", () => densities.clear());
   $("alive").closest("label").hidden = !gone;
   $("alive-count").textContent = count(gone);
+  $("dials-only").closest("label").hidden = !world.verdict.includes(DIAL);
   $("paint").addEventListener("change", ({ target }) => {
     map.paint(target.value);
     repaint();
   });
-  for (const name of ["alive", "by-hand"])
-    $(name).addEventListener("change", ({ target }) => {
-      filter[name === "alive" ? "alive" : "byHand"] = target.checked;
+  for (const [id, name] of Object.entries({ alive: "alive", "by-hand": "byHand", "dials-only": "dials" }))
+    $(id).addEventListener("change", ({ target }) => {
+      filter[name] = target.checked;
       refresh();
     });
   $("order").addEventListener("change", refresh);

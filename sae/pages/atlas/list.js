@@ -26,6 +26,7 @@ function drawRows(anew) {
 function listRow(place) {
   const feature = list.rows[place];
   const label = labelOf(feature);
+  const share = dead(feature) ? NaN : (map.scale?.share(feature) ?? 0);
   return h(
     "a",
     {
@@ -40,10 +41,11 @@ function listRow(place) {
       "aria-posinset": place + 1,
       "--top": `${place * ROW}px`,
     },
-    h("i", { class: "swatch", "--hue": dead(feature) ? null : rampColour(map.scale?.share(feature) ?? 0) }),
+    h("i", { class: "swatch", "--hue": Number.isNaN(share) ? null : rampColour(share) }),
     h("span", { class: "number" }, highlighted(String(feature), found.words)),
     h("span", { class: "name" }, highlighted(label, found.words)),
     found.words.length && found.inText(feature) ? h("span", { class: "pill" }, "in its text") : null,
+    $("order").value === "dial" && verdictOf(feature) ? h("span", { class: "pill" }, verdictOf(feature)) : null,
     world.byHand.has(feature) ? h("span", { class: "pill hand", title: "Labelled by hand" }, "✎") : null,
     h("span", { class: "rate" }, rate(feature)),
   );

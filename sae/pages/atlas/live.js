@@ -1,6 +1,6 @@
 /* ---------- What does it do to this text? Asked of whoever serves the page ---------- */
 
-const live = { ready: false, answer: null, token: -1, chosen: null, busy: 0 };
+const live = { ready: false, answer: null, token: -1, chosen: null, busy: 0, dialOf: null, strength: 0 };
 const EXAMPLE = "The old cat slept on the warm roof while the rain fell on the river.";
 
 /* One call; what goes wrong comes back as `{error: sentence}`. */
@@ -37,8 +37,11 @@ function startLive() {
     event.preventDefault();
     steerText();
   });
-  $("dial").value = remembered.get("dial", "2");
-  $("dial").addEventListener("input", sayDial);
+  $("dial").addEventListener("input", () => {
+    live.strength = Number($("dial").value);
+    remembered.set("dial", live.strength);
+    sayDial();
+  });
   $("read-tokens").addEventListener("click", chooseToken);
   $("read-tokens").addEventListener("focusin", liveTip);
   $("read-tokens").addEventListener("pointerover", liveTip);
@@ -200,24 +203,51 @@ function drawDial() {
   $("steer-form").hidden = !can;
   if (!can) return $("written").replaceChildren();
   $("steer-name").textContent = quoted(live.chosen);
+  if (live.dialOf !== live.chosen) startDial(live.chosen);
+}
+
+/* A dial begins at the dose that is recommended for its feature, and without one where the last was left. */
+function startDial(feature) {
+  live.dialOf = feature;
+  $("dial").step = dialStep(feature);
+  setDial(doseOf(feature) ?? Number(remembered.get("dial", "2")));
+  sayCost(feature);
+}
+
+/* The knob stands on the step next to the strength, which holds until the knob is moved. */
+function setDial(strength) {
+  live.strength = strength;
+  $("dial").value = strength;
   sayDial();
 }
 
+/* What the recommended dose costs and does, beside what chance does at that cost. */
+async function sayCost(feature) {
+  const dose = doseOf(feature);
+  $("dial-cost").replaceChildren();
+  if (!known(dose)) return;
+  const { dial } = await featureOf(feature).catch(() => ({}));
+  if (!dial || live.dialOf !== feature) return;
+  $("dial-cost").replaceChildren(
+    h("button", { type: "button", class: "quiet", onclick: () => setDial(dose) }, "Recommended dose"),
+    ` ${signed(dose)} × costs about ${short(Number(dial.dial_kl.toPrecision(2)))} nats a token on neutral text and raises its tokens by ${signed(dial.dial_score)}; random directions and features at equal cost raise them by ${signed(dial.dial_score_null)} at most.`,
+  );
+}
+
 function sayDial() {
-  const strength = Number($("dial").value);
-  remembered.set("dial", strength);
+  const { strength } = live;
   const text = strength ? `${signed(strength)} × its strongest activation` : "0: left alone";
   $("dial-value").textContent = text;
   $("dial").setAttribute("aria-valuetext", text);
   // Filled from the middle to the knob.
-  const ends = [0, strength].map((value) => 50 + (value / 4) * 50).sort((a, b) => a - b);
+  const ends = [0, Number($("dial").value)].map((value) => 50 + (value / 4) * 50).sort((a, b) => a - b);
   const look = { from: `${ends[0]}%`, to: `${ends[1]}%`, tint: strength < 0 ? "var(--c1)" : "var(--accent)" };
   for (const [name, value] of Object.entries(look)) $("dial").style.setProperty(`--${name}`, value);
 }
 
 async function steerText() {
   const feature = live.chosen;
-  const strength = Number($("dial").value);
+  const { strength } = live;
   const call = ask("steer", {
     text: $("text").value,
     feature,

@@ -48,6 +48,7 @@ function pointAt(map, feature) {
 const tipLines = (f) => [
   `feature ${f} · ${dead(f) ? "never fired" : `fires on ${oneIn(world.density[f])} tokens`}`,
   ...(dead(f) ? [] : [`strongest activation ${short(world.max[f])}`]),
+  ...(verdictOf(f) ? [verdictOf(f)] : []),
 ];
 
 function mapPointer(map) {

@@ -113,9 +113,9 @@ function drawMap(map) {
   const [left, top] = [wide / 2 - view.x * across, high / 2 - view.y * down];
   const { x, y } = world;
   const place = (f, mask, colour, alpha) => picture.dot(left + x[f] * across, top + y[f] * down, mask, colour, alpha);
-  const colourOf = (f) => (shades[f] === DEAD ? grey : colours[shades[f]]);
+  const colourOf = (f) => (shades[f] === COLOURLESS ? grey : colours[shades[f]]);
   inSight(map, (f) => {
-    if (!on) place(f, usual, colourOf(f), shades[f] === DEAD ? 60 : 225);
+    if (!on) place(f, usual, colourOf(f), shades[f] === COLOURLESS ? 60 : 225);
     else if (!on[f]) place(f, usual, grey, 46);
   });
   if (on) inSight(map, (f) => on[f] && place(f, lit, colourOf(f), 256));
@@ -126,13 +126,15 @@ function drawMap(map) {
   nameFeatures(map, pen, radius, units);
 }
 
-const DEAD = 255;
+const COLOURLESS = 255;
 
 /* The step of the ramp for each feature. */
 function shadesOf(scale) {
   const shades = new Uint8Array(world.n);
-  for (let f = 0; f < world.n; f++)
-    shades[f] = dead(f) ? DEAD : Math.round(Math.max(0, Math.min(1, scale.share(f))) * (SHADES - 1));
+  for (let f = 0; f < world.n; f++) {
+    const share = dead(f) ? NaN : scale.share(f);
+    shades[f] = Number.isNaN(share) ? COLOURLESS : Math.round(Math.max(0, Math.min(1, share)) * (SHADES - 1));
+  }
   return shades;
 }
 

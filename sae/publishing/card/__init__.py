@@ -16,7 +16,7 @@ from sae.exchange.formats.saelens import SAELens
 from sae.exchange.public import on_the_hub, public
 from sae.exchange.stamp import DIRECTIONS_FILE
 from sae.figures import Figures, ShrinkingCost
-from sae.publishing.card.figures import figures_section, limits, smaller_section
+from sae.publishing.card.figures import dials, figures_section, limits, smaller_section
 from sae.publishing.card.loading import input_section, loading, queries
 from sae.publishing.card.text import (
     cell,
@@ -98,6 +98,11 @@ def model_card(
 
 
 def _found(n_features: int, export: Export) -> str:
+    said = [text for text in (_chosen(n_features, export), dials(export.atlas)) if text]
+    return "".join(f"{text}\n\n" for text in ("## What it found", *said)) if said else ""
+
+
+def _chosen(n_features: int, export: Export) -> str:
     if not export.examples:
         return ""
     n = len(export.examples)
@@ -108,15 +113,11 @@ def _found(n_features: int, export: Export) -> str:
             "texts a token that they promote stands where they fire, or right after."
         )
     return f"""\
-## What it found
-
 {chosen}
 The token where a feature fires most is bold, `↵` is a line break. Labels were made by a rule,
 unless somebody wrote another one.
 
-{example_table(export.examples)}
-
-"""
+{example_table(export.examples)}"""
 
 
 def _files(dictionary: Dictionary, n_features: int, export: Export) -> str:

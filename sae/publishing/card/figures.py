@@ -1,10 +1,11 @@
 """What a card says of how good a dictionary is: figures, and what they do not show."""
 
+from sae.atlas import AtlasRecord
 from sae.dictionary import Dictionary
 from sae.dictionary.storage import FULL, INT8
 from sae.figures import Figures, ShrinkingCost
 from sae.metrics import METRICS
-from sae.publishing.card.text import code, table
+from sae.publishing.card.text import code, plain, table
 
 _CE = "ce_loss_without_sae"
 _CE_SAE = "ce_loss_with_sae"
@@ -67,6 +68,34 @@ def _target(dictionary: Dictionary) -> str:
         f"\nHere x is the activation at {code(dictionary.hook_name_out)} and x̂ what is made "
         f"for it of the one at {code(dictionary.hook_name)}."
     )
+
+
+def dials(atlas: AtlasRecord | None) -> str:
+    """Return how many features are dials, at what cost and by what chance.
+
+    Nothing where none was to be scored; where none could be, why.
+    """
+    if atlas is None or not atlas.n_scored:
+        why = None if atlas is None else atlas.without_dials
+        return "" if why is None else f"No feature was scored as a dial: {plain(why)}."
+    said = (
+        f"Of {atlas.n_scored:,} features that were scored by what they do to the model's "
+        f"output, {atlas.n_dials:,} are dials"
+    )
+    if atlas.n_nulls is not None:
+        lucky = atlas.n_scored / (2 * atlas.n_nulls + 1)
+        chance = f"{lucky:.0f}" if lucky >= 1 else f"{lucky:.1g}"
+        said += (
+            f": they raise the tokens that they promote more than {atlas.n_nulls} random "
+            f"directions and {atlas.n_nulls} random features do at equal cost, which about "
+            f"{chance} would by chance"
+        )
+    if atlas.n_dials and atlas.median_dial_cost is not None and atlas.max_cost is not None:
+        said += (
+            f"; their recommended doses cost {atlas.median_dial_cost:.2g} nats a token of KL "
+            f"on neutral text (median, {atlas.max_cost:.2g} were allowed)"
+        )
+    return f"{said}."
 
 
 def smaller_section(figures: Figures, shrunk: ShrinkingCost | None, dtype: str) -> str:
