@@ -205,19 +205,22 @@ function drawSeries(entry, x, y, light) {
   const path = pathOf(entry, x, y)
     .map(([left, top], i) => `${i ? "L" : "M"}${left.toFixed(1)} ${top.toFixed(1)}`)
     .join("");
-  const spans = entry.points.flatMap((point) => drawSpans(point, x, y, point.hue || entry.hue));
+  const spans = entry.points.flatMap((point) =>
+    spansOf(point, x, y).map(([[x1, y1], [x2, y2]]) =>
+      svg("line", { class: "span", "--hue": point.hue || entry.hue, x1, x2, y1, y2 }),
+    ),
+  );
   const dots = entry.dots
     ? entry.points.map((point) => drawDot(point, x.at(point.x), y.at(point.y), entry.hue, light))
     : [];
   return [svg("path", { class: kind, d: path, "--hue": entry.hue }), ...spans, ...dots];
 }
 
-function drawSpans({ x: across, y: up, xs, ys }, x, y, hue) {
-  const look = { class: "span", "--hue": hue };
-  return [
-    xs && svg("line", { ...look, x1: x.at(xs[0]), x2: x.at(xs[1]), y1: y.at(up), y2: y.at(up) }),
-    ys && svg("line", { ...look, x1: x.at(across), x2: x.at(across), y1: y.at(ys[0]), y2: y.at(ys[1]) }),
-  ].filter(Boolean);
+/* The cross of a point's intervals, as paths. */
+function spansOf({ x: across, y: up, xs, ys }, x, y) {
+  const level = (xs || []).map((end) => [x.at(end), y.at(up)]);
+  const upright = (ys || []).map((end) => [x.at(across), y.at(end)]);
+  return [level, upright].filter((path) => path.length);
 }
 
 function drawDot(point, left, top, hue, light) {
@@ -292,7 +295,8 @@ function drawLabels(series, x, y, frame) {
       top: y.at(point.y),
     })),
   );
-  const lines = series.flatMap((entry) => along(pathOf(entry, x, y)));
+  const spans = series.flatMap((entry) => entry.points.flatMap((point) => spansOf(point, x, y)));
+  const lines = [...series.map((entry) => pathOf(entry, x, y)), ...spans].flatMap(along);
   const taken = placed.map(({ left, top }) => [left - 6, top - 6, left + 6, top + 6]);
   const named = new Set();
   return placed
@@ -305,7 +309,7 @@ function drawLabels(series, x, y, frame) {
       if (!found || named.has(key)) return [];
       named.add(key);
       const [[right, down, anchor], box] = found;
-      taken.push(box);
+      taken.push([box[0] - 5, box[1], box[2] + 5, box[3]]);
       const kind = `label${point.strong ? " strong" : ""}${tint ? " tinted" : ""}`;
       const look = { class: kind, "--hue": tint, "text-anchor": anchor };
       const text = svg("text", { ...look, x: left + right, y: top + down }, point.label);

@@ -14,9 +14,15 @@ const armsOf = (entry) =>
     found.toSorted((a, b) => (a.strength ?? 0) - (b.strength ?? 0)),
   ]);
 
+/* Drawn in this order the feature lies above its baselines, but for the wrong sign, which is a point of its curve. */
+const ON_TOP = ["feature", "wrong_sign"];
+const layersOf = (entry) => armsOf(entry).toSorted(([a], [b]) => ON_TOP.indexOf(a) - ON_TOP.indexOf(b));
+
 const doseTip = (one) => [
   titleOf(one.direction),
-  known(one.strength) ? `strength ${dose(one.strength)}${one.operating ? ", its operating dose" : ""}` : "no strength",
+  known(one.strength)
+    ? `strength ${dose(one.strength)}${one.operating ? ", its operating dose" : ""}`
+    : "no strength",
   ...figureLines(one),
 ];
 
@@ -24,30 +30,35 @@ const doseTip = (one) => [
 function strengthSeries(entry, key) {
   const strengths = entry.measurements.map((one) => one.strength).filter(known);
   const ends = [Math.min(...strengths), Math.max(...strengths)];
-  return armsOf(entry).map(([direction, found]) => {
+  return layersOf(entry).map(([direction, found]) => {
     const level = found.every((one) => !known(one.strength));
     const spread = level ? ends.map((strength) => ({ ...found[0], strength })) : found;
-    const points = spread.map((one) => ({
-      x: one.strength,
-      y: middle(one[key]),
-      ys: level ? null : endsOf(one[key]),
-      strong: direction === "feature" && one.operating,
-      tip: () => doseTip(level ? found[0] : one),
-    }));
+    const points = spread.map((one) => {
+      const strong = direction === "feature" && one.operating;
+      return {
+        x: one.strength,
+        y: middle(one[key]),
+        ys: level ? null : endsOf(one[key]),
+        strong,
+        label: strong ? "operating dose" : null,
+        tip: () => doseTip(level ? found[0] : one),
+      };
+    });
     return { hue: armHue(direction), points, dots: !level, dashed: level };
   });
 }
 
-function strengthChart(entry, key, title, small, y) {
+function strengthChart(entry, key, question, small, y) {
   const chart = h("div");
   const x = { label: "strength (× largest activation)", format: signed };
-  plot(chart, { title: `${measureOf(key)[1]} by strength`, height: 300, x, y, zero: true, series: strengthSeries(entry, key) });
-  return captioned(title, small, chart);
+  const title = `${measureOf(key)[1]} by strength`;
+  plot(chart, { title, height: 300, x, y, zero: true, series: strengthSeries(entry, key) });
+  return captioned(question, small, chart);
 }
 
 /* Each arm a curve over its doses: the feature’s dots say their dose, a baseline’s operating point its name. */
 function curveChart(entry, key) {
-  const series = armsOf(entry).map(([direction, found]) => {
+  const series = layersOf(entry).map(([direction, found]) => {
     const own = direction === "feature";
     const point = found.find((one) => one.operating) ?? found.at(-1);
     const label = (one) => {
@@ -69,39 +80,48 @@ function curveChart(entry, key) {
 
 function drawCharts(entry) {
   const names = EFFECTS.map((key) => measureOf(key)[1]);
-  const cost = { root: true, from: 0, mark: entry.max_cost, limit: `bound ${short(entry.max_cost)}` };
-  return h(
+  const bound = { root: true, from: 0, mark: entry.max_cost, limit: `bound ${short(entry.max_cost)}` };
+  const shift = "shift, nats: change in log-probability of the tokens above";
+  const cost = "KL on neutral text, nats a token, drawn as its square root; lower is better";
+  const byStrength = h(
     "div",
     { class: "pair" },
-    strengthChart(entry, "shift", "Does it bring its tokens up?", "shift, nats: change in log-probability of the tokens above", {
-      format: signed,
-    }),
-    strengthChart(entry, "kl", "What does it cost?", "KL on neutral text, nats a token, drawn as its square root; lower is better", cost),
-    h("div", {}, switcher("Effect", names, (i) => curveChart(entry, EFFECTS[i]), EFFECTS.indexOf("shift"))),
-    h("div", {}, h("h4", {}, "Does it hold elsewhere?"), drawChecks(entry.checks || [])),
+    strengthChart(entry, "shift", "Does it bring its tokens up?", shift, { format: signed }),
+    strengthChart(entry, "kl", "What does it cost?", cost, bound),
   );
+  const curves = switcher("Effect", names, (i) => curveChart(entry, EFFECTS[i]), EFFECTS.indexOf("shift"));
+  return [byStrength, ...curves];
 }
 
 /* ---------- Its figures and checks ---------- */
 
+const roughly = when((value) => short(Number(value.toPrecision(2))));
+
+/* Doses and what they do; a shift stands beside what chance gives. */
 function drawFacts(entry) {
   const { null: chance, curve } = entry;
   const at = operatingOf(entry, "feature");
-  const untold = "The doses that were measured do not tell.";
-  const against = (what, z, p) => [
-    `Against ${chance ? `${count(chance.n)} ` : ""}random ${what}`,
-    chance ? `z ${short(z)}` : "–",
-    chance ? `p ${short(p)}` : "",
-    chance ? "Of the shift at the operating dose. z: standard deviations above their mean; p: share of them, itself included, that reach as far." : entry.told,
-  ];
+  const ofCurve = (name, key, write, small) =>
+    known(curve?.[key])
+      ? [name, write(curve[key]), small, null]
+      : [name, "–", "", "The doses that were measured do not tell."];
+  const rank =
+    "Of the shift at the operating dose. z: standard deviations above their mean; " +
+    "p: share of them, itself included, that reach as far.";
+  const against = (what, z, p) =>
+    chance
+      ? [`Against ${count(chance.n)} random ${what}`, `z ${short(z)}`, `p ${roughly(p)}`, rank]
+      : [`Against random ${what}`, "–", "", entry.told];
   const facts = [
     ["Operating dose", known(entry.operating_strength) ? dose(entry.operating_strength) : "–", "", entry.told],
-    ["Shift there", signed(middle(at?.shift)), rangeOf(at?.shift, signed), at ? measureOf("shift")[3] : entry.told],
+    at
+      ? ["Shift there", signed(middle(at.shift)), rangeOf(at.shift, signed), measureOf("shift")[3]]
+      : ["Shift there", "–", "", entry.told],
     against("directions", chance?.direction_z, chance?.direction_p),
     against("features", chance?.feature_z, chance?.feature_p),
-    ["Monotonicity", short(curve?.monotonicity), "1: each dose shifts more than the last", untold],
-    ["Half the effect", when(dose)(curve?.half_effect_strength), "is there at this dose", untold],
-    ["Text breaks", when(dose)(curve?.break_strength), "at this dose", untold],
+    ofCurve("Monotonicity", "monotonicity", short, "1: every stronger dose shifts more"),
+    ofCurve("Dose of half the effect", "half_effect_strength", dose, ""),
+    ofCurve("Dose that breaks the text", "break_strength", dose, ""),
   ];
   return h(
     "dl",
@@ -111,7 +131,7 @@ function drawFacts(entry) {
         "div",
         {},
         h("dt", {}, name),
-        h("dd", { title: visible(why) }, value, small && value !== "–" ? h("small", {}, small) : null),
+        h("dd", { title: why }, value, small ? h("small", {}, small) : null),
       ),
     ),
   );
@@ -251,6 +271,8 @@ function drawSteered(entry) {
       ),
     ),
     drawCharts(entry),
+    h("h4", {}, "Does it hold elsewhere?"),
+    drawChecks(entry.checks || []),
     switcher(
       "Prompt",
       prompts.map((prompt) => `“${visible(prompt)} …”`),

@@ -78,7 +78,15 @@ const EFFECTS = ["round_trip", "shift", "gain"];
 
 const middle = (value) => (typeof value === "number" ? value : (value?.mean ?? null));
 const endsOf = (value) => (known(value?.low) && known(value?.high) ? [value.low, value.high] : null);
-const rangeOf = (value, write) => (endsOf(value) ? `[${endsOf(value).map(write).join(", ")}]` : "");
+/* Two digits, and no more than the width of the interval makes sense of. */
+function rangeOf(value, write) {
+  const ends = endsOf(value);
+  if (!ends) return "";
+  const width = ends[1] - ends[0];
+  const decimals = width > 0 ? Math.max(0, 1 - Math.floor(Math.log10(width))) : 100;
+  const rough = (end) => Number(Number(end.toPrecision(2)).toFixed(Math.min(100, decimals)));
+  return `[${ends.map((end) => write(rough(end))).join(", ")}]`;
+}
 const estimate = (value, write) => [write(middle(value)), rangeOf(value, write)].filter(Boolean).join(" ");
 
 const signedPercent = (share) => `${share > 0 ? "+" : share < 0 ? "−" : ""}${percent(Math.abs(share))}`;
@@ -126,7 +134,8 @@ function effectChart(title, key, series, max_cost, height) {
     y: { format, pad: 0.1 },
     series,
   });
-  return captioned(`${name} against cost`, `${meaning} Bars: 95% intervals. The cost is drawn as its square root.`, chart);
+  const small = `${meaning} Bars: 95% intervals. The cost is drawn as its square root.`;
+  return captioned(`${name} against cost`, small, chart);
 }
 
 /* Cost and effect of figures as a point. */
@@ -185,14 +194,18 @@ function drawArmsTable({ arms, comparison, measure }) {
   const versus = (direction) => comparison.find(({ baseline }) => baseline === direction);
   // A difference has a sign, whatever it is a difference of.
   const gap = write === percent ? signedPercent : signed;
-  const head = (text, title) => h("th", { scope: "col", title }, text);
+  const head = (text, title, kind) => h("th", { scope: "col", title, class: kind }, text);
   const row = ({ direction, title, n_features, figures }) =>
     h(
       "tr",
       { class: direction === "feature" ? "chosen" : null, "--hue": armHue(direction) },
-      h("th", { scope: "row", title: ARMS[direction]?.[1] }, visible(title)),
+      h(
+        "th",
+        { scope: "row", title: ARMS[direction]?.[1] },
+        visible(title),
+        h("small", { class: "range" }, `${count(n_features)} feature${n_features === 1 ? "" : "s"}`),
+      ),
       comparisonCell(versus(direction), gap),
-      h("td", {}, count(n_features)),
       MEASURES.map(([key, , form]) =>
         estimateCell(figures[key], form, "Not measured for this arm at its operating point."),
       ),
@@ -207,8 +220,11 @@ function drawArmsTable({ arms, comparison, measure }) {
         "tr",
         {},
         head("At its operating point"),
-        head("Steering against it", `On how many features, by the 95% interval of the difference in ${name}.`),
-        head("Features", "Features behind these means."),
+        head(
+          "Steering against it",
+          `On how many features it has more or less of “${name}”, as far as 95% intervals can tell, and the mean difference.`,
+          "versus",
+        ),
         MEASURES.map(([, text, , meaning]) => head(text, meaning)),
       ),
     ),
@@ -226,7 +242,7 @@ function drawVocabulary({ arms }) {
     h(
       "thead",
       {},
-      h("tr", {}, ["arm", ...keys].map((key) => h("th", { scope: "col" }, heading(key)))),
+      h("tr", {}, ["Arm", ...keys].map((key) => h("th", { scope: "col" }, heading(key)))),
     ),
     h(
       "tbody",
@@ -246,8 +262,12 @@ function drawVocabulary({ arms }) {
 /* Those left out of picture and table, since no dose of theirs keeps to the bound. */
 function withoutPoint({ n_without_operating_point: n, n_features, max_cost }) {
   if (!n) return null;
-  const has = n === 1 ? "has" : "have";
-  return `${count(n)} of ${count(n_features)} features ${has} no operating point at a cost of at most ${short(max_cost)}, and ${n === 1 ? "is" : "are"} left out of the picture and the table; below ${n === 1 ? "it says" : "they say"} why.`;
+  const [has, rest] =
+    n === 1
+      ? ["has", "and is left out here; its own part below says why."]
+      : ["have", "and are left out here; their own parts below say why."];
+  const bound = `at a cost of at most ${short(max_cost)}`;
+  return `${count(n)} of ${count(n_features)} features ${has} no operating point ${bound} ${rest}`;
 }
 
 function drawSteering() {
@@ -268,7 +288,8 @@ function drawSteering() {
       .filter(([, meaning]) => meaning)
       .flatMap(([name, meaning]) => [h("dt", {}, visible(name)), h("dd", {}, meaning)]),
   );
-  $("steering-criterion").append(h("b", {}, "How the features were chosen. "), visible(features[0].criterion ?? ""));
+  const criterion = visible(features[0].criterion ?? "");
+  $("steering-criterion").append(h("b", {}, "How the features were chosen. "), criterion);
   $("steered").append(...features.map(drawSteered));
   if (reveal("vocabulary", vocabulary?.arms)) $("vocabulary-table").append(drawVocabulary(vocabulary));
 }

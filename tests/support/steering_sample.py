@@ -1,4 +1,4 @@
-"""Results of steering to look at and to test the page with: made up, but in the form of real ones."""
+"""Results of steering to test the page with: made up, but in the form of real ones."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def figures(direction: str, strength: float | None, *, written: bool = True) -> 
         "gain": interval(0.1 * shift, 0.02 + 0.03 * abs(shift)),
         "kl": {"mean": kl, "low": 0.85 * kl, "high": 1.2 * kl},
         "delta_ce": interval(0.9 * kl, 0.02 + 0.2 * kl),
-        "round_trip": interval(max(0.01, 0.2 * shift), 0.01 + 0.03 * abs(shift)),
+        "round_trip": interval(max(0.012, 0.2 * shift), 0.01 + 0.03 * max(0.0, shift)),
         "perplexity": interval(9 + 20 * kl, 1.5),
         "distinct_2": interval(max(0.2, 0.93 - 0.4 * kl), 0.04),
         "longest_repeat": interval(2 + 5 * kl, 0.6),
@@ -137,7 +137,7 @@ def checks(text: str) -> list[dict[str, Any]]:
             "shift": interval(0.1, 0.4),
             "kept": 0.08,
             "holds": False,
-            "told": "Asked to write of something else, the model does: 8% of the shift is left.",
+            "told": "Asked to write of something else, it does: 8% of the shift is left.",
         },
     ]
 
@@ -161,7 +161,7 @@ def steered_feature(
         "prompts": {"choosing": ["The most important thing is"], "reporting": PROMPTS},
         "max_cost": MAX_COST,
         "operating_strength": operating,
-        "told": told,
+        "told": told.strip(),
         "null": null if operating is not None else None,
         "curve": {
             "monotonicity": 0.98,
@@ -190,17 +190,24 @@ def summary(text: str) -> dict[str, Any]:
             "baseline": direction,
             "title": title,
             **dict(
-                zip(("wins", "losses", "undecided"), tally.get(direction, (1, 0, 1)), strict=True)
+                zip(
+                    ("wins", "losses", "undecided"),
+                    tally.get(direction, (1, 0, 1)),
+                    strict=True,
+                )
             ),
-            "difference": interval(_PULL["feature"] * 0.1 - _PULL.get(direction, 0) * 0.1, 0.08),
+            "difference": interval(
+                _PULL["feature"] * 0.1 - _PULL.get(direction, 0) * 0.1, 0.08
+            ),
         }
         for direction, title in TITLES.items()
         if direction not in ("feature", "unsteered")
     ]
     return {
         "headline": (
-            "Of 2 features, steering beats the plain prompt on 0 and loses to it on 2; it beats "
-            f"a random direction on 1 and cannot be told from it on 1. {text}"
+            "Of 3 features, steering beats the plain prompt on 0 and loses to it on 2 (1 has "
+            "no operating point); it beats a random direction on 1 and cannot be told from it "
+            f"on 1. {text}"
         ),
         "max_cost": MAX_COST,
         "measure": "round_trip",
