@@ -60,7 +60,7 @@ const MEASURES = [
   ],
   [
     "distinct_2",
-    "Distinct-2",
+    "Distinct\u20112",
     short,
     "Share of pairs of neighbouring tokens in the text that are different; 1 where none comes twice.",
   ],

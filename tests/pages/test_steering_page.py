@@ -65,7 +65,7 @@ def test_every_arm_has_its_figures_with_intervals_and_how_steering_compares(
     heads = section.locator("#steering-arms tbody th").all_inner_texts()
     assert [head.split("\n")[0] for head in heads] == list(TITLES.values())
     columns = section.locator("#steering-arms thead th").all_inner_texts()
-    texts = ["Perplexity", "Distinct-2", "Longest repeat"]
+    texts = ["Perplexity", "Distinct\u20112", "Longest repeat"]
     assert columns[columns.index("Perplexity") :] == texts
     prompt = row(section, "Plain prompt")
     assert prompt[0].startswith("beats it on 0, loses on 2 0 cannot be told apart")
@@ -116,7 +116,7 @@ def test_the_picture_shows_another_effect_on_a_press(shown: Visit) -> None:
     assert labels(picture) == set(TITLES.values())
     tip = picture.locator(".dot.strong").get_attribute("aria-label")
     assert "Shift: +1.2 [+0.84, +1.6]" in tip
-    assert "Perplexity: 9.8 [8.3, 11], Distinct-2: " in tip
+    assert "Perplexity: 9.8 [8.3, 11], Distinct\u20112: " in tip
 
 
 def test_a_feature_shows_its_dose_beside_what_chance_gives(shown: Visit) -> None:
