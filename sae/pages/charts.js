@@ -55,17 +55,38 @@ function logTicks(low, high, wanted) {
   return ticks.length < 2 ? niceTicks(low, high, wanted) : ticks;
 }
 
-/* Data values to pixels. `axis` has log, domain or from, pad (share of the span), ticks, whole. */
+/* Zero, and as many of 1, 2, 5, 10, ... as have room where places are square roots. */
+function rootTicks(low, high, wanted) {
+  const gap = Math.sqrt(high) / (wanted + 1);
+  const units = Array.from({ length: 8 }, (_, i) => 10 ** (Math.floor(Math.log10(high)) - i));
+  const falling = units.flatMap((unit) => [5, 2, 1].map((times) => Number((times * unit).toPrecision(6))));
+  const ticks = [0];
+  let last = Infinity;
+  for (const tick of falling.filter((value) => value <= high)) {
+    if (last - Math.sqrt(tick) < gap || Math.sqrt(tick) < gap) continue;
+    ticks.push(tick);
+    last = Math.sqrt(tick);
+  }
+  return ticks;
+}
+
+/* How values of an axis become places: as they are, as logarithms, or as square roots, which know zero too. */
+function wayOf(axis) {
+  if (axis.log) return [Math.log10, (place) => 10 ** place, logTicks];
+  if (axis.root) return [(value) => Math.sqrt(Math.max(0, value)), (place) => place ** 2, rootTicks];
+  return [(value) => value, (place) => place, niceTicks];
+}
+
+/* Data values to pixels. `axis` has log or root, domain or from, pad (share of the span), ticks, whole. */
 function makeScale(axis, values, from, to, wanted) {
-  const into = axis.log ? Math.log10 : (value) => value;
-  const out = axis.log ? (value) => 10 ** value : (value) => value;
+  const [into, out, ticksOf] = wayOf(axis);
   let [low, high] = (axis.domain || [Math.min(...values), Math.max(...values)]).map(into);
   if (known(axis.from)) [low, high] = [axis.from, Math.max(high, axis.from + 0.01)];
   if (high - low < 1e-9) [low, high] = axis.log ? [low - 0.2, high + 0.2] : [low - 0.5, high + 0.5];
   const pad = axis.domain ? 0 : (axis.pad ?? 0.06) * (high - low);
   [low, high] = [axis.from ?? low - pad, high + pad];
   const at = (value) => from + ((into(value) - low) / (high - low)) * (to - from);
-  const found = axis.ticks || (axis.log ? logTicks : niceTicks)(out(low), out(high), wanted);
+  const found = axis.ticks || ticksOf(out(low), out(high), wanted);
   const ticks = axis.whole ? found.filter(Number.isInteger) : found;
   const ends = { from: out(low), to: out(high) };
   return { at, ...ends, ticks: ticks.filter((tick) => into(tick) >= low - 1e-9 && into(tick) <= high + 1e-9) };
@@ -92,17 +113,32 @@ function drawAxes(x, y, spec, frame) {
       y1: spec.zero ? y.at(0) : bottom,
       y2: spec.zero ? y.at(0) : bottom,
     }),
-    spec.x.mark > x.from && spec.x.mark < x.to
-      ? svg("line", { class: "limit", x1: x.at(spec.x.mark), x2: x.at(spec.x.mark), y1: frame.top, y2: bottom })
-      : null,
+    ...drawLimits(x, y, spec, frame),
     spec.x.label
       ? svg("text", { x: (left + right) / 2, y: bottom + 38, "text-anchor": "middle" }, spec.x.label)
       : null,
   ];
 }
 
-/* A chart of series `{name, hue, points: [{x, y, tip(), label, name, strong, hue, onlit}], line, dots, dashed,
-   faint, tinted}`; the line goes through `line`, else through the points. */
+/* What should not be passed: `mark` of an axis, with `limit` to say so. */
+function drawLimits(x, y, spec, { left, right, top, bottom }) {
+  const marks = [];
+  if (spec.x.mark > x.from && spec.x.mark < x.to) {
+    const at = x.at(spec.x.mark);
+    marks.push(svg("line", { class: "limit", x1: at, x2: at, y1: top, y2: bottom }));
+    if (spec.x.limit) marks.push(svg("text", { x: at, y: top - 6, "text-anchor": "middle" }, spec.x.limit));
+  }
+  if (spec.y.mark > y.from && spec.y.mark < y.to) {
+    const at = y.at(spec.y.mark);
+    marks.push(svg("line", { class: "limit", x1: left, x2: right, y1: at, y2: at }));
+    if (spec.y.limit) marks.push(svg("text", { x: right, y: at - 5, "text-anchor": "end" }, spec.y.limit));
+  }
+  return marks;
+}
+
+/* A chart of series `{name, hue, points: [{x, y, xs, ys, tip(), label, name, strong, lead, hue, onlit}], line,
+   dots, dashed, faint, tinted}`; the line goes through `line`, else through the points. `xs` and `ys` are the
+   ends of an interval; a label with `lead` may stand far off, tied to its point. */
 function plot(host, spec) {
   const usable = (point) =>
     known(point.x) &&
@@ -117,17 +153,18 @@ function plot(host, spec) {
 }
 
 function drawPlot(width, spec, series, points) {
-  const frame = { left: 50, right: width - 10, top: 12, bottom: spec.height - (spec.x.label ? 46 : 26) };
+  const top = spec.x.limit ? 24 : 12;
+  const frame = { left: 50, right: width - 10, top, bottom: spec.height - (spec.x.label ? 46 : 26) };
   const x = makeScale(
     spec.x,
-    points.map((point) => point.x),
+    points.flatMap((point) => [point.x, ...(point.xs || [])]),
     frame.left,
     frame.right,
     width < 480 ? 4 : 6,
   );
   const y = makeScale(
     spec.y,
-    [...points.map((point) => point.y), ...(spec.zero ? [0] : [])],
+    [...points.flatMap((point) => [point.y, ...(point.ys || [])]), ...(spec.zero ? [0] : [])],
     frame.bottom,
     frame.top,
     spec.height < 240 ? 4 : 6,
@@ -168,10 +205,22 @@ function drawSeries(entry, x, y, light) {
   const path = pathOf(entry, x, y)
     .map(([left, top], i) => `${i ? "L" : "M"}${left.toFixed(1)} ${top.toFixed(1)}`)
     .join("");
+  const spans = entry.points.flatMap((point) =>
+    spansOf(point, x, y).map(([[x1, y1], [x2, y2]]) =>
+      svg("line", { class: "span", "--hue": point.hue || entry.hue, x1, x2, y1, y2 }),
+    ),
+  );
   const dots = entry.dots
     ? entry.points.map((point) => drawDot(point, x.at(point.x), y.at(point.y), entry.hue, light))
     : [];
-  return [svg("path", { class: kind, d: path, "--hue": entry.hue }), ...dots];
+  return [svg("path", { class: kind, d: path, "--hue": entry.hue }), ...spans, ...dots];
+}
+
+/* The cross of a point's intervals, as paths. */
+function spansOf({ x: across, y: up, xs, ys }, x, y) {
+  const level = (xs || []).map((end) => [x.at(end), y.at(up)]);
+  const upright = (ys || []).map((end) => [x.at(across), y.at(end)]);
+  return [level, upright].filter((path) => path.length);
 }
 
 function drawDot(point, left, top, hue, light) {
@@ -202,6 +251,17 @@ const PLACES = [
   [12, 4, "start"],
   [-12, 4, "end"],
 ];
+/* Further off, the nearest first. */
+const FAR = [34, 58, 84, 112, 144].flatMap((far) => [
+  [far, 4, "start"],
+  [0.8 * far, -0.6 * far, "start"],
+  [0.8 * far, 0.6 * far, "start"],
+  [0, -far, "middle"],
+  [0, far, "middle"],
+  [-0.8 * far, -0.6 * far, "end"],
+  [-0.8 * far, 0.6 * far, "end"],
+  [-far, 4, "end"],
+]);
 const SHARE_BEFORE = { start: 0, middle: 0.5, end: 1 };
 const within = (box, [left, top]) => left > box[0] && left < box[2] && top > box[1] && top < box[3];
 const overlap = (a, b) => a[0] < b[2] && a[2] > b[0] && a[1] < b[3] && a[3] > b[1];
@@ -210,6 +270,18 @@ function labelBox(text, strong, left, top, [right, down, anchor]) {
   const width = (strong ? 7.1 : 6.4) * text.length;
   const start = left + right - SHARE_BEFORE[anchor] * width;
   return [start, top + down - 11, start + width, top + down + 4];
+}
+
+/* The best place for a label among those that are offered; null if there is no room. */
+function placeOf({ point, left, top }, places, frame, taken, lines) {
+  const boxes = places.map((place) => [place, labelBox(point.label, point.strong, left, top, place)]);
+  const inside = boxes.filter(
+    ([, box]) => box[0] > frame.left - 4 && box[2] < frame.right + 10 && box[1] > -4 && box[3] < frame.bottom,
+  );
+  const free = inside.filter(([, box]) => !taken.some((other) => overlap(box, other)));
+  const crossing = (box) => lines.filter((spot) => within(box, spot)).length;
+  const [best] = free.toSorted((a, b) => crossing(a[1]) - crossing(b[1]));
+  return best || (point.strong && places === PLACES ? inside[0] || boxes[0] : null);
 }
 
 /* Each label where there is room for it, once for what differs in its seed alone; a strong one always. */
@@ -223,28 +295,27 @@ function drawLabels(series, x, y, frame) {
       top: y.at(point.y),
     })),
   );
-  const lines = series.flatMap((entry) => along(pathOf(entry, x, y)));
+  const spans = series.flatMap((entry) => entry.points.flatMap((point) => spansOf(point, x, y)));
+  const lines = [...series.map((entry) => pathOf(entry, x, y)), ...spans].flatMap(along);
   const taken = placed.map(({ left, top }) => [left - 6, top - 6, left + 6, top + 6]);
   const named = new Set();
   return placed
     .filter(({ point }) => point.label)
     .sort((a, b) => Boolean(b.point.strong) - Boolean(a.point.strong) || a.left - b.left)
-    .flatMap(({ point, tint, key, left, top }) => {
-      const boxes = PLACES.map((place) => [place, labelBox(point.label, point.strong, left, top, place)]);
-      const inside = boxes.filter(
-        ([, box]) => box[0] > frame.left - 4 && box[2] < frame.right + 10 && box[1] > -4 && box[3] < frame.bottom,
-      );
-      const free = inside.filter(([, box]) => !taken.some((other) => overlap(box, other)));
-      const crossing = (box) => lines.filter((spot) => within(box, spot)).length;
-      const [best] = free.toSorted((a, b) => crossing(a[1]) - crossing(b[1]));
-      const chosenPlace = best || (point.strong ? inside[0] || boxes[0] : null);
-      if (!chosenPlace || named.has(key)) return [];
+    .flatMap((one) => {
+      const { point, tint, key, left, top } = one;
+      const near = placeOf(one, PLACES, frame, taken, lines);
+      const found = near || (point.lead ? placeOf(one, FAR, frame, taken, lines) : null);
+      if (!found || named.has(key)) return [];
       named.add(key);
-      const [[right, down, anchor], box] = chosenPlace;
-      taken.push(box);
+      const [[right, down, anchor], box] = found;
+      taken.push([box[0] - 5, box[1], box[2] + 5, box[3]]);
       const kind = `label${point.strong ? " strong" : ""}${tint ? " tinted" : ""}`;
       const look = { class: kind, "--hue": tint, "text-anchor": anchor };
-      return svg("text", { ...look, x: left + right, y: top + down }, point.label);
+      const text = svg("text", { ...look, x: left + right, y: top + down }, point.label);
+      if (near) return [text];
+      const end = { x2: left + right, y2: top + down - 4 };
+      return [svg("line", { class: "lead", x1: left, y1: top, ...end }), text];
     });
 }
 

@@ -259,11 +259,11 @@ def test_a_damaged_comparison_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 def test_a_demo_keeps_its_fuller_page(evaluated: Path, tmp_path: Path) -> None:
     run = copied(evaluated, tmp_path)
-    (run / "report.json").write_text(json.dumps({"steering": []}))
+    (run / "report.json").write_text(json.dumps({"steering": {"features": []}}))
     (run / "report.html").write_text("the demo's")
     write_comparison(Run.at(run), 60.0)
     assert (run / "report.html").read_text() == "the demo's"
-    assert json.loads((run / "report.json").read_text()) == {"steering": []}
+    assert json.loads((run / "report.json").read_text()) == {"steering": {"features": []}}
 
 
 def test_a_run_without_figures_is_refused_in_a_sentence(tiny_run: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.figures import compared, made_figures
+from support.steering_sample import sample_steering
 
 from sae.atlas.subset import Example, ExampleContext
 from sae.figures import Figures
@@ -54,8 +55,6 @@ def sample_examples() -> list[Example]:
 
 
 def sample_report() -> dict[str, Any]:
-    shifts = [("feature", -2.0), ("feature", 0.0), ("feature", 2.0), ("random", 2.0)]
-    arms: list[tuple[str, float | None]] = [*shifts, ("prompt", None)]
     found = dictionary(2.0, 11.0), dictionary(5.0, 4.0), dictionary(9.0, 0.0)
     return {
         "run": "runs/demo",
@@ -66,28 +65,7 @@ def sample_report() -> dict[str, Any]:
         **compared(*found).for_page(),
         "chosen": {"id": "standard-12-l1-2", "criterion": HOSTILE},
         "atlas": "atlas/standard-12-l1-2/index.html",
-        "steering": [
-            {
-                "feature": 1,
-                "rule": "the first",
-                "top_tokens": [" cat"],
-                "max_activation": 21.0,
-                "prompts": ["I saw"],
-                "measurements": [
-                    {"direction": d, "strength": s, "logprob_shift": 0.4, "perplexity": 9.0}
-                    for d, s in arms
-                ],
-                "samples": [
-                    {
-                        "prompt": "I saw",
-                        "direction": d,
-                        "strength": s,
-                        "text": f"a cat {HOSTILE}",
-                    }
-                    for d, s in arms
-                ],
-            }
-        ],
+        "steering": sample_steering(),
         "timings": {"harvest": 60.0, "train": 120.0},
         "export": {
             "folder": "runs/demo/export",
@@ -198,7 +176,7 @@ def test_without_an_atlas_nothing_leads_to_one(tmp_path: Path) -> None:
 
 @needs_browser
 def test_an_almost_empty_run_hides_what_it_lacks(tmp_path: Path) -> None:
-    report = {"model_name": "m", "hook_name": "h", "d_in": 8, "steering": []}
+    report = {"model_name": "m", "hook_name": "h", "d_in": 8}
     document = opened(render_page(report, [], {}), tmp_path)
     assert sections(document) == ["Overview"]
 
