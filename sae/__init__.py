@@ -14,6 +14,7 @@ _HOMES = {
     "BatchTopKConfig": "sae.architectures",
     "CheckpointConfig": "sae.training.checkpoint",
     "DataConfig": "sae.text.source",
+    "DialConfig": "sae.analysis.dials",
     "Dictionary": "sae.dictionary",
     "EditRecord": "sae.edits",
     "Edits": "sae.edits",

@@ -7,6 +7,7 @@ the same instead: a stated KL from the unsteered model's next-token probabilitie
 on some texts and measured on others.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,8 +39,9 @@ _MOST_NORM = 2.0
 _AIM = 0.8
 """Share of the cost that is allowed that a recommended dose is to have on the texts that it is
 found on, for it costs a little more or less on others."""
-MIN_RISE = 0.01
-"""A feature whose output score rises by less is no more than a weak dial."""
+LEAST_SHIFT = math.log(2)
+"""A dial makes the tokens that it promotes at least twice as likely; what does less is a weak
+one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +55,9 @@ class DialConfig:
     stated_dose: float = 0.25
     """Norm of what is added to compare features at one dose, over the mean norm of the
     activations there."""
-    max_cost: float = 0.05
+    max_cost: float = 0.1
     """What a recommended dose may cost: KL from the unsteered model's next-token probabilities
-    on neutral text, nats a token."""
+    on neutral text, nats a token. 0.1 is about a tenth more perplexity."""
     n_nulls: int = 32
     """Number of random directions, and of random features, to set beside every score."""
     n_texts: int = 4
@@ -290,15 +292,15 @@ def verdicts(config: DialConfig, some: Candidates, found: Measured, seed: int) -
             columns[f"{name}_{kind}_mean"] = chance.mean(0) + offset
             columns[f"{name}_{kind}_z"] = z_score(values, chance + offset)
             columns[f"{name}_{kind}_p"] = rank_p(values, chance + offset)
-    rise = torch.from_numpy(recommended["score"])
-    rises = torch.cat(nulls(recommended["null_score"]))
+    shift = torch.from_numpy(recommended["mass"])
+    shifts = torch.cat(nulls(recommended["null_mass"]))
     columns |= {
-        "dial_score": rise,
-        "dial_score_null": rises.amax(0),
-        "dial_score_p": rank_p(rise, rises),
+        "dial_score": shift,
+        "dial_score_null": shifts.amax(0),
+        "dial_score_p": rank_p(shift, shifts),
         "dial_strength": torch.from_numpy(found.recommended_strengths[:n]),
-        "dial_shift": torch.from_numpy(recommended["mass"]),
-        "dial_shift_null": torch.cat(nulls(recommended["null_mass"])).amax(0),
+        "dial_rise": torch.from_numpy(recommended["score"]),
+        "dial_rise_null": torch.cat(nulls(recommended["null_score"])).amax(0),
         "dial_kl": torch.from_numpy(recommended["kl"][:n]),
         "dial_delta_ce": torch.from_numpy(recommended["ce"][:n]),
         "stated_strength": torch.from_numpy(found.stated_strengths[:n]),
@@ -306,8 +308,8 @@ def verdicts(config: DialConfig, some: Candidates, found: Measured, seed: int) -
     by_others = [some.input_score(some.chosen, np.full(n, other)) for other in drawn[:n_nulls]]
     columns["input_score"] = torch.from_numpy(some.input_score(some.chosen, some.chosen))
     columns["input_score_feature_mean"] = torch.from_numpy(np.mean(by_others, axis=0))
-    beyond = (rise > columns["dial_score_null"]).numpy()
-    is_dial = beyond & (rise >= MIN_RISE).numpy()
+    beyond = (shift > columns["dial_score_null"]).numpy()
+    is_dial = beyond & (shift >= LEAST_SHIFT).numpy()
     verdict = np.where(is_dial, "dial", np.where(beyond, "weak", "none"))
     cost = recommended["kl"][:n][is_dial]
     return Dials(

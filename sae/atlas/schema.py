@@ -177,20 +177,21 @@ FEATURES = TableSchema(
     Column(
         "dial_score",
         "float",
-        "rise of `output_score` over the unsteered model's, at `dial_strength`",
+        "change of the log-probability that the next token is one of `top_logit_tokens`, at "
+        "`dial_strength`, nats",
         DIALS,
     ),
     Column(
         "dial_score_null",
         "float",
-        "highest rise for the same tokens among random directions and random features, each "
-        "at its own recommended dose",
+        "highest such change for the same tokens among random directions and random features, "
+        "each at its own recommended dose",
         DIALS,
     ),
     Column(
         "dial_score_p",
         "float",
-        "share of those, itself counted, whose rise is at least as high",
+        "share of those, itself counted, whose change is at least as high",
         DIALS,
     ),
     Column(
@@ -201,16 +202,15 @@ FEATURES = TableSchema(
         DIALS,
     ),
     Column(
-        "dial_shift",
+        "dial_rise",
         "float",
-        "change of the log-probability that the next token is one of `top_logit_tokens`, at "
-        "`dial_strength`, nats",
+        "rise of `output_score` over the unsteered model's, at `dial_strength`",
         DIALS,
     ),
     Column(
-        "dial_shift_null",
+        "dial_rise_null",
         "float",
-        "highest such change among random directions and random features, each at its own "
+        "highest such rise among random directions and random features, each at its own "
         "recommended dose",
         DIALS,
     ),

@@ -71,9 +71,7 @@ def cross_entropy(log_probs: LogProbs, following: Int[Tensor, "*position"]) -> F
     return found
 
 
-def kl_divergence(
-    before: Float[Tensor, "*#position vocabulary"], after: LogProbs
-) -> Figure:
+def kl_divergence(before: Float[Tensor, "*#position vocabulary"], after: LogProbs) -> Figure:
     """Return KL(before ‖ after) = Σ p_before (log p_before − log p_after), in nats.
 
     Where the model before the change is calibrated, this is what the change is expected to add

@@ -76,9 +76,9 @@ class SteerConfig:
     strengths: list[float] | None = None
     """Doses, as multiples of a feature's highest activation; 0 is the unsteered model. By
     default nine of both signs, around the dose that costs `max_cost`."""
-    max_cost: float = 0.05
+    max_cost: float = 0.1
     """What a chosen dose may cost: KL from the unsteered model's next-token probabilities on
-    neutral text, nats a token."""
+    neutral text, nats a token. 0.1 is about a tenth more perplexity."""
     prompts: list[str] = field(default_factory=_prompts)
     """Beginnings of texts, which the model continues: on every second one from the first on
     doses are chosen, on the others they are reported."""

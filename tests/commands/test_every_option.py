@@ -122,7 +122,7 @@ RUNS = [
     ("eval", ["dictionary=strong", "n_behaviour_tokens=256"]),
     ("analyze", ["dictionary=strong"]),
     ("steer", ["dictionary=strong", "max_new_tokens=2", "n_features=1", "strengths=[0,1]",
-               "prompts=[river]"]),
+               "prompts=[the river,the mill,she kept,it was]", "reworded=[]"]),
     ("export", ["dictionary=strong", "dry_run=true"]),
     ("export", ["dictionary=strong", "drop_dead=true"]),
     ("import", ["{run}/dictionaries/strong", "run={out}/theirs", "name=theirs"]),

@@ -337,7 +337,8 @@ def test_it_goes_through_every_stage_and_its_card_computes_it(tiny_run, tmp_path
     assert figures.values["mse"] == pytest.approx(error, rel=1e-4)
     assert figures.values["l0"] == pytest.approx((acts > 0).sum(1).mean(), rel=1e-3)
     sae.analyze(run=str(run), n_contexts=3)
-    (result,) = sae.steer(run=str(run), n_features=1, max_new_tokens=2, strengths=[0.0, 1.0])
+    steered = sae.steer(run=str(run), n_features=1, max_new_tokens=2, strengths=[0.0, 1.0])
+    (result,) = steered["features"]
     assert result["normalisation"] == "layer_norm"
     folder = sae.export(run=str(run), out=str(tmp_path / "out"))
     card = (folder / "README.md").read_text()

@@ -360,19 +360,20 @@ def test_a_transcoders_features_fire_where_it_reads_and_push_where_it_writes(
 @pytest.mark.parametrize("name", ["exact", "random"])
 def test_steering_with_a_transcoder_adds_its_direction_where_it_writes(transcoder_run, name):
     sae.analyze(run=str(transcoder_run), dictionary=name)
-    (result,) = sae.steer(
+    steered = sae.steer(
         run=str(transcoder_run),
         dictionary=name,
         n_features=1,
         strengths=[0.0, 4.0],
-        prompts=["the river ran past"],
+        prompts=["the river ran past"] * 4,
         max_new_tokens=3,
     )
+    (result,) = steered["features"]
     norm = sae.load(str(transcoder_run / "dictionaries" / name)).W_dec[result["feature"]].norm()
     expected = float(norm) * result["max_activation"]
     assert result["norm_at_strength_one"] == pytest.approx(expected, rel=1e-5)
     shift = {
-        (m["direction"], m["strength"]): m["logprob_shift"] for m in result["measurements"]
+        (m["direction"], m["strength"]): m["shift"]["mean"] for m in result["measurements"]
     }
     assert shift["feature", 0.0] == 0
     assert (abs(shift["feature", 4.0]) > 1e-3) == (name == "random")

@@ -48,10 +48,10 @@ def test_a_foreign_dictionary_goes_through_every_stage(run, foreign, tiny_model)
     (figures,) = sae.eval(run=str(run), dictionary="theirs", n_behaviour_tokens=64)
     assert 0 < figures.values["l0"] <= 7
     assert len(sae.analyze(run=str(run), dictionary="theirs").features()) == 48
-    (steered,) = sae.steer(
-        run=str(run), dictionary="theirs", n_features=1, prompts=["the"], max_new_tokens=2
+    steered = sae.steer(
+        run=str(run), dictionary="theirs", n_features=1, prompts=["the"] * 4, max_new_tokens=2
     )
-    assert steered["feature"] < 48
+    assert steered["features"][0]["feature"] < 48
     exported = sae.export(run=str(run), dictionary="theirs", format="sparsify")
     assert exported == run / "export/theirs-sparsify"
     again, theirs = read_dictionary(exported / "layers.1"), read_dictionary(foreign)

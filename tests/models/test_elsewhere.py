@@ -84,7 +84,11 @@ def test_every_command_finds_the_model_from_another_working_directory(
     atlas = sae.analyze(**here)
     live = next(row["feature"] for row in atlas.features() if row["max_activation"] > 0)
     sae.steer(
-        **here, features=[live], strengths=[1.0], max_new_tokens=2, prompts=["the cat ran"]
+        **here,
+        features=[live],
+        strengths=[1.0],
+        max_new_tokens=2,
+        prompts=["the cat ran"] * 4,
     )
     sae.export(**here, out=str(places / "out"))
     sae.cache_sample(cache=str(run / "cache.zarr"))

@@ -123,7 +123,7 @@ def test_once_harvested_no_stage_looks_for_a_site_again(
     assert trained.reads[0].site == cache.site(HOOK)
     sae.eval(run=str(tmp_path), n_behaviour_tokens=64)
     sae.analyze(run=str(tmp_path), n_contexts=3)
-    (steered,) = sae.steer(run=str(tmp_path), n_features=1, max_new_tokens=2)
+    (steered,) = sae.steer(run=str(tmp_path), n_features=1, max_new_tokens=2)["features"]
     assert steered["norm_at_strength_one"] > 0
     sae.export(run=str(tmp_path))
 

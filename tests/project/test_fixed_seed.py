@@ -99,13 +99,15 @@ def found(tmp_path_factory, tiny_model, tiny_text):
     for one in figures:
         digests[f"eval {one['id']}"] = of_figures({key: one[key] for key in sorted(kept)})
     for name in ("topk", "transcoder"):
-        atlas = sae.analyze(run=str(run), dictionary=name, n_contexts=3)
+        atlas = sae.analyze(
+            run=str(run), dictionary=name, n_contexts=3, dials=sae.DialConfig(n_features=0)
+        )
         tables = (atlas.feature_table(), atlas.context_table())
         digests[f"atlas {name}"] = of_figures([table.to_pydict() for table in tables])
     # This was recorded on two threads.
     torch.set_num_threads(2)
     steered = sae.steer(run=str(run), dictionary="topk", features=[1, 5], max_new_tokens=6)
-    measured = [{k: one[k] for k in ("measurements", "samples")} for one in steered]
+    measured = [{k: one[k] for k in ("measurements", "samples")} for one in steered["features"]]
     digests["steering"] = of_figures(measured)
     torch.set_num_threads(1)
     return digests, sums

@@ -57,7 +57,7 @@ def test_the_report_has_every_promised_figure(finished):
         assert expected <= set(figures)
         assert figures["id"] in said
     assert {"n_tokens", "tokens_per_second"} <= set(report["cache"])
-    assert len(report["steering"]) == 3
+    assert len(report["steering"]["features"]) == 3
     stages = {"harvest", "train", "eval", "analyze", "steer", "export"}
     assert set(report["timings"]) == stages
     assert f"report: {run}/report.html" in said

@@ -237,17 +237,19 @@ def sample_dial(feature: int) -> dict[str, Any]:
 
 
 def _scores(chance: random.Random, verdict: str, most: float) -> dict[str, Any]:
-    by_chance = chance.uniform(0.001, 0.004)
-    effect = {"dial": chance.uniform(0.05, 0.3), "weak": 0.008, "none": 0.4 * by_chance}
-    rise, lowest = effect[verdict], 1 / (1 + 2 * N_NULLS)
+    by_chance = chance.uniform(0.1, 0.4)
+    effect = {"dial": chance.uniform(0.7, 1.5), "weak": 0.5, "none": 0.4 * by_chance}
+    shift = effect[verdict]
+    rise, lowest = shift / 6, 1 / (1 + 2 * N_NULLS)
     cost = chance.uniform(0.03, 0.05)
     row: dict[str, Any] = {
         "dial_verdict": verdict,
-        "dial_score": rise,
+        "dial_score": shift,
         "dial_score_null": by_chance,
         "dial_score_p": chance.uniform(0.1, 0.9) if verdict == "none" else lowest,
         "dial_strength": chance.lognormvariate(-0.2, 0.7),
-        "dial_shift": 6 * rise,
+        "dial_rise": rise,
+        "dial_rise_null": by_chance / 6,
         "dial_kl": cost,
         "dial_delta_ce": cost / 4,
         "input_score": chance.random(),
@@ -276,9 +278,9 @@ def dial_counts(verdicts: list[str]) -> dict[str, Any]:
         "n_scored": sum(verdict != "" for verdict in verdicts),
         "n_dials": verdicts.count("dial"),
         "n_weak_dials": verdicts.count("weak"),
-        "stated_dose": 0.5,
-        "max_cost": 0.05,
-        "median_dial_cost": 0.04,
+        "stated_dose": 0.25,
+        "max_cost": 0.1,
+        "median_dial_cost": 0.08,
         "n_nulls": N_NULLS,
     }
 

@@ -35,7 +35,7 @@ function randomOnes() {
 /* How many dials there are, and how many features would pass for one if none did anything. */
 function dialFact() {
   const { n_scored, n_dials, n_nulls } = world.manifest;
-  const why = `A dial raises the tokens it promotes more than ${randomOnes()} raise the same tokens at equal cost.`;
+  const why = `A dial makes the tokens it promotes at least twice as likely, and raises them more than any of ${randomOnes()} at equal cost.`;
   const scored = `of ${count(n_scored)} scored`;
   if (!known(n_nulls)) return fact("Dials", count(n_dials), scored, why);
   const lucky = n_scored / (2 * n_nulls + 1);
@@ -61,20 +61,23 @@ function verdictSentence(feature) {
   if (world.verdict[feature] === UNSCORED)
     return [h("b", {}, "Not scored. "), `It is not among the ${count(world.scored)} features that were scored.`];
   const what = [
-    `What it does to the tokens it promotes is no more than random directions and random features do.`,
-    `It raises the tokens it promotes more than ${randomOnes()} raise them, but only a little.`,
-    `It raises the tokens it promotes more than any of ${randomOnes()} raise them at equal cost.`,
+    `At equal cost some random direction or random feature raises the tokens it promotes as much.`,
+    `At equal cost it raises the tokens it promotes more than any of ${randomOnes()}, but makes them less than twice as likely.`,
+    `At equal cost it raises the tokens it promotes more than any of ${randomOnes()}, and makes them at least twice as likely.`,
   ];
   const name = ["This is no dial. ", "This is a weak dial. ", "This is a dial. "][world.verdict[feature]];
   return [h("b", {}, name), what[world.verdict[feature]]];
 }
+
+/* A change of a log-probability as a factor. */
+const times = (nats) => `${short(Number(Math.exp(nats).toPrecision(3)))} ×`;
 
 const effectFacts = (dial) =>
   h(
     "dl",
     { class: "facts" },
     fact("Recommended dose", ...(known(dial.dial_strength) ? [`${short(dial.dial_strength)} ×`, "its strongest activation"] : ["none"])),
-    fact("Its effect", signed(dial.dial_score), `by chance ${signed(dial.dial_score_null)} at most, p = ${short(dial.dial_score_p)}`),
+    fact("Its effect", times(dial.dial_score), `as likely; by chance ${times(dial.dial_score_null)} at most, p = ${short(dial.dial_score_p)}`),
     fact("Its cost", `${short(dial.dial_kl)} nats`, `a token, cross-entropy ${signed(dial.dial_delta_ce)}`),
   );
 
@@ -82,8 +85,8 @@ const effectNote = (dial) =>
   h(
     "p",
     { class: "note" },
-    "The effect is the rise of the output score: how likely the likeliest of its promoted tokens becomes, and how high it ranks. ",
-    `The log-probability that any of them comes next changes by ${signed(dial.dial_shift)} nats. `,
+    `The effect is how much likelier it becomes that one of its promoted tokens comes next: ${signed(dial.dial_score)} nats. `,
+    `The output score, of the likeliest of them alone, changes by ${signed(dial.dial_rise)}, by chance by ${signed(dial.dial_rise_null)} at most. `,
     "The cost is the KL from the model left alone on neutral text; each random direction and feature was turned up as far as costs as much.",
   );
 

@@ -230,7 +230,7 @@ async function sayCost(feature) {
   if (!dial || live.dialOf !== feature) return;
   $("dial-cost").replaceChildren(
     h("button", { type: "button", class: "quiet", onclick: () => setDial(dose) }, "Recommended dose"),
-    ` ${signed(dose)} × costs about ${short(Number(dial.dial_kl.toPrecision(2)))} nats a token on neutral text and raises its tokens by ${signed(dial.dial_score)}; random directions and features at equal cost raise them by ${signed(dial.dial_score_null)} at most.`,
+    ` ${signed(dose)} × costs about ${short(Number(dial.dial_kl.toPrecision(2)))} nats a token on neutral text and makes its tokens ${times(dial.dial_score)} as likely; random directions and features at equal cost make them ${times(dial.dial_score_null)} as likely at most.`,
   );
 }
 
