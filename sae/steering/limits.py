@@ -23,8 +23,10 @@ from torch import Tensor
 from sae.steering.generate import Sampling, SharedNoise
 from sae.steering.words import State, Words
 
-GAIN = 4.0
-"""Nats by which a penalty rises at a step with the whole mass outside and a target of none."""
+GAIN = 16.0
+"""Nats by which a penalty rises at a step with the whole mass outside and a target of none.
+
+So that a text of some dozens of tokens is long enough to come to its target."""
 
 
 def masses(

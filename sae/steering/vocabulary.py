@@ -121,11 +121,7 @@ def limit_vocabulary(
         "strengths": [one.strengths for one in found],
         "suppression": suppression,
         "arms": [_row(arm, [one.figures[i] for one in found]) for i, arm in enumerate(arms)],
-        "samples": [
-            {"prompt": prompt, "arm": arm, "text": text}
-            for prompt, one in zip(prompts, found, strict=True)
-            for arm, text in zip(arms, one.texts, strict=True)
-        ],
+        "samples": _samples(arms, prompts, found),
     }
 
 
@@ -147,6 +143,16 @@ def _checked_ids(model: LanguageModel, prompts: Sequence[str], sampling: Samplin
 def _row(arm: str, each: list[dict[str, float]]) -> dict[str, object]:
     """Return a row of the table, with a list of what each prompt has."""
     return {"arm": arm, **{key: [one[key] for one in each] for key in FIGURES}}
+
+
+def _samples(
+    arms: Sequence[str], prompts: Sequence[str], found: "Sequence[_Written]"
+) -> list[dict[str, str]]:
+    return [
+        {"prompt": prompt, "arm": arm, "text": text}
+        for prompt, one in zip(prompts, found, strict=True)
+        for arm, text in zip(arms, one.texts, strict=True)
+    ]
 
 
 def _suppression(

@@ -132,7 +132,7 @@ def test_the_controller_keeps_the_mean_mass_to_its_bound_at_every_step(target):
         controller.follow(found[-1])
         n, strength = len(found), controller.strength
         assert sum(found) / n <= target + strength / (controller.gain * n) + 1e-12
-    assert sum(found[100:]) / 200 == pytest.approx(target, abs=0.03)
+    assert sum(found[100:]) / 200 == pytest.approx(target, abs=0.05)
 
 
 def test_a_controller_whose_target_is_everything_never_penalises():
@@ -161,4 +161,6 @@ def test_a_limiter_masks_one_sequence_penalises_one_and_leaves_the_rest(words, l
     assert limiter.costs[0][0] == 0.0
     assert limiter.outside[0][1] == 0.0
     assert 0 < limiter.costs[0][2] < limiter.costs[0][1]
-    assert limiter.controller.strength == pytest.approx(2.0 + 4 * (limiter.outside[0][2] - 0.1))
+    assert limiter.controller.strength == pytest.approx(
+        2.0 + 16 * (limiter.outside[0][2] - 0.1)
+    )
