@@ -1,6 +1,7 @@
 """Writing with allowed words alone, in every arm."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -11,9 +12,11 @@ from support.world import random_dictionary
 from sae.base import UserError
 from sae.edits import edited
 from sae.models.load import ModelConfig, load_model
-from sae.steering.generate import Sampling, prompt_ids
+from sae.steering.generate import Sampling, generate, prompt_ids
+from sae.steering.limits import Controller, Limiter
 from sae.steering.suppression import choose_suppressed, held_at_zero
 from sae.steering.vocabulary import ARMS, FIGURES, VocabularyConfig, limit_vocabulary
+from sae.steering.words import ROOT, Words, token_texts
 from sae.text.packing import Marks
 
 HOOK = "blocks.1.hook_resid_post"
@@ -156,6 +159,23 @@ def test_features_are_held_at_zero_in_one_sequence_behind_its_first_token(model,
     delta = -codes @ dictionary.W_dec[[4, 9, 17]]
     assert codes.max() > 0
     assert torch.allclose(changed[1, 1:] - plain[1, 1:], delta, atol=1e-5)
+
+
+def test_a_masked_text_is_the_unlimited_one_up_to_the_first_token_outside(model):
+    words = Words(ALLOWED.split(), token_texts(model))
+    prompt = prompt_ids(model, "rain ").expand(2, -1)
+    firsts = set()
+    for seed in range(12):
+        how = replace(SAMPLING, seed=seed)
+        limiter = Limiter(words, [ROOT] * 2, [0.0, math.inf], 0, Controller(1.0), how)
+        new = generate(model, prompt, [], replace(how, temperature=0), noise=limiter)
+        unlimited, masked = new.tolist()
+        first = words.outside(ROOT, unlimited).index(True)
+        assert masked[:first] == unlimited[:first]
+        assert masked[first] != unlimited[first]
+        assert not any(words.outside(ROOT, masked))
+        firsts.add(first)
+    assert max(firsts) > 0
 
 
 @pytest.fixture(scope="module")
