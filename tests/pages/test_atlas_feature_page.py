@@ -1,6 +1,7 @@
 """The page of a feature in a real browser; what a bad data set holds, looks and speed."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -132,14 +133,15 @@ def test_a_dial_shows_its_dose_its_effect_and_its_cost_beside_chance(
     page.wait_for_selector("#effect:not([hidden])")
     dial = sample_dial(12)
     assert page.inner_text("#effect .verdict") == (
-        "This is a dial. It raises the tokens it promotes more than any of 24 random "
-        "directions and 24 random features raise them at equal cost."
+        "This is a dial. At equal cost it raises the tokens it promotes more than any of 24 "
+        "random directions and 24 random features, and makes them at least twice as likely."
     )
     dose, effect, cost = page.locator("#effect dd").all_inner_texts()
     assert dose == f"{dial['dial_strength']:.3g} ×its strongest activation"
-    assert effect == (
-        f"+{dial['dial_score']:.3g}by chance +{dial['dial_score_null']:.3g} at most, p = 0.0204"
-    )
+    told = r"([\d.]+) ×as likely; by chance ([\d.]+) × at most, p = 0.0204"
+    factors = [float(factor) for factor in re.fullmatch(told, effect).groups()]
+    expected = [math.exp(dial[name]) for name in ("dial_score", "dial_score_null")]
+    assert factors == pytest.approx(expected, rel=0.01)
     assert cost.startswith(f"{dial['dial_kl']:.3g} nats")
     assert f"+{dial['dial_delta_ce']:.3g}" in cost
     assert page.locator(".measures tbody tr").count() == 5
@@ -163,8 +165,8 @@ def test_a_dial_shows_its_dose_its_effect_and_its_cost_beside_chance(
 @pytest.mark.parametrize(
     ("feature", "said"),
     {
-        1: "This is a weak dial. It raises the tokens it promotes more than 24 random",
-        2: "This is no dial. What it does to the tokens it promotes is no more than random",
+        1: "This is a weak dial. At equal cost it raises the tokens it promotes more than any of",
+        2: "This is no dial. At equal cost some random direction or random feature raises",
         3: "Not scored. It is not among the 139 features that were scored.",
     }.items(),
 )

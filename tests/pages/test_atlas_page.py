@@ -206,7 +206,7 @@ def test_the_map_and_the_list_are_coloured_by_dial_score_where_there_is_one(
     assert swatch.evaluate("(one) => one.style.getPropertyValue('--hue')") == ""
     until(page, "map.shades !== null && map.shades[3] === COLOURLESS")
     assert page.evaluate("map.shades[0] !== COLOURLESS")
-    assert page.inner_text("#legend-high").startswith("+0.")
+    assert page.inner_text("#legend-high").startswith("+1.")
 
 
 def test_an_atlas_without_scores_has_no_word_on_dials(visit: Visit, tmp_path: Path) -> None:
