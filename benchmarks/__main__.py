@@ -16,6 +16,7 @@ from benchmarks import (
     screening,
     shrink,
     shuffle,
+    steering,
     step,
     storage,
     sweep,
@@ -41,6 +42,7 @@ if __name__ == "__main__":
     screening.main()
     encoding.main()
     edits.main()
+    steering.main()
     quality.main()
     dead.main()
     naive.main()

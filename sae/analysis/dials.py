@@ -168,14 +168,12 @@ class Bench:
         """
         text = text.to(self.own.device)
         n_read, n_scored = len(text) - 1 - _FIRST_READ, len(self.own)
-        ((_, plain),) = self.copies.log_probs(
-            text[:-1], torch.zeros_like(self.units[:1]), n_read
-        )
-        scores, masses = (figure.t() for figure in scores_of_many(plain[0], self.own))
-        before = confidence(plain), cross_entropy(plain, text[None, -n_read:])
         parts: list[dict[str, Tensor]] = []
         vectors = strengths.to(self.units)[:, None] * self.units
-        for some, log_probs in self.copies.log_probs(text[:-1], vectors, n_read):
+        for some, plain, log_probs in self.copies.log_probs(text[:-1], vectors, n_read):
+            if not parts:
+                scores, masses = (f.t() for f in scores_of_many(plain[0], self.own))
+                before = confidence(plain), cross_entropy(plain, text[None, -n_read:])
             theirs = slice(some.start, max(some.start, min(some.stop, n_scored)))
             features = log_probs[: theirs.stop - theirs.start]
             own = self.own[theirs, None]

@@ -52,7 +52,11 @@ def run(config: SteerConfig) -> dict[str, Any]:
     made = make(path, is_current, build, command="steer")
     found = read_object(path, _ANEW)
     summary: dict[str, Any] = found.get("summary", dict)
-    results = {"summary": summary, "features": found.get("features", list)}
+    results: dict[str, Any] = {
+        "summary": summary,
+        "features": found.get("features", list),
+        "vocabulary": found.maybe("vocabulary", dict),
+    }
     if made:
         say(f"steer: {path} is written")
     say(f"steer: {summary['headline']}")

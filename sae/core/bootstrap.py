@@ -33,10 +33,13 @@ def bootstrap_mean(
     errs on the side of width). Percentiles of few values are too narrow, so they are taken as
     far out as makes the interval as wide as Student's where values are normal (Hesterberg
     2015, "What teachers should know about the bootstrap"), for the shorter side of the table.
-    Rows with a value that is no number are left out; of a single row or none there are no ends.
+    Rows with a value that is no number are left out. Of a single row the columns alone are
+    drawn; of a single value or none there are no ends.
     """
     table = values.double().cpu().reshape(len(values), -1)
     table = table[~table.isnan().any(1)]
+    if len(table) == 1:
+        table = table.t()
     rows, columns = table.shape
     mean = float(table.mean())
     if rows < 2:

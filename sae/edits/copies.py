@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,8 +19,19 @@ from sae.models.replay import replayed
 
 LEAST_COST = 1e-9
 """Nats a token below which what a vector costs is rounding."""
-_LOGITS = 12 << 20
-"""Logits that are held at once, about: 50 MB, and a few times that while they are looked at."""
+_LOGITS = 24 << 20
+"""Logits that are held at once: 100 MB, and a few times that while they are looked at."""
+
+
+class Part(NamedTuple):
+    """Some copies of a text."""
+
+    which: slice
+    """Of the vectors."""
+    plain: Float[Tensor, "1 n_read vocabulary"]
+    """Log-probabilities of next tokens by the model left alone."""
+    log_probs: Float[Tensor, "part n_read vocabulary"]
+    """The same with the vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +48,23 @@ class Copies:
         text: Int[Tensor, " position"],
         vectors: Float[Tensor, "copy d_out"],
         n_read: int,
-    ) -> Iterator[tuple[slice, Float[Tensor, "part n_read vocabulary"]]]:
+    ) -> Iterator[Part]:
         """Yield log-probabilities of the tokens after the last `n_read` positions.
 
-        Copies come in parts that fit into memory, each with the slice of `vectors` it is of.
-        What is before the site is computed once, so a vector of zeros gives what the plain
-        model gives up to the rounding of a larger batch, and to the bit in every part what it
-        gives elsewhere in a part of that size.
+        Copies come in parts that fit into memory. What is before the site is computed once, so
+        a vector of zeros gives what the model left alone gives, up to the rounding of a larger
+        batch.
         """
         module, text = self.model.module, text.to(self.model.device)[None]
         n = max(1, _LOGITS // (n_read * _vocabulary(module)))
-        with torch.inference_mode(), replayed(module, self.site, text):
+        with torch.inference_mode(), replayed(module, self.site, text) as output:
+            plain = output.logits[:, -n_read:].float().log_softmax(-1)
             for start in range(0, len(vectors), n):
                 some = slice(start, min(start + n, len(vectors)))
-                edit = Edit(self.site, Add(vectors[some], self.normalisation), ALL_BUT_FIRST)
-                with edited(module, [edit]):
+                added = Add(vectors[some], self.normalisation)
+                with edited(module, [Edit(self.site, added, ALL_BUT_FIRST)]):
                     logits = last_logits(module, text.expand(some.stop - start, -1), n_read)
-                yield some, logits.float().log_softmax(-1)
+                yield Part(some, plain, logits.float().log_softmax(-1))
 
     def typical_norm(self, texts: Sequence[Int[Tensor, " position"]]) -> float:
         """Return the mean norm of the activations in some texts, first positions left out.

@@ -13,9 +13,7 @@ from sae.models.site import Site
 
 
 @contextmanager
-def replayed(
-    module: nn.Module, site: Site, tokens: Int[Tensor, "1 position"]
-) -> Iterator[None]:
+def replayed(module: nn.Module, site: Site, tokens: Int[Tensor, "1 position"]) -> Iterator[Any]:
     """Inside this context, blocks that end before `site` is reached return what they returned.
 
     The model is run once on `tokens`; forward passes inside, without gradients, are to be of
@@ -23,18 +21,25 @@ def replayed(
     tenth are then computed once and not once a copy. What cannot be taken over (a block that is
     called twice, or returns something else than activations of whole sequences) is computed as
     always, so results are those of the whole model, up to the rounding of larger products.
+
+    Yields:
+        What the model returned for `tokens`, nothing changed.
     """
     with ExitStack() as undo:
         undo.enter_context(uncompiled())
-        for part, output in _ended_before(module, site, tokens):
+        before, plain = _ended_before(module, site, tokens)
+        for part, output in before:
             undo.enter_context(_returning(part, output))
-        yield
+        yield plain
 
 
 def _ended_before(
     module: nn.Module, site: Site, tokens: Int[Tensor, "1 position"]
-) -> list[tuple[nn.Module, Any]]:
-    """Return the blocks whose only call ends before the site, with what they returned."""
+) -> tuple[list[tuple[nn.Module, Any]], Any]:
+    """Return the blocks whose only call ends before the site with what they returned.
+
+    The second is what the model did.
+    """
     lists = [part for part in module.modules() if isinstance(part, nn.ModuleList)]
     blocks = {block for listed in lists for block in listed}
     found: dict[nn.Module, Any] = {}
@@ -51,12 +56,13 @@ def _ended_before(
             hooks.callback(block.register_forward_hook(note).remove)
         # After the others, so that the block whose output this is has ended.
         hooks.enter_context(hooked(module, site, lambda _: reached.append(True)))
-        module(tokens, **without_cache(module))
-    return [
+        plain = module(tokens, **without_cache(module))
+    taken_over = [
         (block, output)
         for block, output in found.items()
         if called.count(block) == 1 and _of_sequences(output, tokens.shape[1])
     ]
+    return taken_over, plain
 
 
 def _of_sequences(output: Any, n_positions: int) -> bool:

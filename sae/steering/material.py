@@ -20,12 +20,12 @@ from sae.steering.generate import prompt_ids
 Ids = Int[Tensor, " position"]
 T = TypeVar("T")
 
-N_NEUTRAL = 16
+N_NEUTRAL = 12
 """Neutral texts, half of them to choose doses on."""
-N_CONCEPT = 8
+N_CONCEPT = 6
 """Contexts of a feature that its effect is reported on."""
-N_LEARNED = 10
-"""Contexts of a feature that the difference of means is taken from."""
+_BEFORE, _AFTER = 6, 14
+"""Tokens of a context that are read before and after the one that it was chosen for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def contexts_of(
     banded: dict[int, list[tuple[int, Ids]]] = {feature: [] for feature in features}
     silent: dict[tuple[int, int], Ids] = {}
     for batch in atlas.context_batches():
-        columns = ["feature", "group", "band", "rank", "sequence", "start", "token_ids"]
+        columns = ["feature", "group", "band", "sequence", "position", "start", "token_ids"]
         for row in batch.select(columns).to_pylist():
             if row["group"] == "silent":
                 # Several features may be silent in one piece.
@@ -91,8 +91,8 @@ def contexts_of(
 
 def _ids(model: LanguageModel, row: dict[str, Any]) -> Ids:
     """Return a context's ids, begun as the model's documents are."""
-    begin = [*model.marks.begin]
-    ids = row["token_ids"]
+    begin, peak = [*model.marks.begin], row["position"] - row["start"]
+    ids = row["token_ids"][max(0, peak - _BEFORE) : peak + _AFTER + 1]
     return torch.tensor(ids if ids[: len(begin)] == begin else [*begin, *ids])
 
 

@@ -1,6 +1,6 @@
 """What steering does while the model reads: effect and cost, text by text."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,40 +20,45 @@ LogProbs = Float[Tensor, "arm position vocabulary"]
 
 
 @dataclass(frozen=True, slots=True)
-class Vectors:
-    """Some arms of a comparison: each adds a vector of its own."""
+class Alone:
+    """An arm of a comparison that adds no vector: other edits, or a sentence before a text."""
 
-    copies: Copies
-    vectors: Float[Tensor, "arm d_out"]
+    edits: tuple[Edit, ...] = ()
+    before: tuple[int, ...] | None = None
+    """Ids that take the place of what a text begins with."""
 
-    def log_probs(self, text: Ids, n_read: int) -> Iterator[tuple[slice, LogProbs]]:
-        """Yield the arms' log-probabilities after the last positions of a text."""
-        return self.copies.log_probs(text, self.vectors, n_read)
+    def log_probs(self, copies: Copies, text: Ids, n_read: int) -> LogProbs:
+        """Return log-probabilities of the tokens after the last positions of a text."""
+        model = copies.model
+        if self.before is not None:
+            own = text[len(model.marks.begin) :]
+            text = torch.cat([torch.tensor(self.before).to(text), own])
+        with torch.inference_mode(), edited(model.module, self.edits):
+            logits = last_logits(model.module, text[None].to(model.device), n_read)
+        return logits.float().log_softmax(-1)
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
-    """One arm of a comparison that adds no vector: other edits, or a sentence before a text."""
+class Arms:
+    """What is compared while the model reads: vectors that are added, then what adds none."""
 
     copies: Copies
-    edits: Callable[[int], Sequence[Edit]] = lambda _: ()
-    """Edits of a batch of so many sequences."""
-    before: tuple[int, ...] | None = None
-    """Ids that take the place of what the text begins with."""
-    n_begin: int = 0
-    """Tokens that a text begins with and that are none of it."""
+    vectors: Float[Tensor, "vector d_out"]
+    others: tuple[Alone, ...] = ()
 
-    def log_probs(self, text: Ids, n_read: int) -> Iterator[tuple[slice, LogProbs]]:
-        """Yield the arm's log-probabilities after the last positions of a text."""
-        module = self.copies.model.module
-        if self.before is not None:
-            text = torch.cat([torch.tensor(self.before).to(text), text[self.n_begin :]])
-        with torch.inference_mode(), edited(module, self.edits(1)):
-            logits = last_logits(module, text[None].to(self.copies.model.device), n_read)
-        yield slice(0, 1), logits.float().log_softmax(-1)
+    @property
+    def moves(self) -> Float[Tensor, "arm 1"]:
+        """1, and 0 for a vector of zeros: that is the model left alone, whatever is rounded."""
+        moves = self.vectors.abs().amax(1, keepdim=True).ne(0).float().cpu()
+        return torch.cat([moves, torch.ones(len(self.others), 1)])
 
-
-Arms = Vectors | Alone
+    def parts(self, text: Ids, n_read: int) -> Iterator[tuple[LogProbs, LogProbs]]:
+        """Yield log-probabilities of the model left alone, and those of arms in order."""
+        vectors = self.vectors.to(self.copies.model.device)
+        for part in self.copies.log_probs(text, vectors, n_read):
+            yield part.plain, part.log_probs
+        for other in self.others:
+            yield part.plain, other.log_probs(self.copies, text, n_read)
 
 
 def token_shifts(arms: Arms, texts: Sequence[Ids], own: Int[Tensor, " token"]) -> Tensor:
@@ -64,10 +69,11 @@ def token_shifts(arms: Arms, texts: Sequence[Ids], own: Int[Tensor, " token"]) -
     own = own.to(arms.copies.model.device)
     found = []
     for text in texts:
-        plain = log_mass(_plain(arms, text, 1), own)
-        parts = [log_mass(one, own) - plain for _, one in arms.log_probs(text, 1)]
+        parts = [
+            log_mass(after, own) - log_mass(plain, own) for plain, after in arms.parts(text, 1)
+        ]
         found.append(torch.cat(parts)[:, 0].cpu())
-    return torch.stack(found, 1)
+    return torch.stack(found, 1) * arms.moves
 
 
 def costs(arms: Arms, texts: Sequence[Ids]) -> Figures:
@@ -75,19 +81,12 @@ def costs(arms: Arms, texts: Sequence[Ids]) -> Figures:
     rows: dict[str, list[Tensor]] = {"kl": [], "delta_ce": []}
     for text in texts:
         n_read = max(1, len(text) - 1 - _FIRST_READ)
-        following = text[-n_read:].to(arms.copies.model.device)
-        plain = _plain(arms, text[:-1], n_read)
-        before = cross_entropy(plain, following[None])
+        following = text[None, -n_read:].to(arms.copies.model.device)
         kl, ce = [], []
-        for _, one in arms.log_probs(text[:-1], n_read):
-            kl.append(kl_divergence(plain, one).mean(1))
-            after = cross_entropy(one, following.expand(len(one), -1))
-            ce.append((after - before).mean(1))
+        for plain, after in arms.parts(text[:-1], n_read):
+            kl.append(kl_divergence(plain, after).mean(1))
+            rise = cross_entropy(after, following.expand(len(after), -1))
+            ce.append((rise - cross_entropy(plain, following)).mean(1))
         rows["kl"].append(torch.cat(kl).cpu())
         rows["delta_ce"].append(torch.cat(ce).cpu())
-    return {key: torch.stack(found, 1) for key, found in rows.items()}
-
-
-def _plain(arms: Arms, text: Ids, n_read: int) -> LogProbs:
-    zero = Alone(arms.copies)
-    return next(zero.log_probs(text, n_read))[1]
+    return {key: torch.stack(found, 1) * arms.moves for key, found in rows.items()}

@@ -20,6 +20,7 @@ from sae.steering.generate import Sampling, check_length, check_writes, prompt_i
 from sae.steering.material import contexts_of, halves, prompts_of
 from sae.steering.study import N_NULLS, Feature, Studied, Study
 from sae.steering.summary import summarise
+from sae.steering.vocabulary import VocabularyConfig, limit_vocabulary, told_of_limits
 from sae.steering.written import Desk
 
 
@@ -37,10 +38,6 @@ def _prompts() -> list[str]:
         "After dinner they talked about",
         "The first chapter describes",
         "It was early in the morning when",
-        "Nobody in the room knew",
-        "The company announced that",
-        "Yesterday I read a book about",
-        "At the end of the street there is",
     ]
 
 
@@ -52,8 +49,6 @@ def _reworded() -> list[str]:
         "He glanced over at the desk and noticed",
         "Once they had eaten, the conversation turned to",
         "The sun was hardly up when",
-        "A statement from the firm says that",
-        "Where the road ends you will find",
     ]
 
 
@@ -84,6 +79,13 @@ class SteerConfig:
     doses are chosen, on the others they are reported."""
     reworded: list[str] = field(default_factory=_reworded)
     """Other wordings of prompts, on which the chosen dose is to hold."""
+    vocabulary: str | None = None
+    """Text file of words that alone are allowed: several limits on what the model writes are
+    compared as well. `n_features=0` compares nothing else."""
+    target: float = 0.05
+    """Share of tokens outside the vocabulary that a controller is to keep to, on average."""
+    n_suppressed: int = 64
+    """Number of features to hold at 0, of those that promote tokens outside the vocabulary."""
     max_new_tokens: int = 32
     """Number of tokens that the model writes."""
     temperature: float = 0.7
@@ -105,11 +107,26 @@ class SteerConfig:
             "continue",
         )
         require(0 < self.max_cost < 100, f"max_cost={self.max_cost}; give a number above 0")
-        require_at_least(self, max_new_tokens=1, n_features=1, temperature=0)
+        least = 0 if self.vocabulary else 1
+        require_at_least(self, max_new_tokens=1, n_features=least, temperature=0)
+        if self.limits is not None:
+            self.limits.check_temperature(self.temperature)
 
     def idle_keys(self) -> dict[str, str | None]:
-        """Return how many to choose, where features are given."""
-        return {"n_features": "features=[]"} if self.features else {}
+        """Return how many to choose, where features are given, and what limits alone use."""
+        idle: dict[str, str | None] = {"n_features": "features=[]"} if self.features else {}
+        if self.vocabulary is None:
+            idle |= dict.fromkeys(("target", "n_suppressed"), "vocabulary=FILE")
+        return idle
+
+    @property
+    def limits(self) -> VocabularyConfig | None:
+        """The words that are allowed and how they are kept to, if all are not."""
+        if self.vocabulary is None:
+            return None
+        return VocabularyConfig(
+            vocabulary=self.vocabulary, target=self.target, n_features=self.n_suppressed
+        )
 
     @property
     def sampling(self) -> Sampling:
@@ -123,8 +140,8 @@ def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str
     """Steer with the features that are asked for, or with some that the atlas recommends.
 
     Returns:
-        `seconds` that the model worked, the `summary` over features, and `features`: texts and
-        figures of each.
+        `seconds` that the model worked, the `summary` over features, `features`: texts and
+        figures of each, and `vocabulary`: limits on words, if any were asked for.
 
     Raises:
         UserError: for a feature that is not there, is dead, or promotes no tokens, and where
@@ -132,26 +149,33 @@ def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str
     """
     rows = atlas.features()
     chosen, criterion = _chosen(config, rows)
-    _check_chosen(rows, chosen, atlas.record.without_logits)
+    if chosen or config.vocabulary is None:
+        _check_chosen(rows, chosen, atlas.record.without_logits)
     began = time.perf_counter()
     record = dictionary.record.model or record_without_weights(dictionary.model_name)
     model = recorded_model(record, config.device)
     check_writes(model)
-    study = _study(config, model, dictionary, atlas, chosen)
     features = [_feature(config, model, rows, number) for number in chosen]
     _check_lengths(config, model, features)
+    limited = None
+    if config.limits is not None:
+        asked = (config.limits, model, dictionary, rows, config.prompts, config.sampling)
+        limited = told_of_limits(limit_vocabulary(*asked))
     studied: list[Studied] = []
     results = []
-    with progress(len(chosen), "steer", "feature") as bar:
-        for feature in features:
-            found = study.of(feature)
-            studied.append(found)
-            results.append(_result(config, criterion, dictionary, feature, found))
-            bar.update(1)
+    if features:
+        study = _study(config, model, dictionary, atlas, chosen)
+        with progress(len(chosen), "steer", "feature") as bar:
+            for feature in features:
+                found = study.of(feature)
+                studied.append(found)
+                results.append(_result(config, criterion, dictionary, feature, found))
+                bar.update(1)
     return {
         "seconds": time.perf_counter() - began,
         "summary": summarise(studied, config.max_cost),
         "features": results,
+        "vocabulary": limited,
     }
 
 
@@ -175,7 +199,7 @@ def _study(
     write, read = dictionary.writes[0], dictionary.reads[0]
     copies = Copies(model, locate(model.module, write.place), write.normalisation)
     reads = locate(model.module, read.place)
-    desk = Desk(copies, dictionary.to(model.device), reads, len(model.marks.begin))
+    desk = Desk(copies, dictionary.to(model.device), reads)
     return Study(
         desk=desk,
         contexts=contexts_of(atlas, model, chosen, config.seed),

@@ -10,18 +10,21 @@ from torch import Tensor
 
 from sae.core.bootstrap import bootstrap_mean
 from sae.core.nulls import random_directions, rank_p, z_score
+from sae.edits import Edit
 from sae.edits.copies import strengths_at_cost
 from sae.steering.arms import VECTORS, difference_of_means, reconstruction
 from sae.steering.checks import Tried, check_dose
 from sae.steering.curve import curve_of
 from sae.steering.generate import Sampling, random_direction, unit_dose
 from sae.steering.material import Contexts, Halves, Ids
-from sae.steering.reading import Alone, Arms, Vectors, costs, token_shifts
+from sae.steering.reading import Alone, Arms, costs, token_shifts
 from sae.steering.trial import READ, WRITTEN, Trial, interval_of
 from sae.steering.written import Desk, Writer
 
 _STEPS = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
 """Doses that are tried, in multiples of the one that costs what is allowed."""
+_BASELINE_STEPS = (0.5, 1.0, 2.0)
+"""The same of what a feature is compared with."""
 _AIM = 0.8
 """Share of the cost that is allowed that it is to have on the choosing half, for it costs a
 little more or less on the other."""
@@ -134,8 +137,10 @@ class Study:
             "random_feature": unit_dose(dictionary, other, feature.highest[other]).cpu(),
         }
 
-    def _vectors(self, vectors: Float[Tensor, "arm d_out"]) -> Vectors:
-        return Vectors(self.desk.copies, vectors.to(self.desk.copies.model.device))
+    def _arms(
+        self, vectors: Float[Tensor, "vector d_out"], others: tuple[Alone, ...] = ()
+    ) -> Arms:
+        return Arms(self.desk.copies, vectors, others)
 
     def _doses(self, units: Mapping[str, Float[Tensor, " d_out"]]) -> Doses:
         """Return the doses of each arm; those above 0 alone of all but the feature."""
@@ -149,7 +154,7 @@ class Study:
         lengths = torch.linalg.vector_norm(stacked, dim=1) / typical
 
         def cost(strengths: Tensor) -> Tensor:
-            return costs(self._vectors(strengths[:, None] * stacked), neutral)["kl"].mean(1)
+            return costs(self._arms(strengths[:, None] * stacked), neutral)["kl"].mean(1)
 
         at_cost = strengths_at_cost(
             cost, _AIM * self.max_cost, _FIRST_NORM / lengths, _MOST_NORM / lengths
@@ -158,8 +163,7 @@ class Study:
             # Three digits say all that is known of a dose.
             arm: [
                 float(f"{step * strength:.3g}")
-                for step in _STEPS
-                if step > 0 or arm == "feature"
+                for step in (_STEPS if arm == "feature" else _BASELINE_STEPS)
             ]
             for arm, strength in zip(VECTORS, at_cost.tolist(), strict=True)
         }
@@ -175,7 +179,7 @@ class Study:
         pairs = [(arm, s) for arm in VECTORS for s in doses[arm] if s > 0]
         if not pairs:
             return dict.fromkeys(VECTORS), "No dose above 0 was asked for."
-        arms = self._vectors(torch.stack([s * units[arm] for arm, s in pairs]))
+        arms = self._arms(torch.stack([s * units[arm] for arm, s in pairs]))
         shifts = token_shifts(arms, self.prompts.choosing, feature.own).mean(1).tolist()
         kl = costs(arms, self.contexts.neutral.choosing)["kl"].mean(1).tolist()
         chosen: dict[str, float | None] = {}
@@ -214,20 +218,16 @@ class Study:
             trials.append(Trial("wrong_sign", -chosen["feature"], operating=True))
             vectors.append(-chosen["feature"] * units["feature"])
         trials += [Trial(arm, None, operating=True) for arm in ("prompt", "reconstruction")]
-        figures = [
-            self._figures(arms, feature)
-            for arms in (
-                self._vectors(torch.stack(vectors)),
-                Alone(self.desk.copies, before=feature.told, n_begin=self.desk.n_begin),
-                Alone(self.desk.copies, edits=self._spliced),
-            )
+        others = Alone(before=feature.told), Alone((self._spliced(),))
+        figures = self._figures(self._arms(torch.stack(vectors), others), feature)
+        return [
+            replace(trial, figures=dict(zip(READ, own, strict=True)))
+            for trial, own in zip(trials, figures, strict=True)
         ]
-        rows = [dict(zip(READ, one, strict=True)) for part in figures for one in part]
-        return [replace(t, figures=row) for t, row in zip(trials, rows, strict=True)]
 
-    def _spliced(self, n: int) -> list[Any]:
+    def _spliced(self) -> Edit:
         desk = self.desk
-        return [reconstruction(desk.dictionary, desk.reads, desk.copies.site, [True] * n)]
+        return reconstruction(desk.dictionary, desk.reads, desk.copies.site, [True])
 
     def _figures(self, arms: Arms, feature: Feature) -> list[tuple[Tensor, ...]]:
         """Return the figures `READ` of each arm."""
@@ -295,7 +295,7 @@ class Study:
         others = torch.nn.functional.normalize(
             self.desk.dictionary.W_dec[[*feature.others]].float().cpu(), dim=1
         )
-        arms = self._vectors(norm * torch.cat([directions, others]))
+        arms = self._arms(norm * torch.cat([directions, others]))
         found = token_shifts(arms, self.prompts.reporting, feature.own).mean(1)
         value, about = mine.figures["shift"].mean(), dict[str, Any](n=N_NULLS)
         for kind, nulls in (("direction", found[:N_NULLS]), ("feature", found[N_NULLS:])):
@@ -318,7 +318,7 @@ class Study:
     ) -> list[dict[str, Any]]:
         if mine is None or mine.strength is None:
             return []
-        arms = self._vectors((mine.strength * units["feature"])[None])
+        arms = self._arms((mine.strength * units["feature"])[None])
 
         def shifts(prompts: Sequence[Ids]) -> Tensor:
             return token_shifts(arms, prompts, feature.own)[0]

@@ -1,6 +1,6 @@
 """What steering with several features comes to: beside each baseline, and in one table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,14 +9,14 @@ from torch import Tensor
 from sae.core.bootstrap import bootstrap_mean
 from sae.steering.arms import BASELINES, TITLES
 from sae.steering.study import Studied
-from sae.steering.trial import FIGURES, Trial, difference, interval_of
+from sae.steering.trial import FIGURES, difference, interval_of
 
 MEASURE = "round_trip"
 """The figure that decides: the text is read by the model left alone, so that a baseline that
 touches nothing inside the model can be compared, and raising tokens alone does not pass."""
 _COMPARED = ("round_trip", "shift", "gain")
-
-Of = Callable[[Studied], Trial | None]
+_ARTICLES = dict.fromkeys(("prompt", "wrong_sign", "difference_of_means"), "the ")
+_ARTICLES["reconstruction"] = ""
 
 
 def summarise(studied: Sequence[Studied], max_cost: float) -> dict[str, Any]:
@@ -89,6 +89,8 @@ def _headline(
         f"{_named(one['baseline'])} on {one['wins']} and loses to it on {one['losses']}"
         for one in compared
     ]
+    if n == 0:
+        return "No feature was steered with."
     several = "features" if n != 1 else "feature"
     told = (
         f"Of {n} {several}, steering at a cost of at most {max_cost:g} nats a token beats "
@@ -100,12 +102,6 @@ def _headline(
 
 
 def _named(baseline: str) -> str:
-    article = (
-        ""
-        if baseline in ("reconstruction",)
-        else "the "
-        if baseline in ("prompt", "wrong_sign", "difference_of_means")
-        else "a "
-    )
     title = BASELINES[baseline]
+    article = _ARTICLES.get(baseline, "a ")
     return f"{article}{title[0].lower()}{title[1:]}"

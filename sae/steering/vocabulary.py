@@ -24,6 +24,7 @@ from sae.steering.generate import (
 from sae.steering.limits import GAIN, Controller, Limiter
 from sae.steering.repetition import commonest_share, distinct_2, longest_repeat
 from sae.steering.suppression import CRITERION, choose_suppressed, divergence, held_at_zero
+from sae.steering.trial import interval_of
 from sae.steering.words import Words, read_words, token_texts
 from sae.steering.writing import Ids, checked_prompt_ids
 
@@ -62,6 +63,18 @@ class VocabularyConfig:
         )
         require_at_least(self, n_features=1)
 
+    def check_temperature(self, temperature: float) -> None:
+        """Refuse to take the likeliest token every time.
+
+        Raises:
+            UserError: for a temperature of 0.
+        """
+        require(
+            temperature > 0,
+            f"temperature={temperature:g} takes the likeliest token every time, and then no "
+            "limit on words has a finite cost; give a temperature above 0",
+        )
+
 
 def limit_vocabulary(
     config: VocabularyConfig,
@@ -95,6 +108,7 @@ def limit_vocabulary(
         UserError: for words that cannot be read or written, a model that writes nothing, a
             temperature of 0, and prompts that are missing, empty or too long.
     """
+    config.check_temperature(sampling.temperature)
     ids = _checked_ids(model, prompts, sampling)
     allowed = read_words(config.vocabulary)
     words = Words(allowed, token_texts(model))
@@ -128,11 +142,6 @@ def limit_vocabulary(
 def _checked_ids(model: LanguageModel, prompts: Sequence[str], sampling: Sampling) -> list[Ids]:
     """Return the ids of each prompt, if a limited text can be written after all."""
     check_writes(model)
-    require(
-        sampling.temperature > 0,
-        "temperature=0 takes the likeliest token every time, and then no limit on words has a "
-        "finite cost; give a temperature above 0",
-    )
     require(bool(prompts), "there are no prompts; give beginnings to continue")
     ids = [checked_prompt_ids(model, prompt) for prompt in prompts]
     for one in ids:
@@ -232,3 +241,30 @@ def _logits(
     with torch.inference_mode(), edited(model.module, edits):
         logits: Tensor = model.module(torch.cat([prompts, new], 1), use_cache=False).logits
     return logits[:, prompts.shape[1] - 1 : -1].float()
+
+
+_TITLES = {
+    "unlimited": "Unlimited",
+    "mask": "Mask: other words get no probability",
+    "controller": "Controller to a target rate",
+    "suppressed": "Features that promote other words held at 0",
+    "random": "As many random features held at 0",
+}
+
+
+def told_of_limits(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what `limit_vocabulary` found with intervals over prompts in place of lists."""
+    arms = [
+        {
+            "arm": row["arm"],
+            "title": _TITLES[row["arm"]],
+            "figures": {
+                "perplexity" if key == "log_perplexity" else key: interval_of(
+                    "perplexity" if key == "log_perplexity" else key, torch.tensor(row[key])
+                ).to_json()
+                for key in FIGURES
+            },
+        }
+        for row in found["arms"]
+    ]
+    return {**found, "arms": arms}

@@ -38,8 +38,6 @@ class Desk:
     copies: Copies
     dictionary: Dictionary
     reads: Site
-    n_begin: int
-    """Tokens that a prompt begins with and that are none of it."""
 
     def write(
         self, writers: Sequence[Writer], prompts: Sequence[Ids], sampling: Sampling
@@ -73,7 +71,12 @@ class Desk:
     def _prompt(self, writer: Writer, prompt: Ids) -> Ids:
         if writer.before is None:
             return prompt
-        return torch.cat([torch.tensor(writer.before).to(prompt), prompt[self.n_begin :]])
+        return torch.cat(
+            [
+                torch.tensor(writer.before).to(prompt),
+                prompt[len(self.copies.model.marks.begin) :],
+            ]
+        )
 
     def read(
         self,
@@ -83,7 +86,7 @@ class Desk:
     ) -> Figures:
         """Return what the model left alone finds in what was written.
 
-        `round_trip` is the mean activation of the feature on the written tokens,
+        `round_trip` is the highest activation of the feature on the written tokens,
         `log_perplexity` their mean −log p, both after the plain prompt; `distinct_2` and
         `longest_repeat` say how much is said again.
         """
@@ -111,7 +114,7 @@ class Desk:
             # Activations of one feature may depend on the others, as in a topk.
             acts = self.dictionary.encode(seen[0][:, len(prompt) :].float())[..., feature]
         log_p = logits.float().log_softmax(-1).gather(2, texts[..., None]).squeeze(2)
-        return acts.float().mean(1).cpu(), log_p.mean(1).cpu()
+        return acts.float().amax(1).cpu(), log_p.mean(1).cpu()
 
     def texts(
         self, prompts: Sequence[Ids], written: Sequence[Int[Tensor, "writer new_position"]]

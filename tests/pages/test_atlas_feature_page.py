@@ -165,7 +165,7 @@ def test_a_dial_shows_its_dose_its_effect_and_its_cost_beside_chance(
 @pytest.mark.parametrize(
     ("feature", "said"),
     {
-        1: "This is a weak dial. At equal cost it raises the tokens it promotes more than any of",
+        1: "This is a weak dial. At equal cost it raises the tokens it promotes more",
         2: "This is no dial. At equal cost some random direction or random feature raises",
         3: "Not scored. It is not among the 139 features that were scored.",
     }.items(),

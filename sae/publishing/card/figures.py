@@ -86,9 +86,9 @@ def dials(atlas: AtlasRecord | None) -> str:
         lucky = atlas.n_scored / (2 * atlas.n_nulls + 1)
         chance = f"{lucky:.0f}" if lucky >= 1 else f"{lucky:.1g}"
         said += (
-            f": they make the tokens that they promote at least twice as likely, and raise them "
-            f"more than any of {atlas.n_nulls} random directions and {atlas.n_nulls} random "
-            f"features at equal cost, which about {chance} would by chance"
+            ": they make the tokens that they promote at least twice as likely, and raise "
+            f"them more than any of {atlas.n_nulls} random directions and {atlas.n_nulls} "
+            f"random features at equal cost, which about {chance} would by chance"
         )
     if atlas.n_dials and atlas.median_dial_cost is not None and atlas.max_cost is not None:
         said += (
