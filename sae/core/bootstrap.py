@@ -36,7 +36,8 @@ def bootstrap_mean(
     Rows with a value that is no number are left out. Of a single row the columns alone are
     drawn; of a single value or none there are no ends.
     """
-    table = values.double().cpu().reshape(len(values), -1)
+    table = values.double().cpu()
+    table = table[:, None] if table.dim() == 1 else table
     table = table[~table.isnan().any(1)]
     if len(table) == 1:
         table = table.t()

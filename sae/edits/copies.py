@@ -66,7 +66,7 @@ class Copies:
                     logits = last_logits(module, text.expand(some.stop - start, -1), n_read)
                 yield Part(some, plain, logits.float().log_softmax(-1))
 
-    def typical_norm(self, texts: Sequence[Int[Tensor, " position"]]) -> float:
+    def typical_norm(self, texts: Sequence[Int[Tensor, " _"]]) -> float:
         """Return the mean norm of the activations in some texts, first positions left out.
 
         It is in the unit that vectors are added in: where the dictionary reads each row by its

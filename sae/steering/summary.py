@@ -1,5 +1,6 @@
 """What steering with several features comes to: beside each baseline, and in one table."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,9 +62,8 @@ def _compared(studied: Sequence[Studied], baseline: str, figure: str) -> dict[st
 def _table(rows: Sequence[Tensor]) -> Tensor:
     """Return rows of texts as one table; a feature without one has no numbers in its row."""
     width = max((len(row) for row in rows), default=1)
-    return torch.stack(
-        [row if len(row) == width else row.new_full((width,), torch.nan) for row in rows]
-    )
+    whole = [row if len(row) == width else row.new_full((width,), math.nan) for row in rows]
+    return torch.stack(whole) if whole else torch.empty(0, 1)
 
 
 def _arm(studied: Sequence[Studied], arm: str) -> dict[str, Any]:

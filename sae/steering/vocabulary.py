@@ -254,17 +254,11 @@ _TITLES = {
 
 def told_of_limits(found: dict[str, Any]) -> dict[str, Any]:
     """Return what `limit_vocabulary` found with intervals over prompts in place of lists."""
-    arms = [
-        {
-            "arm": row["arm"],
-            "title": _TITLES[row["arm"]],
-            "figures": {
-                "perplexity" if key == "log_perplexity" else key: interval_of(
-                    "perplexity" if key == "log_perplexity" else key, torch.tensor(row[key])
-                ).to_json()
-                for key in FIGURES
-            },
-        }
-        for row in found["arms"]
-    ]
+    arms = []
+    for row in found["arms"]:
+        figures = {key: torch.tensor(row[key], dtype=torch.float64) for key in FIGURES}
+        # Of its logarithm the mean is the geometric one.
+        figures["perplexity"] = figures.pop("log_perplexity")
+        told = {key: interval_of(key, values).to_json() for key, values in figures.items()}
+        arms.append({"arm": row["arm"], "title": _TITLES[row["arm"]], "figures": told})
     return {**found, "arms": arms}
