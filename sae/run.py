@@ -7,7 +7,7 @@
       training/ID/           checkpoints, metrics.jsonl, time spent
       evals/ID.json          figures on held-out text
       atlas/ID/              tables and pages
-      steering/ID.json       doses and responses
+      steering/ID.json, .png effect and cost of doses, beside baselines
       export/ID/             a folder for others
       pareto.json .csv .png  the dictionaries compared
       report.json .html      the report
@@ -123,6 +123,7 @@ class Run:
     evaluation = _PlaceOf("evals/{}.json")
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
+    steering_picture = _PlaceOf("steering/{}.png")
     export = _PlaceOf("export/{}")
     # Edit files that somebody put there, which the pages offer as presets.
     edits = _Place("edits")

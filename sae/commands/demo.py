@@ -11,6 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from sae.analysis.dials import DialConfig
 from sae.architectures import StandardConfig
 from sae.base import (
     UserError,
@@ -68,9 +69,11 @@ class DemoConfig:
     """Weights of the L1 penalty, with a dictionary for each; all read the same batches."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Keys of `sae eval`."""
-    analyze: AnalyzeConfig = field(default_factory=AnalyzeConfig)
+    analyze: AnalyzeConfig = field(
+        default_factory=lambda: AnalyzeConfig(dials=DialConfig(n_features=128))
+    )
     """Keys of `sae analyze`."""
-    steer: SteerConfig = field(default_factory=SteerConfig)
+    steer: SteerConfig = field(default_factory=lambda: SteerConfig(n_features=3))
     """Keys of `sae steer`."""
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sae.atlas import Atlas
 from sae.base import digest, is_whole, plain, read_object, require, say, write_json
+from sae.pages.steering_picture import draw_steering
 from sae.run import Run, make
 from sae.steering.steer import SteerConfig, check_causal, steer
 
@@ -57,7 +58,10 @@ def run(config: SteerConfig) -> dict[str, Any]:
         "features": found.get("features", list),
         "vocabulary": found.maybe("vocabulary", dict),
     }
+    picture = run.steering_picture(name)
+    if results["features"] and (made or not picture.exists()):
+        draw_steering(summary, picture)
     if made:
-        say(f"steer: {path} is written")
+        say(f"steer: {path} is written{', a picture beside it' if results['features'] else ''}")
     say(f"steer: {summary['headline']}")
     return results
