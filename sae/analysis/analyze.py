@@ -13,9 +13,9 @@ from sae.analysis.dials import (
     Candidates,
     DialConfig,
     bench_of,
+    choose_to_score,
     measure_doses,
     neutral_texts,
-    verdicts,
 )
 from sae.analysis.features import ContextSelection, feature_panels, related_features
 from sae.analysis.map import N_NEIGHBOURS, feature_map
@@ -29,6 +29,7 @@ from sae.analysis.tables import (
     panel_columns,
     related_columns,
 )
+from sae.analysis.verdicts import verdicts
 from sae.analysis.work import Arrays, Work
 from sae.atlas import (
     CONTEXTS,
@@ -40,7 +41,6 @@ from sae.atlas import (
     carry_labels,
     write_record,
 )
-from sae.atlas.choice import choose_by_agreement
 from sae.atlas.directions import direction_columns, nearest_features
 from sae.base import UserError, code_version, digest, require, require_at_least, say
 from sae.cache.layout import ActivationCache
@@ -134,7 +134,8 @@ class Analysis:
         """Identifies all that decides the tables."""
         measured = [self.cache.digest, self.dictionary.digest, *self.dictionary.hook_names]
         settings = [self.config.selection, self.config.n_logits, self.config.dials]
-        return digest([FORMAT, *measured, *settings, "texts of tokens in context"])
+        words = ["texts of tokens in context", "dials chosen on a text of their own"]
+        return digest([FORMAT, *measured, *settings, *words])
 
     def write(self, folder: Path, replaced: Path, work: Work, pages: WritePages) -> None:
         """Do what is not done yet, and write the atlas into a new folder.
@@ -237,16 +238,22 @@ class Analysis:
             return {}
         try:
             require(without is None, f"they have no promoted tokens to look for ({without})")
-            chosen = _to_score(columns, config.n_features)
-            require(len(chosen) > 0, "none of them fires")
+            every = Candidates(
+                self.dictionary,
+                np.arange(self.dictionary.d_sae),
+                np.asarray(columns["max_activation"]),
+                logits["top_ids"],
+                peaks,
+            )
+            require(len(every.alive) > 0, "none of them fires")
             neutral = neutral_texts(text, config, seed)
+            some = replace(every, chosen=choose_to_score(config, model, every, neutral, work))
+            bench = bench_of(config, model, some, neutral, seed)
         except UserError as error:
             say(f"analyze: features of {self.name} are not scored as dials: {error}")
             return {"without_dials": str(error)}
-        highest = np.asarray(columns["max_activation"])
-        some = Candidates(self.dictionary, chosen, highest, logits["top_ids"], peaks)
-        bench = bench_of(config, model, some, neutral, seed)
-        found = verdicts(config, some, measure_doses(config, bench, neutral, work), seed)
+        measured = measure_doses(config, bench, neutral[1:], work)
+        found = verdicts(config, some, measured, seed)
         columns |= found.columns
         return {
             "n_scored": found.n_scored,
@@ -301,13 +308,3 @@ class Analysis:
             seed=self.config.seed,
             code_version=code_version(),
         )
-
-
-def _to_score(columns: dict[str, object], n: int | None) -> NDArray[np.int64]:
-    """Return the features to score: those that steering would take first, by what is known."""
-    import pyarrow
-
-    names = ["feature", "density", "max_activation", "top_logit_tokens"]
-    names += ["logit_agreement", "logit_sharpness"]
-    known = pyarrow.table({name: columns[name] for name in names}).to_pylist()
-    return np.sort(np.array(choose_by_agreement(known, n), np.int64))

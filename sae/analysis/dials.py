@@ -7,13 +7,12 @@ the same instead: a stated KL from the unsteered model's next-token probabilitie
 on some texts and measured on others.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.analysis.shards import Text
@@ -27,7 +26,7 @@ from sae.core.effects import (
     output_score,
     scores_of_many,
 )
-from sae.core.nulls import random_directions, rank_p, z_score
+from sae.core.nulls import random_directions
 from sae.dictionary import Dictionary
 from sae.edits.copies import LEAST_COST, Copies
 from sae.models import LanguageModel, locate
@@ -39,9 +38,6 @@ _MOST_NORM = 2.0
 _AIM = 0.8
 """Share of the cost that is allowed that a recommended dose is to have on the texts that it is
 found on, for it costs a little more or less on others."""
-LEAST_SHIFT = math.log(2)
-"""A dial makes the tokens that it promotes at least twice as likely; what does less is a weak
-one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +45,9 @@ class DialConfig:
     """Score features by what they do to the model's output, beside what chance does."""
 
     n_features: int | None = 256
-    """Number of features to score: those that steering would choose first. `null` scores every
-    feature that fires, which takes a minute for about 300 of a small model on two cores; 0
-    scores none."""
+    """Number of features to score: those whose promoted tokens rise most after one text that
+    nothing else is measured on. `null` scores every feature that fires, which takes a minute
+    for about 300 of a small model on two cores; 0 scores none."""
     stated_dose: float = 0.25
     """Norm of what is added to compare features at one dose, over the mean norm of the
     activations there."""
@@ -83,10 +79,12 @@ Neutral = Int[Tensor, "text position"]
 def neutral_texts(text: Text, config: DialConfig, seed: int) -> Neutral:
     """Draw beginnings of sequences, each with the token that follows, of different documents.
 
+    The first is to choose features on, the next half to find doses on, the last to measure on.
+
     Raises:
         UserError: if there are too few.
     """
-    n, n_tokens = 2 * config.n_texts, config.n_tokens + 1
+    n, n_tokens = 1 + 2 * config.n_texts, config.n_tokens + 1
     require(
         text.context_size >= n_tokens,
         f"dials.n_tokens={config.n_tokens} and the one that follows are more than the "
@@ -122,6 +120,12 @@ class Candidates:
     peaks: Int[np.ndarray, "d_sae context"]
     """Tokens at the peaks of each feature's top contexts; −1 for none."""
 
+    def units(self, features: Int[np.ndarray, " feature"]) -> Float[Tensor, "feature d_out"]:
+        """Return what strength 1 of some features adds."""
+        highest = torch.from_numpy(self.max_activation[features].astype(np.float32))
+        w_dec = self.dictionary.W_dec[features].float()
+        return w_dec * highest.to(w_dec)[:, None]
+
     def input_score(
         self,
         features: Int[np.ndarray, " feature"],
@@ -138,10 +142,18 @@ class Candidates:
         )
         return found
 
+    @property
+    def alive(self) -> Int[np.ndarray, " feature"]:
+        """The features that fire and write something."""
+        writes = torch.linalg.vector_norm(self.dictionary.W_dec.float(), dim=1) > 0
+        found: Int[np.ndarray, " feature"] = np.flatnonzero(
+            (self.max_activation > 0) & writes.cpu().numpy()
+        )
+        return found
+
     def random_features(self, n: int, seed: int) -> Int[np.ndarray, " null"]:
         """Draw features that fire, one more than are needed: none is its own null."""
-        alive = np.flatnonzero(self.max_activation > 0)
-        drawn: Int[np.ndarray, " null"] = np.random.default_rng(seed).permutation(alive)
+        drawn: Int[np.ndarray, " null"] = np.random.default_rng(seed).permutation(self.alive)
         return drawn[: n + 1]
 
 
@@ -198,16 +210,55 @@ class Bench:
         return {key: value.cpu().double().numpy() for key, value in found.items()}
 
 
+def _place(model: LanguageModel, some: Candidates, neutral: Neutral) -> tuple[Copies, float]:
+    """Return where the dictionary writes, and the mean norm of the activations there."""
+    write = some.dictionary.writes[0]
+    copies = Copies(model, locate(model.module, write.place), write.normalisation)
+    return copies, copies.typical_norm([text[:-1] for text in neutral])
+
+
+def choose_to_score(
+    config: DialConfig, model: LanguageModel, some: Candidates, neutral: Neutral, work: Work
+) -> Int[np.ndarray, " feature"]:
+    """Return the features to score, of all that fire: those whose tokens rise most.
+
+    All are added to the first text at the stated dose; nothing else is measured on it, so that
+    choosing by it makes no score too high.
+    """
+    alive, n = some.alive, config.n_features
+    if n is None or len(alive) <= n:
+        return alive
+    copies, typical = _place(model, some, neutral)
+    text = neutral[0, :-1]
+    n_read = len(text) - _FIRST_READ
+
+    def shifts() -> Arrays:
+        units = some.units(alive).to(model.device)
+        norms = torch.linalg.vector_norm(units, dim=1, keepdim=True)
+        vectors = config.stated_dose * typical * units / norms
+        own = torch.from_numpy(some.promoted[alive].astype(np.int64)).to(model.device)
+        found = []
+        with progress(len(alive), "dials: choosing", "feature") as bar:
+            for which, plain, after in copies.log_probs(text, vectors, n_read):
+                theirs, before = own[which, None], plain.expand_as(after)
+                rise = log_mass(after, theirs) - log_mass(before, theirs)
+                found.append(rise.mean(1).cpu().double())
+                bar.update(len(after))
+        return {"shift": torch.cat(found).numpy()}
+
+    best = np.argsort(-work.once("dials-choosing", shifts)["shift"], kind="stable")[:n]
+    chosen: Int[np.ndarray, " feature"] = np.sort(alive[best])
+    return chosen
+
+
 def bench_of(
     config: DialConfig, model: LanguageModel, some: Candidates, neutral: Neutral, seed: int
 ) -> Bench:
     """Put the vectors together: features, random directions, random features."""
-    dictionary, write = some.dictionary, some.dictionary.writes[0]
-    copies = Copies(model, locate(model.module, write.place), write.normalisation)
-    typical, device = copies.typical_norm([text[:-1] for text in neutral]), model.device
+    copies, typical = _place(model, some, neutral)
+    device = model.device
     features = np.concatenate([some.chosen, some.random_features(config.n_nulls, seed)])
-    highest = torch.from_numpy(some.max_activation[features].astype(np.float32))
-    units = dictionary.W_dec[features].float().to(device) * highest.to(device)[:, None]
+    units = some.units(features).to(device)
     n = len(some.chosen)
     chance = typical * random_directions(config.n_nulls, units.shape[1], seed).to(device)
     units = torch.cat([units[:n], chance, units[n:]])
@@ -247,100 +298,3 @@ def measure_doses(config: DialConfig, bench: Bench, neutral: Neutral, work: Work
         recommended = torch.minimum(cheaper, _MOST_NORM / bench.lengths)
         at_recommended = measured("recommended", neutral[half:], recommended)
     return Measured(at_stated, at_recommended, stated.numpy(), recommended.numpy())
-
-
-@dataclass(frozen=True, slots=True)
-class Dials:
-    """What was found of the features that were scored."""
-
-    columns: dict[str, object]
-    """Columns of `features.parquet`, not a number where a feature was not scored."""
-    n_scored: int
-    n_dials: int
-    n_weak: int
-    median_cost: float | None
-    """Of the dials' recommended doses, on texts that they were not found on."""
-
-
-def verdicts(config: DialConfig, some: Candidates, found: Measured, seed: int) -> Dials:
-    """Set every score beside its nulls, and say which features are dials."""
-    n, n_nulls = len(some.chosen), config.n_nulls
-    drawn = some.random_features(n_nulls, seed)
-
-    def nulls(values: Float[np.ndarray, " *of"]) -> tuple[Tensor, Tensor]:
-        """Split chance's figures, those of (vector) for all features the same."""
-        table = torch.from_numpy(values)
-        table = table[-n_nulls - len(drawn) :]
-        table = table if table.dim() == 2 else table[:, None].expand(-1, n)
-        return table[:n_nulls], _without_itself(table[n_nulls:], drawn, some.chosen)
-
-    columns: dict[str, Tensor] = {}
-    stated, recommended = found.stated, found.recommended
-    for name, own, null, base in (
-        ("output_score", "score", "null_score", "plain_score"),
-        ("token_shift", "mass", "null_mass", None),
-        ("confidence_change", "confidence", "confidence", None),
-        ("delta_ce", "ce", "ce", None),
-        ("kl", "kl", "kl", None),
-    ):
-        offset = torch.from_numpy(stated[base]) if base else torch.zeros(n).double()
-        values = torch.from_numpy(stated[own][:n]) + offset
-        columns[name] = values
-        for kind, chance in zip(("direction", "feature"), nulls(stated[null]), strict=True):
-            columns[f"{name}_{kind}_mean"] = chance.mean(0) + offset
-            columns[f"{name}_{kind}_z"] = z_score(values, chance + offset)
-            columns[f"{name}_{kind}_p"] = rank_p(values, chance + offset)
-    shift = torch.from_numpy(recommended["mass"])
-    shifts = torch.cat(nulls(recommended["null_mass"]))
-    columns |= {
-        "dial_score": shift,
-        "dial_score_null": shifts.amax(0),
-        "dial_score_p": rank_p(shift, shifts),
-        "dial_strength": torch.from_numpy(found.recommended_strengths[:n]),
-        "dial_rise": torch.from_numpy(recommended["score"]),
-        "dial_rise_null": torch.cat(nulls(recommended["null_score"])).amax(0),
-        "dial_kl": torch.from_numpy(recommended["kl"][:n]),
-        "dial_delta_ce": torch.from_numpy(recommended["ce"][:n]),
-        "stated_strength": torch.from_numpy(found.stated_strengths[:n]),
-    }
-    by_others = [some.input_score(some.chosen, np.full(n, other)) for other in drawn[:n_nulls]]
-    columns["input_score"] = torch.from_numpy(some.input_score(some.chosen, some.chosen))
-    columns["input_score_feature_mean"] = torch.from_numpy(np.mean(by_others, axis=0))
-    beyond = (shift > columns["dial_score_null"]).numpy()
-    is_dial = beyond & (shift >= LEAST_SHIFT).numpy()
-    verdict = np.where(is_dial, "dial", np.where(beyond, "weak", "none"))
-    cost = recommended["kl"][:n][is_dial]
-    return Dials(
-        _spread_out(columns, verdict, some),
-        n_scored=n,
-        n_dials=int(is_dial.sum()),
-        n_weak=int((beyond & ~is_dial).sum()),
-        median_cost=float(np.median(cost)) if len(cost) else None,
-    )
-
-
-def _without_itself(
-    table: Float[Tensor, "drawn feature"],
-    drawn: Int[np.ndarray, " drawn"],
-    chosen: Int[np.ndarray, " feature"],
-) -> Float[Tensor, "null feature"]:
-    """Return the random features' figures beside each feature, one fewer, itself left out."""
-    is_itself = torch.from_numpy(drawn[:, None] == chosen)
-    # One that was not drawn leaves out the last.
-    is_itself[-1] |= ~is_itself.any(0)
-    return table.t()[~is_itself.t()].view(len(chosen), -1).t()
-
-
-def _spread_out(
-    columns: dict[str, Tensor], verdict: Shaped[np.ndarray, " feature"], some: Candidates
-) -> dict[str, object]:
-    """Return columns of all features of the dictionary."""
-    d_sae = len(some.max_activation)
-    told = np.full(d_sae, "", dtype=object)
-    told[some.chosen] = verdict
-    found: dict[str, object] = {"dial_verdict": told.tolist()}
-    for name, values in columns.items():
-        column = np.full(d_sae, np.nan, np.float32)
-        column[some.chosen] = values.numpy()
-        found[name] = column
-    return found

@@ -10,12 +10,12 @@ Records = list[dict[str, Any]]
 
 BY_DIAL = (
     "Of the features that are dials (at equal cost, their promoted tokens gain more "
-    "probability than with any of the random directions and random features beside them) "
-    "and whose ten most promoted tokens are mostly words (seven or more begin with a space "
-    "and three letters, or with two characters of a script without spaces): those that gain "
-    "most (highest dial_score); one that shares a promoted token with a feature already "
-    "taken is passed over. Should too few be left, other dials follow, then weak ones, then "
-    "what else was scored."
+    "probability than with any of the random directions and random features beside them, "
+    "and become at least twice as likely): those with the highest dial_score, first those "
+    "whose ten most promoted tokens are mostly words (seven or more begin with a space and "
+    "three letters, or with two characters of a script without spaces); one that shares a "
+    "promoted token with a feature already taken comes behind the other dials. Should too "
+    "few be left, weak dials follow in the same way, then what else was scored."
 )
 BY_AGREEMENT = (
     "Of the features active on 0.05% to 2% of the tokens whose ten most promoted tokens are "
@@ -34,8 +34,11 @@ _VERDICTS = ("dial", "weak", "none")
 
 def choose_dials(features: Records, n: int) -> list[int]:
     """Return the first `n` features by `BY_DIAL`; fewer where fewer were scored."""
-    scored = [row for row in features if row.get("dial_verdict")]
-    return _apart(sorted(scored, key=_by_dial), n)
+    taken: list[int] = []
+    for verdict in _VERDICTS:
+        some = [row for row in features if row.get("dial_verdict") == verdict]
+        taken += _apart(sorted(some, key=_by_dial), None)
+    return taken[:n]
 
 
 def choose_by_agreement(features: Records, n: int | None = None) -> list[int]:
@@ -49,7 +52,7 @@ def _apart(ranked: Records, n: int | None) -> list[int]:
     taken: dict[int, None] = {}
     used: set[str] = set()
     for row in ranked:
-        words = {token.strip().lower() for token in row["top_logit_tokens"]}
+        words = {token.strip().lower() for token in row["top_logit_tokens"]} - {""}
         if not words & used:
             taken[row["feature"]] = None
             used |= words
@@ -57,10 +60,8 @@ def _apart(ranked: Records, n: int | None) -> list[int]:
     return [*taken, *others][:n]
 
 
-def _by_dial(row: dict[str, Any]) -> tuple[bool, int, float, int]:
-    verdict = _VERDICTS.index(row["dial_verdict"])
-    is_told = verdict == 0 and _n_words(row) >= _MIN_WORDS
-    return not is_told, verdict, -row["dial_score"], row["feature"]
+def _by_dial(row: dict[str, Any]) -> tuple[bool, float, int]:
+    return _n_words(row) < _MIN_WORDS, -row["dial_score"], row["feature"]
 
 
 def _by_agreement(row: dict[str, Any]) -> tuple[bool, float, float, int]:

@@ -7,7 +7,9 @@ from sae.atlas import Atlas
 from sae.base import digest, is_whole, plain, read_object, require, say, write_json
 from sae.pages.steering_picture import draw_steering
 from sae.run import Run, make
+from sae.steering.kept import Kept
 from sae.steering.steer import SteerConfig, check_causal, steer
+from sae.steering.words import read_words
 
 __all__ = ["SteerConfig", "run"]
 
@@ -39,7 +41,9 @@ def run(config: SteerConfig) -> dict[str, Any]:
         f"move it and run: {again}",
     )
     settings = [v for k, v in plain(config).items() if k not in ("run", "device", "dictionary")]
-    wanted = digest([atlas.record.digest, settings, "halves"])
+    words = None if config.vocabulary is None else sorted(read_words(config.vocabulary))
+    wanted = digest([atlas.record.digest, settings, words, "halves"])
+    work = path.parent / f".{name}.work"
 
     def is_current() -> bool:
         if not path.exists() or not is_whole(path):
@@ -48,9 +52,9 @@ def run(config: SteerConfig) -> dict[str, Any]:
 
     def build(temporary: Path) -> None:
         found = {"digest": wanted, "sampling": plain(config.sampling)}
-        write_json(temporary, found | steer(config, dictionary, atlas))
+        write_json(temporary, found | steer(config, dictionary, atlas, Kept(work, wanted)))
 
-    made = make(path, is_current, build, command="steer")
+    made = make(path, is_current, build, command="steer", work=work)
     found = read_object(path, _ANEW)
     summary: dict[str, Any] = found.get("summary", dict)
     results: dict[str, Any] = {
@@ -59,7 +63,9 @@ def run(config: SteerConfig) -> dict[str, Any]:
         "vocabulary": found.maybe("vocabulary", dict),
     }
     picture = run.steering_picture(name)
-    if results["features"] and (made or not picture.exists()):
+    if results["features"] and not (
+        picture.exists() and picture.stat().st_mtime >= path.stat().st_mtime
+    ):
         draw_steering(summary, picture)
     if made:
         say(f"steer: {path} is written{', a picture beside it' if results['features'] else ''}")

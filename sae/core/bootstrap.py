@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _N_RESAMPLES = 2000
+_FEW = 6
+"""Of fewer values no resampling reaches as far as it has to."""
 
 
 class Interval(NamedTuple):
@@ -32,7 +34,8 @@ def bootstrap_mean(
     all features are tried on the same prompts (Owen 2007, "The pigeonhole bootstrap", which
     errs on the side of width). Percentiles of few values are too narrow, so they are taken as
     far out as makes the interval as wide as Student's where values are normal (Hesterberg
-    2015, "What teachers should know about the bootstrap"), for the shorter side of the table.
+    2015, "What teachers should know about the bootstrap"), for the shorter side of the table;
+    where that has fewer than six, no end lies inside Student's interval of the rows' means.
     Rows with a value that is no number are left out. Of a single row the columns alone are
     drawn; of a single value or none there are no ends.
     """
@@ -48,8 +51,12 @@ def bootstrap_mean(
     generator = torch.Generator().manual_seed(seed)
     weights = [_resampled(n, generator) for n in (rows, columns)]
     means = torch.einsum("bi,ij,bj->b", weights[0], table, weights[1])
-    share = _tail(min(rows, columns) if columns > 1 else rows)
+    n = min(rows, columns) if columns > 1 else rows
+    share = _tail(n)
     low, high = torch.quantile(means, torch.tensor([share, 1 - share]).double()).tolist()
+    if n < _FEW:
+        half = _student_half(table.mean(1))
+        low, high = min(low, mean - half), max(high, mean + half)
     return Interval(mean, low, high)
 
 
@@ -65,3 +72,11 @@ def _tail(n: int) -> float:
     from scipy.stats import norm, t
 
     return float(norm.cdf(t.ppf(0.025, n - 1) * math.sqrt(n / (n - 1))))
+
+
+def _student_half(means: Float[Tensor, " unit"]) -> float:
+    """Return half the width of Student's 95% interval of a mean."""
+    from scipy.stats import t
+
+    n = len(means)
+    return float(t.ppf(0.975, n - 1) * means.std() / math.sqrt(n))

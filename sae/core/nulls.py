@@ -11,11 +11,13 @@ Nulls = Float[Tensor, "null *figure"]
 def z_score(values: Values, nulls: Nulls) -> Values:
     """Return how many standard deviations of the nulls each figure lies above their mean.
 
-    Where all nulls are equal there is no such number: then it is not a number.
+    Where all nulls are equal but for rounding there is no such number: then it is not a number.
     """
+    nulls = nulls.double()
     spread = nulls.std(0)
-    found: Tensor = (values - nulls.mean(0)) / spread
-    return found.masked_fill(spread == 0, float("nan"))
+    found: Tensor = (values.double() - nulls.mean(0)) / spread
+    is_equal = spread <= 1e-6 * nulls.abs().amax(0)
+    return found.masked_fill(is_equal, float("nan")).to(values)
 
 
 def rank_p(values: Values, nulls: Nulls) -> Values:

@@ -53,7 +53,7 @@ class Copies:
 
         Copies come in parts that fit into memory. What is before the site is computed once, so
         a vector of zeros gives what the model left alone gives, up to the rounding of a larger
-        batch.
+        batch. Until the last part is taken the model runs so whoever calls it.
         """
         module, text = self.model.module, text.to(self.model.device)[None]
         n = max(1, _LOGITS // (n_read * _vocabulary(module)))

@@ -46,14 +46,15 @@ def _ended_before(
     called: list[nn.Module] = []
     reached: list[bool] = []
 
-    def note(block: nn.Module, _: Any, output: Any) -> None:
+    def note(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         called.append(block)
-        if not reached:
+        if not reached and _rows(args, kwargs):
             found[block] = output
 
     with ExitStack() as hooks, torch.inference_mode():
         for block in blocks:
-            hooks.callback(block.register_forward_hook(note).remove)
+            handle = block.register_forward_hook(note, with_kwargs=True)
+            hooks.callback(handle.remove)
         # After the others, so that the block whose output this is has ended.
         hooks.enter_context(hooked(module, site, lambda _: reached.append(True)))
         plain = module(tokens, **without_cache(module))
@@ -91,6 +92,12 @@ def _returning(part: nn.Module, output: Any) -> Iterator[None]:
             del part.forward
         else:
             part.forward = before
+
+
+def _rows(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the activations of sequences that a module is given."""
+    given = (*args, *kwargs.values())
+    return [x for x in given if isinstance(x, Tensor) and x.dim() == 3]
 
 
 def _repeated(output: Any, n: int) -> Any:

@@ -92,7 +92,10 @@ def _point(axes: "Axes", arm: dict[str, Any], place: tuple[dict[str, Any], ...])
     marker, hue = _LOOKS[arm["direction"]]
     is_feature = arm["direction"] == "feature"
     bars = [
-        None if of["low"] is None else [[of["mean"] - of["low"]], [of["high"] - of["mean"]]]
+        # Of equal values a mean may be off its own ends by rounding.
+        None
+        if of["low"] is None
+        else [[max(0.0, of["mean"] - of["low"])], [max(0.0, of["high"] - of["mean"])]]
         for of in place
     ]
     axes.errorbar(

@@ -1,7 +1,6 @@
 """What steering with a feature is compared with: each arm of the comparison, and its title."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,15 +32,6 @@ BASELINES = {
 }
 """What a feature is to beat."""
 TITLES = VECTORS | BASELINES | {"unsteered": "Unsteered"}
-
-
-@dataclass(frozen=True, slots=True)
-class Dose:
-    """One arm at one dose."""
-
-    arm: str
-    strength: float | None
-    """In multiples of the arm's unit; None of arms that have no dose."""
 
 
 def told(row: dict[str, Any], against: bool = False) -> str:

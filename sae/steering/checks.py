@@ -4,6 +4,7 @@ These are three ways in which control turned out to be an illusion (FaithSteer-B
 other wordings, another format, and an instruction against it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,20 @@ def prompts_of_checks(
         found["chat"] = Tried(why_not=f"Not measurable: {error}.")
     against = [prompt_ids(model, contrary + prompt) for prompt in prompts]
     found["contrary"] = Tried(tuple(against))
-    return found
+    return {name: _readable(model, tried) for name, tried in found.items()}
+
+
+def _readable(model: LanguageModel, tried: Tried) -> Tried:
+    """Return prompts if the model can read and steering can change all of them."""
+    lengths, most = [len(prompt) for prompt in tried.prompts], model.max_positions
+    if lengths and min(lengths) < 2:
+        return Tried(why_not="Not measurable: a prompt has one token, which is never steered.")
+    if lengths and most is not None and max(lengths) > most:
+        return Tried(
+            why_not=f"Not measurable: a prompt has {max(lengths):,} tokens and the model reads "
+            f"{most:,} at once."
+        )
+    return tried
 
 
 def check_dose(
@@ -91,6 +105,8 @@ def check_dose(
 def _told(shift: Interval, kept: float | None, *, holds: bool) -> str:
     if kept is None:
         return "There is no shift on the reporting prompts that could be held."
+    if math.isnan(shift.low):
+        return "One prompt does not say how sure its shift is."
     if not shift.low > 0:
         return "The shift cannot be told from none there."
     return f"{kept:.0%} of the shift is left there{'' if holds else ', less than half'}."

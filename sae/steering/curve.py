@@ -38,7 +38,8 @@ def curve_of(
 
 
 def _monotonicity(strengths: Tensor, effects: Tensor) -> float | None:
-    if len(strengths) < 3 or bool((effects == effects[0]).all()):
+    constant = bool((effects == effects[0]).all())
+    if len(strengths) < 3 or constant or not bool(effects.isfinite().all()):
         return None
     from scipy.stats import spearmanr
 

@@ -80,15 +80,6 @@ def prompt_ids(model: LanguageModel, prompt: str) -> Int[Tensor, " position"]:
     return torch.from_numpy(model.prompt_ids(prompt)).long().to(model.device)
 
 
-def next_log_probs(
-    model: LanguageModel, prompts: Int[Tensor, "sequence position"], edits: Sequence[Edit]
-) -> Float[Tensor, "sequence vocabulary"]:
-    """Return the log-probabilities of the token after each prompt, under edits."""
-    with torch.inference_mode(), edited(model.module, edits):
-        logits: Tensor = model.module(prompts, use_cache=False).logits
-    return logits[:, -1].float().log_softmax(-1)
-
-
 def generate(
     model: LanguageModel,
     prompts: Int[Tensor, "sequence position"],

@@ -24,6 +24,8 @@ N_NEUTRAL = 12
 """Neutral texts, half of them to choose doses on."""
 N_CONCEPT = 6
 """Contexts of a feature that its effect is reported on."""
+_SHORTEST = 7
+"""Tokens of a context, fewer of which say little of a cost."""
 _BEFORE, _AFTER = 6, 14
 """Tokens of a context that are read before and after the one that it was chosen for."""
 
@@ -50,7 +52,7 @@ class Contexts:
     learned: dict[int, list[Ids]]
     """Of each feature those in which it fires most, from which its label was made."""
     concept: dict[int, list[Ids]]
-    """Of each feature others in which it fires: the strongest first."""
+    """Of each feature others, of other sequences, in which it fires: the strongest first."""
 
 
 def contexts_of(
@@ -61,32 +63,53 @@ def contexts_of(
     Raises:
         UserError: if the atlas holds too few silent contexts to be neutral text.
     """
-    wanted = {*features}
-    learned: dict[int, list[Ids]] = {feature: [] for feature in features}
-    banded: dict[int, list[tuple[int, Ids]]] = {feature: [] for feature in features}
-    silent: dict[tuple[int, int], Ids] = {}
+    top: dict[int, dict[int, Ids]] = {feature: {} for feature in features}
+    banded: dict[int, list[tuple[int, int, Ids]]] = {feature: [] for feature in features}
+    silent: dict[int, Ids] = {}
+    columns = ["feature", "group", "band", "sequence", "position", "start", "token_ids"]
     for batch in atlas.context_batches():
-        columns = ["feature", "group", "band", "sequence", "position", "start", "token_ids"]
         for row in batch.select(columns).to_pylist():
-            if row["group"] == "silent":
-                # Several features may be silent in one piece.
-                silent.setdefault((row["sequence"], row["start"]), _ids(model, row))
-            elif row["feature"] in wanted and row["group"] == "top":
-                learned[row["feature"]].append(_ids(model, row))
-            elif row["feature"] in wanted:
-                banded[row["feature"]].append((row["band"], _ids(model, row)))
-    require(
-        len(silent) >= N_NEUTRAL,
-        f"{atlas.folder} holds {len(silent)} silent contexts, and {N_NEUTRAL} are read as "
-        "neutral text; run sae analyze with n_silent=4",
-    )
-    order = np.random.default_rng(seed).permutation(len(silent))[:N_NEUTRAL]
-    drawn = [[*silent.values()][i] for i in order]
-    strongest = {
-        feature: [ids for _, ids in sorted(found, key=lambda one: -one[0])][:N_CONCEPT]
+            feature, sequence = row["feature"], row["sequence"]
+            if row["group"] == "silent" and sequence not in silent:
+                # One piece of a sequence, so that the halves share none.
+                silent[sequence] = _ids(model, row)
+            elif row["group"] == "top" and feature in top:
+                top[feature][sequence] = _ids(model, row)
+            elif row["group"] == "band" and feature in top:
+                banded[feature].append((row["band"], sequence, _ids(model, row)))
+    neutral = _drawn(atlas, [ids for ids in silent.values() if len(ids) >= _SHORTEST], seed)
+    learned = {feature: _learned(feature, [*of.values()]) for feature, of in top.items()}
+    concept = {
+        # Those that the label was made from, and the difference of means, are no test of them.
+        feature: [
+            ids
+            for _, sequence, ids in sorted(found, key=lambda one: -one[0])
+            if sequence not in top[feature] and len(ids) >= _SHORTEST
+        ][:N_CONCEPT]
         for feature, found in banded.items()
     }
-    return Contexts(Halves(*halves(drawn)), learned, strongest)
+    return Contexts(Halves(*halves(neutral)), learned, concept)
+
+
+def _drawn(atlas: Atlas, silent: Sequence[Ids], seed: int) -> list[Ids]:
+    require(
+        len(silent) >= N_NEUTRAL,
+        f"{atlas.folder} holds {len(silent)} sequences with a silent context of "
+        f"{_SHORTEST} tokens or more, and {N_NEUTRAL} are read as neutral text; run sae "
+        "analyze with a larger n_silent or context_radius, or with more text",
+    )
+    order = np.random.default_rng(seed).permutation(len(silent))[:N_NEUTRAL]
+    return [silent[i] for i in order]
+
+
+def _learned(feature: int, found: Sequence[Ids]) -> list[Ids]:
+    long = [ids for ids in found if len(ids) >= 2]
+    require(
+        bool(long),
+        f"feature {feature} has no context with a token beside the one it fires on; run sae "
+        "analyze with a larger context_radius",
+    )
+    return long
 
 
 def _ids(model: LanguageModel, row: dict[str, Any]) -> Ids:
@@ -106,6 +129,10 @@ def prompts_of(model: LanguageModel, prompts: Sequence[str]) -> Halves:
         len(prompts) >= 4,
         f"prompts has {len(prompts)}, too few for a half to choose doses on and a half to "
         "report on; give at least 4",
+    )
+    require(
+        len({*prompts}) == len(prompts),
+        "prompts has one twice, which would be chosen and reported on; give different ones",
     )
     found = [prompt_ids(model, prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, found, strict=True):

@@ -1,8 +1,10 @@
 """Steering with some features of a dictionary, each beside its baselines, in doses."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,14 @@ import torch
 
 from sae.atlas import Atlas
 from sae.atlas.choice import BY_AGREEMENT, BY_DIAL, choose_by_agreement, choose_dials
-from sae.base import UserError, progress, require, require_at_least
+from sae.base import UserError, progress, require, require_at_least, say
 from sae.dictionary import Dictionary
 from sae.edits.copies import Copies
 from sae.models import LanguageModel, locate, record_without_weights, recorded_model
 from sae.steering.arms import told
 from sae.steering.checks import prompts_of_checks
 from sae.steering.generate import Sampling, check_length, check_writes, prompt_ids, unit_dose
+from sae.steering.kept import Kept
 from sae.steering.material import contexts_of, halves, prompts_of
 from sae.steering.study import N_NULLS, Feature, Studied, Study
 from sae.steering.summary import summarise
@@ -106,6 +109,13 @@ class SteerConfig:
             "prompts is empty, or it or reworded holds an empty one; give beginnings to "
             "continue",
         )
+        for strength in self.strengths or []:
+            require(math.isfinite(strength), f"strengths={strength}; give finite numbers")
+        for feature in self.features:
+            require(
+                self.features.count(feature) == 1,
+                f"features={feature} is there twice; give each once",
+            )
         require(0 < self.max_cost < 100, f"max_cost={self.max_cost}; give a number above 0")
         least = 0 if self.vocabulary else 1
         require_at_least(self, max_new_tokens=1, n_features=least, temperature=0)
@@ -117,6 +127,8 @@ class SteerConfig:
         idle: dict[str, str | None] = {"n_features": "features=[]"} if self.features else {}
         if self.vocabulary is None:
             idle |= dict.fromkeys(("target", "n_suppressed"), "vocabulary=FILE")
+        elif not self.n_features and not self.features:
+            idle |= dict.fromkeys(("strengths", "max_cost", "reworded"), "n_features=1")
         return idle
 
     @property
@@ -136,8 +148,12 @@ class SteerConfig:
         )
 
 
-def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str, Any]:
+def steer(
+    config: SteerConfig, dictionary: Dictionary, atlas: Atlas, kept: Kept
+) -> dict[str, Any]:
     """Steer with the features that are asked for, or with some that the atlas recommends.
+
+    What is `kept` of a killed run is not done again.
 
     Returns:
         `seconds` that the model worked, the `summary` over features, `features`: texts and
@@ -157,24 +173,24 @@ def steer(config: SteerConfig, dictionary: Dictionary, atlas: Atlas) -> dict[str
     check_writes(model)
     features = [_feature(config, model, rows, number) for number in chosen]
     _check_lengths(config, model, features)
+    study = _study(config, model, dictionary, atlas, chosen) if features else None
     limited = None
     if config.limits is not None:
         asked = (config.limits, model, dictionary, rows, config.prompts, config.sampling)
         limited = told_of_limits(limit_vocabulary(*asked))
     studied: list[Studied] = []
-    results = []
-    if features:
-        study = _study(config, model, dictionary, atlas, chosen)
-        with progress(len(chosen), "steer", "feature") as bar:
+    if study is not None:
+        with progress(len(features), "steer", "feature") as bar:
             for feature in features:
-                found = study.of(feature)
-                studied.append(found)
-                results.append(_result(config, criterion, dictionary, feature, found))
+                studied.append(kept.once(feature.number, partial(study.of, feature)))
                 bar.update(1)
     return {
         "seconds": time.perf_counter() - began,
         "summary": summarise(studied, config.max_cost),
-        "features": results,
+        "features": [
+            _result(config, criterion, dictionary, *both)
+            for both in zip(features, studied, strict=True)
+        ],
         "vocabulary": limited,
     }
 
@@ -184,8 +200,12 @@ def _chosen(config: SteerConfig, rows: list[dict[str, Any]]) -> tuple[list[int],
     if config.features:
         return config.features, "Named on the command line."
     if any(row.get("dial_verdict") for row in rows):
-        return choose_dials(rows, config.n_features), BY_DIAL
-    return choose_by_agreement(rows, config.n_features), BY_AGREEMENT
+        chosen, criterion = choose_dials(rows, config.n_features), BY_DIAL
+    else:
+        chosen, criterion = choose_by_agreement(rows, config.n_features), BY_AGREEMENT
+    if 0 < len(chosen) < config.n_features:
+        say(f"steer: {len(chosen)} features can be chosen, of n_features={config.n_features}")
+    return chosen, criterion
 
 
 def _study(
@@ -207,7 +227,8 @@ def _study(
         begins=tuple(halves(config.prompts)[1]),
         sampling=config.sampling,
         max_cost=config.max_cost,
-        strengths=None if config.strengths is None else tuple(config.strengths),
+        # The model left alone is a dose too.
+        strengths=None if config.strengths is None else (0.0, *config.strengths),
         seed=config.seed,
     )
 
@@ -218,9 +239,13 @@ def _feature(
     row = rows[number]
     alive = [one["feature"] for one in rows if one["max_activation"] > 0]
     others = [i for i in alive if i != number]
+    require(
+        bool(others),
+        f"feature {number} is the only one that fires, and steering is compared with others; "
+        "take a dictionary with more",
+    )
     draw = np.random.default_rng([config.seed, number])
-    # Of few features that fire, some come more than once.
-    drawn = draw.choice(others or [number], N_NULLS, replace=len(others) < N_NULLS).tolist()
+    drawn = draw.permutation(others)[:N_NULLS].tolist()
     highest = {i: rows[i]["max_activation"] for i in (number, *drawn)}
     plain = tuple(prompt_ids(model, told(row)).tolist())
     reporting, against = halves(config.prompts)[1], told(row, against=True)

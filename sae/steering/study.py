@@ -1,5 +1,6 @@
 """Steering with one feature beside its baselines: chosen on one half, reported on the other."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.base import require
 from sae.core.bootstrap import bootstrap_mean
 from sae.core.nulls import random_directions, rank_p, z_score
 from sae.edits import Edit
@@ -23,8 +25,6 @@ from sae.steering.written import Desk, Writer
 
 _STEPS = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
 """Doses that are tried, in multiples of the one that costs what is allowed."""
-_BASELINE_STEPS = (0.5, 1.0, 2.0)
-"""The same of what a feature is compared with."""
 _AIM = 0.8
 """Share of the cost that is allowed that it is to have on the choosing half, for it costs a
 little more or less on the other."""
@@ -130,6 +130,11 @@ class Study:
             copies, self.contexts.learned[number], self.contexts.neutral.choosing
         ).cpu()
         norm = torch.linalg.vector_norm
+        require(
+            float(norm(mine)) > 0 and float(norm(means)) > 0,
+            f"feature {number} has a direction of length zero, or its contexts are no "
+            "different from other text; choose another one",
+        )
         return {
             "feature": mine,
             "difference_of_means": means * (norm(mine) / norm(means)),
@@ -163,7 +168,8 @@ class Study:
             # Three digits say all that is known of a dose.
             arm: [
                 float(f"{step * strength:.3g}")
-                for step in (_STEPS if arm == "feature" else _BASELINE_STEPS)
+                for step in _STEPS
+                if step > 0 or arm == "feature"
             ]
             for arm, strength in zip(VECTORS, at_cost.tolist(), strict=True)
         }
@@ -297,11 +303,13 @@ class Study:
         )
         arms = self._arms(norm * torch.cat([directions, others]))
         found = token_shifts(arms, self.prompts.reporting, feature.own).mean(1)
-        value, about = mine.figures["shift"].mean(), dict[str, Any](n=N_NULLS)
+        value = mine.figures["shift"].mean()[None]
+        about: dict[str, Any] = {"n": N_NULLS, "n_features": len(others)}
         for kind, nulls in (("direction", found[:N_NULLS]), ("feature", found[N_NULLS:])):
             about[f"{kind}_mean"] = float(nulls.mean())
-            about[f"{kind}_z"] = float(z_score(value[None], nulls[:, None])[0])
-            about[f"{kind}_p"] = float(rank_p(value[None], nulls[:, None])[0])
+            z = float(z_score(value, nulls[:, None])[0])
+            about[f"{kind}_z"] = z if math.isfinite(z) else None
+            about[f"{kind}_p"] = float(rank_p(value, nulls[:, None])[0])
         return about
 
     def _curve(self, trials: Sequence[Trial]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What steering with several features comes to: beside each baseline, and in one table."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,9 +59,13 @@ def _compared(studied: Sequence[Studied], baseline: str, figure: str) -> dict[st
 
 
 def _table(rows: Sequence[Tensor]) -> Tensor:
-    """Return rows of texts as one table; a feature without one has no numbers in its row."""
-    width = max((len(row) for row in rows), default=1)
-    whole = [row if len(row) == width else row.new_full((width,), math.nan) for row in rows]
+    """Return rows of texts as one table; a feature without one has no number in its row.
+
+    Where features have their own numbers of texts, a row is its mean.
+    """
+    known = {len(row) for row in rows if not bool(row.isnan().all())}
+    width = known.pop() if len(known) == 1 else 1
+    whole = [row if len(row) == width else row.mean().reshape(1).expand(width) for row in rows]
     return torch.stack(whole) if whole else torch.empty(0, 1)
 
 
@@ -93,7 +96,8 @@ def _headline(
         return "No feature was steered with."
     several = "features" if n != 1 else "feature"
     told = (
-        f"Of {n} {several}, steering at a cost of at most {max_cost:g} nats a token beats "
+        f"Of {n} {several}, steering at doses chosen to cost at most {max_cost:g} nats a token "
+        f"beats "
         f"{'; '.join(parts)}; on the others the two cannot be told apart."
     )
     if n_without:

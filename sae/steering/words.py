@@ -120,7 +120,11 @@ class Words:
     def ever_allowed(self) -> Bool[Tensor, " vocabulary"]:
         """Return which tokens may come next in any state that tokens lead to."""
         states = [state for state, reached in enumerate(self._reachable) if reached]
-        return self._mask(token for state in states for token in self._tokens(state))
+        found = torch.zeros(len(self._pieces), dtype=torch.bool)
+        # One after another: most states that may end a word allow the same thousands.
+        for state in states:
+            found |= self.allowed(state)
+        return found
 
     def step(self, state: State, token: int) -> tuple[State, bool]:
         """Return the state after a token, and whether the token is allowed."""

@@ -92,9 +92,10 @@ class Desk:
         """
         found: dict[str, list[Tensor]] = {"round_trip": [], "log_perplexity": []}
         for prompt, texts in zip(prompts, written, strict=True):
-            activations, log_p = self._read_after(feature, prompt, texts)
-            found["round_trip"].append(activations)
-            found["log_perplexity"].append(-log_p)
+            # Some at a time: each position has logits of the whole vocabulary.
+            read = [self._read_after(feature, prompt, some) for some in torch.split(texts, 8)]
+            found["round_trip"].append(torch.cat([activations for activations, _ in read]))
+            found["log_perplexity"].append(-torch.cat([log_p for _, log_p in read]))
         repeats = {
             name: [
                 torch.tensor([float(figure(ids)) for ids in texts.tolist()])

@@ -12,16 +12,14 @@ from support.world import HOOK, random_dictionary
 
 import sae
 from sae.analysis.dials import (
-    LEAST_SHIFT,
     Bench,
     Candidates,
     DialConfig,
     Measured,
-    _without_itself,
     bench_of,
     neutral_texts,
-    verdicts,
 )
+from sae.analysis.verdicts import LEAST_SHIFT, _without_itself, verdicts
 from sae.atlas.schema import DIALS, FEATURES
 from sae.base.errors import UserError
 from sae.core.effects import kl_divergence, log_mass
@@ -98,7 +96,7 @@ def test_the_cost_and_the_effect_are_those_of_the_whole_model_under_that_edit(an
         n_sequences=len(tokens),
         context_size=tokens.shape[1],
     )
-    texts = neutral_texts(text, CONFIG, 0)[CONFIG.n_texts :]
+    texts = neutral_texts(text, CONFIG, 0)[1 + CONFIG.n_texts :]
     row = next(row for row in analyzed.features() if row["dial_verdict"])
     vector = row["dial_strength"] * row["max_activation"] * dictionary.W_dec[row["feature"]]
     edit = Edit(find_site(model.module, HOOK), Add(vector), ALL_BUT_FIRST)
@@ -138,22 +136,38 @@ def test_an_atlas_is_made_though_nothing_can_be_scored_and_says_why(tiny_run, tm
     assert f"not scored as dials: {why}" in capsys.readouterr().err
 
 
+def test_the_features_whose_tokens_rise_most_are_scored(tiny_run, tmp_path):
+    """Those of the few are what all of them say, on a text that nothing is measured on."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    asked = {"run": str(run), "dictionary": "strong", "n_contexts": 2}
+    few = sae.analyze(**asked, dials=replace(CONFIG, n_features=6)).features()
+    scored = {row["feature"]: row["dial_score"] for row in few if row["dial_verdict"]}
+    rows = sae.analyze(**asked, dials=replace(CONFIG, n_features=None)).features()
+    every = {row["feature"]: row["dial_score"] for row in rows if row["dial_verdict"]}
+    assert len(scored) == 6
+    others = [value for feature, value in every.items() if feature not in scored]
+    assert np.mean([every[feature] for feature in scored]) > np.mean(others)
+    # A feature's own figures do not depend on which others are scored.
+    assert scored == pytest.approx({feature: every[feature] for feature in scored}, abs=1e-4)
+
+
 # Texts and doses
 
 
 def test_neutral_texts_are_beginnings_of_different_documents():
     text = text_of()
     found = neutral_texts(text, CONFIG, 3)
-    assert found.shape == (4, 8)
+    assert found.shape == (5, 8)
     starts = found[:, 0].tolist()
-    assert len({*starts}) == 4
+    assert len({*starts}) == 5
     assert {*starts} <= {*(text.tokens.reshape(20, 16)[:, 0].tolist())}
     assert torch.equal(found, neutral_texts(text, CONFIG, 3))
     assert not torch.equal(found, neutral_texts(text, CONFIG, 4))
 
 
 def test_too_few_documents_are_refused_in_a_sentence():
-    with pytest.raises(UserError, match=r"has 3 documents with .* dials.n_texts=2 takes 4"):
+    with pytest.raises(UserError, match=r"has 3 documents with .* dials.n_texts=2 takes 5"):
         neutral_texts(text_of(3), CONFIG, 0)
 
 

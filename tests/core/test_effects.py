@@ -71,7 +71,8 @@ def test_a_figure_drawn_like_its_nulls_is_beyond_them_as_often_as_its_p_says():
     assert float(p.min()) == pytest.approx(1 / 33)
     assert float((p <= 1 / 33).double().mean()) == pytest.approx(1 / 33, abs=0.01)
     assert float(z_score(values, nulls).mean()) == pytest.approx(0, abs=0.1)
-    assert math.isnan(float(z_score(torch.ones(1), torch.ones(5, 1))[0]))
+    for equal in (torch.ones(5, 1), torch.full((32, 1), 0.1234567)):
+        assert math.isnan(float(z_score(torch.ones(1), equal)[0]))
 
 
 def test_random_directions_have_norm_one_and_favour_no_direction():
@@ -81,7 +82,9 @@ def test_random_directions_have_norm_one_and_favour_no_direction():
     assert torch.equal(drawn, random_directions(4000, 8, seed=3))
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(12, 1), (10, 8), (4, 8)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(12, 1), (3, 1), (2, 1), (10, 8), (4, 8), (3, 6), (2, 6)]
+)
 def test_intervals_cover_a_planted_effect_at_least_ninety_five_times_in_a_hundred(
     rows, columns
 ):
@@ -98,6 +101,14 @@ def test_intervals_cover_a_planted_effect_at_least_ninety_five_times_in_a_hundre
         covered += low <= 0.7 <= high
     # Three standard errors of 300 trials around 0.95, and no more than all.
     assert covered / 300 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 300)
+
+
+def test_a_table_of_one_row_is_as_sure_as_its_columns_alone():
+    values = torch.randn(9, generator=torch.Generator().manual_seed(0))
+    assert bootstrap_mean(values[None]) == bootstrap_mean(values)
+    # What is no number is left out with its row.
+    holed = torch.stack([values, values + 1, torch.full((9,), math.nan)])
+    assert bootstrap_mean(holed) == bootstrap_mean(holed[:2])
 
 
 def test_an_interval_shrinks_with_more_prompts_and_needs_two():

@@ -365,7 +365,7 @@ def test_steering_with_a_transcoder_adds_its_direction_where_it_writes(transcode
         dictionary=name,
         n_features=1,
         strengths=[0.0, 4.0],
-        prompts=["the river ran past"] * 4,
+        prompts=["the river", "ran past", "the mill", "she kept"],
         max_new_tokens=3,
     )
     (result,) = steered["features"]

@@ -49,7 +49,11 @@ def test_a_foreign_dictionary_goes_through_every_stage(run, foreign, tiny_model)
     assert 0 < figures.values["l0"] <= 7
     assert len(sae.analyze(run=str(run), dictionary="theirs").features()) == 48
     steered = sae.steer(
-        run=str(run), dictionary="theirs", n_features=1, prompts=["the"] * 4, max_new_tokens=2
+        run=str(run),
+        dictionary="theirs",
+        n_features=1,
+        prompts=["the river", "a mill", "she", "it was"],
+        max_new_tokens=2,
     )
     assert steered["features"][0]["feature"] < 48
     exported = sae.export(run=str(run), dictionary="theirs", format="sparsify")

@@ -88,7 +88,7 @@ def test_every_command_finds_the_model_from_another_working_directory(
         features=[live],
         strengths=[1.0],
         max_new_tokens=2,
-        prompts=["the cat ran"] * 4,
+        prompts=["the cat ran", "the river", "a mill", "it was"],
     )
     sae.export(**here, out=str(places / "out"))
     sae.cache_sample(cache=str(run / "cache.zarr"))

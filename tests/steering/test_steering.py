@@ -192,7 +192,7 @@ def test_nothing_to_steer_with_is_refused_before_a_model_is_loaded(
 ):
     monkeypatch.setattr("sae.steering.steer.recorded_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(UserError, match=sentence):
-        steer(SteerConfig(**settings), random_dictionary(), Rows(rows))
+        steer(SteerConfig(**settings), random_dictionary(), Rows(rows), SimpleNamespace())
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,10 @@ def test_prompts_that_leave_no_room_are_refused_before_anything_is_written(
 ):
     monkeypatch.setattr("sae.steering.written.generate", lambda *_: pytest.fail("wrote"))
     who = "the prompt" if n == 126 else "the prompt that tells of a feature"
-    asked = steered_run[0] | {"max_new_tokens": n, "prompts": ["the"] * 4}
+    asked = steered_run[0] | {
+        "max_new_tokens": n,
+        "prompts": ["the", "the old", "a mill", "it"],
+    }
     with pytest.raises(UserError, match=rf"^{who} has \d+ tokens and {n} .* reads 128 at once"):
         sae.steer(**asked)
 

@@ -21,9 +21,9 @@ from sae.steering.arms import BASELINES, VECTORS, difference_of_means, told
 from sae.steering.checks import Tried, check_dose, prompts_of_checks
 from sae.steering.curve import curve_of
 from sae.steering.generate import Sampling, SharedNoise
-from sae.steering.material import halves, prompts_of
+from sae.steering.material import contexts_of, halves, prompts_of
 from sae.steering.reading import Alone, Arms, costs, token_shifts
-from sae.steering.study import Studied
+from sae.steering.study import Studied, Study
 from sae.steering.summary import summarise
 from sae.steering.trial import FIGURES, Trial
 from sae.steering.written import Desk, Writer
@@ -109,7 +109,7 @@ def test_the_first_line_says_on_how_many_features_each_baseline_is_beaten(result
     said = capsys.readouterr().err
     headline = results["summary"]["headline"]
     assert f"steer: {headline}" in said
-    assert headline.startswith("Of 2 features, steering at a cost of at most 0.1 nats a token")
+    assert headline.startswith("Of 2 features, steering at doses chosen to cost at most 0.1")
     for row in results["summary"]["comparison"]:
         assert row["wins"] + row["losses"] + row["undecided"] == 2
 
@@ -150,14 +150,67 @@ def test_without_a_dose_at_that_cost_the_reason_is_told_and_the_rest_is_kept(run
 def test_too_few_prompts_for_two_halves_are_refused(model):
     with pytest.raises(UserError, match="prompts has 3, too few for a half to choose doses on"):
         prompts_of(model, PROMPTS[:3])
+    with pytest.raises(UserError, match="prompts has one twice"):
+        prompts_of(model, [*PROMPTS, PROMPTS[0]])
     assert halves([1, 2, 3, 4, 5]) == ([1, 3, 5], [2, 4])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"features": [5, 5]}, "features=5 is there twice"),
+        ({"strengths": [0.0, math.inf]}, "strengths=inf; give finite numbers"),
+        ({"max_cost": 0.0}, "max_cost=0.0"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(settings, said):
+    with pytest.raises(UserError, match=said):
+        sae.SteerConfig(**settings)
+
+
+def test_contexts_that_a_label_is_made_from_are_no_test_of_it(run, model):
+    atlas = Atlas(run / "atlas/strong")
+    some = [row["feature"] for row in atlas.features() if row["n_active"] > 20][:5]
+    found = contexts_of(atlas, model, some, 0)
+    texts = [*found.neutral.choosing, *found.neutral.reporting]
+    assert len(texts) == 12
+    for feature in some:
+        top = {tuple(ids.tolist()) for ids in found.learned[feature]}
+        assert top
+        assert not top & {tuple(ids.tolist()) for ids in found.concept[feature]}
+
+
+def test_a_killed_comparison_goes_on_where_it_stopped(run, results, tmp_path, monkeypatch):
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "steering/strong.json").unlink()
+    asked = {"run": str(copy), "dictionary": "strong", "n_features": 2, "prompts": PROMPTS}
+    asked |= {"max_new_tokens": 5}
+    of, studied = Study.of, []
+
+    def killed_at_the_second(self, feature):
+        if studied:
+            raise KeyboardInterrupt
+        studied.append(feature.number)
+        return of(self, feature)
+
+    monkeypatch.setattr(Study, "of", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        sae.steer(**asked)
+
+    def second_alone(self, feature):
+        assert feature.number not in studied
+        return of(self, feature)
+
+    monkeypatch.setattr(Study, "of", second_alone)
+    assert sae.steer(**asked) == results
+    assert not [*(copy / "steering").glob(".*.work")]
 
 
 def test_too_little_neutral_text_is_refused(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     off = sae.DialConfig(n_features=0)
     sae.analyze(run=str(run), dictionary="strong", n_silent=0, dials=off)
-    with pytest.raises(UserError, match=r"holds 0 silent contexts, and 12 .* n_silent=4"):
+    with pytest.raises(UserError, match=r"holds 0 sequences with a silent .* and 12 are read"):
         sae.steer(run=str(run), dictionary="strong", n_features=1)
 
 
@@ -283,8 +336,8 @@ def test_wins_losses_and_what_cannot_be_told_apart_are_counted():
     for row in found["comparison"]:
         assert (row["wins"], row["losses"], row["undecided"]) == (2, 1, 2)
     assert found["headline"].startswith(
-        "Of 5 features, steering at a cost of at most 0.1 nats a token beats the plain prompt "
-        "on 2 and loses to it on 1; the difference of means on 2"
+        "Of 5 features, steering at doses chosen to cost at most 0.1 nats a token beats the "
+        "plain prompt on 2 and loses to it on 1; the difference of means on 2"
     )
     assert found["headline"].endswith("1 had no dose at that cost.")
     assert found["arms"][0]["n_features"] == 4

@@ -88,7 +88,7 @@ def dials(atlas: AtlasRecord | None) -> str:
         said += (
             ": they make the tokens that they promote at least twice as likely, and raise "
             f"them more than any of {atlas.n_nulls} random directions and {atlas.n_nulls} "
-            f"random features at equal cost, which about {chance} would by chance"
+            f"random features at equal cost, as at most about {chance} would by chance"
         )
     if atlas.n_dials and atlas.median_dial_cost is not None and atlas.max_cost is not None:
         said += (

@@ -1,0 +1,71 @@
+"""What a killed comparison had found, so that it is not found again."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae.base import UserError, read_json, write_json
+from sae.steering.study import Studied
+from sae.steering.trial import Trial
+
+
+class Kept:
+    """A folder with a file for each feature. Of other settings than `owner` it starts empty."""
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        self.folder, whose = folder, folder / "owner.json"
+        if _read(whose) != owner:
+            shutil.rmtree(folder, ignore_errors=True)
+            write_json(whose, owner)
+
+    def once(self, feature: int, compute: Callable[[], Studied]) -> Studied:
+        """Return what is kept of a feature, or find it and keep it."""
+        path = self.folder / f"{feature}.json"
+        found = _read(path)
+        if found is None:
+            studied = compute()
+            write_json(path, _to_json(studied))
+            return studied
+        trials = [
+            Trial(
+                one["arm"],
+                one["strength"],
+                one["operating"],
+                {name: _numbers(values) for name, values in one["figures"].items()},
+            )
+            for one in found["trials"]
+        ]
+        return Studied(trials, found["about"])
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except UserError:
+        # Missing or damaged: then it is found again.
+        return None
+
+
+def _to_json(studied: Studied) -> dict[str, Any]:
+    trials = [
+        {
+            "arm": trial.arm,
+            "strength": trial.strength,
+            "operating": trial.operating,
+            # JSON has no word for what is no number.
+            "figures": {
+                name: [None if math.isnan(value) else value for value in values.tolist()]
+                for name, values in trial.figures.items()
+            },
+        }
+        for trial in studied.trials
+    ]
+    return {"trials": trials, "about": studied.about}
+
+
+def _numbers(values: list[float | None]) -> torch.Tensor:
+    return torch.tensor([torch.nan if value is None else value for value in values])
