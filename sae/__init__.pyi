@@ -7,6 +7,7 @@ from typing import Any, overload
 from torch import Tensor
 
 from sae.analysis.analyze import AnalyzeConfig as AnalyzeConfig
+from sae.analysis.dials import DialConfig as DialConfig
 from sae.architectures.base import ArchitectureConfig
 from sae.architectures.jumprelu import JumpReLUConfig as JumpReLUConfig
 from sae.architectures.penalised import GatedConfig as GatedConfig
@@ -49,7 +50,7 @@ from sae.models.load import ModelConfig as ModelConfig
 from sae.publishing.plan import ExportConfig as ExportConfig
 from sae.rows.dataset import ActivationDataset as ActivationDataset
 from sae.rows.reading import Reading
-from sae.steering.steer import SteerConfig as SteerConfig
+from sae.steering.config import SteerConfig as SteerConfig
 from sae.text.source import DataConfig as DataConfig
 from sae.training.checkpoint import CheckpointConfig as CheckpointConfig
 from sae.training.config import SweepConfig as SweepConfig
@@ -163,6 +164,7 @@ def analyze(
     n_silent: int = 4,
     context_radius: int = 16,
     n_logits: int = 10,
+    dials: DialConfig = ...,
     seed: int = 0,
     device: str = "auto",
 ) -> Atlas:
@@ -190,7 +192,7 @@ def serve(
 def steer(
     config: SteerConfig,
     /,
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Turn features of a dictionary up and down while the model writes."""
 
 @overload
@@ -200,13 +202,18 @@ def steer(
     dictionary: str | None = None,
     features: list[int] = ...,
     n_features: int = 4,
-    strengths: list[float] = ...,
+    strengths: list[float] | None = None,
+    max_cost: float = 0.1,
     prompts: list[str] = ...,
+    reworded: list[str] = ...,
+    vocabulary: str | None = None,
+    target: float = 0.05,
+    n_suppressed: int = 64,
     max_new_tokens: int = 32,
     temperature: float = 0.7,
     seed: int = 0,
     device: str = "auto",
-) -> list[dict[str, Any]]:
+) -> dict[str, Any]:
     """Turn features of a dictionary up and down while the model writes."""
 
 @overload

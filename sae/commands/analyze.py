@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae.analysis.analyze import Analysis, AnalyzeConfig
+from sae.analysis.dials import DialConfig
 from sae.analysis.work import Work
 from sae.atlas import Atlas, AtlasRecord, Labels, read_labels, replace_atlas
 from sae.base import say
@@ -16,7 +17,7 @@ from sae.run import Run, make
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["AnalyzeConfig", "run"]
+__all__ = ["AnalyzeConfig", "DialConfig", "run"]
 
 
 def run(config: AnalyzeConfig) -> Atlas:

@@ -11,7 +11,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from sae.analysis.dials import DialConfig
 from sae.architectures import StandardConfig
 from sae.base import (
     UserError,
@@ -24,7 +23,7 @@ from sae.base import (
     write_json,
 )
 from sae.commands import analyze, eval, export, harvest, steer, train
-from sae.commands.analyze import AnalyzeConfig
+from sae.commands.analyze import AnalyzeConfig, DialConfig
 from sae.commands.eval import EvalConfig
 from sae.commands.export import ExportConfig
 from sae.commands.harvest import HarvestConfig

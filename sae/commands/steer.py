@@ -7,8 +7,10 @@ from sae.atlas import Atlas
 from sae.base import digest, is_whole, plain, read_object, require, say, write_json
 from sae.pages.steering_picture import draw_steering
 from sae.run import Run, make
+from sae.steering.choose import check_causal
+from sae.steering.config import SteerConfig
 from sae.steering.kept import Kept
-from sae.steering.steer import SteerConfig, check_causal, steer
+from sae.steering.steer import steer
 from sae.steering.words import read_words
 
 __all__ = ["SteerConfig", "run"]

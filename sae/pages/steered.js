@@ -187,31 +187,24 @@ function tokenPattern(tokens) {
   return words.length ? new RegExp(`(?<![\\p{L}\\p{N}])(${words.join("|")})(?![\\p{L}\\p{N}])`, "giu") : null;
 }
 
-/* The doses, a random direction beside the feature; then each other baseline at its operating point. */
+/* The feature's doses, then each baseline at its operating point. */
 function doseRows(entry, samples, words) {
   const of = (direction, strength) =>
     samples.find((one) => one.direction === direction && one.strength === strength);
-  const cell = (sample, direction, kind) =>
-    h("p", { class: kind }, h("span", { class: "only-small" }, titleOf(direction)), writing(sample, words));
-  const swept = samples.filter((one) => ["feature", "random_direction"].includes(one.direction));
-  const strengths = [...new Set(swept.map((one) => one.strength))].sort((a, b) => a - b);
-  const most = Math.max(...strengths.map(Math.abs), 1);
-  const rows = strengths.flatMap((strength) => {
-    if (strength === 0)
+  const strengths = samples.filter((one) => one.direction === "feature").map((one) => one.strength);
+  const most = Math.max(...strengths.map(Math.abs), 1e-9);
+  const rows = strengths
+    .sort((a, b) => a - b)
+    .flatMap((strength) => {
+      const kind = strength ? "" : "base";
+      const tint = `color-mix(in srgb, ${strength > 0 ? "var(--accent)" : "var(--c1)"} ${30 + (70 * Math.abs(strength)) / most}%, transparent)`;
+      const operating = strength === entry.operating_strength ? h("small", {}, "operating dose") : null;
       return [
-        h("p", { class: "dose base" }, "0"),
-        h("p", { class: "base wide" }, h("b", {}, "Unsteered. "), writing(of("feature", 0), words)),
+        h("p", { class: `dose ${kind}`, "--tint": strength ? tint : null }, strength ? dose(strength) : "0", operating),
+        h("p", { class: kind || null }, strength ? null : h("b", {}, "Unsteered. "), writing(of("feature", strength), words)),
       ];
-    const tint = `color-mix(in srgb, ${strength > 0 ? "var(--accent)" : "var(--c1)"} ${30 + (70 * Math.abs(strength)) / most}%, transparent)`;
-    const operating = strength === entry.operating_strength ? h("small", {}, "operating dose") : null;
-    return [
-      h("p", { class: "dose", "--tint": tint }, dose(strength), operating),
-      cell(of("feature", strength), "feature", ""),
-      cell(of("random_direction", strength), "random_direction", "baseline"),
-    ];
-  });
-  // What a random direction wrote stands above.
-  const others = armsOf(entry).filter(([direction]) => !["feature", "random_direction"].includes(direction));
+    });
+  const others = armsOf(entry).filter(([direction]) => direction !== "feature");
   const baselines = others.flatMap(([direction, found]) => {
     const { strength } = found.find((one) => one.operating) ?? {};
     const sample = of(direction, strength ?? null);
@@ -222,18 +215,11 @@ function doseRows(entry, samples, words) {
         visible(titleOf(direction)),
         known(strength) ? h("small", {}, dose(strength)) : null,
       ),
-      h("p", { class: "wide", title: sample ? null : "No text was written here." }, writing(sample, words)),
+      h("p", { title: sample ? null : "No text was written here." }, writing(sample, words)),
     ];
   });
-  return h(
-    "div",
-    { class: "doses" },
-    ["Strength", titleOf("feature"), titleOf("random_direction")].map((text) =>
-      h("p", { class: "head" }, visible(text)),
-    ),
-    rows,
-    baselines,
-  );
+  const head = ["Strength", titleOf("feature")].map((text) => h("p", { class: "head" }, visible(text)));
+  return h("div", { class: "doses" }, head, rows, baselines);
 }
 
 function drawSteered(entry) {

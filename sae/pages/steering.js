@@ -43,7 +43,7 @@ const MEASURES = [
     "round_trip",
     "Round trip",
     percent,
-    "Mean activation of the feature on the text that was written, read by the unsteered model, as a share of its largest activation.",
+    "Highest activation of the feature on the text that was written, read by the unsteered model, as a share of its largest activation.",
   ],
   [
     "kl",

@@ -1,7 +1,6 @@
 """What steering with a feature is compared with: each arm of the comparison, and its title."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +12,6 @@ from sae.edits.copies import Copies
 from sae.edits.positions import EVERYWHERE
 from sae.models import Site, read_activations
 from sae.steering.material import Ids
-from sae.text.token_texts import BYTE
 
 VECTORS = {
     "feature": "This feature",
@@ -32,14 +30,6 @@ BASELINES = {
 }
 """What a feature is to beat."""
 TITLES = VECTORS | BASELINES | {"unsteered": "Unsteered"}
-
-
-def told(row: dict[str, Any], against: bool = False) -> str:
-    """Return what one would write instead of steering, or what is to hold out against it."""
-    shown = row["top_logit_tokens"]
-    words = [token.strip() for token in shown if token.strip() and not BYTE.search(token)]
-    says = "says nothing about" if against else "is about"
-    return f"The following text {says} {', '.join(words[:5])}.\n\n"
 
 
 def difference_of_means(

@@ -1,4 +1,4 @@
-"""Whether a dose that works on some prompts holds where they are put differently.
+"""Whether a dose does more than chance, and holds where prompts are put differently.
 
 These are three ways in which control turned out to be an illusion (FaithSteer-Bench 2026):
 other wordings, another format, and an instruction against it.
@@ -9,16 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae.base import UserError
 from sae.core.bootstrap import Interval, bootstrap_mean
+from sae.core.nulls import random_directions, rank_p, z_score
 from sae.models import LanguageModel
 from sae.steering.generate import prompt_ids
 from sae.steering.material import Ids
 from sae.steering.writing import chat_ids
 
+N_NULLS = 32
+"""Random directions, and random features, that the chosen dose is set beside."""
 _KEPT = 0.5
 """Share of the effect that has to be left for a dose to hold."""
 _TITLES = {
@@ -110,3 +114,24 @@ def _told(shift: Interval, kept: float | None, *, holds: bool) -> str:
     if not shift.low > 0:
         return "The shift cannot be told from none there."
     return f"{kept:.0%} of the shift is left there{'' if holds else ', less than half'}."
+
+
+def nulls_of(
+    vector: Float[Tensor, " d_out"], others: Float[Tensor, "other d_out"], seed: int
+) -> Float[Tensor, "null d_out"]:
+    """Return random directions, then the directions of other features, as long as a vector."""
+    norm = torch.linalg.vector_norm(vector)
+    directions = random_directions(N_NULLS, len(vector), seed)
+    found: Tensor = norm * torch.cat([directions, torch.nn.functional.normalize(others)])
+    return found
+
+
+def beside_chance(value: Float[Tensor, ""], found: Float[Tensor, " null"]) -> dict[str, Any]:
+    """Return mean, z and rank-p of random directions and of random features, see `nulls_of`."""
+    about: dict[str, Any] = {"n": N_NULLS, "n_features": len(found) - N_NULLS}
+    for kind, nulls in (("direction", found[:N_NULLS]), ("feature", found[N_NULLS:])):
+        z = float(z_score(value[None], nulls[:, None])[0])
+        about[f"{kind}_mean"] = float(nulls.mean())
+        about[f"{kind}_z"] = z if math.isfinite(z) else None
+        about[f"{kind}_p"] = float(rank_p(value[None], nulls[:, None])[0])
+    return about

@@ -16,6 +16,7 @@ from sae.atlas import Atlas
 from sae.base import require
 from sae.models import LanguageModel
 from sae.steering.generate import prompt_ids
+from sae.text.token_texts import BYTE
 
 Ids = Int[Tensor, " position"]
 T = TypeVar("T")
@@ -141,3 +142,11 @@ def prompts_of(model: LanguageModel, prompts: Sequence[str]) -> Halves:
             f"the prompt {prompt!r} has one token, and the first is never steered; write more",
         )
     return Halves(*halves(found))
+
+
+def told(row: dict[str, Any], against: bool = False) -> str:
+    """Return what one would write instead of steering, or what is to hold out against it."""
+    shown = row["top_logit_tokens"]
+    words = [token.strip() for token in shown if token.strip() and not BYTE.search(token)]
+    says = "says nothing about" if against else "is about"
+    return f"The following text {says} {', '.join(words[:5])}.\n\n"

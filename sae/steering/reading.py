@@ -61,7 +61,9 @@ class Arms:
             yield part.plain, other.log_probs(self.copies, text, n_read)
 
 
-def token_shifts(arms: Arms, texts: Sequence[Ids], own: Int[Tensor, " token"]) -> Tensor:
+def token_shifts(
+    arms: Arms, texts: Sequence[Ids], own: Int[Tensor, " token"]
+) -> Float[Tensor, "arm text"]:
     """Return how far arms move log p(the next token is an own one) after prompts, (arm, text).
 
     It is the change against the model left alone, in nats.

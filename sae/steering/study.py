@@ -1,6 +1,5 @@
 """Steering with one feature beside its baselines: chosen on one half, reported on the other."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,12 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.base import require
-from sae.core.bootstrap import bootstrap_mean
-from sae.core.nulls import random_directions, rank_p, z_score
-from sae.edits import Edit
 from sae.edits.copies import strengths_at_cost
 from sae.steering.arms import VECTORS, difference_of_means, reconstruction
-from sae.steering.checks import Tried, check_dose
+from sae.steering.checks import Tried, beside_chance, check_dose, nulls_of
 from sae.steering.curve import curve_of
 from sae.steering.generate import Sampling, random_direction, unit_dose
 from sae.steering.material import Contexts, Halves, Ids
@@ -30,9 +26,6 @@ _AIM = 0.8
 little more or less on the other."""
 _FIRST_NORM, _MOST_NORM = 0.25, 2.0
 """Norms, over the mean norm of the activations, of the first try and of the largest dose."""
-N_NULLS = 32
-"""Random directions, and random features, that the chosen dose is set beside."""
-
 Doses = dict[str, list[float]]
 """Strengths of each arm that adds a vector."""
 
@@ -106,7 +99,7 @@ class Study:
         trials, samples = self._written(feature, units, trials)
         found = Studied(trials, {})
         if (mine := found.operating("feature")) is not None:
-            shift = bootstrap_mean(mine.figures["shift"])
+            shift = interval_of("shift", mine.figures["shift"])
             if shift.low <= 0 <= shift.high:
                 told += " On the reporting half its effect cannot be told from noise."
         about = {
@@ -224,16 +217,14 @@ class Study:
             trials.append(Trial("wrong_sign", -chosen["feature"], operating=True))
             vectors.append(-chosen["feature"] * units["feature"])
         trials += [Trial(arm, None, operating=True) for arm in ("prompt", "reconstruction")]
-        others = Alone(before=feature.told), Alone((self._spliced(),))
+        desk = self.desk
+        spliced = reconstruction(desk.dictionary, desk.reads, desk.copies.site, [True])
+        others = Alone(before=feature.told), Alone((spliced,))
         figures = self._figures(self._arms(torch.stack(vectors), others), feature)
         return [
             replace(trial, figures=dict(zip(READ, own, strict=True)))
             for trial, own in zip(trials, figures, strict=True)
         ]
-
-    def _spliced(self) -> Edit:
-        desk = self.desk
-        return reconstruction(desk.dictionary, desk.reads, desk.copies.site, [True])
 
     def _figures(self, arms: Arms, feature: Feature) -> list[tuple[Tensor, ...]]:
         """Return the figures `READ` of each arm."""
@@ -294,23 +285,10 @@ class Study:
         """Set the shift beside random directions and random features of equal norm."""
         if mine is None or mine.strength is None:
             return None
-        norm = torch.linalg.vector_norm(mine.strength * units["feature"])
-        directions = random_directions(
-            N_NULLS, len(units["feature"]), self.seed + feature.number
-        )
-        others = torch.nn.functional.normalize(
-            self.desk.dictionary.W_dec[[*feature.others]].float().cpu(), dim=1
-        )
-        arms = self._arms(norm * torch.cat([directions, others]))
-        found = token_shifts(arms, self.prompts.reporting, feature.own).mean(1)
-        value = mine.figures["shift"].mean()[None]
-        about: dict[str, Any] = {"n": N_NULLS, "n_features": len(others)}
-        for kind, nulls in (("direction", found[:N_NULLS]), ("feature", found[N_NULLS:])):
-            about[f"{kind}_mean"] = float(nulls.mean())
-            z = float(z_score(value, nulls[:, None])[0])
-            about[f"{kind}_z"] = z if math.isfinite(z) else None
-            about[f"{kind}_p"] = float(rank_p(value, nulls[:, None])[0])
-        return about
+        others = self.desk.dictionary.W_dec[[*feature.others]].float().cpu()
+        vectors = nulls_of(mine.strength * units["feature"], others, self.seed + feature.number)
+        found = token_shifts(self._arms(vectors), self.prompts.reporting, feature.own)
+        return beside_chance(mine.figures["shift"].mean(), found.mean(1))
 
     def _curve(self, trials: Sequence[Trial]) -> dict[str, Any]:
         of = [trial for trial in trials if trial.arm == "feature"]

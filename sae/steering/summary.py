@@ -7,14 +7,22 @@ import torch
 from torch import Tensor
 
 from sae.core.bootstrap import bootstrap_mean
+from sae.steering import vocabulary
 from sae.steering.arms import BASELINES, TITLES
 from sae.steering.study import Studied
 from sae.steering.trial import FIGURES, difference, interval_of
 
-MEASURE = "round_trip"
-"""The figure that decides: the text is read by the model left alone, so that a baseline that
-touches nothing inside the model can be compared, and raising tokens alone does not pass."""
-_COMPARED = ("round_trip", "shift", "gain")
+MEASURE = "shift"
+"""The figure that comes first: it is what doses were chosen by, and the surest."""
+_COMPARED = ("shift", "round_trip", "gain")
+_LIMITS = {
+    "unlimited": "Unlimited",
+    "mask": "Mask: other words get no probability",
+    "controller": "Controller to a target rate",
+    "suppressed": "Features that promote other words held at 0",
+    "random": "As many random features held at 0",
+}
+"""Titles of limits on words."""
 _ARTICLES = dict.fromkeys(("prompt", "wrong_sign", "difference_of_means"), "the ")
 _ARTICLES["reconstruction"] = ""
 
@@ -27,7 +35,7 @@ def summarise(studied: Sequence[Studied], max_cost: float) -> dict[str, Any]:
         for figure in _COMPARED
     }
     return {
-        "headline": _headline(compared[MEASURE], len(studied), n_without, max_cost),
+        "headline": _headline(compared, len(studied), n_without, max_cost),
         "max_cost": max_cost,
         "measure": MEASURE,
         "n_features": len(studied),
@@ -85,20 +93,25 @@ def _arm(studied: Sequence[Studied], arm: str) -> dict[str, Any]:
 
 
 def _headline(
-    compared: Sequence[dict[str, Any]], n: int, n_without: int, max_cost: float
+    compared: dict[str, list[dict[str, Any]]], n: int, n_without: int, max_cost: float
 ) -> str:
     """Say first on how many features steering beats each baseline, and on how many it loses."""
-    parts = [
-        f"{_named(one['baseline'])} on {one['wins']} and loses to it on {one['losses']}"
-        for one in compared
-    ]
     if n == 0:
         return "No feature was steered with."
     several = "features" if n != 1 else "feature"
+
+    def counts(figure: str) -> str:
+        return ", ".join(
+            f"{_named(one['baseline'])} on {one['wins']} and {one['losses']}"
+            for one in compared[figure]
+        )
+
     told = (
-        f"Of {n} {several}, steering at doses chosen to cost at most {max_cost:g} nats a token "
-        f"beats "
-        f"{'; '.join(parts)}; on the others the two cannot be told apart."
+        f"Of {n} {several}, at doses chosen to cost at most {max_cost:g} nats a token, "
+        f"steering wins and loses against {counts('shift')}, by how far the feature's own "
+        "tokens move; "
+        "by how strongly the feature is found in the written text, against "
+        f"{counts('round_trip')}. On the others the two cannot be told apart."
     )
     if n_without:
         told += f" {n_without} had no dose at that cost."
@@ -109,3 +122,17 @@ def _named(baseline: str) -> str:
     title = BASELINES[baseline]
     article = _ARTICLES.get(baseline, "a ")
     return f"{article}{title[0].lower()}{title[1:]}"
+
+
+def told_of_limits(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what `limit_vocabulary` found with intervals over prompts in place of lists."""
+    arms = []
+    for row in found["arms"]:
+        figures = {
+            key: torch.tensor(row[key], dtype=torch.float64) for key in vocabulary.FIGURES
+        }
+        # Of its logarithm the mean is the geometric one.
+        figures["perplexity"] = figures.pop("log_perplexity")
+        told = {key: interval_of(key, values).to_json() for key, values in figures.items()}
+        arms.append({"arm": row["arm"], "title": _LIMITS[row["arm"]], "figures": told})
+    return {**found, "arms": arms}

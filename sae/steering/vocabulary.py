@@ -24,7 +24,6 @@ from sae.steering.generate import (
 from sae.steering.limits import GAIN, Controller, Limiter
 from sae.steering.repetition import commonest_share, distinct_2, longest_repeat
 from sae.steering.suppression import CRITERION, choose_suppressed, divergence, held_at_zero
-from sae.steering.trial import interval_of
 from sae.steering.words import Words, read_words, token_texts
 from sae.steering.writing import Ids, checked_prompt_ids
 
@@ -108,8 +107,7 @@ def limit_vocabulary(
         UserError: for words that cannot be read or written, a model that writes nothing, a
             temperature of 0, and prompts that are missing, empty or too long.
     """
-    config.check_temperature(sampling.temperature)
-    ids = _checked_ids(model, prompts, sampling)
+    ids = _checked_ids(config, model, prompts, sampling)
     allowed = read_words(config.vocabulary)
     words = Words(allowed, token_texts(model))
     edits, suppression = _suppression(config, model, dictionary, features, words, sampling)
@@ -139,8 +137,11 @@ def limit_vocabulary(
     }
 
 
-def _checked_ids(model: LanguageModel, prompts: Sequence[str], sampling: Sampling) -> list[Ids]:
+def _checked_ids(
+    config: VocabularyConfig, model: LanguageModel, prompts: Sequence[str], sampling: Sampling
+) -> list[Ids]:
     """Return the ids of each prompt, if a limited text can be written after all."""
+    config.check_temperature(sampling.temperature)
     check_writes(model)
     require(bool(prompts), "there are no prompts; give beginnings to continue")
     ids = [checked_prompt_ids(model, prompt) for prompt in prompts]
@@ -241,24 +242,3 @@ def _logits(
     with torch.inference_mode(), edited(model.module, edits):
         logits: Tensor = model.module(torch.cat([prompts, new], 1), use_cache=False).logits
     return logits[:, prompts.shape[1] - 1 : -1].float()
-
-
-_TITLES = {
-    "unlimited": "Unlimited",
-    "mask": "Mask: other words get no probability",
-    "controller": "Controller to a target rate",
-    "suppressed": "Features that promote other words held at 0",
-    "random": "As many random features held at 0",
-}
-
-
-def told_of_limits(found: dict[str, Any]) -> dict[str, Any]:
-    """Return what `limit_vocabulary` found with intervals over prompts in place of lists."""
-    arms = []
-    for row in found["arms"]:
-        figures = {key: torch.tensor(row[key], dtype=torch.float64) for key in FIGURES}
-        # Of its logarithm the mean is the geometric one.
-        figures["perplexity"] = figures.pop("log_perplexity")
-        told = {key: interval_of(key, values).to_json() for key, values in figures.items()}
-        arms.append({"arm": row["arm"], "title": _TITLES[row["arm"]], "figures": told})
-    return {**found, "arms": arms}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sae.dictionary import Dictionary
 from sae.edits import ALL_BUT_FIRST, Add, Edit
 from sae.edits.copies import Copies
-from sae.models import Site
+from sae.models import LanguageModel, Site, locate
 from sae.models.calls import hooked
 from sae.steering.arms import reconstruction
 from sae.steering.generate import Sampling, SharedNoise, continued_texts, generate
@@ -38,6 +38,14 @@ class Desk:
     copies: Copies
     dictionary: Dictionary
     reads: Site
+
+    @classmethod
+    def of(cls, model: LanguageModel, dictionary: Dictionary) -> "Desk":
+        """Return the desk of a model and one of its dictionaries."""
+        write, read = dictionary.writes[0], dictionary.reads[0]
+        copies = Copies(model, locate(model.module, write.place), write.normalisation)
+        moved = dictionary.to(model.device)
+        return cls(copies, moved, locate(model.module, read.place))
 
     def write(
         self, writers: Sequence[Writer], prompts: Sequence[Ids], sampling: Sampling

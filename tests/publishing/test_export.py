@@ -386,7 +386,7 @@ def test_the_card_says_how_many_features_are_dials_at_what_cost_and_how_many_are
         "Of 512 features that were scored by what they do to the model's output, 143 are "
         "dials: they make the tokens that they promote at least twice as likely, and raise "
         "them more than any of 24 random directions and 24 random features at equal cost, "
-        "which about 10 would by chance; their recommended "
+        "as at most about 10 would by chance; their recommended "
         "doses cost 0.041 nats a token of KL on neutral text (median, 0.05 were allowed)."
     )
     few = card_of({"sae_atlas": OURS}, atlas=replace(SCORED, n_scored=20, n_dials=0))

@@ -15,6 +15,7 @@ from sae.base.errors import UserError
 from sae.edits import edited
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
+from sae.steering.config import SteerConfig
 from sae.steering.generate import (
     Sampling,
     generate,
@@ -26,7 +27,7 @@ from sae.steering.generate import (
     with_baseline,
 )
 from sae.steering.material import prompts_of
-from sae.steering.steer import SteerConfig, steer
+from sae.steering.steer import steer
 from sae.text.packing import Marks
 
 HOOK = "blocks.1.hook_resid_post"

@@ -17,11 +17,11 @@ from sae.core.bootstrap import Interval
 from sae.edits.copies import Copies
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
-from sae.steering.arms import BASELINES, VECTORS, difference_of_means, told
+from sae.steering.arms import BASELINES, VECTORS, difference_of_means
 from sae.steering.checks import Tried, check_dose, prompts_of_checks
 from sae.steering.curve import curve_of
 from sae.steering.generate import Sampling, SharedNoise
-from sae.steering.material import contexts_of, halves, prompts_of
+from sae.steering.material import contexts_of, halves, prompts_of, told
 from sae.steering.reading import Alone, Arms, costs, token_shifts
 from sae.steering.study import Studied, Study
 from sae.steering.summary import summarise
@@ -109,7 +109,7 @@ def test_the_first_line_says_on_how_many_features_each_baseline_is_beaten(result
     said = capsys.readouterr().err
     headline = results["summary"]["headline"]
     assert f"steer: {headline}" in said
-    assert headline.startswith("Of 2 features, steering at doses chosen to cost at most 0.1")
+    assert headline.startswith("Of 2 features, at doses chosen to cost at most 0.1 nats")
     for row in results["summary"]["comparison"]:
         assert row["wins"] + row["losses"] + row["undecided"] == 2
 
@@ -159,7 +159,6 @@ def test_too_few_prompts_for_two_halves_are_refused(model):
     ("settings", "said"),
     [
         ({"features": [5, 5]}, "features=5 is there twice"),
-        ({"strengths": [0.0, math.inf]}, "strengths=inf; give finite numbers"),
         ({"max_cost": 0.0}, "max_cost=0.0"),
     ],
 )
@@ -333,12 +332,14 @@ def test_wins_losses_and_what_cannot_be_told_apart_are_counted():
         studied(noise),
     ]
     found = summarise([*several, Studied([], {})], 0.1)
-    for row in found["comparison"]:
+    for row in found["comparison_by"]["round_trip"]:
         assert (row["wins"], row["losses"], row["undecided"]) == (2, 1, 2)
+    assert found["comparison"] == found["comparison_by"]["shift"]
     assert found["headline"].startswith(
-        "Of 5 features, steering at doses chosen to cost at most 0.1 nats a token beats the "
-        "plain prompt on 2 and loses to it on 1; the difference of means on 2"
+        "Of 5 features, at doses chosen to cost at most 0.1 nats a token, steering wins and "
+        "loses against the plain prompt on 0 and 0, the difference of means on 0 and 0, "
     )
+    assert "in the written text, against the plain prompt on 2 and 1" in found["headline"]
     assert found["headline"].endswith("1 had no dose at that cost.")
     assert found["arms"][0]["n_features"] == 4
     assert math.isfinite(found["arms"][0]["figures"]["round_trip"]["low"])

@@ -1,0 +1,126 @@
+"""What steering with features of a dictionary is asked for."""
+
+from dataclasses import dataclass, field
+
+from sae.base import require, require_at_least
+from sae.steering.generate import Sampling
+from sae.steering.vocabulary import VocabularyConfig
+
+
+def _prompts() -> list[str]:
+    return [
+        "I went for a walk and",
+        "The most important thing is",
+        "She opened the letter:",
+        "When we arrived at the house,",
+        "My brother told me that",
+        "In the second half of the year",
+        "The article begins with",
+        "He looked at the table and saw",
+        "One of the reasons is that",
+        "After dinner they talked about",
+        "The first chapter describes",
+        "It was early in the morning when",
+    ]
+
+
+def _reworded() -> list[str]:
+    return [
+        "What matters more than anything else is",
+        "As soon as we got to the building,",
+        "During the last six months",
+        "He glanced over at the desk and noticed",
+        "Once they had eaten, the conversation turned to",
+        "The sun was hardly up when",
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SteerConfig:
+    """Turn features of a dictionary up and down while the model writes.
+
+    The texts are measured beside those with a random direction, and with a plain prompt.
+    """
+
+    run: str = "runs/default"
+    """Folder of the run; results go to `{run}/steering/{dictionary}.json`."""
+    dictionary: str | None = None
+    """Name of the dictionary, which needs an atlas; may be left out if the run has one
+    alone."""
+    features: list[int] = field(default_factory=list)
+    """Features to steer with; by default some are chosen, and the results say how."""
+    n_features: int = 4
+    """Number of features to choose, where none are given."""
+    strengths: list[float] | None = None
+    """Doses, as multiples of a feature's highest activation; 0 is the unsteered model. By
+    default nine of both signs, around the dose that costs `max_cost`."""
+    max_cost: float = 0.1
+    """What a chosen dose may cost: KL from the unsteered model's next-token probabilities on
+    neutral text, nats a token. 0.1 is about a tenth more perplexity."""
+    prompts: list[str] = field(default_factory=_prompts)
+    """Beginnings of texts, which the model continues: on every second one from the first on
+    doses are chosen, on the others they are reported."""
+    reworded: list[str] = field(default_factory=_reworded)
+    """Other wordings of prompts, on which the chosen dose is to hold."""
+    vocabulary: str | None = None
+    """Text file of words that alone are allowed: several limits on what the model writes are
+    compared as well. `n_features=0` compares nothing else."""
+    target: float = 0.05
+    """Share of tokens outside the vocabulary that a controller is to keep to, on average."""
+    n_suppressed: int = 64
+    """Number of features to hold at 0, of those that promote tokens outside the vocabulary."""
+    max_new_tokens: int = 32
+    """Number of tokens that the model writes."""
+    temperature: float = 0.7
+    """Temperature of sampling; 0 takes the likeliest token every time."""
+    seed: int = 0
+    """Seed of sampling and of the random directions."""
+    device: str = "auto"
+    """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
+    one."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.strengths is None or bool(self.strengths),
+            "strengths is empty; give doses such as [-1,0,1], or null for nine of them",
+        )
+        require(
+            bool(self.prompts) and all(p.strip() for p in [*self.prompts, *self.reworded]),
+            "prompts is empty, or it or reworded holds an empty one; give beginnings to "
+            "continue",
+        )
+        for feature in self.features:
+            require(
+                self.features.count(feature) == 1,
+                f"features={feature} is there twice; give each once",
+            )
+        require(0 < self.max_cost < 100, f"max_cost={self.max_cost}; give a number above 0")
+        least = 0 if self.vocabulary else 1
+        require_at_least(self, max_new_tokens=1, n_features=least, temperature=0)
+        if self.limits is not None:
+            self.limits.check_temperature(self.temperature)
+
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return how many to choose, where features are given, and what limits alone use."""
+        idle: dict[str, str | None] = {"n_features": "features=[]"} if self.features else {}
+        if self.vocabulary is None:
+            idle |= dict.fromkeys(("target", "n_suppressed"), "vocabulary=FILE")
+        elif not self.n_features and not self.features:
+            idle |= dict.fromkeys(("strengths", "max_cost", "reworded"), "n_features=1")
+        return idle
+
+    @property
+    def limits(self) -> VocabularyConfig | None:
+        """The words that are allowed and how they are kept to, if all are not."""
+        if self.vocabulary is None:
+            return None
+        return VocabularyConfig(
+            vocabulary=self.vocabulary, target=self.target, n_features=self.n_suppressed
+        )
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the texts are drawn."""
+        return Sampling(
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed
+        )
