@@ -39,9 +39,12 @@ TRAINED = {"training_tokens": 12_800, "train_batch_size_tokens": 128}
 def machine() -> str:
     """What decides in which order floating-point numbers are added."""
     facts = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    vendor = next((line.split()[-1] for line in facts.splitlines() if "vendor" in line), "?")
+    lines = [line.partition(":") for line in facts.splitlines()]
+    told = {name.strip(): value.strip() for name, _, value in reversed(lines)}
+    # Of one maker with one set of instructions, families still add in orders of their own.
+    which = [told.get(name, "?") for name in ("vendor_id", "cpu family", "model")]
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} {vendor} {capability} torch {torch.__version__}"
+    return " ".join([platform.machine(), *which, capability, "torch", torch.__version__])
 
 
 def sha(*parts: bytes) -> str:
