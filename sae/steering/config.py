@@ -39,11 +39,13 @@ def _reworded() -> list[str]:
 class SteerConfig:
     """Turn features of a dictionary up and down while the model writes.
 
-    The texts are measured beside those with a random direction, and with a plain prompt.
+    Effect and cost of doses stand beside those of a plain prompt, the difference of means, the
+    wrong sign, a random direction, a random feature and the bare reconstruction.
     """
 
     run: str = "runs/default"
-    """Folder of the run; results go to `{run}/steering/{dictionary}.json`."""
+    """Folder of the run; results go to `{run}/steering/{dictionary}.json`, a picture of them
+    beside it."""
     dictionary: str | None = None
     """Name of the dictionary, which needs an atlas; may be left out if the run has one
     alone."""

@@ -40,7 +40,7 @@ function dialFact() {
   if (!known(n_nulls)) return fact("Dials", count(n_dials), scored, why);
   const lucky = n_scored / (2 * n_nulls + 1);
   const chance = `about ${lucky < 1 ? short(Number(lucky.toPrecision(1))) : count(lucky)}`;
-  const passing = `A feature that does nothing would pass for one once in ${count(2 * n_nulls + 1)} times: ${chance} of ${count(n_scored)}.`;
+  const passing = `A feature that does nothing would raise its tokens more than all of them once in ${count(2 * n_nulls + 1)} times: ${chance} of ${count(n_scored)}, dials and weak dials together.`;
   return fact("Dials", count(n_dials), `${scored}, ${chance} by chance`, `${why} ${passing}`);
 }
 
