@@ -33,6 +33,8 @@ from sae.models import LanguageModel, locate
 
 _FIRST_READ = 3
 """Positions before which nothing is read, as there is too little to go on."""
+_FEW_READ = 4
+"""Positions that are read to choose which features to score."""
 _MOST_NORM = 2.0
 """No recommended dose adds a vector longer than this, in mean norms of the activations."""
 _AIM = 0.8
@@ -229,7 +231,7 @@ def choose_to_score(
     if n is None or len(alive) <= n:
         return alive
     copies, typical = _place(model, some, neutral)
-    text = neutral[0, :-1]
+    text = neutral[0, : min(len(neutral[0]) - 1, _FIRST_READ + _FEW_READ)]
     n_read = len(text) - _FIRST_READ
 
     def shifts() -> Arrays:

@@ -109,8 +109,7 @@ def _headline(
     told = (
         f"Of {n} {several}, at doses chosen to cost at most {max_cost:g} nats a token, "
         f"steering wins and loses against {counts('shift')}, by how far the feature's own "
-        "tokens move; "
-        "by how strongly the feature is found in the written text, against "
+        "tokens move; by how strongly the feature is found in the written text, against "
         f"{counts('round_trip')}. On the others the two cannot be told apart."
     )
     if n_without:

@@ -179,7 +179,9 @@ def test_dials_come_first_with_their_number_beside_what_chance_gives(
     n, scored = verdicts.count("dial"), sum(verdict != "" for verdict in verdicts)
     fact = page.locator("#figures div:has(dt:text-is('Dials'))")
     assert fact.locator("dd").inner_text() == f"{n}of {scored} scored, about 3 by chance"
-    assert f"once in 49 times: about 3 of {scored}, dials and weak" in fact.get_attribute("title")
+    assert f"once in 49 times: about 3 of {scored}, dials and weak" in fact.get_attribute(
+        "title"
+    )
     page.select_option("#order", "dial")
     order = page.evaluate("[...found.rows]")
     ranks = ["dial", "weak", "none", ""]
