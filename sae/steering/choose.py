@@ -32,6 +32,11 @@ def check_chosen(rows: list[dict[str, Any]], chosen: list[int], why: str | None)
             rows[feature]["max_activation"] > 0,
             f"features={feature} is dead; choose a live one",
         )
+        require(
+            rows[feature].get("decoder_norm") != 0,
+            f"features={feature} writes nothing, as its direction has length zero; choose "
+            "another one",
+        )
     require(
         any(row["max_activation"] > 0 for row in rows),
         "no feature of this dictionary fired on the text of its atlas, so there is none to "

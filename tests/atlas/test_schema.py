@@ -13,7 +13,7 @@ from support.files import unseal
 import sae
 from sae.atlas.atlas import Atlas
 from sae.atlas.directions import direction_columns
-from sae.atlas.schema import CONTEXTS, FEATURES, LOGIT_IDS, LOGITS
+from sae.atlas.schema import CONTEXTS, DIALS, FEATURES, LOGIT_IDS, LOGITS
 from sae.atlas.table import columns_of
 from sae.base.errors import UserError
 
@@ -75,6 +75,11 @@ def test_every_column_that_an_analysis_writes_is_in_the_schema_with_its_type(ana
 def test_the_types_of_format_two_stay_as_they_are(analyzed):
     folder = analyzed.folder
     features = pyarrow.parquet.read_schema(folder / "features.parquet")
+    dials = [one.name for one in FEATURES.columns.values() if one.group == DIALS]
+    assert {str(features.field(name).type) for name in dials} == {"float", "string"}
+    assert dials == [f.name for f in features if f.name in dials]
+    for name in dials:
+        features = features.remove(features.get_field_index(name))
     assert {f.name: str(f.type).replace("element", "item") for f in features} == {
         "feature": "int32",
         "label": "string",

@@ -208,7 +208,7 @@ def test_a_format_that_cannot_hold_it_is_refused_by_export_in_a_sentence(run, tm
 
 
 def test_it_steers_and_its_atlas_goes_to_other_tools(run, tmp_path):
-    (result,) = sae.steer(run=str(run), n_features=1, max_new_tokens=2)
+    (result,) = sae.steer(run=str(run), n_features=1, max_new_tokens=2)["features"]
     assert result["norm_at_strength_one"] > 0
     place = {"model_id": "tiny-llama", "source": "1-res-mine"}
     for format in ("neuronpedia", "saedashboard"):

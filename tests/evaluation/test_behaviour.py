@@ -357,26 +357,34 @@ def test_a_transcoders_features_fire_where_it_reads_and_push_where_it_writes(
     assert [row["top_logits"][0] for row in rows] == pytest.approx(best, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["exact", "random"])
-def test_steering_with_a_transcoder_adds_its_direction_where_it_writes(transcoder_run, name):
-    sae.analyze(run=str(transcoder_run), dictionary=name)
-    steered = sae.steer(
-        run=str(transcoder_run),
+def steered_with(run, name):
+    sae.analyze(run=str(run), dictionary=name)
+    return sae.steer(
+        run=str(run),
         dictionary=name,
         n_features=1,
         strengths=[0.0, 4.0],
         prompts=["the river", "ran past", "the mill", "she kept"],
         max_new_tokens=3,
     )
-    (result,) = steered["features"]
-    norm = sae.load(str(transcoder_run / "dictionaries" / name)).W_dec[result["feature"]].norm()
-    expected = float(norm) * result["max_activation"]
+
+
+def test_steering_with_a_transcoder_adds_its_direction_where_it_writes(transcoder_run):
+    (result,) = steered_with(transcoder_run, "random")["features"]
+    w_dec = sae.load(str(transcoder_run / "dictionaries/random")).W_dec
+    expected = float(w_dec[result["feature"]].norm()) * result["max_activation"]
     assert result["norm_at_strength_one"] == pytest.approx(expected, rel=1e-5)
     shift = {
         (m["direction"], m["strength"]): m["shift"]["mean"] for m in result["measurements"]
     }
     assert shift["feature", 0.0] == 0
-    assert (abs(shift["feature", 4.0]) > 1e-3) == (name == "random")
+    assert abs(shift["feature", 4.0]) > 1e-3
+
+
+def test_a_feature_that_writes_nothing_is_refused(transcoder_run):
+    """All that this transcoder writes goes through its linear path."""
+    with pytest.raises(UserError, match=r"features=\d+ writes nothing"):
+        steered_with(transcoder_run, "exact")
 
 
 @pytest.mark.parametrize("stage", ["eval", "analyze"])
