@@ -1,6 +1,7 @@
 """The atlas's page when somebody serves it: reading, steering, renaming."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -172,10 +173,11 @@ def test_a_dial_starts_at_the_recommended_dose_and_says_what_it_costs(
     assert page.inner_text("#dial-value") == start
     assert abs(float(page.input_value("#dial")) - dose) <= 0.025
     said = page.inner_text("#dial-cost")
-    cost, score, null = (dial[f"dial_{key}"] for key in ("kl", "score", "score_null"))
-    assert f"+{dose:g} × costs about {cost:.2g} nats a token on neutral text" in said
-    assert f"raises its tokens by +{score:.3g}; random directions" in said
-    assert f"raise them by +{null:.3g} at most" in said
+    assert f"+{dose:g} × costs about {dial['dial_kl']:.2g} nats a token on neutral text" in said
+    told = r"makes its tokens ([\d.]+) × as likely; .* make them ([\d.]+) × as likely at most"
+    factors = [float(factor) for factor in re.search(told, said).groups()]
+    expected = [math.exp(dial[name]) for name in ("dial_score", "dial_score_null")]
+    assert factors == pytest.approx(expected, rel=0.01)
     page.locator("#dial").focus()
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#dial-value") != start
