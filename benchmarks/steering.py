@@ -1,7 +1,7 @@
 """Which features are dials, and whether steering with them beats its baselines.
 
-The demo's dictionary, or any other: `python -m benchmarks.steering [RUN [DICTIONARY]]`. Every
-feature that fires is scored, in one analysis whose time is taken apart; ten features chosen by
+The demo's dictionary, or any other: `python -m benchmarks.steering [RUN [DICTIONARY]]`, and
+with `dials` before them the scores alone. Every feature that fires is scored, in one analysis whose time is taken apart; ten features chosen by
 their dial score and ten by the agreement of contexts and promoted tokens are steered with; and
 limits on the words of a text are compared.
 """
@@ -153,11 +153,18 @@ def limits(run: str, name: str) -> list[dict[str, object]]:
     ]
 
 
-def main(run: str = "runs/demo", name: str | None = None) -> None:
-    """Measure all of it on a run with a cache and a dictionary."""
+def dials(run: str = "runs/demo", name: str | None = None) -> list[dict[str, Any]]:
+    """Score every feature that fires, and return the atlas's records."""
     name = Run.at(run).load(name)[0]
     records, scores = score_all(run, name)
     write_results("dials", f"Dials among the features of {name}", [scores])
+    return records
+
+
+def main(run: str = "runs/demo", name: str | None = None) -> None:
+    """Measure all of it on a run with a cache and a dictionary."""
+    name = Run.at(run).load(name)[0]
+    records = dials(run, name)
     chosen = {
         "dial score": choose_dials(records, N_FEATURES),
         "agreement": choose_by_agreement(records, N_FEATURES),
@@ -175,4 +182,7 @@ def main(run: str = "runs/demo", name: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    if sys.argv[1:2] == ["dials"]:
+        dials(*sys.argv[2:4])
+    else:
+        main(*sys.argv[1:3])

@@ -14,20 +14,24 @@ from sae.steering.trial import Trial
 
 
 class Kept:
-    """A folder with a file for each feature. Of other settings than `owner` it starts empty."""
+    """A folder with a file for each feature. Of other settings than `owner` it starts empty.
+
+    Nothing is written before there is something to keep.
+    """
 
     def __init__(self, folder: Path, owner: str) -> None:
-        self.folder, whose = folder, folder / "owner.json"
-        if _read(whose) != owner:
-            shutil.rmtree(folder, ignore_errors=True)
-            write_json(whose, owner)
+        self.folder, self.owner, self.whose = folder, owner, folder / "owner.json"
 
     def once(self, feature: int, compute: Callable[[], Studied]) -> Studied:
         """Return what is kept of a feature, or find it and keep it."""
         path = self.folder / f"{feature}.json"
-        found = _read(path)
+        is_own = _read(self.whose) == self.owner
+        found = _read(path) if is_own else None
         if found is None:
             studied = compute()
+            if not is_own:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                write_json(self.whose, self.owner)
             write_json(path, _to_json(studied))
             return studied
         trials = [

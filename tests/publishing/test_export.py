@@ -391,7 +391,7 @@ def test_the_card_says_how_many_features_are_dials_at_what_cost_and_how_many_are
     )
     few = card_of({"sae_atlas": OURS}, atlas=replace(SCORED, n_scored=20, n_dials=0))
     assert "output, 0 are dials: " in few
-    assert "which about 0.4 would by chance.\n" in few
+    assert "as at most about 0.4 would by chance.\n" in few
 
 
 def test_the_card_says_why_no_feature_was_scored_and_nothing_where_none_was_to_be():
