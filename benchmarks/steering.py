@@ -1,9 +1,9 @@
 """Which features are dials, and whether steering with them beats its baselines.
 
 The demo's dictionary, or any other: `python -m benchmarks.steering [RUN [DICTIONARY]]`, and
-with `dials` before them the scores alone. Every feature that fires is scored, in one analysis whose time is taken apart; ten features chosen by
-their dial score and ten by the agreement of contexts and promoted tokens are steered with; and
-limits on the words of a text are compared.
+with `dials` before them the scores alone. Every feature that fires is scored, in one analysis
+whose time is taken apart; ten features chosen by their dial score and ten by the agreement of
+contexts and promoted tokens are steered with; and limits on the words of a text are compared.
 """
 
 import sys
