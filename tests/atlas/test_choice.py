@@ -1,17 +1,8 @@
 """Which features to steer with: by what they do to the output, or by their contexts."""
 
+from support.feature_rows import row
+
 from sae.atlas.choice import choose_by_agreement, choose_dials
-
-
-def row(feature, density=0.001, agreement=0.5, sharpness=4.0, tokens=None):
-    return {
-        "feature": feature,
-        "density": density,
-        "max_activation": 0.0 if density == 0 else 3.0,
-        "logit_agreement": agreement,
-        "logit_sharpness": sharpness,
-        "top_logit_tokens": tokens or [f" word{chr(97 + feature)}{i}" for i in range(10)],
-    }
 
 
 def test_features_are_chosen_by_the_rule():

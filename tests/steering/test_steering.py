@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.feature_rows import row
 from support.world import random_dictionary
 
 import sae
@@ -143,17 +144,6 @@ def test_a_random_direction_has_the_norm_of_the_features_and_depends_on_the_seed
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert abs(float(torch.cosine_similarity(first, like, dim=0))) < 0.9
-
-
-def row(feature, density=0.001, agreement=0.5, sharpness=4.0, tokens=None):
-    return {
-        "feature": feature,
-        "density": density,
-        "max_activation": 0.0 if density == 0 else 3.0,
-        "logit_agreement": agreement,
-        "logit_sharpness": sharpness,
-        "top_logit_tokens": tokens or [f" word{chr(97 + feature)}{i}" for i in range(10)],
-    }
 
 
 class Rows:
