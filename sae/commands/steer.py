@@ -72,4 +72,6 @@ def run(config: SteerConfig) -> dict[str, Any]:
     if made:
         say(f"steer: {path} is written{', a picture beside it' if results['features'] else ''}")
     say(f"steer: {summary['headline']}")
+    if results["features"]:
+        say(f"steer: {summary['read_back']}")
     return results

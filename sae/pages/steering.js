@@ -279,6 +279,7 @@ function drawSteering() {
     ...MEASURES.map(([, name, , meaning]) => [name, meaning]),
   ];
   $("steering-headline").append(visible(summary.headline));
+  $("steering-read-back").append(visible(summary.read_back));
   $("steering-bound").append(`${short(summary.max_cost)} nats a token`);
   $("steering-missing").append(withoutPoint(summary) ?? "");
   $("steering-picture").append(...drawArmsPicture(summary));

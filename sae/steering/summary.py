@@ -23,8 +23,6 @@ _LIMITS = {
     "random": "As many random features held at 0",
 }
 """Titles of limits on words."""
-_ARTICLES = dict.fromkeys(("prompt", "wrong_sign", "difference_of_means"), "the ")
-_ARTICLES["reconstruction"] = ""
 
 
 def summarise(studied: Sequence[Studied], max_cost: float) -> dict[str, Any]:
@@ -35,7 +33,9 @@ def summarise(studied: Sequence[Studied], max_cost: float) -> dict[str, Any]:
         for figure in _COMPARED
     }
     return {
-        "headline": _headline(compared, len(studied), n_without, max_cost),
+        "headline": _headline(compared[MEASURE], len(studied), n_without, max_cost),
+        "read_back": "By how strongly the feature is found in the written text: "
+        f"{_counts(compared['round_trip'])}.",
         "max_cost": max_cost,
         "measure": MEASURE,
         "n_features": len(studied),
@@ -93,34 +93,27 @@ def _arm(studied: Sequence[Studied], arm: str) -> dict[str, Any]:
 
 
 def _headline(
-    compared: dict[str, list[dict[str, Any]]], n: int, n_without: int, max_cost: float
+    compared: Sequence[dict[str, Any]], n: int, n_without: int, max_cost: float
 ) -> str:
     """Say first on how many features steering beats each baseline, and on how many it loses."""
     if n == 0:
         return "No feature was steered with."
-    several = "features" if n != 1 else "feature"
-
-    def counts(figure: str) -> str:
-        return ", ".join(
-            f"{_named(one['baseline'])} on {one['wins']} and {one['losses']}"
-            for one in compared[figure]
-        )
-
     told = (
-        f"Of {n} {several}, at doses chosen to cost at most {max_cost:g} nats a token, "
-        f"steering wins and loses against {counts('shift')}, by how far the feature's own "
-        "tokens move; by how strongly the feature is found in the written text, against "
-        f"{counts('round_trip')}. On the others the two cannot be told apart."
+        f"Of {n} feature{'' if n == 1 else 's'}, at doses chosen to cost at most {max_cost:g} "
+        f"nats a token, steering wins : loses by how far the feature's own tokens move against "
+        f"{_counts(compared)}; on the others the two cannot be told apart."
     )
     if n_without:
         told += f" {n_without} had no dose at that cost."
     return told
 
 
-def _named(baseline: str) -> str:
-    title = BASELINES[baseline]
-    article = _ARTICLES.get(baseline, "a ")
-    return f"{article}{title[0].lower()}{title[1:]}"
+def _counts(compared: Sequence[dict[str, Any]]) -> str:
+    """Return wins and losses against each baseline."""
+    return ", ".join(
+        f"{one['title'][0].lower()}{one['title'][1:]} {one['wins']} : {one['losses']}"
+        for one in compared
+    )
 
 
 def told_of_limits(found: dict[str, Any]) -> dict[str, Any]:

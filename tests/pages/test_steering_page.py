@@ -52,6 +52,7 @@ def test_the_section_begins_with_what_came_out(shown: Visit) -> None:
     section = shown(steering)
     first = section.locator("h2 + p")
     assert first.inner_text() == steering["summary"]["headline"].strip()
+    assert steering["summary"]["read_back"] in section.inner_text()
     body = section.locator(".intro")
     size = "e => parseFloat(getComputedStyle(e).fontSize)"
     assert first.evaluate(size) > 1.2 * body.evaluate(size)

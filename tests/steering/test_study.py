@@ -336,10 +336,11 @@ def test_wins_losses_and_what_cannot_be_told_apart_are_counted():
         assert (row["wins"], row["losses"], row["undecided"]) == (2, 1, 2)
     assert found["comparison"] == found["comparison_by"]["shift"]
     assert found["headline"].startswith(
-        "Of 5 features, at doses chosen to cost at most 0.1 nats a token, steering wins and "
-        "loses against the plain prompt on 0 and 0, the difference of means on 0 and 0, "
+        "Of 5 features, at doses chosen to cost at most 0.1 nats a token, steering wins : "
+        "loses by how far the feature's own tokens move against plain prompt 0 : 0, "
     )
-    assert "in the written text, against the plain prompt on 2 and 1" in found["headline"]
+    assert found["read_back"].startswith("By how strongly the feature is found in the written")
+    assert ": plain prompt 2 : 1, difference of means 2 : 1, " in found["read_back"]
     assert found["headline"].endswith("1 had no dose at that cost.")
     assert found["arms"][0]["n_features"] == 4
     assert math.isfinite(found["arms"][0]["figures"]["round_trip"]["low"])

@@ -209,6 +209,7 @@ def summary(text: str) -> dict[str, Any]:
             "no operating point); it beats a random direction on 1 and cannot be told from it "
             f"on 1. {text}"
         ),
+        "read_back": "By how strongly the feature is found in the written text: 0 : 1.",
         "max_cost": MAX_COST,
         "measure": "round_trip",
         "n_features": 3,
