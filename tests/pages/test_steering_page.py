@@ -53,7 +53,7 @@ def test_the_section_begins_with_what_came_out(shown: Visit) -> None:
     first = section.locator("h2 + p")
     assert first.inner_text() == steering["summary"]["headline"].strip()
     assert steering["summary"]["read_back"] in section.inner_text()
-    body = section.locator(".intro")
+    body = section.locator(".intro").first
     size = "e => parseFloat(getComputedStyle(e).fontSize)"
     assert first.evaluate(size) > 1.2 * body.evaluate(size)
     assert "1 of 3 features has no operating point" in section.inner_text()
