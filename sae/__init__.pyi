@@ -205,7 +205,7 @@ def steer(
     strengths: list[float] | None = None,
     max_cost: float = 0.1,
     prompts: list[str] = ...,
-    reworded: list[str] = ...,
+    reworded: list[str] | None = None,
     vocabulary: str | None = None,
     target: float = 0.05,
     n_suppressed: int = 64,

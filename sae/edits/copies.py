@@ -66,17 +66,20 @@ class Copies:
                     logits = last_logits(module, text.expand(some.stop - start, -1), n_read)
                 yield Part(some, plain, logits.float().log_softmax(-1))
 
+    def activations(self, text: Int[Tensor, " position"]) -> Float[Tensor, "position d_out"]:
+        """Return the activations at the place, the model left alone."""
+        ids = text[None].to(self.model.device)
+        return read_activations(self.model.module, [self.site], ids)[self.site.hook_name][0]
+
     def typical_norm(self, texts: Sequence[Int[Tensor, " _"]]) -> float:
         """Return the mean norm of the activations in some texts, first positions left out.
 
         It is in the unit that vectors are added in: where the dictionary reads each row by its
         own length, over the mean of that.
         """
-        module, site = self.model.module, self.site
         norms, lengths = [], []
         for text in texts:
-            ids = text[None].to(self.model.device)
-            x = read_activations(module, [site], ids)[site.hook_name][0, 1:].float()
+            x = self.activations(text)[1:].float()
             norms.append(torch.linalg.vector_norm(x, dim=1))
             if self.normalisation is not None:
                 lengths.append(self.normalisation.lengths(x).float().flatten())

@@ -79,10 +79,7 @@ def _returning(part: nn.Module, output: Any) -> Iterator[None]:
     before: Callable[..., Any] | None = vars(part).get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        tensors = [
-            x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() == 3
-        ]
-        return _repeated(output, len(tensors[0]))
+        return _repeated(output, len(_rows(args, kwargs)[0]))
 
     part.forward = forward
     try:

@@ -10,7 +10,7 @@ from sae.dictionary import Dictionary
 from sae.edits import Edit, Spans, Splice
 from sae.edits.copies import Copies
 from sae.edits.positions import EVERYWHERE
-from sae.models import Site, read_activations
+from sae.models import Site
 from sae.steering.material import Ids
 
 VECTORS = {
@@ -42,16 +42,10 @@ def difference_of_means(
     """
     means = []
     for texts in (positive, negative):
-        rows = [_activations(copies, text)[1:] for text in texts]
+        rows = [copies.activations(text)[1:] for text in texts]
         means.append(torch.cat(rows).double().mean(0))
     found: Tensor = (means[0] - means[1]).float()
     return found
-
-
-def _activations(copies: Copies, text: Ids) -> Float[Tensor, "position d_out"]:
-    site, model = copies.site, copies.model
-    found = read_activations(model.module, [site], text[None].to(model.device))
-    return found[site.hook_name][0]
 
 
 def reconstruction(

@@ -62,8 +62,9 @@ class SteerConfig:
     prompts: list[str] = field(default_factory=_prompts)
     """Beginnings of texts, which the model continues: on every second one from the first on
     doses are chosen, on the others they are reported."""
-    reworded: list[str] = field(default_factory=_reworded)
-    """Other wordings of prompts, on which the chosen dose is to hold."""
+    reworded: list[str] | None = None
+    """Other wordings of the prompts, on which the chosen dose is to hold. Left out, they are
+    there for the prompts above alone, and not for prompts of your own."""
     vocabulary: str | None = None
     """Text file of words that alone are allowed: several limits on what the model writes are
     compared as well. `n_features=0` compares nothing else."""
@@ -87,7 +88,7 @@ class SteerConfig:
             "strengths is empty; give doses such as [-1,0,1], or null for nine of them",
         )
         require(
-            bool(self.prompts) and all(p.strip() for p in [*self.prompts, *self.reworded]),
+            bool(self.prompts) and all(p.strip() for p in [*self.prompts, *self.rewordings]),
             "prompts is empty, or it or reworded holds an empty one; give beginnings to "
             "continue",
         )
@@ -110,6 +111,13 @@ class SteerConfig:
         elif not self.n_features and not self.features:
             idle |= dict.fromkeys(("strengths", "max_cost", "reworded"), "n_features=1")
         return idle
+
+    @property
+    def rewordings(self) -> list[str]:
+        """Other wordings of the prompts, none where they are not known."""
+        if self.reworded is not None:
+            return self.reworded
+        return _reworded() if self.prompts == _prompts() else []
 
     @property
     def limits(self) -> VocabularyConfig | None:

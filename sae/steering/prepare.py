@@ -70,7 +70,7 @@ def _feature_of(
     highest = {i: rows[i]["max_activation"] for i in (number, *drawn)}
     plain = tuple(prompt_ids(model, told(row)).tolist())
     reporting, against = halves(config.prompts)[1], told(row, against=True)
-    checks = prompts_of_checks(model, config.reworded, reporting, against)
+    checks = prompts_of_checks(model, config.rewordings, reporting, against)
     return Feature(row, tuple(drawn), highest, plain, checks)
 
 

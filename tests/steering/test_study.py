@@ -167,6 +167,12 @@ def test_settings_without_a_meaning_are_refused(settings, said):
         sae.SteerConfig(**settings)
 
 
+def test_other_wordings_are_of_the_prompts_that_are_asked_for():
+    assert len(sae.SteerConfig().rewordings) == 6
+    assert sae.SteerConfig(prompts=PROMPTS).rewordings == []
+    assert sae.SteerConfig(prompts=PROMPTS, reworded=["a mill"]).rewordings == ["a mill"]
+
+
 def test_contexts_that_a_label_is_made_from_are_no_test_of_it(run, model):
     atlas = Atlas(run / "atlas/strong")
     some = [row["feature"] for row in atlas.features() if row["n_active"] > 20][:5]
