@@ -15,7 +15,7 @@ from sae.edits.forward import Edit, edited
 from sae.edits.positions import ALL_BUT_FIRST
 from sae.models import LanguageModel, Site, read_activations
 from sae.models.calls import without_cache
-from sae.models.replay import replayed
+from sae.models.resume import replayed
 
 LEAST_COST = 1e-9
 """Nats a token below which what a vector costs is rounding."""
@@ -57,7 +57,7 @@ class Copies:
         """
         module, text = self.model.module, text.to(self.model.device)[None]
         n = max(1, _LOGITS // (n_read * _vocabulary(module)))
-        with torch.inference_mode(), replayed(module, self.site, text) as output:
+        with torch.inference_mode(), replayed(module, [self.site], text) as output:
             plain = output.logits[:, -n_read:].float().log_softmax(-1)
             for start in range(0, len(vectors), n):
                 some = slice(start, min(start + n, len(vectors)))

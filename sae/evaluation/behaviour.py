@@ -10,6 +10,7 @@ both text; `sae/metrics.py` has their formulas. `KL(clean ‖ replaced)` is summ
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,7 @@ from torch import Tensor
 from sae.base import progress, require
 from sae.edits import Change, Edit, Put, Reconstruction, Splice, Where, edited
 from sae.models import LanguageModel, Site
+from sae.models.resume import replayed
 
 _STANDARD_ERRORS = 3.0
 """By how many of its standard errors an ablation has to raise CE, so that a share of the
@@ -72,20 +74,22 @@ def behaviour(
             scored = (text[:, :-1] & text[:, 1:]).to(model.device)
             ids = batch.to(model.device)
             target = ids[:, 1:][scored]
-            clean = _logits(model, ids, scored)
-            count += len(target)
-            before, divergence = _cross_entropy(clean, target), _divergence_from(clean)
-            ce["clean"] += float(before.double().sum())
-            bar.update(batch.numel())
-            for name, change in changes.items():
-                edit = Edit(site, change, Where(text), source)
-                with edited(model.module, [edit]):
-                    logits = _logits(model, ids, scored)
-                after = _cross_entropy(logits, target)
-                ce[name] += float(after.double().sum())
-                squares[name] += float((after - before).double().square().sum())
-                kl[name] += divergence(logits)
+            # Blocks before both places give the same each time, so they are run once.
+            with replayed(model.module, [source or site, site], ids) as output:
+                clean = _scored(output, scored)
+                count += len(target)
+                before, divergence = _cross_entropy(clean, target), _divergence_from(clean)
+                ce["clean"] += float(before.double().sum())
                 bar.update(batch.numel())
+                for name, change in changes.items():
+                    edit = Edit(site, change, Where(text), source)
+                    with edited(model.module, [edit]):
+                        logits = _scored(model.module(ids, use_cache=False), scored)
+                    after = _cross_entropy(logits, target)
+                    ce[name] += float(after.double().sum())
+                    squares[name] += float((after - before).double().square().sum())
+                    kl[name] += divergence(logits)
+                    bar.update(batch.numel())
     require(
         count > 0,
         "no two tokens of the held-out text follow each other, so CE and KL have nothing to "
@@ -99,8 +103,8 @@ def behaviour(
     return {name: _scores(ce, kl, errors, f"sae {name}") for name in dictionaries}
 
 
-def _logits(model: LanguageModel, ids: Tensor, scored: Tensor) -> Tensor:
-    logits: Tensor = model.module(ids, use_cache=False).logits
+def _scored(output: Any, scored: Tensor) -> Tensor:
+    logits: Tensor = output.logits
     return logits[:, :-1][scored].float()
 
 

@@ -31,7 +31,11 @@ class Probe:
 
     sites: list[Site] = field(default_factory=list)
     """The places that have a TransformerLens name, block by block."""
+    blocks: tuple[str, ...] = ()
+    """Paths of the blocks that hand the stream on, in order; none if one is called twice."""
     n_blocks: int = 0
+    beside: dict[str, tuple[Any, ...] | list[Any] | None] = field(default_factory=dict)
+    """What each block returns behind its activations; None where it returns them alone."""
     calls: Counter[str] = field(default_factory=Counter)
     """How often each module is called in one forward pass."""
     widths: dict[Place, int] = field(default_factory=dict)
@@ -66,7 +70,7 @@ def _probed(module: nn.Module) -> Probe:
         device = module.get_input_embeddings().weight.device  # type: ignore[operator]
         tokens = probe_tokens(module, _SEQUENCES * _POSITIONS).to(device)
         tokens = tokens.view(_SEQUENCES, _POSITIONS)
-        with _quietly(module, tokens.device), seen.watching(found):
+        with quietly(module, tokens.device), seen.watching(found):
             module(tokens, **without_cache(module))
         blocks = _stream(seen.blocks)
         outputs = [block.out for listed in seen.blocks.values() for block in listed]
@@ -75,7 +79,7 @@ def _probed(module: nn.Module) -> Probe:
             found.failure = "its activations hold NaN"
             return found
         sites = _named(blocks)
-        with _quietly(module, tokens.device):
+        with quietly(module, tokens.device):
             found.sites = [*_edited_in_the_middle(module, tokens, blocks, sites)]
     # A model's own code may ask for anything else than tokens, and fail in any way.
     except Exception as error:
@@ -83,11 +87,13 @@ def _probed(module: nn.Module) -> Probe:
         return found
     found.sites = [site for site in found.sites if found.calls[site.module] == 1]
     found.n_blocks = len(blocks)
+    paths = tuple(block.path for block in blocks)
+    found.blocks = paths if all(found.calls[path] == 1 for path in paths) else ()
     return found
 
 
 @contextmanager
-def _quietly(module: nn.Module, device: torch.device) -> Iterator[None]:
+def quietly(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Run a model without a trace: no gradients, no dropout, random numbers as they were."""
     training = [part for part in module.modules() if part.training]
     devices = [device] if device.type == "cuda" else []
@@ -159,6 +165,7 @@ class _Seen:
     ) -> None:
         self._note(found, (path, "output"), block, returned(output))
         if path == block:
+            found.beside[path] = output[1:] if isinstance(output, (tuple, list)) else None
             self._close(found, path)
 
     def _note(self, found: Probe, place: Place, block: str | None, x: object) -> None:

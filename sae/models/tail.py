@@ -167,19 +167,26 @@ def _spread_taken_off(x: Tensor, *, centred: bool) -> Tensor:
 
 
 def _formula(call: Call) -> Norm:
-    """Measure a norm: which of two forms it has, and its gain.
+    found = norm_formula(call.module, _floats(call.given).shape[-1])
+    if found is None:
+        kind = type(call.module).__name__
+        raise UserError(f"what the model's head reads comes from {call.name} ({kind}), no norm")
+    return found
 
-    Raises:
-        UserError: if it has neither.
+
+def norm_formula(module: nn.Module, width: int) -> Norm | None:
+    """Measure a norm of activations of some width: which of two forms it has, and its gain.
+
+    Returns:
+        None if it has neither.
     """
-    width = _floats(call.given).shape[-1]
     probes = _probes(width)
-    norm: Any = copy.deepcopy(call.module).cpu().double()
+    norm: Any = copy.deepcopy(module).cpu().double()
     try:
         with torch.inference_mode():
             found = _odd(norm(probes))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _no_norm(call) from error
+    except (TypeError, ValueError, RuntimeError):
+        return None
     fits = []
     for centred in (False, True):
         unit = _spread_taken_off(_odd(probes), centred=centred)
@@ -187,14 +194,7 @@ def _formula(call: Call) -> Norm:
         left = float((found - gain * unit).norm() / found.norm())
         fits.append((left, Norm(_exact(gain, norm), centred)))
     left, best = min(fits, key=lambda fit: fit[0])
-    if left > 1e-4:
-        raise _no_norm(call)
-    return best
-
-
-def _no_norm(call: Call) -> UserError:
-    kind = type(call.module).__name__
-    return UserError(f"what the model's head reads comes from {call.name} ({kind}), no norm")
+    return best if left <= 1e-4 else None
 
 
 def _exact(gain: Float[Tensor, " d"], norm: nn.Module) -> Float[Tensor, " d"]:
