@@ -8,6 +8,7 @@
       evals/ID.json          figures on held-out text
       atlas/ID/              tables and pages
       steering/ID.json, .png effect and cost of doses, beside baselines
+      patching/NAME/         which places carry an answer: tables, pictures, a page
       export/ID/             a folder for others
       pareto.json .csv .png  the dictionaries compared
       report.json .html      the report
@@ -124,6 +125,7 @@ class Run:
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
     steering_picture = _PlaceOf("steering/{}.png")
+    patching = _PlaceOf("patching/{}")
     export = _PlaceOf("export/{}")
     # Edit files that somebody put there, which the pages offer as presets.
     edits = _Place("edits")

@@ -111,6 +111,18 @@ _TABLE = (
     ),
     Command("steer", "turn features up and down while the model writes, beside baselines"),
     Command(
+        "patch",
+        "find which places of a model carry an answer: patching and attribution",
+        places=("clean", "corrupt", "answer", "wrong"),
+        words="preset=ioi",
+    ),
+    Command(
+        "patch edit",
+        "save a place that patching has found as an edit file",
+        places=("results", "out"),
+        words="runs/default/patching/ioi head.yaml site=head layer=23 head=3",
+    ),
+    Command(
         "export", "write a dictionary, its features and a card to a folder that others can load"
     ),
     Command(

@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 _N_RESAMPLES = 2000
+_COLUMNS = 1024
+"""Figures whose resampled means are held at once."""
 _FEW = 6
 """Of fewer values no resampling reaches as far as it has to."""
 
@@ -55,9 +57,34 @@ def bootstrap_mean(
     share = _tail(n)
     low, high = torch.quantile(means, torch.tensor([share, 1 - share]).double()).tolist()
     if n < _FEW:
-        half = _student_half(table.mean(1))
+        half = float(_student_half(table.mean(1)))
         low, high = min(low, mean - half), max(high, mean + half)
     return Interval(mean, low, high)
+
+
+def bootstrap_means(
+    values: Float[Tensor, "unit figure"], seed: int = 0
+) -> tuple[Float[Tensor, " figure"], Float[Tensor, " figure"], Float[Tensor, " figure"]]:
+    """Return the mean of each column of a table, and both ends of its 95% interval.
+
+    Each is what `bootstrap_mean` gives of the column alone, with the same resamples for all.
+    Of a single row the ends are not numbers.
+    """
+    table = values.double().cpu()
+    n, mean = len(table), table.mean(0)
+    if n < 2:
+        ends = torch.full_like(mean, math.nan)
+        return mean, ends, ends
+    weights = _resampled(n, torch.Generator().manual_seed(seed))
+    share = torch.tensor([_tail(n), 1 - _tail(n)]).double()
+    parts = [
+        torch.quantile(weights @ some, share, dim=0) for some in torch.split(table, _COLUMNS, 1)
+    ]
+    low, high = torch.cat(parts, 1)
+    if n < _FEW:
+        half = _student_half(table)
+        low, high = torch.minimum(low, mean - half), torch.maximum(high, mean + half)
+    return mean, low, high
 
 
 def _resampled(n: int, generator: torch.Generator) -> Float[Tensor, "resample n"]:
@@ -74,9 +101,10 @@ def _tail(n: int) -> float:
     return float(norm.cdf(t.ppf(0.025, n - 1) * math.sqrt(n / (n - 1))))
 
 
-def _student_half(means: Float[Tensor, " unit"]) -> float:
-    """Return half the width of Student's 95% interval of a mean."""
+def _student_half(values: Tensor) -> Tensor:
+    """Return half the width of Student's 95% interval of means."""
     from scipy.stats import t
 
-    n = len(means)
-    return float(t.ppf(0.975, n - 1) * means.std() / math.sqrt(n))
+    n = len(values)
+    half: Tensor = float(t.ppf(0.975, n - 1)) / math.sqrt(n) * values.std(0)
+    return half

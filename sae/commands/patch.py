@@ -1,0 +1,127 @@
+"""`sae patch`: which places of a model carry an answer, and `sae patch edit`, to turn one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae.base import damaged, digest, plain, read_object, require, say, seal, write_json
+from sae.base.names import check_new
+from sae.dictionary import Dictionary
+from sae.exchange.dictionaries import load
+from sae.models import load_model
+from sae.pages.patching import write_patching_page
+from sae.pages.patching_picture import draw_patching
+from sae.patching.config import PatchConfig
+from sae.patching.patch import pair_texts, patch
+from sae.patching.results import DIRECTIONS, PICTURE, SUMMARY, TABLE, PatchResults, save_edits
+from sae.run import Run, check_free, make
+
+__all__ = ["PatchConfig", "PatchEditConfig", "PatchResults", "edit", "run"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchEditConfig:
+    """Save a place that patching has found as an edit file.
+
+    At a position of the residual stream, attention or the MLP the edit adds the mean of clean
+    less corrupt activations, a head is ablated, and of a feature its mean change is added.
+    """
+
+    results: str
+    """Folder of the results, `RUN/patching/NAME`."""
+    out: str
+    """The edit file to write, YAML or JSON; a direction is written beside it."""
+    site: str
+    """Kind of the place: `residual`, `attention`, `mlp`, `head` or `feature`."""
+    layer: int | None = None
+    """Block of the place; a feature brings its own."""
+    position: int | None = None
+    """Token of the prompt, from 0; the last one stands for the last of any prompt."""
+    head: int | None = None
+    """Number of a head."""
+    feature: int | None = None
+    """Number of a feature."""
+    group: int = 0
+    """Pairs whose positions mean the same, as the page numbers them."""
+
+
+def run(config: PatchConfig) -> PatchResults:
+    """Patch, or reuse results of the same pairs, model and settings."""
+    texts = pair_texts(config)
+    run = Run.at(config.run)
+    folder = run.patching(config.name)
+    dictionary = _dictionary(run, config.dictionary)
+    settings = [v for k, v in plain(config).items() if k not in ("run", "model", "batch_size")]
+    model = plain(config.model) | {"device": None}
+    weights = None if dictionary is None else dictionary[1].digest
+    wanted = digest([settings, [plain(text) for text in texts], model, weights])
+
+    def is_current() -> bool:
+        place = folder / SUMMARY
+        if not place.is_file() or damaged(folder):
+            return False
+        again = "remove the folder and run sae patch again"
+        return read_object(place, again).values.get("digest") == wanted
+
+    def build(temporary: Path) -> None:
+        from pyarrow.parquet import write_table
+        from safetensors.torch import save_file
+
+        found = patch(config, texts, load_model(config.model), dictionary)
+        summary = {"digest": wanted, "folder": str(folder)} | found.summary
+        temporary.mkdir()
+        write_table(found.table, temporary / TABLE)
+        save_file(dict(found.directions), temporary / DIRECTIONS)
+        write_patching_page(temporary, summary, found.table)
+        draw_patching(summary, found.table, temporary / PICTURE)
+        write_json(temporary / SUMMARY, summary)
+        seal(temporary)
+
+    made = make(folder, is_current, build, command="patch")
+    results = PatchResults(folder)
+    if made:
+        say(f"patch: {folder} is written: index.html, {PICTURE}, {TABLE}")
+    for line in _told(results):
+        say(f"patch: {line}")
+    return results
+
+
+def edit(config: PatchEditConfig) -> Path:
+    """Write the edit file; returns its place."""
+    out = Path(config.out)
+    check_new(str(out))
+    check_free(out)
+    where = {
+        key: getattr(config, key) for key in ("layer", "position", "head", "feature", "group")
+    }
+    edits = PatchResults(Path(config.results)).edits(config.site, **where)
+    save_edits(edits, out)
+    say(f"patch edit: {out} is written; try it with: sae edit check {out}")
+    return out
+
+
+def _dictionary(run: Run, name: str | None) -> tuple[str, Dictionary] | None:
+    """Return a dictionary of the run by its name, or of a folder or the Hub."""
+    if name is None:
+        return None
+    if name in run.dictionary_names:
+        return str(run.dictionary(name)), run.load(name)[1]
+    require(bool(name), "dictionary is empty; give a name, a folder or null")
+    return name, load(name)
+
+
+def _told(results: PatchResults) -> list[str]:
+    """Return what the terminal says: the strongest places, and how far estimates agree."""
+    lines = []
+    for row in results.strongest(5):
+        place = " ".join(
+            f"{key} {row[key]}"
+            for key in ("layer", "head", "position", "feature", "receiver")
+            if row[key] is not None
+        )
+        ends = "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
+        lines.append(f"{row['site']} at {place}: {row['effect']:.2f}{ends}")
+    agreement = [a for a in results.summary["agreement"] if a["patch"] == "denoising"]
+    for site in dict.fromkeys(a["site"] for a in agreement):
+        said = ", ".join(f"{a['method']} {a['r']:.2f}" for a in agreement if a["site"] == site)
+        lines.append(f"agreement with exact patching at {site}: {said} (norm is the floor)")
+    return lines

@@ -1,0 +1,1 @@
+"""Why does the model say that: activation patching, attribution and path patching."""

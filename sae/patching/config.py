@@ -1,0 +1,148 @@
+"""What patching is asked for."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from sae.base import nearest, require, require_at_least
+from sae.models import ModelConfig
+
+Patch = Literal["denoising", "noising"]
+Method = Literal["exact", "plain", "relp", "ig"]
+Kind = Literal["residual", "attention", "mlp", "head"]
+Frozen = Literal["all", "attention", "nothing"]
+_RECEIVER = re.compile(r"logits|L(\d+)H(\d+)|(attention|mlp)(\d+)")
+
+
+def _sites() -> list[str]:
+    return list(get_args(Kind))
+
+
+def _patches() -> list[str]:
+    return list(get_args(Patch))
+
+
+def _methods() -> list[str]:
+    return list(get_args(Method))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchConfig:
+    """Find out which places of a model carry an answer: patching and attribution.
+
+    Two prompts of as many tokens, clean and corrupt, differ in what decides between two
+    answers. Activations of one are put into a run on the other, place by place, and the effect
+    is how far the difference of the answers' logits moves from one prompt's to the other's.
+    """
+
+    run: str = "runs/default"
+    """Folder of the run; results go to `{run}/patching/{name}/`: a page, pictures, tables."""
+    name: str = "pair"
+    """Name of the results."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model to look into."""
+    clean: str = ""
+    """Prompt that the model answers rightly; it may hold {slots}."""
+    corrupt: str = ""
+    """Prompt that differs from it in what decides the answer."""
+    answer: str = ""
+    """Right answer to the clean prompt, one token, with the space before it."""
+    wrong: str = ""
+    """Answer that the corrupt prompt suggests, one token, with the space before it."""
+    slots: dict[str, list[str]] = field(default_factory=dict)
+    """Words for each {slot} of the prompts and answers; different slots never get the same."""
+    n_pairs: int = 16
+    """Number of pairs to draw of a template, which prompts with slots are."""
+    pairs: list[dict[str, str]] = field(default_factory=list)
+    """Several pairs in the place of one, each with `clean`, `corrupt`, `answer`, `wrong`."""
+    table: str | None = None
+    """File of several pairs: `.csv`, `.jsonl` or `.parquet` with those four columns."""
+    sites: list[str] = field(default_factory=_sites)
+    """Kinds of places to patch: `residual` (what each block returns), `attention` and `mlp`
+    (what each adds to it), at each position, and `head`, at all positions together."""
+    patches: list[str] = field(default_factory=_patches)
+    """`denoising` puts clean activations into the corrupt run and shows what is enough for the
+    answer; `noising` puts corrupt ones into the clean run and shows what is needed."""
+    methods: list[str] = field(default_factory=_methods)
+    """`exact` patches each place; `plain` gradients, `relp` and integrated gradients (`ig`)
+    estimate all places from a few passes, with their agreement with exact patching beside."""
+    n_exact: int | None = None
+    """Number of pairs to patch exactly; by default all. The others are estimated only."""
+    ig_steps: int = 5
+    """Number of points between both prompts' embeddings at which `ig` takes gradients."""
+    receivers: list[str] = field(default_factory=list)
+    """Places that heads and MLPs are to reach directly (path patching): `logits`, a head such
+    as `L23H3`, or `attention23`, `mlp23`."""
+    frozen: str = "all"
+    """What does not react on the way to a receiver: `all` attention and MLPs, `attention`
+    alone, as in the paper on indirect objects, or `nothing`."""
+    dictionary: str | None = None
+    """Dictionary whose features and error are patched: a name in the run, a folder, or one on
+    the Hub."""
+    n_features: int = 16
+    """Number of single features to patch: those to which RelP, or else the first of the
+    gradients that are asked for, gives the largest effect."""
+    batch_size: int = 64
+    """Number of patched prompts in a forward pass."""
+    seed: int = 0
+    """Seed of the words in slots."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name) and "/" not in self.name, f"name={self.name}; give a word")
+        require_at_least(self, n_pairs=1, ig_steps=1, n_features=0, batch_size=1, seed=0)
+        require(
+            self.n_exact is None or self.n_exact >= 0,
+            f"n_exact={self.n_exact}; give 0 or more, or null for all pairs",
+        )
+        _check_words("sites", self.sites, get_args(Kind))
+        _check_words("patches", self.patches, get_args(Patch))
+        _check_words("methods", self.methods, get_args(Method))
+        _check_words("frozen", [self.frozen], get_args(Frozen))
+        require(
+            bool(self.sites or self.dictionary or self.receivers),
+            "sites, receivers and dictionary are empty, so there is nothing to patch; give "
+            "sites=[residual]",
+        )
+        require(bool(self.patches) and bool(self.methods), "patches or methods is empty")
+        for receiver in self.receivers:
+            require(
+                _RECEIVER.fullmatch(receiver) is not None,
+                f"receivers={receiver} is no receiver; give logits, a head such as L23H3, or "
+                "attention23 or mlp23",
+            )
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        four = {key: getattr(self, key) for key in ("clean", "corrupt", "answer", "wrong")}
+        given = [any(four.values()), bool(self.pairs), self.table is not None]
+        require(
+            sum(given) == 1,
+            "give one pair (clean, corrupt, answer and wrong), or pairs=[...], or table=FILE"
+            + (", and not several of them" if sum(given) > 1 else ""),
+        )
+        missing = [key for key, value in four.items() if given[0] and not value.strip()]
+        require(not missing, f"{' and '.join(missing)} of the pair is empty; say what it is")
+
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return what has an effect with other keys alone."""
+        idle: dict[str, str | None] = {}
+        if not self.receivers:
+            idle["frozen"] = "receivers=[logits]"
+        if self.dictionary is None:
+            idle["n_features"] = "dictionary=NAME"
+        if "exact" not in self.methods:
+            idle["n_exact"] = "methods=[exact]"
+        if "ig" not in self.methods:
+            idle["ig_steps"] = "methods=[ig]"
+        if not self.slots:
+            idle |= dict.fromkeys(("n_pairs", "seed"), "slots={...}")
+        return idle
+
+
+def _check_words(key: str, words: list[str], known: tuple[str, ...]) -> None:
+    for word in words:
+        require(
+            word in known,
+            f"{key}={word} is unknown{nearest(word, known)}; choose of {', '.join(known)}",
+        )
+        require(words.count(word) == 1, f"{key}={word} is there twice; give it once")
