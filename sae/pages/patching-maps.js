@@ -48,11 +48,17 @@ function pickByKey(event, item, grid) {
   next.node.focus();
 }
 
-/* Draws at the width there is; what is kept is marked once the drawing is in place. */
+/* Draws at the width there is. Once the drawing is in place what is kept is marked, and where it is wider than its
+   box the strongest effect is in sight. */
 const drawWithRing = (host, drawAt) =>
   responsive(host, (width) => {
-    queueMicrotask(() => markPinned());
-    return drawAt(width);
+    const drawing = drawAt(width);
+    queueMicrotask(() => {
+      markPinned();
+      const strongest = drawing.querySelector("[tabindex='0']");
+      host.scrollLeft = Number(strongest.getAttribute("x")) - width / 2;
+    });
+    return drawing;
   });
 
 /* Marks what is kept, wherever it is drawn. */

@@ -46,7 +46,7 @@ const SITES = {
 };
 const siteName = (site) => SITES[site]?.[0] ?? site;
 /* Of one place, where a site is called after many. */
-const placeName = (site) => ({ head: "Head", feature: "Single feature", path: "Path" })[site] ?? siteName(site);
+const placeName = (site) => ({ head: "Head", feature: "Feature", path: "Path" })[site] ?? siteName(site);
 const methodName = (method) => METHODS[method]?.[0] ?? method;
 const patchName = (patch) => PATCHES[patch]?.[0] ?? patch;
 
@@ -95,7 +95,7 @@ const positionText = (cell) => `${quoted(tokenAt(cell.group, cell.position))}, p
 const featureLabel = (feature) => report.dictionary?.labels?.[feature];
 const featureName = (feature) => {
   const label = featureLabel(feature);
-  return `feature ${feature}${label ? ` ${quoted(label)}` : ""}`;
+  return `${feature}${label ? ` ${quoted(label)}` : ""}`;
 };
 
 /* Where a cell is, without its site. */

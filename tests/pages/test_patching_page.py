@@ -378,7 +378,7 @@ def test_the_strongest_places_are_ranked_with_controls_beside_them(
     }
     page.get_by_role("button", name="RelP", exact=True).click()
     assert page.locator("#strongest thead th").all_inner_texts() == ["Place", "Effect"]
-    page.locator("#strongest button").first.click()
+    page.get_by_role("button", name=re.compile("^Feature 412 “")).click()
     assert page.locator("#pinned").is_visible()
 
 
@@ -466,6 +466,14 @@ def test_a_narrow_page_goes_sideways_in_boxes_alone(shown: Visit, text: str) -> 
     page.locator("select").scroll_into_view_if_needed()
     assert page.evaluate(fits)
     assert page.locator("#pinned pre").is_visible()
+
+
+def test_a_box_that_is_too_narrow_shows_the_strongest_effect(shown: Visit, sample) -> None:
+    page = shown(sample, **NARROW)
+    box = page.locator("#parts .sideways")
+    strongest = box.locator("[tabindex='0']").bounding_box()
+    assert box.evaluate("e => e.scrollWidth > e.clientWidth")
+    assert 0 < strongest["x"] < 420
 
 
 def test_hostile_text_is_only_text(shown: Visit) -> None:
