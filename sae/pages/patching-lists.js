@@ -84,7 +84,7 @@ function featureRow(cell, at, row) {
     "span",
     { class: "figure" },
     effectText(effect),
-    known(low) ? h("small", {}, ` ${intervalText(cell)}`) : null,
+    h("small", {}, ` ${intervalText(cell)}`),
   );
   return { line: h("li", {}, title, node, figure), item: { node, cell, column: 0, row: -row } };
 }
@@ -123,11 +123,14 @@ function drawDictionary(state) {
 
 const MOST_OF_A_SITE = 3;
 
+/* The strongest of each site; after its first, a tenth of the strongest of all is too little to be told of. */
 function strongestOf(state) {
-  const bySize = (a, b) => Math.abs(b.effect) - Math.abs(a.effect);
-  return [...Map.groupBy(cellsAt(state), (cell) => cell.site).values()]
-    .flatMap((cells) => cells.toSorted(bySize).slice(0, MOST_OF_A_SITE))
-    .filter(({ effect }) => effect !== 0)
+  const size = ({ effect }) => Math.abs(effect);
+  const bySize = (a, b) => size(b) - size(a);
+  const sites = [...Map.groupBy(cellsAt(state), (cell) => cell.site).values()].map((cells) => cells.toSorted(bySize));
+  const enough = Math.max(0, ...sites.map(([first]) => size(first))) / 10;
+  return sites
+    .flatMap((cells) => cells.slice(0, MOST_OF_A_SITE).filter((cell, i) => size(cell) > (i ? enough : 0)))
     .sort(bySize);
 }
 
@@ -147,7 +150,7 @@ function controlCell(cell) {
   if (control === null) {
     return h("td", { title: "A single pair has no other whose activations it could be given." }, "not measurable");
   }
-  return h("td", {}, effectText(control));
+  return h("td", {}, effectText(control, digitsOf(cell.effect)));
 }
 
 function drawStrongest(state) {
@@ -164,15 +167,14 @@ function drawStrongest(state) {
     const button = h(
       "button",
       { type: "button", class: "place-name", "aria-pressed": "false", "data-place": placeKey(cell), onclick: () => pin(cell) },
-      h("b", {}, siteName(cell.site)),
+      h("b", {}, placeName(cell.site)),
       ` ${whereText(cell)}`,
     );
-    const range = intervalText(cell);
     return h(
       "tr",
       { class: "ranked", ...effectLook(cell.effect) },
       h("th", { scope: "row" }, h("span", { class: "rank" }, `${i + 1}`), button),
-      h("td", {}, effectText(cell.effect), range ? h("small", { class: "range" }, range) : null),
+      h("td", {}, effectText(cell.effect), h("small", {}, ` ${intervalText(cell)}`)),
       controlled ? controlCell(cell) : null,
     );
   };

@@ -48,11 +48,17 @@ function pickByKey(event, item, grid) {
   next.node.focus();
 }
 
-/* Draws at the width there is; what is kept is marked once the drawing is in place. */
+/* Draws at the width there is. Once the drawing is in place what is kept is marked, and where it is wider than its
+   box the strongest effect is in sight. */
 const drawWithRing = (host, drawAt) =>
   responsive(host, (width) => {
-    queueMicrotask(() => markPinned());
-    return drawAt(width);
+    const drawing = drawAt(width);
+    queueMicrotask(() => {
+      markPinned();
+      const strongest = drawing.querySelector("[tabindex='0']");
+      host.scrollLeft = Number(strongest.getAttribute("x")) - width / 2;
+    });
+    return drawing;
   });
 
 /* Marks what is kept, wherever it is drawn. */
@@ -124,6 +130,7 @@ function drawColumnNames(columns, centre, top, turned) {
 /* ---------- A map, layer by position or head ---------- */
 
 const LEFT = 38;
+const TOP = 18;
 
 /* `spec`: cells, columns, across (a cell's column), turned (names of columns), title, wide (of a column). */
 function drawMap(width, spec) {
@@ -133,11 +140,12 @@ function drawMap(width, spec) {
   const wide = Math.min(spec.wide, Math.max(17, Math.floor((width - LEFT - 6) / columns.length)));
   const first = columns[0].at;
   const left = (column) => LEFT + (column - first) * wide;
-  const top = (layer) => 4 + (layers - 1 - layer) * high;
+  const top = (layer) => TOP + (layers - 1 - layer) * high;
   const base = top(-1);
+  const whole = { x: LEFT, y: TOP, width: columns.length * wide, height: base - TOP };
   const root = svg("svg", {
-    width: LEFT + columns.length * wide + 4,
-    height: base + (turned ? 80 : 24),
+    width: LEFT + whole.width + 4,
+    height: base + (turned ? 80 : 40),
     role: "group",
     "aria-label": spec.title,
   });
@@ -149,13 +157,15 @@ function drawMap(width, spec) {
   const step = [1, 2, 5, 10, 20].find((every) => every * high >= 24) ?? 20;
   const ticks = Array.from({ length: layers }, (_, i) => i).filter((layer) => layer % step === 0);
   root.append(
-    svg("rect", { class: "unknown", x: LEFT, y: 4, width: columns.length * wide, height: base - 4 }),
+    svg("rect", { class: "unknown", ...whole }),
+    svg("text", { x: LEFT - 7, y: TOP - 6, "text-anchor": "end" }, "layer"),
+    turned ? "" : svg("text", { x: LEFT + whole.width / 2, y: base + 34, "text-anchor": "middle" }, across),
     ...ticks.map((layer) =>
       svg("text", { x: LEFT - 7, y: top(layer) + high / 2 + 4, "text-anchor": "end" }, `${layer}`),
     ),
     ...drawColumnNames(columns, (at) => left(at) + wide / 2, base, turned),
     ...items.map(({ node }) => node),
-    svg("rect", { class: "frame", x: LEFT, y: 4, width: columns.length * wide, height: base - 4 }),
+    svg("rect", { class: "frame", ...whole }),
     ringOfKept(),
   );
   makePickable(root, items);
@@ -166,7 +176,7 @@ function drawMap(width, spec) {
 function mapFigure(title, small, spec) {
   const host = h("div", { class: "sideways" });
   const code = spec.hook ? h("code", {}, spec.hook) : null;
-  const caption = h("figcaption", {}, title, h("small", {}, small, code ? " · " : null, code));
+  const caption = h("figcaption", {}, title, h("small", {}, small, code));
   return { figure: h("figure", {}, caption, host), draw: () => drawWithRing(host, (width) => drawMap(width, spec)) };
 }
 
@@ -178,14 +188,14 @@ function showFigures(id, drawn, columns) {
 }
 
 function drawMaps(state) {
-  const columns = positionsOf(state.group);
-  const drawn = ["residual", "attention", "mlp"]
+  const found = ["residual", "attention", "mlp"]
     .map((site) => [site, cellsAt(state, site)])
-    .filter(([, cells]) => cells.length)
-    .map(([site, cells]) => {
-      const spec = { cells, columns, across: "position", turned: true, wide: 34, title: siteName(site) };
-      return mapFigure(siteName(site), SITES[site][1], { ...spec, hook: report.hook_names[site] });
-    });
+    .filter(([, cells]) => cells.length);
+  const columns = found.length ? positionsOf(state.group) : [];
+  const drawn = found.map(([site, cells]) => {
+    const spec = { cells, columns, across: "position", turned: true, wide: 34, title: siteName(site) };
+    return mapFigure(siteName(site), SITES[site][1], { ...spec, hook: report.hook_names[site] });
+  });
   showFigures("maps", drawn, columns.length);
 }
 
@@ -214,10 +224,10 @@ function drawHeads(state) {
 
 function drawScale({ patch }) {
   $("scale").replaceChildren(
-    h("span", {}, "−1 or less: the other way"),
-    h("i", { role: "img", "aria-label": "From orange at −1 over white at 0 to blue at 1" }),
+    h("i", { role: "img", "aria-label": "From orange at −1 over no colour at 0 to blue at 1" }),
+    h("span", {}, "−1 or less: the opposite"),
+    h("span", {}, "0: no effect"),
     h("span", {}, PATCHES[patch]?.[2] ?? "1 or more"),
-    h("span", { class: "middle" }, "0: no effect"),
     h("span", { class: "unmeasured" }, "not measured"),
   );
 }

@@ -66,12 +66,13 @@ function drawCost() {
   if (!reveal("cost", spent)) return;
   const exact = spent.filter(({ site }) => known(site));
   const estimates = spent.filter(({ method }) => known(method));
-  const seconds = estimates.map((entry) => `${methodName(entry.method)} took ${duration(entry.seconds)}`);
+  const inside = (name) => (name.includes(" ") ? name[0].toLowerCase() + name.slice(1) : name);
+  const seconds = estimates.map((entry) => `${inside(methodName(entry.method))} ${duration(entry.seconds)}`);
   const words = [
     exact.length
       ? `Exact patching did the work of ${passes(sumOf(exact, "forwards"))} instead of ${count(sumOf(exact, "naive"))}, as a run goes on from the patched layer and not from the start; it took ${duration(sumOf(exact, "seconds"))}.`
       : null,
-    seconds.length ? `${new Intl.ListFormat("en").format(seconds)}.` : null,
+    seconds.length ? `Estimates of all places took: ${seconds.join(", ")}.` : null,
   ];
   $("cost-line").textContent = words.filter(Boolean).join(" ");
   if (!reveal("cost-table", exact)) return;

@@ -45,6 +45,8 @@ const SITES = {
   path: ["Paths", "what a head tells one receiver"],
 };
 const siteName = (site) => SITES[site]?.[0] ?? site;
+/* Of one place, where a site is called after many. */
+const placeName = (site) => ({ head: "Head", feature: "Feature", path: "Path" })[site] ?? siteName(site);
 const methodName = (method) => METHODS[method]?.[0] ?? method;
 const patchName = (patch) => PATCHES[patch]?.[0] ?? patch;
 
@@ -75,25 +77,33 @@ const cellsAt = (state, ...sites) => seriesAt(state, ...sites).flatMap(cellsOf);
 
 /* ---------- Places and effects in words ---------- */
 
-const effectText = when((value) => {
-  const text = Math.abs(value).toFixed(Math.abs(value) < 0.0995 ? 3 : 2);
+const digitsOf = (value) => (value !== 0 && Math.abs(value) < 0.0995 ? 3 : 2);
+const effectText = (value, digits = digitsOf(value)) => {
+  if (!known(value)) return "–";
+  const text = Math.abs(value).toFixed(digits);
   return `${value < 0 && Number(text) ? "−" : ""}${text}`;
-});
-const intervalText = ({ low, high }) =>
-  known(low) && known(high) ? `[${effectText(low)}, ${effectText(high)}]` : "";
+};
+/* The ends of an interval with as many digits as its middle; nothing where there is none. */
+const intervalText = ({ effect, low, high }) =>
+  known(low) && known(high) ? `[${[low, high].map((end) => effectText(end, digitsOf(effect))).join(", ")}]` : "";
 const pairs = (n) => `${count(n)} pair${n === 1 ? "" : "s"}`;
 
 const tokenAt = (group, position) => groupOf(group).tokens[position] ?? `${position}`;
-const quoted = (text) => `“\u2068${visible(text)}\u2069”`;
+/* A space at its start is kept, and no line ends there. */
+const quoted = (text) => `“\u2068${visible(text).replace(/^ /, "\u00a0")}\u2069”`;
 const positionText = (cell) => `${quoted(tokenAt(cell.group, cell.position))}, position ${cell.position}`;
 const featureLabel = (feature) => report.dictionary?.labels?.[feature];
+const featureName = (feature) => {
+  const label = featureLabel(feature);
+  return `${feature}${label ? ` ${quoted(label)}` : ""}`;
+};
 
 /* Where a cell is, without its site. */
 function whereText(cell) {
   const parts = [
     known(cell.layer) ? `layer ${cell.layer}` : null,
     known(cell.head) ? `head ${cell.head}` : null,
-    known(cell.feature) ? `feature ${cell.feature}` : null,
+    known(cell.feature) ? featureName(cell.feature) : null,
     known(cell.position) ? positionText(cell) : null,
     known(cell.receiver) ? `to ${visible(cell.receiver)}` : null,
   ];
@@ -108,12 +118,10 @@ function hookOf({ site, layer }) {
 }
 
 function cellTip(cell) {
-  const label = known(cell.feature) ? featureLabel(cell.feature) : null;
   const effect = ["effect", effectText(cell.effect), intervalText(cell)].filter(Boolean).join(" ");
   return [
-    siteName(cell.site),
+    placeName(cell.site),
     whereText(cell),
-    label ? quoted(label) : null,
     `${effect}, ${known(cell.low) ? "mean of " : ""}${pairs(cell.n)}`,
     hookOf(cell),
   ].filter(Boolean);
@@ -121,7 +129,7 @@ function cellTip(cell) {
 
 /* ---------- Colour ---------- */
 
-/* White at 0, strongest at 1 and -1 and beyond; the two hues part for every kind of sight. */
+/* Blank at 0, strongest at 1 and -1 and beyond; the two hues part for every kind of sight. */
 const effectLook = (effect) => ({
   "--pole": effect < 0 ? "var(--against)" : "var(--with)",
   "--share": `${(100 * Math.min(1, Math.abs(effect))).toFixed(1)}%`,

@@ -49,7 +49,7 @@ function comparedAt(cell) {
   const patches = Object.keys(PATCHES).filter((patch) => has({ group: cell.group, site: cell.site, patch }));
   const methods = Object.keys(METHODS).filter((method) => has({ group: cell.group, site: cell.site, method }));
   const cellOf = (found) =>
-    h("td", {}, effectText(found?.effect), found && known(found.low) ? h("small", {}, ` ${intervalText(found)}`) : null);
+    h("td", {}, effectText(found?.effect), found ? h("small", {}, ` ${intervalText(found)}`) : null);
   return h(
     "table",
     {},
@@ -73,7 +73,6 @@ function refreshPinned() {
   markPinned();
   if (!reveal("pinned", kept)) return;
   const hook = hookOf(kept);
-  const label = known(kept.feature) ? featureLabel(kept.feature) : null;
   const control = controlOf({ ...kept, method: "exact", patch: "denoising" });
   const close = () => {
     kept = null;
@@ -84,14 +83,13 @@ function refreshPinned() {
     h(
       "p",
       {},
-      h("b", {}, siteName(kept.site)),
+      h("b", {}, placeName(kept.site)),
       ` ${whereText(kept)}`,
-      label ? ` ${quoted(label)}` : null,
       hook ? [" ", h("code", {}, visible(hook))] : null,
     ),
     h("div", { class: "compared" }, comparedAt(kept)),
     known(control)
-      ? h("p", { class: "aside" }, `The same place with another pair’s activations: ${effectText(control)}.`)
+      ? h("p", { class: "aside" }, `The same place with another pair’s activations: ${effectText(control, 2)}.`)
       : null,
     kept.site === "path"
       ? h("p", { class: "aside" }, "An edit changes a place for all that read it, so a path cannot be saved as one.")
@@ -111,9 +109,9 @@ function drawOverview() {
   const model = visible(report.model.split("/").pop());
   $("eyebrow").textContent = `sae-atlas · activation patching · ${visible(report.name)}`;
   $("lede").append(
-    `Each square below is one place inside `,
+    "Each square below is one place inside ",
     h("b", {}, model),
-    `: what the model computed there for one prompt was put in its place while it read another, and the colour says how far the answer followed, from 0, not at all, to 1, all the way.`,
+    ": its activations on one prompt were put into a run on another, and the colour says how far the answer followed: 0 is not at all, 1 is all the way.",
   );
 }
 
@@ -158,7 +156,7 @@ function drawPrompts() {
   const { n_pairs: n, n_exact } = group;
   const more =
     n > 1
-      ? ` This is the first of ${pairs(n)} whose positions line up, of which ${count(n_exact)} ${n_exact === 1 ? "was" : "were"} patched exactly; a token ending in … is another one in other pairs.`
+      ? ` This is the first of ${pairs(n)} whose positions line up, of which ${count(n_exact)} ${n_exact === 1 ? "was" : "were"} patched exactly; where a map names a token with …, other pairs have another one.`
       : " It is the only pair of its kind, so its effects have no intervals.";
   $("pair-note").replaceChildren(
     "After the clean prompt the model prefers ",
@@ -197,7 +195,7 @@ function groupChoice() {
 /* The switch that was pressed is made anew and keeps the focus. */
 function drawSwitches() {
   const active = document.activeElement;
-  const [name, value] = [active.closest?.("[data-switch]")?.dataset.switch, active.dataset?.value];
+  const [name, value] = [active.closest("[data-switch]")?.dataset.switch, active.dataset.value];
   const isGroup = active.localName === "select";
   const switches = [buttonsFor("Method", "method", METHODS), buttonsFor("Direction", "patch", PATCHES), groupChoice()];
   $("switches").replaceChildren(...switches.filter(Boolean));

@@ -22,12 +22,12 @@ _FIGURES = ("effect", "low", "high", "n")
 _MORE = "…"
 """Ends the label of a token that is another one in other pairs."""
 
-Records = list[dict[str, Any]]
+Summary = Mapping[str, Any]
+"""`summary.json` of patching, or a group of it."""
+Record = dict[str, Any]
 
 
-def write_patching_page(
-    folder: Path, summary: Mapping[str, Any], table: "pyarrow.Table"
-) -> None:
+def write_patching_page(folder: Path, summary: Summary, table: "pyarrow.Table") -> None:
     """Write `index.html` into a folder: what patching found, whole and opened from disk.
 
     What the table has no records of is left out of the page. Commands on it name the folder
@@ -46,9 +46,9 @@ def write_patching_page(
     write_text(folder / "index.html", page)
 
 
-def _series(table: "pyarrow.Table") -> Iterator[dict[str, Any]]:
+def _series(table: "pyarrow.Table") -> Iterator[Record]:
     """Give the records that share all but their place as columns, without the empty ones."""
-    found: dict[tuple[Any, ...], Records] = defaultdict(list)
+    found: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for record in table.select([*_SERIES, *_PLACE, *_FIGURES]).to_pylist():
         found[tuple(record[name] for name in _SERIES)].append(record)
     for key, records in found.items():
@@ -63,7 +63,7 @@ def _series(table: "pyarrow.Table") -> Iterator[dict[str, Any]]:
         yield {**about, "of": len(records), **kept}
 
 
-def lined_up(group: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] | None:
+def lined_up(group: Summary) -> dict[str, list[Record]] | None:
     """Return the tokens of a group's two prompts, cell under cell.
 
     Tokens that differ are told from the text of the corrupt prompt: what stands there between
@@ -83,7 +83,7 @@ def lined_up(group: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]] | None
     return {"clean": clean, "corrupt": corrupt} if corrupt else None
 
 
-def _cell(text: str, differs: bool, span: int = 1) -> dict[str, Any]:
+def _cell(text: str, differs: bool, span: int = 1) -> Record:
     return {"text": text, "differs": differs, "span": span}
 
 
@@ -91,7 +91,7 @@ def _first_pair(label: str) -> str:
     return label.removesuffix(_MORE) if len(label) > 1 else label
 
 
-def _told_apart(text: str, tokens: list[str], differing: set[int]) -> list[dict[str, Any]]:
+def _told_apart(text: str, tokens: list[str], differing: set[int]) -> list[Record]:
     """Return the cells of a text that has the tokens but for those that differ."""
     runs = [list(run) for _, run in groupby(range(len(tokens)), key=differing.__contains__)]
     literal = ["".join(tokens[i] for i in run) for run in runs]
