@@ -31,6 +31,7 @@ from sae.commands.demo import DemoConfig as DemoConfig
 from sae.commands.edit import EditBakeConfig as EditBakeConfig
 from sae.commands.edit import EditCheckConfig as EditCheckConfig
 from sae.commands.edit import EditExportConfig as EditExportConfig
+from sae.commands.patch import PatchEditConfig as PatchEditConfig
 from sae.commands.serve import ServeConfig as ServeConfig
 from sae.commands.train import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
@@ -47,6 +48,8 @@ from sae.harvesting.config import HarvestConfig as HarvestConfig
 from sae.interactive import Model as Model
 from sae.interactive import model as model
 from sae.models.load import ModelConfig as ModelConfig
+from sae.patching.config import PatchConfig as PatchConfig
+from sae.patching.results import PatchResults
 from sae.publishing.plan import ExportConfig as ExportConfig
 from sae.rows.dataset import ActivationDataset as ActivationDataset
 from sae.rows.reading import Reading
@@ -215,6 +218,62 @@ def steer(
     device: str = "auto",
 ) -> dict[str, Any]:
     """Turn features of a dictionary up and down while the model writes."""
+
+@overload
+def patch(
+    config: PatchConfig,
+    /,
+) -> PatchResults:
+    """Find out which places of a model carry an answer: patching and attribution."""
+
+@overload
+def patch(
+    *,
+    run: str = "runs/default",
+    name: str = "pair",
+    model: ModelConfig | str = ...,
+    clean: str = "",
+    corrupt: str = "",
+    answer: str = "",
+    wrong: str = "",
+    slots: dict[str, list[str]] = ...,
+    n_pairs: int = 16,
+    pairs: list[dict[str, str]] = ...,
+    table: str | None = None,
+    sites: list[str] = ...,
+    patches: list[str] = ...,
+    methods: list[str] = ...,
+    n_exact: int | None = None,
+    ig_steps: int = 5,
+    receivers: list[str] = ...,
+    frozen: str = "all",
+    dictionary: str | None = None,
+    n_features: int = 16,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> PatchResults:
+    """Find out which places of a model carry an answer: patching and attribution."""
+
+@overload
+def patch_edit(
+    config: PatchEditConfig,
+    /,
+) -> Path:
+    """Save a place that patching has found as an edit file."""
+
+@overload
+def patch_edit(
+    *,
+    results: str,
+    out: str,
+    site: str,
+    layer: int | None = None,
+    position: int | None = None,
+    head: int | None = None,
+    feature: int | None = None,
+    group: int = 0,
+) -> Path:
+    """Save a place that patching has found as an edit file."""
 
 @overload
 def export(

@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.base import damaged, digest, plain, read_object, require, say, seal, write_json
-from sae.base.names import check_new
-from sae.dictionary import Dictionary
-from sae.exchange.dictionaries import load
+from sae.base import damaged, digest, plain, read_object, say, seal, write_json
+from sae.exchange.dictionaries import load_named
 from sae.models import load_model
 from sae.pages.patching import write_patching_page
 from sae.pages.patching_picture import draw_patching
 from sae.patching.config import PatchConfig
-from sae.patching.patch import pair_texts, patch
+from sae.patching.pairs import pair_texts
+from sae.patching.patch import patch
 from sae.patching.results import DIRECTIONS, PICTURE, SUMMARY, TABLE, PatchResults, save_edits
 from sae.run import Run, check_free, make
 
@@ -49,7 +48,7 @@ def run(config: PatchConfig) -> PatchResults:
     texts = pair_texts(config)
     run = Run.at(config.run)
     folder = run.patching(config.name)
-    dictionary = _dictionary(run, config.dictionary)
+    dictionary = None if config.dictionary is None else load_named(run, config.dictionary)
     settings = [v for k, v in plain(config).items() if k not in ("run", "model", "batch_size")]
     model = plain(config.model) | {"device": None}
     weights = None if dictionary is None else dictionary[1].digest
@@ -67,7 +66,7 @@ def run(config: PatchConfig) -> PatchResults:
         from safetensors.torch import save_file
 
         found = patch(config, texts, load_model(config.model), dictionary)
-        summary = {"digest": wanted, "folder": str(folder)} | found.summary
+        summary = {"digest": wanted, "folder": str(folder), **found.summary}
         temporary.mkdir()
         write_table(found.table, temporary / TABLE)
         save_file(dict(found.directions), temporary / DIRECTIONS)
@@ -88,7 +87,6 @@ def run(config: PatchConfig) -> PatchResults:
 def edit(config: PatchEditConfig) -> Path:
     """Write the edit file; returns its place."""
     out = Path(config.out)
-    check_new(str(out))
     check_free(out)
     where = {
         key: getattr(config, key) for key in ("layer", "position", "head", "feature", "group")
@@ -97,16 +95,6 @@ def edit(config: PatchEditConfig) -> Path:
     save_edits(edits, out)
     say(f"patch edit: {out} is written; try it with: sae edit check {out}")
     return out
-
-
-def _dictionary(run: Run, name: str | None) -> tuple[str, Dictionary] | None:
-    """Return a dictionary of the run by its name, or of a folder or the Hub."""
-    if name is None:
-        return None
-    if name in run.dictionary_names:
-        return str(run.dictionary(name)), run.load(name)[1]
-    require(bool(name), "dictionary is empty; give a name, a folder or null")
-    return name, load(name)
 
 
 def _told(results: PatchResults) -> list[str]:

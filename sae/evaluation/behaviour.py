@@ -73,17 +73,15 @@ def behaviour(
             text = ~torch.isin(batch, special)
             scored = (text[:, :-1] & text[:, 1:]).to(model.device)
             ids = batch.to(model.device)
-            target = ids[:, 1:][scored]
             # Blocks before both places give the same each time, so they are run once.
             with replayed(model.module, [source or site, site], ids) as output:
-                clean = _scored(output, scored)
+                clean, target = _scored(output, scored), ids[:, 1:][scored]
                 count += len(target)
                 before, divergence = _cross_entropy(clean, target), _divergence_from(clean)
                 ce["clean"] += float(before.double().sum())
                 bar.update(batch.numel())
                 for name, change in changes.items():
-                    edit = Edit(site, change, Where(text), source)
-                    with edited(model.module, [edit]):
+                    with edited(model.module, [Edit(site, change, Where(text), source)]):
                         logits = _scored(model.module(ids, use_cache=False), scored)
                     after = _cross_entropy(logits, target)
                     ce[name] += float(after.double().sum())

@@ -18,6 +18,7 @@ from sae.base.names import check_names
 from sae.dictionary import Dictionary
 from sae.exchange.formats import FORMATS, read_dictionary, write_dictionary
 from sae.exchange.stamp import STAMP_FILE, read_stamp
+from sae.run import Run
 
 _ID = re.compile(
     r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<before>[^@:]+))?(?::(?P<folder>[^@]+))?"
@@ -36,6 +37,18 @@ def load(path: str, format: str | None = None) -> Dictionary:
         UserError: if there is no dictionary, several formats fit, or it is not what it claims.
     """
     return read_dictionary(local_path(path), format)
+
+
+def load_named(run: Run, name: str) -> tuple[str, Dictionary]:
+    """Load a dictionary of a run by its name, or else as `load` does; returns its place too.
+
+    Raises:
+        UserError: if there is none.
+    """
+    require(bool(name), "dictionary is empty; give a name in the run, a folder or null")
+    if name in run.dictionary_names:
+        return str(run.dictionary(name)), run.load(name)[1]
+    return name, load(name)
 
 
 def save(dictionary: Dictionary, path: str, format: str = "saelens") -> None:

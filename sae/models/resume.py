@@ -8,6 +8,7 @@ tokens first: where it is not, as where blocks share keys and values, the model 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,8 +24,20 @@ from sae.models.traced import probe_tokens
 
 _SEQUENCES, _POSITIONS = 2, 6
 
-_tried: "WeakKeyDictionary[nn.Module, dict[int, str | None]]" = WeakKeyDictionary()
-"""What is wrong with resuming each model at each block that was tried; None where it works."""
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What a model gives for a few tokens, with which it is compared when it is resumed."""
+
+    tokens: Int[Tensor, "sequence position"]
+    streams: list[Float[Tensor, "sequence position d_model"]]
+    """The stream before each block, and behind the last one."""
+    expected: Float[Tensor, "sequence position width"]
+    wrong: dict[int, str | None] = field(default_factory=dict)
+    """Why it cannot be resumed at each block that was tried; None where it can."""
+
+
+_trials: "WeakKeyDictionary[nn.Module, _Trial]" = WeakKeyDictionary()
 
 
 def n_blocks(module: nn.Module) -> int:
@@ -80,7 +93,9 @@ def resume(
 
 
 @contextmanager
-def seen_before(module: nn.Module, block: int) -> Iterator[list[Tensor]]:
+def seen_before(
+    module: nn.Module, block: int
+) -> Iterator[list[Float[Tensor, "sequence position d_model"]]]:
     """Inside this context the stream before a block is kept, of each forward pass in turn."""
     found: list[Tensor] = []
     paths = probe(module).blocks
@@ -152,28 +167,39 @@ def _check(module: nn.Module, block: int) -> None:
 
 
 def _wrong(module: nn.Module, block: int) -> str | None:
-    tried = _tried.setdefault(module, {})
-    if block not in tried:
-        tried[block] = _try(module, block)
-    return tried[block]
-
-
-def _try(module: Any, block: int) -> str | None:
-    """Compare the model on a few tokens with itself, resumed at a block."""
     if not probe(module).blocks:
         return "it has no stream"
+    if module not in _trials:
+        _trials[module] = _trial(module)
+    trial = _trials[module]
+    if block not in trial.wrong:
+        trial.wrong[block] = _compared(module, block, trial)
+    return trial.wrong[block]
+
+
+def _trial(module: Any) -> _Trial:
+    blocks = range(len(probe(module).blocks) + 1)
     device = module.get_input_embeddings().weight.device
     tokens = probe_tokens(module, _SEQUENCES * _POSITIONS).view(_SEQUENCES, -1).to(device)
-    with quietly(module, device), seen_before(module, block) as seen:
-        expected = module(tokens, **without_cache(module))[0]
-        # Whatever a part puts aside for later is of other tokens now.
-        module(tokens.flip(1), **without_cache(module))
-        try:
-            with _replaced(module, block, seen[0]):
+    with quietly(module, device):
+        with ExitStack() as seeing:
+            seen = [seeing.enter_context(seen_before(module, block)) for block in blocks]
+            expected = module(tokens, **without_cache(module))[0]
+    return _Trial(tokens, [streams[0] for streams in seen], expected)
+
+
+def _compared(module: nn.Module, block: int, trial: _Trial) -> str | None:
+    """Return what is wrong with a model that is resumed at a block, if anything is."""
+    tokens = trial.tokens
+    try:
+        with quietly(module, tokens.device):
+            # Whatever a part has put aside for later is of other tokens then.
+            module(tokens.flip(1), **without_cache(module))
+            with _replaced(module, block, trial.streams[block]):
                 found = module(tokens, **without_cache(module))[0]
-        except (TypeError, ValueError, RuntimeError, UserError) as error:
-            return f"{type(error).__name__}: {error}".split("\n")[0]
-    if torch.equal(found, expected):
+    except (TypeError, ValueError, RuntimeError, UserError) as error:
+        return f"{type(error).__name__}: {error}".split("\n")[0]
+    if torch.equal(found, trial.expected):
         return None
     return "more than one stream of activations goes from block to block"
 

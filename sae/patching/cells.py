@@ -43,14 +43,17 @@ class Cell:
         patched[self.position] = source[self.position]
         return patched
 
-    def share(self, shares: Float[Tensor, "prompt position d"], n_heads: int) -> Tensor:
+    def share(
+        self, shares: Float[Tensor, "prompt position d"], n_heads: int
+    ) -> Float[Tensor, " prompt"]:
         """Return the sum of what belongs to this cell, for each prompt."""
+        own: Tensor = shares
         if self.head is not None:
             width = shares.shape[2] // n_heads
-            return shares[:, :, self.head * width : (self.head + 1) * width].sum((1, 2))
-        if self.position is None:
-            return shares.sum((1, 2))
-        return shares[:, self.position].sum(1)
+            own = shares[:, :, self.head * width : (self.head + 1) * width]
+        elif self.position is not None:
+            own = shares[:, self.position, None]
+        return own.sum((1, 2))
 
 
 def normalised(

@@ -14,6 +14,7 @@ from torch import Tensor
 from sae.base import require
 from sae.dictionary import Dictionary
 from sae.models import Site, locate
+from sae.models.resume import first_block
 from sae.patching.cells import Cell
 from sae.patching.exact import Target
 from sae.patching.states import Places, States
@@ -25,6 +26,7 @@ PARTS = ("features", "error", "features+error")
 class Lens:
     """A dictionary in its places of a model."""
 
+    name: str
     dictionary: Dictionary
     read: Site
     written: Site
@@ -32,13 +34,21 @@ class Lens:
     """Block that the place written is in."""
 
     @classmethod
-    def of(cls, dictionary: Dictionary, places: Places, layer: int) -> "Lens":
-        """Find the places of a dictionary."""
+    def of(cls, name: str, dictionary: Dictionary, places: Places) -> "Lens":
+        """Find the places of a dictionary.
+
+        Raises:
+            UserError: if it is of another model.
+        """
+        _check_of_model(dictionary, places, name)
         module = places.model.module
         read, written = (
             locate(module, port.place) for port in (dictionary.reads[0], dictionary.writes[0])
         )
-        return cls(dictionary.to(places.model.device), read, written, layer)
+        block = first_block(module, written)
+        # What a block returns is the input of the next one.
+        layer = block - 1 if block and written.side == "output" else block
+        return cls(name, dictionary.to(places.model.device), read, written, layer)
 
     @property
     def sites(self) -> tuple[Site, Site]:
@@ -109,7 +119,7 @@ def part_cells(layer: int, n_positions: int) -> list[Cell]:
     ]
 
 
-def check_of_model(dictionary: Dictionary, places: Places, name: str) -> None:
+def _check_of_model(dictionary: Dictionary, places: Places, name: str) -> None:
     """Refuse a dictionary that was trained on another model than is looked into."""
     of, own = dictionary.record.model, places.model.record
     if of is None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from sae.base import UserError, require
 from sae.base.names import check_names
 from sae.models import LanguageModel
+from sae.patching.config import PatchConfig
 
 COLUMNS = ("clean", "corrupt", "answer", "wrong")
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -73,6 +74,21 @@ class LeftOut:
     why: str
 
 
+def pair_texts(config: PatchConfig) -> list[PairText]:
+    """Return the pairs that are asked for, words put into slots.
+
+    Raises:
+        UserError: if they cannot be read or drawn.
+    """
+    if config.table is not None:
+        texts = read_table(config.table)
+    elif config.pairs:
+        texts = [pair_text(row, f"pairs[{i}]") for i, row in enumerate(config.pairs)]
+    else:
+        texts = [PairText(config.clean, config.corrupt, config.answer, config.wrong)]
+    return drawn(texts, config.slots, config.n_pairs, config.seed) if config.slots else texts
+
+
 def read_table(path: str) -> list[PairText]:
     """Read pairs from a `.csv`, `.jsonl` or `.parquet` file.
 
@@ -116,7 +132,8 @@ def pair_text(row: Mapping[str, object], where: str) -> PairText:
             isinstance(value, str) and bool(value.strip()),
             f"{where} has {key}={value!r:.40}; give text",
         )
-    return PairText(*(str(row[key]) for key in COLUMNS))
+    clean, corrupt, answer, wrong = (str(row[key]) for key in COLUMNS)
+    return PairText(clean, corrupt, answer, wrong)
 
 
 def drawn(
@@ -159,8 +176,10 @@ def _filled(
     words = {slot: str(draw.choice(list(slots[slot]))) for slot in _slots_of(template)}
     if len({*words.values()}) < len(words):
         return None
-    filled = [_SLOT.sub(lambda slot: words[slot[1]], getattr(template, key)) for key in COLUMNS]
-    return PairText(*filled, template=i if words else None)
+    clean, corrupt, answer, wrong = (
+        _SLOT.sub(lambda slot: words[slot[1]], getattr(template, key)) for key in COLUMNS
+    )
+    return PairText(clean, corrupt, answer, wrong, template=i if words else None)
 
 
 def tokenised(model: LanguageModel, text: PairText) -> Pair | LeftOut:

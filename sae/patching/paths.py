@@ -51,7 +51,7 @@ class Receiver:
             return (
                 f"receivers={name} is out of range, a layer has heads 0 to {places.n_heads - 1}"
             )
-        if kind == "attention" and numbers[0] == 0:
+        if kind in ("head", "attention") and numbers[0] == 0:
             return f"receivers={name} comes before all heads and MLPs, so none can reach it"
         return cls(name, kind, numbers[0], numbers[1] if kind == "head" else None)
 
