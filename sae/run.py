@@ -8,6 +8,8 @@
       evals/ID.json          figures on held-out text
       atlas/ID/              tables and pages
       steering/ID.json, .png effect and cost of doses, beside baselines
+      lens/NAME/             what a model would predict of a text, block by block
+      tuned_lens/            affine maps of a tuned lens
       export/ID/             a folder for others
       pareto.json .csv .png  the dictionaries compared
       report.json .html      the report
@@ -124,6 +126,8 @@ class Run:
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
     steering_picture = _PlaceOf("steering/{}.png")
+    lens = _PlaceOf("lens/{}")
+    tuned_lens = _Place("tuned_lens")
     export = _PlaceOf("export/{}")
     # Edit files that somebody put there, which the pages offer as presets.
     edits = _Place("edits")
