@@ -6,11 +6,17 @@ from pathlib import Path
 
 from sae.base import damaged, digest, plain, read_object, say, seal, write_json, write_text
 from sae.cache.layout import ActivationCache, open_cache
-from sae.lenses.config import LensConfig
-from sae.lenses.fit import cached_streams, fit_tuned
-from sae.lenses.readout import LENS, read_lens
-from sae.lenses.streams import check_before_loading
-from sae.lenses.tuned import TunedLens, fitted_digest, load_tuned
+from sae.lenses import (
+    LENS,
+    LensConfig,
+    TunedLens,
+    cached_streams,
+    check_before_loading,
+    fit_tuned,
+    fitted_digest,
+    load_tuned,
+    read_lens,
+)
 from sae.models import LanguageModel, load_model, recorded_config, recorded_model, recorded_name
 from sae.pages.lens import Lens
 from sae.pages.lens_picture import draw_lens
@@ -88,12 +94,13 @@ def _check(config: LensConfig, cache: ActivationCache | None) -> None:
     skeleton = check_before_loading(
         recorded_config(cache.model, config.model.device), config.text
     )
-    cached_streams(skeleton, cache, _harvest(cache))
+    cached_streams(skeleton, cache, _harvest(config, cache))
 
 
-def _harvest(cache: ActivationCache) -> str:
+def _harvest(config: LensConfig, cache: ActivationCache) -> str:
     """Return the beginning of a command that makes another cache of a cache's model."""
-    return f"sae harvest run=... model={cache.model.name}"
+    place = f"run={config.run} cache={config.run}/streams.zarr"
+    return f"sae harvest {place} model={cache.model.name}"
 
 
 def _tuned(
@@ -101,7 +108,7 @@ def _tuned(
 ) -> TunedLens:
     """Return the maps of a tuned lens, fitted to a cache unless they are there already."""
     place = Run.at(config.run).tuned_lens
-    streams = cached_streams(model().module, cache, _harvest(cache))
+    streams = cached_streams(model().module, cache, _harvest(config, cache))
     wanted = streams.digest(config.n_held_out_tokens)
 
     def build(temporary: Path) -> None:

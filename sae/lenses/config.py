@@ -16,7 +16,7 @@ class LensConfig:
     through affine maps that are fitted to it.
     """
 
-    text: str
+    text: str = "The Eiffel Tower is in the city of"
     """Text to read; the model predicts what follows each of its tokens."""
     run: str = "runs/default"
     """Folder of the run; a table, a page and a picture go to `{run}/lens/{name}/`."""

@@ -4,7 +4,7 @@ const HUES = { "Logit lens": "var(--c1)", "Tuned lens": "var(--c0)", "Mean strea
 /* ---------- The grid ---------- */
 
 function cellTip(layer, place, [top, kl, rank, logProbability, own]) {
-  const said = top.map(([token, p]) => `${percent(p).padStart(6, "\u2007")}  ${quote(token)}`);
+  const said = top.map(([token, p]) => `${(100 * p).toFixed(1).padStart(5, "\u2007")}%  ${quote(token)}`);
   const model =
     rank === 1
       ? "what the model itself predicts is first here"
@@ -44,7 +44,7 @@ function drawGrid() {
   $("explained").textContent =
     shown.title === "Logit lens"
       ? "Each row is the residual stream after a block, handed straight to the model's own final norm and head. The top row is the model itself."
-      : "Each row is the stream after a block, mapped by a fitted affine map to where it would be after the last block, then handed to the model's own final norm and head. The top row is the model itself.";
+      : "Each row is the stream after a block, mapped by a fitted affine map to where it would be after the last block, then handed to the model's own final norm and head. The maps were fitted to text: special tokens and attention sinks, such as the first token, are none. The top row is the model itself.";
 }
 
 function gridTip({ target }) {
@@ -74,13 +74,13 @@ function gridKeys(event) {
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
-function drawLines(host, legend, series, title) {
+function drawLines(host, legend, series, title, y) {
   $(legend).append(...series.map((entry) => h("li", { "--hue": entry.hue, class: entry.dashed ? "dashed" : null }, entry.name)));
   plot($(host), {
     title,
     height: 280,
     x: { label: "layer", whole: true },
-    y: { from: 0 },
+    y,
     series,
   });
 }
@@ -99,7 +99,7 @@ function drawHere() {
       }),
     ),
   );
-  drawLines("here", "here-legend", series, "KL by layer on this text");
+  drawLines("here", "here-legend", series, "KL by layer on this text", { from: 0, root: true });
 }
 
 function interval({ mean: middle, low, high }) {
@@ -119,9 +119,9 @@ function drawJudged() {
     const title = kind === "logit" ? "Logit lens" : "Tuned lens";
     return lineOf(title, layers.map((one) => told(title, one.layer, one[kind])));
   });
-  const constant = layers.map((one) => told("Mean stream", one.layer, floor));
+  const constant = layers.map((one) => ({ ...told("Mean stream", one.layer, floor), ys: [] }));
   series.push({ ...lineOf("Mean stream", constant), dashed: true, dots: false });
-  drawLines("held-out", "judged-legend", series, "KL by layer on held-out text");
+  drawLines("held-out", "judged-legend", series, "KL by layer on held-out text", { from: 0 });
 }
 
 $("model").textContent = data.model;

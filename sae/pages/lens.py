@@ -60,8 +60,8 @@ class Lens:
         last = grids["logit"][-1][1][-1]
         share = f"{last['top_probabilities'][0]:.0%}"
         said = f"After the last token the model predicts {_quoted(last['own_token'])} ({share})"
-        parts = [f"the {kind} lens has it first {_since(grid)}" for kind, grid in grids.items()]
-        return f"{said}; {', '.join(parts)}."
+        parts = [f"of the {kind} lens {_since(grid)}" for kind, grid in grids.items()]
+        return f"{said}, the first choice {' and '.join(parts)}."
 
     def as_text(self) -> str:
         """Return a line a layer for a terminal: what each lens has first after the text."""
@@ -148,11 +148,12 @@ def _since(grid: list[tuple[int, list[dict[str, Any]]]]) -> str:
     first = len(grid)
     while first and grid[first - 1][1][-1]["own_rank"] == 1:
         first -= 1
-    return f"from {layer_name(grid[first][0])} on" if first < len(grid) else "nowhere"
+    return f"from {layer_name(grid[first][0])} on" if first < len(grid) else "at no layer"
 
 
 def _quoted(token: str) -> str:
-    return f"“{_visible(token)}”"
+    # The space before a word would look like a slip.
+    return f"“{_visible(token).strip() or _visible(token)}”"
 
 
 def _visible(token: str) -> str:

@@ -10,7 +10,6 @@ NEEDED = {
     "folder": ["folder"],
     "atlas": ["atlas"],
     "file": ["edits.yaml"],
-    "text": ["she kept cats"],
     "model_name": ["model_name=gpt2"],
 }
 
