@@ -6,18 +6,24 @@ A tuned lens is fitted to about 54,000 rows of the mixed text, and judged beside
 and the mean of the last stream on 2,048 tokens that it was not fitted to.
 """
 
+import shutil
+from pathlib import Path
+
 import sae
 from benchmarks.common import write_results
 from sae.lenses.streams import hook_of
 
 RUN, LAYERS = "runs/lens", (3, 9, 15, 21, 27, 29)
+PICTURE = Path("docs/images/lens.png")
 TEXT = "The Eiffel Tower is in the middle of Paris, the capital of"
 
 
 def main() -> None:
-    """Fit, judge, and write a line for each layer."""
+    """Fit, judge, and write a line for each layer, and the picture of one text."""
     sae.harvest(run=RUN, hook_names=[hook_of(layer) for layer in LAYERS], n_tokens=61_440)
-    judged = sae.lens(text=TEXT, run=RUN, name="benchmark", tuned=True).judged
+    found = sae.lens(text=TEXT, run=RUN, name="benchmark", tuned=True)
+    shutil.copyfile(found.folder / "lens.png", PICTURE)
+    judged = found.judged
     floor = judged["floor"]
     rows = [
         {

@@ -1,5 +1,7 @@
 """Lenses on small random models: exact where they must be, and without a trace."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from support.families import (
@@ -210,3 +212,10 @@ def test_a_model_that_cannot_be_resumed_is_refused_by_name(tiny_model):
     model.module.model.norm.register_forward_pre_hook(lambda _, args: (args[0] + kept[-1],))
     with pytest.raises(UserError, match="LlamaForCausalLM cannot be run from block 3 on"):
         read_lens(model, TEXT)
+
+
+def test_the_page_of_docs_defines_every_column():
+    page = (Path(sae.__file__).parents[1] / "docs" / "lenses.md").read_text(encoding="utf-8")
+    for column in LENS.columns.values():
+        kind = column.kind.replace("list<", "list of ").replace(">", "")
+        assert f"| `{column.name}` | {kind} | {column.meaning} |" in page
