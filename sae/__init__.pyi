@@ -200,7 +200,7 @@ def lens(
 @overload
 def lens(
     *,
-    text: str,
+    text: str = "The Eiffel Tower is in the city of",
     run: str = "runs/default",
     name: str = "default",
     model: ModelConfig | str = ...,
