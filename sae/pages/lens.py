@@ -47,10 +47,11 @@ class Lens:
 
     def grid(self, kind: str) -> list[tuple[int, list[dict[str, Any]]]]:
         """Return the layers of a lens from the first on, each with its records by position."""
+        import pyarrow.compute as pc
+
         found: dict[int, list[dict[str, Any]]] = {}
-        for cell in self.table.to_pylist():
-            if cell["kind"] == kind:
-                found.setdefault(cell["layer"], []).append(cell)
+        for cell in self.table.filter(pc.equal(self.table["kind"], kind)).to_pylist():
+            found.setdefault(cell["layer"], []).append(cell)
         return [*found.items()]
 
     @property
