@@ -8,6 +8,7 @@ from benchmarks import (
     encoding,
     floor,
     harvest,
+    lenses,
     loading,
     naive,
     quality,
@@ -43,6 +44,7 @@ if __name__ == "__main__":
     encoding.main()
     edits.main()
     steering.main()
+    lenses.main()
     quality.main()
     dead.main()
     naive.main()

@@ -47,7 +47,9 @@ from sae.figures import Figures
 from sae.harvesting.config import HarvestConfig as HarvestConfig
 from sae.interactive import Model as Model
 from sae.interactive import model as model
+from sae.lenses.config import LensConfig as LensConfig
 from sae.models.load import ModelConfig as ModelConfig
+from sae.pages.lens import Lens
 from sae.patching.config import PatchConfig as PatchConfig
 from sae.patching.results import PatchResults
 from sae.publishing.plan import ExportConfig as ExportConfig
@@ -190,6 +192,27 @@ def serve(
     device: str = "auto",
 ) -> None:
     """Show the atlases of a run in a browser, and try features on your own text there."""
+
+@overload
+def lens(
+    config: LensConfig,
+    /,
+) -> Lens:
+    """Show what a model would predict next from its stream after each block."""
+
+@overload
+def lens(
+    *,
+    text: str = "The Eiffel Tower is in the city of",
+    run: str = "runs/default",
+    name: str = "default",
+    model: ModelConfig | str = ...,
+    tuned: bool = False,
+    cache: str = "{run}/cache.zarr",
+    n_held_out_tokens: int = 2048,
+    n_top: int = 5,
+) -> Lens:
+    """Show what a model would predict next from its stream after each block."""
 
 @overload
 def steer(

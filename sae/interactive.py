@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from sae.base import UserError, require
 from sae.dictionary import Dictionary
 from sae.edits import Edit, Edits, Library, Planner, Subject, edited, edits_of
+from sae.lenses import TunedLens, load_tuned, read_lens
 from sae.models import (
     LanguageModel,
     ModelConfig,
@@ -21,13 +23,11 @@ from sae.models import (
     read_activations,
     wrapped_model,
 )
+from sae.pages.lens import Lens
 from sae.steering.generate import Sampling, check_writes
 from sae.steering.writing import chat_ids, checked_prompt_ids, write
 from sae.text.features import TextFeatures
 from sae.text.token_texts import TokenTexts
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _ROWS = 256
 """Rows that are encoded at once, so that a long text needs no more memory than a short one."""
@@ -138,6 +138,28 @@ class Model:
             acts[special[rows]] = 0
             parts.append(acts.to_sparse())
         return TextFeatures(self.tokens(text), torch.cat(parts).coalesce(), special)
+
+    def lens(
+        self, text: str, *, tuned: "str | Path | TunedLens | None" = None, n_top: int = 5
+    ) -> Lens:
+        """Return what the model would predict after each token, from the stream at each layer.
+
+        Edits that hold while it is called are seen by it.
+
+        Args:
+            text: what is read.
+            tuned: maps for a tuned lens beside the logit lens, or their folder, such as
+                `runs/default/tuned_lens`, which `sae lens tuned=true` makes.
+            n_top: number of likeliest tokens to keep.
+
+        Raises:
+            UserError: for a model that predicts no next token or cannot be read so, an empty
+                text, one longer than the model reads, or maps of another model.
+        """
+        maps = load_tuned(Path(tuned)) if isinstance(tuned, str | Path) else tuned
+        table = read_lens(self.language_model, text, tuned=maps, n_top=n_top)
+        judged = None if maps is None else maps.judged
+        return Lens(table, self.language_model.record.hub_id, text, judged)
 
     @contextmanager
     def edited(

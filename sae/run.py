@@ -9,6 +9,8 @@
       atlas/ID/              tables and pages
       steering/ID.json, .png effect and cost of doses, beside baselines
       patching/NAME/         which places carry an answer: tables, pictures, a page
+      lens/NAME/             what a model would predict of a text, block by block
+      tuned_lens/            affine maps of a tuned lens
       export/ID/             a folder for others
       pareto.json .csv .png  the dictionaries compared
       report.json .html      the report
@@ -126,6 +128,8 @@ class Run:
     steering = _PlaceOf("steering/{}.json")
     steering_picture = _PlaceOf("steering/{}.png")
     patching = _PlaceOf("patching/{}")
+    lens = _PlaceOf("lens/{}")
+    tuned_lens = _Place("tuned_lens")
     export = _PlaceOf("export/{}")
     # Edit files that somebody put there, which the pages offer as presets.
     edits = _Place("edits")

@@ -109,6 +109,12 @@ _TABLE = (
         words="runs/default",
         home="sae.commands.serve_api",
     ),
+    Command(
+        "lens",
+        "show what a model would predict next from its stream after each block",
+        places=("text",),
+        words="'The capital of France is'",
+    ),
     Command("steer", "turn features up and down while the model writes, beside baselines"),
     Command(
         "patch",

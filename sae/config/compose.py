@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
@@ -212,7 +211,7 @@ def _placed(command: Command, words: Sequence[str]) -> Iterator[str]:
 def _is_plain(word: str, awaited: bool) -> bool:
     name, equals, _ = word.partition("=")
     # A path may hold an equals sign as well.
-    return not equals or not _KEY.fullmatch(name) or (awaited and Path(word).exists())
+    return not equals or not _KEY.fullmatch(name) or (awaited and os.path.exists(word))
 
 
 def quoted(word: str) -> str:

@@ -13,8 +13,9 @@ import sys
 from contextlib import contextmanager
 
 import pytest
-from support.world import sentences
+from support.world import harvest_settings, sentences
 
+import sae
 from sae.cli import main
 from sae.config.commands import COMMANDS
 from sae.config.compose import build
@@ -123,6 +124,8 @@ RUNS = [
     ("analyze", ["dictionary=strong"]),
     ("steer", ["dictionary=strong", "max_new_tokens=2", "n_features=1", "strengths=[0,1]",
                "prompts=[the river,the mill,she kept,it was]", "reworded=[]"]),
+    ("lens", ["the old mill", "model={model}"]),
+    ("lens", ["the old mill", "tuned=true", "cache={out}/streams.zarr", "name=tuned"]),
     ("export", ["dictionary=strong", "dry_run=true"]),
     ("export", ["dictionary=strong", "drop_dead=true"]),
     ("import", ["{run}/dictionaries/strong", "run={out}/theirs", "name=theirs"]),
@@ -152,6 +155,10 @@ def places(tmp_path_factory, tiny_run, tiny_model, tiny_text):
     edits.write_text(
         "edits: [{at: blocks.1.hook_resid_post, token: a, do: add, by: 2, where: {except: []}}]"
     )
+    names = [f"blocks.{i}.hook_resid_post" for i in range(3)]
+    settings = harvest_settings(folder / "run", tiny_model, tiny_text)
+    streams = {"cache": str(folder / "streams.zarr"), "hook_names": names, "n_tokens": 2048}
+    sae.harvest(**settings | streams)
     found = {"run": folder / "run", "out": folder, "broken": broken, "edits": edits}
     return found | {"model": tiny_model, "text": tiny_text, "done": set()}
 

@@ -189,6 +189,12 @@ def test_a_group_may_be_called_by_its_own_name_wherever_it_is(name, word, meant)
     assert translated(COMMANDS[name], [word]) == [meant]
 
 
+def test_a_text_may_be_longer_than_the_name_of_a_file():
+    text = "the old mill " * 400
+    assert build(COMMANDS["lens"], [text]).text == text
+    assert build(COMMANDS["lens"], [f"text='{text}'"]).text == text
+
+
 def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main([*words, "--help"]) == 0
     return capsys.readouterr().out
