@@ -88,6 +88,10 @@ def _thawed(config: "type[DataclassInstance]") -> DictConfig:
             child = node._get_node(key)
             if not isinstance(child, DictConfig) or child._is_none():
                 continue
+            if child._metadata.object_type is dict:
+                # Its keys are whatever somebody gives.
+                OmegaConf.set_struct(child, False)
+                continue
             if inspect.isabstract(child._metadata.ref_type):
                 OmegaConf.set_readonly(child, None)
                 node[key] = MISSING

@@ -181,10 +181,9 @@ def _trial(module: Any) -> _Trial:
     blocks = range(len(probe(module).blocks) + 1)
     device = module.get_input_embeddings().weight.device
     tokens = probe_tokens(module, _SEQUENCES * _POSITIONS).view(_SEQUENCES, -1).to(device)
-    with quietly(module, device):
-        with ExitStack() as seeing:
-            seen = [seeing.enter_context(seen_before(module, block)) for block in blocks]
-            expected = module(tokens, **without_cache(module))[0]
+    with quietly(module, device), ExitStack() as seeing:
+        seen = [seeing.enter_context(seen_before(module, block)) for block in blocks]
+        expected = module(tokens, **without_cache(module))[0]
     return _Trial(tokens, [streams[0] for streams in seen], expected)
 
 

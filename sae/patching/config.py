@@ -41,13 +41,13 @@ class PatchConfig:
     """Name of the results."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to look into."""
-    clean: str = ""
+    clean: str = "The Eiffel Tower is in the city of"
     """Prompt that the model answers rightly; it may hold {slots}."""
-    corrupt: str = ""
+    corrupt: str = "The Colosseum is in the city of"
     """Prompt that differs from it in what decides the answer."""
-    answer: str = ""
+    answer: str = " Paris"
     """Right answer to the clean prompt, one token, with the space before it."""
-    wrong: str = ""
+    wrong: str = " Rome"
     """Answer that the corrupt prompt suggests, one token, with the space before it."""
     slots: dict[str, list[str]] = field(default_factory=dict)
     """Words for each {slot} of the prompts and answers; different slots never get the same."""
@@ -61,11 +61,13 @@ class PatchConfig:
     """Kinds of places to patch: `residual` (what each block returns), `attention` and `mlp`
     (what each adds to it), at each position, and `head`, at all positions together."""
     patches: list[str] = field(default_factory=_patches)
-    """`denoising` puts clean activations into the corrupt run and shows what is enough for the
-    answer; `noising` puts corrupt ones into the clean run and shows what is needed."""
+    """Which way round: `denoising` puts clean activations into the corrupt run and shows what
+    is enough for the answer; `noising` puts corrupt ones into the clean run and shows what is
+    needed."""
     methods: list[str] = field(default_factory=_methods)
-    """`exact` patches each place; `plain` gradients, `relp` and integrated gradients (`ig`)
-    estimate all places from a few passes, with their agreement with exact patching beside."""
+    """How effects are found: `exact` patches each place; `plain` gradients, `relp` and
+    integrated gradients (`ig`) estimate all places from a few passes, with their agreement
+    with exact patching beside them."""
     n_exact: int | None = None
     """Number of pairs to patch exactly; by default all. The others are estimated only."""
     ig_steps: int = 5
@@ -113,19 +115,19 @@ class PatchConfig:
         self._check_pairs()
 
     def _check_pairs(self) -> None:
-        four = {key: getattr(self, key) for key in ("clean", "corrupt", "answer", "wrong")}
-        given = [any(four.values()), bool(self.pairs), self.table is not None]
         require(
-            sum(given) == 1,
-            "give one pair (clean, corrupt, answer and wrong), or pairs=[...], or table=FILE"
-            + (", and not several of them" if sum(given) > 1 else ""),
+            not self.pairs or self.table is None,
+            f"pairs and table={self.table} are both given; give one of them",
         )
-        missing = [key for key, value in four.items() if given[0] and not value.strip()]
-        require(not missing, f"{' and '.join(missing)} of the pair is empty; say what it is")
+        for key in ("clean", "corrupt", "answer", "wrong"):
+            require(bool(getattr(self, key).strip()), f"{key} is empty; say what it is")
 
     def idle_keys(self) -> dict[str, str | None]:
         """Return what has an effect with other keys alone."""
         idle: dict[str, str | None] = {}
+        if self.pairs or self.table is not None:
+            one = dict.fromkeys(("clean", "corrupt", "answer", "wrong"))
+            idle |= dict.fromkeys(one, "pairs=[]" if self.pairs else "table=null")
         if not self.receivers:
             idle["frozen"] = "receivers=[logits]"
         if self.dictionary is None:

@@ -121,9 +121,10 @@ def part_cells(layer: int, n_positions: int) -> list[Cell]:
 
 def _check_of_model(dictionary: Dictionary, places: Places, name: str) -> None:
     """Refuse a dictionary that was trained on another model than is looked into."""
-    of, own = dictionary.record.model, places.model.record
+    of = dictionary.record.model
     if of is None:
         return
+    own = places.model.record
     require(
         bool({of.name, of.hub_id} & {own.name, own.hub_id}),
         f"dictionary={name} is of {of.hub_id}, and the model is {own.hub_id}; give model="

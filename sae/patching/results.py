@@ -67,7 +67,8 @@ class PatchResults:
         """Return the heat maps as a picture of Pillow, which a notebook shows."""
         from PIL import Image
 
-        return Image.open(self.folder / PICTURE)
+        with Image.open(self.folder / PICTURE) as picture:
+            return picture.copy()
 
     def __repr__(self) -> str:
         """Return one line: pairs, and where they are."""

@@ -11,6 +11,8 @@ NEEDED = {
     "atlas": ["atlas"],
     "file": ["edits.yaml"],
     "model_name": ["model_name=gpt2"],
+    "results": ["runs/mine/patching/pair"],
+    "site": ["site=head"],
 }
 
 
