@@ -21,10 +21,9 @@ from sae.models import (
     read_activations,
     wrapped_model,
 )
-from sae.steering.generate import Sampling, check_writes
-from sae.steering.writing import chat_ids, checked_prompt_ids, write
 from sae.text.features import TextFeatures
 from sae.text.token_texts import TokenTexts
+from sae.writing import Sampling, chat_ids, check_writes, checked_prompt_ids, write
 
 if TYPE_CHECKING:
     from pathlib import Path

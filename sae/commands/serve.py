@@ -28,8 +28,9 @@ from sae.pages.server.listening import (
 )
 from sae.pages.server.live import LiveAtlas, ReadRequest, Shelf, SteerRequest, WriteRequest
 from sae.run import Run
-from sae.steering.generate import Sampling, generate_beside, unit_dose, with_baseline
-from sae.steering.writing import chat_ids, checked_prompt_ids, write_beside
+from sae.steering.arms import unit_dose
+from sae.steering.generate import generate_beside, with_baseline
+from sae.writing import Sampling, chat_ids, checked_prompt_ids, write_beside
 
 _PAGE_FILES = ("index.html", "data/index.js", "data/labels.js")
 

@@ -36,13 +36,9 @@ from sae.pages.server.app import Dropped, Worker
 from sae.pages.server.guard import name_check
 from sae.pages.server.listening import address_of, listen
 from sae.rows.reading import activations
-from sae.steering.generate import (
-    Sampling,
-    SharedNoise,
-    generate_beside,
-    random_direction,
-    with_baseline,
-)
+from sae.steering.arms import random_direction
+from sae.steering.generate import generate_beside, with_baseline
+from sae.writing import Sampling, SharedNoise
 
 
 @pytest.fixture(scope="module")
