@@ -31,6 +31,7 @@ from sae.commands.demo import DemoConfig as DemoConfig
 from sae.commands.edit import EditBakeConfig as EditBakeConfig
 from sae.commands.edit import EditCheckConfig as EditCheckConfig
 from sae.commands.edit import EditExportConfig as EditExportConfig
+from sae.commands.patchscope import PatchscopeConfig as PatchscopeConfig
 from sae.commands.serve import ServeConfig as ServeConfig
 from sae.commands.train import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
@@ -46,6 +47,7 @@ from sae.figures import Figures
 from sae.harvesting.config import HarvestConfig as HarvestConfig
 from sae.interactive import Model as Model
 from sae.interactive import model as model
+from sae.lenses.patchscope import Question as Question
 from sae.models.load import ModelConfig as ModelConfig
 from sae.publishing.plan import ExportConfig as ExportConfig
 from sae.rows.dataset import ActivationDataset as ActivationDataset
@@ -215,6 +217,33 @@ def steer(
     device: str = "auto",
 ) -> dict[str, Any]:
     """Turn features of a dictionary up and down while the model writes."""
+
+@overload
+def patchscope(
+    config: PatchscopeConfig,
+    /,
+) -> dict[str, Any]:
+    """Ask a model what a hidden state of a text, or a feature of a dictionary, is."""
+
+@overload
+def patchscope(
+    *,
+    run: str = "runs/default",
+    name: str | None = None,
+    model: ModelConfig | str = ...,
+    text: str | None = None,
+    token: int = -1,
+    at: list[str] = ...,
+    dictionary: str | None = None,
+    feature: int | None = None,
+    scales: list[float] = ...,
+    into: str | None = None,
+    prompt: str = "cat -> cat\n135 -> 135\nhello -> hello\n? ->",
+    placeholder: str = "?",
+    max_new_tokens: int = 16,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Ask a model what a hidden state of a text, or a feature of a dictionary, is."""
 
 @overload
 def export(

@@ -8,6 +8,7 @@
       evals/ID.json          figures on held-out text
       atlas/ID/              tables and pages
       steering/ID.json, .png effect and cost of doses, beside baselines
+      patchscopes/NAME.json  what the model says of a state or a feature
       export/ID/             a folder for others
       pareto.json .csv .png  the dictionaries compared
       report.json .html      the report
@@ -124,6 +125,7 @@ class Run:
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
     steering_picture = _PlaceOf("steering/{}.png")
+    patchscope = _PlaceOf("patchscopes/{}.json")
     export = _PlaceOf("export/{}")
     # Edit files that somebody put there, which the pages offer as presets.
     edits = _Place("edits")
