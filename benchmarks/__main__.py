@@ -10,6 +10,7 @@ from benchmarks import (
     harvest,
     loading,
     naive,
+    patchscopes,
     quality,
     reading,
     scaling,
@@ -43,6 +44,7 @@ if __name__ == "__main__":
     encoding.main()
     edits.main()
     steering.main()
+    patchscopes.main()
     quality.main()
     dead.main()
     naive.main()

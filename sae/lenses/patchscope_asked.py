@@ -66,6 +66,19 @@ class Patchscopes:
                 answer["text"] = its.text
         return found
 
+    def for_page(self) -> dict[str, Any]:
+        """Return what the page of a feature shows: tokens, and how relevant each is."""
+        return {
+            "prompt": self.question.prompt,
+            "placeholder": self.question.placeholder,
+            "into": self.records[0].into,
+            "plain": _for_page(self.records[0].answers[0]),
+            "scales": [
+                {"scale": record.scale} | {a.arm: _for_page(a) for a in record.answers[1:]}
+                for record in self.records
+            ],
+        }
+
     def __str__(self) -> str:
         """Return what each arm wrote, a line each."""
         return "\n".join(self.lines())
@@ -87,6 +100,14 @@ class Patchscopes:
 
 
 _UNPATCHED = f"{'nothing put there':<16}"
+
+
+def _for_page(answer: Answer) -> dict[str, Any]:
+    return {
+        "tokens": [token.text for token in answer.tokens],
+        "relevancy": [token.relevancy for token in answer.tokens],
+        "norm": answer.norm,
+    }
 
 
 def _shown(answer: Answer) -> str:

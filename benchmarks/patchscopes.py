@@ -1,0 +1,159 @@
+"""What SmolLM2 says of its own states and of features, beside vectors that mean nothing.
+
+    python -m benchmarks.patchscopes runs/demo
+
+The run needs a cache of SmolLM2, and a dictionary with an atlas.
+"""
+
+import random
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import sae
+from benchmarks.common import write_results
+from sae.atlas import Atlas
+from sae.core.nulls import random_directions
+from sae.edits import edited
+from sae.interactive import Model
+from sae.lenses.patchscope import IDENTITY, Question, placed, put, typical_norm
+from sae.lenses.patchscope_asked import SCALES, place_of_feature
+from sae.models import find_site, read_activations
+from sae.run import Run
+from sae.writing import generate
+
+N_TOKENS, AT = 50, 24
+LAYERS = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 29)
+PAPER = "cat->cat; 135->135; hello->hello; ?"
+MEANING = "The meaning of the word ? is"
+N_FEATURES = 40
+N_WRITTEN = 12
+
+
+def first_tokens(m: Model, question: Question, hook: str, vectors: Tensor) -> Tensor:
+    """Log-probabilities of the first token, with a vector in each of a batch of prompts."""
+    found = placed(m.language_model, question)
+    prompts = found.ids.expand(max(1, len(vectors)), -1)
+    edits = [put(find_site(m.module, hook), found.position, vectors)] if len(vectors) else []
+    with torch.inference_mode(), edited(m.module, edits):
+        logits = m.module(prompts, use_cache=False, logits_to_keep=1).logits
+    return logits[:, -1].float().log_softmax(-1)
+
+
+def told(m: Model, first: Tensor, wanted: Sequence[int]) -> int:
+    """How many first tokens are the wanted ones but for case and spaces."""
+    both = zip(first.argmax(-1).expand(len(wanted)).tolist(), wanted, strict=True)
+    plain = [[m.tokenizer.decode([i]).strip().lower() for i in pair] for pair in both]
+    return sum(one == other != "" for one, other in plain)
+
+
+def states(m: Model, run: Run) -> None:
+    """States of the embedded text, each put where it was read."""
+    cache = sae.open_cache(str(run.folder / "cache.zarr"))
+    ids = torch.from_numpy(cache.tokens[:N_TOKENS, :AT].astype("int64"))
+    hooks = [f"blocks.{layer}.hook_resid_post" for layer in LAYERS]
+    read = read_activations(m.module, [find_site(m.module, hook) for hook in hooks], ids)
+    with torch.inference_mode():
+        following = m.module(ids, use_cache=False, logits_to_keep=1).logits[:, -1].argmax(-1)
+    own, after = ids[:, -1].tolist(), following.tolist()
+    identity, paper = Question(), Question(prompt=PAPER)
+    rows: list[dict[str, object]] = []
+    nothing = torch.zeros(0, ids.shape[1])
+    for hook in hooks:
+        mine = read[hook][:, -1].float()
+        norms = torch.linalg.vector_norm(mine, dim=1, keepdim=True)
+        drawn = norms * random_directions(N_TOKENS, mine.shape[1], 0)
+        row: dict[str, object] = {"put into its own place": hook}
+        for arm, vectors in (("state", mine), ("random", drawn)):
+            row[f"says its token, {arm}"] = told(
+                m, first_tokens(m, identity, hook, vectors), own
+            )
+            first = first_tokens(m, paper, hook, vectors)
+            row[f"precision@1 of the next, {arm}"] = (
+                f"{float((first.argmax(-1) == following).float().mean()):.2f}"
+            )
+            surprisal = -first.gather(1, following[:, None]).mean()
+            row[f"surprisal of the next, {arm}"] = f"{float(surprisal):.1f}"
+        rows.append(row)
+    plain = first_tokens(m, identity, hooks[0], nothing)
+    last = first_tokens(m, paper, hooks[0], nothing).expand(N_TOKENS, -1)
+    rows.append(
+        {
+            "put into its own place": "nothing put anywhere",
+            "says its token, state": told(m, plain, own),
+            "precision@1 of the next, state": f"{told(m, last, after) / N_TOKENS:.2f}",
+            "surprisal of the next, state": (
+                f"{float(-last.gather(1, following[:, None]).mean()):.1f}"
+            ),
+        }
+    )
+    title = f"What SmolLM2 says of {N_TOKENS} of its states, by the block they are of"
+    write_results("patchscopes_states", title, rows)
+
+
+def words_of(row: dict[str, list[str]]) -> set[str]:
+    """Words that a feature promotes or fires on."""
+    shown = [*row["top_logit_tokens"][:10], *row["top_tokens"][:10]]
+    return {word for token in shown if len(word := token.strip().lower()) >= 3}
+
+
+def features(m: Model, run: Run, name: str) -> None:
+    """Directions of features, beside another feature's and random ones."""
+    dictionary, columns = run.load(name)[1], ["feature", "density", "max_activation"]
+    table = Atlas(run.atlas(name)).feature_table([*columns, "top_logit_tokens", "top_tokens"])
+    live = [row for row in table.to_pylist() if row["max_activation"] > 0]
+    usual = [row for row in live if 1e-4 < row["density"] < 0.05 and words_of(row)]
+    chosen = random.Random(0).sample(usual, N_FEATURES)
+    directions = dictionary.W_dec[[row["feature"] for row in chosen]].float()
+    directions = torch.nn.functional.normalize(directions)
+    drawn = random_directions(N_FEATURES, directions.shape[1], 0)
+    site = place_of_feature(m.module, dictionary, None)
+    rows: list[dict[str, object]] = []
+    for prompt in (IDENTITY, MEANING):
+        question = Question(prompt=prompt, max_new_tokens=N_WRITTEN)
+        found = placed(m.language_model, question)
+        unit = typical_norm(m.language_model, question, site)
+        for scale in SCALES:
+            vectors = torch.cat([directions, drawn]) * unit * scale
+            edit, prompts = (
+                put(site, found.position, vectors),
+                found.ids.expand(len(vectors), -1),
+            )
+            written = generate(m.language_model, prompts, [edit], question.sampling)
+            said = [
+                {*re.findall(r"[\w']+", m.tokenizer.decode(ids).lower())}
+                for ids in written.tolist()
+            ]
+            own = [words_of(row) for row in chosen]
+            shifted = [own[(i + 1) % N_FEATURES] for i in range(N_FEATURES)]
+            rows.append(
+                {
+                    "prompt": repr(prompt),
+                    "scale": scale,
+                    "its own words": hits(own, said[:N_FEATURES]),
+                    "words of another feature": hits(shifted, said[:N_FEATURES]),
+                    "its words, random direction": hits(own, said[N_FEATURES:]),
+                }
+            )
+    title = f"Of {N_FEATURES} features, how often a word of one is in what SmolLM2 writes of it"
+    write_results("patchscopes_features", title, rows)
+
+
+def hits(words: Sequence[set[str]], said: Sequence[set[str]]) -> int:
+    """Of how many texts one of the words is a word."""
+    return sum(bool(own & text) for own, text in zip(words, said, strict=True))
+
+
+def main(folder: str = "runs/demo") -> None:
+    """Write the results of states and of features."""
+    run, m = Run.at(Path(folder)), sae.model("smollm2", device="cpu")
+    states(m, run)
+    features(m, run, run.dictionary_names[0])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
