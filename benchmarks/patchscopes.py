@@ -1,6 +1,6 @@
 """What SmolLM2 says of its own states and of features, beside vectors that mean nothing.
 
-    python -m benchmarks.patchscopes runs/demo
+    python -m benchmarks.patchscopes [RUN [states|features]]
 
 The run needs a cache of SmolLM2, and a dictionary with an atlas.
 """
@@ -104,7 +104,8 @@ def words_of(row: dict[str, list[str]]) -> set[str]:
 def features(m: Model, run: Run, name: str) -> None:
     """Directions of features, beside another feature's and random ones."""
     dictionary, columns = run.load(name)[1], ["feature", "density", "max_activation"]
-    table = Atlas(run.atlas(name)).feature_table([*columns, "top_logit_tokens", "top_tokens"])
+    columns += ["top_logit_tokens", "top_tokens", "top_logit_ids", "top_token_ids"]
+    table = Atlas(run.atlas(name)).feature_table(columns)
     live = [row for row in table.to_pylist() if row["max_activation"] > 0]
     usual = [row for row in live if 1e-4 < row["density"] < 0.05 and words_of(row)]
     chosen = random.Random(0).sample(usual, N_FEATURES)
@@ -112,6 +113,10 @@ def features(m: Model, run: Run, name: str) -> None:
     directions = torch.nn.functional.normalize(directions)
     drawn = random_directions(N_FEATURES, directions.shape[1], 0)
     site = place_of_feature(m.module, dictionary, None)
+    tokens = {
+        "promoted": [row["top_logit_ids"][:10] for row in chosen],
+        "fired on": [row["top_token_ids"][:10] for row in chosen],
+    }
     rows: list[dict[str, object]] = []
     for prompt in (IDENTITY, MEANING):
         question = Question(prompt=prompt, max_new_tokens=N_WRITTEN)
@@ -128,6 +133,7 @@ def features(m: Model, run: Run, name: str) -> None:
                 {*re.findall(r"[\w']+", m.tokenizer.decode(ids).lower())}
                 for ids in written.tolist()
             ]
+            first = first_tokens(m, question, site.hook_name, vectors)
             own = [words_of(row) for row in chosen]
             shifted = [own[(i + 1) % N_FEATURES] for i in range(N_FEATURES)]
             rows.append(
@@ -137,10 +143,29 @@ def features(m: Model, run: Run, name: str) -> None:
                     "its own words": hits(own, said[:N_FEATURES]),
                     "words of another feature": hits(shifted, said[:N_FEATURES]),
                     "its words, random direction": hits(own, said[N_FEATURES:]),
+                    **{
+                        f"{kind}, {beside}": f"{above(first, ids, other):.2f}"
+                        for kind, ids in tokens.items()
+                        for beside, other in (("others", 0), ("random", N_FEATURES))
+                    },
                 }
             )
     title = f"Of {N_FEATURES} features, how often a word of one is in what SmolLM2 writes of it"
     write_results("patchscopes_features", title, rows)
+
+
+def above(first: Tensor, ids: Sequence[list[int]], other: int) -> float:
+    """How often a feature's tokens are likelier first with its direction than with another.
+
+    It is the mean over features and the directions from `other` on; .5 is chance.
+    """
+    means = torch.stack([first[:, own].mean(1) for own in ids])
+    mine = means[:, : len(ids)].diagonal()[:, None]
+    wins = (mine > means[:, other : other + len(ids)]).double()
+    if other == 0:
+        wins.fill_diagonal_(0)
+        return float(wins.sum() / (len(ids) * (len(ids) - 1)))
+    return float(wins.mean())
 
 
 def hits(words: Sequence[set[str]], said: Sequence[set[str]]) -> int:
@@ -148,11 +173,13 @@ def hits(words: Sequence[set[str]], said: Sequence[set[str]]) -> int:
     return sum(bool(own & text) for own, text in zip(words, said, strict=True))
 
 
-def main(folder: str = "runs/demo") -> None:
-    """Write the results of states and of features."""
+def main(folder: str = "runs/demo", what: str = "both") -> None:
+    """Write the results of states, of features, or of both."""
     run, m = Run.at(Path(folder)), sae.model("smollm2", device="cpu")
-    states(m, run)
-    features(m, run, run.dictionary_names[0])
+    if what != "features":
+        states(m, run)
+    if what != "states":
+        features(m, run, run.dictionary_names[0])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ _EARLY = 3
 early enough for most of the model to read it, as SelfIE does."""
 _N_LAYERS = 8
 """Places that a state is read at, where none are given."""
+_N_SHOWN = 3
+"""Likeliest first tokens that people are shown."""
 _STREAM = ".hook_resid_post"
 
 
@@ -106,15 +108,15 @@ def _for_page(answer: Answer) -> dict[str, Any]:
     return {
         "tokens": [token.text for token in answer.tokens],
         "relevancy": [token.relevancy for token in answer.tokens],
+        "likeliest": [[text, p] for text, p in answer.likeliest[:_N_SHOWN]],
         "norm": answer.norm,
     }
 
 
 def _shown(answer: Answer) -> str:
-    text = f"{answer.text!r}" if answer.tokens else "(it ends at once)"
-    found = [text]
-    if answer.tokens:
-        found.append(f"first token p {answer.tokens[0].probability:.2f}")
+    found = [f"{answer.text!r}" if answer.tokens else "(it ends at once)"]
+    first = (f"{text!r} {p:.2f}" for text, p in answer.likeliest[:_N_SHOWN])
+    found.append(f"likeliest first {' '.join(first)}")
     if answer.says_token:
         found.append("which is its own token")
     if answer.says_next:

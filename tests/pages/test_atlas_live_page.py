@@ -32,7 +32,8 @@ pytestmark = needs_browser
 
 
 def said(tokens: list[str], relevancy: list[float]) -> dict[str, Any]:
-    return {"tokens": tokens, "relevancy": relevancy, "norm": 1.0}
+    likeliest = [[" <i>God</i>", 0.5], ["\n", 0.25]]
+    return {"tokens": tokens, "relevancy": relevancy, "norm": 1.0, "likeliest": likeliest}
 
 
 class FakeServer(SimpleHTTPRequestHandler):
@@ -293,7 +294,9 @@ def test_the_model_is_asked_what_a_feature_is(served: Any, visit: Visit) -> None
     rows = page.locator("#ask-answers tbody tr")
     assert rows.count() == 5
     # What the model writes is text, whatever it looks like.
-    assert page.locator("#ask-answers b").count() == 0
+    assert page.locator("#ask-answers").locator("b, i").count() == 0
+    first = rows.nth(1).locator("small").first.inner_text()
+    assert first.split() == ["·<i>God</i>", "50%", "↵", "25%"]
     assert "<b>cat</b>" in rows.nth(1).inner_text()
     assert "It ends the text at once." in rows.nth(1).inner_text()
     assert "↵" in rows.nth(0).inner_text()

@@ -53,9 +53,14 @@ function askTable({ plain, scales }) {
 const askCell = (title, arm) => h("td", { "data-of": title }, askText(arm));
 
 /* What was written, each token shaded by its relevancy, from 0 to 1. */
-function askText({ tokens, relevancy }) {
-  if (!tokens.length) return h("p", { class: "none" }, "It ends the text at once.");
-  return h(
+function askText({ tokens, relevancy, likeliest }) {
+  const first = h(
+    "small",
+    { title: "The likeliest first tokens, each with its probability" },
+    likeliest.map(([token, p]) => h("span", {}, tokenLabel(token), ` ${percent(p)}`)),
+  );
+  if (!tokens.length) return [h("p", { class: "none" }, "It ends the text at once."), first];
+  const text = h(
     "p",
     { class: "tokens", dir: "auto" },
     tokens.map((token, i) =>
@@ -66,6 +71,7 @@ function askText({ tokens, relevancy }) {
       ),
     ),
   );
+  return [text, first];
 }
 
 function askTip({ target }) {
