@@ -1,6 +1,6 @@
 """What SmolLM2 says of its own states and of features, beside vectors that mean nothing.
 
-    python -m benchmarks.patchscopes [RUN [states|features]]
+    python -m benchmarks.patchscopes [RUN [forms|states|features]]
 
 The run needs a cache of SmolLM2, and a dictionary with an atlas.
 """
@@ -29,6 +29,26 @@ from sae.writing import generate
 N_TOKENS, AT = 50, 24
 LAYERS = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 29)
 PAPER = "cat->cat; 135->135; hello->hello; ?"
+SEVEN = "cat{0}cat{1}135{0}135{1}hello{0}hello{1}black{0}black{1}shoe{0}shoe{1}mean{0}mean{1}"
+FORMS = {
+    "own": (
+        Question(),
+        Question(prompt=f"{SEVEN.format(' -> ', chr(10))}? ->"),
+        Question(prompt="cat = cat; 135 = 135; hello = hello; x =", placeholder="x"),
+        Question(prompt=f"{PAPER}->"),
+        Question(prompt="cat: cat\n135: 135\nhello: hello\nx:", placeholder="x"),
+        Question(prompt="cat cat\n135 135\nhello hello\nx", placeholder="x"),
+    ),
+    "next": (
+        Question(prompt=PAPER),
+        Question(prompt=f"{SEVEN.format('->', '; ')}?"),
+        Question(prompt=IDENTITY.removesuffix(" ->")),
+        Question(prompt="cat cat\n135 135\nhello hello\nx", placeholder="x"),
+    ),
+}
+"""Prompts that could ask for the token itself, and for the one that comes next."""
+TRIED = {"own": (0, 6, 12), "next": (12, 18, 24)}
+"""Blocks that they are tried at."""
 MEANING = "The meaning of the word ? is"
 N_FEATURES = 40
 N_WRITTEN = 12
@@ -51,20 +71,51 @@ def told(m: Model, first: Tensor, wanted: Sequence[int]) -> int:
     return sum(one == other != "" for one, other in plain)
 
 
-def states(m: Model, run: Run) -> None:
-    """States of the embedded text, each put where it was read."""
+def read_states(
+    m: Model, run: Run, hooks: Sequence[str]
+) -> tuple[dict[str, Tensor], list[int], Tensor]:
+    """States of a token each of many texts, the tokens, and what is predicted after them."""
     cache = sae.open_cache(str(run.folder / "cache.zarr"))
     ids = torch.from_numpy(cache.tokens[:N_TOKENS, :AT].astype("int64"))
-    hooks = [f"blocks.{layer}.hook_resid_post" for layer in LAYERS]
     read = read_activations(m.module, [find_site(m.module, hook) for hook in hooks], ids)
     with torch.inference_mode():
         following = m.module(ids, use_cache=False, logits_to_keep=1).logits[:, -1].argmax(-1)
-    own, after = ids[:, -1].tolist(), following.tolist()
+    return {hook: x[:, -1].float() for hook, x in read.items()}, ids[:, -1].tolist(), following
+
+
+def stream(layer: int) -> str:
+    """Return the hook of what a block returns."""
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def forms(m: Model, run: Run) -> None:
+    """Forms of the prompt, each state put where it was read."""
+    hooks = [stream(layer) for layer in LAYERS]
+    read, own, following = read_states(m, run, hooks)
+    rows: list[dict[str, object]] = []
+    for asked, wanted in (("own", own), ("next", following.tolist())):
+        for question in FORMS[asked]:
+            row: dict[str, object] = {"asks for": asked, "prompt": repr(question.prompt)}
+            for layer in TRIED[asked]:
+                first = first_tokens(m, question, stream(layer), read[stream(layer)])
+                row[f"block {layer}"] = told(m, first, wanted)
+            rows.append(row)
+    title = (
+        f"Of {N_TOKENS} states, how many SmolLM2 says its own or the next token of, by prompt"
+    )
+    write_results("patchscopes_prompts", title, rows)
+
+
+def states(m: Model, run: Run) -> None:
+    """States of the embedded text, each put where it was read."""
+    hooks = [stream(layer) for layer in LAYERS]
+    read, own, following = read_states(m, run, hooks)
+    after = following.tolist()
     identity, paper = Question(), Question(prompt=PAPER)
     rows: list[dict[str, object]] = []
-    nothing = torch.zeros(0, ids.shape[1])
+    nothing = torch.zeros(0, 1)
     for hook in hooks:
-        mine = read[hook][:, -1].float()
+        mine = read[hook]
         norms = torch.linalg.vector_norm(mine, dim=1, keepdim=True)
         drawn = norms * random_directions(N_TOKENS, mine.shape[1], 0)
         row: dict[str, object] = {"put into its own place": hook}
@@ -101,9 +152,10 @@ def words_of(row: dict[str, list[str]]) -> set[str]:
     return {word for token in shown if len(word := token.strip().lower()) >= 3}
 
 
-def features(m: Model, run: Run, name: str) -> None:
+def features(m: Model, run: Run) -> None:
     """Directions of features, beside another feature's and random ones."""
-    dictionary, columns = run.load(name)[1], ["feature", "density", "max_activation"]
+    name, dictionary = run.load(None)
+    columns = ["feature", "density", "max_activation"]
     columns += ["top_logit_tokens", "top_tokens", "top_logit_ids", "top_token_ids"]
     table = Atlas(run.atlas(name)).feature_table(columns)
     live = [row for row in table.to_pylist() if row["max_activation"] > 0]
@@ -173,13 +225,12 @@ def hits(words: Sequence[set[str]], said: Sequence[set[str]]) -> int:
     return sum(bool(own & text) for own, text in zip(words, said, strict=True))
 
 
-def main(folder: str = "runs/demo", what: str = "both") -> None:
-    """Write the results of states, of features, or of both."""
+def main(folder: str = "runs/demo", what: str = "all") -> None:
+    """Write the results of forms of the prompt, of states, of features, or of all."""
     run, m = Run.at(Path(folder)), sae.model("smollm2", device="cpu")
-    if what != "features":
-        states(m, run)
-    if what != "states":
-        features(m, run, run.dictionary_names[0])
+    for name, measure in (("forms", forms), ("states", states), ("features", features)):
+        if what in ("all", name):
+            measure(m, run)
 
 
 if __name__ == "__main__":

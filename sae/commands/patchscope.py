@@ -99,7 +99,7 @@ class PatchscopeConfig:
     def idle_keys(self) -> dict[str, str | None]:
         """Return the keys of a state for a feature, and those of a feature for a state."""
         if self.text is not None:
-            return {"scales": "feature=N"}
+            return dict.fromkeys(("feature", "scales"), "dictionary=FOLDER")
         return dict.fromkeys(("token", "at"), "text=...") if self.dictionary else {}
 
     @property
