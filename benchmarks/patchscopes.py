@@ -29,11 +29,12 @@ from sae.writing import generate
 N_TOKENS, AT = 50, 24
 LAYERS = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 29)
 PAPER = "cat->cat; 135->135; hello->hello; ?"
-SEVEN = "cat{0}cat{1}135{0}135{1}hello{0}hello{1}black{0}black{1}shoe{0}shoe{1}mean{0}mean{1}"
+THREE = "cat -> cat\n135 -> 135\nhello -> hello\n? ->"
+SIX = "cat->cat; 135->135; hello->hello; black->black; shoe->shoe; mean->mean; ?"
 FORMS = {
     "own": (
+        Question(prompt=THREE),
         Question(),
-        Question(prompt=f"{SEVEN.format(' -> ', chr(10))}? ->"),
         Question(prompt="cat = cat; 135 = 135; hello = hello; x =", placeholder="x"),
         Question(prompt=f"{PAPER}->"),
         Question(prompt="cat: cat\n135: 135\nhello: hello\nx:", placeholder="x"),
@@ -41,8 +42,8 @@ FORMS = {
     ),
     "next": (
         Question(prompt=PAPER),
-        Question(prompt=f"{SEVEN.format('->', '; ')}?"),
-        Question(prompt=IDENTITY.removesuffix(" ->")),
+        Question(prompt=SIX),
+        Question(prompt=THREE.removesuffix(" ->")),
         Question(prompt="cat cat\n135 135\nhello hello\nx", placeholder="x"),
     ),
 }

@@ -27,9 +27,12 @@ from sae.writing import (
     generate,
 )
 
-IDENTITY = "cat -> cat\n135 -> 135\nhello -> hello\n? ->"
+IDENTITY = "\n".join(
+    f"{word} -> {word}" for word in ("cat", "135", "hello", "black", "shoe", "mean")
+)
+IDENTITY += "\n? ->"
 """Words that are said again: what follows the placeholder is to say what stands there. Spaces
-around the arrow and a line a word do best on SmolLM2, see docs/patchscopes.md."""
+around the arrow, a line a word and six words do best on SmolLM2, see docs/patchscopes.md."""
 UNPATCHED = "unpatched"
 """The arm in which nothing is put anywhere."""
 _N_NEXT = 5

@@ -122,7 +122,7 @@ def check_writes(model: LanguageModel) -> None:
     """
     require(
         model.record.causal,
-        f"{model.record.name} predicts no next token, so it writes nothing to steer; "
+        f"{model.record.name} predicts no next token, so it writes nothing; "
         "reading activations works",
     )
 

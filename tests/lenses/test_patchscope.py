@@ -321,3 +321,11 @@ def test_a_dictionary_of_another_model_is_refused(tiny_run, tokenizer_folder, tm
         m.patchscope("")
     with pytest.raises(UserError, match="reads 128 at once"):
         m.patchscope("river " * 200)
+
+
+def test_a_model_that_writes_nothing_is_refused(encoder, tmp_path, capsys):
+    with pytest.raises(UserError, match="predicts no next token, so it writes nothing"):
+        sae.model(str(encoder), device="cpu").patchscope("seven grey cats")
+    words = ["patchscope", f"run={tmp_path}", f"model={encoder}", "text=seven"]
+    assert main([*words, "at=[blocks.0.hook_resid_pre]"]) == 2
+    assert "predicts no next token" in capsys.readouterr().err
