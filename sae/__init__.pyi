@@ -238,7 +238,7 @@ def patchscope(
     feature: int | None = None,
     scales: list[float] = ...,
     into: str | None = None,
-    prompt: str = "cat -> cat\n135 -> 135\nhello -> hello\nblack -> black\nshoe -> shoe\nmean -> mean\n? ->",
+    prompt: str = ...,
     placeholder: str = "?",
     max_new_tokens: int = 16,
     seed: int = 0,
