@@ -11,6 +11,7 @@ from benchmarks import (
     lenses,
     loading,
     naive,
+    patchscopes,
     quality,
     reading,
     scaling,
@@ -45,6 +46,7 @@ if __name__ == "__main__":
     edits.main()
     steering.main()
     lenses.main()
+    patchscopes.main()
     quality.main()
     dead.main()
     naive.main()

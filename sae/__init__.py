@@ -26,6 +26,7 @@ _HOMES = {
     "ModelConfig": "sae.models.load",
     "OptimConfig": "sae.training.optim",
     "PAnnealConfig": "sae.architectures",
+    "Question": "sae.lenses.patchscope",
     "StandardConfig": "sae.architectures",
     "SweepConfig": "sae.training.config",
     "TopKConfig": "sae.architectures",

@@ -32,6 +32,7 @@ from sae.commands.edit import EditBakeConfig as EditBakeConfig
 from sae.commands.edit import EditCheckConfig as EditCheckConfig
 from sae.commands.edit import EditExportConfig as EditExportConfig
 from sae.commands.patch import PatchEditConfig as PatchEditConfig
+from sae.commands.patchscope import PatchscopeConfig as PatchscopeConfig
 from sae.commands.serve import ServeConfig as ServeConfig
 from sae.commands.train import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
@@ -48,6 +49,7 @@ from sae.harvesting.config import HarvestConfig as HarvestConfig
 from sae.interactive import Model as Model
 from sae.interactive import model as model
 from sae.lenses.config import LensConfig as LensConfig
+from sae.lenses.patchscope import Question as Question
 from sae.models.load import ModelConfig as ModelConfig
 from sae.pages.lens import Lens
 from sae.patching.config import PatchConfig as PatchConfig
@@ -297,6 +299,33 @@ def patch_edit(
     group: int = 0,
 ) -> Path:
     """Save a place that patching has found as an edit file."""
+
+@overload
+def patchscope(
+    config: PatchscopeConfig,
+    /,
+) -> dict[str, Any]:
+    """Ask a model what a hidden state of a text, or a feature of a dictionary, is."""
+
+@overload
+def patchscope(
+    *,
+    run: str = "runs/default",
+    name: str | None = None,
+    model: ModelConfig | str = ...,
+    text: str | None = None,
+    token: int = -1,
+    at: list[str] = ...,
+    dictionary: str | None = None,
+    feature: int | None = None,
+    scales: list[float] = ...,
+    into: str | None = None,
+    prompt: str = ...,
+    placeholder: str = "?",
+    max_new_tokens: int = 16,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Ask a model what a hidden state of a text, or a feature of a dictionary, is."""
 
 @overload
 def export(

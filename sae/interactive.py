@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from sae.base import UserError, require
 from sae.dictionary import Dictionary
 from sae.edits import Edit, Edits, Library, Planner, Subject, edited, edits_of
-from sae.lenses import TunedLens, load_tuned, read_lens
+from sae.lenses import (
+    SCALES,
+    Patchscopes,
+    Question,
+    TunedLens,
+    ask_of_feature,
+    ask_of_state,
+    load_tuned,
+    places_of_state,
+    read_lens,
+    source_of,
+)
 from sae.models import (
     LanguageModel,
     ModelConfig,
@@ -24,10 +35,9 @@ from sae.models import (
     wrapped_model,
 )
 from sae.pages.lens import Lens
-from sae.steering.generate import Sampling, check_writes
-from sae.steering.writing import chat_ids, checked_prompt_ids, write
 from sae.text.features import TextFeatures
 from sae.text.token_texts import TokenTexts
+from sae.writing import Sampling, chat_ids, check_writes, checked_prompt_ids, write
 
 _ROWS = 256
 """Rows that are encoded at once, so that a long text needs no more memory than a short one."""
@@ -318,6 +328,45 @@ class Model:
             following: Tensor = log_probs[-1].cpu()
             return following
         return float(log_probs[:-1].gather(1, after[:, None]).sum())
+
+    def patchscope(
+        self,
+        source: "str | tuple[str | Dictionary, int]",
+        *,
+        at: "str | Sequence[str]" = (),
+        token: int = -1,
+        into: str | None = None,
+        scales: Sequence[float] = SCALES,
+        question: Question = Question(),  # noqa: B008 (it is frozen)
+    ) -> Patchscopes:
+        """Ask the model what a hidden state of a text, or a feature of a dictionary, is.
+
+            m.patchscope("Amazon's former CEO attended Oscars", at="blocks.9.hook_resid_post")
+            m.patchscope((folder, 412))
+
+        The vector takes the place of one token of a prompt, and the model writes on. Beside it
+        stand the prompt left alone and vectors as long that say nothing of it.
+
+        Args:
+            source: a text, or a dictionary (or its folder) with the number of a feature.
+            at: where states of the text are read; some blocks, first to last, if left out.
+            token: whose state it is, counted as in `tokens`; below 0 from the end.
+            into: where it is put: by default where a state was read, and early for a feature.
+            scales: lengths of a feature's direction, in typical lengths of the place.
+            question: the prompt, and how the model goes on.
+
+        Raises:
+            UserError: for an empty text, a position, hook or feature that is not there, or a
+                prompt that has no place for it.
+        """
+        model = self.language_model
+        if isinstance(source, str):
+            places = places_of_state(self.module, [at] if isinstance(at, str) else at, into)
+            return ask_of_state(model, question, source_of(model, source, token), places)
+        dictionary, feature = source
+        return ask_of_feature(
+            model, question, (self._dictionary(dictionary), feature), into, scales
+        )
 
     def _ids(self, text: str) -> Int[Tensor, " position"]:
         found = torch.from_numpy(self.language_model.document_ids(text)).long()

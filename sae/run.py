@@ -11,6 +11,7 @@
       patching/NAME/         which places carry an answer: tables, pictures, a page
       lens/NAME/             what a model would predict of a text, block by block
       tuned_lens/            affine maps of a tuned lens
+      patchscopes/NAME.json  what the model says of a state or a feature
       export/ID/             a folder for others
       pareto.json .csv .png  the dictionaries compared
       report.json .html      the report
@@ -130,6 +131,7 @@ class Run:
     patching = _PlaceOf("patching/{}")
     lens = _PlaceOf("lens/{}")
     tuned_lens = _Place("tuned_lens")
+    patchscope = _PlaceOf("patchscopes/{}.json")
     export = _PlaceOf("export/{}")
     # Edit files that somebody put there, which the pages offer as presets.
     edits = _Place("edits")

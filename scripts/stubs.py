@@ -19,6 +19,8 @@ from sae.config.commands import Command, python_calls
 from sae.config.groups import groups
 
 PATH = Path(sae.__file__).with_suffix(".pyi")
+_LONGEST = 60
+"""Characters of a default that is shown."""
 HEAD = '''"""What `sae` offers. Written by scripts/stubs.py; a test compares the two."""
 '''
 
@@ -100,7 +102,11 @@ def _fields(names: Names, command: Command) -> Iterator[str]:
 def _default(field: "dataclasses.Field[object]") -> str:
     if field.default_factory is not dataclasses.MISSING:
         return " = ..."
-    return "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
+    if field.default is dataclasses.MISSING:
+        return ""
+    written = f" = {field.default!r}"
+    # A whole prompt, say, is no reading for a tooltip.
+    return written if len(written) <= _LONGEST else " = ..."
 
 
 if __name__ == "__main__":

@@ -4,18 +4,19 @@ import asyncio
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from sae.analysis.reading import read_text
-from sae.atlas import Atlas, read_record
-from sae.base import UserError, check_folder, require, say
+from sae.atlas import Atlas
+from sae.base import UserError, require, say
 from sae.dictionary import Dictionary
 from sae.edits import Edits
 from sae.interactive import Model
+from sae.lenses.patchscope import Question
+from sae.lenses.patchscope_asked import ask_of_feature
 from sae.models import LanguageModel, locate
 from sae.pages.server.app import Pages, application
 from sae.pages.server.guard import name_check
@@ -26,12 +27,20 @@ from sae.pages.server.listening import (
     serve_until_stopped,
     warn_if_open,
 )
-from sae.pages.server.live import LiveAtlas, ReadRequest, Shelf, SteerRequest, WriteRequest
+from sae.pages.server.live import (
+    AskRequest,
+    LiveAtlas,
+    ReadRequest,
+    Shelf,
+    SteerRequest,
+    Work,
+    WriteRequest,
+)
+from sae.pages.server.shown import check_shown, why_none
 from sae.run import Run
-from sae.steering.generate import Sampling, generate_beside, unit_dose, with_baseline
-from sae.steering.writing import chat_ids, checked_prompt_ids, write_beside
-
-_PAGE_FILES = ("index.html", "data/index.js", "data/labels.js")
+from sae.steering.arms import unit_dose
+from sae.steering.generate import generate_beside, with_baseline
+from sae.writing import Sampling, chat_ids, checked_prompt_ids, write_beside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,45 +105,21 @@ def pages_of(config: ServeConfig) -> Pages:
         # With what edits name, which is loaded once for each model.
         return _write(hands.setdefault(id(model), Model(model)), *asked)
 
-    shelf = Shelf(run, config.device, _read, _steer, write)
+    shelf = Shelf(run, config.device, Work(_read, _steer, write, _ask))
     found, unreadable = {}, []
     for path in sorted(run.atlases.glob("[!.]*")):
         if not path.is_dir():
             continue
         try:
-            _check_whole(path, Run.at(root).atlas(path.name))
+            check_shown(path, Run.at(root).atlas(path.name))
             found[path.name] = LiveAtlas(path.name, Atlas(path), shelf)
         except UserError as error:
             unreadable.append(str(error))
     if not found:
-        raise UserError(unreadable[0] if unreadable else _none(run))
+        raise UserError(unreadable[0] if unreadable else why_none(run))
     for sentence in unreadable:
         say(f"serve: {sentence}")
     return Pages(root, found, unreadable)
-
-
-def _none(run: Run) -> str:
-    folder = run.folder
-    begun = sorted(path.name[1:-5] for path in run.atlases.glob(".*.work"))
-    if begun:
-        return (
-            f"the atlas of {begun[0]} in {folder} is not finished; go on with: "
-            f"sae analyze run={folder} dictionary={begun[0]}"
-        )
-    return f"{folder} has no atlas; make one with: sae analyze run={folder}"
-
-
-def _check_whole(folder: Path, expected: Path) -> None:
-    again = f"sae analyze run={folder.parent.parent} dictionary={folder.name}"
-    require(
-        folder.resolve() == expected,
-        f"{folder} is a link, and only what lies in the run is served; copy the atlas there",
-    )
-    read_record(folder)
-    missing = [name for name in _PAGE_FILES if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder} has no {missing[0]}; make it again with: {again}")
-    check_folder(folder, f"make it again with: {again}")
 
 
 def _check_no_loop() -> None:
@@ -195,3 +180,14 @@ def _steer(
         # Whether that is a multiple of each token's own length.
         "relative": by is not None,
     }
+
+
+def _ask(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    request: AskRequest,
+    check: Callable[[], None],
+) -> dict[str, Any]:
+    given = {k: v for k, v in asdict(request).items() if k != "feature" and v != ""}
+    feature = dictionary, request.feature
+    return ask_of_feature(model, Question(**given), feature, check=check).for_page()

@@ -18,8 +18,7 @@ from sae.pages.server.listening import (
     warn_if_open,
 )
 from sae.run import Run
-from sae.steering.generate import Sampling
-from sae.steering.writing import Written, chat_ids, checked_prompt_ids, write
+from sae.writing import Sampling, Written, chat_ids, checked_prompt_ids, write
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -129,6 +129,11 @@ _TABLE = (
         words="runs/default/patching/ioi head.yaml site=head layer=23 head=3",
     ),
     Command(
+        "patchscope",
+        "ask the model what a hidden state of a text, or a feature, is",
+        words="'text=The capital of France is'",
+    ),
+    Command(
         "export", "write a dictionary, its features and a card to a folder that others can load"
     ),
     Command(
@@ -273,11 +278,14 @@ def family(first: str) -> list[Command]:
 def overview() -> str:
     """Return the help of `sae` itself."""
     single = [command for command in COMMANDS.values() if " " not in command.name]
+    wide = max(len(command.name) for command in single) + 2
     lines = []
     for command in single:
-        lines.append(f"  {command.name:<9}{command.summary}")
-        lines += [f"{'':<11}{flag.summary}: {flag.example}" for flag in family(command.name)]
-    families = [f"  {first:<9}{summary}" for first, summary in FAMILIES.items()]
+        lines.append(f"  {command.name:<{wide}}{command.summary}")
+        lines += [
+            f"{'':<{wide + 2}}{flag.summary}: {flag.example}" for flag in family(command.name)
+        ]
+    families = [f"  {first:<{wide}}{summary}" for first, summary in FAMILIES.items()]
     return _OVERVIEW.format(commands="\n".join(lines), families="\n".join(families))
 
 

@@ -68,7 +68,7 @@ def _shown(value: object) -> str:
         return "..."
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value).replace("'", "")
+    return str(value).replace("'", "").replace("\n", "\\n")
 
 
 def _group_lines(command: Command, idle: Mapping[str, str | None]) -> Iterator[str]:

@@ -164,30 +164,14 @@ class Aimer:
 
     def _dictionary(self, record: EditRecord) -> Dictionary:
         found = self.library.named(record).dictionary
-        self._check_of_model(str(record.dictionary), found)
+        if self.subject.record is not None:
+            self.subject.record.check_dictionary(str(record.dictionary), found.record.model)
         for feature in record.chosen:
             _check_feature(feature, str(record.dictionary), found)
         return self.on_device(str(record.dictionary))
 
     def _moved(self, name: str) -> Dictionary:
         return self.library.dictionary(name).dictionary.to(self.device)
-
-    def _check_of_model(self, name: str, dictionary: Dictionary) -> None:
-        of, own = dictionary.record.model, self.subject.record
-        if of is None or own is None:
-            return
-        same_name = {of.name, of.hub_id} & {own.name, own.hub_id}
-        known = of.weights_known and own.weights_known
-        if known and of.dtype == own.dtype:
-            require(
-                of.weight_digest == own.weight_digest,
-                f"{name} is a dictionary of {of.hub_id} with weights {of.weight_digest}, and "
-                f"this model has {own.weight_digest}",
-            )
-        else:
-            require(
-                bool(same_name), f"{name} is a dictionary of {of.hub_id}, not of {own.hub_id}"
-            )
 
     def _site(self, record: EditRecord, dictionary: Dictionary | None) -> Site:
         module = self.subject.module
@@ -294,7 +278,8 @@ class Aimer:
         assert when is not None
         name = when.dictionary or str(record.dictionary)
         dictionary = self.library.dictionary(name).dictionary
-        self._check_of_model(name, dictionary)
+        if self.subject.record is not None:
+            self.subject.record.check_dictionary(name, dictionary.record.model)
         _check_feature(when.feature, name, dictionary)
         place = dictionary.reads[0].place
         require(

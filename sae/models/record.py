@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sae.base import UNKNOWN, JsonObject, plain
+from sae.base import UNKNOWN, JsonObject, plain, require
 from sae.models.packaged import EMBEDDED
 
 
@@ -46,6 +46,28 @@ class ModelRecord:
     def weights_known(self) -> bool:
         """Whether somebody has seen the weights, so that their digest is known."""
         return self.weight_digest != UNKNOWN
+
+    def check_dictionary(self, name: str, of: "ModelRecord | None") -> None:
+        """Refuse a dictionary of another model than this one, as far as it says of which.
+
+        Args:
+            name: of the dictionary.
+            of: the model that it says it is of.
+
+        Raises:
+            UserError: if that has other weights, or another name where weights are not known.
+        """
+        if of is None:
+            return
+        if of.weights_known and self.weights_known and of.dtype == self.dtype:
+            require(
+                of.weight_digest == self.weight_digest,
+                f"{name} is a dictionary of {of.hub_id} with weights {of.weight_digest}, and "
+                f"this model has {self.weight_digest}",
+            )
+        else:
+            same = {of.name, of.hub_id} & {self.name, self.hub_id}
+            require(bool(same), f"{name} is a dictionary of {of.hub_id}, not of {self.hub_id}")
 
     def to_json(self) -> dict[str, object]:
         """Return what `from_json` reads."""

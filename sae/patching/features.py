@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.base import require
 from sae.dictionary import Dictionary
 from sae.models import Site, locate
 from sae.models.resume import first_block
@@ -40,7 +39,7 @@ class Lens:
         Raises:
             UserError: if it is of another model.
         """
-        _check_of_model(dictionary, places, name)
+        places.model.record.check_dictionary(name, dictionary.record.model)
         module = places.model.module
         read, written = (
             locate(module, port.place) for port in (dictionary.reads[0], dictionary.writes[0])
@@ -117,22 +116,3 @@ def part_cells(layer: int, n_positions: int) -> list[Cell]:
         for part in PARTS
         for position in range(n_positions)
     ]
-
-
-def _check_of_model(dictionary: Dictionary, places: Places, name: str) -> None:
-    """Refuse a dictionary that was trained on another model than is looked into."""
-    of = dictionary.record.model
-    if of is None:
-        return
-    own = places.model.record
-    require(
-        bool({of.name, of.hub_id} & {own.name, own.hub_id}),
-        f"dictionary={name} is of {of.hub_id}, and the model is {own.hub_id}; give model="
-        f"{of.name}, or a dictionary of this one",
-    )
-    known = of.weights_known and own.weights_known
-    require(
-        not known or of.dtype != own.dtype or of.weight_digest == own.weight_digest,
-        f"dictionary={name} is of a model with weights {of.weight_digest}, and this one has "
-        f"{own.weight_digest}",
-    )

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.core.nulls import random_directions
 from sae.dictionary import Dictionary
 from sae.edits import Edit, Spans, Splice
 from sae.edits.copies import Copies
@@ -59,3 +60,20 @@ def reconstruction(
     each = tuple(EVERYWHERE if chosen else () for chosen in sequences)
     positions = Spans(but=((0, 1),), each=each)
     return Edit(writes, Splice(dictionary), positions, None if reads == writes else reads)
+
+
+def unit_dose(
+    dictionary: Dictionary, feature: int, max_activation: float
+) -> Float[Tensor, " d_out"]:
+    """Return what strength 1 of a feature adds: its direction times its highest activation.
+
+    Where the dictionary reads each row by its own length, that is the unit.
+    """
+    return dictionary.W_dec[feature].float() * max_activation
+
+
+def random_direction(like: Float[Tensor, " d_out"], seed: int) -> Float[Tensor, " d_out"]:
+    """Return a direction drawn evenly from all, with the norm of `like`."""
+    (unit,) = random_directions(1, len(like), seed).to(like)
+    scaled: Tensor = unit * torch.linalg.vector_norm(like)
+    return scaled

@@ -17,9 +17,8 @@ from sae.base import UserError
 from sae.core.bootstrap import Interval, bootstrap_mean
 from sae.core.nulls import random_directions, rank_p, z_score
 from sae.models import LanguageModel
-from sae.steering.generate import prompt_ids
 from sae.steering.material import Ids
-from sae.steering.writing import chat_ids
+from sae.writing import chat_ids, prompt_ids
 
 N_NULLS = 32
 """Random directions, and random features, that the chosen dose is set beside."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from sae.base import require, require_at_least
-from sae.steering.generate import Sampling
 from sae.steering.vocabulary import VocabularyConfig
+from sae.writing import Sampling
 
 
 def _prompts() -> list[str]:

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.steering.generate import Sampling, SharedNoise
 from sae.steering.words import State, Words
+from sae.writing import Sampling, SharedNoise
 
 GAIN = 16.0
 """Nats by which a penalty rises at a step with the whole mass outside and a target of none.

@@ -15,8 +15,8 @@ from torch import Tensor
 from sae.atlas import Atlas
 from sae.base import require
 from sae.models import LanguageModel
-from sae.steering.generate import prompt_ids
 from sae.text.token_texts import BYTE
+from sae.writing import prompt_ids
 
 Ids = Int[Tensor, " position"]
 T = TypeVar("T")

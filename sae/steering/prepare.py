@@ -12,10 +12,10 @@ from sae.dictionary import Dictionary
 from sae.models import LanguageModel
 from sae.steering.checks import N_NULLS, prompts_of_checks
 from sae.steering.config import SteerConfig
-from sae.steering.generate import check_length, check_writes, prompt_ids, unit_dose
 from sae.steering.material import contexts_of, halves, prompts_of, told
 from sae.steering.study import Feature, Studied, Study
 from sae.steering.written import Desk
+from sae.writing import check_length, check_writes, prompt_ids
 
 
 def study_of(
@@ -94,17 +94,14 @@ def result_of(
     found: Studied,
 ) -> dict[str, Any]:
     """Return what the results hold of a feature."""
-    highest = feature.row["max_activation"]
-    direction = unit_dose(dictionary, feature.number, highest)
     by = dictionary.writes[0].normalisation
     choosing, reporting = halves(config.prompts)
     return {
         "criterion": criterion,
         "feature": feature.number,
         "top_tokens": feature.row["top_logit_tokens"],
-        "max_activation": highest,
-        "norm_at_strength_one": float(torch.linalg.vector_norm(direction)),
-        # Then in units of each row's own length.
+        "max_activation": feature.row["max_activation"],
+        # Norms are then in units of each row's own length.
         **({} if by is None else {"normalisation": by.name}),
         "prompts": {"choosing": choosing, "reporting": reporting},
         "max_cost": config.max_cost,

@@ -10,14 +10,20 @@ from torch import Tensor
 
 from sae.base import require
 from sae.edits.copies import strengths_at_cost
-from sae.steering.arms import VECTORS, difference_of_means, reconstruction
+from sae.steering.arms import (
+    VECTORS,
+    difference_of_means,
+    random_direction,
+    reconstruction,
+    unit_dose,
+)
 from sae.steering.checks import Tried, beside_chance, check_dose, nulls_of
 from sae.steering.curve import curve_of
-from sae.steering.generate import Sampling, random_direction, unit_dose
 from sae.steering.material import Contexts, Halves, Ids
 from sae.steering.reading import Alone, Arms, costs, token_shifts
 from sae.steering.trial import READ, WRITTEN, Trial, interval_of
 from sae.steering.written import Desk, Writer
+from sae.writing import Sampling
 
 _STEPS = (-2.0, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 2.0)
 """Doses that are tried, in multiples of the one that costs what is allowed."""
@@ -103,6 +109,7 @@ class Study:
             if shift.low <= 0 <= shift.high:
                 told += " On the reporting half its effect cannot be told from noise."
         about = {
+            "norm_at_strength_one": float(torch.linalg.vector_norm(units["feature"])),
             "operating_strength": strength,
             "told": told,
             "null": self._nulls(feature, units, mine),

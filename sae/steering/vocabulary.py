@@ -14,18 +14,19 @@ from sae.base import UserError, progress, require, require_at_least
 from sae.dictionary import Dictionary
 from sae.edits import Edit, edited
 from sae.models import LanguageModel
-from sae.steering.generate import (
-    Sampling,
-    check_length,
-    check_writes,
-    continued_texts,
-    generate,
-)
 from sae.steering.limits import GAIN, Controller, Limiter
 from sae.steering.repetition import commonest_share, distinct_2, longest_repeat
 from sae.steering.suppression import CRITERION, choose_suppressed, divergence, held_at_zero
 from sae.steering.words import Words, read_words, token_texts
-from sae.steering.writing import Ids, checked_prompt_ids
+from sae.writing import (
+    Ids,
+    Sampling,
+    check_length,
+    check_writes,
+    checked_prompt_ids,
+    continued_texts,
+    generate,
+)
 
 ARMS = ("unlimited", "mask", "controller", "suppressed", "random")
 """What writes: the model by itself, and under each limit. Sequences of a batch, in order."""

@@ -13,9 +13,9 @@ from sae.edits.copies import Copies
 from sae.models import LanguageModel, Site, locate
 from sae.models.calls import hooked
 from sae.steering.arms import reconstruction
-from sae.steering.generate import Sampling, SharedNoise, continued_texts, generate
 from sae.steering.material import Ids
 from sae.steering.repetition import distinct_2, longest_repeat
+from sae.writing import Sampling, SharedNoise, continued_texts, generate
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ from sae.exchange.saebench import as_custom_sae
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 from sae.rows.shuffle import joined, rows_in_order
-from sae.steering.generate import steered, unit_dose
+from sae.steering.arms import unit_dose
+from sae.steering.generate import steered
 
 D_IN, D_SAE = 32, 48
 EVERY = pytest.mark.parametrize("name", NORMALISATIONS)

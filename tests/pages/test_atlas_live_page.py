@@ -31,6 +31,11 @@ pytestmark = needs_browser
 # --- live
 
 
+def said(tokens: list[str], relevancy: list[float]) -> dict[str, Any]:
+    likeliest = [[" <i>God</i>", 0.5], ["\n", 0.25]]
+    return {"tokens": tokens, "relevancy": relevancy, "norm": 1.0, "likeliest": likeliest}
+
+
 class FakeServer(SimpleHTTPRequestHandler):
     """The site's files, and answers in the form of the real server's."""
 
@@ -82,6 +87,20 @@ class FakeServer(SimpleHTTPRequestHandler):
                     "edited": " and turned",
                     "random": " and other",
                     "others": [{"feature": 30, "strength": 1, "do": "add"}],
+                },
+                "ask": {
+                    "prompt": body.get("prompt") or "cat -> cat\n? ->",
+                    "placeholder": "?",
+                    "into": "blocks.3.hook_resid_post",
+                    "plain": said([" ?", "\n"], [0, 0]),
+                    "scales": [
+                        {
+                            "scale": scale,
+                            "feature": said([" <b>cat</b>", " " + "long" * 40], [0.5, 1]),
+                            "random": said([], []),
+                        }
+                        for scale in (0.5, 1, 2, 4)
+                    ],
                 },
                 "save": {"file": json.dumps(body)},
                 "open": {"dials": [{"feature": 20, "strength": 6.5, "do": "set"}]},
@@ -261,6 +280,57 @@ def test_several_dials_are_turned_saved_and_opened(
     page.locator("#dials button").click()
     assert page.locator("#dials li").count() == 0
     assert page.locator("#desk-button").is_disabled()
+
+
+@pytest.mark.slow
+def test_the_model_is_asked_what_a_feature_is(served: Any, visit: Visit) -> None:
+    address, asked = served
+    page = visit(address, "#f=12", viewport={"width": 420, "height": 900})
+    page.wait_for_selector("#ask-button:not([disabled])")
+    page.click("#ask-button")
+    page.wait_for_selector("#ask-answers table")
+    settings = {"placeholder": "?", "max_new_tokens": 16}
+    assert asked == [("ask", {"feature": 12, "prompt": "", **settings})]
+    rows = page.locator("#ask-answers tbody tr")
+    assert rows.count() == 5
+    # What the model writes is text, whatever it looks like.
+    assert page.locator("#ask-answers").locator("b, i").count() == 0
+    first = rows.nth(1).locator("small").first.inner_text()
+    assert first.split() == ["·<i>God</i>", "50%", "↵", "25%"]
+    assert "<b>cat</b>" in rows.nth(1).inner_text()
+    assert "It ends the text at once." in rows.nth(1).inner_text()
+    assert "↵" in rows.nth(0).inner_text()
+    assert "cat -> cat↵? ->" in page.inner_text("#ask-answers .note")
+    tokens = rows.nth(1).locator("td").first.locator("[data-tip]")
+    shades = [token.get_attribute("style") for token in tokens.all()]
+    assert shades == ["--a: 0.500;", "--a: 1.000;"]
+    tokens.first.hover()
+    assert "probability moved by 0.5" in page.inner_text("#tip")
+    wide = "document.documentElement.scrollWidth"
+    assert page.evaluate(wide) <= 420
+    # Another feature has not been asked about.
+    page.evaluate("location.hash = 'f=20'")
+    at(page, "#f=20")
+    assert page.locator("#ask-answers table").count() == 0
+    page.locator("#ask summary").click()
+    page.fill("#ask-prompt", "The word ? means")
+    page.click("#ask-button")
+    page.wait_for_selector("#ask-answers table")
+    assert asked[-1] == ("ask", {"feature": 20, "prompt": "The word ? means", **settings})
+    assert page.evaluate(wide) <= 420
+    # Another feature's answer is not shown on a page that went on meanwhile.
+    page.click("#ask-button")
+    page.evaluate("location.hash = 'f=12'")
+    at(page, "#f=12")
+    until(page, "!$('ask-button').disabled")
+    assert page.locator("#ask-answers table").count() == 0
+
+
+@pytest.mark.slow
+def test_files_from_disk_ask_nobody(site: Path, visit: Visit) -> None:
+    page = visit(site, "#f=12")
+    at(page, "#f=12")
+    assert page.locator("#ask").is_hidden()
 
 
 @pytest.mark.slow

@@ -30,19 +30,17 @@ from sae.base import seal
 from sae.base.errors import UserError
 from sae.cli import main
 from sae.commands.serve import ServeConfig, pages_of
+from sae.lenses.patchscope import Question
+from sae.lenses.patchscope_asked import ask_of_feature
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 from sae.pages.server.app import Dropped, Worker
 from sae.pages.server.guard import name_check
 from sae.pages.server.listening import address_of, listen
 from sae.rows.reading import activations
-from sae.steering.generate import (
-    Sampling,
-    SharedNoise,
-    generate_beside,
-    random_direction,
-    with_baseline,
-)
+from sae.steering.arms import random_direction
+from sae.steering.generate import generate_beside, with_baseline
+from sae.writing import Sampling, SharedNoise
 
 
 @pytest.fixture(scope="module")
@@ -483,6 +481,26 @@ def test_a_direction_outside_the_stream_can_be_turned_too(model, hook):
         assert (plain == steered) == equal
 
 
+# Asking
+
+
+def test_the_model_says_what_a_feature_is_beside_nothing_and_chance(server, model, run):
+    body = {"feature": 3, "prompt": "the old mill x where", "placeholder": "x"}
+    found = server.json("/atlas/strong/api/ask", body | {"max_new_tokens": 5})
+    dictionary = sae.load(str(run / "dictionaries/strong"))
+    question = Question(prompt=body["prompt"], placeholder="x", max_new_tokens=5)
+    expected = ask_of_feature(model, question, (dictionary, 3))
+    assert found == json.loads(json.dumps(expected.for_page()))
+    assert found["into"] == "blocks.1.hook_resid_post"
+    assert [arms["scale"] for arms in found["scales"]] == [0.5, 1, 2, 4]
+    for arms in found["scales"]:
+        assert arms["feature"]["norm"] == pytest.approx(arms["random"]["norm"], rel=1e-5)
+        assert len(arms["feature"]["tokens"]) == len(arms["feature"]["relevancy"]) == 5
+    assert found["plain"]["relevancy"] == [0] * 5
+    usual = server.json("/atlas/strong/api/ask", {"feature": 3, "max_new_tokens": 1})
+    assert usual["prompt"] == Question().prompt
+
+
 # Refusals
 
 
@@ -517,6 +535,12 @@ def test_a_direction_outside_the_stream_can_be_turned_too(model, hook):
         ("steer", {"max_new_tokens": 120}, "120 are to be written, but the model reads 128"),
         ("steer", {"temperature": -0.1}, "temperature is -0.1; give a number from 0 to 5"),
         ("steer", {"seed": -1}, "seed is -1; give a whole number from 0"),
+        ("ask", {}, "feature is missing; give a whole number"),
+        ("ask", {"feature": 64}, "feature 64 is out of range"),
+        ("ask", {"feature": 1, "prompt": "no place"}, "placeholder=? is not in the prompt"),
+        ("ask", {"feature": 1, "prompt": "? or ?"}, "placeholder=? stands 2 times"),
+        ("ask", {"feature": 1, "placeholder": 5}, "placeholder is 5; give a string"),
+        ("ask", {"feature": 1, "max_new_tokens": 120}, "but the model reads 128"),
         ("label", {"feature": 1}, "label is missing; give a string"),
         ("label", {"feature": 64, "label": "x"}, "feature=64; the atlas has features 0 to 63"),
         ("label", {"feature": 1, "label": "x" * 201}, "the label has 201 characters; give 200"),

@@ -86,8 +86,10 @@ def test_a_dictionary_of_another_model_is_refused():
         record = replace(dictionary.record, model=ModelRecord(name, name, digest))
         return replace(dictionary, record=record)
 
-    with pytest.raises(UserError, match="dictionary=mine is of there, and the model is here"):
-        Lens.of("mine", of("there", "aaa"), places)
-    with pytest.raises(UserError, match="of a model with weights bbb, and this one has aaa"):
+    with pytest.raises(UserError, match="mine is a dictionary of there, not of here"):
+        Lens.of("mine", of("there", "unknown"), places)
+    with pytest.raises(
+        UserError, match="mine is a dictionary of here with weights bbb, and this model has aaa"
+    ):
         Lens.of("mine", of("here", "bbb"), places)
     assert Lens.of("mine", of("here", "aaa"), places).layer == 1

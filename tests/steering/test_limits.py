@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sae.models.load import ModelConfig, load_model
-from sae.steering.generate import Sampling, prompt_ids
 from sae.steering.limits import (
     Controller,
     Limiter,
@@ -16,6 +15,7 @@ from sae.steering.limits import (
 )
 from sae.steering.suppression import divergence
 from sae.steering.words import ROOT, Words, token_texts
+from sae.writing import Sampling, prompt_ids
 
 TEMPERATURE = 0.7
 

@@ -16,20 +16,13 @@ from sae.base.errors import UserError
 from sae.edits import edited
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
+from sae.steering.arms import random_direction
 from sae.steering.config import SteerConfig
-from sae.steering.generate import (
-    Sampling,
-    generate,
-    generate_beside,
-    perplexity,
-    prompt_ids,
-    random_direction,
-    steered,
-    with_baseline,
-)
+from sae.steering.generate import generate_beside, perplexity, steered, with_baseline
 from sae.steering.material import prompts_of
 from sae.steering.steer import steer
 from sae.text.packing import Marks
+from sae.writing import Sampling, generate, prompt_ids
 
 HOOK = "blocks.1.hook_resid_post"
 

@@ -20,13 +20,13 @@ from sae.models.load import ModelConfig, load_model
 from sae.steering.arms import BASELINES, VECTORS, difference_of_means
 from sae.steering.checks import Tried, check_dose, prompts_of_checks
 from sae.steering.curve import curve_of
-from sae.steering.generate import Sampling, SharedNoise
 from sae.steering.material import contexts_of, halves, prompts_of, told
 from sae.steering.reading import Alone, Arms, costs, token_shifts
 from sae.steering.study import Studied, Study
 from sae.steering.summary import summarise
 from sae.steering.trial import FIGURES, Trial
 from sae.steering.written import Desk, Writer
+from sae.writing import Sampling, SharedNoise
 
 PROMPTS = ["the river ran", "she kept seven", "the old mill", "before morning it"]
 

@@ -12,12 +12,12 @@ from support.world import random_dictionary
 from sae.base import UserError
 from sae.edits import edited
 from sae.models.load import ModelConfig, load_model
-from sae.steering.generate import Sampling, generate, prompt_ids
 from sae.steering.limits import Controller, Limiter
 from sae.steering.suppression import choose_suppressed, held_at_zero
 from sae.steering.vocabulary import ARMS, FIGURES, VocabularyConfig, limit_vocabulary
 from sae.steering.words import ROOT, Words, token_texts
 from sae.text.packing import Marks
+from sae.writing import Sampling, generate, prompt_ids
 
 HOOK = "blocks.1.hook_resid_post"
 PROMPTS = ["the old mill where she kept", "rain fell on"]

@@ -6,6 +6,7 @@ import torch
 from support.families import MODELS, random_model
 from torch import nn
 
+from sae.models import ModelRecord
 from sae.patching.pairs import Pair, PairText
 from sae.patching.states import Places, both_states
 
@@ -14,7 +15,8 @@ CAUSAL = [family for family in MODELS if family != "bert"]
 
 
 def places_of(module, kinds=KINDS):
-    found = SimpleNamespace(module=module, device=torch.device("cpu"))
+    record = ModelRecord("random", "random")
+    found = SimpleNamespace(module=module, device=torch.device("cpu"), record=record)
     return Places.of(found, kinds)
 
 

@@ -39,6 +39,7 @@ function showAddress(text) {
     if (LIVE) {
       drawReading();
       drawDial();
+      drawAsk();
     }
     $("live-title").textContent = "What does it do to this text?";
     $("feature-title").focus({ preventScroll: true });
@@ -190,6 +191,7 @@ async function start() {
   drawHome();
   find("", $("order").value, filter);
   startLive();
+  startAsk();
   startDesk();
   $("search").addEventListener("input", typed);
   $("surprise").addEventListener("click", surprise);

@@ -59,7 +59,7 @@ async function askStatus() {
   const loading = answer.model === "loading";
   const wrong = answer.error || (answer.model === "absent" ? `The model cannot be used: ${answer.why}` : "");
   $("live-status").textContent = loading ? "The model is being loaded …" : wrong;
-  for (const button of [$("read-button"), $("steer-button")]) button.disabled = !live.ready;
+  for (const button of [$("read-button"), $("steer-button"), $("ask-button")]) button.disabled = !live.ready;
   if (loading) setTimeout(askStatus, 1500);
   if (live.ready) readPresets();
 }

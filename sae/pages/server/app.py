@@ -20,6 +20,7 @@ from aiohttp import web
 from sae.pages.page import filled
 from sae.pages.server.guard import add_headers, guard, policy
 from sae.pages.server.live import (
+    AskRequest,
     LabelRequest,
     LiveAtlas,
     OpenRequest,
@@ -67,6 +68,7 @@ def application(pages: Pages, is_own_name: Callable[[str], bool]) -> web.Applica
     app.router.add_get("/atlas/{id}/api/status", handlers.status)
     app.router.add_post("/atlas/{id}/api/read", handlers.read)
     app.router.add_post("/atlas/{id}/api/steer", handlers.steer)
+    app.router.add_post("/atlas/{id}/api/ask", handlers.ask)
     app.router.add_post("/atlas/{id}/api/write", handlers.write)
     app.router.add_post("/atlas/{id}/api/save", handlers.save)
     app.router.add_post("/atlas/{id}/api/open", handlers.open)
@@ -159,6 +161,11 @@ class _Handlers:
         atlas = self._atlas(request)
         wanted = parsed(SteerRequest, await request.read())
         return web.json_response(await self.worker.do(lambda check: atlas.steer(wanted, check)))
+
+    async def ask(self, request: web.Request) -> web.StreamResponse:
+        atlas = self._atlas(request)
+        wanted = parsed(AskRequest, await request.read())
+        return web.json_response(await self.worker.do(lambda check: atlas.ask(wanted, check)))
 
     async def write(self, request: web.Request) -> web.StreamResponse:
         atlas = self._atlas(request)

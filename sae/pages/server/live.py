@@ -64,6 +64,18 @@ class SteerRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class AskRequest:
+    """What the model says of a feature whose direction stands in for a token of a prompt."""
+
+    feature: int
+    prompt: str = ""
+    """The prompt, with a placeholder; the usual one if it is empty."""
+    placeholder: str = "?"
+    max_new_tokens: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LabelRequest:
     """A feature's new label in one line; empty for the automatic one."""
 
@@ -99,7 +111,14 @@ class OpenRequest:
 
 
 Request = TypeVar(
-    "Request", ReadRequest, SteerRequest, LabelRequest, WriteRequest, SaveRequest, OpenRequest
+    "Request",
+    ReadRequest,
+    SteerRequest,
+    AskRequest,
+    LabelRequest,
+    WriteRequest,
+    SaveRequest,
+    OpenRequest,
 )
 
 
@@ -182,18 +201,29 @@ Steer = Callable[
 """Returns texts with and without a feature turned, from its highest activation, of which
 strengths are multiples. The last argument is called before each token: it raises to end it."""
 
-
+Ask = Callable[[LanguageModel, Dictionary, AskRequest, Callable[[], None]], dict[str, Any]]
+"""Returns what the model says of a feature, beside controls; the last argument as above."""
 Write = Callable[
     [LanguageModel, Sequence[Edits], WriteRequest, Callable[[], None]], Sequence[str]
 ]
 """Returns what the model writes by itself, and then under each of some edits."""
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is computed for the pages, by crafts that they do not know."""
+
+    read: Read
+    steer: Steer
+    write: Write
+    ask: Ask
+
+
 class Shelf:
     """Models and dictionaries of a run, each loaded once, and what is computed with them."""
 
-    def __init__(self, run: Run, device: str, read: Read, steer: Steer, write: Write) -> None:
-        self.run, self.read, self.steer, self.write = run, read, steer, write
+    def __init__(self, run: Run, device: str, work: Work) -> None:
+        self.run, self.work = run, work
         self.model: Callable[[ModelRecord], LanguageModel] = lru_cache(maxsize=None)(
             partial(recorded_model, device=device)
         )
@@ -272,7 +302,7 @@ class LiveAtlas:
     def read(self, request: ReadRequest) -> dict[str, Any]:
         """Return the features of a text, the strongest of each token."""
         model, dictionary, _ = self._ready(request.feature)
-        return self.shelf.read(model, dictionary, request)
+        return self.shelf.work.read(model, dictionary, request)
 
     def steer(self, request: SteerRequest, check: Callable[[], None]) -> dict[str, Any]:
         """Continue a text plainly, with the feature turned, and with a random direction."""
@@ -283,7 +313,12 @@ class LiveAtlas:
             f"feature {request.feature} is dead: it fired nowhere in the text of this atlas, "
             "so it has no highest activation to take multiples of; choose a live one",
         )
-        return self.shelf.steer(model, dictionary, unit, request, check)
+        return self.shelf.work.steer(model, dictionary, unit, request, check)
+
+    def ask(self, request: AskRequest, check: Callable[[], None]) -> dict[str, Any]:
+        """Let the model say what a feature is, beside what it says of nothing and of chance."""
+        model, dictionary, _ = self._ready(request.feature)
+        return self.shelf.work.ask(model, dictionary, request, check)
 
     def write(self, request: WriteRequest, check: Callable[[], None]) -> dict[str, Any]:
         """Write plainly, with the dials turned, and with other features turned as far."""
@@ -297,7 +332,7 @@ class LiveAtlas:
         drawn = others(request.dials, highest, request.seed)
         folder = str(self.shelf.run.dictionary(self.name))
         arms = [edits_of_dials(folder, dials) for dials in (request.dials, drawn)]
-        texts = self.shelf.write(model, arms, request, check)
+        texts = self.shelf.work.write(model, arms, request, check)
         found = dict(zip(("plain", "edited", "random"), texts, strict=True))
         return {"prompt": request.text, "chat": request.chat, **found, "others": plain(drawn)}
 

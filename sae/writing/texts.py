@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sae.base import UserError, require
 from sae.edits import Edit
 from sae.models import LanguageModel
-from sae.steering.generate import (
+from sae.text.token_texts import TokenTexts
+from sae.writing.sampling import (
     Sampling,
     SharedNoise,
     check_length,
@@ -18,7 +19,6 @@ from sae.steering.generate import (
     generate,
     prompt_ids,
 )
-from sae.text.token_texts import TokenTexts
 
 Ids = Int[Tensor, " position"]
 

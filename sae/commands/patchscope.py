@@ -1,0 +1,188 @@
+"""`sae patchscope`: what a model itself says of a hidden state, or of a feature."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae.base import (
+    UserError,
+    digest,
+    is_whole,
+    plain,
+    read_object,
+    require,
+    say,
+    show,
+    write_json,
+)
+from sae.base.names import check_name
+from sae.exchange.dictionaries import load
+from sae.lenses.patchscope import IDENTITY, Question, placed, source_of
+from sae.lenses.patchscope_asked import (
+    SCALES,
+    Patchscopes,
+    ask_of_feature,
+    ask_of_state,
+    check_feature,
+    place_of_feature,
+    places_of_state,
+)
+from sae.models import (
+    ModelConfig,
+    load_model,
+    load_skeleton,
+    recorded_config,
+    recorded_model,
+)
+from sae.run import Run, make
+
+_ANEW = "remove it and run sae patchscope again"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchscopeConfig:
+    """Ask a model what a hidden state of a text, or a feature of a dictionary, is.
+
+    The vector takes the place of one token of a prompt, and the model writes on. Beside it
+    stand the prompt left alone and vectors as long that have nothing to do with it.
+    """
+
+    run: str = "runs/default"
+    """Folder of the run; results go to `{run}/patchscopes/{name}.json`."""
+    name: str | None = None
+    """Name of the results; by default made of what is asked about."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The language model, unless a dictionary says of which one it is."""
+    text: str | None = None
+    """Text whose hidden states are asked about; or give a dictionary and a feature."""
+    token: int = -1
+    """Position in the text: 0 is the token that the model has before it, if it has one, and
+    below 0 it is counted from the end."""
+    at: list[str] = field(default_factory=list)
+    """Hooks to read the state at, which shows from where on it tells its token; by default the
+    ends of some blocks, from the first to the last."""
+    dictionary: str | None = None
+    """Folder of a dictionary, or its place on the Hub, of which a feature is asked about."""
+    feature: int | None = None
+    """Number of the feature."""
+    scales: list[float] = field(default_factory=lambda: [*SCALES])
+    """Lengths of the feature's direction, in multiples of the median length that the prompt's
+    own states have where it is put."""
+    into: str | None = None
+    """Hook to put the vector at. By default a state goes where it was read, and a feature of
+    the residual stream to the end of block 3: early enough for most of the model to read it."""
+    prompt: str = IDENTITY
+    r"""The prompt, with a placeholder; by default words that are said again. `\n` is the end of
+    a line."""
+    placeholder: str = "?"
+    """The token of the prompt that the vector takes the place of; it has to be there once."""
+    max_new_tokens: int = 16
+    """Number of tokens that the model writes at most, the likeliest one every time."""
+    seed: int = 0
+    """Seed of the random vectors that stand beside it."""
+
+    def __post_init__(self) -> None:
+        require(self.text != "", "text is empty; write something")
+        require(
+            self.text is None or self.dictionary is None,
+            f"text={self.text} and dictionary={self.dictionary}; give one of the two",
+        )
+        require(
+            (self.dictionary is None) == (self.feature is None),
+            f"dictionary={self.dictionary} and feature={self.feature}; give both or neither",
+        )
+        if self.name is not None:
+            check_name(self.name, f"name={self.name}")
+        _ = self.question
+
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return the keys of a state for a feature, and those of a feature for a state."""
+        if self.text is not None:
+            return dict.fromkeys(("feature", "scales"), "dictionary=FOLDER")
+        return dict.fromkeys(("token", "at"), "text=...") if self.dictionary else {}
+
+    @property
+    def question(self) -> Question:
+        """The prompt, and how the model goes on from it."""
+        return Question(
+            prompt=self.prompt.replace("\\n", "\n"),
+            placeholder=self.placeholder,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+        )
+
+
+def run(config: PatchscopeConfig) -> dict[str, Any]:
+    """Ask, or reuse what the model said before to the same settings.
+
+    Returns:
+        What was asked, and in `records` what the model wrote with each vector and control.
+    """
+    require(
+        config.text is not None or config.dictionary is not None,
+        "nothing is asked about; give text=..., or dictionary=FOLDER feature=N",
+    )
+    name, about, ask = (_of_state if config.dictionary is None else _of_feature)(config)
+    settings = {k: v for k, v in plain(config).items() if k not in ("run", "name")}
+    del settings["model"]["device"]
+    wanted = digest([settings, about])
+    path = Run.at(config.run).patchscope(config.name or f"{name}-{wanted[:8]}")
+
+    def is_current() -> bool:
+        if not path.exists() or not is_whole(path):
+            return False
+        return read_object(path, _ANEW).values.get("digest") == wanted
+
+    def build(temporary: Path) -> None:
+        found = ask()
+        write_json(temporary, {"digest": wanted, "told": [*found.lines()]} | found.to_json())
+
+    made = make(path, is_current, build, command="patchscope")
+    results = read_object(path, _ANEW)
+    for line in results.get("told", list):
+        show(str(line))
+    if made:
+        say(f"patchscope: {path} is written")
+    return {**results.values}
+
+
+_Asked = tuple[str, list[str], Callable[[], Patchscopes]]
+"""A name for the results, digests of what they are made of, and what makes them."""
+
+
+def _of_state(config: PatchscopeConfig) -> _Asked:
+    text, question = config.text or "", config.question
+    # Unknown hooks are refused before weights are loaded.
+    places_of_state(load_skeleton(config.model), config.at, config.into)
+    model = load_model(config.model)
+    placed(model, question)
+    source = source_of(model, text, config.token)
+    places = places_of_state(model.module, config.at, config.into)
+    return (
+        "state",
+        [model.record.weight_digest],
+        lambda: ask_of_state(model, question, source, places),
+    )
+
+
+def _of_feature(config: PatchscopeConfig) -> _Asked:
+    place, feature = config.dictionary or "", config.feature or 0
+    dictionary = load(place)
+    check_feature(dictionary, feature, config.scales)
+    record, usual = dictionary.record.model, ModelConfig().name
+    if record is not None and config.model.name not in (usual, record.name, record.hub_id):
+        raise UserError(
+            f"model.name={config.model.name}, but {place} is of {record.hub_id}; leave the "
+            "model out"
+        )
+    chosen = config.model if record is None else recorded_config(record, config.model.device)
+    place_of_feature(load_skeleton(chosen), dictionary, config.into)
+    model = load_model(chosen) if record is None else recorded_model(record, chosen.device)
+    placed(model, config.question)
+    of = dictionary.to(model.device), feature
+    return (
+        f"{Path(place).name}-{feature}",
+        [model.record.weight_digest, dictionary.digest],
+        lambda: ask_of_feature(model, config.question, of, config.into, config.scales),
+    )
