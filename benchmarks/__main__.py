@@ -11,6 +11,7 @@ from benchmarks import (
     lenses,
     loading,
     naive,
+    patching,
     patchscopes,
     quality,
     reading,
@@ -47,6 +48,7 @@ if __name__ == "__main__":
     steering.main()
     lenses.main()
     patchscopes.main()
+    patching.main()
     quality.main()
     dead.main()
     naive.main()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sae.base import damaged, digest, plain, read_object, say, seal, write_json
 from sae.exchange.dictionaries import load_named
@@ -98,18 +99,27 @@ def edit(config: PatchEditConfig) -> Path:
 
 
 def _told(results: PatchResults) -> list[str]:
-    """Return what the terminal says: the strongest places, and how far estimates agree."""
-    lines = []
-    for row in results.strongest(5):
-        place = " ".join(
+    """Return what the terminal says: the strongest place of each kind, and agreement."""
+    lines, first = [], results.summary["groups"][0]
+    patch = "denoising" if "denoising" in {*results.table["patch"].to_pylist()} else "noising"
+    best: dict[str, dict[str, Any]] = {}
+    for row in results.strongest(len(results.table), patch):
+        if row["group"] == 0:
+            best.setdefault(row["site"], row)
+    for site, row in best.items():
+        place = ", ".join(
             f"{key} {row[key]}"
-            for key in ("layer", "head", "position", "feature", "receiver")
+            for key in ("layer", "head", "position", "feature")
             if row[key] is not None
         )
-        ends = "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
-        lines.append(f"{row['site']} at {place}: {row['effect']:.2f}{ends}")
-    agreement = [a for a in results.summary["agreement"] if a["patch"] == "denoising"]
-    for site in dict.fromkeys(a["site"] for a in agreement):
-        said = ", ".join(f"{a['method']} {a['r']:.2f}" for a in agreement if a["site"] == site)
-        lines.append(f"agreement with exact patching at {site}: {said} (norm is the floor)")
+        token = "" if row["position"] is None else f" ({first['tokens'][row['position']]!r})"
+        heard = "" if row["receiver"] is None else f" to {row['receiver']}"
+        ends = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+        lines.append(f"strongest {site}: {place}{token}{heard}: {row['effect']:.2f}{ends}")
+    agreement = [one for one in results.summary["agreement"] if one["patch"] == patch]
+    for site in dict.fromkeys(one["site"] for one in agreement):
+        said = ", ".join(
+            f"{one['method']} {one['r']:.2f}" for one in agreement if one["site"] == site
+        )
+        lines.append(f"r with exact patching, {site}: {said} (norm alone is the floor)")
     return lines

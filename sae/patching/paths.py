@@ -122,17 +122,28 @@ class _Path:
         exact, receiver, base = self.exact, self.receiver, self.base
         places, tokens = exact.places, base.tokens[which]
         module = places.model.module
-        resuming = resumed(module, self.layer, base.streams[self.layer][which])
-        edits = [self._sent(sent), *self._held(which)]
+        start, edits = self.layer, [self._sent(sent), *self._held(which)]
+        stream = base.streams[start][which]
+        if self.frozen == "all" and receiver.layer > start:
+            # Nothing in between reacts: the stream that arrives is that of the base run, with
+            # what the senders' block adds to it.
+            post = places.site("residual", start)
+            with resumed(module, start, stream), edited(module, edits):
+                added = read_activations(module, [post], tokens)[post.hook_name]
+            exact.count(len(which), start, start + 1)
+            added = added - base.streams[start + 1][which]
+            start = receiver.layer
+            stream, edits = base.streams[start][which] + added, [*self._held(which, start)]
+        resuming = resumed(module, start, stream)
         if receiver.kind == "logits":
             with torch.inference_mode(), resuming, edited(module, edits):
                 logits = last_logits(module, tokens, 1)
-            exact.count(len(which), self.layer)
+            exact.count(len(which), start)
             return base.answers.of(which).difference(logits)
         site = places.site(receiver.kind, receiver.layer)
         with resuming, edited(module, edits):
             heard = read_activations(module, [site], tokens)[site.hook_name]
-        exact.count(len(which), self.layer, min(receiver.layer + 1, places.n_layers))
+        exact.count(len(which), start, receiver.layer + 1)
         if receiver.head is not None:
             own = Cell("head", receiver.layer, head=receiver.head)
             both = zip(base.at[site.hook_name][which], heard, strict=True)
@@ -147,12 +158,18 @@ class _Path:
         values = [cell.into(base[i], source[i], n_heads) for i, cell in sent]
         return Edit(site, Put(torch.stack(values)), ALL)
 
-    def _held(self, which: Int[Tensor, " row"]) -> Iterator[Edit]:
-        """Yield what gives the same as in the base run: the parts behind the senders."""
+    def _held(self, which: Int[Tensor, " row"], first: int = 0) -> Iterator[Edit]:
+        """Yield what gives the same as in the base run: the parts behind the senders.
+
+        Args:
+            which: prompts of the rows.
+            first: block from which on the model is run; the senders' if left out.
+        """
         places = self.exact.places
         kinds = {"all": ("attention", "mlp"), "attention": ("attention",), "nothing": ()}
         own = "attention" if self.receiver.kind == "head" else self.receiver.kind
-        for layer in range(self.layer, min(self.receiver.layer + 1, places.n_layers)):
+        end = min(self.receiver.layer + 1, places.n_layers)
+        for layer in range(max(self.layer, first), end):
             for kind in kinds[self.frozen]:
                 before = layer == self.layer and (kind == "attention" or self.kind == "mlp")
                 if before or (layer, kind) == (self.receiver.layer, own):

@@ -35,7 +35,11 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """The strongest cell of a kind, beside the same cell patched from another pair's prompt."""
+    """The strongest cell of a kind, beside the same cell with another pair's corrupt prompt.
+
+    That exchanges one prompt for another in which the answer is decided the same way: what it
+    does is what exchanging activations does by itself.
+    """
 
     cell: Cell
     effect: float
@@ -260,7 +264,7 @@ class _Group:
         return Exact(self.study.places, self.study.config.batch_size, self.study.done)
 
     def _control(self) -> None:
-        """Patch the strongest cell of each kind from the clean prompt of another pair."""
+        """Patch the strongest cell of each kind from the corrupt prompt of another pair."""
         study, found, n = self.study, self.found, self.found.n_exact
         first = torch.arange(n, device=self.clean.tokens.device)
         base, source = self.corrupt.of(first), self.clean.of(first)
@@ -273,7 +277,7 @@ class _Group:
             if None not in others:
                 site = study.places.site(kind, cell.layer or 0)
                 name = site.hook_name
-                donor = self.clean.at[name][[i or 0 for i in others]]
+                donor = self.corrupt.at[name][[i or 0 for i in others]]
                 target = Target(site, base.at[name], donor)
                 made = Exact(study.places, study.config.batch_size)
                 control = float(made.effects(base, source, target, [cell]).mean())

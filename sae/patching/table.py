@@ -95,7 +95,8 @@ def agreement_of(groups: Sequence[Found]) -> list[dict[str, Any]]:
     """Return how far estimates agree with exact patching: Pearson's r over cells and pairs.
 
     Beside them stands that of the mere length of what is put in (`norm`), which is the floor.
-    It is left out where fewer than three cells were measured, or all are equal.
+    Cells at which both runs are the same are left out: there all say 0. It is left out where
+    fewer than three cells were measured, or all are equal.
     """
     rows = []
     kinds = dict.fromkeys(cell.site for found in groups for cell in found.cells)
@@ -115,13 +116,14 @@ def agreement_of(groups: Sequence[Found]) -> list[dict[str, Any]]:
 
 def _both(found: Found, kind: str, method: str, patch: str) -> Float[Tensor, "2 measured"]:
     """Return exact effects and what a method says, of the cells of a kind."""
-    exact = found.effects.get(("exact", patch))
+    exact, norms = (found.effects.get((name, patch)) for name in ("exact", "norm"))
     other = found.effects.get((method, patch))
-    if exact is None or other is None:
+    if exact is None or other is None or norms is None:
         return torch.zeros(2, 0, dtype=torch.float64)
     own: Bool[Tensor, " cell"] = torch.tensor([cell.site == kind for cell in found.cells])
-    pair = torch.stack([exact[:, own].flatten(), other[:, own].flatten()])
-    return pair[:, ~pair.isnan().any(0)]
+    columns = torch.stack([of[:, own].flatten() for of in (exact, other, norms)])
+    there = ~columns.isnan().any(0) & (columns[2] > 0)
+    return columns[:2, there]
 
 
 def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float | None:
@@ -151,6 +153,7 @@ def cost_rows(groups: Sequence[Found]) -> list[dict[str, Any]]:
             )
             row["seconds"] += spent.seconds
             if spent.cost is not None:
-                row["naive"] = row.get("naive", 0) + spent.cost.patched
+                row["n_patched"] = row.get("n_patched", 0) + spent.cost.patched
+                row["naive"] = row["n_patched"]
                 row["forwards"] = row.get("forwards", 0.0) + spent.cost.forwards
     return list(found.values())
