@@ -3,8 +3,9 @@
     python -m benchmarks.patching
 
 The pairs are one of the indirect object task and one of two landmarks. Every place is patched
-exactly and estimated from gradients; passes are counted, and timed in one run. Then `sae eval`'s
-figures of behaviour are computed with the blocks before the dictionary run once, and each time.
+exactly and estimated from gradients; passes are counted, and timed in one run. Then the figures
+of behaviour of `sae eval` are computed with the blocks before the dictionary run once, and with
+all of the model each time.
 """
 
 import shutil
