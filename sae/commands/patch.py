@@ -7,11 +7,11 @@ from typing import Any
 from sae.base import damaged, digest, plain, read_object, say, seal, write_json
 from sae.exchange.dictionaries import load_named
 from sae.models import load_model
-from sae.pages.patching import write_patching_page
+from sae.pages.patching import with_labels, write_patching_page
 from sae.pages.patching_picture import draw_patching
 from sae.patching.config import PatchConfig
 from sae.patching.pairs import pair_texts
-from sae.patching.patch import patch
+from sae.patching.patch import Plan, patch, planned
 from sae.patching.results import DIRECTIONS, PICTURE, SUMMARY, TABLE, PatchResults, save_edits
 from sae.run import Run, check_free, make
 
@@ -62,12 +62,18 @@ def run(config: PatchConfig) -> PatchResults:
         again = "remove the folder and run sae patch again"
         return read_object(place, again).values.get("digest") == wanted
 
+    def plan() -> Plan:
+        return planned(config, texts, load_model(config.model), dictionary)
+
     def build(temporary: Path) -> None:
         from pyarrow.parquet import write_table
         from safetensors.torch import save_file
 
-        found = patch(config, texts, load_model(config.model), dictionary)
-        summary = {"digest": wanted, "folder": str(folder), **found.summary}
+        found = patch(config, prepared[0] if prepared else plan())
+        summary: dict[str, Any] = {"digest": wanted, "folder": str(folder), **found.summary}
+        if summary["dictionary"] is not None:
+            place = run.atlas(Path(summary["dictionary"]["name"]).name)
+            summary["dictionary"] = with_labels(summary["dictionary"], place, folder)
         temporary.mkdir()
         write_table(found.table, temporary / TABLE)
         save_file(dict(found.directions), temporary / DIRECTIONS)
@@ -76,6 +82,8 @@ def run(config: PatchConfig) -> PatchResults:
         write_json(temporary / SUMMARY, summary)
         seal(temporary)
 
+    # Before anything is written: what cannot be patched leaves nothing behind.
+    prepared = [] if is_current() else [plan()]
     made = make(folder, is_current, build, command="patch")
     results = PatchResults(folder)
     if made:

@@ -15,7 +15,6 @@ which it does not hold computes something that no rule is for, and is refused.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,7 +25,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from sae.base import UserError
-from sae.models.calls import hooked, uncompiled, without_cache
+from sae.models.calls import computing, hooked, uncompiled, without_cache
 from sae.models.probe import probe, quietly
 from sae.models.site import Site
 from sae.models.tail import norm_formula
@@ -102,9 +101,9 @@ def _linear(module: nn.Module, rules: _Rules) -> Iterator[None]:
         undo.enter_context(_Constants())
         for path, part in module.named_modules():
             if path in rules.norms:
-                undo.enter_context(_computing(part, rules.norms[path]))
+                undo.enter_context(computing(part, rules.norms[path]))
             elif _is_activation(part):
-                undo.enter_context(_computing(part, _in_ratio))
+                undo.enter_context(computing(part, _in_ratio))
             elif path in rules.gates:
                 undo.callback(part.register_forward_pre_hook(_halve).remove)
         yield
@@ -129,20 +128,6 @@ class _Constants(TorchFunctionMode):
         if name == "tanh":
             return _in_ratio(torch.tanh, args[0])
         return found
-
-
-@contextmanager
-def _computing(part: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Let a module compute something else; `forward` is given its own way first."""
-    before: Any = vars(part).get("forward")
-    part.forward = partial(forward, part.forward)
-    try:
-        yield
-    finally:
-        if before is None:
-            del part.forward
-        else:
-            part.forward = before
 
 
 class _Scaled:

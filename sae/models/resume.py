@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae.base import UserError, require
-from sae.models.calls import given, returned, uncompiled, without_cache
+from sae.models.calls import computing, given, returned, uncompiled, without_cache
 from sae.models.probe import probe, quietly
 from sae.models.site import Site
 from sae.models.traced import probe_tokens
@@ -209,32 +209,23 @@ def _replaced(module: nn.Module, block: int, hidden: Tensor) -> Iterator[None]:
         undo.enter_context(uncompiled())
         for path in probe(module).blocks[:block]:
             place = module.get_submodule(path)
-            undo.enter_context(_returning(place, hidden, probe(module).beside[path]))
+            undo.enter_context(computing(place, _returning(hidden, probe(module).beside[path])))
         yield
 
 
-@contextmanager
 def _returning(
-    part: nn.Module, hidden: Tensor, beside: tuple[Any, ...] | list[Any] | None
-) -> Iterator[None]:
-    """Let a block return a stream, in the form that it returns its own in.
+    hidden: Tensor, beside: tuple[Any, ...] | list[Any] | None
+) -> Callable[..., Any]:
+    """Return what lets a block return a stream, in the form that it returns its own in.
 
     Raises:
         UserError: if it returns more than activations.
     """
     require(all(x is None for x in beside or ()), "its blocks return more than activations")
-    before: Callable[..., Any] | None = vars(part).get("forward")
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def forward(_: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         n = len(given(args, kwargs))
         own = hidden if len(hidden) == n else hidden.expand(n, -1, -1)
         return own if beside is None else type(beside)((own, *beside))
 
-    part.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del part.forward
-        else:
-            part.forward = before
+    return forward

@@ -134,12 +134,12 @@ function strongestOf(state) {
     .sort(bySize);
 }
 
-/* What the same place does with activations of another pair; undefined where it was not tried. */
+/* What the same place does from another pair’s corrupt prompt; undefined where it was not tried. */
 function controlOf(cell) {
-  if (cell.method !== "exact" || cell.patch !== "denoising" || cell.group !== groups[0].group) return undefined;
+  if (cell.method !== "exact" || cell.patch !== "denoising") return undefined;
   return report.controls.find(
     (one) =>
-      ["site", "layer", "position", "head"].every((name) => (one[name] ?? null) === cell[name]) &&
+      ["site", "group", "layer", "position", "head"].every((name) => (one[name] ?? null) === cell[name]) &&
       !known(cell.receiver),
   )?.control;
 }
@@ -160,7 +160,7 @@ function drawStrongest(state) {
   $("strongest-intro").textContent =
     `Up to ${MOST_OF_A_SITE} of each site, by the size of their effect. ` +
     (controlled
-      ? "The control patches the same place with what another pair’s prompt left there: if that does as much, the place carries no answer, but any change there would do."
+      ? "The control patches the same place from another pair’s corrupt prompt, in which the answer is decided as it was: what that does, exchanging prompts does by itself."
       : "");
   const head = (text) => h("th", { scope: "col" }, text);
   const row = (cell, i) => {

@@ -89,7 +89,7 @@ function refreshPinned() {
     ),
     h("div", { class: "compared" }, comparedAt(kept)),
     known(control)
-      ? h("p", { class: "aside" }, `The same place with another pair’s activations: ${effectText(control, 2)}.`)
+      ? h("p", { class: "aside" }, `The same place from another pair’s corrupt prompt: ${effectText(control, 2)}.`)
       : null,
     kept.site === "path"
       ? h("p", { class: "aside" }, "An edit changes a place for all that read it, so a path cannot be saved as one.")

@@ -1,13 +1,16 @@
 """The page of activation patching: maps of effects, and how far to trust them."""
 
 import html
+import os
 import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+from sae.atlas import read_labels
 from sae.base import write_text
 from sae.pages.page import embedded, filled, plain
 
@@ -44,6 +47,22 @@ def write_patching_page(folder: Path, summary: Summary, table: "pyarrow.Table") 
         report=embedded(plain(report)),
     )
     write_text(folder / "index.html", page)
+
+
+def with_labels(dictionary: Mapping[str, Any], atlas: Path, folder: Path) -> Record:
+    """Return what is told of a dictionary with the names of its features, if it has an atlas.
+
+    Args:
+        dictionary: as the summary has it, with the `code_changes` of the features.
+        atlas: where its atlas would be.
+        folder: of the page, which leads to it.
+    """
+    if not (atlas / "index.html").exists():
+        return dict(dictionary)
+    label = read_labels(atlas).label
+    names = {feature: label[int(feature)] for feature in dictionary["code_changes"]}
+    address = Path(os.path.relpath(atlas / "index.html", folder)).as_posix()
+    return {**dictionary, "labels": names, "atlas": quote(address)}
 
 
 def _series(table: "pyarrow.Table") -> Iterator[Record]:

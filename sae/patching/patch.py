@@ -1,6 +1,7 @@
 """Patching as a whole: from the pairs that are asked for to what is told of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sae.base import UserError, progress, require, say
 from sae.dictionary import Dictionary
@@ -14,27 +15,50 @@ from sae.patching.study import Found, Study
 from sae.patching.told import Patched, told
 
 
-def patch(
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be patched in a model, and which pairs cannot be."""
+
+    places: Places
+    groups: list[list[Pair]]
+    """Pairs whose positions mean the same."""
+    left_out: list[LeftOut]
+    receivers: tuple[Receiver, ...]
+    lens: Lens | None
+
+
+def planned(
     config: PatchConfig,
     texts: Sequence[PairText],
     model: LanguageModel,
     dictionary: tuple[str, Dictionary] | None,
-) -> Patched:
-    """Patch pairs, and tell what was found; pairs that cannot be patched are left out.
+) -> Plan:
+    """Return what is to be patched.
 
     Raises:
-        UserError: if no pair is left, the model has not all places, or the dictionary is of
+        UserError: if no pair can be, the model has not all places, or the dictionary is of
             another model.
     """
     groups, left_out = _grouped(model, texts)
     places = Places.of(model, [*config.sites, *(("head", "mlp") if config.receivers else ())])
     receivers = _receivers(config, places)
     lens = None if dictionary is None else Lens.of(*dictionary, places)
+    return Plan(places, groups, left_out, receivers, lens)
+
+
+def patch(config: PatchConfig, plan: Plan) -> Patched:
+    """Patch pairs, and tell what was found.
+
+    Raises:
+        UserError: if the model tells the prompts of no pair apart.
+    """
+    places, groups, lens = plan.places, plan.groups, plan.lens
+    left_out = [*plan.left_out]
     exact = _shared_out(config, [len(pairs) for pairs in groups])
     found: list[Found] = []
     with progress(_total(config, places, groups, exact), "patch", "prompt") as bar:
         for pairs, n_exact in zip(groups, exact, strict=True):
-            study = Study(config, places, lens, receivers, bar.update)
+            study = Study(config, places, lens, plan.receivers, bar.update)
             one, alike = study.of(pairs, n_exact)
             left_out += alike
             found += [one] if one is not None else []

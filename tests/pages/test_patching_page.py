@@ -206,7 +206,7 @@ def test_a_press_keeps_a_square_with_its_command_and_the_other_measurements(
         "sae patch edit runs/ioi out.yaml site=residual layer=20 position=14 group=0"
     )
     assert "blocks.20.hook_resid_post" in kept.inner_text()
-    assert "another pair’s activations: 0.03." in kept.inner_text()
+    assert "another pair’s corrupt prompt: 0.03." in kept.inner_text()
     assert kept.locator("tbody th").all_inner_texts() == [
         "Exact patching",
         "RelP",

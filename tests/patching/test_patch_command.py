@@ -122,7 +122,7 @@ def test_without_a_pair_that_can_be_patched_each_is_refused_in_a_sentence(settin
     with pytest.raises(UserError) as caught:
         sae.patch(**settings, pairs=pairs, name="none")
     assert len(str(caught.value).splitlines()) == 2
-    assert not (Path(settings["run"]) / "patching" / "none").exists()
+    assert not [*(Path(settings["run"]) / "patching").glob("*none*")]
 
 
 def test_pairs_that_the_model_answers_alike_are_left_out(settings, monkeypatch):
@@ -193,6 +193,7 @@ def test_features_of_a_dictionary_are_patched_and_one_is_saved(
 ):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
+    sae.analyze(run=str(run), dictionary="strong", dials=sae.DialConfig(n_features=0))
     found = sae.patch(
         **{**settings, "run": str(run)},
         **PAIR,
@@ -207,6 +208,9 @@ def test_features_of_a_dictionary_are_patched_and_one_is_saved(
     assert {*single.method} == {"exact", "plain", "relp", "ig"}
     both = frame[(frame.site == "features+error") & (frame.method == "exact")]
     assert both.effect.abs().max() > 0
+    about = found.summary["dictionary"]
+    assert {*map(int, about["labels"])} == {*single.feature}
+    assert (found.folder / about["atlas"]).exists()
     number = int(single.feature.iloc[0])
     (record,) = found.edits("feature", feature=number).records
     assert record.feature == number

@@ -159,7 +159,7 @@ def _controls() -> list[dict[str, Any]]:
         ("head", 18, None, 3, 0.62, 0.05),
     ]
     names = ("site", "layer", "position", "head", "effect", "control")
-    return [dict(zip(names, control, strict=True)) for control in controls]
+    return [{"group": 0} | dict(zip(names, control, strict=True)) for control in controls]
 
 
 def _cost() -> list[dict[str, Any]]:
