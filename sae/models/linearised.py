@@ -138,7 +138,9 @@ class _Scaled:
         self.centred: bool | None = None
         """Whether it takes the mean off, once that is measured."""
 
-    def __call__(self, own: Callable[..., Tensor], x: Tensor) -> Tensor:
+    def __call__(self, own: Callable[..., Tensor], x: Tensor, *others: Any) -> Tensor:
+        if others:
+            raise UserError(f"{type(self.part).__name__} norms more than activations")
         with torch.no_grad():
             value = own(x)
         if not x.requires_grad:
@@ -272,7 +274,9 @@ def _try(module: Any, rules: _Rules) -> str | None:
             weights = torch.randn(logits.shape, generator=draw, dtype=logits.dtype)
             total = (logits * weights.to(logits)).sum()
             (gradient,) = torch.autograd.grad(total, stream)
-    except (TypeError, ValueError, RuntimeError, UserError) as error:
+    except UserError as error:
+        return str(error)
+    except (TypeError, ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}".split("\n")[0]
     shares = float((gradient.double() * stream[0].detach().double()).sum())
     tolerance = max(_TOLERANCE, 8 * torch.finfo(stream[0].dtype).eps)

@@ -34,8 +34,9 @@ class Probe:
     blocks: tuple[str, ...] = ()
     """Paths of the blocks that hand the stream on, in order; none if one is called twice."""
     n_blocks: int = 0
-    beside: dict[str, tuple[Any, ...] | list[Any] | None] = field(default_factory=dict)
-    """What each block returns behind its activations; None where it returns them alone."""
+    beside: dict[str, tuple[None, ...] | list[None] | None] = field(default_factory=dict)
+    """A place for each thing that a block returns behind its activations; None where it returns
+    them alone."""
     calls: Counter[str] = field(default_factory=Counter)
     """How often each module is called in one forward pass."""
     widths: dict[Place, int] = field(default_factory=dict)
@@ -165,7 +166,8 @@ class _Seen:
     ) -> None:
         self._note(found, (path, "output"), block, returned(output))
         if path == block:
-            found.beside[path] = output[1:] if isinstance(output, (tuple, list)) else None
+            several = isinstance(output, (tuple, list))
+            found.beside[path] = type(output)([None] * (len(output) - 1)) if several else None
             self._close(found, path)
 
     def _note(self, found: Probe, place: Place, block: str | None, x: object) -> None:

@@ -196,7 +196,7 @@ def _compared(module: nn.Module, block: int, trial: _Trial) -> str | None:
             module(tokens.flip(1), **without_cache(module))
             with _replaced(module, block, trial.streams[block]):
                 found = module(tokens, **without_cache(module))[0]
-    except (TypeError, ValueError, RuntimeError, UserError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}".split("\n")[0]
     if torch.equal(found, trial.expected):
         return None
@@ -214,18 +214,17 @@ def _replaced(module: nn.Module, block: int, hidden: Tensor) -> Iterator[None]:
 
 
 def _returning(
-    hidden: Tensor, beside: tuple[Any, ...] | list[Any] | None
+    hidden: Tensor, beside: tuple[None, ...] | list[None] | None
 ) -> Callable[..., Any]:
     """Return what lets a block return a stream, in the form that it returns its own in.
 
-    Raises:
-        UserError: if it returns more than activations.
+    What else it returns, such as attention weights that nobody has asked for, is None then.
     """
-    require(all(x is None for x in beside or ()), "its blocks return more than activations")
 
     def forward(_: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         n = len(given(args, kwargs))
         own = hidden if len(hidden) == n else hidden.expand(n, -1, -1)
-        return own if beside is None else type(beside)((own, *beside))
+        several: Sequence[Any] = (own, *(beside or ()))
+        return own if beside is None else type(beside)(several)
 
     return forward

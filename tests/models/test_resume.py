@@ -3,10 +3,12 @@
 import pytest
 import torch
 from support.families import BLOCKS, MODELS, PLACES, TOKENS, hook_count, logits, random_model
+from support.tiny import tiny
 
 from sae.base import UserError
 from sae.edits import ALL_BUT_FIRST, Add, Edit, edited
 from sae.models.hooks import find_site
+from sae.models.probe import probe
 from sae.models.resume import (
     can_resume,
     first_block,
@@ -88,6 +90,17 @@ def test_a_block_that_is_not_there_is_refused_with_those_that_are(module):
     sentence = "block 7 is out of range, this model has blocks 0 to 2"
     with pytest.raises(UserError, match=sentence), resumed(module, 7, hidden):
         pass
+
+
+def test_what_blocks_return_beside_the_stream_is_not_missed():
+    from transformers import AutoModelForCausalLM
+
+    module = tiny("gptj", AutoModelForCausalLM)
+    (others,) = {len(beside or ()) for beside in probe(module).beside.values()}
+    assert others == 1
+    with torch.no_grad(), seen_before(module, 1) as seen:
+        expected = module(TOKENS % 100)[0]
+        assert torch.equal(resume(module, 1, seen[0], TOKENS % 100)[0], expected)
 
 
 def test_a_model_whose_blocks_share_more_than_the_stream_is_refused():
