@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae.base import damaged, digest, plain, read_object, say, seal, write_json
+from sae.base import damaged, digest, plain, read_object, require, say, seal, write_json
 from sae.exchange.dictionaries import load_named
 from sae.models import load_model
 from sae.pages.patching import with_labels, write_patching_page
@@ -46,6 +46,11 @@ class PatchEditConfig:
 
 def run(config: PatchConfig) -> PatchResults:
     """Patch, or reuse results of the same pairs, model and settings."""
+    require(
+        config.model.is_causal(),
+        f"model={config.model.name} is an encoder and predicts no next token, so it gives no "
+        "answers to compare; give a causal model",
+    )
     texts = pair_texts(config)
     run = Run.at(config.run)
     folder = run.patching(config.name)

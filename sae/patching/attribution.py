@@ -20,6 +20,7 @@ from sae.edits.copies import last_logits
 from sae.models import Site
 from sae.models.calls import hooked
 from sae.models.linearised import linearised
+from sae.patching.config import PatchConfig
 from sae.patching.states import Places, States, Values
 
 Gradients = Mapping[str, Float[Tensor, "prompt position d"]]
@@ -31,19 +32,36 @@ def gradients(
     source: States,
     sites: Sequence[Site],
     method: str,
-    steps: int,
+    config: PatchConfig,
 ) -> Gradients:
     """Return gradients of the metric at some sites, by hook name.
+
+    Prompts go through the model in parts, as gradients of many need much memory.
 
     Args:
         base: of the run that is patched.
         source: of the run whose activations go in.
         method: `plain`, `relp` or `ig`.
-        steps: number of points that `ig` takes gradients at.
+        config: says how many points `ig` takes gradients at, and how large parts are.
 
     Raises:
         UserError: for `relp`, if the model cannot be linearised.
     """
+    parts = []
+    for which in torch.split(torch.arange(len(base.tokens)), config.batch_size):
+        some = base.of(which), source.of(which)
+        parts.append(_gradients(places, *some, sites, method, config.ig_steps))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _gradients(
+    places: Places,
+    base: States,
+    source: States,
+    sites: Sequence[Site],
+    method: str,
+    steps: int,
+) -> Gradients:
     start, end = base.streams[0], source.streams[0]
     if method != "ig":
         context = linearised(places.model.module) if method == "relp" else nullcontext()

@@ -85,7 +85,7 @@ class PatchConfig:
     """Number of single features to patch: those to which RelP, or else the first of the
     gradients that are asked for, gives the largest effect."""
     batch_size: int = 64
-    """Number of patched prompts in a forward pass."""
+    """Number of prompts in a forward pass; fewer need less memory."""
     seed: int = 0
     """Seed of the words in slots."""
 

@@ -171,12 +171,7 @@ class _Group:
         config, found = self.study.config, self.found
         methods = [m for m in ("relp", "ig", "plain") if m in config.methods] or ["plain"]
         slopes = gradients(
-            self.study.places,
-            self.corrupt,
-            self.clean,
-            [lens.written],
-            methods[0],
-            config.ig_steps,
+            self.study.places, self.corrupt, self.clean, [lens.written], methods[0], config
         )
         shares = lens.feature_shares(corrupt, clean, slopes[lens.written.hook_name])
         mean = (shares / (self.clean.metric - self.corrupt.metric)[:, None]).mean(0)
@@ -215,8 +210,8 @@ class _Group:
         study, found, (base, source) = self.study, self.found, self._both(patch)
         targets = [*self._targets(patch, seen)]
         sites = {target.site.hook_name: target.site for _, target in targets}
-        steps = study.config.ig_steps
-        slopes = gradients(study.places, base, source, [*sites.values()], method, steps)
+        asked = study.config
+        slopes = gradients(study.places, base, source, [*sites.values()], method, asked)
         effects, norms = (nothing(len(found.pairs), found.cells) for _ in range(2))
         for own, target in targets:
             change = target.source - target.base

@@ -7,14 +7,18 @@ from support.patching_pairs import CAUSAL, linear_model, pair, places_of, random
 
 from sae.patching.attribution import gradients
 from sae.patching.cells import Cell
+from sae.patching.config import PatchConfig
 from sae.patching.exact import Exact, Target
 
+STEPS = PatchConfig(ig_steps=3)
 ONE_TOKEN = [pair([9], [77])]
 
 
 def total(places, base, source, method, steps=5):
     """The estimated change of the metric when the embeddings are put in."""
-    slopes = gradients(places, base, source, [places.first], method, steps)
+    slopes = gradients(
+        places, base, source, [places.first], method, PatchConfig(ig_steps=steps)
+    )
     change = source.streams[0] - base.streams[0]
     return (change * slopes[places.first.hook_name]).sum((1, 2))
 
@@ -26,7 +30,7 @@ def test_on_a_linear_model_every_estimate_is_exact(method):
     for kind in ("residual", "attention", "mlp"):
         for layer in range(3):
             site = places.site(kind, layer)
-            slopes = gradients(places, corrupt, clean, [site], method, 5)
+            slopes = gradients(places, corrupt, clean, [site], method, PatchConfig())
             base, source = corrupt.at[site.hook_name], clean.at[site.hook_name]
             share = Cell(kind, layer, position=0).share(
                 (source - base) * slopes[site.hook_name], 4
@@ -60,10 +64,13 @@ def test_batched_prompts_give_what_each_gives_alone(family):
     clean, corrupt = states(places, pairs)
     site = places.site("mlp", 1)
     for method in ("plain", "relp", "ig"):
-        together = gradients(places, corrupt, clean, [site], method, 3)[site.hook_name]
+        together = gradients(places, corrupt, clean, [site], method, STEPS)[site.hook_name]
+        parts = PatchConfig(ig_steps=3, batch_size=2)
+        in_parts = gradients(places, corrupt, clean, [site], method, parts)[site.hook_name]
+        torch.testing.assert_close(in_parts, together, rtol=1e-2, atol=1e-3)
         for i in range(3):
             one = torch.tensor([i])
-            alone = gradients(places, corrupt.of(one), clean.of(one), [site], method, 3)
+            alone = gradients(places, corrupt.of(one), clean.of(one), [site], method, STEPS)
             scale = float(together[i].abs().max())
             torch.testing.assert_close(
                 alone[site.hook_name][0], together[i], rtol=1e-2, atol=1e-3 * scale
@@ -76,7 +83,7 @@ def test_estimates_leave_no_trace_and_ask_no_gradient_of_weights():
     module = places.model.module
     with torch.no_grad():
         before = module(clean.tokens).logits
-        gradients(places, corrupt, clean, [places.site("mlp", 1)], "relp", 3)
+        gradients(places, corrupt, clean, [places.site("mlp", 1)], "relp", STEPS)
         assert torch.equal(module(clean.tokens).logits, before)
     assert all(weight.grad is None for weight in module.parameters())
 

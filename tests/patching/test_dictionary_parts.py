@@ -13,6 +13,7 @@ from sae.dictionary.normalisation import ConstantNorm, LayerNorm
 from sae.models import ModelRecord
 from sae.patching.attribution import gradients
 from sae.patching.cells import Cell
+from sae.patching.config import PatchConfig
 from sae.patching.exact import Exact, Target
 from sae.patching.features import Lens
 from sae.patching.states import both_states
@@ -68,7 +69,7 @@ def test_single_features_together_are_what_features_change(world):
 def test_shares_of_features_are_gradients_along_what_they_put_in(world):
     places, lens, clean, corrupt = world
     base, source = lens.seen(corrupt), lens.seen(clean)
-    slopes = gradients(places, corrupt, clean, [lens.written], "plain", 1)
+    slopes = gradients(places, corrupt, clean, [lens.written], "plain", PatchConfig())
     gradient = slopes[lens.written.hook_name]
     shares = lens.feature_shares(base, source, gradient)
     for feature in (0, 7):

@@ -125,6 +125,13 @@ def test_without_a_pair_that_can_be_patched_each_is_refused_in_a_sentence(settin
     assert not [*(Path(settings["run"]) / "patching").glob("*none*")]
 
 
+def test_an_encoder_is_refused_before_anything_is_loaded(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("sae.commands.patch.load_model", None)
+    with pytest.raises(UserError, match="is an encoder and predicts no next token"):
+        sae.patch(run=str(tmp_path / "run"), model=sae.ModelConfig(name=str(encoder)))
+    assert not [*tmp_path.glob("run*")]
+
+
 def test_pairs_that_the_model_answers_alike_are_left_out(settings, monkeypatch):
     monkeypatch.setattr("sae.patching.study.LEAST_DIFFERENCE", 1e6)
     with pytest.raises(UserError, match="no pair is left to patch"):
