@@ -27,11 +27,10 @@ from sae.pages.server.listening import (
     serve_until_stopped,
     warn_if_open,
 )
-from sae.pages.server.live import (
+from sae.pages.server.live import LiveAtlas, Shelf
+from sae.pages.server.requests import (
     AskRequest,
-    LiveAtlas,
     ReadRequest,
-    Shelf,
     SteerRequest,
     Work,
     WriteRequest,

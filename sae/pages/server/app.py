@@ -19,10 +19,10 @@ from aiohttp import web
 
 from sae.pages.page import filled
 from sae.pages.server.guard import add_headers, guard, policy
-from sae.pages.server.live import (
+from sae.pages.server.live import LiveAtlas
+from sae.pages.server.requests import (
     AskRequest,
     LabelRequest,
-    LiveAtlas,
     OpenRequest,
     ReadRequest,
     SaveRequest,
