@@ -20,7 +20,9 @@ from sae.pages.server.desk import (
 )
 from sae.pages.server.requests import (
     AskRequest,
+    AskStateRequest,
     LabelRequest,
+    LensRequest,
     OpenRequest,
     ReadRequest,
     SaveRequest,
@@ -135,6 +137,16 @@ class LiveAtlas:
         """Let the model say what a feature is, beside what it says of nothing and of chance."""
         model, dictionary, _ = self._ready(request.feature)
         return self.shelf.work.ask(model, dictionary, request, check)
+
+    def lens(self, request: LensRequest) -> dict[str, Any]:
+        """Return what the model would predict after each block, token by token."""
+        model, _, _ = self._ready(None)
+        return self.shelf.work.lens(model, request)
+
+    def ask_state(self, request: AskStateRequest, check: Callable[[], None]) -> dict[str, Any]:
+        """Let the model say what its state at a token is, beside controls."""
+        model, dictionary, _ = self._ready(None)
+        return self.shelf.work.ask_state(model, dictionary, request, check)
 
     def write(self, request: WriteRequest, check: Callable[[], None]) -> dict[str, Any]:
         """Write plainly, with the dials turned, and with other features turned as far."""

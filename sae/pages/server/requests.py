@@ -17,6 +17,7 @@ _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Kinds of characters that turn the direction of writing until another one ends it."""
 _RANGES: dict[str, tuple[float, float]] = {
     "feature": (0, 2**31 - 1),
+    "position": (0, 2**31 - 1),
     "strength": (-100.0, 100.0),
     "max_new_tokens": (1, 256),
     "temperature": (0.0, 5.0),
@@ -47,16 +48,44 @@ class SteerRequest:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class AskRequest:
-    """What the model says of a feature whose direction stands in for a token of a prompt."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """The prompt of a Patchscope, and how the model goes on from it."""
 
-    feature: int
     prompt: str = ""
     """The prompt, with a placeholder; the usual one if it is empty."""
     placeholder: str = "?"
     max_new_tokens: int = 16
     seed: int = 0
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """These settings, but for those that are empty."""
+        given = ((f.name, getattr(self, f.name)) for f in fields(_Asked))
+        return {name: value for name, value in given if value != ""}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskRequest(_Asked):
+    """What the model says of a feature whose direction stands in for a token of a prompt."""
+
+    feature: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskStateRequest(_Asked):
+    """What the model says of its own state at one token of a text."""
+
+    text: str
+    position: int
+    """Which token of the text; the first one is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class LensRequest:
+    """What the model would predict after each token of a text, block by block."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +128,8 @@ Request = TypeVar(
     ReadRequest,
     SteerRequest,
     AskRequest,
+    LensRequest,
+    AskStateRequest,
     LabelRequest,
     WriteRequest,
     SaveRequest,
@@ -187,6 +218,12 @@ strengths are multiples. The last argument is called before each token: it raise
 
 Ask = Callable[[LanguageModel, Dictionary, AskRequest, Callable[[], None]], dict[str, Any]]
 """Returns what the model says of a feature, beside controls; the last argument as above."""
+ReadLens = Callable[[LanguageModel, LensRequest], dict[str, Any]]
+"""Returns a lens of the beginning of a text, as the grid of a page shows it."""
+AskState = Callable[
+    [LanguageModel, Dictionary, AskStateRequest, Callable[[], None]], dict[str, Any]
+]
+"""Returns what the model says of its state where a dictionary reads it; see `Ask`."""
 Write = Callable[
     [LanguageModel, Sequence[Edits], WriteRequest, Callable[[], None]], Sequence[str]
 ]
@@ -201,3 +238,5 @@ class Work:
     steer: Steer
     write: Write
     ask: Ask
+    lens: ReadLens
+    ask_state: AskState
