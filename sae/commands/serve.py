@@ -1,10 +1,9 @@
 """`sae serve`: the atlas of a run in a browser, with a model that answers."""
 
-import asyncio
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,23 +14,25 @@ from sae.base import UserError, require, say
 from sae.dictionary import Dictionary
 from sae.edits import Edits
 from sae.interactive import Model
-from sae.lenses.patchscope import Question
-from sae.lenses.patchscope_asked import ask_of_feature
+from sae.lenses import Question, ask_of_feature, ask_of_token, read_lens
 from sae.models import LanguageModel, locate
+from sae.pages.lens import Lens
 from sae.pages.server.app import Pages, application
 from sae.pages.server.guard import name_check
 from sae.pages.server.listening import (
     address_of,
+    check_no_loop,
     check_place,
     listen,
     serve_until_stopped,
     warn_if_open,
 )
-from sae.pages.server.live import (
+from sae.pages.server.live import LiveAtlas, Shelf
+from sae.pages.server.requests import (
     AskRequest,
-    LiveAtlas,
+    AskStateRequest,
+    LensRequest,
     ReadRequest,
-    Shelf,
     SteerRequest,
     Work,
     WriteRequest,
@@ -41,6 +42,9 @@ from sae.run import Run
 from sae.steering.arms import unit_dose
 from sae.steering.generate import generate_beside, with_baseline
 from sae.writing import Sampling, chat_ids, checked_prompt_ids, write_beside
+
+_LENS_TOKENS = 64
+"""Tokens of a text that a page shows a lens of: a column each, and a row for each block."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +78,7 @@ def run(config: ServeConfig) -> None:
         UserError: for a run without an atlas, or a port that is taken.
     """
     pages = pages_of(config)
-    _check_no_loop()
+    check_no_loop()
     with listen(config.host, config.port) as listening:
         address = address_of(listening)
 
@@ -105,7 +109,7 @@ def pages_of(config: ServeConfig) -> Pages:
         # With what edits name, which is loaded once for each model.
         return _write(hands.setdefault(id(model), Model(model)), *asked)
 
-    shelf = Shelf(run, config.device, Work(_read, _steer, write, _ask))
+    shelf = Shelf(run, config.device, Work(_read, _steer, write, _ask, _lens, _ask_state))
     found, unreadable = {}, []
     for path in sorted(run.atlases.glob("[!.]*")):
         if not path.is_dir():
@@ -120,17 +124,6 @@ def pages_of(config: ServeConfig) -> Pages:
     for sentence in unreadable:
         say(f"serve: {sentence}")
     return Pages(root, found, unreadable)
-
-
-def _check_no_loop() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise UserError(
-        "sae.serve runs until it is stopped, which a notebook would wait for; "
-        "call it in a thread, or run sae serve in a terminal"
-    )
 
 
 def _read(model: LanguageModel, dictionary: Dictionary, request: ReadRequest) -> dict[str, Any]:
@@ -150,8 +143,7 @@ def _write(
     )
     lm, ids_of = model.language_model, chat_ids if request.chat else checked_prompt_ids
     edits = model.planned(per_sequence=[None, *arms])
-    ids = ids_of(lm, request.text)
-    written = write_beside(lm, ids, 1 + len(arms), edits, sampling, check)
+    written = write_beside(lm, ids_of(lm, request.text), 1 + len(arms), edits, sampling, check)
     return [one.text for one in written]
 
 
@@ -188,6 +180,21 @@ def _ask(
     request: AskRequest,
     check: Callable[[], None],
 ) -> dict[str, Any]:
-    given = {k: v for k, v in asdict(request).items() if k != "feature" and v != ""}
-    feature = dictionary, request.feature
-    return ask_of_feature(model, Question(**given), feature, check=check).for_page()
+    question, feature = Question(**request.question), (dictionary, request.feature)
+    return ask_of_feature(model, question, feature, check=check).for_page()
+
+
+def _ask_state(
+    model: LanguageModel,
+    dictionary: Dictionary,
+    request: AskStateRequest,
+    check: Callable[[], None],
+) -> dict[str, Any]:
+    question, token = Question(**request.question), (request.text, request.position)
+    return ask_of_token(model, question, token, dictionary, check).for_page()
+
+
+def _lens(model: LanguageModel, request: LensRequest) -> dict[str, Any]:
+    table = read_lens(model, request.text, n_tokens=_LENS_TOKENS, marks=False)
+    found = Lens(table, model.record.hub_id, request.text).for_page()
+    return {**found, "n_tokens": len(model.text_ids(request.text))}

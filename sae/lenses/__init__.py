@@ -14,6 +14,7 @@ from sae.lenses.patchscope_asked import (
     Patchscopes,
     ask_of_feature,
     ask_of_state,
+    ask_of_token,
     places_of_state,
 )
 from sae.lenses.readout import LENS, read_lens
@@ -30,6 +31,7 @@ __all__ = [
     "TunedLens",
     "ask_of_feature",
     "ask_of_state",
+    "ask_of_token",
     "cached_streams",
     "check_before_loading",
     "fit_tuned",

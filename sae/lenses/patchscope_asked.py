@@ -9,7 +9,15 @@ from torch import nn
 
 from sae.base import plain, require
 from sae.dictionary import Dictionary
-from sae.lenses.patchscope import Answer, Question, Source, of_feature, of_state, placed
+from sae.lenses.patchscope import (
+    Answer,
+    Question,
+    Source,
+    of_feature,
+    of_state,
+    placed,
+    source_of,
+)
 from sae.models import LanguageModel, Site, find_site, list_sites, locate
 from sae.models.hooks import measured
 
@@ -69,7 +77,7 @@ class Patchscopes:
         return found
 
     def for_page(self) -> dict[str, Any]:
-        """Return what the page of a feature shows: tokens, and how relevant each is."""
+        """Return what the page of an atlas shows: tokens, and how relevant each is."""
         return {
             "prompt": self.question.prompt,
             "placeholder": self.question.placeholder,
@@ -246,6 +254,37 @@ def ask_of_state(
     ]
     what = f"the state of {source.token!r} (position {source.position}) in {source.text!r:.60}"
     return Patchscopes(what, question, at.position, tuple(records), source.next_token)
+
+
+def ask_of_token(
+    model: LanguageModel,
+    question: Question,
+    token: tuple[str, int],
+    dictionary: Dictionary,
+    check: Callable[[], None] = lambda: None,
+) -> Patchscopes:
+    """Return what the model says of its state at a token of a text, where a dictionary reads.
+
+    Args:
+        model: the model.
+        question: the prompt.
+        token: the text, and the number of one of its own tokens; the first one is 0.
+        dictionary: the state is read, and put, at the first place that it reads.
+        check: is called before each token; whatever it raises ends the writing.
+
+    Raises:
+        UserError: for no such token, or as `source_of` and `placed` say.
+    """
+    text, number = token
+    n = len(model.text_ids(text))
+    require(
+        0 <= number < n or n == 0,
+        f"position is {number}, but the last token of the text is number {n - 1}; give that or "
+        "less",
+    )
+    source = source_of(model, text, len(model.prompt_ids(text)) - n + number)
+    site = locate(model.module, dictionary.reads[0].place)
+    return ask_of_state(model, question, source, [(site, site)], check)
 
 
 def ask_of_feature(

@@ -45,7 +45,13 @@ LENS = TableSchema(
 
 
 def read_lens(
-    model: LanguageModel, text: str, *, tuned: TunedLens | None = None, n_top: int = 5
+    model: LanguageModel,
+    text: str,
+    *,
+    tuned: TunedLens | None = None,
+    n_top: int = 5,
+    n_tokens: int | None = None,
+    marks: bool = True,
 ) -> "pyarrow.Table":
     """Return what a model would predict after each token, layer by layer, as `LENS` has it.
 
@@ -54,13 +60,17 @@ def read_lens(
         text: is read with what the model has before a text.
         tuned: maps for a tuned lens beside the logit lens.
         n_top: likeliest tokens to keep.
+        n_tokens: tokens of the text to read at most; what comes later changes nothing before.
+        marks: whether what the model has before a text is told of too.
 
     Raises:
         UserError: for a model or a text that cannot be read so, or maps of another model.
     """
+    import pyarrow.compute as pc
+
     if tuned is not None:
         tuned.check_model(model.record)
-    ids = checked_ids(model, text)
+    ids = checked_ids(model, text, n_tokens)
     streams = read_streams(model.module, ids[None])
     texts = TokenTexts(model.tokenizer)
     own = streams.logits[0].float().log_softmax(-1)
@@ -82,7 +92,8 @@ def read_lens(
         columns["kl"] += found.kl.tolist()
         columns["own_rank"] += found.rank.tolist()
         columns["own_log_probability"] += found.log_probability.tolist()
-    return LENS.table(columns)
+    n_before = 0 if marks else len(model.prompt_ids(text)) - len(model.text_ids(text))
+    return LENS.table(columns).filter(pc.field("position") >= n_before)
 
 
 def _lenses(

@@ -96,16 +96,22 @@ def check_before_loading(config: ModelConfig, text: str) -> nn.Module:
     return skeleton
 
 
-def checked_ids(model: LanguageModel, text: str) -> Int[Tensor, " position"]:
+def checked_ids(
+    model: LanguageModel, text: str, n_tokens: int | None = None
+) -> Int[Tensor, " position"]:
     """Return the token ids of a text, with what the model has before it.
+
+    No more than `n_tokens` are of the text, if that is given.
 
     Raises:
         UserError: for a model that predicts no next token, an empty text, or one longer than
             the model reads.
     """
     _check_causal(model.record.name, model.record.causal)
-    ids = torch.from_numpy(model.prompt_ids(text)).long()
-    _check_length(len(model.text_ids(text)), len(ids), model.max_positions)
+    ids, n_text = torch.from_numpy(model.prompt_ids(text)).long(), len(model.text_ids(text))
+    if n_tokens is not None:
+        ids = ids[: len(ids) - n_text + min(n_text, n_tokens)]
+    _check_length(n_text, len(ids), model.max_positions)
     return ids.to(model.device)
 
 

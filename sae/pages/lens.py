@@ -82,11 +82,12 @@ class Lens:
         return filled(
             "lens.html",
             title=html.escape(f"{self.model_name}: {' and '.join(self.kinds)} lens"),
-            data=embedded(plain(self._for_page())),
+            data=embedded(self.for_page()),
         )
 
-    def _for_page(self) -> dict[str, Any]:
-        return {
+    def for_page(self) -> dict[str, Any]:
+        """Return what `lens.js` reads, and as JSON has it."""
+        found = {
             "model": self.model_name,
             "text": self.text,
             "headline": self.headline,
@@ -107,6 +108,7 @@ class Lens:
                 for kind in self.kinds
             ],
         }
+        return {**plain(found)}
 
     def to_pandas(self) -> Any:
         """Return the whole table: a row for each kind, layer and position."""
@@ -170,7 +172,7 @@ def _in_terminal(cell: Mapping[str, Any]) -> str:
 
 
 def _cell(cell: Mapping[str, Any]) -> list[Any]:
-    """Return a record as `lens.js` reads it: likeliest tokens, KL, rank, log-probability."""
+    """Return a record as `lens-grid.js` has it: likeliest tokens, KL, rank, log-probability."""
     top = zip(cell["top_tokens"], cell["top_probabilities"], strict=True)
     figures = cell["kl"], cell["own_rank"], cell["own_log_probability"], cell["own_token"]
     return [[list(one) for one in top], *figures]

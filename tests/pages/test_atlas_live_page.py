@@ -36,6 +36,19 @@ def said(tokens: list[str], relevancy: list[float]) -> dict[str, Any]:
     return {"tokens": tokens, "relevancy": relevancy, "norm": 1.0, "likeliest": likeliest}
 
 
+def lens_layers(tokens: list[str]) -> list[dict[str, Any]]:
+    """Three layers, the last of which is the model itself."""
+    top = [[f" <b>{i}</b>", 0.5 - 0.0625 * i] for i in range(5)]
+    return [
+        {
+            "name": name,
+            "layer": i - 1,
+            "cells": [[top, 2.0 - i, 3 - i, -1.5, " own"]] * len(tokens),
+        }
+        for i, name in enumerate(("embedding", "block 0", "block 1"))
+    ]
+
+
 class FakeServer(SimpleHTTPRequestHandler):
     """The site's files, and answers in the form of the real server's."""
 
@@ -100,6 +113,25 @@ class FakeServer(SimpleHTTPRequestHandler):
                             "random": said([], []),
                         }
                         for scale in (0.5, 1, 2, 4)
+                    ],
+                },
+                "lens": {
+                    "n_tokens": 90 if len(text) > 100 else len(tokens),
+                    "tokens": tokens[:64],
+                    "kinds": [{"title": "Logit lens", "layers": lens_layers(tokens[:64])}],
+                },
+                "ask_state": {
+                    "prompt": body.get("prompt") or "cat -> cat\n? ->",
+                    "placeholder": "?",
+                    "into": "blocks.9.hook_resid_post",
+                    "plain": said([" ?"], [0]),
+                    "scales": [
+                        {
+                            "scale": None,
+                            "state": said([" <b>cat</b>", " " + "long" * 40], [0.5, 1]),
+                            "random": said([], []),
+                            "other position": said([" mill"], [0.75]),
+                        }
                     ],
                 },
                 "save": {"file": json.dumps(body)},
@@ -326,11 +358,121 @@ def test_the_model_is_asked_what_a_feature_is(served: Any, visit: Visit) -> None
     assert page.locator("#ask-answers table").count() == 0
 
 
+def read_here(page: Any, text: str) -> Any:
+    """Have a text read; return its tokens on the page."""
+    until(page, "live.ready")
+    page.fill("#text", text)
+    page.click("#read-button")
+    until(page, f"live.answer?.text === {json.dumps(text)}")
+    return page.locator("#read-tokens [data-place]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [420, 1280])
+def test_the_lens_of_a_text_has_a_column_a_token_and_a_row_a_block(
+    served: Any, visit: Visit, width: int
+) -> None:
+    address, asked = served
+    page = visit(address, viewport={"width": width, "height": 900})
+    wide = "document.documentElement.scrollWidth"
+    tokens = read_here(page, "a <i>cat</i> sat")
+    assert page.locator("#lens").is_hidden()
+    # What was read is shown, whatever is being typed meanwhile.
+    page.fill("#text", "another")
+    page.click("#lens-button")
+    page.wait_for_selector("#lens-table td")
+    assert asked[-1] == ("lens", {"text": "a <i>cat</i> sat"})
+    lines = page.locator("#lens-table tbody tr")
+    assert lines.locator("th").all_inner_texts() == ["block 1", "block 0", "embedding"]
+    names = page.locator("#lens-table thead th")
+    assert names.all_inner_texts() == ["after", "a", "·<i>cat</i>", "·sat"]
+    assert page.locator("#lens-table td").count() == 9
+    assert lines.first.locator("td.same").count() == 3
+    assert page.locator("#lens-table").locator("b, i").count() == 0
+    assert page.locator("#lens-cut").is_hidden()
+    lines.last.locator("td").nth(1).hover()
+    told = page.inner_text("#tip")
+    for part in ("embedding, after", "<i>cat</i>", "50.0%", "25.0%", "<b>4</b>", "KL 2 nats"):
+        assert part in told
+    lines.first.locator("td").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert "block 1, after" in page.inner_text("#tip")
+    # The token that is chosen is marked over its column.
+    tokens.nth(2).click()
+    assert names.locator("xpath=self::*[@aria-current]").all_inner_texts() == ["·sat"]
+    assert page.evaluate(wide) <= width
+    # A longer one is cut, which is said, and scrolls in its own box.
+    read_here(page, "a cat sat " * 19)
+    assert page.locator("#lens").is_hidden()
+    page.click("#lens-button")
+    page.wait_for_selector("#lens-table td")
+    assert page.inner_text("#lens-cut") == "The text has 90 tokens; these are the first 57."
+    assert page.evaluate("$('lens-box').scrollWidth > $('lens-box').clientWidth")
+    assert page.evaluate(wide) <= width
+
+
+@pytest.mark.slow
+def test_the_model_is_asked_what_it_holds_at_a_token(served: Any, visit: Visit) -> None:
+    address, asked = served
+    page = visit(address, viewport={"width": 420, "height": 900})
+    tokens = read_here(page, "the <i>old</i> mill")
+    assert page.locator("#state").is_hidden()
+    tokens.nth(1).click()
+    assert page.inner_text("#state-title") == "Ask the model what it holds at ·<i>old</i>"
+    page.click("#state-button")
+    page.wait_for_selector("#state-answers table")
+    settings = {"prompt": "", "placeholder": "?", "max_new_tokens": 16}
+    body = {"text": "the <i>old</i> mill", "position": 1, **settings}
+    assert asked[-1] == ("ask_state", body)
+    rows = page.locator("#state-answers tbody tr")
+    assert rows.count() == 2
+    assert rows.nth(1).locator("th").inner_text() == "1"
+    titles = rows.nth(1).locator("td").evaluate_all("all => all.map(e => e.dataset.of)")
+    assert titles == [
+        "This token's state",
+        "A random vector, as long",
+        "Another token's state, as long",
+    ]
+    assert "At blocks.9.hook_resid_post the state stands" in page.inner_text("#state-answers")
+    assert "<b>cat</b>" in rows.nth(1).locator("td").first.inner_text()
+    assert page.locator("#state-answers").locator("b, i").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    # Of another token nothing has been asked, and no late answer is shown.
+    tokens.nth(2).click()
+    assert page.locator("#state-answers table").count() == 0
+    page.click("#state-button")
+    tokens.nth(0).click()
+    until(page, "!$('state-button').disabled")
+    assert page.locator("#state-answers table").count() == 0
+    read_here(page, "another text")
+    assert page.locator("#state").is_hidden()
+
+
+@pytest.mark.slow
+def test_a_text_that_no_lens_can_read_is_refused_in_a_sentence(
+    served: Any, visit: Visit
+) -> None:
+    page = visit(served[0], loud=False)
+    read_here(page, "a cat")
+    page.evaluate("live.answer = {...live.answer, text: 'word '.repeat(60)}")
+    page.click("#lens-button")
+    page.wait_for_selector("#lens-status.trouble")
+    said = page.inner_text("#lens-status")
+    assert said == "The text has 300 tokens, the model reads 128."
+    assert page.locator("#lens").is_hidden()
+    page.locator("#read-tokens [data-place]").first.click()
+    page.click("#state-button")
+    page.wait_for_selector("#state-status.trouble")
+    assert page.locator("#state-answers table").count() == 0
+
+
 @pytest.mark.slow
 def test_files_from_disk_ask_nobody(site: Path, visit: Visit) -> None:
     page = visit(site, "#f=12")
     at(page, "#f=12")
     assert page.locator("#ask").is_hidden()
+    for name in ("lens-button", "lens", "state"):
+        assert page.locator(f"#{name}").is_hidden()
 
 
 @pytest.mark.slow
@@ -381,7 +523,17 @@ def test_a_real_atlas_is_read_and_steered_by_the_real_server(
         page.fill("#text", "the river ran past the old mill")
         page.click("#read-button")
         page.wait_for_selector("#read-tokens [data-place]")
+        page.click("#lens-button")
+        page.wait_for_selector("#lens-table td")
+        n = page.locator("#read-tokens [data-place]").count()
+        assert page.locator("#lens-table tbody tr").first.locator("td.same").count() == n
         page.locator("#read-tokens [data-place]").nth(2).click()
+        page.locator("#state summary").click()
+        page.fill("#state-prompt", "the old mill x where")
+        page.fill("#state-placeholder", "x")
+        page.click("#state-button")
+        page.wait_for_selector("#state-answers table")
+        assert page.locator("#state-answers thead th").count() == 4
         page.locator("#token-features a").first.click()
         page.wait_for_selector(".context")
         page.locator("#steer-form summary").click()

@@ -30,8 +30,7 @@ from sae.base import seal
 from sae.base.errors import UserError
 from sae.cli import main
 from sae.commands.serve import ServeConfig, pages_of
-from sae.lenses.patchscope import Question
-from sae.lenses.patchscope_asked import ask_of_feature
+from sae.lenses import Question, ask_of_feature, ask_of_state, places_of_state, source_of
 from sae.models.hooks import find_site
 from sae.models.load import ModelConfig, load_model
 from sae.pages.server.app import Dropped, Worker
@@ -40,6 +39,7 @@ from sae.pages.server.listening import address_of, listen
 from sae.rows.reading import activations
 from sae.steering.arms import random_direction
 from sae.steering.generate import generate_beside, with_baseline
+from sae.text.token_texts import TokenTexts
 from sae.writing import Sampling, SharedNoise
 
 
@@ -501,6 +501,78 @@ def test_the_model_says_what_a_feature_is_beside_nothing_and_chance(server, mode
     assert usual["prompt"] == Question().prompt
 
 
+def ask_state(server: Server, **more) -> dict:
+    body = {"prompt": "the old mill x where", "placeholder": "x", "max_new_tokens": 5}
+    return server.json("/atlas/strong/api/ask_state", body | more)
+
+
+def test_the_model_says_what_it_holds_at_a_token_where_the_dictionary_reads(server, model):
+    tokens = read(server, TEXT)["tokens"]
+    for position in (0, len(tokens) - 1):
+        found = ask_state(server, text=TEXT, position=position)
+        question = Question(prompt="the old mill x where", placeholder="x", max_new_tokens=5)
+        # The model has one token before a text.
+        source = source_of(model, TEXT, 1 + position)
+        assert source.token.strip() == tokens[position].strip()
+        places = places_of_state(model.module, [HOOK], None)
+        expected = ask_of_state(model, question, source, places).for_page()
+        assert found == json.loads(json.dumps(expected))
+        assert found["into"] == HOOK
+        (arms,) = found["scales"]
+        assert arms["scale"] is None
+        for control in ("random", "other position"):
+            assert arms[control]["norm"] == pytest.approx(arms["state"]["norm"], rel=1e-5)
+
+
+def test_a_text_of_one_token_has_no_other_state_to_stand_beside_it(server):
+    tokens = read(server, "a")["tokens"]
+    (arms,) = ask_state(server, text="a", position=len(tokens) - 1)["scales"]
+    assert ("other position" in arms) == (len(tokens) > 1)
+
+
+# Lens
+
+
+def lens(server: Server, text: str) -> dict:
+    return server.json("/atlas/strong/api/lens", {"text": text})
+
+
+def test_the_top_row_of_a_lens_is_the_models_own_prediction(server, model):
+    text = f"{TEXT} <b>cats</b>"
+    found, ids = lens(server, text), torch.tensor(model.prompt_ids(text)[None]).long()
+    n = len(model.text_ids(text))
+    (kind,) = found["kinds"]
+    assert kind["title"] == "Logit lens"
+    assert (len(found["tokens"]), found["n_tokens"]) == (n, n)
+    assert "".join(found["tokens"]).strip() == text
+    names = [layer["name"] for layer in kind["layers"]]
+    assert names == ["embedding", *(f"block {i}" for i in range(len(names) - 1))]
+    assert len(names) == 1 + model.module.config.num_hidden_layers
+    assert {len(layer["cells"]) for layer in kind["layers"]} == {n}
+    with torch.inference_mode():
+        own = model.module(ids).logits[0, -n:].softmax(-1)
+    for cell, probabilities in zip(kind["layers"][-1]["cells"], own, strict=True):
+        top, kl, rank, log_probability, own_token = cell
+        best = probabilities.topk(5)
+        assert (
+            top[0][0]
+            == own_token
+            == TokenTexts(model.tokenizer).single(best.indices[:1].tolist())[0]
+        )
+        assert [p for _, p in top] == pytest.approx(best.values.tolist(), rel=1e-4)
+        assert (rank, abs(kl) < 1e-6) == (1, True)
+        assert log_probability == pytest.approx(float(best.values[0].log()), rel=1e-4)
+
+
+def test_a_lens_is_of_the_beginning_of_a_long_text_and_says_how_long_that_is(server):
+    word = " cats"
+    whole, long = lens(server, word * 64), lens(server, word * 200)
+    assert (whole["n_tokens"], long["n_tokens"]) == (64, 200)
+    assert long["kinds"] == whole["kinds"]
+    assert long["tokens"] == whole["tokens"]
+    assert len(long["tokens"]) == 64
+
+
 # Refusals
 
 
@@ -541,6 +613,21 @@ def test_the_model_says_what_a_feature_is_beside_nothing_and_chance(server, mode
         ("ask", {"feature": 1, "prompt": "? or ?"}, "placeholder=? stands 2 times"),
         ("ask", {"feature": 1, "placeholder": 5}, "placeholder is 5; give a string"),
         ("ask", {"feature": 1, "max_new_tokens": 120}, "but the model reads 128"),
+        ("ask_state", {"position": 0}, "text is missing; give a string"),
+        ("ask_state", {"text": "a"}, "position is missing; give a whole number"),
+        ("ask_state", {"text": "a", "position": -1}, "position is -1; give a whole number"),
+        ("ask_state", {"text": "a", "position": 1.5}, "position is 1.5; give a whole number"),
+        ("ask_state", {"text": "a", "position": True}, "position is true; give a whole number"),
+        ("ask_state", {"text": "a", "position": 99}, "position is 99, but the last token"),
+        ("ask_state", {"text": "", "position": 0}, "the text is empty"),
+        ("ask_state", {"text": "cats" * 999, "position": 0}, "and the model reads 128 at once"),
+        ("ask_state", {"text": "a", "position": 0, "prompt": "x"}, "is not in the prompt"),
+        ("ask_state", {"text": "a", "position": 0, "at": "x"}, "'at' is no key"),
+        ("ask_state", {"text": "a", "position": 0, "max_new_tokens": 120}, "model reads 128"),
+        ("lens", {}, "text is missing; give a string"),
+        ("lens", {"text": ["a"]}, 'text is ["a"]; give a string'),
+        ("lens", {"text": ""}, "the text is empty"),
+        ("lens", {"text": "a", "n_tokens": 9}, "'n_tokens' is no key of this request"),
         ("label", {"feature": 1}, "label is missing; give a string"),
         ("label", {"feature": 64, "label": "x"}, "feature=64; the atlas has features 0 to 63"),
         ("label", {"feature": 1, "label": "x" * 201}, "the label has 201 characters; give 200"),

@@ -192,6 +192,7 @@ async function start() {
   find("", $("order").value, filter);
   startLive();
   startAsk();
+  startInside();
   startDesk();
   $("search").addEventListener("input", typed);
   $("surprise").addEventListener("click", surprise);

@@ -1,56 +1,78 @@
 /* ---------- What the model itself says of a feature: its direction in the place of a word ---------- */
 
+let clearAsk = () => {};
+
 function startAsk() {
   if (!LIVE) return;
-  $("ask-prompt").value = remembered.get("ask-prompt", "");
-  $("ask-prompt").addEventListener("input", () => remembered.set("ask-prompt", $("ask-prompt").value));
-  $("ask-form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    askFeature();
+  clearAsk = askPanel("ask", () => {
+    const { feature } = shown;
+    return {
+      call: "ask",
+      body: { feature },
+      what: "the direction",
+      columns: [
+        ["feature", "This feature"],
+        ["random", "A random direction, as long"],
+      ],
+      still: () => shown.feature === feature,
+    };
   });
-  for (const name of ["pointerover", "click", "focusin"]) $("ask-answers").addEventListener(name, askTip);
-  for (const name of ["pointerout", "focusout"]) $("ask-answers").addEventListener(name, hideTip);
-  $("ask-answers").addEventListener("keydown", tokenKeys);
 }
 
 /* Another feature is on the page now. */
 function drawAsk() {
   $("ask").hidden = !LIVE;
-  $("ask-answers").replaceChildren();
-  $("ask-status").textContent = "";
+  clearAsk();
 }
 
-async function askFeature() {
-  const { feature } = shown;
-  const call = ask("ask", {
-    feature,
-    prompt: $("ask-prompt").value,
-    placeholder: $("ask-placeholder").value,
-    max_new_tokens: Number($("ask-length").value),
+/* The form that asks, and where its answer goes; returns what takes the answer away. `subject()` says, when it
+   is asked, of what: `{call, body, what, columns: [[arm, title], ...], still()}`. */
+function askPanel(id, subject) {
+  const part = (name) => $(`${id}-${name}`);
+  part("prompt").value = remembered.get(`${id}-prompt`, "");
+  part("prompt").addEventListener("input", () => remembered.set(`${id}-prompt`, part("prompt").value));
+  for (const name of ["pointerover", "click", "focusin"]) part("answers").addEventListener(name, askTip);
+  for (const name of ["pointerout", "focusout"]) part("answers").addEventListener(name, hideTip);
+  part("answers").addEventListener("keydown", tokenKeys);
+  const clear = () => {
+    part("answers").replaceChildren();
+    part("status").textContent = "";
+  };
+  part("form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const asked = subject();
+    const call = ask(asked.call, {
+      ...asked.body,
+      prompt: part("prompt").value,
+      placeholder: part("placeholder").value,
+      max_new_tokens: Number(part("length").value),
+    });
+    const answer = await working(part("status"), "The model is answering …", part("button"), call);
+    if (!asked.still()) return clear();
+    if (answer.error) return;
+    part("answers").replaceChildren(askNote(asked, answer), askTable(asked, answer));
   });
-  const answer = await working($("ask-status"), "The model is answering …", $("ask-button"), call);
-  if (shown.feature !== feature) return drawAsk();
-  if (answer.error) return;
-  $("ask-answers").replaceChildren(
-    h(
-      "p",
-      { class: "note" },
-      `At ${answer.into} the direction stands where the prompt “\u2068${visible(answer.prompt)}\u2069” has its “\u2068${visible(answer.placeholder)}\u2069”. Shaded: how far it moves the probability of each token.`,
-    ),
-    askTable(answer),
-  );
+  return clear;
 }
 
-function askTable({ plain, scales }) {
-  const head = h("thead", {}, h("tr", {}, ["Length", "This feature", "A random direction, as long"].map((title) => h("th", { scope: "col" }, title))));
-  const rows = scales.map(({ scale, feature, random }) =>
-    h("tr", {}, h("th", { scope: "row" }, `${short(scale)} ×`), askCell("This feature", feature), askCell("Random direction", random)),
+const askNote = ({ what }, { into, prompt, placeholder }) =>
+  h(
+    "p",
+    { class: "note" },
+    `At ${into} ${what} stands where the prompt “\u2068${visible(prompt)}\u2069” has its “\u2068${visible(placeholder)}\u2069”. Shaded: how far it moves the probability of each token.`,
   );
-  const nothing = h("tr", { class: "plain" }, h("th", { scope: "row" }, "none"), h("td", { colspan: 2, "data-of": "Nothing put there" }, askText(plain)));
+
+/* A row a length: of a feature several are tried, of a state its own. */
+function askTable({ columns }, { plain, scales }) {
+  const arms = columns.filter(([arm]) => scales[0][arm]);
+  const head = h("thead", {}, h("tr", {}, ["Length", ...arms.map(([, title]) => title)].map((title) => h("th", { scope: "col" }, title))));
+  const length = (found) => (known(found.scale) ? `${short(found.scale)} ×` : short(found[arms[0][0]].norm));
+  const rows = scales.map((found) =>
+    h("tr", {}, h("th", { scope: "row" }, length(found)), arms.map(([arm, title]) => h("td", { "data-of": title }, askText(found[arm])))),
+  );
+  const nothing = h("tr", { class: "plain" }, h("th", { scope: "row" }, "none"), h("td", { colspan: arms.length, "data-of": "Nothing put there" }, askText(plain)));
   return h("table", { class: "asked" }, head, h("tbody", {}, nothing, rows));
 }
-
-const askCell = (title, arm) => h("td", { "data-of": title }, askText(arm));
 
 /* What was written, each token shaded by its relevancy, from 0 to 1. */
 function askText({ tokens, relevancy, likeliest }) {

@@ -59,7 +59,7 @@ async function askStatus() {
   const loading = answer.model === "loading";
   const wrong = answer.error || (answer.model === "absent" ? `The model cannot be used: ${answer.why}` : "");
   $("live-status").textContent = loading ? "The model is being loaded …" : wrong;
-  for (const button of [$("read-button"), $("steer-button"), $("ask-button")]) button.disabled = !live.ready;
+  for (const button of ["read", "steer", "ask", "lens", "state"].map((name) => $(`${name}-button`))) button.disabled = !live.ready;
   if (loading) setTimeout(askStatus, 1500);
   if (live.ready) readPresets();
 }
@@ -82,12 +82,14 @@ async function working(host, sentence, button, promise) {
 }
 
 async function readText() {
-  const call = ask("read", { text: $("text").value });
+  const text = $("text").value;
+  const call = ask("read", { text });
   const answer = await working($("read-status"), "Reading …", $("read-button"), call);
   if (answer.error) return;
-  live.answer = answer;
+  live.answer = { ...answer, text };
   live.token = -1;
   drawReading();
+  forgetInside();
 }
 
 /* ---------- The reading: tokens, and the features of the one chosen ---------- */
@@ -156,6 +158,7 @@ function chooseToken({ target }) {
     other.tabIndex = other === token ? 0 : -1;
   }
   drawTokenFeatures();
+  drawState();
 }
 
 function chooseFeature(feature) {

@@ -19,10 +19,12 @@ from aiohttp import web
 
 from sae.pages.page import filled
 from sae.pages.server.guard import add_headers, guard, policy
-from sae.pages.server.live import (
+from sae.pages.server.live import LiveAtlas
+from sae.pages.server.requests import (
     AskRequest,
+    AskStateRequest,
     LabelRequest,
-    LiveAtlas,
+    LensRequest,
     OpenRequest,
     ReadRequest,
     SaveRequest,
@@ -69,6 +71,8 @@ def application(pages: Pages, is_own_name: Callable[[str], bool]) -> web.Applica
     app.router.add_post("/atlas/{id}/api/read", handlers.read)
     app.router.add_post("/atlas/{id}/api/steer", handlers.steer)
     app.router.add_post("/atlas/{id}/api/ask", handlers.ask)
+    app.router.add_post("/atlas/{id}/api/lens", handlers.lens)
+    app.router.add_post("/atlas/{id}/api/ask_state", handlers.ask_state)
     app.router.add_post("/atlas/{id}/api/write", handlers.write)
     app.router.add_post("/atlas/{id}/api/save", handlers.save)
     app.router.add_post("/atlas/{id}/api/open", handlers.open)
@@ -166,6 +170,17 @@ class _Handlers:
         atlas = self._atlas(request)
         wanted = parsed(AskRequest, await request.read())
         return web.json_response(await self.worker.do(lambda check: atlas.ask(wanted, check)))
+
+    async def lens(self, request: web.Request) -> web.StreamResponse:
+        atlas = self._atlas(request)
+        wanted = parsed(LensRequest, await request.read())
+        return web.json_response(await self.worker.do(lambda _: atlas.lens(wanted)))
+
+    async def ask_state(self, request: web.Request) -> web.StreamResponse:
+        atlas = self._atlas(request)
+        wanted = parsed(AskStateRequest, await request.read())
+        found = await self.worker.do(lambda check: atlas.ask_state(wanted, check))
+        return web.json_response(found)
 
     async def write(self, request: web.Request) -> web.StreamResponse:
         atlas = self._atlas(request)

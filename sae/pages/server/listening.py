@@ -85,6 +85,22 @@ def address_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
+def check_no_loop() -> None:
+    """Refuse to serve where a loop runs already.
+
+    Raises:
+        UserError: in a notebook, which would wait for ever.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise UserError(
+        "sae.serve runs until it is stopped, which a notebook would wait for; "
+        "call it in a thread, or run sae serve in a terminal"
+    )
+
+
 def serve_until_stopped(
     make: Callable[[], web.Application],
     listening: socket.socket,

@@ -1,222 +1,40 @@
 """One atlas as a server offers it: what its pages may ask for, and how that is answered."""
 
-import json
-import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 from sae.atlas import LABELS_FILE, RECORD_FILE, Atlas, read_labels, set_label
-from sae.base import UserError, nearest, require, say
+from sae.base import UserError, require, say
 from sae.dictionary import Dictionary
 from sae.dictionary.files import WEIGHTS_FILE
-from sae.edits import Edits
 from sae.edits.file import parsed_edits
 from sae.models import LanguageModel, ModelRecord, record_without_weights, recorded_model
 from sae.pages.server.desk import (
     Desk,
-    Dial,
-    dials_of,
     edits_of_dials,
     file_of_dials,
     others,
     plain,
+)
+from sae.pages.server.requests import (
+    AskRequest,
+    AskStateRequest,
+    LabelRequest,
+    LensRequest,
+    OpenRequest,
+    ReadRequest,
+    SaveRequest,
+    SteerRequest,
+    Work,
+    WriteRequest,
 )
 from sae.pages.site import DATA, write_labels_data
 from sae.run import Run
 
 _HELD = 4
 """Dictionaries that are held in memory at once, of all that a run has."""
-_MAX_LABEL = 200
-_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Kinds of characters that turn the direction of writing until another one ends it."""
-_RANGES: dict[str, tuple[float, float]] = {
-    "feature": (0, 2**31 - 1),
-    "strength": (-100.0, 100.0),
-    "max_new_tokens": (1, 256),
-    "temperature": (0.0, 5.0),
-    "seed": (0, 2**32 - 1),
-}
-"""The least and the greatest value of each number; where both are integers, it is one too."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReadRequest:
-    """Which features are active in a text."""
-
-    text: str
-    feature: int | None = None
-    """One whose activations are wanted at every token."""
-
-
-@dataclass(frozen=True, slots=True)
-class SteerRequest:
-    """What the model writes after a text with one feature turned up or down."""
-
-    text: str
-    feature: int
-    strength: float
-    """In multiples of the feature's highest activation."""
-    max_new_tokens: int = 32
-    temperature: float = 0.7
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class AskRequest:
-    """What the model says of a feature whose direction stands in for a token of a prompt."""
-
-    feature: int
-    prompt: str = ""
-    """The prompt, with a placeholder; the usual one if it is empty."""
-    placeholder: str = "?"
-    max_new_tokens: int = 16
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRequest:
-    """A feature's new label in one line; empty for the automatic one."""
-
-    feature: int
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class WriteRequest:
-    """What the model writes with several dials turned."""
-
-    text: str
-    dials: tuple[Dial, ...]
-    chat: bool = False
-    """Whether the text is a question to answer, not a beginning to go on with."""
-    max_new_tokens: int = 64
-    temperature: float = 0.7
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SaveRequest:
-    """The edit file that turns dials."""
-
-    dials: tuple[Dial, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class OpenRequest:
-    """The dials that the text of an edit file sets."""
-
-    text: str
-
-
-Request = TypeVar(
-    "Request",
-    ReadRequest,
-    SteerRequest,
-    AskRequest,
-    LabelRequest,
-    WriteRequest,
-    SaveRequest,
-    OpenRequest,
-)
-
-
-def parsed(kind: type[Request], data: bytes) -> Request:
-    """Return the request of a kind that the body of an HTTP request holds.
-
-    Raises:
-        UserError: if it is no JSON object, for an unknown key, or a value that is missing, of a
-            wrong type or out of range.
-    """
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError("the request is not readable as JSON") from error
-    if not isinstance(body, dict):
-        raise UserError('the request is no JSON object; give one such as {"text": "..."}')
-    defaults: dict[str, Any] = {f.name: f.default for f in fields(kind)}
-    for key in body:
-        if key not in defaults:
-            near = nearest(key[:40], defaults)
-            raise UserError(f"{key[:40]!r} is no key of this request{near}")
-    given = {
-        name: value if value is defaults[name] is not MISSING else _checked(name, value)
-        for name, value in (defaults | body).items()
-    }
-    return kind(**given)
-
-
-def _checked(name: str, value: object) -> Any:
-    if name in _RANGES:
-        low, high = _RANGES[name]
-        whole = isinstance(low, int)
-        kinds = [int] if whole else [int, float]
-        # Not isinstance(): true would be a number. NaN is in no range.
-        if type(value) in kinds and low <= value <= high:  # type: ignore[operator]
-            return value if whole else float(value)  # type: ignore[arg-type]
-        wanted = f"number from {low:g} to {high:g}"
-        if whole:
-            wanted = f"whole number from {low} to {high}"
-        raise UserError(f"{name} is {_shown(value)}; give a {wanted}")
-    if name == "dials":
-        return dials_of(value)
-    if name == "chat":
-        require(type(value) is bool, f"chat is {_shown(value)}; give true or false")
-        return value
-    if not isinstance(value, str):
-        raise UserError(f"{name} is {_shown(value)}; give a string")
-    # JSON can name half a character, which no tokenizer takes.
-    text = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return _label(text.strip()) if name == "label" else text
-
-
-def _label(label: str) -> str:
-    require(
-        len(label) <= _MAX_LABEL,
-        f"the label has {len(label)} characters; give {_MAX_LABEL} at most",
-    )
-    for character in label:
-        # A terminal obeys it, or it breaks the line, or turns round what stands beside it.
-        require(
-            unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
-            and unicodedata.bidirectional(character) not in _TURNS,
-            f"the label holds a control character, U+{ord(character):04X}; write it in one "
-            "line without",
-        )
-    return label
-
-
-def _shown(value: object) -> str:
-    if value is None or value is MISSING:
-        return "missing"
-    return str(value) if isinstance(value, float) else json.dumps(value)[:40]
-
-
-Read = Callable[[LanguageModel, Dictionary, ReadRequest], dict[str, Any]]
-"""Returns the features of a text as the page shows them."""
-Steer = Callable[
-    [LanguageModel, Dictionary, float, SteerRequest, Callable[[], None]], dict[str, Any]
-]
-"""Returns texts with and without a feature turned, from its highest activation, of which
-strengths are multiples. The last argument is called before each token: it raises to end it."""
-
-Ask = Callable[[LanguageModel, Dictionary, AskRequest, Callable[[], None]], dict[str, Any]]
-"""Returns what the model says of a feature, beside controls; the last argument as above."""
-Write = Callable[
-    [LanguageModel, Sequence[Edits], WriteRequest, Callable[[], None]], Sequence[str]
-]
-"""Returns what the model writes by itself, and then under each of some edits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is computed for the pages, by crafts that they do not know."""
-
-    read: Read
-    steer: Steer
-    write: Write
-    ask: Ask
 
 
 class Shelf:
@@ -319,6 +137,16 @@ class LiveAtlas:
         """Let the model say what a feature is, beside what it says of nothing and of chance."""
         model, dictionary, _ = self._ready(request.feature)
         return self.shelf.work.ask(model, dictionary, request, check)
+
+    def lens(self, request: LensRequest) -> dict[str, Any]:
+        """Return what the model would predict after each block, token by token."""
+        model, _, _ = self._ready(None)
+        return self.shelf.work.lens(model, request)
+
+    def ask_state(self, request: AskStateRequest, check: Callable[[], None]) -> dict[str, Any]:
+        """Let the model say what its state at a token is, beside controls."""
+        model, dictionary, _ = self._ready(None)
+        return self.shelf.work.ask_state(model, dictionary, request, check)
 
     def write(self, request: WriteRequest, check: Callable[[], None]) -> dict[str, Any]:
         """Write plainly, with the dials turned, and with other features turned as far."""
