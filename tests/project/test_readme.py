@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_every_other_block_runs_in_order(tmp_path, start, start_python):
             continue
         for line in block.splitlines():
             if not line.startswith("make "):
-                name, *words = line.split("#")[0].split()
+                name, *words = shlex.split(line, comments=True)
                 assert name == "sae"
                 check(start(*words, folder=tmp_path).ended())
     assert (tmp_path / "runs/mine/export").is_dir()
