@@ -22,7 +22,7 @@ PARTS = ("features", "error", "features+error")
 
 
 @dataclass(frozen=True, slots=True)
-class Lens:
+class PlacedDictionary:
     """A dictionary in its places of a model."""
 
     name: str
@@ -33,7 +33,7 @@ class Lens:
     """Block that the place written is in."""
 
     @classmethod
-    def of(cls, name: str, dictionary: Dictionary, places: Places) -> "Lens":
+    def of(cls, name: str, dictionary: Dictionary, places: Places) -> "PlacedDictionary":
         """Find the places of a dictionary.
 
         Raises:

@@ -7,7 +7,7 @@ from sae.base import UserError, progress, require, say
 from sae.dictionary import Dictionary
 from sae.models import LanguageModel
 from sae.patching.config import PatchConfig
-from sae.patching.features import Lens
+from sae.patching.features import PlacedDictionary
 from sae.patching.pairs import LeftOut, Pair, PairText, tokenised
 from sae.patching.paths import Receiver
 from sae.patching.states import Places
@@ -24,7 +24,7 @@ class Plan:
     """Pairs whose positions mean the same."""
     left_out: list[LeftOut]
     receivers: tuple[Receiver, ...]
-    lens: Lens | None
+    dictionary: PlacedDictionary | None
 
 
 def planned(
@@ -42,8 +42,8 @@ def planned(
     groups, left_out = _grouped(model, texts)
     places = Places.of(model, [*config.sites, *(("head", "mlp") if config.receivers else ())])
     receivers = _receivers(config, places)
-    lens = None if dictionary is None else Lens.of(*dictionary, places)
-    return Plan(places, groups, left_out, receivers, lens)
+    placed = None if dictionary is None else PlacedDictionary.of(*dictionary, places)
+    return Plan(places, groups, left_out, receivers, placed)
 
 
 def patch(config: PatchConfig, plan: Plan) -> Patched:
@@ -52,20 +52,20 @@ def patch(config: PatchConfig, plan: Plan) -> Patched:
     Raises:
         UserError: if the model tells the prompts of no pair apart.
     """
-    places, groups, lens = plan.places, plan.groups, plan.lens
+    places, groups, placed = plan.places, plan.groups, plan.dictionary
     left_out = [*plan.left_out]
     exact = _shared_out(config, [len(pairs) for pairs in groups])
     found: list[Found] = []
     with progress(_total(config, places, groups, exact), "patch", "prompt") as bar:
         for pairs, n_exact in zip(groups, exact, strict=True):
-            study = Study(config, places, lens, plan.receivers, bar.update)
+            study = Study(config, places, placed, plan.receivers, bar.update)
             one, alike = study.of(pairs, n_exact)
             left_out += alike
             found += [one] if one is not None else []
     for pair in left_out:
         say(f"patch: {pair.text.clean!r} is left out: {pair.why}")
     require(bool(found), "no pair is left to patch")
-    return told(config, places, found, left_out, lens)
+    return told(config, places, found, left_out, placed)
 
 
 def _grouped(

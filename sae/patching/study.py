@@ -13,7 +13,7 @@ from sae.patching.attribution import gradients
 from sae.patching.cells import Cell, Effects, nothing
 from sae.patching.config import PatchConfig
 from sae.patching.exact import Cost, Exact, Target, by_place
-from sae.patching.features import PARTS, Lens, Seen, part_cells
+from sae.patching.features import PARTS, PlacedDictionary, Seen, part_cells
 from sae.patching.pairs import LeftOut, Pair
 from sae.patching.paths import Receiver, path_effects, senders
 from sae.patching.states import Places, States, both_states
@@ -73,7 +73,7 @@ class Study:
 
     config: PatchConfig
     places: Places
-    lens: Lens | None
+    dictionary: PlacedDictionary | None
     receivers: tuple[Receiver, ...]
     done: Callable[[int], object] = lambda _: None
 
@@ -98,8 +98,8 @@ class Study:
             kinds |= dict.fromkeys(("head", "attention", "mlp"))
         for kind in kinds:
             yield from (self.places.site(kind, i) for i in range(self.places.n_layers))
-        if self.lens is not None:
-            yield from self.lens.sites
+        if self.dictionary is not None:
+            yield from self.dictionary.sites
 
     def _cells(self, n_positions: int) -> list[Cell]:
         places, found = self.places, list[Cell]()
@@ -109,8 +109,8 @@ class Study:
                     found += [Cell(kind, layer, head=head) for head in range(places.n_heads)]
                 else:
                     found += [Cell(kind, layer, position=p) for p in range(n_positions)]
-        if self.lens is not None:
-            found += part_cells(self.lens.layer, n_positions)
+        if self.dictionary is not None:
+            found += part_cells(self.dictionary.layer, n_positions)
         for receiver in self.receivers:
             found += senders(places, receiver)
         return found
@@ -145,10 +145,14 @@ class _Group:
 
     def measure(self) -> None:
         """Measure all that is asked for."""
-        config, lens, found = self.study.config, self.study.lens, self.found
-        seen = None if lens is None else (lens.seen(self.clean), lens.seen(self.corrupt))
-        if lens is not None and seen is not None and config.n_features:
-            found.cells += self._chosen_features(lens, *seen)
+        config, dictionary, found = self.study.config, self.study.dictionary, self.found
+        seen = (
+            None
+            if dictionary is None
+            else (dictionary.seen(self.clean), dictionary.seen(self.corrupt))
+        )
+        if dictionary is not None and seen is not None and config.n_features:
+            found.cells += self._chosen_features(dictionary, *seen)
         for patch in config.patches:
             for method in config.methods:
                 if method != "exact":
@@ -166,14 +170,21 @@ class _Group:
         clean, corrupt = self.clean, self.corrupt
         return (corrupt, clean) if patch == "denoising" else (clean, corrupt)
 
-    def _chosen_features(self, lens: Lens, clean: Seen, corrupt: Seen) -> list[Cell]:
+    def _chosen_features(
+        self, dictionary: PlacedDictionary, clean: Seen, corrupt: Seen
+    ) -> list[Cell]:
         """Return cells of the features that matter most, by gradients of the corrupt run."""
         config, found = self.study.config, self.found
         methods = [m for m in ("relp", "ig", "plain") if m in config.methods] or ["plain"]
         slopes = gradients(
-            self.study.places, self.corrupt, self.clean, [lens.written], methods[0], config
+            self.study.places,
+            self.corrupt,
+            self.clean,
+            [dictionary.written],
+            methods[0],
+            config,
         )
-        shares = lens.feature_shares(corrupt, clean, slopes[lens.written.hook_name])
+        shares = dictionary.feature_shares(corrupt, clean, slopes[dictionary.written.hook_name])
         mean = (shares / (self.clean.metric - self.corrupt.metric)[:, None]).mean(0)
         n = min(config.n_features, int((mean != 0).sum()))
         chosen = mean.abs().topk(n).indices.tolist()
@@ -181,29 +192,29 @@ class _Group:
         at = changes.abs().argmax(0, keepdim=True)
         values = changes.gather(0, at)[0].tolist()
         found.code_changes.update(zip(chosen, values, strict=True))
-        return [Cell("feature", lens.layer, feature=feature) for feature in chosen]
+        return [Cell("feature", dictionary.layer, feature=feature) for feature in chosen]
 
     def _targets(
         self, patch: str, seen: tuple[Seen, Seen] | None
     ) -> Iterator[tuple[list[int], Target]]:
         """Yield each place with the numbers of its cells, and what goes in there."""
         base, source = self._both(patch)
-        lens, cells, places = self.study.lens, self.found.cells, self.study.places
+        dictionary, cells, places = self.study.dictionary, self.found.cells, self.study.places
         for (kind, layer), own in by_place(cells).items():
             if kind in self.study.config.sites:
                 site = places.site(kind, layer)
                 name = site.hook_name
                 yield own, Target(site, base.at[name], source.at[name])
-            elif lens is not None and seen is not None and kind != "path":
+            elif dictionary is not None and seen is not None and kind != "path":
                 of_clean, of_corrupt = seen
                 both = (
                     (of_corrupt, of_clean) if patch == "denoising" else (of_clean, of_corrupt)
                 )
                 if kind in PARTS:
-                    yield own, lens.target(kind, *both)
+                    yield own, dictionary.target(kind, *both)
                     continue
                 for i in own:
-                    yield [i], lens.feature_target(cells[i].feature or 0, *both)
+                    yield [i], dictionary.feature_target(cells[i].feature or 0, *both)
 
     def _attribute(self, method: str, patch: str, seen: tuple[Seen, Seen] | None) -> None:
         began = perf_counter()

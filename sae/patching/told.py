@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae.models import LanguageModel
 from sae.patching.config import PatchConfig
-from sae.patching.features import Lens
+from sae.patching.features import PlacedDictionary
 from sae.patching.pairs import LeftOut
 from sae.patching.states import HOOKS, Places
 from sae.patching.study import Found
@@ -35,7 +35,7 @@ def told(
     places: Places,
     groups: Sequence[Found],
     left_out: Sequence[LeftOut],
-    lens: Lens | None,
+    dictionary: PlacedDictionary | None,
 ) -> Patched:
     """Return the tables and the summary of all groups."""
     directions = {
@@ -43,23 +43,26 @@ def told(
         for number, one in enumerate(groups)
         for kind, values in one.directions.items()
     }
-    summary = _summary(config, places, groups, lens) | {
+    summary = _summary(config, places, groups, dictionary) | {
         "left_out": [{"pair": one.text.clean, "why": one.why} for one in left_out]
     }
     return Patched(summary, table_of(groups), directions)
 
 
 def _summary(
-    config: PatchConfig, places: Places, groups: Sequence[Found], lens: Lens | None
+    config: PatchConfig,
+    places: Places,
+    groups: Sequence[Found],
+    dictionary: PlacedDictionary | None,
 ) -> dict[str, object]:
     record = places.model.record
     hooks = {kind: f"blocks.{{layer}}.{HOOKS[kind]}" for kind in config.sites}
     about = None
-    if lens is not None:
+    if dictionary is not None:
         changes = {str(k): v for one in groups for k, v in one.code_changes.items()}
         about = {
-            "name": lens.name,
-            "hook_name": lens.written.hook_name,
+            "name": dictionary.name,
+            "hook_name": dictionary.written.hook_name,
             "code_changes": changes,
         }
     return {
@@ -70,7 +73,6 @@ def _summary(
         "hook_names": hooks,
         "n_layers": places.n_layers,
         "n_heads": places.n_heads,
-        "n_begin": len(places.model.marks.begin),
         "frozen": config.frozen if config.receivers else None,
         "groups": [_group(places.model, number, one) for number, one in enumerate(groups)],
         "agreement": agreement_of(groups),

@@ -315,7 +315,7 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(
 def test_a_dictionary_of_another_model_is_refused(tiny_run, tokenizer_folder, tmp_path):
     other = save_tiny_model("llama", tmp_path / "other", tokenizer_folder, seed=1)
     m = sae.model(str(other), device="cpu")
-    with pytest.raises(UserError, match="is a dictionary of .* and this model has"):
+    with pytest.raises(UserError, match=r"is a dictionary of .* and this model has"):
         m.patchscope((str(tiny_run / "dictionaries/strong"), 1))
     with pytest.raises(UserError, match="the text is empty"):
         m.patchscope("")
