@@ -43,15 +43,16 @@ PAIRS = {
 }
 SITES = ["residual", "mlp", "attention", "head"]
 METHODS = ("plain", "relp", "ig", "norm")
-PICTURE = Path("docs/images/patching.png")
+PICTURES = {"ioi": "patching", "facts": "patching-facts"}
 
 
 def main() -> None:
-    """Write the tables of agreement and of evaluation, and the picture of the README."""
+    """Write the tables of agreement and of evaluation, and the pictures of both presets."""
     agreement()
     evaluation()
-    found = sae.patch(**_preset("ioi"), run="runs/patching")
-    shutil.copyfile(found.folder / "patching.png", PICTURE)
+    for name, picture in PICTURES.items():
+        found = sae.patch(**_preset(name), run="runs/patching")
+        shutil.copyfile(found.folder / "patching.png", f"docs/images/{picture}.png")
 
 
 def _preset(name: str) -> dict[str, object]:
