@@ -31,9 +31,10 @@ class PatchEditConfig:
     out: str
     """The edit file to write, YAML or JSON; a direction is written beside it."""
     site: str
-    """Kind of the place: `residual`, `attention`, `mlp`, `head` or `feature`."""
+    """Kind of the place: `residual`, `attention`, `mlp`, `head`, `feature`, or of a dictionary
+    `features`, `error` or `features+error`."""
     layer: int | None = None
-    """Block of the place; a feature brings its own."""
+    """Block of the place; what is of a dictionary brings its own."""
     position: int | None = None
     """Token of the prompt, from 0; the last one stands for the last of any prompt."""
     head: int | None = None

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.base import UserError, atomic_path, read_object, require
-from sae.edits import Edits, Library, edit
+from sae.edits import EditRecord, Edits, Library, edit
+from sae.patching.features import PARTS
 from sae.patching.study import ALONG_POSITIONS
 
 if TYPE_CHECKING:
@@ -106,13 +107,15 @@ class PatchResults:
     ) -> Edits:
         """Return what was found at a place as edits, which can be saved and made elsewhere.
 
-        At a position of the residual stream, attention or the MLP they add the mean of clean
-        less corrupt activations there; a head is ablated; of a feature its mean change is
-        added. A direction is a tensor then: `sae patch edit` writes it beside the edit file.
+        At a position of the residual stream, attention, the MLP, or of what a dictionary makes
+        of them, they add the mean of clean less corrupt activations there; a head is ablated;
+        of a feature its mean change is added. A direction is a tensor then, which
+        `sae patch edit` writes beside the edit file.
 
         Args:
-            site: `residual`, `attention`, `mlp`, `head` or `feature`.
-            layer: block of the place; a feature brings its own.
+            site: `residual`, `attention`, `mlp`, `head`, `feature`, or of a dictionary
+                `features`, `error` or `features+error`.
+            layer: block of the place; what is of a dictionary brings its own.
             position: token of the prompt, from 0; the last one is the last of any prompt.
             head: number of a head.
             feature: number of a feature.
@@ -128,16 +131,22 @@ class PatchResults:
             require(head is not None and layer is not None, "say layer and head of the head")
             hook = _hook(about, site, layer)
             record = edit(at=hook, head=head, do="ablate")
+        elif site in PARTS:
+            require(position is not None, f"say position of the place, as site={site} has one")
+            require(about["dictionary"] is not None, "no dictionary was patched")
+            hook = about["dictionary"]["hook_name"]
+            record = self._of_direction(site, hook, (0, position or 0), group)
         elif site in ALONG_POSITIONS:
             require(
                 layer is not None and position is not None,
                 f"say layer and position of the place, as site={site} has both",
             )
-            record = self._of_direction(site, layer or 0, position or 0, group)
+            hook = _hook(about, site, layer)
+            record = self._of_direction(site, hook, (layer or 0, position or 0), group)
         else:
             raise UserError(
                 f"site={site} is no place that an edit has; give residual, attention, mlp, "
-                "head or feature"
+                f"head, feature or {', '.join(PARTS)}"
             )
         return Edits((record,), about["model_name"], about["weight_digest"])
 
@@ -145,6 +154,8 @@ class PatchResults:
         self, site: str, layer: int, position: int, group: int = 0
     ) -> Float[Tensor, " d"]:
         """Return the mean of clean less corrupt activations at a place.
+
+        Of a dictionary's part the layer is 0, for it is of one block alone.
 
         Raises:
             UserError: if there is no such place.
@@ -161,22 +172,25 @@ class PatchResults:
             require(0 <= value < n, f"{key}={value} is out of range; there are 0 to {n - 1}")
         return found[layer, position]
 
-    def _of_direction(self, site: str, layer: int, position: int, group: int) -> Any:
-        direction = self.direction(site, layer, position, group)
+    def _of_direction(
+        self, site: str, hook_name: str, place: tuple[int, int], group: int
+    ) -> EditRecord:
+        position = place[1]
+        direction = self.direction(site, *place, group)
         n = len(self.summary["groups"][group]["tokens"])
         length = float(torch.linalg.vector_norm(direction))
         require(length > 0, f"clean and corrupt are the same at position {position}")
         last = position == n - 1
         where = [-1, None] if last else [position, position + 1]
         return edit(
-            at=_hook(self.summary, site, layer),
+            at=hook_name,
             direction=direction,
             do="add",
             by=length,
             where={"prompt": [where], "generated": "none", "except": []},
         )
 
-    def _of_feature(self, feature: int | None) -> Any:
+    def _of_feature(self, feature: int | None) -> EditRecord:
         dictionary = self.summary["dictionary"]
         changes = {} if dictionary is None else dictionary["code_changes"]
         require(

@@ -61,7 +61,7 @@ class Found:
     """By method and patch; not a number where a cell was not measured."""
     controls: list[Control] = field(default_factory=list)
     directions: dict[str, Float[Tensor, "layer position d"]] = field(default_factory=dict)
-    """Mean of clean less corrupt activations, by kind."""
+    """Mean of clean less corrupt activations, by kind; of a dictionary's part of one block."""
     code_changes: dict[int, float] = field(default_factory=dict)
     """Of each single feature the largest mean change of its code, clean less corrupt."""
     spent: list[Spent] = field(default_factory=list)
@@ -161,9 +161,7 @@ class _Group:
                 self._patch(patch, seen)
         if ("exact", "denoising") in found.effects:
             self._control()
-        for kind in ALONG_POSITIONS:
-            if kind in config.sites:
-                found.directions[kind] = self._directions(kind)
+        found.directions.update(self._directions(seen))
 
     def _both(self, patch: str) -> tuple[States, States]:
         """Return the run that is patched, and the one whose activations go in."""
@@ -289,11 +287,21 @@ class _Group:
                 control = float(made.effects(base, source, target, [cell]).mean())
             found.controls.append(Control(cell, float(effects[:, best].mean()), control))
 
-    def _directions(self, kind: str) -> Float[Tensor, "layer position d"]:
-        places = self.study.places
-        names = [places.site(kind, layer).hook_name for layer in range(places.n_layers)]
-        means = [(self.clean.at[name] - self.corrupt.at[name]).mean(0) for name in names]
-        return torch.stack(means).float().cpu()
+    def _directions(
+        self, seen: tuple[Seen, Seen] | None
+    ) -> Iterator[tuple[str, Float[Tensor, "layer position d"]]]:
+        """Yield the mean of clean less corrupt activations, by kind of place."""
+        places, dictionary = self.study.places, self.study.dictionary
+        for kind in ALONG_POSITIONS:
+            if kind in self.study.config.sites:
+                names = [places.site(kind, i).hook_name for i in range(places.n_layers)]
+                means = [(self.clean.at[n] - self.corrupt.at[n]).mean(0) for n in names]
+                yield kind, torch.stack(means).float().cpu()
+        if dictionary is not None and seen is not None:
+            for part in PARTS:
+                target = dictionary.target(part, seen[1], seen[0])
+                change = (target.source - target.base).mean(0, keepdim=True)
+                yield part, change.float().cpu()
 
 
 def _other(i: int, pairs: Sequence[Pair]) -> int | None:

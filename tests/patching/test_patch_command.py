@@ -223,6 +223,11 @@ def test_features_of_a_dictionary_are_patched_and_one_is_saved(
     assert record.feature == number
     changes = json.loads((found.folder / "summary.json").read_text())["dictionary"]
     assert record.by == changes["code_changes"][str(number)]
+    n = len(found.summary["groups"][0]["tokens"])
+    (record,) = found.edits("error", position=n - 1).records
+    assert record.at == about["hook_name"]
+    parts = [found.direction(part, 0, n - 1) for part in ("features", "error")]
+    torch.testing.assert_close(sum(parts), found.direction("features+error", 0, n - 1))
     with pytest.raises(UserError, match="feature=999 was not patched; there are"):
         found.edits("feature", feature=999)
 
