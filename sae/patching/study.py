@@ -223,8 +223,8 @@ class _Group:
         slopes = gradients(study.places, base, source, [*sites.values()], method, asked)
         effects, norms = (nothing(len(found.pairs), found.cells) for _ in range(2))
         for own, target in targets:
-            change = target.source - target.base
-            shares = change * slopes[target.site.hook_name]
+            change = (target.source - target.base).float()
+            shares = change * slopes[target.site.hook_name].float()
             for i in own:
                 n_heads = study.places.n_heads
                 share = found.cells[i].share(shares, n_heads) / (source.metric - base.metric)

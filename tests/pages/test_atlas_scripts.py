@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.atlas_samples import feature_columns, sample_record, sample_tables
-from support.browser import Visit, rows, type_search, until
+from support.browser import Visit, hover_until, rows, type_search, until
 
 from sae.atlas.labels import Labels
 from sae.pages.site import write_site
@@ -86,10 +86,7 @@ def test_lines_of_every_script_read_rightly_and_show_their_peaks(
             assert halves[1].startswith(" हिन्दी")
         if name == "Chinese":
             part = page.locator(".part.act").first
-            part.scroll_into_view_if_needed()
-            box = part.bounding_box()
-            page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-            until(page, "!document.querySelector('#tip').hidden")
+            hover_until(page, part, "!document.querySelector('#tip').hidden")
             assert page.inner_text("#tip").splitlines()[0] == "part of “\u2068龘\u2069”"
     page.keyboard.press("Escape")
     page.evaluate(f"location.hash = 'f={NUMBER['Arabic']}'")

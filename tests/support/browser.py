@@ -72,6 +72,19 @@ def until(page: Any, what: str) -> None:
         page.wait_for_timeout(15)
 
 
+def hover_until(page: Any, place: Any, what: str) -> None:
+    """Point at a place until a condition holds: it may move away under a still mouse."""
+    ends = time.monotonic() + 10
+    while not page.evaluate(what):
+        assert time.monotonic() < ends, f"pointing there never made it come about that {what}"
+        place.scroll_into_view_if_needed()
+        box = place.bounding_box()
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(middle[0] - 1, middle[1])
+        page.mouse.move(*middle)
+        page.wait_for_timeout(50)
+
+
 def at(page: Any, mark: str) -> None:
     """Wait until the address ends so, and what it is of is shown."""
     until(page, f"location.href.endsWith({json.dumps(mark)})")
