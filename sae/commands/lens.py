@@ -37,21 +37,22 @@ def run(config: LensConfig) -> Lens:
     run = Run.at(config.run)
     folder = run.lens(config.name)
     cache = open_cache(config.cache_location) if config.tuned else None
-    wanted = _digest(config, cache)
-
-    def is_current() -> bool:
-        if not (folder / _ABOUT).exists() or damaged(folder):
-            return False
-        return read_object(folder / _ABOUT, _ANEW).values.get("digest") == wanted
-
-    if not is_current():
-        _check(config, cache)
 
     @functools.cache
     def model() -> LanguageModel:
         if cache is None:
             return load_model(config.model)
         return recorded_model(cache.model, config.model.device)
+
+    _check(config, cache)
+    # A cache knows which weights it is of; of a model alone only its weights tell.
+    weights = "" if cache is not None else model().record.weight_digest
+    wanted = _digest(config, cache, weights)
+
+    def is_current() -> bool:
+        if not (folder / _ABOUT).exists() or damaged(folder):
+            return False
+        return read_object(folder / _ABOUT, _ANEW).values.get("digest") == wanted
 
     def build(temporary: Path) -> None:
         tuned = None if cache is None else _tuned(config, cache, model)
@@ -76,14 +77,14 @@ def run(config: LensConfig) -> Lens:
     return found
 
 
-def _digest(config: LensConfig, cache: ActivationCache | None) -> str:
+def _digest(config: LensConfig, cache: ActivationCache | None, weights: str) -> str:
     """Identify what is read, by what, and what is kept of it."""
     settings = config.text, config.n_top
     if cache is not None:
         return digest(["lens", *settings, cache.digest, config.n_held_out_tokens])
     model = {**plain(config.model), "name": recorded_name(config.model.name)}
     del model["device"]
-    return digest(["lens", *settings, model])
+    return digest(["lens", *settings, model, weights])
 
 
 def _check(config: LensConfig, cache: ActivationCache | None) -> None:

@@ -13,7 +13,7 @@ from sae.patching.config import PatchConfig
 from sae.patching.pairs import pair_texts
 from sae.patching.patch import Plan, patch, planned
 from sae.patching.results import DIRECTIONS, PICTURE, SUMMARY, TABLE, PatchResults, save_edits
-from sae.run import Run, check_free, make
+from sae.run import Run, make
 
 __all__ = ["PatchConfig", "PatchEditConfig", "PatchResults", "edit", "run"]
 
@@ -57,9 +57,10 @@ def run(config: PatchConfig) -> PatchResults:
     folder = run.patching(config.name)
     dictionary = None if config.dictionary is None else load_named(run, config.dictionary)
     settings = [v for k, v in plain(config).items() if k not in ("run", "model", "batch_size")]
-    model = plain(config.model) | {"device": None}
-    weights = None if dictionary is None else dictionary[1].digest
-    wanted = digest([settings, [plain(text) for text in texts], model, weights])
+    model = load_model(config.model)
+    asked = plain(config.model) | {"device": None}
+    weights = [model.record.weight_digest, None if dictionary is None else dictionary[1].digest]
+    wanted = digest([settings, [plain(text) for text in texts], asked, weights])
 
     def is_current() -> bool:
         place = folder / SUMMARY
@@ -69,7 +70,7 @@ def run(config: PatchConfig) -> PatchResults:
         return read_object(place, again).values.get("digest") == wanted
 
     def plan() -> Plan:
-        return planned(config, texts, load_model(config.model), dictionary)
+        return planned(config, texts, model, dictionary)
 
     def build(temporary: Path) -> None:
         from pyarrow.parquet import write_table
@@ -93,7 +94,8 @@ def run(config: PatchConfig) -> PatchResults:
     made = make(folder, is_current, build, command="patch")
     results = PatchResults(folder)
     if made:
-        say(f"patch: {folder} is written: index.html, {PICTURE}, {TABLE}")
+        picture = f"{PICTURE}, " if (folder / PICTURE).exists() else ""
+        say(f"patch: {folder} is written: index.html, {picture}{TABLE}")
     for line in _told(results):
         say(f"patch: {line}")
     return results
@@ -102,7 +104,6 @@ def run(config: PatchConfig) -> PatchResults:
 def edit(config: PatchEditConfig) -> Path:
     """Write the edit file; returns its place."""
     out = Path(config.out)
-    check_free(out)
     where = {
         key: getattr(config, key) for key in ("layer", "position", "head", "feature", "group")
     }

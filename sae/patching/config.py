@@ -112,6 +112,10 @@ class PatchConfig:
                 f"receivers={receiver} is no receiver; give logits, a head such as L23H3, or "
                 "attention23 or mlp23",
             )
+        require(
+            not self.receivers or "exact" in self.methods,
+            "receivers is for exact patching, which methods leaves out; add exact to methods",
+        )
         self._check_pairs()
 
     def _check_pairs(self) -> None:

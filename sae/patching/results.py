@@ -16,6 +16,7 @@ from sae.base import UserError, atomic_path, read_object, require
 from sae.edits import EditRecord, Edits, Library, edit
 from sae.patching.features import PARTS
 from sae.patching.study import ALONG_POSITIONS
+from sae.run import check_free
 
 if TYPE_CHECKING:
     import pyarrow
@@ -65,9 +66,17 @@ class PatchResults:
         return sorted(exact, key=lambda row: -abs(row["effect"]))[:n]
 
     def plot(self) -> Any:
-        """Return the heat maps as a picture of Pillow, which a notebook shows."""
+        """Return the heat maps as a picture of Pillow, which a notebook shows.
+
+        Raises:
+            UserError: if there are none.
+        """
         from PIL import Image
 
+        require(
+            (self.folder / PICTURE).exists(),
+            f"{self.folder} has no picture: no kind of place was patched block by block",
+        )
         with Image.open(self.folder / PICTURE) as picture:
             return picture.copy()
 
@@ -202,12 +211,18 @@ class PatchResults:
 
 
 def save_edits(edits: Edits, out: Path) -> None:
-    """Write an edit file, and beside it a file of each direction, which no edit file holds."""
+    """Write an edit file, and beside it a file of each direction, which no edit file holds.
+
+    Raises:
+        UserError: if a file is there already.
+    """
+    check_free(out)
     records = []
     for i, record in enumerate(edits.records):
         if isinstance(record.direction, Tensor):
             number = f"-{i}" if len(edits.records) > 1 else ""
             place = out.with_name(f"{out.stem}-direction{number}.npy")
+            check_free(place)
             with atomic_path(place) as temporary, temporary.open("wb") as file:
                 np.save(file, record.direction.numpy())
             record = replace(record, direction=str(place))

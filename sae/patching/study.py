@@ -218,6 +218,9 @@ class _Group:
         began = perf_counter()
         study, found, (base, source) = self.study, self.found, self._both(patch)
         targets = [*self._targets(patch, seen)]
+        if not targets:
+            # Paths alone, which no gradient estimates.
+            return
         sites = {target.site.hook_name: target.site for _, target in targets}
         asked = study.config
         slopes = gradients(study.places, base, source, [*sites.values()], method, asked)

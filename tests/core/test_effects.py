@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sae.core.bootstrap import bootstrap_mean
+from sae.core.bootstrap import bootstrap_mean, bootstrap_means
 from sae.core.effects import (
     confidence,
     cross_entropy,
@@ -109,6 +109,15 @@ def test_a_table_of_one_row_is_as_sure_as_its_columns_alone():
     # What is no number is left out with its row.
     holed = torch.stack([values, values + 1, torch.full((9,), math.nan)])
     assert bootstrap_mean(holed) == bootstrap_mean(holed[:2])
+
+
+@pytest.mark.parametrize("n", [2, 4, 9])
+def test_intervals_of_many_figures_are_those_of_each_alone(n):
+    table = torch.randn(n, 5, generator=torch.Generator().manual_seed(0))
+    together = torch.stack(bootstrap_means(table), 1)
+    alone = torch.tensor([bootstrap_mean(table[:, i]) for i in range(5)]).double()
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
+    assert all(ends.isnan().all() for ends in bootstrap_means(table[:1])[1:])
 
 
 def test_an_interval_shrinks_with_more_prompts_and_needs_two():

@@ -130,6 +130,7 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path, name, content, sentenc
         ({"sites": []}, "there is nothing to patch"),
         ({"receivers": ["H3"]}, "receivers=H3 is no receiver; give logits, a head such as"),
         ({"frozen": "some"}, "frozen=some is unknown"),
+        ({"receivers": ["logits"], "methods": ["relp"]}, "receivers is for exact patching"),
         ({"n_exact": -1}, "n_exact=-1; give 0 or more"),
         ({"name": "a/b"}, "name=a/b; give a word"),
         ({"n_pairs": 0}, "n_pairs=0"),

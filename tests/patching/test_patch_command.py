@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.world import save_tiny_model
 
 import sae
 from sae.base import UserError
@@ -95,7 +96,7 @@ def test_asked_again_nothing_is_computed_and_other_settings_are(settings, monkey
     first = sae.patch(**settings, **PAIR, sites=["mlp"], patches=["denoising"])
     before = (first.folder / "summary.json").stat().st_mtime_ns
     with monkeypatch.context() as patched:
-        patched.setattr("sae.commands.patch.load_model", None)
+        patched.setattr("sae.commands.patch.planned", None)
         again = sae.patch(
             **settings, **PAIR, sites=["mlp"], patches=["denoising"], batch_size=7
         )
@@ -171,6 +172,38 @@ def test_a_direction_is_saved_as_an_edit_that_does_what_was_found(settings, draw
     assert not torch.allclose(plain, changed, atol=1e-2)
     assert main(["edit", "check", str(out)]) == 0
     assert main(["patch", "edit", folder, str(out), "site=head", "layer=1", "head=1"]) == 2
+
+
+def test_a_model_whose_weights_have_changed_is_patched_again(
+    tiny_model, tokenizer_folder, tmp_path
+):
+    place = tmp_path / "model"
+    shutil.copytree(tiny_model, place)
+    asked = {"run": str(tmp_path / "run"), "model": sae.ModelConfig(name=str(place))}
+    asked |= {"sites": ["mlp"], "methods": ["plain"], "patches": ["denoising"], **PAIR}
+    before = sae.patch(**asked).to_pandas()
+    shutil.rmtree(place)
+    save_tiny_model("llama", place, tokenizer_folder, seed=3)
+    assert not before.equals(sae.patch(**asked).to_pandas())
+
+
+def test_what_lies_beside_an_edit_file_is_not_written_over(drawn, tmp_path):
+    n = len(drawn.summary["groups"][0]["tokens"])
+    mine = tmp_path / "edit-direction.npy"
+    mine.write_text("mine")
+    place = {"site": "mlp", "layer": 1, "position": n - 1}
+    with pytest.raises(UserError, match=r"edit-direction.npy is there already"):
+        sae.patch_edit(results=str(drawn.folder), out=str(tmp_path / "edit.yaml"), **place)
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "edit.yaml").exists()
+
+
+def test_without_maps_there_is_no_picture_to_show(settings, capsys):
+    found = sae.patch(**settings, **PAIR, name="paths", sites=[], receivers=["L2H1"])
+    assert {*found.to_pandas().site} == {"path"}
+    assert "patching.png" not in capsys.readouterr().err
+    with pytest.raises(UserError, match="has no picture"):
+        found.plot()
 
 
 def test_a_head_is_saved_as_an_ablation(drawn, tmp_path):
