@@ -1,4 +1,4 @@
-"""Every figure that `sae eval` computes: its name, its formula, and where it is shown.
+"""Every figure that says how good a dictionary is: name, formula, and where it is shown.
 
 This is the only place that says so: the evaluation may write no figure that is not in here, and
 tables, pictures, pages, cards and documentation take titles, formulas and formats from here.
@@ -185,7 +185,33 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
-"""By key, in the order in which they are shown."""
+"""What every evaluation on held-out text measures, by key, in the order that is shown."""
+
+SUITE: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric(
+            key="stability",
+            title="Stability",
+            meaning="mean cosine of a feature's direction and that of its match in a "
+            "dictionary of another seed",
+            formula="mean over matched pairs of |⟨dⱼ, d'ₘ₍ⱼ₎⟩|",
+            scale="1: the other seed finds the same; the floor is what random directions match",
+            higher_is_better=True,
+        ),
+    )
+}
+"""What `sae eval suite=standard` and `sae truth` measure besides. Each figure is a `Finding`,
+with its interval and its floor."""
+
+
+def metric_of(key: str) -> Metric:
+    """Return the metric of that key, whatever measures it.
+
+    Raises:
+        KeyError: if no metric has it.
+    """
+    return METRICS[key] if key in METRICS else SUITE[key]
 
 
 def shown_in(place: Place) -> list[Metric]:
