@@ -111,6 +111,7 @@ def train(
     hook_name_out: str | None = None,
     name: str | None = None,
     sae: ArchitectureConfig | str = ...,
+    control: list[str] = ...,
     optim: OptimConfig = ...,
     logger: LoggerConfig | str = ...,
     training_tokens: int = 2000000,
