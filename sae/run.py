@@ -7,6 +7,8 @@
       dictionaries/ID/       cfg.json and sae_weights.safetensors
       training/ID/           checkpoints, metrics.jsonl, time spent
       evals/ID.json          figures on held-out text
+      evidence/ID.json       what the standard suite found, beside floors
+      evidence.html          the dictionaries beside their controls, with verdicts
       atlas/ID/              tables and pages
       steering/ID.json, .png effect and cost of doses, beside baselines
       patching/NAME/         which places carry an answer: tables, pictures, a page
@@ -129,6 +131,8 @@ class Run:
     dictionary = _PlaceOf("dictionaries/{}")
     training = _PlaceOf("training/{}")
     evaluation = _PlaceOf("evals/{}.json")
+    evidence = _PlaceOf("evidence/{}.json")
+    evidence_page = _Place("evidence.html")
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
     steering_picture = _PlaceOf("steering/{}.png")
