@@ -26,6 +26,11 @@ _FLOORS = {
 _HELD_OUT = ("l0", *_FLOORS, "dead_fraction")
 _AT_EQUAL_L0 = {*_FLOORS, "mse"}
 """Figures that rise with L0, so that a control with a lower one proves nothing."""
+_AT_EQUAL_FIDELITY = {"description_length", "description_length_index"}
+"""Figures that fall with what is kept: their floor is as faithful as they are, controls are
+not."""
+_CONTEXT = {"l0", "description_length_kept", "absorption_probe_f1", "sparse_probing_raw"}
+"""What says how the others are to be read."""
 _SPARSER = 0.9
 """A control whose L0 is below this share of a dictionary's has a handicap."""
 
@@ -134,11 +139,14 @@ def _verdict(own: Evidence, controls: Mapping[str, Evidence], finding: Finding) 
     beside = {kind: one for kind, one in found.items() if one is not None}
     if finding.value is None:
         return Verdict(finding, beside, "not measurable", f"{finding.why_not}.")
-    if finding.metric.higher_is_better is None or finding.key == "l0":
+    if finding.metric.higher_is_better is None or finding.key in _CONTEXT:
         return Verdict(finding, beside, "context", "Says how to read the others.")
     if finding.beats_floor is False:
         said = f"No better than {finding.floor_of or 'its floor'}, so it says nothing good."
         return Verdict(finding, beside, "at its floor", said)
+    if finding.key in _AT_EQUAL_FIDELITY:
+        said = f"Better than {finding.floor_of or 'its floor'}; controls keep another share."
+        return Verdict(finding, beside, "better", said)
     words = {
         kind: _beside(own, controls[kind], finding, one)
         for kind, one in beside.items()

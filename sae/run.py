@@ -12,6 +12,8 @@
       atlas/ID/              tables and pages
       steering/ID.json, .png effect and cost of doses, beside baselines
       patching/NAME/         which places carry an answer: tables, pictures, a page
+      probing/NAME/          what can be told from activations: tables, pictures, a page
+      pooled/DIGEST/         one row a text, which probes are fitted to
       lens/NAME/             what a model would predict of a text, block by block
       tuned_lens/            affine maps of a tuned lens
       patchscopes/NAME.json  what the model says of a state or a feature
@@ -137,6 +139,8 @@ class Run:
     steering = _PlaceOf("steering/{}.json")
     steering_picture = _PlaceOf("steering/{}.png")
     patching = _PlaceOf("patching/{}")
+    probing = _PlaceOf("probing/{}")
+    pooled_rows = _PlaceOf("pooled/{}")
     lens = _PlaceOf("lens/{}")
     tuned_lens = _Place("tuned_lens")
     patchscope = _PlaceOf("patchscopes/{}.json")

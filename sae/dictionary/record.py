@@ -18,6 +18,7 @@ from sae.text.record import TextRecord
 
 OURS = "sae_atlas"
 """The key of our own record in a file's metadata."""
+_SEEDS = ("seed", "shuffle_seed")
 _IDENTITY_BEFORE = {"output_hook_name": "hook_name_out"}
 """Keys of a training's identity that had other names before."""
 
@@ -42,6 +43,13 @@ class TrainingRecord:
     seed: int
     versions: Mapping[str, str]
     """Versions of this package and of those that decide numbers."""
+
+    def is_reseeded(self, other: "TrainingRecord") -> bool:
+        """Return whether it is the other training with another seed, and nothing else."""
+        mine, theirs = (
+            {k: v for k, v in one.identity.items() if k not in _SEEDS} for one in (self, other)
+        )
+        return mine == theirs and self.seed != other.seed
 
 
 @dataclass(frozen=True, slots=True)

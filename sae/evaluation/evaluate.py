@@ -39,6 +39,8 @@ from sae.run import (
     make_together,
 )
 
+SUITES = ("held_out", "standard")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
@@ -65,11 +67,18 @@ class EvalConfig:
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
     one."""
+    suite: str = "held_out"
+    """What to measure: `held_out`, how well rows of held-out text are kept, or `standard`, with
+    description length, stability over seeds, absorption and more, beside controls."""
     max_l0: float = 60.0
     """Highest L0 of the dictionary that is recommended: the most faithful one up to it."""
 
     def __post_init__(self) -> None:
         require_at_least(self, n_behaviour_tokens=1, density_rows=1, batch_size=1)
+        require(
+            self.suite in SUITES,
+            f"suite={self.suite} is unknown; choose {' or '.join(SUITES)}",
+        )
         require(self.max_l0 > 0, f"max_l0={self.max_l0}; give more than 0")
 
     @property
