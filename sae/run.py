@@ -44,7 +44,7 @@ from sae.base import (
 from sae.base.assets import cache_folder
 from sae.base.names import check_names, check_new
 from sae.cache.store import is_url
-from sae.dictionary import Dictionary, load_dictionary
+from sae.dictionary import Dictionary, load_dictionary, save_dictionary
 from sae.dictionary.files import CONFIG_FILE
 
 RUN_CACHE = "{run}/cache.zarr"
@@ -170,6 +170,24 @@ class Run:
             near = nearest(name, names) or f"; it holds {', '.join(names[:5])}"
             raise UserError(f"dictionary={name} is not in {self.folder}{near}")
         return name, load_dictionary(self.dictionary(name))
+
+    def load_at(self, name: str | None, k: int | None, command: str) -> tuple[str, Dictionary]:
+        """Load as `load` does; with `k` what becomes a dictionary of its own, `{name}-k-{k}`.
+
+        Raises:
+            UserError: if it is no topk dictionary, or one of other weights has that name.
+        """
+        name, found = self.load(name)
+        wanted = found if k is None else found.with_k(k)
+        if wanted.digest == found.digest:
+            return name, found
+        path = self.dictionary(f"{name}-k-{k}")
+        make(path, path.exists, lambda new: save_dictionary(wanted, new), command=command)
+        require(
+            load_dictionary(path).digest == wanted.digest,
+            f"{path} is of other weights than {name} has now; remove or rename it",
+        )
+        return path.name, wanted
 
     def check_measured(
         self, name: str, dictionary: Dictionary, measured: Measured, command: str

@@ -28,7 +28,7 @@ def run(config: AnalyzeConfig) -> Atlas:
     """
     run = Run.at(config.run)
     cache = open_cache(config.cache_location)
-    name, dictionary = run.load(config.dictionary)
+    name, dictionary = run.load_at(config.dictionary, config.k, "analyze")
     check_same_origin(name, dictionary, cache)
     analysis = Analysis(config, cache, name, dictionary)
     atlas = Atlas(run.atlas(name))

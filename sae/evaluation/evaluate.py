@@ -55,6 +55,9 @@ class EvalConfig:
     """Cache on whose held-out text to measure."""
     dictionary: str | None = None
     """Name of one dictionary; by default all of the run are measured."""
+    k: int | None = None
+    """Number of active latents to read one topk dictionary with; by default its own. It becomes
+    a dictionary of the run, `{dictionary}-k-{k}`."""
     n_behaviour_tokens: int = 8_192
     """Number of held-out tokens to run through the whole model with each dictionary."""
     density_rows: int = 131_072
@@ -69,7 +72,7 @@ class EvalConfig:
     """Highest L0 of the dictionary that is recommended: the most faithful one up to it."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, n_behaviour_tokens=1, density_rows=1, batch_size=1)
+        require_at_least(self, k=1, n_behaviour_tokens=1, density_rows=1, batch_size=1)
         require(self.max_l0 > 0, f"max_l0={self.max_l0}; give more than 0")
 
     @property
@@ -90,7 +93,9 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[Figures
     """
     run = Run.at(config.run)
     cache = open_cache(config.cache_location)
-    if names is None:
+    if names is None and config.k is not None:
+        names = [run.load_at(config.dictionary, config.k, "eval")[0]]
+    elif names is None:
         names = run.dictionary_names if config.dictionary is None else [config.dictionary]
     # Without a name the run says what is missing.
     dictionaries = dict(run.load(name) for name in names or (None,))
@@ -253,6 +258,8 @@ def _settings(dictionary: Dictionary) -> dict[str, float]:
             **training.optim,
             **training.sae,
         }
+    # The k that it is read with may be another than it was trained with.
+    asked |= dictionary.activation.numbers
     if asked.get("target_l0") is not None:
         # The training moved this weight by itself.
         asked["l0_coefficient"] = None
