@@ -10,11 +10,13 @@ from sae.analysis.analyze import AnalyzeConfig as AnalyzeConfig
 from sae.analysis.dials import DialConfig as DialConfig
 from sae.architectures.base import ArchitectureConfig
 from sae.architectures.jumprelu import JumpReLUConfig as JumpReLUConfig
+from sae.architectures.nested import HierarchicalTopKConfig as HierarchicalTopKConfig
+from sae.architectures.nested import MatryoshkaConfig as MatryoshkaConfig
+from sae.architectures.nested import OrderedTopKConfig as OrderedTopKConfig
 from sae.architectures.penalised import GatedConfig as GatedConfig
 from sae.architectures.penalised import PAnnealConfig as PAnnealConfig
 from sae.architectures.penalised import StandardConfig as StandardConfig
 from sae.architectures.topk import BatchTopKConfig as BatchTopKConfig
-from sae.architectures.topk import MatryoshkaConfig as MatryoshkaConfig
 from sae.architectures.topk import TopKConfig as TopKConfig
 from sae.atlas.atlas import Atlas
 from sae.cache.layout import ActivationCache as ActivationCache
@@ -146,6 +148,7 @@ def eval(
     run: str = "runs/default",
     cache: str = "{run}/cache.zarr",
     dictionary: str | None = None,
+    k: int | None = None,
     n_behaviour_tokens: int = 8192,
     density_rows: int = 131072,
     batch_size: int = 8,
@@ -168,6 +171,7 @@ def analyze(
     run: str = "runs/default",
     cache: str = "{run}/cache.zarr",
     dictionary: str | None = None,
+    k: int | None = None,
     n_contexts: int = 10,
     n_band_contexts: int = 4,
     n_silent: int = 4,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae.artefact import make
 from sae.base import damaged, digest, plain, read_object, require, say, seal, write_json
 from sae.exchange.dictionaries import load_named
 from sae.models import load_model
@@ -13,7 +14,7 @@ from sae.patching.config import PatchConfig
 from sae.patching.pairs import pair_texts
 from sae.patching.patch import Plan, patch, planned
 from sae.patching.results import DIRECTIONS, PICTURE, SUMMARY, TABLE, PatchResults, save_edits
-from sae.run import Run, make
+from sae.run import Run
 
 __all__ = ["PatchConfig", "PatchEditConfig", "PatchResults", "edit", "run"]
 

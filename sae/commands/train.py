@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sae.artefact import missing
 from sae.base import UserError, check_numbers, check_writable, digest, plain, require, say
 from sae.cache.layout import open_cache
 from sae.dictionary import Dictionary, load_dictionary
@@ -13,7 +14,7 @@ from sae.pages.compare import say_comparison, write_comparison
 from sae.rows.origin import check_same_text
 from sae.rows.own import OwnTensors
 from sae.rows.source import RowSource
-from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location, missing
+from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location
 from sae.training.config import TrainConfig
 from sae.training.loop import Diverged
 from sae.training.task import open_source, tasks_of

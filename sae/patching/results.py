@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.artefact import check_free
 from sae.base import UserError, atomic_path, read_object, require
 from sae.edits import EditRecord, Edits, Library, edit
 from sae.patching.features import PARTS
 from sae.patching.study import ALONG_POSITIONS
-from sae.run import check_free
 
 if TYPE_CHECKING:
     import pyarrow
