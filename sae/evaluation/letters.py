@@ -1,7 +1,7 @@
-"""Words by their first letter, and what a model has of them where it reads them in a list.
+r"""Words by their first letter, and what a model has of them where it reads them in a list.
 
 Each word is one token, at the end of a prompt that shows a few others with their letters, as in
-SAEBench: `\\n apple has the first letter: A\\n river`. What follows a word cannot change what a
+SAEBench: `\n apple has the first letter: A\n river`. What follows a word cannot change what a
 causal model makes of it, so the prompt ends there. Every draw is by the seed that is given.
 """
 
