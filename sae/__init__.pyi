@@ -111,6 +111,7 @@ def train(
     hook_name_out: str | None = None,
     name: str | None = None,
     sae: ArchitectureConfig | str = ...,
+    control: list[str] = ...,
     optim: OptimConfig = ...,
     logger: LoggerConfig | str = ...,
     training_tokens: int = 2000000,
@@ -149,6 +150,7 @@ def eval(
     density_rows: int = 131072,
     batch_size: int = 8,
     device: str = "auto",
+    suite: str = "held_out",
     max_l0: float = 60.0,
 ) -> list[Figures]:
     """Measure on held-out text how well dictionaries reconstruct, and what the model loses."""

@@ -84,5 +84,7 @@ class Finding:
 
 
 def shown(findings: Sequence[Finding], key: str, of: str = "") -> Finding | None:
-    """Return the finding of a metric, if it is among these."""
-    return next((one for one in findings if (one.key, one.of) == (key, of)), None)
+    """Return the finding of a metric, if it is among these: of that part, or the only one."""
+    own = [one for one in findings if one.key == key]
+    exact = next((one for one in own if one.of == of), None)
+    return exact or (own[0] if len(own) == 1 else None)

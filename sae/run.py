@@ -2,10 +2,13 @@
 
     runs/NAME/
       cache.zarr             activations and tokens
+      random_model.zarr      those of a model with random weights, for a control
       harvest.json           time spent on them
       dictionaries/ID/       cfg.json and sae_weights.safetensors
       training/ID/           checkpoints, metrics.jsonl, time spent
       evals/ID.json          figures on held-out text
+      evidence/ID.json       what the standard suite found, beside floors
+      evidence.html          the dictionaries beside their controls, with verdicts
       atlas/ID/              tables and pages
       steering/ID.json, .png effect and cost of doses, beside baselines
       patching/NAME/         which places carry an answer: tables, pictures, a page
@@ -46,11 +49,14 @@ from sae.base import (
 from sae.base.assets import cache_folder
 from sae.base.names import check_names, check_new
 from sae.cache.store import is_url
+from sae.controls import CONTROLS
 from sae.dictionary import Dictionary, load_dictionary
 from sae.dictionary.files import CONFIG_FILE
 
 RUN_CACHE = "{run}/cache.zarr"
 """The cache of a run, where no other is named."""
+RANDOM_MODEL_CACHE = "{run}/random_model.zarr"
+"""The cache of the same text in a model with random weights, which a control reads."""
 
 
 def cache_location(run: str, cache: str) -> str:
@@ -127,6 +133,8 @@ class Run:
     dictionary = _PlaceOf("dictionaries/{}")
     training = _PlaceOf("training/{}")
     evaluation = _PlaceOf("evals/{}.json")
+    evidence = _PlaceOf("evidence/{}.json")
+    evidence_page = _Place("evidence.html")
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
     steering_picture = _PlaceOf("steering/{}.png")
@@ -153,6 +161,12 @@ class Run:
     def evaluated_names(self) -> set[str]:
         """The dictionaries whose figures are there."""
         return {path.stem for path in self.evaluations.glob("[!.]*.json")}
+
+    def controls(self, name: str) -> dict[str, str]:
+        """Return the names of the controls of a dictionary that are there, by their kind."""
+        there = self.dictionary_names
+        named = {kind: control.named(name) for kind, control in CONTROLS.items()}
+        return {kind: own for kind, own in named.items() if own in there}
 
     def load(self, name: str | None) -> tuple[str, Dictionary]:
         """Load the dictionary called `name`, with its name; with None the only one of the run.

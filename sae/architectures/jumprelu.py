@@ -103,6 +103,7 @@ class JumpReLUSAE(TrainableSAE):
         return l0
 
     def after_update(self) -> None:
+        super().after_update()
         self.threshold.data.clamp_(min=0)
 
     def trained_activation(self, gains: PerLatent, b_enc: PerLatent) -> Activation:

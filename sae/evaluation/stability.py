@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae.architectures.base import initial_directions
+from sae.architectures.directions import initial_directions
 from sae.base import require
 from sae.core.matching import Match, match_many
 from sae.core.nulls import correlated_directions

@@ -131,6 +131,8 @@ class Task:
         # Older trainings say how precise the product was that found the active latents.
         ignored |= {"matmul_dtype"}
         keys = [key for key in {**self.identity, **begun} if key not in ignored]
+        # A key of the recipe that came later: without it a training was what its default is.
+        begun = {**_flat({"sae": plain(type(self.config.sae)())}), **begun}
         pairs = {k: (begun.get(k, _MISSING), self.identity.get(k, _MISSING)) for k in keys}
         return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
