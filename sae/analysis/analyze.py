@@ -20,6 +20,7 @@ from sae.analysis.dials import (
 from sae.analysis.features import ContextSelection, feature_panels, related_features
 from sae.analysis.map import N_NEIGHBOURS, feature_map
 from sae.analysis.naming import automatic_labels
+from sae.analysis.seeds import OtherSeeds
 from sae.analysis.shards import Shard, Text, encode_cache, read_text
 from sae.analysis.tables import (
     Vocabulary,
@@ -123,6 +124,7 @@ class Analysis:
     cache: ActivationCache
     name: str
     dictionary: Dictionary
+    seeds: OtherSeeds
 
     def __post_init__(self) -> None:
         asked, there = self.config.n_contexts, self.cache.n_sequences
@@ -138,7 +140,7 @@ class Analysis:
         measured = [self.cache.digest, self.dictionary.digest, *self.dictionary.hook_names]
         settings = [self.config.selection, self.config.n_logits, self.config.dials]
         words = ["texts of tokens in context", "dials chosen on a text of their own"]
-        return digest([FORMAT, *measured, *settings, *words])
+        return digest([FORMAT, *measured, *settings, *words, *self.seeds.digests])
 
     def write(self, folder: Path, replaced: Path, work: Work, pages: WritePages) -> None:
         """Do what is not done yet, and write the atlas into a new folder.
@@ -161,8 +163,10 @@ class Analysis:
         columns = self._columns(dictionary, shards, text, texts, panels, logits, work)
         peaks = self._peaks(text, panels, work)
         dials = self._dials(columns, (logits, without), peaks, text, model, work)
+        stability, seeds = self.seeds.compare()
+        columns |= stability
         n_dead = int((np.asarray(columns["n_active"]) == 0).sum())
-        record = replace(self._record(text, n_dead), without_logits=without, **dials)
+        record = replace(self._record(text, n_dead), without_logits=without, **dials, **seeds)
         if record.n_dead == record.d_sae:
             say(f"analyze: no feature of {self.name} fires on any of the {text.n_rows} rows")
         folder.mkdir()

@@ -84,7 +84,7 @@ def absorption(dictionary: Dictionary, words: LetterRows, *, seed: int = 0) -> A
     """
     is_letter = nn.functional.one_hot(words.letter, len(LETTERS)).bool()
     fitted, tested = ~words.is_test, words.is_test
-    directions, said = _letter_probe(words)
+    directions, said = letter_probe(words)
     is_said = nn.functional.one_hot(said, len(LETTERS)).bool()
     probe_f1 = torch.tensor(
         [f1(is_said[tested, j], is_letter[tested, j]) for j in range(len(LETTERS))]
@@ -98,7 +98,7 @@ def absorption(dictionary: Dictionary, words: LetterRows, *, seed: int = 0) -> A
     random = random_directions(len(decoder), decoder.shape[1], seed)
     letters = []
     for j in (probe_f1 > PROBE_F1).nonzero()[:, 0].tolist():
-        main, logits = _own_features(lengths, is_letter[:, j], fitted)
+        main, logits = own_features(lengths, is_letter[:, j], fitted)
         rows = tested & is_letter[:, j] & is_said[:, j]
         both = [
             absorbed(words.x[rows], lengths[rows], of_features, directions[j], main)
@@ -159,7 +159,7 @@ def f1(said: Bool[Tensor, " word"], is_so: Bool[Tensor, " word"]) -> float:
     return 2 * int((said & is_so).sum()) / (int(said.sum()) + n) if n else float("nan")
 
 
-def _letter_probe(
+def letter_probe(
     words: LetterRows,
 ) -> tuple[Float[Tensor, "letter d"], Int[Tensor, " word"]]:
     """Return the direction of each letter, and which letter the probe says of each word."""
@@ -176,7 +176,7 @@ def _letter_probe(
     return directions, torch.from_numpy(said)
 
 
-def _own_features(
+def own_features(
     lengths: Float[Tensor, "word d_sae"],
     is_so: Bool[Tensor, " word"],
     fitted: Bool[Tensor, " word"],

@@ -55,18 +55,18 @@ class Floor:
     of: str
 
 
-def reseeded(run: Run, name: str) -> dict[str, Dictionary]:
-    """Return a run's other dictionaries that differ from `name` in nothing but their seeds."""
-    _, dictionary = run.load(name)
+def reseeded(run: Run, name: str, dictionary: Dictionary) -> dict[str, Dictionary]:
+    """Return a run's other dictionaries that differ from one in nothing but their seeds."""
     training = dictionary.record.training
     if training is None:
         return {}
-    others = {other: run.load(other)[1] for other in run.dictionary_names if other != name}
-    return {
-        other: found
-        for other, found in others.items()
-        if found.record.training is not None and found.record.training.is_reseeded(training)
-    }
+    found = {}
+    for other in run.dictionary_names:
+        _, candidate = run.load(other)
+        record = candidate.record.training
+        if other != name and record is not None and record.is_reseeded(training):
+            found[other] = candidate
+    return found
 
 
 def stability(

@@ -138,5 +138,5 @@ def test_other_seeds_of_the_same_training_are_found_and_nothing_else(tmp_path):
         dictionary = random_dictionary(0)
         found = replace(dictionary, record=replace(dictionary.record, training=record))
         save_dictionary(found, run.dictionary(name))
-    assert reseeded(run, "one").keys() == {"other"}
-    assert reseeded(run, "foreign") == {}
+    for name, others in (("one", {"other"}), ("foreign", set())):
+        assert reseeded(run, *run.load(name)).keys() == others
