@@ -35,6 +35,7 @@ from sae.commands.edit import EditCheckConfig as EditCheckConfig
 from sae.commands.edit import EditExportConfig as EditExportConfig
 from sae.commands.patch import PatchEditConfig as PatchEditConfig
 from sae.commands.patchscope import PatchscopeConfig as PatchscopeConfig
+from sae.commands.probe import ProbeEditConfig as ProbeEditConfig
 from sae.commands.serve import ServeConfig as ServeConfig
 from sae.commands.train import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
@@ -56,6 +57,8 @@ from sae.models.load import ModelConfig as ModelConfig
 from sae.pages.lens import Lens
 from sae.patching.config import PatchConfig as PatchConfig
 from sae.patching.results import PatchResults
+from sae.probing.config import ProbeConfig as ProbeConfig
+from sae.probing.results import ProbeResults
 from sae.publishing.plan import ExportConfig as ExportConfig
 from sae.rows.dataset import ActivationDataset as ActivationDataset
 from sae.rows.reading import Reading
@@ -249,6 +252,55 @@ def steer(
     device: str = "auto",
 ) -> dict[str, Any]:
     """Turn features of a dictionary up and down while the model writes."""
+
+@overload
+def probe(
+    config: ProbeConfig,
+    /,
+) -> ProbeResults:
+    """Find out what can be told from a model's activations, at which hooks."""
+
+@overload
+def probe(
+    *,
+    run: str = "runs/default",
+    name: str = "default",
+    model: ModelConfig | str = ...,
+    tasks: list[str] = ...,
+    text_column: str = "text",
+    label_column: str = "label",
+    hooks: list[str] = ...,
+    dictionary: str | None = None,
+    k: list[str] = ...,
+    pools: list[str] = ...,
+    n_train: int = 128,
+    n_test: int = 128,
+    max_tokens: int = 256,
+    learning_curve: list[int] = ...,
+    causal: bool = True,
+    seed: int = 0,
+) -> ProbeResults:
+    """Find out what can be told from a model's activations, at which hooks."""
+
+@overload
+def probe_edit(
+    config: ProbeEditConfig,
+    /,
+) -> Path:
+    """Save the direction of a probe as an edit file, to steer with it or to take it out."""
+
+@overload
+def probe_edit(
+    *,
+    results: str,
+    out: str,
+    task: str | None = None,
+    hook_name: str | None = None,
+    pool: str | None = None,
+    do: str = "add",
+    by: float | None = None,
+) -> Path:
+    """Save the direction of a probe as an edit file, to steer with it or to take it out."""
 
 @overload
 def patch(

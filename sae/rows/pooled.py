@@ -201,7 +201,7 @@ def pooled_rows(
             for reading in readings:
                 x = batch.at[reading.site.hook_name]
                 for pool in pools:
-                    rows = _pooled(reading.encode, x, batch.own, pool, asked.to(x.device))
+                    rows = pooled(reading.encode, x, batch.own, pool, asked.to(x.device))
                     key = f"{reading.key} {pool}"
                     if key not in found:
                         found[key] = torch.empty(len(texts), rows.shape[1])
@@ -210,7 +210,7 @@ def pooled_rows(
     return found
 
 
-def _pooled(
+def pooled(
     encode: Encode | None,
     x: Float[Tensor, "text position d"],
     own: Bool[Tensor, "text position"],
