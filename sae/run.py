@@ -6,6 +6,7 @@
       dictionaries/ID/       cfg.json and sae_weights.safetensors
       training/ID/           checkpoints, metrics.jsonl, time spent
       evals/ID.json          figures on held-out text
+      truth/ID.json          figures beside a world whose features are known
       atlas/ID/              tables and pages
       steering/ID.json, .png effect and cost of doses, beside baselines
       patching/NAME/         which places carry an answer: tables, pictures, a page
@@ -14,6 +15,7 @@
       patchscopes/NAME.json  what the model says of a state or a feature
       export/ID/             a folder for others
       pareto.json .csv .png  the dictionaries compared
+      truth.png              recipes compared on a world
       report.json .html      the report
       timings.json           time that a demo has worked
 
@@ -125,6 +127,8 @@ class Run:
     dictionary = _PlaceOf("dictionaries/{}")
     training = _PlaceOf("training/{}")
     evaluation = _PlaceOf("evals/{}.json")
+    truth = _PlaceOf("truth/{}.json")
+    truth_picture = _Place("truth.png")
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
     steering_picture = _PlaceOf("steering/{}.png")
