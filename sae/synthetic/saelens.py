@@ -62,7 +62,9 @@ def _model(config: WorldConfig) -> "SyntheticModel":
     )
     spread = synthetic.OrthogonalizationConfig(num_steps=_STEPS, lr=_RATE)
     correlation = synthetic.LowRankCorrelationConfig(config.rank, config.correlation)
-    std = synthetic.FoldedNormalMagnitudeConfig(config.std, config.std_spread)
+    std: object = config.std
+    if config.std_spread:
+        std = synthetic.FoldedNormalMagnitudeConfig(config.std, config.std_spread)
     settings = synthetic.SyntheticModelConfig(
         num_features=config.n_features,
         hidden_dim=config.d_in,
@@ -75,7 +77,7 @@ def _model(config: WorldConfig) -> "SyntheticModel":
         mean_firing_magnitudes=synthetic.LinearMagnitudeConfig(
             start=config.first_mean, end=config.last_mean
         ),
-        std_firing_magnitudes=std if config.std_spread else config.std,
+        std_firing_magnitudes=std,
         bias=config.bias,
         seed=config.seed,
     )
