@@ -32,6 +32,7 @@ _HOMES = {
     "StandardConfig": "sae.architectures",
     "SweepConfig": "sae.training.config",
     "TopKConfig": "sae.architectures",
+    "WorldConfig": "sae.synthetic",
     "check_model": "sae.evaluation.model_check",
     "edit": "sae.edits",
     "load": "sae.exchange.dictionaries",

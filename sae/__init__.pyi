@@ -44,6 +44,7 @@ from sae.edits.parse import edit as edit
 from sae.edits.record import EditRecord as EditRecord
 from sae.evaluation.evaluate import EvalConfig as EvalConfig
 from sae.evaluation.model_check import check_model as check_model
+from sae.evaluation.recipes import Scored
 from sae.exchange.dictionaries import load as load
 from sae.exchange.dictionaries import save as save
 from sae.exchange.importing import ImportConfig as ImportConfig
@@ -63,12 +64,14 @@ from sae.publishing.plan import ExportConfig as ExportConfig
 from sae.rows.dataset import ActivationDataset as ActivationDataset
 from sae.rows.reading import Reading
 from sae.steering.config import SteerConfig as SteerConfig
+from sae.synthetic.config import WorldConfig as WorldConfig
 from sae.text.source import DataConfig as DataConfig
 from sae.training.checkpoint import CheckpointConfig as CheckpointConfig
 from sae.training.config import SweepConfig as SweepConfig
 from sae.training.config import TrainConfig as TrainConfig
 from sae.training.loggers import LoggerConfig as LoggerConfig
 from sae.training.optim import OptimConfig as OptimConfig
+from sae.training.truth import TruthConfig as TruthConfig
 
 @overload
 def harvest(
@@ -137,6 +140,29 @@ def train(
     rows: Iterable[Tensor | tuple[Tensor, Tensor]] | None = None,
 ) -> Dictionary:
     """Train a dictionary on the activations of a cache, or of a model that runs beside it."""
+
+@overload
+def truth(
+    config: TruthConfig,
+    /,
+) -> Scored:
+    """Train a recipe on a world whose features are known, and score what it finds."""
+
+@overload
+def truth(
+    *,
+    run: str = "runs/truth",
+    name: str | None = None,
+    world: WorldConfig | str = ...,
+    sae: ArchitectureConfig | str = ...,
+    optim: OptimConfig = ...,
+    training_tokens: int = 4000000,
+    train_batch_size_tokens: int = 1024,
+    seed: int = 42,
+    n_scored_rows: int = 65536,
+    device: str = "auto",
+) -> Scored:
+    """Train a recipe on a world whose features are known, and score what it finds."""
 
 @overload
 def eval(

@@ -9,6 +9,8 @@
       evals/ID.json          figures on held-out text
       evidence/ID.json       what the standard suite found, beside floors
       evidence.html          the dictionaries beside their controls, with verdicts
+      saebench/              what the suite found, in SAEBench's files
+      truth/ID.json          figures beside a world whose features are known
       atlas/ID/              tables and pages
       steering/ID.json, .png effect and cost of doses, beside baselines
       patching/NAME/         which places carry an answer: tables, pictures, a page
@@ -19,6 +21,7 @@
       patchscopes/NAME.json  what the model says of a state or a feature
       export/ID/             a folder for others
       pareto.json .csv .png  the dictionaries compared
+      truth.png              recipes compared on a world
       report.json .html      the report
       timings.json           time that a demo has worked
 
@@ -121,6 +124,9 @@ class Run:
     evaluation = _PlaceOf("evals/{}.json")
     evidence = _PlaceOf("evidence/{}.json")
     evidence_page = _Place("evidence.html")
+    saebench = _Place("saebench")
+    truth = _PlaceOf("truth/{}.json")
+    truth_picture = _Place("truth.png")
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
     steering_picture = _PlaceOf("steering/{}.png")

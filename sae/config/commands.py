@@ -91,6 +91,11 @@ _TABLE = (
         "train a dictionary, or a grid of them, on the activations of a cache",
         several="run_all",
     ),
+    Command(
+        "truth",
+        "train recipes on a world whose features are known, and score what they find",
+        several="run_all",
+    ),
     Command("eval", "measure on held-out text what dictionaries lose"),
     Command(
         "analyze",
