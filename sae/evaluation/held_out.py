@@ -13,7 +13,7 @@ from sae.core.bootstrap import Interval
 from sae.dictionary import Dictionary, add_reconstruction
 from sae.evaluation.behaviour import Scores, behaviour
 from sae.models import LanguageModel
-from sae.rows.shuffle import RowSelection, rows_in_order, select_rows
+from sae.rows.shuffle import RowSelection, joined, rows_in_order, select_rows
 
 _ROWS_A_BATCH = 4096
 
@@ -46,16 +46,16 @@ def reconstruction(
 
 
 def _batches(pieces: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-    # Joined and split to about the rows that one product should have.
-    waiting: list[tuple[Tensor, ...]] = []
+    # All of one size but the last, as which product is fastest is tried for each size anew.
+    waiting: tuple[Tensor, ...] | None = None
     for piece in pieces:
-        waiting.append(piece)
-        if sum(len(sides[0]) for sides in waiting) >= _ROWS_A_BATCH:
-            joined = map(torch.cat, zip(*waiting, strict=True))
-            yield from zip(*(torch.split(j, _ROWS_A_BATCH) for j in joined), strict=True)
-            waiting = []
-    if waiting:
-        yield tuple(map(torch.cat, zip(*waiting, strict=True)))
+        there = piece if waiting is None else joined([waiting, piece])
+        n = len(there[0]) // _ROWS_A_BATCH * _ROWS_A_BATCH
+        for at in range(0, n, _ROWS_A_BATCH):
+            yield tuple(side[at : at + _ROWS_A_BATCH] for side in there)
+        waiting = tuple(side[n:] for side in there)
+    if waiting is not None and len(waiting[0]):
+        yield waiting
 
 
 def behaviour_scores(
