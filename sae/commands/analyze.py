@@ -78,7 +78,7 @@ def _other_seeds(
     run: Run, name: str, dictionary: Dictionary, cache: ActivationCache
 ) -> OtherSeeds:
     """Return the run's dictionaries that differ in their seeds alone, to be compared with."""
-    others = reseeded(run, name, dictionary)
+    others = reseeded(run, name)
 
     def measure() -> tuple[PerFeature, Finding]:
         x, _ = sample_rows(dictionary, cache, held_out=bool(cache.held_out.any()))

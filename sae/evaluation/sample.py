@@ -6,7 +6,7 @@ from torch import Tensor
 from sae.base import require
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
-from sae.evaluation.evaluate import measured_rows
+from sae.evaluation.held_out import measured_rows
 from sae.rows.shuffle import joined, rows_in_order
 
 MOST_ROWS = 16_384
