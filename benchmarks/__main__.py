@@ -15,6 +15,7 @@ from benchmarks import (
     patchscopes,
     quality,
     reading,
+    recipes,
     scaling,
     screening,
     shrink,
@@ -51,4 +52,5 @@ if __name__ == "__main__":
     patching.main()
     quality.main()
     dead.main()
+    recipes.main()
     naive.main()

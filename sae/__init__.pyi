@@ -10,11 +10,13 @@ from sae.analysis.analyze import AnalyzeConfig as AnalyzeConfig
 from sae.analysis.dials import DialConfig as DialConfig
 from sae.architectures.base import ArchitectureConfig
 from sae.architectures.jumprelu import JumpReLUConfig as JumpReLUConfig
+from sae.architectures.nested import HierarchicalTopKConfig as HierarchicalTopKConfig
+from sae.architectures.nested import MatryoshkaConfig as MatryoshkaConfig
+from sae.architectures.nested import OrderedTopKConfig as OrderedTopKConfig
 from sae.architectures.penalised import GatedConfig as GatedConfig
 from sae.architectures.penalised import PAnnealConfig as PAnnealConfig
 from sae.architectures.penalised import StandardConfig as StandardConfig
 from sae.architectures.topk import BatchTopKConfig as BatchTopKConfig
-from sae.architectures.topk import MatryoshkaConfig as MatryoshkaConfig
 from sae.architectures.topk import TopKConfig as TopKConfig
 from sae.atlas.atlas import Atlas
 from sae.cache.layout import ActivationCache as ActivationCache
@@ -33,6 +35,7 @@ from sae.commands.edit import EditCheckConfig as EditCheckConfig
 from sae.commands.edit import EditExportConfig as EditExportConfig
 from sae.commands.patch import PatchEditConfig as PatchEditConfig
 from sae.commands.patchscope import PatchscopeConfig as PatchscopeConfig
+from sae.commands.probe import ProbeEditConfig as ProbeEditConfig
 from sae.commands.serve import ServeConfig as ServeConfig
 from sae.commands.train import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
@@ -41,6 +44,7 @@ from sae.edits.parse import edit as edit
 from sae.edits.record import EditRecord as EditRecord
 from sae.evaluation.evaluate import EvalConfig as EvalConfig
 from sae.evaluation.model_check import check_model as check_model
+from sae.evaluation.recipes import Scored
 from sae.exchange.dictionaries import load as load
 from sae.exchange.dictionaries import save as save
 from sae.exchange.importing import ImportConfig as ImportConfig
@@ -54,16 +58,20 @@ from sae.models.load import ModelConfig as ModelConfig
 from sae.pages.lens import Lens
 from sae.patching.config import PatchConfig as PatchConfig
 from sae.patching.results import PatchResults
+from sae.probing.config import ProbeConfig as ProbeConfig
+from sae.probing.results import ProbeResults
 from sae.publishing.plan import ExportConfig as ExportConfig
 from sae.rows.dataset import ActivationDataset as ActivationDataset
 from sae.rows.reading import Reading
 from sae.steering.config import SteerConfig as SteerConfig
+from sae.synthetic.config import WorldConfig as WorldConfig
 from sae.text.source import DataConfig as DataConfig
 from sae.training.checkpoint import CheckpointConfig as CheckpointConfig
 from sae.training.config import SweepConfig as SweepConfig
 from sae.training.config import TrainConfig as TrainConfig
 from sae.training.loggers import LoggerConfig as LoggerConfig
 from sae.training.optim import OptimConfig as OptimConfig
+from sae.training.truth import TruthConfig as TruthConfig
 
 @overload
 def harvest(
@@ -134,6 +142,29 @@ def train(
     """Train a dictionary on the activations of a cache, or of a model that runs beside it."""
 
 @overload
+def truth(
+    config: TruthConfig,
+    /,
+) -> Scored:
+    """Train a recipe on a world whose features are known, and score what it finds."""
+
+@overload
+def truth(
+    *,
+    run: str = "runs/truth",
+    name: str | None = None,
+    world: WorldConfig | str = ...,
+    sae: ArchitectureConfig | str = ...,
+    optim: OptimConfig = ...,
+    training_tokens: int = 4000000,
+    train_batch_size_tokens: int = 1024,
+    seed: int = 42,
+    n_scored_rows: int = 65536,
+    device: str = "auto",
+) -> Scored:
+    """Train a recipe on a world whose features are known, and score what it finds."""
+
+@overload
 def eval(
     config: EvalConfig,
     /,
@@ -146,6 +177,7 @@ def eval(
     run: str = "runs/default",
     cache: str = "{run}/cache.zarr",
     dictionary: str | None = None,
+    k: int | None = None,
     n_behaviour_tokens: int = 8192,
     density_rows: int = 131072,
     batch_size: int = 8,
@@ -168,6 +200,7 @@ def analyze(
     run: str = "runs/default",
     cache: str = "{run}/cache.zarr",
     dictionary: str | None = None,
+    k: int | None = None,
     n_contexts: int = 10,
     n_band_contexts: int = 4,
     n_silent: int = 4,
@@ -245,6 +278,55 @@ def steer(
     device: str = "auto",
 ) -> dict[str, Any]:
     """Turn features of a dictionary up and down while the model writes."""
+
+@overload
+def probe(
+    config: ProbeConfig,
+    /,
+) -> ProbeResults:
+    """Find out what can be told from a model's activations, at which hooks."""
+
+@overload
+def probe(
+    *,
+    run: str = "runs/default",
+    name: str = "default",
+    model: ModelConfig | str = ...,
+    tasks: list[str] = ...,
+    text_column: str = "text",
+    label_column: str = "label",
+    hooks: list[str] = ...,
+    dictionary: str | None = None,
+    k: list[str] = ...,
+    pools: list[str] = ...,
+    n_train: int = 128,
+    n_test: int = 128,
+    max_tokens: int = 256,
+    learning_curve: list[int] = ...,
+    causal: bool = True,
+    seed: int = 0,
+) -> ProbeResults:
+    """Find out what can be told from a model's activations, at which hooks."""
+
+@overload
+def probe_edit(
+    config: ProbeEditConfig,
+    /,
+) -> Path:
+    """Save the direction of a probe as an edit file, to steer with it or to take it out."""
+
+@overload
+def probe_edit(
+    *,
+    results: str,
+    out: str,
+    task: str | None = None,
+    hook_name: str | None = None,
+    pool: str | None = None,
+    do: str = "add",
+    by: float | None = None,
+) -> Path:
+    """Save the direction of a probe as an edit file, to steer with it or to take it out."""
 
 @overload
 def patch(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae.base import JsonObject, plain, require
-from sae.metrics import METRICS, SUITE, Metric, metric_of
+from sae.metrics import Metric, is_known, metric_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +18,7 @@ class Finding:
     """One measured figure, or why there is none."""
 
     key: str
-    """Of `METRICS` or `SUITE` in `sae.metrics`, which has its title, formula and direction."""
+    """Of a metric in `sae.metrics`, which has its title, formula and direction."""
     value: float | None = None
     low: float | None = None
     """Lower end of the 95% interval; None where none can be given."""
@@ -37,7 +37,7 @@ class Finding:
     """Which part of the metric, where it is one of several: `k=1`, or a data set's name."""
 
     def __post_init__(self) -> None:
-        if self.key not in {**METRICS, **SUITE}:
+        if not is_known(self.key):
             raise ValueError(f"{self.key}: describe it in sae.metrics")
         if (self.value is None) != bool(self.why_not):
             raise ValueError(f"{self.key} has to have either a value or a reason for none")
@@ -77,7 +77,7 @@ class Finding:
         """
         key = found.get("key", str)
         require(
-            key in {**METRICS, **SUITE},
+            is_known(key),
             f"its figure {key!r} is none that this version knows",
         )
         return found.read(cls, n=0, unit="", floor_of="", why_not="", of="")

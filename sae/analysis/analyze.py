@@ -72,6 +72,9 @@ class AnalyzeConfig:
     """Cache whose text is read, all of it."""
     dictionary: str | None = None
     """Name of the dictionary; may be left out if the run has one."""
+    k: int | None = None
+    """Number of active latents to read a topk dictionary with; by default its own. It becomes
+    a dictionary of the run, `{dictionary}-k-{k}`."""
     n_contexts: int = 10
     """Number of contexts to keep in which a feature fires most strongly, one of a sequence."""
     n_band_contexts: int = 4
@@ -93,7 +96,7 @@ class AnalyzeConfig:
     one."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, n_contexts=1, n_logits=1)
+        require_at_least(self, k=1, n_contexts=1, n_logits=1)
         require_at_least(self, n_band_contexts=0, n_silent=0, context_radius=0)
 
     @property

@@ -42,7 +42,11 @@ class CodeLength:
 
 
 def online_code_length(
-    rows: Rows, labels: Labels, penalties: Sequence[float] = PENALTIES
+    rows: Rows,
+    labels: Labels,
+    penalties: Sequence[float] = PENALTIES,
+    *,
+    per_column: bool = True,
 ) -> CodeLength:
     """Return the length of the online code of labels in their order, which should be random.
 
@@ -56,21 +60,23 @@ def online_code_length(
     with one_thread():
         for seen, end in pairwise(ends):
             known, coming = slice(0, seen), slice(seen, end)
-            total += _bits(rows[known], labels[known], rows[coming], labels[coming], penalties)
+            standard = Standard.of(rows[known], per_column)
+            fit = standard(rows[known]), labels[known]
+            total += _bits(fit, (standard(rows[coming]), labels[coming]), penalties)
     return CodeLength(float(total.min()) + math.log2(len(penalties)), n)
 
 
 def _bits(
-    rows: Rows, labels: Labels, new: Rows, truth: Labels, penalties: Sequence[float]
+    known: tuple[Rows, Labels], coming: tuple[Rows, Labels], penalties: Sequence[float]
 ) -> NDArray[np.float64]:
     """Return what a block costs after what was seen before it, for each C."""
+    (x, labels), (new, truth) = known, coming
     n, n_positive = len(labels), int(labels.sum())
     if n_positive in (0, n):
         p = (n_positive + 1) / (n + 2)
         cost = -np.where(truth, math.log2(p), math.log2(1 - p)).sum()
         return np.full(len(penalties), cost)
-    standard = Standard.of(rows)
-    weights, biases = fitted(standard(rows), labels[None], penalties)
-    logits = weights @ standard(new).T + biases[:, None]
+    weights, biases = fitted(x, labels[None], penalties)
+    logits = weights @ new.T + biases[:, None]
     nats: NDArray[np.float64] = np.logaddexp(0, np.where(truth, -logits, logits)).sum(1)
     return nats / math.log(2)

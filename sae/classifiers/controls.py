@@ -15,6 +15,8 @@ def permuted_aucs(
     penalty: float,
     n: int = 8,
     seed: int = 0,
+    *,
+    per_column: bool = True,
 ) -> NDArray[np.float64]:
     """Return AUCs on test rows of probes whose training labels were shuffled, (n,).
 
@@ -28,7 +30,7 @@ def permuted_aucs(
     generator = np.random.default_rng(seed)
     shuffled = np.stack([generator.permutation(labels) for _ in range(n)])
     with one_thread():
-        standard = Standard.of(rows)
+        standard = Standard.of(rows, per_column)
         weights, biases = fitted(standard(rows), shuffled, [penalty])
         logits = weights @ standard(test[0]).T + biases[:, None]
     return np.array([auc_of(one, test[1]) for one in logits])

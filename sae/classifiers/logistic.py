@@ -2,7 +2,9 @@
 
 The loss is scikit-learn's: C · Σ log(1 + exp(−s·f)) + ½‖w‖² with f = w·x + b, s = ±1, and b
 free. Inputs are standardised first, by the mean and standard deviation of training rows, and
-weights are told in the raw inputs' unit.
+weights are told in the raw inputs' unit. Columns that share one unit and are mostly 0, such as
+features, keep their proportions (`per_column=False`): a feature that is active in one row alone
+would otherwise weigh as much as any.
 
 Few rows are fitted in their row space, where w is a sum of rows and only their products count:
 Newton's method there solves all folds and penalties at once (Rasmussen and Williams 2006,
@@ -75,9 +77,11 @@ class Standard:
     scale: NDArray[np.float64]
 
     @classmethod
-    def of(cls, rows: Rows) -> "Standard":
-        """Return those of rows (row, d)."""
+    def of(cls, rows: Rows, per_column: bool = True) -> "Standard":
+        """Return those of rows (row, d); all columns may share one spread."""
         mean, scale = rows.mean(0), rows.std(0)
+        if not per_column:
+            scale = np.full_like(mean, np.sqrt(np.square(scale).mean()))
         # Of equal values rounding leaves a spread of their last digit.
         return cls(mean, np.where(scale > 1e-12 * np.abs(mean), scale, 1.0))
 
@@ -91,7 +95,9 @@ class Standard:
         return LinearProbe(own, float(bias - own @ self.mean))
 
 
-def fit_logistic(rows: Rows, labels: Labels, penalty: float) -> LinearProbe:
+def fit_logistic(
+    rows: Rows, labels: Labels, penalty: float, *, per_column: bool = True
+) -> LinearProbe:
     """Return the logistic regression of one C.
 
     Raises:
@@ -99,11 +105,16 @@ def fit_logistic(rows: Rows, labels: Labels, penalty: float) -> LinearProbe:
     """
     _check(labels)
     with one_thread():
-        return _of_one(Standard.of(rows), rows, labels, penalty)
+        return _of_one(Standard.of(rows, per_column), rows, labels, penalty)
 
 
 def fit_logistic_path(
-    rows: Rows, labels: Labels, seed: int = 0, penalties: Sequence[float] = PENALTIES
+    rows: Rows,
+    labels: Labels,
+    seed: int = 0,
+    penalties: Sequence[float] = PENALTIES,
+    *,
+    per_column: bool = True,
 ) -> LinearProbe:
     """Return the logistic regression whose C has the highest mean AUC on validation rows.
 
@@ -119,7 +130,7 @@ def fit_logistic_path(
     _check(labels)
     parts = [*_parts(labels, seed)]
     with one_thread():
-        standard = Standard.of(rows)
+        standard = Standard.of(rows, per_column)
         if not parts:
             return _of_one(standard, rows, labels, 1.0)
         x = standard(rows)

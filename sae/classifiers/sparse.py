@@ -35,7 +35,9 @@ def most_different(rows: Rows, labels: Labels, k: int) -> NDArray[np.intp]:
     return np.argsort(-difference, kind="stable")[:k]
 
 
-def fit_sparse(rows: Rows, labels: Labels, k: int | None, seed: int = 0) -> SparseProbe:
+def fit_sparse(
+    rows: Rows, labels: Labels, k: int | None, seed: int = 0, *, per_column: bool = True
+) -> SparseProbe:
     """Return the probe on the k most different columns of training rows; None is all of them.
 
     Raises:
@@ -44,4 +46,5 @@ def fit_sparse(rows: Rows, labels: Labels, k: int | None, seed: int = 0) -> Spar
     width = rows.shape[1]
     every = k is None or k >= width
     columns = np.arange(width) if every else most_different(rows, labels, k or 0)
-    return SparseProbe(columns, fit_logistic_path(rows[:, columns], labels, seed))
+    chosen = rows[:, columns]
+    return SparseProbe(columns, fit_logistic_path(chosen, labels, seed, per_column=per_column))

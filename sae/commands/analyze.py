@@ -7,6 +7,7 @@ from sae.analysis.analyze import Analysis, AnalyzeConfig
 from sae.analysis.dials import DialConfig
 from sae.analysis.seeds import OtherSeeds
 from sae.analysis.work import Work
+from sae.artefact import make
 from sae.atlas import Atlas, AtlasRecord, Labels, read_labels, replace_atlas
 from sae.base import say
 from sae.cache.layout import ActivationCache, open_cache
@@ -17,7 +18,7 @@ from sae.findings import Finding
 from sae.pages.pareto import Pareto
 from sae.pages.site import write_labels_data, write_pareto_data, write_site
 from sae.rows.origin import check_same_origin
-from sae.run import Run, make
+from sae.run import Run
 
 if TYPE_CHECKING:
     import pyarrow
@@ -33,7 +34,7 @@ def run(config: AnalyzeConfig) -> Atlas:
     """
     run = Run.at(config.run)
     cache = open_cache(config.cache_location)
-    name, dictionary = run.load(config.dictionary)
+    name, dictionary = run.load_at(config.dictionary, config.k, "analyze")
     check_same_origin(name, dictionary, cache)
     others = _other_seeds(run, name, dictionary, cache)
     analysis = Analysis(config, cache, name, dictionary, others)

@@ -1,10 +1,13 @@
 """`sae eval`: what a run's dictionaries are worth on text that they were never trained on."""
 
-from sae.base import say
+from collections.abc import Sequence
+
+from sae.base import UserError, say
 from sae.evaluation.evaluate import EvalConfig, evaluate
-from sae.evaluation.measurements import standard_suite
-from sae.evaluation.suite import gather
+from sae.evaluation.measurements import StandardSuite
+from sae.evaluation.suite import Subject, gather
 from sae.figures import Figures
+from sae.findings import Finding
 from sae.pages.compare import say_comparison, write_comparison
 from sae.pages.evidence import write_evidence
 from sae.pages.pareto import Pareto
@@ -29,6 +32,19 @@ def compare(config: EvalConfig, names: list[str]) -> Pareto:
 def _evaluated(config: EvalConfig) -> list[Figures]:
     figures = evaluate(config)
     if config.suite == "standard":
-        gather(config, standard_suite())
-        say(f"eval: {write_evidence(Run.at(config.run))}")
+        _gathered(config)
     return figures
+
+
+def _gathered(config: EvalConfig) -> None:
+    """Run the standard suite, and write what it found for people and for SAEBench."""
+    run, standard = Run.at(config.run), StandardSuite()
+
+    def finished(subject: Subject, figures: Figures, findings: Sequence[Finding]) -> None:
+        try:
+            standard.write_saebench(run.saebench, subject, figures, findings)
+        except UserError as error:
+            say(f"eval: no files for SAEBench of {subject.name}: {error}")
+
+    gather(config, standard.measurements(), finished)
+    say(f"eval: what {run.folder} is worth: {write_evidence(run)}")

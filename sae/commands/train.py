@@ -13,12 +13,12 @@ from sae.pages.compare import say_comparison, write_comparison
 from sae.rows.origin import check_same_text
 from sae.rows.own import OwnTensors
 from sae.rows.source import RowSource
-from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location, missing
+from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location
 from sae.training.config import TrainConfig
 from sae.training.loop import Diverged
 from sae.training.task import open_source, tasks_of
 from sae.training.train import train_together
-from sae.training.turns import check_memory, in_turns
+from sae.training.turns import check_memory, train_in_turns
 
 __all__ = ["TrainConfig", "run"]
 
@@ -98,22 +98,18 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
     for config in configs:
         resolve_device(config.device)
         check_writable(config.dictionary_path)
-    diverged: list[str] = []
+    diverged: list[Diverged] = []
     compared: list[list[TrainConfig]] = []
     for members in _by(configs, _stream).values():
         source = _source_of(members[0])
-        plan = in_turns(missing(tasks_of(members, source), "train"), source)
-        for turn in plan:
-            try:
-                train_together(turn, source)
-            except Diverged as error:
-                diverged.append(str(error))
+        plan, found = train_in_turns(tasks_of(members, source), source, "train")
+        diverged += found
         trained = [[task.config for task in turn] for turn in plan]
         reused = [config for config in members if not any(config in turn for turn in trained)]
         compared += [*trained, reused]
     _evaluate(compared)
     if diverged:
-        raise Diverged("; ".join(diverged))
+        raise Diverged("; ".join(map(str, diverged)))
 
 
 def _source_of(config: TrainConfig) -> RowSource:

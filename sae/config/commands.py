@@ -91,6 +91,11 @@ _TABLE = (
         "train a dictionary, or a grid of them, on the activations of a cache",
         several="run_all",
     ),
+    Command(
+        "truth",
+        "train recipes on a world whose features are known, and score what they find",
+        several="run_all",
+    ),
     Command("eval", "measure on held-out text what dictionaries lose"),
     Command(
         "analyze",
@@ -116,6 +121,18 @@ _TABLE = (
         words="'The capital of France is'",
     ),
     Command("steer", "turn features up and down while the model writes, beside baselines"),
+    Command(
+        "probe",
+        "find out what can be told from activations, layer by layer: classifier probes",
+        places=("tasks...",),
+        words="noun-or-verb",
+    ),
+    Command(
+        "probe edit",
+        "save the direction of a probe as an edit file",
+        places=("results", "out"),
+        words="runs/default/probing/default verb.yaml",
+    ),
     Command(
         "patch",
         "find which places of a model carry an answer: patching and attribution",

@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,6 +32,9 @@ from sae.config.groups import conf_folder, groups
 from sae.config.keys import keys
 from sae.training.config import SweepConfig, TrainConfig
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 _HYDRAS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i")
 _WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p")
 
@@ -50,8 +54,8 @@ class _Axis:
     """Empty where the values cannot be counted."""
 
 
-def grid(command: Command, words: Sequence[str]) -> list[TrainConfig]:
-    """Return a training's configurations for words of which some have several values.
+def grid(command: Command, words: Sequence[str]) -> "list[DataclassInstance]":
+    """Return the configurations of trainings for words of which some have several values.
 
     A key that only some of the chosen architectures have applies to those.
 
@@ -68,14 +72,11 @@ def grid(command: Command, words: Sequence[str]) -> list[TrainConfig]:
             f"{word} gives no values to go through; list them, as in 1e-3,3e-3",
         )
     if all(len(axis.words) == 1 for axis in axes):
-        return [_training(build(command, [word for axis in axes for word in axis.words]))]
+        return [build(command, [word for axis in axes for word in axis.words])]
     blocks = _blocks(command, axes)
     n_points = sum(block.size for block in blocks)
-    if n_points > _MANY and not blocks[0].config(0).sweep.yes:
-        raise UserError(
-            f"this grid has {n_points:,} dictionaries{_time_for(blocks, n_points)}; give "
-            "sweep.yes=true to train them all"
-        )
+    if n_points > _MANY:
+        _check_meant(blocks, n_points)
     from sae.commands.train import refuse_twins
 
     configs = [block.config(index) for block in blocks for index in range(block.size)]
@@ -99,9 +100,16 @@ def check_sweep(command: Command, overrides: Sequence[str]) -> None:
     refuse_twins(build(command, run) for run in itertools.product(*choices))
 
 
-def _training(config: object) -> TrainConfig:
-    assert isinstance(config, TrainConfig)
-    return config
+def _check_meant(blocks: "Sequence[_Block]", n_points: int) -> None:
+    """Refuse so many dictionaries unless somebody has said that they are meant."""
+    first = blocks[0].config(0)
+    if not isinstance(first, TrainConfig):
+        raise UserError(f"these are {n_points:,} dictionaries; give {_MANY} at most at once")
+    require(
+        first.sweep.yes,
+        f"this grid has {n_points:,} dictionaries{_time_for(blocks, n_points)}; give "
+        "sweep.yes=true to train them all",
+    )
 
 
 def _axis(command: Command, word: str) -> _Axis:
@@ -140,7 +148,7 @@ class _Block:
     def size(self) -> int:
         return math.prod(len(axis.words) for axis in self.axes)
 
-    def config(self, index: int) -> TrainConfig:
+    def config(self, index: int) -> "DataclassInstance":
         """Return the configuration of one point; the last axis varies fastest."""
         words: list[str] = []
         for axis in reversed(self.axes):
@@ -151,12 +159,12 @@ class _Block:
             # What Hydra does with them, without composing everything anew for each point.
             for override in map(_parsed, words):
                 OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
-            return _training(resolve(self.command, composed))
+            return resolve(self.command, composed)
         except UserError:
             raise
         except (OmegaConfBaseException, ValueError):
             # Hydra refuses it as well; this says what is wrong with which word.
-            return _training(build(self.command, [*self.choices, *words]))
+            return build(self.command, [*self.choices, *words])
 
 
 def _blocks(command: Command, axes: Sequence[_Axis]) -> list[_Block]:
@@ -191,13 +199,15 @@ def _time_for(blocks: Sequence[_Block], n_points: int) -> str:
     from sae.training.turns import expected_seconds
 
     chance = random.Random(0)
-    sample = []
+    sample: list[TrainConfig] = []
     for part in range(_N_SAMPLED):
         # By chance within equal parts: equal steps would meet one value of the last axis alone.
         index = (part * n_points + chance.randrange(n_points)) // _N_SAMPLED
         for block in blocks:
             if index < block.size:
-                sample.append(block.config(index))
+                config = block.config(index)
+                assert isinstance(config, TrainConfig)
+                sample.append(config)
                 break
             index -= block.size
     seconds = expected_seconds(sample)
@@ -221,8 +231,8 @@ def launch(command: Command, words: Sequence[str]) -> object:
     if len(configs) == 1:
         # In a grid a key may count for some of the dictionaries alone.
         check_idle(configs[0])
-        if command.several:
-            _check_alone(_training(configs[0]))
+        if isinstance(configs[0], TrainConfig):
+            _check_alone(configs[0])
         return command.function()(configs[0])
     return command.function(command.several)(configs)
 

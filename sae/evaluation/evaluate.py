@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from sae.artefact import PathArtefact, make_together
 from sae.base import (
     digest,
     is_whole,
@@ -30,14 +31,7 @@ from sae.evaluation.held_out import (
 from sae.figures import SETTINGS, Figures
 from sae.models import recorded_model, resolve_device
 from sae.rows.origin import check_held_out, check_same_origin
-from sae.run import (
-    RANDOM_MODEL_CACHE,
-    RUN_CACHE,
-    PathArtefact,
-    Run,
-    cache_location,
-    make_together,
-)
+from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location
 
 SUITES = ("held_out", "standard")
 
@@ -57,6 +51,9 @@ class EvalConfig:
     """Cache on whose held-out text to measure."""
     dictionary: str | None = None
     """Name of one dictionary; by default all of the run are measured."""
+    k: int | None = None
+    """Number of active latents to read one topk dictionary with; by default its own. It becomes
+    a dictionary of the run, `{dictionary}-k-{k}`."""
     n_behaviour_tokens: int = 8_192
     """Number of held-out tokens to run through the whole model with each dictionary."""
     density_rows: int = 131_072
@@ -74,7 +71,7 @@ class EvalConfig:
     """Highest L0 of the dictionary that is recommended: the most faithful one up to it."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, n_behaviour_tokens=1, density_rows=1, batch_size=1)
+        require_at_least(self, k=1, n_behaviour_tokens=1, density_rows=1, batch_size=1)
         require(
             self.suite in SUITES,
             f"suite={self.suite} is unknown; choose {' or '.join(SUITES)}",
@@ -98,7 +95,9 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[Figures
             dictionary was trained on.
     """
     run = Run.at(config.run)
-    if names is None:
+    if names is None and config.k is not None:
+        names = [run.load_at(config.dictionary, config.k, "eval")[0]]
+    elif names is None:
         names = run.dictionary_names if config.dictionary is None else [config.dictionary]
     # Without a name the run says what is missing.
     dictionaries = dict(run.load(name) for name in names or (None,))
@@ -243,6 +242,8 @@ def _settings(dictionary: Dictionary) -> dict[str, float]:
             **training.optim,
             **training.sae,
         }
+    # The k that it is read with may be another than it was trained with.
+    asked |= dictionary.activation.numbers
     if asked.get("target_l0") is not None:
         # The training moved this weight by itself.
         asked["l0_coefficient"] = None

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from sae.artefact import PathArtefact, make_together
 from sae.base import (
     UserError,
     digest,
@@ -24,11 +25,12 @@ from sae.base import (
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
 from sae.evaluation.evaluate import EvalConfig, cache_of, evaluate
+from sae.evaluation.stability import reseeded
 from sae.evidence import Evidence, held_out_findings
 from sae.figures import Figures
 from sae.findings import Finding
 from sae.models import LanguageModel, recorded_model, resolve_device
-from sae.run import PathArtefact, Run, make_together
+from sae.run import Run
 
 Model = Callable[[], LanguageModel]
 """Loads the model of a cache when it is first asked for."""
@@ -73,17 +75,21 @@ class Models:
         return self._loaded[key]
 
 
+Finished = Callable[[Subject, Figures, Sequence[Finding]], None]
+"""Is told of each dictionary that was measured now, before its evidence is kept."""
+
+
 def gather(
-    config: EvalConfig, measurements: Sequence[Measurement], names: Sequence[str] | None = None
+    config: EvalConfig,
+    measurements: Sequence[Measurement],
+    finished: Finished = lambda *_: None,
 ) -> list[Evidence]:
     """Measure dictionaries of a run and their controls, or reuse what is there of the same.
 
-    Args:
-        names: of the dictionaries; by default the one that is asked for, with its controls, or
-            all of the run.
+    It is the dictionary that is asked for, with its controls, or all of the run.
     """
     run = Run.at(config.run)
-    wanted = list(names or ([] if config.dictionary is None else [config.dictionary]))
+    wanted = [] if config.dictionary is None else [config.dictionary]
     wanted += [own for name in wanted for own in run.controls(name).values()]
     figures = {one.id: one for one in evaluate(config, list(dict.fromkeys(wanted)) or None)}
     models = Models(config.device)
@@ -103,6 +109,7 @@ def gather(
             for name in (one.path.stem for one in left):
                 begun = _begun(figures[name], subjects[name], digests[name])
                 found = _measured(begun, subjects[name], measurements, lambda: bar.update(1))
+                finished(subjects[name], figures[name], found.findings)
                 with sealed_path(run.evidence(name)) as temporary:
                     write_json(temporary, found.to_json())
 
@@ -119,10 +126,10 @@ def _subject(config: EvalConfig, run: Run, name: str, models: Models) -> Subject
 
 def _digest(subject: Subject, figures: Figures, measurements: Sequence[Measurement]) -> str:
     # Other seeds of the run have a part in stability, so they have one in this.
-    others = {name: subject.run.load(name)[1].digest for name in subject.run.dictionary_names}
-    return digest(
-        [plain(figures.values), figures.digest, others, [m.name for m in measurements]]
-    )
+    found = reseeded(subject.run, subject.name, subject.dictionary)
+    others = {name: other.digest for name, other in found.items()}
+    names = [measurement.name for measurement in measurements]
+    return digest([plain(figures.values), figures.digest, others, names])
 
 
 def _begun(figures: Figures, subject: Subject, wanted: str) -> Evidence:

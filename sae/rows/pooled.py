@@ -17,10 +17,11 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae.artefact import make
 from sae.base import digest, progress, read_object, require, write_json
 from sae.models import LanguageModel, Site, read_activations
 from sae.models.probe import quietly
-from sae.run import Run, make
+from sae.run import Run
 from sae.text.labelled import LabelledTexts, Span
 
 POOLS = ("last", "mean", "max", "span")
@@ -200,7 +201,7 @@ def pooled_rows(
             for reading in readings:
                 x = batch.at[reading.site.hook_name]
                 for pool in pools:
-                    rows = _pooled(reading.encode, x, batch.own, pool, asked.to(x.device))
+                    rows = pooled(reading.encode, x, batch.own, pool, asked.to(x.device))
                     key = f"{reading.key} {pool}"
                     if key not in found:
                         found[key] = torch.empty(len(texts), rows.shape[1])
@@ -209,7 +210,7 @@ def pooled_rows(
     return found
 
 
-def _pooled(
+def pooled(
     encode: Encode | None,
     x: Float[Tensor, "text position d"],
     own: Bool[Tensor, "text position"],

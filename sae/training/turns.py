@@ -9,13 +9,16 @@ from pathlib import Path
 import psutil
 import torch
 
+from sae.artefact import missing
 from sae.base import UserError, duration, say
 from sae.cache.layout import open_cache
 from sae.core.screen import BLOCK_BYTES, MIN_BLOCK_ROWS, matmuls_here
 from sae.models import Site, resolve_device
 from sae.rows.source import RowSource
 from sae.training.config import SweepConfig, TrainConfig
+from sae.training.loop import Diverged
 from sae.training.task import Task
+from sae.training.train import train_together
 
 # For each parameter: weights and Adam's two moments stay. Besides, whatever is more: gradients,
 # which live only while their dictionary takes its step; or what a dictionary for raw rows is
@@ -198,6 +201,25 @@ def expected_seconds(configs: Sequence[TrainConfig]) -> float | None:
         except UserError:
             return None
     return _seconds_for(configs, widths) if configs else 0.0
+
+
+def train_in_turns(
+    tasks: Sequence[Task], source: RowSource, command: str
+) -> tuple[list[list[Task]], list[Diverged]]:
+    """Train those that are not there, in as few passes over their rows as memory allows.
+
+    If some diverge the others are finished first.
+
+    Returns:
+        the turns that they were trained in, and what diverged.
+    """
+    plan, diverged = in_turns(missing(tasks, command), source), []
+    for turn in plan:
+        try:
+            train_together(turn, source)
+        except Diverged as error:
+            diverged.append(error)
+    return plan, diverged
 
 
 def in_turns(tasks: Sequence[Task], source: RowSource) -> list[list[Task]]:

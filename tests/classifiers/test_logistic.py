@@ -142,3 +142,16 @@ def test_all_columns_are_the_probe_of_the_rows_as_they_are():
     for k in (None, 20, 50):
         found = fit_sparse(rows, labels, k).logits(rows)
         np.testing.assert_allclose(found, raw.logits(rows), rtol=1e-9, atol=1e-12)
+
+
+def test_features_keep_their_proportions_where_they_share_a_unit():
+    rows, labels = rows_of(60, 20)
+    x = Standard.of(rows, per_column=False)(rows)
+    spreads = x.std(0) / rows.std(0)
+    np.testing.assert_allclose(spreads, spreads[0])
+    assert np.square(x).mean() == pytest.approx(1)
+    found = fit_logistic(rows, labels, 0.1, per_column=False)
+    model = LogisticRegression(C=0.1, tol=1e-10, max_iter=100_000).fit(x, labels)
+    np.testing.assert_allclose(
+        found.logits(rows), model.decision_function(x), rtol=1e-4, atol=1e-4
+    )

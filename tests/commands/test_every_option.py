@@ -110,7 +110,10 @@ SOMETIMES = {
 }
 HOOKS = "hook_names=[blocks.1.hook_resid_post]"
 SMALL = ["training_tokens=1024", "train_batch_size_tokens=256", "sae.d_sae=32"]
-ARCHITECTURES = ("standard", "p_anneal", "gated", "topk", "batchtopk", "matryoshka_batchtopk")
+ARCHITECTURES = (
+    *("standard", "p_anneal", "gated", "topk", "batchtopk", "matryoshka_batchtopk"),
+    *("hierarchical_topk", "ordered_topk"),
+)
 RUNS = [
     ("harvest --list-hooks", ["model={model}"]),
     ("harvest", ["model={model}", "data={text}", HOOKS, "n_tokens=2048", "context_size=32"]),
@@ -120,6 +123,9 @@ RUNS = [
     ("train", ["sae=jumprelu", "sae.target_l0=4", *SMALL, "name=jumprelu"]),
     ("train", ["cache=null", "model={model}", "data={text}", "harvest.context_size=32",
                "hook_name=blocks.1.hook_resid_post", "mix_rows=4096", *SMALL, "name=live"]),
+    ("truth", ["world.n_features=40", "world.d_in=16", "sae.d_sae=40", "sae.k=3",
+               "training_tokens=1024", "train_batch_size_tokens=256", "n_scored_rows=1024",
+               "run={out}/truth"]),
     ("eval", ["dictionary=strong", "n_behaviour_tokens=256"]),
     ("analyze", ["dictionary=strong"]),
     ("steer", ["dictionary=strong", "max_new_tokens=2", "n_features=1", "strengths=[0,1]",
