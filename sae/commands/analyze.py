@@ -79,7 +79,7 @@ def _other_seeds(
     run: Run, name: str, dictionary: Dictionary, cache: ActivationCache
 ) -> OtherSeeds:
     """Return the run's dictionaries that differ in their seeds alone, to be compared with."""
-    others = reseeded(run, name)
+    others = reseeded(run, name, dictionary)
 
     def measure() -> tuple[PerFeature, Finding]:
         x, _ = sample_rows(dictionary, cache, held_out=bool(cache.held_out.any()))

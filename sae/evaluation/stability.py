@@ -55,9 +55,8 @@ class Floor:
     of: str
 
 
-def reseeded(run: Run, name: str) -> dict[str, Dictionary]:
-    """Return a run's other dictionaries that differ from `name` in nothing but their seeds."""
-    _, dictionary = run.load(name)
+def reseeded(run: Run, name: str, dictionary: Dictionary) -> dict[str, Dictionary]:
+    """Return a run's other dictionaries that differ from one in nothing but their seeds."""
     training, found = dictionary.record.training, {}
     for other in run.dictionary_names:
         _, candidate = run.load(other)

@@ -139,4 +139,4 @@ def test_other_seeds_of_the_same_training_are_found_and_nothing_else(tmp_path):
         found = replace(dictionary, record=replace(dictionary.record, training=record))
         save_dictionary(found, run.dictionary(name))
     for name, others in (("one", {"other"}), ("foreign", set())):
-        assert reseeded(run, name).keys() == others
+        assert reseeded(run, *run.load(name)).keys() == others
