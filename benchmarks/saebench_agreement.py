@@ -34,6 +34,17 @@ from sae.models import LanguageModel, recorded_model
 from sae.models.embedded import embedded_folder
 
 SEQUENCES, BATCH = 16, 4
+_MASK = "it counts predictions of a document's end, ours those of text after text alone"
+_WHY = {
+    "relative_reconstruction_bias": "it averages ratios of batches",
+    "explained_variance": "it subtracts the squared mean of squares, not of rows",
+    "explained_variance_legacy": "a mean of ratios of tokens, which is not among ours",
+    "mse": "it divides by the tokens of a batch",
+    "ce_loss_without_sae": _MASK,
+    "ce_loss_with_sae": _MASK,
+    "ce_loss_score": _MASK,
+    "kl_div_score": "the same mask, and its probabilities of a document's end",
+}
 PLACE = -6
 """Position of the word in SAEBench's prompts."""
 
@@ -99,18 +110,22 @@ def _core(subject: _Subject) -> Iterator[dict[str, object]]:
             text = ~torch.isin(batch, torch.tensor([*ignored]))
             parts.append(seen[dictionary.hook_name][text])
     ours = _figures(dictionary, torch.cat(parts))
-    repeated = _their_formulas(
-        dictionary, parts, [batch.numel() for batch in tokens.split(BATCH)]
-    )
-    same = ("l0", "l1", "cossim", "l2_ratio", "relative_reconstruction_bias")
-    for key in same:
+    repeated = _their_formulas(dictionary, parts)
+    for key in ("l0", "l1", "cossim", "l2_ratio"):
         yield _row(key, theirs[key], ours[key], None)
-    for key in ("explained_variance", "explained_variance_legacy", "mse"):
-        yield _row(key, theirs[key], ours.get(key), repeated[key])
+    for key, repeated_here in repeated.items():
+        yield _row(key, theirs[key], ours.get(key), repeated_here)
     site = subject.cache.site(dictionary.hook_name)
     mean = torch.from_numpy(subject.cache.statistics(dictionary.hook_name)["mean"])
     scores = behaviour(subject.model, site, tokens, {"it": dictionary}, mean)["it"].values
-    for key in ("ce_loss_without_sae", "ce_loss_with_sae", "ce_loss_score", "kl_div_score"):
+    again = _their_cross_entropy(subject, ignored)
+    yield _row(
+        "ce_loss_without_sae",
+        downstream["ce_loss_without_sae"],
+        scores["ce_loss_without_sae"],
+        again,
+    )
+    for key in ("ce_loss_with_sae", "ce_loss_score", "kl_div_score"):
         yield _row(key, downstream[key], scores[key], None)
 
 
@@ -120,16 +135,16 @@ def _figures(dictionary: Dictionary, x: Tensor) -> dict[str, float]:
     return statistics.metrics()
 
 
-def _their_formulas(
-    dictionary: Dictionary, parts: list[Tensor], sizes: list[int]
-) -> dict[str, float]:
+def _their_formulas(dictionary: Dictionary, parts: list[Tensor]) -> dict[str, float]:
     """SAEBench's figures of rows, by its formulas, computed from our reconstructions."""
-    errors, legacy, mse = [], [], []
+    errors, legacy, mse, bias = [], [], [], []
     for x in parts:
         error = (x - dictionary(x)).double().square().sum(1)
         errors.append(error.mean())
         legacy.append(1 - error / (x - x.mean(0)).double().square().sum(1))
         mse.append(error / len(x))
+        x_hat = dictionary(x).double()
+        bias.append(x_hat.square().sum(1).mean() / (x_hat * x).sum(1).mean())
     squares = torch.stack([x.double().square().sum(1).mean() for x in parts]).mean()
     # The mean over batches and coordinates of squares, where the mean row was meant.
     wrong = torch.cat([x.double().square().mean(0) for x in parts]).mean()
@@ -138,7 +153,21 @@ def _their_formulas(
         "explained_variance": float(1 - torch.stack(errors).mean() / variance),
         "explained_variance_legacy": float(torch.cat(legacy).mean()),
         "mse": float(torch.cat(mse).mean()),
+        "relative_reconstruction_bias": float(torch.stack(bias).mean()),
     }
+
+
+def _their_cross_entropy(subject: _Subject, ignored: set[int]) -> float:
+    """Return our model's cross-entropy with SAEBench's mask: after text, be it of a mark."""
+    losses = []
+    for batch in subject.tokens.split(BATCH):
+        with torch.no_grad():
+            logits = subject.model.module(batch).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), batch[:, 1:], reduction="none"
+        )
+        losses.append(loss[~torch.isin(batch[:, :-1], torch.tensor([*ignored]))])
+    return float(torch.cat(losses).mean())
 
 
 def _absorption(subject: _Subject) -> Iterator[dict[str, object]]:
@@ -235,6 +264,7 @@ def _row(
         "ours": "" if ours is None else f"{ours:.5g}",
         "its formula, our numbers": "" if repeated is None else f"{repeated:.5g}",
         "largest difference": "" if largest is None else f"{largest:.1e}",
+        "why they differ": _WHY.get(key, ""),
     }
 
 

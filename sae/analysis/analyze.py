@@ -20,7 +20,6 @@ from sae.analysis.dials import (
 from sae.analysis.features import ContextSelection, feature_panels, related_features
 from sae.analysis.map import N_NEIGHBOURS, feature_map
 from sae.analysis.naming import automatic_labels
-from sae.analysis.seeds import OtherSeeds
 from sae.analysis.shards import Shard, Text, encode_cache, read_text
 from sae.analysis.tables import (
     Vocabulary,
@@ -43,6 +42,7 @@ from sae.atlas import (
     write_record,
 )
 from sae.atlas.directions import direction_columns, nearest_features
+from sae.atlas.seeds import OtherSeeds
 from sae.base import UserError, code_version, digest, require, require_at_least, say
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
@@ -142,16 +142,18 @@ class Analysis:
         words = ["texts of tokens in context", "dials chosen on a text of their own"]
         return digest([FORMAT, *measured, *settings, *words, *self.seeds.digests])
 
-    def write(self, folder: Path, replaced: Path, work: Work, pages: WritePages) -> None:
+    def write(self, folder: Path, replaced: Path, kept: Path, pages: WritePages) -> None:
         """Do what is not done yet, and write the atlas into a new folder.
 
-        What people wrote into the labels of the atlas that is `replaced` is taken over.
+        What people wrote into the labels of the atlas that is `replaced` is taken over, and
+        what is done already is `kept` in a folder of its own.
 
         Raises:
             UserError: if the cache has no text, or the model cannot be had.
         """
         import pyarrow
 
+        work = Work(kept, self.digest)
         text = read_text(self.cache, work)
         require(text.n_rows > 0, f"{self.cache.location} has no text rows, only special tokens")
         model = recorded_model(self.cache.model, self.config.device)

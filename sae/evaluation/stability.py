@@ -57,14 +57,11 @@ class Floor:
 
 def reseeded(run: Run, name: str, dictionary: Dictionary) -> dict[str, Dictionary]:
     """Return a run's other dictionaries that differ from one in nothing but their seeds."""
-    training = dictionary.record.training
-    if training is None:
-        return {}
-    found = {}
+    training, found = dictionary.record.training, {}
     for other in run.dictionary_names:
         _, candidate = run.load(other)
         record = candidate.record.training
-        if other != name and record is not None and record.is_reseeded(training):
+        if training and record and other != name and record.is_reseeded(training):
             found[other] = candidate
     return found
 

@@ -1,7 +1,7 @@
 """What the README and `docs/metrics.md` say about the metrics, from the table of them."""
 
 from sae.figures import SETTINGS
-from sae.metrics import METRICS, Metric, shown_in
+from sae.metrics import METRICS, SUITE, Metric, shown_in
 
 WHERE = {
     "table": "terminal, README",
@@ -30,6 +30,11 @@ it has one. This page is written from `sae/metrics.py`.
 
 All figures are in `evals/ID.json`, `pareto.json` and `pareto.csv`, in the table of
 `report.html` and in the card of an export.
+"""
+SUITE_TITLE = """## What `suite=standard` measures besides
+
+Each with its interval, how many things it was measured on, and a floor; how they are made and
+what misleads is in [evidence.md](evidence.md).
 """
 SETTINGS_TITLE = """## What tells dictionaries apart
 
@@ -72,8 +77,20 @@ def page() -> str:
     settings = "".join(
         row(f"`{setting.key}`", setting.title, setting.meaning) for setting in SETTINGS.values()
     )
+    suite = "".join(
+        row(
+            f"`{metric.key}`",
+            f"**{metric.title}**: {metric.meaning}",
+            # A bar ends a cell, in code too.
+            f"`{metric.formula}`".replace("|", "\\|"),
+            better(metric),
+            metric.scale,
+        )
+        for metric in SUITE.values()
+    )
     headings = ("name", "what it is", "formula", "better", "how to read it", "also shown")
     return (
         f"{BEGINNING}\n{row(*headings)}{'|---' * 6}|\n{figures}\n"
+        f"{SUITE_TITLE}\n{row(*headings[:-1])}{'|---' * 5}|\n{suite}\n"
         f"{SETTINGS_TITLE}\n{row('name', 'title', 'what it is')}{'|---' * 3}|\n{settings}"
     )
