@@ -13,6 +13,7 @@ from benchmarks import (
     naive,
     patching,
     patchscopes,
+    probes,
     quality,
     reading,
     scaling,
@@ -49,6 +50,7 @@ if __name__ == "__main__":
     lenses.main()
     patchscopes.main()
     patching.main()
+    probes.main()
     quality.main()
     dead.main()
     naive.main()

@@ -45,3 +45,13 @@ def test_the_control_has_the_same_shape_and_sparsity_and_nothing_trained(tiny_mo
     )
     acts = made.encode(torch.randn(50, 32) * 3 + made.b_dec)
     assert float((acts > 0).sum(1).float().mean()) == pytest.approx(made.activation.k, rel=0.1)
+
+
+def test_every_column_of_the_table_is_explained():
+    from pathlib import Path
+
+    from sae.probing.table import PROBES
+
+    page = (Path(__file__).parents[2] / "docs" / "probes.md").read_text(encoding="utf-8")
+    for column in PROBES.columns.values():
+        assert f"| `{column.name}` | {column.meaning} |" in page
