@@ -13,6 +13,7 @@ from benchmarks import (
     naive,
     patching,
     patchscopes,
+    probes,
     quality,
     reading,
     recipes,
@@ -50,6 +51,7 @@ if __name__ == "__main__":
     lenses.main()
     patchscopes.main()
     patching.main()
+    probes.main()
     quality.main()
     dead.main()
     recipes.main()

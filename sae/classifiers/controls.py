@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae.classifiers.logistic import Labels, Rows, Standard, fitted, one_thread
-from sae.classifiers.scores import auc_of
+from sae.classifiers.scores import aucs_of
 
 
 def permuted_aucs(
@@ -33,7 +33,7 @@ def permuted_aucs(
         standard = Standard.of(rows, per_column)
         weights, biases = fitted(standard(rows), shuffled, [penalty])
         logits = weights @ standard(test[0]).T + biases[:, None]
-    return np.array([auc_of(one, test[1]) for one in logits])
+    return aucs_of(logits, test[1])
 
 
 def word_type_labels(words: Sequence[str], seed: int = 0) -> Labels:

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.classifiers.scores import auc_of
+from sae.classifiers.scores import aucs_of
 
 Rows = NDArray[np.float64]
 """Rows of inputs, (row, d)."""
@@ -226,25 +226,32 @@ def newton(
         a (problem, row) and intercepts (problem,).
     """
     y, c = labels.astype(np.float64), penalties[:, None]
-    a = np.zeros_like(y)
     share = np.clip(y.mean(1), 1e-9, 1 - 1e-9)
-    b = np.log(share / (1 - share))
-    now = _loss(np.broadcast_to(b[:, None], y.shape), np.zeros(len(y)), y, c)
+    at = _Point(np.zeros_like(y), np.log(share / (1 - share)), np.zeros_like(y))
+    a, b = at.a.copy(), at.b.copy()
+    now = _loss(at, y, c)
     eye, open_ = np.eye(y.shape[1]), np.arange(len(y))
+    k = products
     for _ in range(_STEPS):
-        k, cc, yy = products[open_], c[open_], y[open_]
-        a_new, b_new = _step(k, (a[open_], b[open_]), yy, cc, eye)
-        a_new, b_new, loss = _shortened(k, (a[open_], b[open_]), (a_new, b_new), (yy, cc), now)
-        gain = now - loss
-        a[open_], b[open_] = a_new, b_new
-        left = gain > _ENOUGH * (1 + np.abs(loss))
-        open_, now = open_[left], loss[left]
-        if not len(open_):
+        move = _step(k, at, y, c, eye)
+        at, loss = _shortened(at, move, y, c, now)
+        a[open_], b[open_] = at.a, at.b
+        left = now - loss > _ENOUGH * (1 + np.abs(loss))
+        if not left.any():
             break
+        open_, now, y, c = open_[left], loss[left], y[left], c[left]
+        at = _Point(at.a[left], at.b[left], at.ka[left])
+        k = k if left.all() else k[left]
     return a, b
 
 
-_Point = tuple[NDArray[np.float64], NDArray[np.float64]]
+class _Point(NamedTuple):
+    """Where several problems stand, or how far they move."""
+
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+    ka: NDArray[np.float64]
+    """Products of rows times a."""
 
 
 def _step(
@@ -254,50 +261,48 @@ def _step(
     c: NDArray[np.float64],
     eye: NDArray[np.float64],
 ) -> _Point:
-    """Return where Newton's method goes from a point."""
-    a, b = at
-    f = np.einsum("pij,pj->pi", k, a) + b[:, None]
+    """Return how far Newton's method goes from a point."""
+    f = at.ka + at.b[:, None]
     p = _sigmoid(f)
     u = np.sqrt(np.maximum(p * (1 - p), 1e-18))
-    matrix = eye + (c * u)[:, :, None] * k * u[:, None, :]
+    matrix = (c * u)[:, :, None] * k
+    matrix *= u[:, None, :]
+    matrix += eye
     known = np.stack([u * f + (y - p) / u, u], axis=-1)
     solved = c[:, :, None] * u[:, :, None] * np.linalg.solve(matrix, known)
-    b_new = solved[:, :, 0].sum(1) / solved[:, :, 1].sum(1)
-    return solved[:, :, 0] - b_new[:, None] * solved[:, :, 1], b_new
+    b = solved[:, :, 0].sum(1) / solved[:, :, 1].sum(1)
+    a = solved[:, :, 0] - b[:, None] * solved[:, :, 1] - at.a
+    return _Point(a, b - at.b, np.matmul(k, a[:, :, None])[:, :, 0])
 
 
 def _shortened(
-    k: NDArray[np.float64],
-    old: _Point,
-    new: _Point,
-    known: tuple[NDArray[np.float64], NDArray[np.float64]],
-    now: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return the points of a step, each halved until the loss is no higher, and the losses."""
-    y, c = known
-    share = np.ones(len(y))
-    move = new[0] - old[0], new[1] - old[1]
-    for _ in range(_HALVINGS):
-        a = old[0] + share[:, None] * move[0]
-        b = old[1] + share * move[1]
-        ka = np.einsum("pij,pj->pi", k, a)
-        loss = _loss(ka + b[:, None], (a * ka).sum(1), y, c)
-        worse = ~(loss <= now + 1e-12 * (1 + np.abs(now)))
-        if not worse.any():
-            return a, b, loss
-        share[worse] /= 2
-    stuck = worse[:, None]
-    return np.where(stuck, old[0], a), np.where(worse, old[1], b), np.where(worse, now, loss)
-
-
-def _loss(
-    f: NDArray[np.float64],
-    square: NDArray[np.float64],
+    at: _Point,
+    move: _Point,
     y: NDArray[np.float64],
     c: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    now: NDArray[np.float64],
+) -> tuple[_Point, NDArray[np.float64]]:
+    """Return points after a step, halved until the loss is no higher, and losses."""
+    share = np.ones(len(y))
+    for _ in range(_HALVINGS):
+        wide = share[:, None]
+        moved = _Point(at.a + wide * move.a, at.b + share * move.b, at.ka + wide * move.ka)
+        loss = _loss(moved, y, c)
+        worse = ~(loss <= now + 1e-12 * (1 + np.abs(now)))
+        if not worse.any():
+            return moved, loss
+        share[worse] /= 2
+    # No shorter step helps: they stay where they were.
+    share[worse] = 0
+    wide = share[:, None]
+    stay = _Point(at.a + wide * move.a, at.b + share * move.b, at.ka + wide * move.ka)
+    return stay, np.where(worse, now, loss)
+
+
+def _loss(at: _Point, y: NDArray[np.float64], c: NDArray[np.float64]) -> NDArray[np.float64]:
+    f = at.ka + at.b[:, None]
     each: NDArray[np.float64] = np.logaddexp(0, np.where(y > 0, -f, f))
-    total: NDArray[np.float64] = c[:, 0] * each.sum(1) + square / 2
+    total: NDArray[np.float64] = c[:, 0] * each.sum(1) + (at.a * at.ka).sum(1) / 2
     return total
 
 
@@ -360,6 +365,6 @@ def _validated(
 
 def _judged(logits: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:
     """Return AUC and log-loss of logits (C, row)."""
-    aucs = [auc_of(one, labels) for one in logits]
+    aucs = aucs_of(logits, labels)
     losses = np.logaddexp(0, np.where(labels, -logits, logits)).mean(1)
     return np.stack([aucs, losses])

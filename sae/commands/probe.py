@@ -37,7 +37,7 @@ class ProbeEditConfig:
     pool: str | None = None
     """Of which rows of a text; by default those that validation chose."""
     do: str = "add"
-    """`add` moves towards the second label, `orthogonal` takes the direction out."""
+    """Either `add`, towards the second label, or `orthogonal`, which takes it out."""
     by: float | None = None
     """How far to move, in the model's units; by default from one label's mean to the other."""
 

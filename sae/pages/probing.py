@@ -66,7 +66,8 @@ def _about(summary: Row) -> str:
         return f"{found} There is no dictionary, so no features were probed."
     return (
         f"{found} Features are those of {_text(about['name'])}, at "
-        f"{_text(about['hook_name'])} alone: other hooks have no dictionary. Its control has as many random directions, and "
+        f"{_text(about['hook_name'])} alone: other hooks have no dictionary. Its control has "
+        f"as many random directions, and "
         f"keeps {about['control_k']} features of a token where the dictionary has "
         f"{about['l0']:.1f} on average."
     )
@@ -148,7 +149,8 @@ def _curve(rows: Sequence[Row], hooks: Sequence[str]) -> str:
     return (
         '<figure class="curve"><figcaption>AUC on test texts<small>at each hook the pool that '
         "validation chose; 0.5 is chance</small></figcaption>"
-        f'<svg viewBox="0 0 {_WIDE} {_HIGH}" role="img" aria-label="{label}">{"".join(parts)}</svg><ul class="keys">{keys}</ul>'
+        f'<svg viewBox="0 0 {_WIDE} {_HIGH}" role="img" aria-label="{label}">'
+        f'{"".join(parts)}</svg><ul class="keys">{keys}</ul>'
         "</figure>"
     )
 

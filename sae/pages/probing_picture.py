@@ -55,9 +55,7 @@ def draw_probing(summary: Mapping[str, Any], table: "pyarrow.Table", path: Path)
         frameon=False,
     )  # fmt: skip
     model = str(summary["model"]).rsplit("/", maxsplit=1)[-1]
-    figure.suptitle(
-        f"What {_plain(model)} knows, layer by layer (AUC on test texts)", fontsize=10
-    )
+    figure.suptitle(f"{_plain(model)}: AUC on test texts", fontsize=10)
     with atomic_path(path) as temporary, warnings.catch_warnings():
         # Letters that the font has not got are boxes, and no reason to stop.
         warnings.filterwarnings("ignore", "Glyph")

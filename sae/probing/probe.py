@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from jaxtyping import Float
@@ -125,7 +126,7 @@ def _summary(
     about = None
     if dictionary is not None and control is not None:
         about = {
-            "name": dictionary[0],
+            "name": Path(dictionary[0]).name,
             "hook_name": dictionary[1].hook_name,
             "d_sae": dictionary[1].d_sae,
             "l0": control.l0,

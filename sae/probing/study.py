@@ -114,11 +114,9 @@ def _all_probes(
     config = study.config
     control = control_task(task, config.seed)
     layers = {site.hook_name: i for i, site in enumerate(study.sites)}
+    featured = {one.site.hook_name for one in study.readings if one.name == FEATURES}
     for reading in study.readings:
         hook = reading.site.hook_name
-        featured = any(
-            one.name == FEATURES and one.site == reading.site for one in study.readings
-        )
         for pool in pools:
             place: Record = {"task": task.name, "hook_name": hook, "layer": layers[hook]}
             place["pool"] = pool
@@ -135,7 +133,7 @@ def _all_probes(
             direction = direction_of(probe, *material.train)
             found.directions[f"{hook} {pool}"] = direction.unit
             found.lengths[f"{hook} {pool}"] = direction.length
-            if featured:
+            if hook in featured:
                 few = [k for k in config.ks if k is not None]
                 channels = sparse_probes(material, CHANNELS, few)
                 found.records += (place | one for one in channels)
