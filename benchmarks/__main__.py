@@ -3,6 +3,7 @@
 from benchmarks import (
     atlas,
     atlas_page,
+    budgets,
     dead,
     edits,
     encoding,
@@ -24,6 +25,7 @@ from benchmarks import (
     storage,
     sweep,
     tracking,
+    truth,
 )
 from benchmarks.reliability import __main__ as reliability
 
@@ -51,4 +53,7 @@ if __name__ == "__main__":
     patching.main()
     quality.main()
     dead.main()
+    truth.main(list(truth.RECIPES))
+    budgets.main("truth", 8e6)
+    budgets.main("real", 2e6)
     naive.main()
