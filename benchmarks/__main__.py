@@ -16,6 +16,7 @@ from benchmarks import (
     patchscopes,
     quality,
     reading,
+    recipes,
     scaling,
     screening,
     shrink,
@@ -53,6 +54,7 @@ if __name__ == "__main__":
     patching.main()
     quality.main()
     dead.main()
+    recipes.main()
     truth.main(list(truth.RECIPES))
     budgets.main("truth", 8e6)
     budgets.main("real", 2e6)

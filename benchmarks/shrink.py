@@ -14,7 +14,7 @@ from sae.atlas import Atlas
 from sae.dictionary import Dictionary, save_dictionary
 from sae.dictionary.files import WEIGHTS_FILE
 from sae.dictionary.storage import DTYPES, as_loaded
-from sae.evaluation.evaluate import behaviour_scores, reconstruction
+from sae.evaluation.held_out import behaviour_scores, reconstruction
 from sae.models import recorded_model
 from sae.rows.shuffle import rows_in_order, select_rows
 

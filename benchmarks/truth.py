@@ -27,12 +27,20 @@ from sae.training.truth import TruthConfig
 RUN = "runs/bench-truth"
 WORLD = ("world=synthsaebench-clear", "sae.d_sae=256")
 BUDGET = ("training_tokens=4000000", "n_scored_rows=65536", "seed=1,2,3")
+_MATRYOSHKA = ("sae=matryoshka_batchtopk", "sae.k=3")
+_DETACHED, _SORTED = "sae.detach_inner=true", "sae.sort_by_frequency=true"
 RECIPES: dict[str, Sequence[str]] = {
     "standard": ("sae=standard", "sae.target_l0=3"),
     "jumprelu": ("sae=jumprelu", "sae.target_l0=3"),
     "topk": ("sae=topk", "sae.k=3"),
     "batchtopk": ("sae=batchtopk", "sae.k=3"),
-    "matryoshka": ("sae=matryoshka_batchtopk", "sae.k=3"),
+    "batchtopk-falling": ("sae=batchtopk", "sae.k=3", "sae.initial_k=9"),
+    "hierarchical": ("sae=hierarchical_topk", "sae.k=3"),
+    "ordered": ("sae=ordered_topk", "sae.k=3"),
+    "matryoshka": _MATRYOSHKA,
+    "matryoshka-detached": (*_MATRYOSHKA, _DETACHED),
+    "matryoshka-sorted": (*_MATRYOSHKA, _SORTED),
+    "matryoshka-all": (*_MATRYOSHKA, _DETACHED, _SORTED, "sae.initial_k=9"),
 }
 """Words of `sae truth` for each recipe; another one is a line here."""
 N_BLOCKS = 60

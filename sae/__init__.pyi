@@ -10,11 +10,13 @@ from sae.analysis.analyze import AnalyzeConfig as AnalyzeConfig
 from sae.analysis.dials import DialConfig as DialConfig
 from sae.architectures.base import ArchitectureConfig
 from sae.architectures.jumprelu import JumpReLUConfig as JumpReLUConfig
+from sae.architectures.nested import HierarchicalTopKConfig as HierarchicalTopKConfig
+from sae.architectures.nested import MatryoshkaConfig as MatryoshkaConfig
+from sae.architectures.nested import OrderedTopKConfig as OrderedTopKConfig
 from sae.architectures.penalised import GatedConfig as GatedConfig
 from sae.architectures.penalised import PAnnealConfig as PAnnealConfig
 from sae.architectures.penalised import StandardConfig as StandardConfig
 from sae.architectures.topk import BatchTopKConfig as BatchTopKConfig
-from sae.architectures.topk import MatryoshkaConfig as MatryoshkaConfig
 from sae.architectures.topk import TopKConfig as TopKConfig
 from sae.atlas.atlas import Atlas
 from sae.cache.layout import ActivationCache as ActivationCache
@@ -33,6 +35,7 @@ from sae.commands.edit import EditCheckConfig as EditCheckConfig
 from sae.commands.edit import EditExportConfig as EditExportConfig
 from sae.commands.patch import PatchEditConfig as PatchEditConfig
 from sae.commands.patchscope import PatchscopeConfig as PatchscopeConfig
+from sae.commands.probe import ProbeEditConfig as ProbeEditConfig
 from sae.commands.serve import ServeConfig as ServeConfig
 from sae.commands.train import sweep as sweep
 from sae.dictionary.dictionary import Dictionary as Dictionary
@@ -55,6 +58,8 @@ from sae.models.load import ModelConfig as ModelConfig
 from sae.pages.lens import Lens
 from sae.patching.config import PatchConfig as PatchConfig
 from sae.patching.results import PatchResults
+from sae.probing.config import ProbeConfig as ProbeConfig
+from sae.probing.results import ProbeResults
 from sae.publishing.plan import ExportConfig as ExportConfig
 from sae.rows.dataset import ActivationDataset as ActivationDataset
 from sae.rows.reading import Reading
@@ -114,6 +119,7 @@ def train(
     hook_name_out: str | None = None,
     name: str | None = None,
     sae: ArchitectureConfig | str = ...,
+    control: list[str] = ...,
     optim: OptimConfig = ...,
     logger: LoggerConfig | str = ...,
     training_tokens: int = 2000000,
@@ -171,10 +177,12 @@ def eval(
     run: str = "runs/default",
     cache: str = "{run}/cache.zarr",
     dictionary: str | None = None,
+    k: int | None = None,
     n_behaviour_tokens: int = 8192,
     density_rows: int = 131072,
     batch_size: int = 8,
     device: str = "auto",
+    suite: str = "held_out",
     max_l0: float = 60.0,
 ) -> list[Figures]:
     """Measure on held-out text how well dictionaries reconstruct, and what the model loses."""
@@ -192,6 +200,7 @@ def analyze(
     run: str = "runs/default",
     cache: str = "{run}/cache.zarr",
     dictionary: str | None = None,
+    k: int | None = None,
     n_contexts: int = 10,
     n_band_contexts: int = 4,
     n_silent: int = 4,
@@ -269,6 +278,55 @@ def steer(
     device: str = "auto",
 ) -> dict[str, Any]:
     """Turn features of a dictionary up and down while the model writes."""
+
+@overload
+def probe(
+    config: ProbeConfig,
+    /,
+) -> ProbeResults:
+    """Find out what can be told from a model's activations, at which hooks."""
+
+@overload
+def probe(
+    *,
+    run: str = "runs/default",
+    name: str = "default",
+    model: ModelConfig | str = ...,
+    tasks: list[str] = ...,
+    text_column: str = "text",
+    label_column: str = "label",
+    hooks: list[str] = ...,
+    dictionary: str | None = None,
+    k: list[str] = ...,
+    pools: list[str] = ...,
+    n_train: int = 128,
+    n_test: int = 128,
+    max_tokens: int = 256,
+    learning_curve: list[int] = ...,
+    causal: bool = True,
+    seed: int = 0,
+) -> ProbeResults:
+    """Find out what can be told from a model's activations, at which hooks."""
+
+@overload
+def probe_edit(
+    config: ProbeEditConfig,
+    /,
+) -> Path:
+    """Save the direction of a probe as an edit file, to steer with it or to take it out."""
+
+@overload
+def probe_edit(
+    *,
+    results: str,
+    out: str,
+    task: str | None = None,
+    hook_name: str | None = None,
+    pool: str | None = None,
+    do: str = "add",
+    by: float | None = None,
+) -> Path:
+    """Save the direction of a probe as an edit file, to steer with it or to take it out."""
 
 @overload
 def patch(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae.base import UserError, check_whole, read_json, require
+from sae.controls import CONTROLS
 from sae.metrics import METRICS
 
 
@@ -107,6 +108,8 @@ class Figures:
     """What the dictionary is saved as, such as `jumprelu`."""
     training_architecture: str | None = None
     """The recipe it was trained by, such as `batchtopk`; None if that is not known."""
+    control: str | None = None
+    """Which control it is of another dictionary, such as `frozen_decoder`; None for others."""
     hook_name: str
     hook_name_out: str | None = None
     digest: str | None = None
@@ -129,6 +132,8 @@ class Figures:
     """What was asked of the training, by the keys of `SETTINGS`."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Every figure, by its key in `sae.metrics.METRICS`."""
+    intervals: Mapping[str, list[float]] = field(default_factory=dict)
+    """Ends of the 95% interval of a figure, by its key, where one was measured."""
     not_measurable: Mapping[str, str] = field(default_factory=dict)
     """Why a figure that was asked for has no value, by its key; in the file it is null."""
 
@@ -140,8 +145,9 @@ class Figures:
 
     @property
     def trained_as(self) -> str:
-        """The recipe, or what it is saved as where the recipe is not known."""
-        return self.training_architecture or self.architecture
+        """The recipe, or what it is saved as where it is not known; a control says which."""
+        recipe = self.training_architecture or self.architecture
+        return recipe if self.control is None else f"{recipe}, {CONTROLS[self.control].title}"
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -169,7 +175,7 @@ class Figures:
             require(name in there, f"it has no {name}")
         kinds: dict[str, Any] = {f.name: f.type for f in fields(cls) if f.name not in _TABLES}
         # What is parametrised cannot be asked for: a histogram is a dict here.
-        kinds |= dict.fromkeys(("density_histogram", "not_measurable"), dict) | dict.fromkeys(
+        kinds |= dict.fromkeys(_NESTED, dict) | dict.fromkeys(
             (*SETTINGS, *METRICS), float | int
         )
         for name, kind in kinds.items():
@@ -215,4 +221,5 @@ class ShrinkingCost:
     after: Mapping[str, float]
 
 
+_NESTED = ("density_histogram", "intervals", "not_measurable")
 _TABLES: dict[str, Mapping[str, object]] = {"settings": SETTINGS, "values": METRICS}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae.base import JsonObject, plain, require
-from sae.metrics import METRICS, SUITE, Metric, metric_of
+from sae.metrics import Metric, is_known, metric_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +18,7 @@ class Finding:
     """One measured figure, or why there is none."""
 
     key: str
-    """Of `METRICS` or `SUITE` in `sae.metrics`, which has its title, formula and direction."""
+    """Of a metric in `sae.metrics`, which has its title, formula and direction."""
     value: float | None = None
     low: float | None = None
     """Lower end of the 95% interval; None where none can be given."""
@@ -37,7 +37,7 @@ class Finding:
     """Which part of the metric, where it is one of several: `k=1`, or a data set's name."""
 
     def __post_init__(self) -> None:
-        if self.key not in {**METRICS, **SUITE}:
+        if not is_known(self.key):
             raise ValueError(f"{self.key}: describe it in sae.metrics")
         if (self.value is None) != bool(self.why_not):
             raise ValueError(f"{self.key} has to have either a value or a reason for none")
@@ -77,12 +77,14 @@ class Finding:
         """
         key = found.get("key", str)
         require(
-            key in {**METRICS, **SUITE},
+            is_known(key),
             f"its figure {key!r} is none that this version knows",
         )
         return found.read(cls, n=0, unit="", floor_of="", why_not="", of="")
 
 
 def shown(findings: Sequence[Finding], key: str, of: str = "") -> Finding | None:
-    """Return the finding of a metric, if it is among these."""
-    return next((one for one in findings if (one.key, one.of) == (key, of)), None)
+    """Return the finding of a metric, if it is among these: of that part, or the only one."""
+    own = [one for one in findings if one.key == key]
+    exact = next((one for one in own if one.of == of), None)
+    return exact or (own[0] if len(own) == 1 else None)

@@ -1,15 +1,21 @@
-"""A run: the folder of one pipeline, how its artefacts are laid out, and how one is made.
+"""A run: the folder of one pipeline, and how its artefacts are laid out.
 
     runs/NAME/
       cache.zarr             activations and tokens
+      random_model.zarr      those of a model with random weights, for a control
       harvest.json           time spent on them
       dictionaries/ID/       cfg.json and sae_weights.safetensors
       training/ID/           checkpoints, metrics.jsonl, time spent
       evals/ID.json          figures on held-out text
+      evidence/ID.json       what the standard suite found, beside floors
+      evidence.html          the dictionaries beside their controls, with verdicts
+      saebench/              what the suite found, in SAEBench's files
       truth/ID.json          figures beside a world whose features are known
       atlas/ID/              tables and pages
       steering/ID.json, .png effect and cost of doses, beside baselines
       patching/NAME/         which places carry an answer: tables, pictures, a page
+      probing/NAME/          what can be told from activations: tables, pictures, a page
+      pooled/DIGEST/         one row a text, which probes are fitted to
       lens/NAME/             what a model would predict of a text, block by block
       tuned_lens/            affine maps of a tuned lens
       patchscopes/NAME.json  what the model says of a state or a feature
@@ -23,34 +29,23 @@ Nothing in it holds the path of the run itself, so that a run may be moved, or r
 link or a relative path.
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from sae.base import (
-    UserError,
-    atomic_path,
-    check_writable,
-    digest,
-    nearest,
-    note,
-    only_process,
-    remove_unfinished,
-    require,
-    say,
-    unfinished,
-)
-from sae.base.assets import cache_folder
-from sae.base.names import check_names, check_new
+from sae.artefact import make
+from sae.base import UserError, nearest, require
+from sae.base.names import check_names
 from sae.cache.store import is_url
-from sae.dictionary import Dictionary, load_dictionary
+from sae.controls import CONTROLS
+from sae.dictionary import Dictionary, load_dictionary, save_dictionary
 from sae.dictionary.files import CONFIG_FILE
 
 RUN_CACHE = "{run}/cache.zarr"
 """The cache of a run, where no other is named."""
+RANDOM_MODEL_CACHE = "{run}/random_model.zarr"
+"""The cache of the same text in a model with random weights, which a control reads."""
 
 
 def cache_location(run: str, cache: str) -> str:
@@ -127,12 +122,17 @@ class Run:
     dictionary = _PlaceOf("dictionaries/{}")
     training = _PlaceOf("training/{}")
     evaluation = _PlaceOf("evals/{}.json")
+    evidence = _PlaceOf("evidence/{}.json")
+    evidence_page = _Place("evidence.html")
+    saebench = _Place("saebench")
     truth = _PlaceOf("truth/{}.json")
     truth_picture = _Place("truth.png")
     atlas = _PlaceOf("atlas/{}")
     steering = _PlaceOf("steering/{}.json")
     steering_picture = _PlaceOf("steering/{}.png")
     patching = _PlaceOf("patching/{}")
+    probing = _PlaceOf("probing/{}")
+    pooled_rows = _PlaceOf("pooled/{}")
     lens = _PlaceOf("lens/{}")
     tuned_lens = _Place("tuned_lens")
     patchscope = _PlaceOf("patchscopes/{}.json")
@@ -153,6 +153,12 @@ class Run:
     def evaluated_names(self) -> set[str]:
         """The dictionaries whose figures are there."""
         return {path.stem for path in self.evaluations.glob("[!.]*.json")}
+
+    def controls(self, name: str) -> dict[str, str]:
+        """Return the names of the controls of a dictionary that are there, by their kind."""
+        there = self.dictionary_names
+        named = {kind: control.named(name) for kind, control in CONTROLS.items()}
+        return {kind: own for kind, own in named.items() if own in there}
 
     def load(self, name: str | None) -> tuple[str, Dictionary]:
         """Load the dictionary called `name`, with its name; with None the only one of the run.
@@ -175,6 +181,24 @@ class Run:
             raise UserError(f"dictionary={name} is not in {self.folder}{near}")
         return name, load_dictionary(self.dictionary(name))
 
+    def load_at(self, name: str | None, k: int | None, command: str) -> tuple[str, Dictionary]:
+        """Load as `load` does; with `k` what becomes a dictionary of its own, `{name}-k-{k}`.
+
+        Raises:
+            UserError: if it is no topk dictionary, or one of other weights has that name.
+        """
+        name, found = self.load(name)
+        wanted = found if k is None else found.with_k(k)
+        if wanted.digest == found.digest:
+            return name, found
+        path = self.dictionary(f"{name}-k-{k}")
+        make(path, path.exists, lambda new: save_dictionary(wanted, new), command=command)
+        require(
+            load_dictionary(path).digest == wanted.digest,
+            f"{path} is of other weights than {name} has now; remove or rename it",
+        )
+        return path.name, wanted
+
     def check_measured(
         self, name: str, dictionary: Dictionary, measured: Measured, command: str
     ) -> None:
@@ -190,191 +214,3 @@ class Run:
             "the dictionary has changed since it was measured; run again: "
             f"sae {command} run={self.folder} dictionary={name}",
         )
-
-
-class Artefact(Protocol):
-    """Something that a command makes once and then finds again."""
-
-    @property
-    def place(self) -> str:
-        """Where it is, for people."""
-
-    def is_current(self) -> bool:
-        """Return whether it is there, made of what it would be made of now."""
-
-    def is_littered(self) -> bool:
-        """Return whether processes that were killed left something of it."""
-
-    def held(self) -> AbstractContextManager[None]:
-        """Be the only process that makes it, or refuse; what killed ones left is removed."""
-
-
-@dataclass(frozen=True, slots=True)
-class PathArtefact:
-    """A file or a folder that appears all at once."""
-
-    path: Path
-    current: Callable[[], bool]
-    """Tells whether it is there, made of what it would be made of now."""
-    lock: Path | None = None
-    """File to lock; beside the path if left out."""
-    work: Path | None = None
-    """Folder of what outlives a kill until it is made."""
-
-    @property
-    def place(self) -> str:
-        return str(self.path)
-
-    def is_current(self) -> bool:
-        return self.current()
-
-    def is_littered(self) -> bool:
-        begun = self.work is not None and self.work.exists()
-        return begun or bool(unfinished(self.path.parent, self.path.name))
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        with held(self.path, self.lock or self.path.parent / f".{self.path.name}.lock"):
-            yield
-            if self.work is not None:
-                shutil.rmtree(self.work, ignore_errors=True)
-
-
-@contextmanager
-def held(path: Path, lock: Path) -> Iterator[None]:
-    """Be the only process that makes `path`, or refuse; what killed ones left is removed."""
-
-    def refusal(owner: str) -> UserError:
-        who = f" ({owner})" if owner else ""
-        return UserError(
-            f"{path} is being made by another process{who}; wait until it is done, or give "
-            "this one another name or place"
-        )
-
-    check_new(str(path))
-    check_writable(path.parent)
-    with only_process(lock, refusal):
-        remove_unfinished(path.parent, path.name)
-        yield
-
-
-def lock_of(kind: str, place: Path) -> Path:
-    """Return the lock of whoever writes `place`; not beside it, for it may be anywhere."""
-    return cache_folder() / "locks" / f"{kind}-{digest(str(place.resolve()))}"
-
-
-def check_free(target: Path) -> None:
-    """Refuse, before any work, a folder that is there already or could not be written."""
-    require(not target.exists(), f"{target} is there already; choose another or remove it")
-    check_writable(target.parent)
-
-
-@contextmanager
-def new_folder(target: Path, lock: Path) -> Iterator[Path]:
-    """Give a folder to write to, moved to `target` when all went well.
-
-    What a killed process left of it is removed first. Whatever else writes `target` holds the
-    `lock` too.
-
-    Raises:
-        UserError: if it is there, or another process writes it.
-    """
-    check_free(target)
-    with held(target, lock), atomic_path(target) as temporary:
-        temporary.mkdir()
-        yield temporary
-        # Whoever does not know of the lock may have made one meanwhile.
-        check_free(target)
-
-
-def make(
-    path: Path,
-    current: Callable[[], bool],
-    build: Callable[[Path], None],
-    *,
-    command: str,
-    lock: Path | None = None,
-    work: Path | None = None,
-    replace: Callable[[Path, Path], None] | None = None,
-) -> bool:
-    """Make a file or a folder, unless it is there already, and return whether it was made.
-
-    Args:
-        current: tells whether it is there, made of what it would be made of now.
-        build: writes it at the place that it is given, which is moved to `path` at the end.
-        command: begins the sentences that are said.
-        lock: file to lock; beside the path if left out.
-        work: folder in which `build` keeps what is to outlive a kill; it goes in the end.
-        replace: puts a new folder in the place of one that stands there, see `atomic_path`.
-
-    Raises:
-        UserError: if another process makes it.
-    """
-
-    def build_whole(_: Sequence[PathArtefact]) -> None:
-        with atomic_path(path, replace) as temporary:
-            build(temporary)
-            if temporary.is_file():
-                note(path, temporary)
-
-    artefact = PathArtefact(path, current, lock, work)
-    return bool(make_together([artefact], build_whole, command=command))
-
-
-AnyArtefact = TypeVar("AnyArtefact", bound=Artefact)
-
-
-def make_together(
-    artefacts: Sequence[AnyArtefact],
-    build: Callable[[Sequence[AnyArtefact]], None],
-    *,
-    command: str,
-    check: Callable[[Sequence[AnyArtefact]], None] = lambda _: None,
-) -> list[AnyArtefact]:
-    """Make several artefacts but those that are there already, and return those made.
-
-    Args:
-        build: makes those that it is given, each whole or not at all.
-        command: begins the sentences that are said.
-        check: refuses those that cannot be made, before anything is locked or written.
-
-    Raises:
-        UserError: if another process makes one of them.
-    """
-    left = missing(artefacts, command)
-    if left:
-        check(left)
-    with ExitStack() as stack:
-        for one in left:
-            stack.enter_context(one.held())
-        # Asked again: whoever held it before may have finished it.
-        left = [one for one in left if not one.is_current()]
-        if left:
-            build(left)
-    return left
-
-
-def _tidy(artefact: Artefact) -> None:
-    """Remove what killed processes left of an artefact that is there, if nobody makes it now.
-
-    Where that cannot be done, as on a disk that may only be read, it stays.
-    """
-    if artefact.is_littered():
-        with suppress(UserError, OSError), artefact.held():
-            pass
-
-
-def missing(artefacts: Sequence[AnyArtefact], command: str) -> list[AnyArtefact]:
-    """Return those that are still to be made; of the others it is said that they are reused."""
-    left = [one for one in artefacts if not one.is_current()]
-    for one in left:
-        check_new(one.place)
-    reused = [one.place for one in artefacts if one not in left]
-    if len(reused) == 1:
-        say(f"{command}: {reused[0]} is there already, reused")
-    elif reused:
-        say(f"{command}: {len(reused)} of {len(artefacts)} are there already, reused")
-    for one in artefacts:
-        if one not in left:
-            _tidy(one)
-    return left

@@ -20,6 +20,7 @@ from sae.analysis.dials import (
 from sae.analysis.features import ContextSelection, feature_panels, related_features
 from sae.analysis.map import N_NEIGHBOURS, feature_map
 from sae.analysis.naming import automatic_labels
+from sae.analysis.seeds import OtherSeeds
 from sae.analysis.shards import Shard, Text, encode_cache, read_text
 from sae.analysis.tables import (
     Vocabulary,
@@ -71,6 +72,9 @@ class AnalyzeConfig:
     """Cache whose text is read, all of it."""
     dictionary: str | None = None
     """Name of the dictionary; may be left out if the run has one."""
+    k: int | None = None
+    """Number of active latents to read a topk dictionary with; by default its own. It becomes
+    a dictionary of the run, `{dictionary}-k-{k}`."""
     n_contexts: int = 10
     """Number of contexts to keep in which a feature fires most strongly, one of a sequence."""
     n_band_contexts: int = 4
@@ -92,7 +96,7 @@ class AnalyzeConfig:
     one."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, n_contexts=1, n_logits=1)
+        require_at_least(self, k=1, n_contexts=1, n_logits=1)
         require_at_least(self, n_band_contexts=0, n_silent=0, context_radius=0)
 
     @property
@@ -120,6 +124,7 @@ class Analysis:
     cache: ActivationCache
     name: str
     dictionary: Dictionary
+    seeds: OtherSeeds
 
     def __post_init__(self) -> None:
         asked, there = self.config.n_contexts, self.cache.n_sequences
@@ -135,7 +140,7 @@ class Analysis:
         measured = [self.cache.digest, self.dictionary.digest, *self.dictionary.hook_names]
         settings = [self.config.selection, self.config.n_logits, self.config.dials]
         words = ["texts of tokens in context", "dials chosen on a text of their own"]
-        return digest([FORMAT, *measured, *settings, *words])
+        return digest([FORMAT, *measured, *settings, *words, *self.seeds.digests])
 
     def write(self, folder: Path, replaced: Path, work: Work, pages: WritePages) -> None:
         """Do what is not done yet, and write the atlas into a new folder.
@@ -158,8 +163,10 @@ class Analysis:
         columns = self._columns(dictionary, shards, text, texts, panels, logits, work)
         peaks = self._peaks(text, panels, work)
         dials = self._dials(columns, (logits, without), peaks, text, model, work)
+        stability, seeds = self.seeds.compare()
+        columns |= stability
         n_dead = int((np.asarray(columns["n_active"]) == 0).sum())
-        record = replace(self._record(text, n_dead), without_logits=without, **dials)
+        record = replace(self._record(text, n_dead), without_logits=without, **dials, **seeds)
         if record.n_dead == record.d_sae:
             say(f"analyze: no feature of {self.name} fires on any of the {text.n_rows} rows")
         folder.mkdir()

@@ -2,8 +2,13 @@
 
 from sae.architectures.base import ArchitectureConfig, TrainableSAE, TrainingStep
 from sae.architectures.jumprelu import JumpReLUConfig
+from sae.architectures.nested import (
+    HierarchicalTopKConfig,
+    MatryoshkaConfig,
+    OrderedTopKConfig,
+)
 from sae.architectures.penalised import GatedConfig, PAnnealConfig, StandardConfig
-from sae.architectures.topk import BatchTopKConfig, MatryoshkaConfig, TopKConfig
+from sae.architectures.topk import BatchTopKConfig, TopKConfig
 
 ARCHITECTURES: dict[str, type[ArchitectureConfig]] = {
     config.architecture: config
@@ -15,6 +20,8 @@ ARCHITECTURES: dict[str, type[ArchitectureConfig]] = {
         JumpReLUConfig,
         MatryoshkaConfig,
         PAnnealConfig,
+        HierarchicalTopKConfig,
+        OrderedTopKConfig,
     )
 }
 
@@ -23,8 +30,10 @@ __all__ = [
     "ArchitectureConfig",
     "BatchTopKConfig",
     "GatedConfig",
+    "HierarchicalTopKConfig",
     "JumpReLUConfig",
     "MatryoshkaConfig",
+    "OrderedTopKConfig",
     "PAnnealConfig",
     "StandardConfig",
     "TopKConfig",

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sae.architectures.directions import initial_directions, random_directions, within_cone
 from sae.base import require
 from sae.core.scaling import InputScaling
 from sae.core.select import Active, Selection, select_and_count
@@ -23,6 +24,9 @@ BIAS_LR_FACTOR = 10.0
 # in half precision leaves of them.
 SAME_WITHIN = 0.01
 
+
+FROZEN = ("none", "decoder", "decoder_softly", "encoder")
+"""What may keep its first directions, drawn at random, in a control."""
 
 Rows = Float[Tensor, "batch d_in"]
 """Scaled rows that are read."""
@@ -67,11 +71,24 @@ class ArchitectureConfig(ABC):
     """Add a linear path from input to output beside the latents; for transcoders alone."""
     aligned: bool = False
     """Keep the inner product of each latent's encoder and decoder directions at one."""
+    frozen: str = "none"
+    """What keeps its first directions, which then are random, so that the dictionary is a
+    control: none, decoder, decoder_softly (within a cosine of 0.8) or encoder. `control=`
+    trains one beside a dictionary."""
 
     def __post_init__(self) -> None:
         require(
             self.d_sae > 0,
             f"sae.d_sae={self.d_sae} is impossible; a dictionary needs at least one latent",
+        )
+        require(
+            self.frozen in FROZEN,
+            f"sae.frozen={self.frozen} is unknown; choose one of {', '.join(FROZEN)}",
+        )
+        require(
+            not self.aligned or self.frozen == "none",
+            f"sae.aligned=True moves the encoder with the decoder, so sae.frozen={self.frozen} "
+            "cannot keep either; leave one of them out",
         )
 
     @property
@@ -133,13 +150,20 @@ class TrainableSAE(nn.Module, ABC):
         self.config = config
         self.d_sae = config.d_sae
         self.aligned = config.aligned
-        directions = initial_directions(config.d_sae, sample, generator)
+        is_control = config.frozen != "none"
+        directions = (
+            random_directions(config.d_sae, sample, generator)
+            if is_control
+            else initial_directions(config.d_sae, sample, generator)
+        )
         d_out = sample.shape[1] if target is None else target.shape[1]
         self.W_enc_t = nn.Parameter(directions)
         self.b_enc = nn.Parameter(sample.new_zeros(config.d_sae))
         self.W_dec = nn.Parameter(
             directions.clone()
             if target is None
+            else random_directions(config.d_sae, target, generator)
+            if is_control
             else self._predicting_directions(sample, target, generator)
         )
         self.b_dec = nn.Parameter(sample.new_zeros(d_out))
@@ -148,7 +172,16 @@ class TrainableSAE(nn.Module, ABC):
         if not config.aligned:
             gain = self._matching_gain(sample, sample if target is None else target)
             self.W_enc_t.data.mul_(gain)
+        self._freeze(config.frozen)
         self.prepare(sample)
+
+    def _freeze(self, what: str) -> None:
+        """Keep first directions as they are, or remember them to stay near."""
+        self.W_enc_t.requires_grad_(what != "encoder")
+        self.W_dec.requires_grad_(what != "decoder")
+        if what == "decoder_softly":
+            self.first_directions: Tensor
+            self.register_buffer("first_directions", self.W_dec.detach().clone())
 
     def prepare(self, sample: Rows) -> None:
         """Make what an architecture has of its own; the constructor calls it last."""
@@ -191,7 +224,8 @@ class TrainableSAE(nn.Module, ABC):
 
     def after_update(self) -> None:
         """Put parameters back within their constraints, after each step of the optimiser."""
-        return
+        if self.config.frozen == "decoder_softly":
+            self.W_dec.data.copy_(within_cone(self.W_dec.data, self.first_directions))
 
     def dictionary(self, scaling: InputScaling, output: InputScaling) -> Dictionary:
         """Return a dictionary that does on raw activations what this does on scaled ones.
@@ -355,20 +389,3 @@ def level(pre_acts: Float[Tensor, "rows d_sae"], l0: float) -> float:
     """Return the value that `l0` latents of a row exceed on average."""
     n = max(1, int(min(l0, pre_acts.shape[1] / 2) * len(pre_acts)))
     return float(pre_acts.detach().flatten().topk(n, sorted=False).values.amin())
-
-
-def initial_directions(
-    d_sae: int, sample: Rows, generator: torch.Generator
-) -> Float[Tensor, "d_sae d_in"]:
-    """Return unit directions halfway between random rows of the sample and random noise.
-
-    Rows point where the data is, so latents live and the error falls sooner than from noise
-    alone; the noise keeps frequent rows from giving the same direction twice.
-    """
-    rows = torch.randint(len(sample), (d_sae,), generator=generator)
-    noise = torch.randn(d_sae, sample.shape[1], generator=generator, dtype=sample.dtype)
-    unit = nn.functional.normalize
-    noise = unit(noise, dim=1).to(sample.device)
-    mixed = unit(sample[rows], dim=1) + noise
-    # In one dimension every other row is the opposite of its noise, and nothing is left.
-    return unit(torch.where(mixed.any(1, keepdim=True), mixed, noise), dim=1)

@@ -8,7 +8,9 @@ besides the encoder's product.
 
 Penalties: `step` is `λ L0` (arXiv 2407.14435), `tanh` is `λ Σ tanh(c f)` (Anthropic, January
 2025), `quadratic` is `λ (2/L0*) (L0 − L0*)²` around a target (Gemma Scope 2). Dead latents are
-pulled up by `c_pre Σ relu(θ − z)` over them (Anthropic, January 2025).
+pulled up by `c_pre Σ relu(θ − z)` over them (Anthropic, January 2025). Latents that fire in
+more than a tenth of a batch are pushed down by `c_f Σ_j relu(p_j − 0.1)`, p_j being the share
+of rows where latent j fires; Gemma Scope 2 has a penalty to that end, the form is ours.
 """
 
 from dataclasses import dataclass
@@ -35,6 +37,9 @@ from sae.core.scaling import InputScaling
 from sae.core.select import Above
 from sae.core.sparse import encode_on, reconstruct_on
 from sae.dictionary import Activation, Dictionary, JumpReLU
+
+# Above this share of rows a latent fires too often to mean one thing (Gemma Scope 2).
+OFTEN = 0.1
 
 PENALTIES = ("step", "tanh", "quadratic")
 
@@ -86,6 +91,12 @@ class JumpReLUSAE(TrainableSAE):
             "details/candidates": candidates,
         }
         loss = main.loss + sparsity
+        if self.config.frequency_coefficient:
+            counts = torch.zeros_like(self.b_enc).index_add(0, support.columns, gates)
+            excess = torch.relu(counts / len(x) - OFTEN).sum()
+            often = self.config.frequency_coefficient * excess
+            losses["losses/frequency_loss"] = often.detach()
+            loss = loss + often
         if self.config.pre_act_loss_coefficient and bool(dead.any()):
             idle = nn.functional.linear(x, encoder[dead], self.b_enc[dead])
             short = torch.relu(self.threshold[dead] - idle).sum() / len(x)
@@ -103,6 +114,7 @@ class JumpReLUSAE(TrainableSAE):
         return l0
 
     def after_update(self) -> None:
+        super().after_update()
         self.threshold.data.clamp_(min=0)
 
     def trained_activation(self, gains: PerLatent, b_enc: PerLatent) -> Activation:
@@ -137,6 +149,8 @@ class JumpReLUConfig(ArchitectureConfig):
     """Width of the window around a threshold from which the threshold learns."""
     tanh_scale: float = 4.0
     """Factor c of an activation f in the penalty `tanh(c f)` (Anthropic, January 2025)."""
+    frequency_coefficient: float = 0.0
+    """Weight of the penalty on latents that fire in more than a tenth of the rows."""
     pre_act_loss_coefficient: float = 3e-6
     """Weight of the loss that pulls dead latents up (Anthropic, January 2025)."""
 
@@ -147,6 +161,7 @@ class JumpReLUConfig(ArchitectureConfig):
             f"sae.penalty={self.penalty} is unknown; choose one of {', '.join(PENALTIES)}",
         )
         self.check_not_negative("l0_coefficient", "1 to 10 are usual")
+        self.check_not_negative("frequency_coefficient", "10 is a beginning")
         self.check_not_negative("pre_act_loss_coefficient", "3e-6 is usual")
         self.check_share("l0_warm_up_fraction")
         for name in ("bandwidth", "tanh_scale"):

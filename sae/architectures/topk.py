@@ -1,7 +1,6 @@
-"""Autoencoders whose largest latents are active: TopK, BatchTopK, and Matryoshka BatchTopK."""
+"""Autoencoders whose largest latents are active: TopK and BatchTopK."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -26,6 +25,9 @@ from sae.core.select import Active, BatchTopK, Selection, TopKAmong
 from sae.core.sparse import Reconstruction, encode_on, reconstruct_on
 from sae.dictionary import Activation, Dictionary, JumpReLU, TopK
 
+# The share of a run after which a falling k has arrived, as targets of L0 do.
+K_REACHED = 0.6
+
 
 class TopKSAE(TrainableSAE):
     """TopK autoencoder: the k largest latents of each row are active (arXiv 2406.04093).
@@ -44,9 +46,9 @@ class TopKSAE(TrainableSAE):
         top = pre_acts.topk(self.config.k, sorted=False)
         return torch.zeros_like(pre_acts).scatter_(1, top.indices, top.values.relu())
 
-    def selection(self) -> Selection:
-        """Return what chooses the active entries of a batch."""
-        return select.TopK(self.config.k)
+    def selection(self, progress: float) -> Selection:
+        """Return what chooses the active entries of a batch, `progress` through the run."""
+        return select.TopK(self.config.k_at(progress))
 
     def observe(self, active: Active) -> None:
         """Take account of what a batch activated."""
@@ -60,7 +62,7 @@ class TopKSAE(TrainableSAE):
 
     def step(self, x: Rows, y: Targets, progress: float, dead: Silent) -> TrainingStep:
         encoder = self.encoder()
-        active, candidates = self.select(x, encoder, self.selection())
+        active, candidates = self.select(x, encoder, self.selection(progress))
         self.observe(active)
         values = encode_on(active.support, active.values, x, encoder, self.b_enc)
         main = self.reconstruct(active, values, self.target(x, y))
@@ -114,6 +116,9 @@ class TopKConfig(ArchitectureConfig):
 
     k: int = 32
     """Number of active latents for each input; 16 to 64 are usual (arXiv 2406.04093)."""
+    initial_k: int | None = None
+    """Number of active latents at the start, from which it goes linearly to `k` over the first
+    0.6 of the training; by default it is `k` throughout."""
     aux_loss_coefficient: float = 1 / 32
     """Weight of the auxiliary loss, relative to that of the error (arXiv 2406.04093, A.2)."""
     k_aux: int | None = None
@@ -127,10 +132,24 @@ class TopKConfig(ArchitectureConfig):
             f"sae.k={self.k} is impossible; give 1 up to sae.d_sae={self.d_sae}",
         )
         require(
+            self.initial_k is None or 1 <= self.initial_k <= self.d_sae,
+            f"sae.initial_k={self.initial_k} is impossible; give 1 up to "
+            f"sae.d_sae={self.d_sae}",
+        )
+        require(
             self.k_aux is None or self.k_aux >= 1,
             f"sae.k_aux={self.k_aux} is impossible; give 1 or more",
         )
         self.check_not_negative("aux_loss_coefficient", "1/32 is usual")
+
+    def k_at(self, progress: float) -> int:
+        """Return how many latents are active, `progress` (0 to 1) of the way through."""
+        left = max(0.0, 1 - progress / K_REACHED)
+        return (
+            self.k
+            if self.initial_k is None
+            else round(self.k + left * (self.initial_k - self.k))
+        )
 
     def idle_keys(self) -> dict[str, str | None]:
         """Return the number of a loss that has no weight."""
@@ -161,16 +180,19 @@ class BatchTopKSAE(TopKSAE):
         self.register_buffer("threshold", sample.new_zeros(()))
         self.register_buffer("n_batches", sample.new_zeros(()))
 
-    def selection(self) -> Selection:
-        return BatchTopK(self.config.k)
+    def selection(self, progress: float) -> Selection:
+        return BatchTopK(self.config.k_at(progress))
 
     def observe(self, active: Active) -> None:
         if not len(active.values):
             return
-        # The plain mean of the first batches, an exponential one later.
         self.n_batches += 1
-        weight = (1 / self.n_batches).clamp_min(1 - THRESHOLD_DECAY)
-        self.threshold.lerp_(active.values.amin(), weight)
+        self.threshold.lerp_(active.values.amin(), self.weight_of_batch)
+
+    @property
+    def weight_of_batch(self) -> Float[Tensor, ""]:
+        """The last batch's in the plain mean of the first batches, an exponential one later."""
+        return (1 / self.n_batches).clamp_min(1 - THRESHOLD_DECAY)
 
     def trained_activation(self, gains: PerLatent, b_enc: PerLatent) -> Activation:
         return JumpReLU((self.threshold * gains).float())
@@ -198,68 +220,3 @@ class BatchTopKConfig(TopKConfig):
     architecture = "batchtopk"
     saved_as = JumpReLU
     autoencoder = BatchTopKSAE
-
-
-# What each level adds, as shares of all latents (dictionary_learning's and SAEBench's).
-LEVEL_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 17 / 32)
-
-
-class MatryoshkaSAE(BatchTopKSAE):
-    """Matryoshka BatchTopK autoencoder: nested dictionaries in one (arXiv 2503.17547).
-
-    One BatchTopK selection over all latents; the loss is the mean over levels of
-    `‖x − x̂_g‖²`, where `x̂_g` decodes the active latents of the first `m_g` only. So early
-    latents have to be general, and later ones may be special without being absorbed. All
-    levels come from one decode by prefix sums, and their gradients by suffix sums.
-    """
-
-    config: "MatryoshkaConfig"
-
-    def prepare(self, sample: Rows) -> None:
-        super().prepare(sample)
-        widths = self.config.level_widths
-        self.level_ends: Tensor
-        self.level_weights: Tensor
-        self.register_buffer("level_ends", torch.tensor(widths), persistent=False)
-        shares = sample.new_full((len(widths),), 1 / len(widths))
-        self.register_buffer("level_weights", shares, persistent=False)
-        self._workspace: Tensor | None = None
-
-    def reconstruct(
-        self, active: Active, values: Float[Tensor, " nnz"], target: Targets
-    ) -> Reconstruction:
-        shape = (len(target), len(self.level_weights), target.shape[1])
-        if self._workspace is None or self._workspace.shape != shape:
-            self._workspace = target.new_empty(shape)
-        levels = self.level_ends, self.level_weights, self._workspace
-        return reconstruct_on(active.support, values, self.W_dec, target, *levels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatryoshkaConfig(BatchTopKConfig):
-    """Nested BatchTopK autoencoder, saved as a JumpReLU (SAELens's `matryoshka_batchtopk`)."""
-
-    architecture = "matryoshka_batchtopk"
-    autoencoder = MatryoshkaSAE
-
-    matryoshka_widths: list[int] | None = None
-    """Numbers of latents of the inner levels, rising; by default 1/32, 3/32, 7/32 and 15/32 of
-    all latents."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        widths = [0, *self.level_widths]
-        require(
-            all(a < b for a, b in pairwise(widths)),
-            f"sae.matryoshka_widths={self.matryoshka_widths} is impossible; give rising "
-            f"widths, above 0 and below sae.d_sae={self.d_sae}",
-        )
-
-    @property
-    def level_widths(self) -> list[int]:
-        """How many latents each level has, the last one all."""
-        if self.matryoshka_widths is not None:
-            return [*self.matryoshka_widths, self.d_sae]
-        ends = [int(sum(LEVEL_SHARES[: i + 1]) * self.d_sae) for i in range(len(LEVEL_SHARES))]
-        # Tiny dictionaries cannot have them all.
-        return sorted({end for end in ends if end} | {self.d_sae})

@@ -76,6 +76,14 @@ class AtlasRecord:
     """Random directions, and as many random features, that stand beside every score."""
     without_dials: str | None = None
     """Why no feature was scored, where none was though some were to be."""
+    stability_of: str | None = None
+    """Dictionaries of the same training with other seeds that features were matched with."""
+    stability_mean: float | None = None
+    """Mean stability of the live features."""
+    stability_floor: float | None = None
+    """What unrelated directions reach on average."""
+    without_stability: str | None = None
+    """Why no feature has a stability, where none has."""
     n_contexts: int | None = None
     """Contexts of the group `top` that a feature has at most."""
     n_bands: int

@@ -18,6 +18,8 @@ LOGIT_IDS = "logit ids"
 """More of the same, which an atlas that was imported does not have."""
 DIALS = "dials"
 """Columns of features that were scored by what they do to the model's output."""
+STABILITY = "stability"
+"""The column of what other seeds of the training find again."""
 _ORIGINAL = Column(
     "original_feature",
     "int32",
@@ -268,6 +270,15 @@ FEATURES = TableSchema(
         "by cosine, from a start by PCA",
     ),
     Column("map_y", "float", "place on the map from top to bottom, 0 to 1"),
+    Column(
+        "stability",
+        "float",
+        "cosine of its decoder direction and that of its match in a dictionary of the same "
+        "training with another seed, without sign, 0 to 1, the mean over such dictionaries; "
+        "null where it fires on none of the held-out rows, and everywhere if the run has no "
+        "other seed",
+        STABILITY,
+    ),
 )
 
 CONTEXTS = TableSchema(

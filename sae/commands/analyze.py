@@ -5,14 +5,20 @@ from typing import TYPE_CHECKING
 
 from sae.analysis.analyze import Analysis, AnalyzeConfig
 from sae.analysis.dials import DialConfig
+from sae.analysis.seeds import OtherSeeds
 from sae.analysis.work import Work
+from sae.artefact import make
 from sae.atlas import Atlas, AtlasRecord, Labels, read_labels, replace_atlas
 from sae.base import say
-from sae.cache.layout import open_cache
+from sae.cache.layout import ActivationCache, open_cache
+from sae.dictionary import Dictionary
+from sae.evaluation.sample import sample_rows
+from sae.evaluation.stability import PerFeature, reseeded, stability
+from sae.findings import Finding
 from sae.pages.pareto import Pareto
 from sae.pages.site import write_labels_data, write_pareto_data, write_site
 from sae.rows.origin import check_same_origin
-from sae.run import Run, make
+from sae.run import Run
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,9 +34,10 @@ def run(config: AnalyzeConfig) -> Atlas:
     """
     run = Run.at(config.run)
     cache = open_cache(config.cache_location)
-    name, dictionary = run.load(config.dictionary)
+    name, dictionary = run.load_at(config.dictionary, config.k, "analyze")
     check_same_origin(name, dictionary, cache)
-    analysis = Analysis(config, cache, name, dictionary)
+    others = _other_seeds(run, name, dictionary, cache)
+    analysis = Analysis(config, cache, name, dictionary, others)
     atlas = Atlas(run.atlas(name))
     wanted = analysis.digest
 
@@ -66,6 +73,20 @@ def run(config: AnalyzeConfig) -> Atlas:
         write_labels_data(atlas.folder, read_labels(atlas.folder))
         write_pareto_data(atlas.folder, _pareto(run, name))
     return atlas
+
+
+def _other_seeds(
+    run: Run, name: str, dictionary: Dictionary, cache: ActivationCache
+) -> OtherSeeds:
+    """Return the run's dictionaries that differ in their seeds alone, to be compared with."""
+    others = reseeded(run, name, dictionary)
+
+    def measure() -> tuple[PerFeature, Finding]:
+        x, _ = sample_rows(dictionary, cache, held_out=bool(cache.held_out.any()))
+        findings, per_feature = stability(dictionary, others, x)
+        return per_feature, findings[0]
+
+    return OtherSeeds(tuple(others), tuple(one.digest for one in others.values()), measure)
 
 
 def _pareto(run: Run, name: str) -> dict[str, object] | None:

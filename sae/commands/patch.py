@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae.artefact import make
 from sae.base import damaged, digest, plain, read_object, require, say, seal, write_json
+from sae.edits.save import save_edits
 from sae.exchange.dictionaries import load_named
 from sae.models import load_model
 from sae.pages.patching import with_labels, write_patching_page
@@ -12,8 +14,8 @@ from sae.pages.patching_picture import draw_patching
 from sae.patching.config import PatchConfig
 from sae.patching.pairs import pair_texts
 from sae.patching.patch import Plan, patch, planned
-from sae.patching.results import DIRECTIONS, PICTURE, SUMMARY, TABLE, PatchResults, save_edits
-from sae.run import Run, make
+from sae.patching.results import DIRECTIONS, PICTURE, SUMMARY, TABLE, PatchResults
+from sae.run import Run
 
 __all__ = ["PatchConfig", "PatchEditConfig", "PatchResults", "edit", "run"]
 

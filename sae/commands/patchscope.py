@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sae.artefact import make
 from sae.base import (
     UserError,
     digest,
@@ -35,7 +36,7 @@ from sae.models import (
     recorded_config,
     recorded_model,
 )
-from sae.run import Run, make
+from sae.run import Run
 
 _ANEW = "remove it and run sae patchscope again"
 

@@ -5,12 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from sae.base import UserError, check_numbers, check_writable, digest, plain, require, say
+from sae.cache.layout import open_cache
 from sae.dictionary import Dictionary, load_dictionary
 from sae.evaluation.evaluate import EvalConfig, evaluate
 from sae.models import resolve_device
 from sae.pages.compare import say_comparison, write_comparison
+from sae.rows.origin import check_same_text
 from sae.rows.own import OwnTensors
-from sae.run import Run
+from sae.rows.source import RowSource
+from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location
 from sae.training.config import TrainConfig
 from sae.training.loop import Diverged
 from sae.training.task import open_source, tasks_of
@@ -29,9 +32,17 @@ def run(config: TrainConfig, rows: OwnTensors | None = None) -> Dictionary:
     """
     resolve_device(config.device)
     check_writable(config.dictionary_path)
+    if config.control and rows is None:
+        run_all([config])
+        return load_dictionary(config.dictionary_path)
+    require(
+        "random_model" not in config.control,
+        "control=random_model reads the activations of a model, and rows=... are your own; "
+        "train it on rows of a model with random weights yourself",
+    )
     source = open_source(config, rows)
-    tasks = tasks_of([config], source)
-    if not tasks[0].is_current():
+    tasks = tasks_of([config, *config.controls()], source)
+    if not all(task.is_current() for task in tasks):
         check_memory(tasks, source)
     train_together(tasks, source)
     return load_dictionary(config.dictionary_path)
@@ -83,14 +94,14 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
         UserError: before anything is trained if one does not fit in memory.
         Diverged: in the end, if one diverged.
     """
-    configs = _grouped(configs)
+    configs = _grouped([one for config in configs for one in (config, *config.controls())])
     for config in configs:
         resolve_device(config.device)
         check_writable(config.dictionary_path)
     diverged: list[Diverged] = []
     compared: list[list[TrainConfig]] = []
     for members in _by(configs, _stream).values():
-        source = open_source(members[0])
+        source = _source_of(members[0])
         plan, found = train_in_turns(tasks_of(members, source), source, "train")
         diverged += found
         trained = [[task.config for task in turn] for turn in plan]
@@ -99,6 +110,19 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
     _evaluate(compared)
     if diverged:
         raise Diverged("; ".join(map(str, diverged)))
+
+
+def _source_of(config: TrainConfig) -> RowSource:
+    """Open the rows of a training; what a control needs is said if it is not there."""
+    if config.cache == RANDOM_MODEL_CACHE:
+        main, place = (cache_location(config.run, c) for c in (RUN_CACHE, config.cache))
+        require(
+            Path(place).exists(),
+            f"control=random_model reads {place}, which is not there; make it with the words "
+            f"that made {main}, and: cache={place} model.random_weights=true",
+        )
+        check_same_text(open_cache(main), open_cache(place))
+    return open_source(config)
 
 
 def _grouped(configs: Sequence[TrainConfig]) -> list[TrainConfig]:

@@ -122,6 +122,18 @@ _TABLE = (
     ),
     Command("steer", "turn features up and down while the model writes, beside baselines"),
     Command(
+        "probe",
+        "find out what can be told from activations, layer by layer: classifier probes",
+        places=("tasks...",),
+        words="noun-or-verb",
+    ),
+    Command(
+        "probe edit",
+        "save the direction of a probe as an edit file",
+        places=("results", "out"),
+        words="runs/default/probing/default verb.yaml",
+    ),
+    Command(
         "patch",
         "find which places of a model carry an answer: patching and attribution",
         places=("clean", "corrupt", "answer", "wrong"),

@@ -87,6 +87,28 @@ def bootstrap_means(
     return mean, low, high
 
 
+def bootstrap_ratio(
+    numerators: Float[Tensor, " unit"], denominators: Float[Tensor, " unit"], seed: int = 0
+) -> Interval:
+    """Return the ratio of two sums over units, and its 95% bootstrap interval.
+
+    Units (sequences, say) are drawn with replacement, each with both of its parts, and the ends
+    are taken as far out as `bootstrap_mean` takes them. With fewer than two units, or where
+    denominators may add up to nothing, there are no ends.
+    """
+    above, below = numerators.double().cpu(), denominators.double().cpu()
+    n, ratio = len(above), float(above.sum() / below.sum())
+    if n < 2:
+        return Interval(ratio, math.nan, math.nan)
+    weights = _resampled(n, torch.Generator().manual_seed(seed))
+    ratios = (weights @ above) / (weights @ below)
+    if not bool(ratios.isfinite().all()):
+        return Interval(ratio, math.nan, math.nan)
+    share = torch.tensor([_tail(n), 1 - _tail(n)]).double()
+    low, high = torch.quantile(ratios, share).tolist()
+    return Interval(ratio, low, high)
+
+
 def _resampled(n: int, generator: torch.Generator) -> Float[Tensor, "resample n"]:
     """Return how much of each draw with replacement falls on each of `n`."""
     drawn: Int[Tensor, "resample n"] = torch.randint(n, (_N_RESAMPLES, n), generator=generator)

@@ -109,23 +109,26 @@ def nested_errors(
     values: Values,
     weight: Weight,
     target: Vectors,
-    level_weights: Float[Tensor, " levels"],
+    level_weights: Float[Tensor, "batch levels"],
     gradients: Float[Tensor, "batch levels d_out"],
-) -> tuple[Float[Tensor, " levels"], Vectors, Values]:
+    detached: bool = False,
+) -> tuple[Float[Tensor, "batch levels"], Vectors, Values]:
     """Decode sparse rows level by level, compare with the target, and differentiate.
 
-    With `e_g = Σ_{h≤g} (what level h decodes to) − target`: returns `Σ_rows ‖e_g‖²` of each
-    level (float64), the last level's error, and the derivative of the loss
-    `Σ_g level_weights_g ‖e_g‖²` by each value, and fills `gradients` with that by what each
-    level decodes to, `2 Σ_{h≥g} level_weights_h e_h`.
+    With `e_g = Σ_{h≤g} (what level h decodes to) − target` and w for `level_weights`: returns
+    `‖e_g‖²` of each row and level (float64), the last level's error, and the derivative of the
+    loss `Σ_g w_g ‖e_g‖²` by each value, and fills `gradients` with that by what each level
+    decodes to, `2 Σ_{h≥g} w_h e_h`. If `detached`, only the last level's error reaches the
+    levels before it, and they are `2 w_g e_g + 2 w_last e_last`, and `2 w_last e_last`.
     """
     use_threads()
     squares = torch.empty(gradients.shape[:2], dtype=torch.float64)
     error, by_value = torch.empty_like(target), torch.empty_like(values)
     entries = (t.detach().numpy() for t in (row_ends, columns, values, weight, target))
     found = (gradients, squares, error, by_value)
-    _nested_errors(*entries, level_weights.numpy(), *(array.numpy() for array in found))
-    return squares.sum(0), error, by_value
+    weights, outputs = level_weights.numpy(), (array.numpy() for array in found)
+    _nested_errors(*entries, weights, *outputs, detached)
+    return squares, error, by_value
 
 
 def transposed_product(
@@ -315,7 +318,7 @@ def _add_rows(at, end, rows, values, dense, total):
 @parallel
 def _nested_errors(
     row_ends, columns, values, weight, target, level_weights,
-    gradients, squares, error, by_value,
+    gradients, squares, error, by_value, detached,
 ):  # fmt: skip
     n, levels, d = gradients.shape
     for i in prange(n):
@@ -325,14 +328,14 @@ def _nested_errors(
         for g in range(levels):
             row = i * levels + g
             _add_rows(row_ends[row], row_ends[row + 1], columns, values, weight, off)
-            slope, slopes = 2 * level_weights[g], gradients[i, g]
+            slope, slopes = 2 * level_weights[i, g], gradients[i, g]
             for q in range(d):
                 slopes[q] = slope * off[q]
             squares[i, g] = dot(off, off)
         for g in range(levels - 1, -1, -1):
             slopes = gradients[i, g]
             if g + 1 < levels:
-                above = gradients[i, g + 1]
+                above = gradients[i, levels - 1 if detached else g + 1]
                 for q in range(d):
                     slopes[q] += above[q]
             # The directions were just read, and are still in the processor's cache.

@@ -72,9 +72,14 @@ class ReconstructionStatistics:
         x: Vectors,
         x_hat: Vectors,
         fired: Int[Tensor, " d_sae"],
+        n_active: Int[Tensor, " n"],
         l1: float,
     ) -> None:
-        """Count in rows, how often each latent was active, and the sum of activations."""
+        """Count in rows, with the sum of their activations.
+
+        `fired` says in how many rows each latent was active, and `n_active` how many latents
+        were in each row.
+        """
         x64, hat64 = x.double(), x_hat.double()
         self.n_rows += len(x)
         self._sum += x64.sum(0).cpu()

@@ -55,3 +55,51 @@ def match_directions(first: Directions, second: Directions, *, signed: bool = Fa
     """
     similarity = cosines(first, second)
     return matched(similarity if signed else similarity.abs())
+
+
+_HUNGARIAN_UP_TO = 16_384
+"""Directions of the larger set up to which the best match is exact: the method is cubic."""
+_CHUNK = 4096
+
+
+def match_many(first: Directions, second: Directions, *, signed: bool = False) -> Match:
+    """Return what `match_directions` does, or a greedy match where the sets are large."""
+    if max(len(first), len(second)) <= _HUNGARIAN_UP_TO:
+        return match_directions(first, second, signed=signed)
+    return greedy_match(first, second, signed=signed)
+
+
+def greedy_match(first: Directions, second: Directions, *, signed: bool = False) -> Match:
+    """Return the pairs that taking the nearest pair again and again gives.
+
+    Of what is left, pairs that are each other's nearest are taken, all at once, until nothing
+    is left. Cosines are computed in chunks, so that none of all pairs are in memory.
+    """
+    left, right = torch.arange(len(first)), torch.arange(len(second))
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    while len(left) and len(right):
+        nearest, best = _nearest(first[left], second[right], signed)
+        back, _ = _nearest(second[right], first[left], signed)
+        mutual = back[nearest] == torch.arange(len(left))
+        if not mutual.any():  # rounding may part two that are equally near
+            mutual[best.argmax()] = True
+        found.append((left[mutual], right[nearest[mutual]], best[mutual]))
+        kept = torch.ones(len(right), dtype=torch.bool)
+        kept[nearest[mutual]] = False
+        left, right = left[~mutual], right[kept]
+    rows, columns, cosine = (torch.cat(parts) for parts in zip(*found, strict=True))
+    order = rows.argsort()
+    return Match(rows[order], columns[order], cosine[order])
+
+
+def _nearest(
+    first: Directions, second: Directions, signed: bool
+) -> tuple[Int[Tensor, " first"], Float[Tensor, " first"]]:
+    """Return the nearest direction of the second set to each of the first, and its cosine."""
+    places, best = [], []
+    for part in torch.split(first, _CHUNK):
+        similarity = cosines(part, second)
+        top = (similarity if signed else similarity.abs()).max(dim=1)
+        places.append(top.indices.cpu())
+        best.append(top.values.cpu())
+    return torch.cat(places), torch.cat(best)

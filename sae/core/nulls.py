@@ -36,3 +36,16 @@ def random_directions(n: int, width: int, seed: int) -> Float[Tensor, "null widt
     drawn = torch.randn(n, width, generator=generator)
     found: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
     return found
+
+
+def correlated_directions(
+    n: int, rows: Float[Tensor, "row width"], seed: int
+) -> Float[Tensor, "null width"]:
+    """Return vectors of norm one, drawn from normal vectors with the covariance of rows."""
+    centred = rows.double() - rows.double().mean(0)
+    generator = torch.Generator().manual_seed(seed)
+    values, vectors = torch.linalg.eigh(centred.t() @ centred / len(rows))
+    drawn = torch.randn(n, rows.shape[1], generator=generator, dtype=torch.float64)
+    found = (drawn * values.clamp_min(0).sqrt()) @ vectors.t()
+    directions: Tensor = torch.nn.functional.normalize(found, dim=1).float()
+    return directions

@@ -52,25 +52,59 @@ class Support(NamedTuple):
         batch = torch.arange(self.shape[0], device=self.columns.device)
         return batch.repeat_interleave(self.row_ends.diff(), output_size=len(self.columns))
 
-    def by_level(self, level_ends: Int[Tensor, " levels"]) -> "Support":
+    def ranks(self) -> Indices:
+        """How many entries of the same row come before each entry, int64."""
+        rows = self.rows()
+        return torch.arange(len(rows), device=rows.device) - self.row_ends[rows]
+
+    def by_level(self, levels: "Levels") -> tuple["Support", Indices | None]:
         """Return the support with each row cut into one row a level: (batch · levels, d_sae).
 
-        Latent j belongs to the first level whose end exceeds j. Entries keep their order.
+        And which entry comes at each place of its row order; None if they keep their order.
         """
-        batch, d_sae = self.shape
-        levels = len(level_ends)
-        level = torch.bucketize(self.columns, level_ends, right=True)
-        rows = self.rows() * levels + level
-        return Support(
-            torch.searchsorted(
-                rows, torch.arange(batch * levels + 1, device=rows.device), out_int32=True
-            ),
+        (batch, d_sae), n = self.shape, levels.weights.shape[-1]
+        rows, columns, by_column = (
+            self.rows() * n + levels.of_entries,
             self.columns,
-            self.column_ends,
             self.by_column,
-            rows.int()[self.by_column],
-            (batch * levels, d_sae),
         )
+        rows_by_column, order = rows.int()[by_column], None
+        if not levels.ascending:
+            rows, order = torch.sort(rows, stable=True)
+            columns, by_column = columns[order], inverse(order)[by_column]
+        ends = torch.searchsorted(
+            rows, torch.arange(batch * n + 1, device=rows.device), out_int32=True
+        )
+        shape = (batch * n, d_sae)
+        split = Support(ends, columns, self.column_ends, by_column, rows_by_column, shape)
+        return split, order
+
+
+class Levels(NamedTuple):
+    """Nested reconstructions of a row: level g decodes the entries of levels up to g."""
+
+    of_entries: Indices
+    """Level of each entry, in row order."""
+    weights: Float[Tensor, "*batch levels"]
+    """What the squared error of each level weighs in the loss, if need be in each row."""
+    ascending: bool = True
+    """Whether levels rise within each row, so that its entries are in their order already."""
+    detached: bool = False
+    """Whether the error of a level before the last one teaches what that level adds alone.
+
+    What earlier levels decode to then counts as given, so gradients of level g's error reach
+    its own entries only, and those of the last level's all entries. Gradients of the target
+    are those of the first and the last level's errors.
+    """
+    workspace: Float[Tensor, "batch levels d_out"] | None = None
+    """Memory for gradients, to be left alone until the backward pass is over: fresh memory
+    costs more than the sums."""
+
+
+def inverse(order: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Return at which place of a permutation each number stands."""
+    places = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).scatter_(0, order, places)
 
 
 def support_of(counts: PerRow, columns: Indices, d_sae: int) -> Support:
@@ -141,30 +175,41 @@ class _Reconstruct(torch.autograd.Function):
         weight: Tensor,
         target: Tensor,
         support: Support,
-        level_weights: Tensor,
+        levels: Levels,
         workspace: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        shares = level_weights / len(target)
+        weights = levels.weights
+        shares = (weights / len(target)).expand(workspace.shape[:2]).contiguous()
         if values.is_cuda:
             from sae.core import triton_kernels
 
             # What the kernel for the CPU does, by prefix and suffix sums.
             parts = decode_on(support, values, weight).view_as(workspace)
             errors = parts.cumsum(1) - target[:, None]
-            workspace.copy_((2 * shares[:, None] * errors).flip(1).cumsum(1).flip(1))
-            squares, error = errors.double().square().sum((0, 2)), errors[:, -1]
+            slopes = 2 * shares[:, :, None] * errors
+            if levels.detached:
+                slopes[:, :-1] += slopes[:, -1:]
+                workspace.copy_(slopes)
+            else:
+                workspace.copy_(slopes.flip(1).cumsum(1).flip(1))
+            squares, error = errors.double().square().sum(2), errors[:, -1]
             by_value = triton_kernels.sampled_product(
                 support.row_ends, support.columns, workspace.flatten(0, 1), weight
             )
         else:
+            entries = support.row_ends, support.columns, values
             squares, error, by_value = cpu_kernels.nested_errors(
-                support.row_ends, support.columns, values, weight, target, shares, workspace
+                *entries, weight, target, shares, workspace, levels.detached
             )
-        squares = (squares / len(target)).to(values.dtype)
+        mse = (squares.sum(0) / len(target)).to(values.dtype)
+        if weights.dim() == 1:
+            loss = mse @ weights
+        else:
+            loss = ((squares * weights).sum() / len(target)).to(values.dtype)
         ctx.save_for_backward(values, by_value, workspace)
         ctx.support = support
-        ctx.mark_non_differentiable(squares, error)
-        return squares @ level_weights, squares, error
+        ctx.mark_non_differentiable(mse, error)
+        return loss, mse, error
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -205,26 +250,26 @@ def reconstruct_on(
     values: Values,
     weight: Weight,
     target: Vectors,
-    level_ends: Int[Tensor, " levels"] | None = None,
-    level_weights: Float[Tensor, " levels"] | None = None,
-    workspace: Float[Tensor, "batch levels d_out"] | None = None,
+    levels: Levels | None = None,
 ) -> Reconstruction:
     """Decode sparse activations and compare with `target`, one pass for all nested levels.
 
-    `x̂_g` is the product of the activations of the latents before `level_ends[g]` with their
-    rows of `weight`; without levels there is one, of all latents, with weight one. Nested
-    reconstructions are prefix sums of what each level adds, their gradients suffix sums of
-    the levels' errors, so levels cost sums over (batch, levels, d_out) and no products.
-    Gradients reach `values`, `weight` and `target`. They are computed in `workspace`, to be
-    left alone until the backward pass is over: fresh memory costs more than the sums.
+    `x̂_g` is the product of the activations of levels up to g with their rows of `weight`;
+    without levels there is one, of all latents, with weight one. Nested reconstructions are
+    prefix sums of what each level adds, their gradients suffix sums of the levels' errors, so
+    levels cost sums over (batch, levels, d_out) and no products. Gradients reach `values`,
+    `weight` and `target`.
     """
-    if level_ends is None or level_weights is None:
-        level_weights = target.new_ones(1)
+    if levels is None:
+        levels = Levels(support.columns, target.new_ones(1))
     else:
-        support = support.by_level(level_ends)
+        support, order = support.by_level(levels)
+        values = values if order is None else values[order]
+    workspace = levels.workspace
     if workspace is None:
-        workspace = target.new_empty(len(target), len(level_weights), target.shape[1])
+        shape = len(target), levels.weights.shape[-1], target.shape[1]
+        workspace = target.new_empty(shape)
     loss, mse, error = _Reconstruct.apply(  # type: ignore[no-untyped-call]
-        values, weight, target, support, level_weights, workspace
+        values, weight, target, support, levels, workspace
     )
     return Reconstruction(loss, mse, error)

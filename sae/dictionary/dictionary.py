@@ -11,7 +11,7 @@ from torch import Tensor
 from sae.base import UNKNOWN, digest_bytes, require
 from sae.core.select import Active
 from sae.core.sparse import decode_on
-from sae.dictionary.activations import Activation, ReLU
+from sae.dictionary.activations import Activation, ReLU, TopK
 from sae.dictionary.normalisation import Normalisation
 from sae.dictionary.record import Record
 from sae.models.site import Site
@@ -280,6 +280,24 @@ class Dictionary:
             "b_enc": self.b_enc[kept],
         }
         return self.with_weights(weights, self.activation.of_latents(kept))
+
+    def with_k(self, k: int) -> "Dictionary":
+        """Return a topk dictionary with another number of active latents.
+
+        Any k can be read; how well depends on the training: `sae=hierarchical_topk` trains for
+        all up to its own.
+
+        Raises:
+            UserError: if it is no topk dictionary, or has fewer latents.
+        """
+        require(
+            isinstance(self.activation, TopK),
+            f"k={k} is for topk dictionaries, whose k largest latents are active; this one is "
+            f"{self.architecture}, so leave out k",
+        )
+        activation = TopK(k)
+        activation.check(self.d_sae)
+        return replace(self, activation=activation)
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Return the feature activations of raw activations `x`; they are never negative.

@@ -23,10 +23,12 @@ def add_reconstruction(
     if share < _SPARSE_BELOW:
         active = dictionary.encode_sparse(x)
         fired, total = active.support.counts(), active.values.sum(dtype=torch.float64)
+        n_active = active.support.row_ends.diff()
         x_hat = dictionary.reconstruct_sparse(x, active)
     else:
         acts = dictionary.encode(x)
         # Rows first: a sum of everything in float64 would convert everything.
-        fired, total = (acts > 0).sum(0), acts.sum(1).sum(dtype=torch.float64)
+        fired, n_active = (acts > 0).sum(0), (acts > 0).sum(1)
+        total = acts.sum(1).sum(dtype=torch.float64)
         x_hat = dictionary.reconstruct(x, acts)
-    statistics.add(target, x_hat, fired, float(total))
+    statistics.add(target, x_hat, fired, n_active, float(total))

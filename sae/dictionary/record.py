@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from sae.base import JsonObject, taken
+from sae.controls import CONTROLS
 from sae.core.scaling import SINK_NORM_MULTIPLE
 from sae.models.record import ModelRecord
 from sae.text.record import TextRecord
 
 OURS = "sae_atlas"
 """The key of our own record in a file's metadata."""
+_SEEDS = ("seed", "shuffle_seed")
 _IDENTITY_BEFORE = {"output_hook_name": "hook_name_out"}
 """Keys of a training's identity that had other names before."""
 
@@ -41,6 +43,13 @@ class TrainingRecord:
     seed: int
     versions: Mapping[str, str]
     """Versions of this package and of those that decide numbers."""
+
+    def is_reseeded(self, other: "TrainingRecord") -> bool:
+        """Return whether it is the other training with another seed, and nothing else."""
+        mine, theirs = (
+            {k: v for k, v in one.identity.items() if k not in _SEEDS} for one in (self, other)
+        )
+        return mine == theirs and self.seed != other.seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,15 @@ class Record:
     def training_digest(self) -> str | None:
         """Identifies the training, if it was here."""
         return None if self.training is None else self.training.digest
+
+    @property
+    def control(self) -> str | None:
+        """Which control of another dictionary it is, a kind of `CONTROLS`; None for others."""
+        if self.model is not None and self.model.random_weights:
+            return "random_model"
+        frozen = None if self.training is None else self.training.sae.get("frozen")
+        kinds = {one.frozen: one.kind for one in CONTROLS.values() if one.frozen != "none"}
+        return kinds.get(str(frozen))
 
     def to_json(self) -> dict[str, object]:
         """Return the metadata of a file, but for the hooks; what is not known is left out."""

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.base import progress, require
+from sae.core.bootstrap import Interval, bootstrap_ratio
 from sae.edits import Change, Edit, Put, Reconstruction, Splice, Where, edited
 from sae.models import LanguageModel, Site
 from sae.models.resume import replayed
@@ -34,6 +35,8 @@ class Scores:
 
     values: Mapping[str, float]
     """By the keys of `sae.metrics.METRICS`."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """95% intervals of scores, from drawing sequences again."""
     not_measurable: Mapping[str, str] = field(default_factory=dict)
     """Why a score is not among them: it is a share of what an ablation does, and that is no
     more than chance or rounding."""
@@ -63,11 +66,9 @@ def behaviour(
     """
     changes: dict[str, Change] = {"zero": Put(torch.zeros_like(mean)), "mean": Put(mean)}
     changes |= {f"sae {name}": Splice(d) for name, d in dictionaries.items()}
-    ce = dict.fromkeys(["clean", *changes], 0.0)
-    squares = dict.fromkeys(changes, 0.0)
-    kl = dict.fromkeys(changes, 0.0)
-    special, count = torch.tensor(model.special_token_ids), 0
-    total = tokens.numel() * len(ce)
+    sums = _Sums(["clean", *changes])
+    special = torch.tensor(model.special_token_ids)
+    total = tokens.numel() * len(sums.names)
     with torch.inference_mode(), progress(total, "behaviour", "tok") as bar:
         for batch in torch.split(tokens, batch_size):
             text = ~torch.isin(batch, special)
@@ -76,29 +77,20 @@ def behaviour(
             # Blocks before both places give the same each time, so they are run once.
             with replayed(model.module, [source or site, site], ids) as output:
                 clean, target = _scored(output, scored), ids[:, 1:][scored]
-                count += len(target)
                 before, divergence = _cross_entropy(clean, target), _divergence_from(clean)
-                ce["clean"] += float(before.double().sum())
+                begun = sums.begin(scored, before)
                 bar.update(batch.numel())
                 for name, change in changes.items():
                     with edited(model.module, [Edit(site, change, Where(text), source)]):
                         logits = _scored(model.module(ids, use_cache=False), scored)
-                    after = _cross_entropy(logits, target)
-                    ce[name] += float(after.double().sum())
-                    squares[name] += float((after - before).double().square().sum())
-                    kl[name] += divergence(logits)
+                    begun.add(name, _cross_entropy(logits, target), divergence(logits))
                     bar.update(batch.numel())
     require(
-        count > 0,
+        sums.count > 0,
         "no two tokens of the held-out text follow each other, so CE and KL have nothing to "
         "be measured on; give more of it, or longer sequences",
     )
-    ce, kl, squares = (
-        {name: total / count for name, total in sums.items()} for sums in (ce, kl, squares)
-    )
-    variances = {name: squares[name] - (ce[name] - ce["clean"]) ** 2 for name in changes}
-    errors = {name: math.sqrt(max(0.0, v) / count) for name, v in variances.items()}
-    return {name: _scores(ce, kl, errors, f"sae {name}") for name in dictionaries}
+    return {name: _scores(sums, f"sae {name}") for name in dictionaries}
 
 
 def _scored(output: Any, scored: Tensor) -> Tensor:
@@ -110,14 +102,15 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, target, reduction="none")
 
 
-def _divergence_from(clean: Tensor) -> Callable[[Tensor], float]:
-    """Return what sums KL(clean ‖ replaced) over rows of replaced logits."""
+def _divergence_from(clean: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what gives KL(clean ‖ replaced) of each row of replaced logits, in float64."""
     probabilities = clean.softmax(-1)
-    negative_entropy = _row_dot(probabilities, clean).sum() - clean.logsumexp(-1).double().sum()
+    negative_entropy = _row_dot(probabilities, clean) - clean.logsumexp(-1).double()
 
-    def divergence(logits: Tensor) -> float:
-        cross = logits.logsumexp(-1).double().sum() - _row_dot(probabilities, logits).sum()
-        return float(negative_entropy + cross)
+    def divergence(logits: Tensor) -> Tensor:
+        return (
+            negative_entropy + logits.logsumexp(-1).double() - _row_dot(probabilities, logits)
+        )
 
     return divergence
 
@@ -127,9 +120,60 @@ def _row_dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.einsum("rv,rv->r", a, b).double()
 
 
-def _scores(
-    ce: Mapping[str, float], kl: Mapping[str, float], errors: Mapping[str, float], name: str
-) -> Scores:
+@dataclass(slots=True)
+class _Sums:
+    """CE and KL of each run, added up sequence by sequence, and what CE differs by."""
+
+    names: list[str]
+    count: int = 0
+    squares: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def begin(self, scored: Tensor, before: Tensor) -> "_Begun":
+        self.count += len(before)
+        begun = _Begun(self, scored.nonzero()[:, 0], len(scored), before)
+        begun.keep("ce clean", before)
+        return begun
+
+    def of(self, name: str) -> Tensor:
+        """Return the sums of each sequence, (sequence,), float64."""
+        return torch.cat(self.parts[name])
+
+    def mean(self, name: str) -> float:
+        """Return the mean over tokens."""
+        return float(self.of(name).sum()) / self.count
+
+    def error(self, name: str) -> float:
+        """Return the standard error of the mean difference in CE from the untouched run."""
+        difference = self.mean(f"ce {name}") - self.mean("ce clean")
+        variance = self.squares[name] / self.count - difference**2
+        return math.sqrt(max(0.0, variance) / self.count)
+
+
+@dataclass(slots=True)
+class _Begun:
+    """Sums to which the runs of one batch are added."""
+
+    sums: _Sums
+    sequence: Tensor
+    n_sequences: int
+    before: Tensor
+
+    def add(self, name: str, after: Tensor, divergence: Tensor) -> None:
+        self.keep(f"ce {name}", after)
+        self.keep(f"kl {name}", divergence)
+        squares = float((after - self.before).double().square().sum())
+        self.sums.squares[name] = self.sums.squares.get(name, 0.0) + squares
+
+    def keep(self, name: str, values: Tensor) -> None:
+        empty = torch.zeros(self.n_sequences, dtype=torch.float64, device=values.device)
+        found = empty.index_add_(0, self.sequence, values.double()).cpu()
+        self.sums.parts.setdefault(name, []).append(found)
+
+
+def _scores(sums: _Sums, name: str) -> Scores:
+    ce = {run: sums.mean(f"ce {run}") for run in ("clean", "zero", "mean", name)}
+    kl = {run: sums.mean(f"kl {run}") for run in ("zero", name)}
     values = {
         "ce_loss_without_sae": ce["clean"],
         "ce_loss_with_sae": ce[name],
@@ -138,14 +182,16 @@ def _scores(
         "kl_div_with_sae": kl[name],
         "kl_div_with_ablation": kl["zero"],
     }
-    missing = {}
+    missing, intervals = {}, {}
     for key, ablation, put in (
         ("ce_loss_score", "zero", "zeros"),
         ("ce_loss_score_mean_ablation", "mean", "the mean"),
     ):
-        raised, error = ce[ablation] - ce["clean"], errors[ablation]
+        raised, error = ce[ablation] - ce["clean"], sums.error(ablation)
         if raised > max(_STANDARD_ERRORS * error, _ROUNDING):
             values[key] = (ce[ablation] - ce[name]) / raised
+            clean, ablated = sums.of("ce clean"), sums.of(f"ce {ablation}")
+            intervals[key] = _kept(sums.of(f"ce {name}") - clean, ablated - clean)
         else:
             missing[key] = (
                 f"{put} in the activations' place raise CE by {raised:.2g} nats a token, which "
@@ -153,9 +199,16 @@ def _scores(
             )
     if kl["zero"] > _ROUNDING:
         values["kl_div_score"] = (kl["zero"] - kl[name]) / kl["zero"]
+        intervals["kl_div_score"] = _kept(sums.of(f"kl {name}"), sums.of("kl zero"))
     else:
         missing["kl_div_score"] = (
             f"zeros in the activations' place move the probabilities by {kl['zero']:.2g} nats "
             "a token, which is no more than rounding"
         )
-    return Scores(values, missing)
+    return Scores(values, intervals, missing)
+
+
+def _kept(lost: Tensor, ablated: Tensor) -> Interval:
+    """Return 1 − lost / ablated, where both are sums of each sequence, with its interval."""
+    share = bootstrap_ratio(lost, ablated)
+    return Interval(1 - share.mean, 1 - share.high, 1 - share.low)

@@ -2,16 +2,13 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from sae.artefact import PathArtefact, make_together
 from sae.base import (
-    UserError,
     digest,
     is_whole,
     progress,
@@ -22,22 +19,21 @@ from sae.base import (
     write_json,
 )
 from sae.cache.layout import ActivationCache, open_cache
-from sae.core.fidelity import ReconstructionStatistics, density_histogram
-from sae.dictionary import Dictionary, add_reconstruction
-from sae.evaluation.behaviour import Scores, behaviour
-from sae.figures import SETTINGS, Figures, ShrinkingCost
-from sae.models import LanguageModel, recorded_model, resolve_device
+from sae.core.fidelity import density_histogram
+from sae.dictionary import Dictionary
+from sae.evaluation.behaviour import Scores
+from sae.evaluation.held_out import (
+    behaviour_scores,
+    known_ends,
+    measured_rows,
+    reconstruction,
+)
+from sae.figures import SETTINGS, Figures
+from sae.models import recorded_model, resolve_device
 from sae.rows.origin import check_held_out, check_same_origin
-from sae.rows.shuffle import RowSelection, rows_in_order, select_rows
-from sae.run import RUN_CACHE, PathArtefact, Run, cache_location, make_together
+from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location
 
-_ROWS_A_BATCH = 4096
-_SHRUNK_ROWS = 8_192
-"""Held-out activations that a shrunk dictionary is measured on at most, evenly spread."""
-_SHRUNK_TOKENS = 2_048
-"""Held-out tokens that go through the whole model before and after."""
-_SHRUNK_SEQUENCES = 8
-"""Sequences in a forward pass."""
+SUITES = ("held_out", "standard")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +51,9 @@ class EvalConfig:
     """Cache on whose held-out text to measure."""
     dictionary: str | None = None
     """Name of one dictionary; by default all of the run are measured."""
+    k: int | None = None
+    """Number of active latents to read one topk dictionary with; by default its own. It becomes
+    a dictionary of the run, `{dictionary}-k-{k}`."""
     n_behaviour_tokens: int = 8_192
     """Number of held-out tokens to run through the whole model with each dictionary."""
     density_rows: int = 131_072
@@ -65,11 +64,18 @@ class EvalConfig:
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
     one."""
+    suite: str = "held_out"
+    """What to measure: `held_out`, how well rows of held-out text are kept, or `standard`, with
+    description length, stability over seeds, absorption and more, beside controls."""
     max_l0: float = 60.0
     """Highest L0 of the dictionary that is recommended: the most faithful one up to it."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, n_behaviour_tokens=1, density_rows=1, batch_size=1)
+        require_at_least(self, k=1, n_behaviour_tokens=1, density_rows=1, batch_size=1)
+        require(
+            self.suite in SUITES,
+            f"suite={self.suite} is unknown; choose {' or '.join(SUITES)}",
+        )
         require(self.max_l0 > 0, f"max_l0={self.max_l0}; give more than 0")
 
     @property
@@ -89,29 +95,35 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[Figures
             dictionary was trained on.
     """
     run = Run.at(config.run)
-    cache = open_cache(config.cache_location)
-    if names is None:
+    if names is None and config.k is not None:
+        names = [run.load_at(config.dictionary, config.k, "eval")[0]]
+    elif names is None:
         names = run.dictionary_names if config.dictionary is None else [config.dictionary]
     # Without a name the run says what is missing.
     dictionaries = dict(run.load(name) for name in names or (None,))
+    caches = {name: cache_of(config, dictionary) for name, dictionary in dictionaries.items()}
     for name, dictionary in dictionaries.items():
-        check_same_origin(name, dictionary, cache)
-        check_held_out(name, dictionary, cache)
+        check_same_origin(name, dictionary, caches[name])
+        check_held_out(name, dictionary, caches[name])
 
     def is_current(name: str, dictionary: Dictionary) -> bool:
         path = run.evaluation(name)
         if not path.exists() or not is_whole(path):
             return False
         found, trained = Figures.read(path), dictionary.record.training_digest
-        wanted = _digest(config, cache, dictionary.hook_names, dictionary.digest)
+        wanted = _digest(config, caches[name], dictionary.hook_names, dictionary.digest)
         same = (found.digest, found.training_digest) == (wanted, trained)
-        return same and found.asked_behaviour_tokens >= config.n_behaviour_tokens
+        # Those of earlier versions have no intervals.
+        enough = found.asked_behaviour_tokens >= config.n_behaviour_tokens
+        return same and enough and bool(found.intervals)
 
     def build(left: Sequence[PathArtefact]) -> None:
-        groups: dict[tuple[str, str], dict[str, Dictionary]] = defaultdict(dict)
+        groups: dict[tuple[str, ...], dict[str, Dictionary]] = defaultdict(dict)
         for name in (one.path.stem for one in left):
-            groups[dictionaries[name].hook_names][name] = dictionaries[name]
+            alike = (caches[name].location, *dictionaries[name].hook_names)
+            groups[alike][name] = dictionaries[name]
         for group in groups.values():
+            cache = caches[next(iter(group))]
             for name, figures in _evaluate(config, cache, group).items():
                 with sealed_path(run.evaluation(name)) as temporary:
                     write_json(temporary, figures.to_json())
@@ -122,6 +134,13 @@ def evaluate(config: EvalConfig, names: list[str] | None = None) -> list[Figures
     ]
     make_together(artefacts, build, command="eval")
     return [Figures.read(run.evaluation(name)) for name in dictionaries]
+
+
+def cache_of(config: EvalConfig, dictionary: Dictionary) -> ActivationCache:
+    """Open the cache that a dictionary is measured on; a control may have one of its own."""
+    of_random_model = dictionary.record.control == "random_model"
+    place = cache_location(config.run, RANDOM_MODEL_CACHE) if of_random_model else None
+    return open_cache(place or config.cache_location)
 
 
 def _digest(
@@ -143,61 +162,29 @@ def _evaluate(
             figures[name] = _reconstruction_figures(config, cache, name, dictionary)
             bar.update(1)
     n_tokens, scores = 0, dict[str, Scores]()
-    model = recorded_model(cache.model, config.device) if cache.model.causal else None
+    # What a model that knows nothing loses is no loss.
+    reads = cache.model.causal and not cache.model.random_weights
+    model = recorded_model(cache.model, config.device) if reads else None
     if model is not None and model.record.causal:
         n_tokens, scores = behaviour_scores(
             model, cache, on_device, config.n_behaviour_tokens, config.batch_size
         )
     else:
-        say(f"eval: {cache.model.name} predicts no next token, so CE and KL are left out")
+        why = "has random weights" if cache.model.random_weights else "predicts no next token"
+        say(f"eval: {cache.model.name} {why}, so CE and KL are left out")
     seconds = (time.perf_counter() - began) / len(figures)
     nothing = Scores({})
     return {
         name: replace(
             found,
             values={**found.values, **scores.get(name, nothing).values},
+            intervals={**found.intervals, **known_ends(scores.get(name, nothing).intervals)},
             not_measurable=scores.get(name, nothing).not_measurable,
             n_behaviour_tokens=n_tokens,
             seconds=seconds,
         )
         for name, found in figures.items()
     }
-
-
-def behaviour_scores(
-    model: LanguageModel,
-    cache: ActivationCache,
-    dictionaries: dict[str, Dictionary],
-    n_tokens: int,
-    batch_size: int,
-) -> tuple[int, dict[str, Scores]]:
-    """Return how many held-out tokens went through the model, and each dictionary's scores.
-
-    The dictionaries have the same hooks, and the model is the one that the cache was made with.
-    Of about `n_tokens` whole sequences are taken, at least one.
-
-    Raises:
-        UserError: if the sequences are longer than what the model can read.
-    """
-    size, longest = cache.context_size, model.max_positions
-    require(
-        longest is None or size <= longest,
-        f"{cache.location} has sequences of {size} tokens, and its model reads {longest} at "
-        "once; give a cache of shorter ones",
-    )
-    hook_name, hook_name_out = next(iter(dictionaries.values())).hook_names
-    held_out = torch.from_numpy(cache.tokens[cache.held_out]).long()
-    tokens = held_out[: max(1, n_tokens // cache.context_size)]
-    scores = behaviour(
-        model,
-        cache.site(hook_name_out),
-        tokens,
-        dictionaries,
-        torch.from_numpy(cache.statistics(hook_name_out)["mean"]),
-        source=cache.site(hook_name),
-        batch_size=batch_size,
-    )
-    return tokens.numel(), scores
 
 
 def _reconstruction_figures(
@@ -228,6 +215,7 @@ def _reconstruction_figures(
         id=name,
         architecture=dictionary.architecture,
         training_architecture=None if trained is None else trained.architecture,
+        control=dictionary.record.control,
         hook_name=dictionary.hook_name,
         hook_name_out=dictionary.hook_name_out,
         digest=_digest(config, cache, dictionary.hook_names, weights),
@@ -237,6 +225,7 @@ def _reconstruction_figures(
         asked_behaviour_tokens=config.n_behaviour_tokens,
         settings=_settings(dictionary),
         values={**measured, "dead_fraction": dead_fraction},
+        intervals=known_ends(statistics.intervals()),
         n_rows=statistics.n_rows,
         n_density_rows=n_density_rows,
         density_histogram=density_histogram(fired.double() / n_density_rows),
@@ -253,96 +242,9 @@ def _settings(dictionary: Dictionary) -> dict[str, float]:
             **training.optim,
             **training.sae,
         }
+    # The k that it is read with may be another than it was trained with.
+    asked |= dictionary.activation.numbers
     if asked.get("target_l0") is not None:
         # The training moved this weight by itself.
         asked["l0_coefficient"] = None
     return {key: asked[key] for key in SETTINGS if asked.get(key) is not None}
-
-
-def measured_rows(
-    dictionary: Dictionary, cache: ActivationCache, *, held_out: bool
-) -> RowSelection:
-    """Select the rows of a cache on which a dictionary is measured, at the hooks that it has.
-
-    Rows that its training left out for their norm are left out here too.
-    """
-    return select_rows(
-        cache,
-        *dict.fromkeys(dictionary.hook_names),
-        held_out=held_out,
-        max_norm_multiple=dictionary.record.max_norm_multiple,
-    )
-
-
-def reconstruction(
-    dictionary: Dictionary, rows: RowSelection, limit: int | None = None
-) -> ReconstructionStatistics:
-    """Statistics of a dictionary over `measured_rows`, at most about `limit`, evenly spread."""
-    statistics = ReconstructionStatistics(dictionary.d_out, dictionary.d_sae)
-    device = dictionary.W_enc.device
-    for stored in _batches(rows_in_order(rows, limit)):
-        sides = [side.to(device).float() for side in stored]
-        add_reconstruction(statistics, dictionary, sides[0], sides[-1])
-    return statistics
-
-
-def _batches(pieces: Iterator[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-    # Joined and split to about the rows that one product should have.
-    waiting: list[tuple[Tensor, ...]] = []
-    for piece in pieces:
-        waiting.append(piece)
-        if sum(len(sides[0]) for sides in waiting) >= _ROWS_A_BATCH:
-            joined = map(torch.cat, zip(*waiting, strict=True))
-            yield from zip(*(torch.split(j, _ROWS_A_BATCH) for j in joined), strict=True)
-            waiting = []
-    if waiting:
-        yield tuple(map(torch.cat, zip(*waiting, strict=True)))
-
-
-def held_out_rows(name: str, dictionary: Dictionary, location: str) -> RowSelection:
-    """Select the held-out activations of the cache at `location` that a dictionary reads.
-
-    Raises:
-        UserError: if the cache is missing, of another model or hook, or holds out nothing.
-    """
-    cache = open_cache(location)
-    check_same_origin(name, dictionary, cache)
-    rows = measured_rows(dictionary, cache, held_out=True)
-    require(
-        rows.n_rows > 0,
-        f"{location} holds no document out, so nothing made smaller can be measured; give "
-        "another cache=...",
-    )
-    return rows
-
-
-def shrinking_cost(
-    before: Dictionary, after: Dictionary, rows: RowSelection, *, causal: bool
-) -> ShrinkingCost:
-    """Measure a dictionary before and after it was made smaller, on the same activations.
-
-    If the model is `causal` and can be had, its cross-entropy is measured too.
-    """
-    device = resolve_device("auto")
-    both = {"before": before.to(device), "after": after.to(device)}
-    statistics = {name: reconstruction(d, rows, limit=_SHRUNK_ROWS) for name, d in both.items()}
-    figures = {name: found.metrics() for name, found in statistics.items()}
-    n_tokens = 0
-    try:
-        model = recorded_model(rows.cache.model, "auto") if causal else None
-    except UserError as error:
-        say(f"export: what this does to the model's CE is not measured: {error}")
-        model = None
-    if model is not None and model.record.causal:
-        n_tokens, scores = behaviour_scores(
-            model, rows.cache, both, _SHRUNK_TOKENS, _SHRUNK_SEQUENCES
-        )
-        for name, found in scores.items():
-            figures[name] |= found.values
-    return ShrinkingCost(
-        n_dropped=before.d_sae - after.d_sae,
-        d_sae=before.d_sae,
-        n_rows=statistics["after"].n_rows,
-        n_behaviour_tokens=n_tokens,
-        **figures,
-    )

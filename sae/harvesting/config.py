@@ -66,7 +66,8 @@ class HarvestConfig(Reading):
             model=replace(self.model, name=model_name, device=""),
         )
         found = plain(content) | {"cache": None, "data": text}
-        if not self.model.trust_remote_code:
-            # A key that came later: without it a cache is the same as one from before.
-            del found["model"]["trust_remote_code"]
+        for key in ("trust_remote_code", "random_weights"):
+            if not found["model"][key]:
+                # A key that came later: without it a cache is the same as one from before.
+                del found["model"][key]
         return digest(found)

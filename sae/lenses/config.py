@@ -1,6 +1,6 @@
 """What `sae lens` can be asked for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from sae.base import require, require_at_least
 from sae.base.names import check_names
@@ -52,7 +52,7 @@ class LensConfig:
         """Return what only a tuned lens needs, or what it takes from the cache."""
         if not self.tuned:
             return dict.fromkeys(("cache", "n_held_out_tokens"), "tuned=true")
-        names = ("name", "revision", "dtype", "bos_token", "trust_remote_code")
+        names = {field.name for field in fields(ModelConfig)} - {"device"}
         return {f"model.{name}": "tuned=false" for name in names}
 
     @property

@@ -43,6 +43,9 @@ class ModelConfig:
     puts there, or else its `bos_token`. `none` puts nothing there."""
     trust_remote_code: bool = False
     """Allow code that comes with the model to run on this machine; read it before."""
+    random_weights: bool = False
+    """Draw every weight at random, with the mean and the spread that its matrix has, which
+    makes the model a control: nothing that is found in it was learned."""
 
     def __post_init__(self) -> None:
         require(self.name != "", "model.name is empty; give an embedded name, folder or Hub id")
@@ -130,7 +133,8 @@ def _source(config: ModelConfig) -> Source:
     """Return where a model's files are; what may run there is kept as allowed by hand."""
     if config.trust_remote_code:
         allow(recorded_name(config.name), config.revision)
-    return Source(config.name, config.revision, config.trust_remote_code)
+    random = config.random_weights
+    return Source(config.name, config.revision, config.trust_remote_code, random)
 
 
 def _settings(config: ModelConfig) -> Any:
@@ -179,6 +183,7 @@ def recorded_config(record: ModelRecord, device: str) -> ModelConfig:
         dtype=record.dtype,
         bos_token=record.bos_token,
         trust_remote_code=record.trust_remote_code,
+        random_weights=record.random_weights,
         device=device,
     )
 
@@ -339,6 +344,7 @@ def load_model(config: ModelConfig) -> LanguageModel:
         end=marks.end,
         origin=EMBEDDED[config.name].origin if config.name in EMBEDDED else None,
         trust_remote_code=config.trust_remote_code,
+        random_weights=config.random_weights,
     )
     return LanguageModel(module, tokenizer, record, marks, usable_positions(module))
 

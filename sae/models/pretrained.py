@@ -15,6 +15,7 @@ from typing import Any
 from sae.base import UserError, nearest, require
 from sae.models.embedded import embedded_folder
 from sae.models.packaged import EMBEDDED
+from sae.models.randomised import randomise
 
 _TOKENIZER_FILES = ("tokenizer*.json", "*.model", "*.tiktoken", "vocab*", "*.spm", "tekken*")
 _MOST_TOLD = 300
@@ -28,6 +29,8 @@ class Source:
     name: str
     revision: str | None
     trust_remote_code: bool
+    random_weights: bool = False
+    """Whether to draw weights at random once they are read."""
 
     @property
     def path(self) -> Path:
@@ -94,6 +97,8 @@ class Source:
             "transformers does not know; give the model with its weights in float32, bfloat16 "
             "or float16",
         )
+        if self.random_weights:
+            randomise(module)
         return module, found
 
     def skeleton(self, kind: Any, settings: Any) -> Any:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from sae.base import UNKNOWN, JsonObject, plain, require
 from sae.models.packaged import EMBEDDED
 
+# Fields that older records have not got.
+_LATER = {"trust_remote_code": False, "random_weights": False}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
@@ -32,6 +35,8 @@ class ModelRecord:
     """What its weights were made of, where they are not those that the Hub has."""
     trust_remote_code: bool = False
     """Whether code that comes with the model was allowed to run."""
+    random_weights: bool = False
+    """Whether its weights were drawn at random in place of the trained ones, as a control."""
     loaded_by: str | None = None
     """Class of transformers that loads it, where that is neither of the usual two."""
 
@@ -86,4 +91,4 @@ class ModelRecord:
         """
         name = found.get("name", str)
         origin = EMBEDDED[name].origin if name in EMBEDDED else None
-        return found.read(cls, hub_id=name, causal=True, origin=origin, trust_remote_code=False)
+        return found.read(cls, hub_id=name, causal=True, origin=origin, **_LATER)

@@ -33,10 +33,12 @@ class Pareto:
     @property
     def recommended(self) -> Figures:
         """The dictionary to look at, as `criterion` states."""
-        sparse = [one for one in self.dictionaries if one.values["l0"] <= self.max_l0]
+        trained = [one for one in self.dictionaries if one.control is None]
+        candidates = trained or self.dictionaries
+        sparse = [one for one in candidates if one.values["l0"] <= self.max_l0]
         if sparse:
             return max(sparse, key=lambda one: one.values["explained_variance"])
-        return min(self.dictionaries, key=lambda one: one.values["l0"])
+        return min(candidates, key=lambda one: one.values["l0"])
 
     @property
     def criterion(self) -> str:

@@ -128,7 +128,18 @@ def _index(
         "has_logits": has_logits,
         "has_map": has_map,
         "dials": _dials(features),
+        "stability": _stability(features),
     }
+
+
+def _stability(features: "pyarrow.Table") -> list[object]:
+    """Return each feature's stability; nothing where no other seed was there to compare."""
+    if "stability" not in features.column_names:
+        return []
+    column = features["stability"]
+    if column.null_count == len(column):
+        return []
+    return _rounded(column.to_numpy(), 3)
 
 
 def _dials(features: "pyarrow.Table") -> dict[str, list[object]]:

@@ -2,21 +2,19 @@
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.base import UserError, atomic_path, read_object, require
-from sae.edits import EditRecord, Edits, Library, edit
+from sae.base import UserError, read_object, require
+from sae.edits import EditRecord, Edits, edit
 from sae.patching.features import PARTS
 from sae.patching.study import ALONG_POSITIONS
-from sae.run import check_free
 
 if TYPE_CHECKING:
     import pyarrow
@@ -208,27 +206,6 @@ class PatchResults:
         )
         by = changes[str(feature)]
         return edit(dictionary=dictionary["name"], feature=feature, do="add", by=by)
-
-
-def save_edits(edits: Edits, out: Path) -> None:
-    """Write an edit file, and beside it a file of each direction, which no edit file holds.
-
-    Raises:
-        UserError: if a file is there already.
-    """
-    check_free(out)
-    records = []
-    for i, record in enumerate(edits.records):
-        if isinstance(record.direction, Tensor):
-            number = f"-{i}" if len(edits.records) > 1 else ""
-            place = out.with_name(f"{out.stem}-direction{number}.npy")
-            check_free(place)
-            with atomic_path(place) as temporary, temporary.open("wb") as file:
-                np.save(file, record.direction.numpy())
-            record = replace(record, direction=str(place))
-            record = replace(record, digest=Library().digest(record))
-        records.append(record)
-    replace(edits, records=tuple(records)).save(out)
 
 
 def _hook(about: Mapping[str, Any], site: str, layer: int | None) -> str:

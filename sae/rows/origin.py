@@ -1,5 +1,7 @@
 """Whether the activations of a cache are those that a dictionary was trained on."""
 
+import numpy as np
+
 from sae.base import UNKNOWN, require
 from sae.cache.layout import ActivationCache
 from sae.dictionary import Dictionary
@@ -36,6 +38,17 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
             found == held,
             f"{name} has {width}={found}, but {cache.location} holds rows of width {held}",
         )
+
+
+def check_same_text(first: ActivationCache, second: ActivationCache) -> None:
+    """Refuse two caches that are not of the same tokens, some held out alike."""
+    require(
+        first.tokens.shape == second.tokens.shape
+        and np.array_equal(first.tokens, second.tokens)
+        and np.array_equal(first.held_out, second.held_out),
+        f"{second.location} holds other tokens than {first.location}; make it with the same "
+        "words but for the model's weights",
+    )
 
 
 def check_held_out(name: str, dictionary: Dictionary, cache: ActivationCache) -> None:

@@ -1,14 +1,15 @@
 """What `sae train` can be asked for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sae.architectures import ArchitectureConfig, StandardConfig
 from sae.base import plain, require, require_at_least
 from sae.base.names import check_name
+from sae.controls import CONTROLS
 from sae.core.screen import MATMULS
 from sae.rows.reading import Reading
-from sae.run import RUN_CACHE, Run, cache_location
+from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location
 from sae.training.checkpoint import CheckpointConfig
 from sae.training.loggers import LoggerConfig
 from sae.training.optim import OptimConfig
@@ -67,6 +68,9 @@ class TrainConfig:
     and seed."""
     sae: ArchitectureConfig = field(default_factory=StandardConfig)
     """Architecture of the dictionary."""
+    control: list[str] = field(default_factory=list)
+    """Controls to train beside the dictionary: frozen_decoder, soft_frozen, frozen_encoder,
+    random_model. What they score is the floor of what it scores."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and its schedule."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -132,6 +136,7 @@ class TrainConfig:
             self.max_norm_multiple is None or self.max_norm_multiple > 0,
             f"max_norm_multiple={self.max_norm_multiple}; give more than 0, or null",
         )
+        self._check_control()
         self._check_harvest()
         require(
             self.matmul in MATMULS,
@@ -142,6 +147,45 @@ class TrainConfig:
             "sae.skip_connection=True is a transcoder's and needs hook_name_out=..., the "
             "hook to predict",
         )
+
+    def _check_control(self) -> None:
+        known = ", ".join(CONTROLS)
+        for kind in self.control:
+            require(kind in CONTROLS, f"control={kind} is unknown; choose of {known}")
+        require(
+            len(set(self.control)) == len(self.control),
+            f"control={self.control} names one twice; name each once",
+        )
+        is_control = self.sae.frozen != "none"
+        require(
+            not (self.control and is_control),
+            f"sae.frozen={self.sae.frozen} makes this a control, which has none of its own; "
+            "leave out control, or sae.frozen",
+        )
+        require(
+            self.init_from is None or not (self.control or is_control),
+            f"init_from={self.init_from} gives trained directions, and a control keeps random "
+            "ones; leave out init_from, or the control",
+        )
+
+    def controls(self) -> list["TrainConfig"]:
+        """Return the trainings of the controls, each like this one but for what it controls."""
+        return [self._control(kind) for kind in self.control]
+
+    def _control(self, kind: str) -> "TrainConfig":
+        control = CONTROLS[kind]
+        own = replace(
+            self,
+            name=control.named(self.id),
+            control=[],
+            sae=replace(self.sae, frozen=control.frozen),
+        )
+        if kind != "random_model":
+            return own
+        if self.cache is not None:
+            return replace(own, cache=RANDOM_MODEL_CACHE)
+        model = replace(self.harvest.model, random_weights=True)
+        return replace(own, harvest=replace(self.harvest, model=model))
 
     def _check_harvest(self) -> None:
         if self.cache is None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
+from sae.artefact import held
 from sae.base import (
     UserError,
     damaged,
@@ -21,7 +22,6 @@ from sae.dictionary.files import CONFIG_FILE, read_record
 from sae.rows.live import LiveRows
 from sae.rows.own import OwnRows, OwnTensors
 from sae.rows.source import Asked, CachedRows, RowSource
-from sae.run import held
 from sae.training.checkpoint import Checkpoint
 from sae.training.config import TrainConfig
 
@@ -131,7 +131,10 @@ class Task:
         # Older trainings say how precise the product was that found the active latents.
         ignored |= {"matmul_dtype"}
         keys = [key for key in {**self.identity, **begun} if key not in ignored]
-        pairs = {k: (begun.get(k, _MISSING), self.identity.get(k, _MISSING)) for k in keys}
+        # What a recipe could not yet be asked for was as it is when nobody asks.
+        usual = {f"sae.{field.name}": field.default for field in fields(self.config.sae)}
+        before = {key: begun.get(key, usual.get(key, _MISSING)) for key in keys}
+        pairs = {key: (before[key], self.identity.get(key, _MISSING)) for key in keys}
         return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
     def _extends(self, begun: Identity, different: Mapping[str, object]) -> bool:

@@ -1,5 +1,6 @@
 """Every architecture: its step against a dense float64 reference, its options, its folding."""
 
+import copy
 import dataclasses
 import itertools
 
@@ -62,17 +63,43 @@ def auxiliary(sae, z, error):
 
 def dense_topk(sae, x, y, progress, mask=top_mask):
     z = x @ sae.encoder().t() + sae.b_enc
-    x_hat = (z * mask(z.detach(), sae.config.k)) @ sae.W_dec + sae.b_dec
+    x_hat = (z * mask(z.detach(), sae.config.k_at(progress))) @ sae.W_dec + sae.b_dec
     mse = (y - x_hat).square().sum(1).mean()
     return mse + auxiliary(sae, z, (x_hat - y).detach())
 
 
 def dense_matryoshka(sae, x, y, progress):
     z = x @ sae.encoder().t() + sae.b_enc
-    acts = z * batch_mask(z.detach(), sae.config.k)
-    widths = sae.config.level_widths
-    x_hats = [acts[:, :w] @ sae.W_dec[:w] + sae.b_dec for w in widths]
-    mse = sum((y - x_hat).square().sum(1).mean() for x_hat in x_hats) / len(widths)
+    acts = z * batch_mask(z.detach(), sae.config.k_at(progress))
+    latents = torch.arange(D_SAE)
+    if sae.config.sort_by_frequency:
+        # Of a first batch alone the running mean is its own share.
+        latents = (acts > 0).double().mean(0).argsort(descending=True, stable=True)
+    acts, w_dec = acts[:, latents], sae.W_dec[latents]
+    widths = [0, *sae.config.level_widths]
+    x_hats = [acts[:, :w] @ w_dec[:w] + sae.b_dec for w in widths]
+    if sae.config.detach_inner:
+        # Of the earlier levels' decode only the bias is left to the first one's error.
+        parts = [acts[:, a:b] @ w_dec[a:b] for a, b in itertools.pairwise(widths)]
+        inner = [x_hats[1], *(x_hats[g].detach() + parts[g] for g in range(1, len(parts) - 1))]
+        x_hats = [x_hats[0], *inner[: len(parts) - 1], x_hats[-1]]
+    mse = sum((y - x_hat).square().sum(1).mean() for x_hat in x_hats[1:]) / len(widths[1:])
+    return mse + auxiliary(sae, z, (x_hats[-1] - y).detach())
+
+
+def dense_hierarchical(sae, x, y, progress):
+    z = x @ sae.encoder().t() + sae.b_enc
+    ks = [*sae.config.ks, sae.config.k] if sae.config.ks else [1, 2, 4, 5]
+    x_hats = [(z * top_mask(z.detach(), k)) @ sae.W_dec + sae.b_dec for k in ks]
+    mse = sum((y - x_hat).square().sum(1).mean() for x_hat in x_hats) / len(ks)
+    return mse + auxiliary(sae, z, (x_hats[-1] - y).detach())
+
+
+def dense_ordered(sae, x, y, progress):
+    z = x @ sae.encoder().t() + sae.b_enc
+    acts = z * top_mask(z.detach(), sae.config.k_at(progress))
+    x_hats = [acts[:, :m] @ sae.W_dec[:m] + sae.b_dec for m in range(1, D_SAE + 1)]
+    mse = sum((y - x_hat).square().sum(1).mean() for x_hat in x_hats) / D_SAE
     return mse + auxiliary(sae, z, (x_hats[-1] - y).detach())
 
 
@@ -112,8 +139,9 @@ def dense_jumprelu(sae, x, y, progress):
         "quadratic": 2 / (config.target_l0 or 1) * (l0 - (config.target_l0 or 1)) ** 2,
     }[config.penalty]
     pull = torch.relu(sae.threshold - z)[:, DEAD].sum(1).mean()
-    weight = sae.coefficient.at(progress)
-    return mse + weight * penalty + config.pre_act_loss_coefficient * pull
+    often = torch.relu(gates.mean(0) - 0.1).sum()
+    loss = mse + sae.coefficient.at(progress) * penalty + config.frequency_coefficient * often
+    return loss + config.pre_act_loss_coefficient * pull
 
 
 CASES = {
@@ -132,6 +160,26 @@ CASES = {
         {"k": 4, "matryoshka_widths": [3, 10]},
         dense_matryoshka,
     ),
+    "matryoshka, detached": (
+        "matryoshka_batchtopk",
+        {"k": 4, "matryoshka_widths": [3, 10], "detach_inner": True},
+        dense_matryoshka,
+    ),
+    "matryoshka, all tricks": (
+        "matryoshka_batchtopk",
+        {"k": 4, "initial_k": 9, "detach_inner": True, "sort_by_frequency": True},
+        dense_matryoshka,
+    ),
+    "topk, falling k": ("topk", {"k": 4, "initial_k": 20}, dense_topk),
+    "hierarchical": ("hierarchical_topk", {"k": 5}, dense_hierarchical),
+    "hierarchical, ks": ("hierarchical_topk", {"k": 30, "ks": [3, 9]}, dense_hierarchical),
+    "ordered": ("ordered_topk", {"k": 4}, dense_ordered),
+    "ordered, k above what is active": ("ordered_topk", {"k": 39}, dense_ordered),
+    "jumprelu, often": (
+        "jumprelu",
+        {"target_l0": 5, "frequency_coefficient": 3.0},
+        dense_jumprelu,
+    ),
     "jumprelu": ("jumprelu", {"target_l0": 5, "pre_act_loss_coefficient": 0.1}, dense_jumprelu),
     "jumprelu, step": ("jumprelu", {"target_l0": None, "penalty": "step"}, dense_jumprelu),
     "jumprelu, tanh": ("jumprelu", {"target_l0": 5, "penalty": "tanh"}, dense_jumprelu),
@@ -149,8 +197,8 @@ def test_loss_and_every_gradient_of_a_step_equal_the_dense_definition(case, tran
     if hasattr(sae, "active_share"):
         sae.active_share = 0.01
     # First: a step may move the controller of the penalty's weight.
-    expected = reference(sae, x, y, 0.6)
-    found = sae.step(x, y, 0.6, DEAD)
+    expected = reference(sae, x, y, 0.4)
+    found = sae.step(x, y, 0.4, DEAD)
     torch.testing.assert_close(found.loss, expected, rtol=1e-9, atol=1e-9)
     names = [n for n, _ in sae.named_parameters()]
     for n, a, b in zip(
@@ -270,6 +318,15 @@ def train(sae, steps=60, lr=1e-2, seed=0):
     return trainer, [trainer.update(*trainer.scaled((x,))).metrics() for x in some]
 
 
+def trained_rows(n=500):
+    """Rows of the kind that `train` trains on, others."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(6, D_IN, generator=generator)
+    generator.manual_seed(99)
+    codes = torch.randn(n, 6, generator=generator).relu()
+    return codes @ base + 0.1 * torch.randn(n, D_IN, generator=generator)
+
+
 def float_built(name, **settings):
     config = ARCHITECTURES[name](d_sae=D_SAE, **settings)
     return config.build(rows().float(), torch.Generator().manual_seed(1))
@@ -289,12 +346,17 @@ OPTIONS = [
     ("gated", {"l1_warm_up_fraction": 0.9}),
     ("gated", {"target_l0": 2.0}),
     ("topk", {"k": 3}),
+    ("topk", {"initial_k": 6}),
     ("topk", {"aux_loss_coefficient": 0.0}),
     ("topk", {"k_aux": 1}),
     ("topk", {"aligned": True}),
     ("batchtopk", {"k": 3}),
     ("batchtopk", {"aux_loss_coefficient": 0.0}),
     ("matryoshka_batchtopk", {"matryoshka_widths": [5]}),
+    ("matryoshka_batchtopk", {"detach_inner": True}),
+    ("matryoshka_batchtopk", {"sort_by_frequency": True}),
+    ("hierarchical_topk", {"ks": []}),
+    ("ordered_topk", {"k": 3}),
     ("jumprelu", {"penalty": "step"}),
     ("jumprelu", {"penalty": "tanh"}),
     ("jumprelu", {"penalty": "tanh", "tanh_scale": 1.0}),
@@ -302,6 +364,7 @@ OPTIONS = [
     ("jumprelu", {"l0_warm_up_fraction": 0.9}),
     ("jumprelu", {"target_l0": 3.0}),
     ("jumprelu", {"bandwidth": 1.0}),
+    ("jumprelu", {"frequency_coefficient": 10.0}),
     ("jumprelu", {"pre_act_loss_coefficient": 1.0, "target_l0": 1.0}),
 ]
 
@@ -370,6 +433,71 @@ def test_the_saved_threshold_of_batchtopk_keeps_the_l0_of_training():
     assert (dictionary.encode(x) > 0).sum(1).float().mean() == pytest.approx(4.0, rel=0.1)
 
 
+def test_latents_sorted_by_frequency_are_saved_so_and_go_on_to_the_same_bits():
+    settings = {"k": 4, "sort_by_frequency": True, "initial_k": 9}
+    sae = float_built("matryoshka_batchtopk", **settings)
+    trainer, metrics = train(sae, steps=60)
+    assert metrics[0]["metrics/l0"] == 9
+    assert metrics[-1]["metrics/l0"] == 4
+    order = sae.by_frequency()
+    assert not torch.equal(order, torch.arange(D_SAE))
+    assert (sae.frequency[order].diff() <= 0).all()
+    saved = sae.dictionary(trainer.scaling, trainer.output_scaling)
+    torch.testing.assert_close(saved.W_dec, sae.W_dec.detach()[order])
+    # A new trainer that takes over the state does what the old one does.
+    again, _ = train(float_built("matryoshka_batchtopk", **settings), steps=60, seed=5)
+    again.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    x = rows(64, seed=9).float()
+    for one in (trainer, again):
+        one.n_steps = 100
+        one.update(x, x)
+    for name, value in trainer.sae.state_dict().items():
+        assert torch.equal(torch.as_tensor(value), again.sae.state_dict()[name]), name
+
+
+def test_k_falls_linearly_and_then_stays():
+    config = ARCHITECTURES["topk"](d_sae=D_SAE, k=4, initial_k=16)
+    assert [config.k_at(p) for p in (0.0, 0.3, 0.6, 1.0)] == [16, 10, 4, 4]
+    assert ARCHITECTURES["topk"](d_sae=D_SAE, k=4).k_at(0.0) == 4
+
+
+@pytest.mark.slow
+def test_a_hierarchical_dictionary_reconstructs_better_than_topk_at_a_smaller_k():
+    x = trained_rows()
+    errors = {}
+    for name in ("topk", "hierarchical_topk"):
+        trainer, _ = train(float_built(name, k=8), steps=300)
+        saved = trainer.sae.dictionary(trainer.scaling, trainer.output_scaling)
+        assert saved.activation.k == 8
+        errors[name] = float((saved.with_k(2)(x) - x).square().mean())
+    assert errors["hierarchical_topk"] < errors["topk"]
+
+
+@pytest.mark.slow
+def test_early_prefixes_of_an_ordered_dictionary_reconstruct_better_than_topks():
+    x = trained_rows()
+    errors = {}
+    for name in ("topk", "ordered_topk"):
+        trainer, _ = train(float_built(name, k=4), steps=300)
+        saved = trainer.sae.dictionary(trainer.scaling, trainer.output_scaling)
+        first = saved.encode(x)
+        first[:, D_SAE // 4 :] = 0
+        errors[name] = float((saved.decode(first) - x).square().mean())
+    assert errors["ordered_topk"] < errors["topk"]
+
+
+@pytest.mark.slow
+def test_a_penalty_on_frequent_latents_leaves_fewer_of_them():
+    frequent = []
+    for weight in (0.0, 100.0):
+        sae = float_built("jumprelu", target_l0=8.0, frequency_coefficient=weight)
+        trainer, _ = train(sae, steps=200)
+        x = trained_rows()
+        acts = sae.dictionary(trainer.scaling, trainer.output_scaling).encode(x)
+        frequent.append(int(((acts > 0).float().mean(0) > 0.1).sum()))
+    assert frequent[1] < frequent[0]
+
+
 def test_thresholds_never_fall_below_zero():
     sae = float_built("jumprelu", target_l0=30.0)
     sae.threshold.data.fill_(1e-3)
@@ -405,6 +533,10 @@ def test_the_controller_raises_the_coefficient_while_l0_is_too_high_and_resumes_
     [
         ("topk", {"k": 41}, r"sae\.k=41 .*sae\.d_sae=40"),
         ("topk", {"k": 0}, r"sae\.k=0 "),
+        ("topk", {"initial_k": 41}, r"sae\.initial_k=41 .*sae\.d_sae=40"),
+        ("hierarchical_topk", {"k": 8, "ks": [8]}, r"sae\.ks=\[8\].*below sae\.k=8"),
+        ("hierarchical_topk", {"k": 8, "initial_k": 9}, r"sae\.initial_k=9 .*leave it out"),
+        ("jumprelu", {"frequency_coefficient": -1.0}, r"sae\.frequency_coefficient=-1"),
         ("topk", {"d_sae": 0}, r"sae\.d_sae=0 "),
         ("topk", {"k_aux": 0}, r"sae\.k_aux=0 "),
         ("topk", {"aux_loss_coefficient": -1.0}, r"sae\.aux_loss_coefficient=-1"),

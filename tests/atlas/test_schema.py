@@ -111,6 +111,7 @@ def test_the_types_of_format_two_stay_as_they_are(analyzed):
         "bottom_logit_tokens": "list<item: string>",
         "bottom_logit_ids": "list<item: int32>",
         "bottom_logits": "list<item: float>",
+        "stability": "float",
         "logit_sharpness": "float",
         "logit_agreement": "double",
         "map_x": "float",

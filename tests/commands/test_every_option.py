@@ -110,7 +110,10 @@ SOMETIMES = {
 }
 HOOKS = "hook_names=[blocks.1.hook_resid_post]"
 SMALL = ["training_tokens=1024", "train_batch_size_tokens=256", "sae.d_sae=32"]
-ARCHITECTURES = ("standard", "p_anneal", "gated", "topk", "batchtopk", "matryoshka_batchtopk")
+ARCHITECTURES = (
+    *("standard", "p_anneal", "gated", "topk", "batchtopk", "matryoshka_batchtopk"),
+    *("hierarchical_topk", "ordered_topk"),
+)
 RUNS = [
     ("harvest --list-hooks", ["model={model}"]),
     ("harvest", ["model={model}", "data={text}", HOOKS, "n_tokens=2048", "context_size=32"]),

@@ -19,7 +19,9 @@ def metrics_of(x, x_hat, feature_acts, batch=700):
     for start in range(0, len(x), batch):
         part = slice(start, start + batch)
         acts = feature_acts[part]
-        statistics.add(x[part], x_hat[part], (acts > 0).sum(0), float(acts.double().sum()))
+        active = acts > 0
+        counts = active.sum(0), active.sum(1)
+        statistics.add(x[part], x_hat[part], *counts, float(acts.double().sum()))
     return statistics.metrics()
 
 

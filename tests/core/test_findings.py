@@ -53,4 +53,6 @@ def test_a_figure_of_a_later_version_is_refused_in_a_sentence():
 def test_one_finding_is_found_by_its_key_and_part():
     one, other = finding(of="k=1"), finding(of="k=5", value=0.7)
     assert shown([one, other], "explained_variance", "k=5") is other
+    assert shown([one, other], "explained_variance", "k=9") is None
+    assert shown([one], "explained_variance") is one
     assert shown([one, other], "mse") is None

@@ -6,7 +6,7 @@ import torch
 from sae.core import cpu_kernels, screen, select
 from sae.core.fidelity import squared_error, weighted_l1, weighted_l1_on
 from sae.core.select import Above, BatchTopK, TopK, TopKAmong
-from sae.core.sparse import encode_on, reconstruct_on, support_of
+from sae.core.sparse import Levels, encode_on, reconstruct_on, support_of
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -204,7 +204,9 @@ def test_nested_levels_are_the_prefixes_of_the_dictionary_and_so_are_their_gradi
     expected = torch.autograd.grad(errors @ level_weights, weights)
     values = encode_on(active.support, active.values, x, *weights[:2])
     target = x - weights[3]
-    found = reconstruct_on(active.support, values, weights[2], target, ends, level_weights)
+    level = torch.bucketize(active.support.columns, ends, right=True)
+    levels = Levels(level, level_weights)
+    found = reconstruct_on(active.support, values, weights[2], target, levels)
     torch.testing.assert_close(found.mse, errors.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.error, (prefixes[-1] - x).detach())
     for a, b in zip(torch.autograd.grad(found.loss, weights), expected, strict=True):

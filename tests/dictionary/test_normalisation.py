@@ -20,7 +20,7 @@ from sae.dictionary import ACTIVATIONS, ConstantNorm, LayerNorm, save_dictionary
 from sae.dictionary.normalisation import NORMALISATIONS
 from sae.dictionary.storage import DTYPES
 from sae.edits import ALL, Edit, Splice, edited
-from sae.evaluation.evaluate import measured_rows
+from sae.evaluation.held_out import measured_rows
 from sae.exchange.formats import WRITTEN, write_dictionary
 from sae.exchange.saebench import as_custom_sae
 from sae.models.hooks import find_site

@@ -44,9 +44,8 @@ def test_figures_equal_those_of_dense_activations(kind, monkeypatch):
     target = x + 0.1 * draw(300, 24, seed=6)
     acts = one.encode(x)
     expected = ReconstructionStatistics(24, 160)
-    expected.add(
-        target, one.reconstruct(x, acts), (acts > 0).sum(0), float(acts.double().sum())
-    )
+    counts = (acts > 0).sum(0), (acts > 0).sum(1)
+    expected.add(target, one.reconstruct(x, acts), *counts, float(acts.double().sum()))
     dense = float((acts > 0).float().mean()) > 1 / 16
     assert dense == (kind == "many active")
     for limit in (module._SPARSE_BELOW, 0.0, 2.0):

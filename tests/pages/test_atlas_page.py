@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.atlas_samples import sample_dial, write_sample
+from support.atlas_samples import sample_dial, sample_stability, write_sample
 from support.browser import (
     Visit,
     at,
@@ -113,7 +113,7 @@ def test_who_goes_on_before_the_hand_rests_is_not_called_back(
 def test_what_has_the_focus_can_be_seen(visit: Visit, site: Path) -> None:
     page = visit(site)
     seen = []
-    for _ in range(15):
+    for _ in range(16):
         page.keyboard.press("Tab")
         seen.append(
             page.evaluate(
@@ -219,6 +219,45 @@ def test_an_atlas_without_scores_has_no_word_on_dials(visit: Visit, tmp_path: Pa
     page.evaluate("location.hash = 'f=12'")
     page.wait_for_selector(".context")
     assert page.locator("#effect").is_hidden()
+
+
+# --- stability
+
+
+def test_features_are_ordered_and_filtered_by_what_another_seed_finds_again(
+    visit: Visit, site: Path
+) -> None:
+    page = visit(site)
+    stability = sample_stability([f % 13 == 5 for f in range(200)])
+    stable = {f for f, value in enumerate(stability) if value is not None and value >= 0.7}
+    tick = page.locator("label:has(#stable-only)")
+    assert tick.inner_text() == f"{len(stable)} stable"
+    assert "seed-43" in tick.get_attribute("title")
+    assert "mean 0.55, by chance 0.37" in tick.get_attribute("title")
+    page.select_option("#order", "stable")
+    values = [stability[f] for f in page.evaluate("[...found.rows]")]
+    alive = [value for value in values if value is not None]
+    assert alive == sorted(alive, reverse=True)
+    assert values[: len(alive)] == alive
+    assert page.locator(".row .pill").first.inner_text() == "0.99"
+    page.check("#stable-only")
+    assert page.inner_text("#found") == f"{len(stable)} of 200 features pass the filter"
+    assert set(page.evaluate("[...found.rows]")) == stable
+    page.select_option("#paint", "stable")
+    assert page.evaluate("Number.isNaN(map.scale.share(5))")
+    page.evaluate("location.hash = 'f=12'")
+    page.wait_for_selector(".context")
+    one = page.locator("#feature-head div:has(dt:text-is('Stability')) dd")
+    assert one.inner_text() == f"{stability[12]:.2f}by chance 0.37"
+
+
+def test_an_atlas_of_a_run_with_one_seed_has_no_word_on_stability(
+    visit: Visit, tmp_path: Path
+) -> None:
+    page = visit(write_sample(tmp_path, 40, stability=False))
+    assert page.locator("#order option[value=stable]").count() == 0
+    assert page.locator("#paint option[value=stable]").count() == 0
+    assert page.locator("#stable-only").is_hidden()
 
 
 # --- the map

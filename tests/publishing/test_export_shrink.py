@@ -19,7 +19,8 @@ from sae.base.errors import UserError
 from sae.dictionary import ACTIVATIONS
 from sae.dictionary.files import load_dictionary, save_dictionary
 from sae.dictionary.storage import as_loaded, named_dtype
-from sae.evaluation.evaluate import held_out_rows, reconstruction, shrinking_cost
+from sae.evaluation.held_out import reconstruction
+from sae.evaluation.shrink import held_out_rows, shrinking_cost
 from sae.publishing.card import Export, model_card
 from sae.publishing.folder import nested_widths
 from sae.rows.shuffle import select_rows

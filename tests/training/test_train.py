@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from support.files import unseal
 from support.wandb_files import leveldb_records
 from support.world import HOOK
 
@@ -334,3 +335,18 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(
         sae.train(**run)
     found = sorted(path.name for path in tmp_path.glob("training/*/step_*.pt"))
     assert found[-1] == "step_0000000002.pt"
+
+
+def test_a_training_from_before_a_recipe_had_a_key_is_one_without_it(tiny_run, tmp_path):
+    asked = settings(tiny_run, tmp_path, name="old", sae=sae.TopKConfig(d_sae=48, k=4))
+    path = tmp_path / "dictionaries" / "old" / "cfg.json"
+    sae.train(**asked)
+    told = json.loads(path.read_text())
+    del told["metadata"]["sae_atlas"]["identity"]["sae.initial_k"]
+    path.write_text(json.dumps(told))
+    unseal(path.parent)
+    before = path.stat().st_mtime_ns
+    sae.train(**asked)
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"sae\.initial_k is None there, 9 here"):
+        sae.train(**asked | {"sae": sae.TopKConfig(d_sae=48, k=4, initial_k=9)})

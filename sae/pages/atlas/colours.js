@@ -72,6 +72,7 @@ const PAINTS = {
   },
   clear: { name: "How clear it is", of: (f) => world.agreement[f] ?? 0, write: percent },
   dial: { name: "Dial score", of: (f) => world.score[f], write: (value) => signed(Number(value.toPrecision(2))) },
+  stable: { name: "Stability over seeds", of: (f) => stabilityOf(f) ?? NaN, write: fixed(2) },
 };
 
 /* The range of a paint over all features alive, without the outermost hundredths; `share` is not a number

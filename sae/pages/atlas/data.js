@@ -32,7 +32,7 @@ function load(name) {
 
 /* ---------- All features, in columns ---------- */
 
-const world = { n: 0, manifest: {}, density: [], max: [], mean: [], agreement: [], documents: [], x: [], y: [] };
+const world = { n: 0, manifest: {}, density: [], max: [], mean: [], agreement: [], stability: [], documents: [], x: [], y: [] };
 
 function takeWorld(index, labels) {
   const n = index.density.length;
@@ -47,6 +47,8 @@ function takeWorld(index, labels) {
     byHand: new Set(labels.by_hand),
     keys: new Set(index.search),
   });
+  // Atlases of before have none.
+  world.stability = index.stability ?? [];
   takeDials(index.dials);
   // Without a map all are in one place, and nothing shows it.
   if (!index.has_map) world.x = world.y = new Array(n).fill(SIDE / 2);

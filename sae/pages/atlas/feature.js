@@ -79,6 +79,7 @@ function featureFacts(feature, data) {
       data && data.top_document > 0 ? `${percent(data.top_document)} of it in one` : "",
       "In how many documents it fires, and the share of its firings in the document that has most",
     ),
+    ...featureStability(feature),
     ...(data ? norms(data) : []),
   ];
 }

@@ -1,6 +1,6 @@
 /* ---------- The home view: figures, search, list, map ---------- */
 
-const filter = { low: null, high: null, alive: false, byHand: false, dials: false };
+const filter = { low: null, high: null, alive: false, byHand: false, dials: false, stable: false };
 let map = null;
 let densities = null;
 
@@ -41,6 +41,7 @@ function drawHome() {
   $("map").hidden = !world.has_map;
   if (!world.agreement.length) $("paint").querySelector("[value=clear]").remove();
   if (!world.scored) for (const id of ["paint", "order"]) $(id).querySelector("[value=dial]").remove();
+  if (!world.stability.length) for (const id of ["paint", "order"]) $(id).querySelector("[value=stable]").remove();
   densities = densityFilter($("density"), (low, high) => {
     Object.assign(filter, { low, high });
     $("clear-range").hidden = low === null;
@@ -51,11 +52,12 @@ function drawHome() {
   $("alive").closest("label").hidden = !gone;
   $("alive-count").textContent = count(gone);
   $("dials-only").closest("label").hidden = !world.verdict.includes(DIAL);
+  drawStability($("stable-only").closest("label"));
   $("paint").addEventListener("change", ({ target }) => {
     map.paint(target.value);
     repaint();
   });
-  for (const [id, name] of Object.entries({ alive: "alive", "by-hand": "byHand", "dials-only": "dials" }))
+  for (const [id, name] of Object.entries({ alive: "alive", "by-hand": "byHand", "dials-only": "dials", "stable-only": "stable" }))
     $(id).addEventListener("change", ({ target }) => {
       filter[name] = target.checked;
       refresh();

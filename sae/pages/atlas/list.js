@@ -46,6 +46,7 @@ function listRow(place) {
     h("span", { class: "name" }, highlighted(label, found.words)),
     found.words.length && found.inText(feature) ? h("span", { class: "pill" }, "in its text") : null,
     $("order").value === "dial" && verdictOf(feature) ? h("span", { class: "pill" }, verdictOf(feature)) : null,
+    $("order").value === "stable" && known(stabilityOf(feature)) ? h("span", { class: "pill" }, fixed(2)(stabilityOf(feature))) : null,
     world.byHand.has(feature) ? h("span", { class: "pill hand", title: "Labelled by hand" }, "✎") : null,
     h("span", { class: "rate" }, rate(feature)),
   );

@@ -37,6 +37,7 @@ function permutation(order) {
     rare: (f) => -Math.log10(density[f]) / 12,
     number: (f) => 1 - f / n,
     // By verdict first: what is no dial may have a high score by chance.
+    stable: (f) => stabilityOf(f) ?? 0,
     dial: (f) => (1 + world.verdict[f] + ((world.score[f] || 0) + 1) / 2) / 4,
   }[order];
   // One number a feature, goodness above and place below: sorted without a comparison function.
@@ -161,7 +162,7 @@ function find(query, order, filter) {
     for (const f of sorted) if (sums[f]) tiers[sums[f]].push(f);
     for (const tier of tiers.toReversed()) for (const f of tier) rows.push(f);
   } else for (const f of sorted) if (sums[f]) rows.push(f);
-  const narrowed = words.length > 0 || filter.low !== null || filter.alive || filter.byHand || filter.dials;
+  const narrowed = words.length > 0 || filter.low !== null || filter.alive || filter.byHand || filter.dials || filter.stable;
   Object.assign(found, {
     words,
     rows: Uint32Array.from(rows),
@@ -175,6 +176,7 @@ function passes(f, filter) {
   if (filter.alive && dead(f)) return false;
   if (filter.byHand && !world.byHand.has(f)) return false;
   if (filter.dials && !isDial(f)) return false;
+  if (filter.stable && !isStable(f)) return false;
   if (filter.low === null) return true;
   const place = Math.log10(world.density[f]);
   return place >= filter.low - 1e-9 && place < filter.high + 1e-9;

@@ -1,0 +1,82 @@
+"""How many bits labels cost if a probe predicts them: the online, or prequential, code.
+
+Labels are sent in blocks, each with the probabilities of a probe that was fitted to the blocks
+before it (Voita and Titov 2020, "Information-Theoretic Probing with Minimum Description
+Length", equation 4): L = t₁ log₂ K − Σᵢ log₂ p_θᵢ(block i+1). A representation that makes
+labels easy to learn gives a short code; noise costs a bit a label.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae.classifiers.logistic import (
+    PENALTIES,
+    Labels,
+    Rows,
+    Standard,
+    fitted,
+    one_thread,
+)
+
+_PERCENTS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.25, 12.5, 25, 50, 100)
+"""Where blocks end, in percent of all rows: the paper's."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeLength:
+    """The length of a code for labels."""
+
+    bits: float
+    n: int
+    """Number of labels, which cost as many bits without any knowledge."""
+
+    @property
+    def compression(self) -> float:
+        """How many times shorter the code is than one bit a label; 1 for noise, about."""
+        return self.n / self.bits
+
+
+def online_code_length(
+    rows: Rows,
+    labels: Labels,
+    penalties: Sequence[float] = PENALTIES,
+    *,
+    per_column: bool = True,
+) -> CodeLength:
+    """Return the length of the online code of labels in their order, which should be random.
+
+    The code is written with each C, and the shortest one counts, with the log₂ of their number
+    of bits that it takes to say which. Blocks before which only one class was seen get
+    Laplace's rule, (seen + 1) / (all + 2).
+    """
+    n = len(labels)
+    ends = sorted({math.ceil(n * percent / 100) for percent in _PERCENTS})
+    total = np.full(len(penalties), float(ends[0]))
+    with one_thread():
+        for seen, end in pairwise(ends):
+            known, coming = slice(0, seen), slice(seen, end)
+            standard = Standard.of(rows[known], per_column)
+            fit = standard(rows[known]), labels[known]
+            total += _bits(fit, (standard(rows[coming]), labels[coming]), penalties)
+    return CodeLength(float(total.min()) + math.log2(len(penalties)), n)
+
+
+def _bits(
+    known: tuple[Rows, Labels], coming: tuple[Rows, Labels], penalties: Sequence[float]
+) -> NDArray[np.float64]:
+    """Return what a block costs after what was seen before it, for each C."""
+    (x, labels), (new, truth) = known, coming
+    n, n_positive = len(labels), int(labels.sum())
+    if n_positive in (0, n):
+        p = (n_positive + 1) / (n + 2)
+        cost = -np.where(truth, math.log2(p), math.log2(1 - p)).sum()
+        return np.full(len(penalties), cost)
+    weights, biases = fitted(x, labels[None], penalties)
+    logits = weights @ new.T + biases[:, None]
+    nats: NDArray[np.float64] = np.logaddexp(0, np.where(truth, -logits, logits)).sum(1)
+    return nats / math.log(2)

@@ -1,0 +1,100 @@
+"""`sae probe`: what can be told from activations, and `sae probe edit`, to use it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae.artefact import make
+from sae.base import damaged, digest, plain, read_object, say, seal, write_json
+from sae.edits.save import save_edits
+from sae.exchange.dictionaries import load_named
+from sae.models import load_model
+from sae.pages.probing import write_probing_page
+from sae.pages.probing_picture import draw_probing
+from sae.probing.config import ProbeConfig
+from sae.probing.probe import check_before_loading, probe, read_tasks
+from sae.probing.results import DIRECTIONS, PICTURE, SUMMARY, ProbeResults
+from sae.probing.table import PROBES
+from sae.run import Run
+from sae.text.labelled import task_names
+
+__all__ = ["ProbeConfig", "ProbeEditConfig", "ProbeResults", "edit", "run"]
+
+_AGAIN = "remove the folder and run sae probe again"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeEditConfig:
+    """Save the direction of a probe as an edit file, to steer with it or to take it out."""
+
+    results: str
+    """Folder of the results, `RUN/probing/NAME`."""
+    out: str
+    """The edit file to write, YAML or JSON; the direction is written beside it."""
+    task: str | None = None
+    """Which task; may be left out where there is one."""
+    hook_name: str | None = None
+    """At which hook; by default where validation found the task's best probe."""
+    pool: str | None = None
+    """Of which rows of a text; by default those that validation chose."""
+    do: str = "add"
+    """`add` moves towards the second label, `orthogonal` takes the direction out."""
+    by: float | None = None
+    """How far to move, in the model's units; by default from one label's mean to the other."""
+
+
+def run(config: ProbeConfig) -> ProbeResults:
+    """Probe, or reuse results of the same texts, model and settings."""
+    names = task_names(config.tasks)
+    run = Run.at(config.run)
+    folder = run.probing(config.name)
+    dictionary = None if config.dictionary is None else load_named(run, config.dictionary)
+    check_before_loading(config, dictionary)
+    tasks, left_out = read_tasks(config, names)
+    model = load_model(config.model)
+    settings = [v for k, v in plain(config).items() if k not in ("run", "model")]
+    texts = [[one.name, one.texts.digest, *one.pools] for one in tasks]
+    weights = [model.record.weight_digest, None if dictionary is None else dictionary[1].digest]
+    asked = plain(config.model) | {"device": None}
+    wanted = digest([settings, texts, asked, weights])
+
+    def is_current() -> bool:
+        place = folder / SUMMARY
+        if not place.is_file() or damaged(folder):
+            return False
+        return read_object(place, _AGAIN).values.get("digest") == wanted
+
+    def build(temporary: Path) -> None:
+        from safetensors.torch import save_file
+
+        summary = {"digest": wanted, **found.summary}
+        temporary.mkdir()
+        columns = {name: [r.get(name) for r in found.records] for name in PROBES.columns}
+        table = PROBES.write(temporary, columns)
+        save_file(dict(found.directions), temporary / DIRECTIONS)
+        write_probing_page(temporary, summary, table)
+        draw_probing(summary, table, temporary / PICTURE)
+        write_json(temporary / SUMMARY, summary)
+        seal(temporary)
+
+    if not is_current():
+        # Before the folder is begun, so that what cannot be probed leaves none behind.
+        found = probe(config, tasks, model, dictionary, left_out)
+    made = make(folder, is_current, build, command="probe")
+    results = ProbeResults(folder)
+    if made:
+        say(f"probe: {folder} is written: index.html, {PICTURE}, {PROBES.file}")
+    for line in results.lines():
+        say(f"probe: {line}")
+    say(f"probe: {results.summary['statement']}")
+    return results
+
+
+def edit(config: ProbeEditConfig) -> Path:
+    """Write the edit file; returns its place."""
+    out = Path(config.out)
+    edits = ProbeResults(Path(config.results)).edits(
+        config.task, hook_name=config.hook_name, pool=config.pool, do=config.do, by=config.by
+    )
+    save_edits(edits, out)
+    say(f"probe edit: {out} is written; try it with: sae edit check {out}")
+    return out

@@ -1,0 +1,178 @@
+"""One probe with all that it is read against: scores, controls and code length."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae.classifiers import (
+    LinearProbe,
+    auc_of,
+    difference_of_means,
+    fit_logistic,
+    fit_logistic_path,
+    fit_sparse,
+    most_different,
+    online_code_length,
+    permuted_aucs,
+    score,
+    selectivity,
+)
+from sae.probing.readings import RAW
+from sae.probing.tasks import ControlTask, Task
+
+CHANNELS, MEANS = "channels", "difference_of_means"
+N_PERMUTED = 8
+"""Shufflings of the labels."""
+
+Rows = NDArray[np.float64]
+Record = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Rows of one reading, hook and pool, with what they are to tell."""
+
+    task: Task
+    rows: Rows
+    """Of all texts of the task, (text, width)."""
+    seed: int
+    control: ControlTask | None = None
+    n_train: int | None = None
+    """Of the training texts so many, where fewer are to be tried."""
+    per_column: bool = True
+    """Whether each column is scaled by itself; features share one scale."""
+
+    @property
+    def train(self) -> tuple[Rows, NDArray[np.bool_]]:
+        """Training rows and their labels."""
+        part = slice(0, self.n_train or self.task.n_train)
+        return self.rows[part], self.task.texts.labels[part]
+
+    @property
+    def test(self) -> tuple[Rows, NDArray[np.bool_]]:
+        """Test rows and their labels."""
+        return self.rows[self.task.test], self.task.texts.labels[self.task.test]
+
+    def scored(self, logits: Rows) -> Record:
+        """Return the scores of logits of all texts of the task, (text,)."""
+        task, labels = self.task, self.task.texts.labels
+        found = score(logits[task.test], labels[task.test])
+        record: Record = {"n_train": len(self.train[1]), "n_test": found.n}
+        for name, interval in (("accuracy", found.accuracy), ("auc", found.auc)):
+            ends = {f"{name}_low": interval.low, f"{name}_high": interval.high}
+            record |= {name: interval.mean, **ends}
+        if task.has_elsewhere:
+            there = score(logits[task.elsewhere], labels[task.elsewhere])
+            auc = there.auc
+            record |= {"ood_auc": auc.mean, "ood_low": auc.low, "ood_high": auc.high}
+            record["ood_n"] = there.n
+        return record
+
+
+def raw_probes(material: Material) -> tuple[list[Record], LinearProbe]:
+    """Return the records of all of the activations, and the logistic probe of them."""
+    probe = _path(material)
+    found = {"inputs": RAW, "k": None, **_fitted(material, probe), **_all(material, probe)}
+    found |= _selectivity(material, probe)
+    means = difference_of_means(*material.train)
+    shuffled = [
+        auc_of(difference_of_means(material.train[0], y).logits(material.test[0]), labels)
+        for y, labels in _shufflings(material)
+    ]
+    other = {"inputs": MEANS, "k": None, **material.scored(means.logits(material.rows))}
+    return [found, other | _control(shuffled)], probe
+
+
+def sparse_probes(
+    material: Material, inputs: str, ks: Sequence[int | None]
+) -> Iterator[Record]:
+    """Yield the record of a probe for each number of inputs that it may read."""
+    for k in ks:
+        if k is None or k >= material.rows.shape[1]:
+            probe = _path(material)
+            yield {
+                "inputs": inputs,
+                "k": None,
+                **_fitted(material, probe),
+                **_all(material, probe),
+            }
+            continue
+        sparse = fit_sparse(*material.train, k, material.seed, per_column=material.per_column)
+        penalty = sparse.probe.penalty or 1.0
+        shuffled = []
+        # Inputs are chosen anew for shuffled labels: the choice is a part of the probe.
+        for y, labels in _shufflings(material):
+            columns = most_different(material.train[0], y, k)
+            rows, scaled = material.train[0][:, columns], material.per_column
+            floor = fit_logistic(rows, y, penalty, per_column=scaled)
+            shuffled.append(auc_of(floor.logits(material.test[0][:, columns]), labels))
+        record = material.scored(sparse.logits(material.rows)) | _control(shuffled)
+        record |= {"penalty": penalty, "validation_auc": sparse.probe.validation_auc}
+        yield {"inputs": inputs, "k": k, **record}
+
+
+def learning_curve(material: Material, inputs: str, sizes: Sequence[int]) -> Iterator[Record]:
+    """Yield AUC, its interval and its control for growing numbers of training texts."""
+    for n in sorted(sizes):
+        labels = material.task.texts.labels[:n]
+        if n >= material.task.n_train or labels.all() or not labels.any():
+            continue
+        part = replace(material, control=None, n_train=n)
+        probe = _path(part)
+        record = _fitted(part, probe) | _permuted(part, probe)
+        wanted = ("n_train", "n_test", "auc", "auc_low", "auc_high", "permuted_auc")
+        yield {"inputs": inputs, **{name: record[name] for name in wanted}}
+
+
+def _path(material: Material) -> LinearProbe:
+    return fit_logistic_path(*material.train, material.seed, per_column=material.per_column)
+
+
+def _fitted(material: Material, probe: LinearProbe) -> Record:
+    chosen = {"penalty": probe.penalty, "validation_auc": probe.validation_auc}
+    return material.scored(probe.logits(material.rows)) | chosen
+
+
+def _all(material: Material, probe: LinearProbe) -> Record:
+    """Return the controls that a probe of all inputs has."""
+    code = online_code_length(*material.train, per_column=material.per_column)
+    length = {"bits": code.bits, "compression": code.compression}
+    return _permuted(material, probe) | length
+
+
+def _permuted(material: Material, probe: LinearProbe) -> Record:
+    penalty = probe.penalty or 1.0
+    both, scaled = (material.train, material.test), material.per_column
+    found = permuted_aucs(*both, penalty, N_PERMUTED, material.seed, per_column=scaled)
+    return _control(found.tolist())
+
+
+def _control(aucs: Sequence[float]) -> Record:
+    return {"permuted_auc": float(np.mean(aucs)), "permuted_high": max(aucs)}
+
+
+def _shufflings(
+    material: Material,
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Yield shuffled labels of training texts, and the true ones of test texts."""
+    generator = np.random.default_rng(material.seed)
+    for _ in range(N_PERMUTED):
+        yield generator.permutation(material.train[1]), material.test[1]
+
+
+def _selectivity(material: Material, probe: LinearProbe) -> Record:
+    """Return how a probe does beside the control task, on test texts of words trained on."""
+    control = material.control
+    if control is None:
+        return {}
+    known, (rows, labels) = control.known, material.test
+    drawn = fit_logistic_path(material.train[0], control.train, material.seed)
+    accuracy = float(((probe.logits(rows) > 0) == labels)[known].mean())
+    at_control = float(((drawn.logits(rows) > 0) == control.test)[known].mean())
+    return {
+        "control_accuracy": at_control,
+        "selectivity": selectivity(accuracy, at_control),
+        "selectivity_n": int(known.sum()),
+    }

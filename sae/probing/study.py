@@ -1,0 +1,252 @@
+"""All probes of one task: at each hook, of each pool, of each reading, and what they cause."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.base import require
+from sae.classifiers import LinearProbe, one_thread, score
+from sae.models import LanguageModel, Site
+from sae.models.probe import quietly
+from sae.probing.attention import TokenRows, fit_attention
+from sae.probing.causal import MOST_TEXTS, Direction, Later, Trial, direction_of
+from sae.probing.config import ATTENTION, ProbeConfig
+from sae.probing.fit import (
+    CHANNELS,
+    MEANS,
+    Material,
+    Record,
+    learning_curve,
+    raw_probes,
+    sparse_probes,
+)
+from sae.probing.readings import FEATURES, RAW, Control
+from sae.probing.tasks import Task, control_task
+from sae.rows.pooled import PooledRows, Reading, TokenizedTexts, keep_pooled_rows, token_batches
+from sae.run import Run
+
+_MOST_BYTES = 4 << 30
+"""What token rows of an attention probe may take in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What all tasks are probed with."""
+
+    config: ProbeConfig
+    run: Run
+    model: LanguageModel
+    sites: Sequence[Site]
+    readings: Sequence[Reading]
+    control: Control | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """What was found of one task."""
+
+    task: Task
+    n_cut: int
+    records: list[Record] = field(default_factory=list)
+    directions: dict[str, Float[Tensor, " d"]] = field(default_factory=dict)
+    """Direction of the probe of raw activations, of any length, by `HOOK POOL`."""
+    lengths: dict[str, float] = field(default_factory=dict)
+    """How much of a direction of length one lies between both classes' means."""
+    curves: list[Record] = field(default_factory=list)
+    read_seconds: float = 0.0
+    n_tokens: int = 0
+    fit_seconds: float = 0.0
+    causal_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """A probe of raw activations."""
+
+    site: Site
+    pool: str
+    probe: LinearProbe
+    record: Record
+
+
+def probe_task(study: Study, task: Task) -> Found:
+    """Read the texts of a task, fit all probes and find out what the best one causes.
+
+    Raises:
+        UserError: if the model cannot read its texts.
+    """
+    config = study.config
+    tokens = task.tokens(study.model, config.max_tokens)
+    pools = [pool for pool in task.pools if pool != ATTENTION]
+    found = Found(task, tokens.n_cut)
+    raws: list[_Raw] = []
+    if pools:
+        rows = keep_pooled_rows(study.run, study.model, tokens, study.readings, pools)
+        found.read_seconds, found.n_tokens = rows.seconds, rows.n_tokens
+        began = perf_counter()
+        with one_thread():
+            raws = [*_all_probes(study, task, rows, pools, found)]
+        found.fit_seconds = perf_counter() - began
+    if ATTENTION in task.pools:
+        _attention(study, task, tokens, found)
+    _choose(found.records)
+    if raws:
+        # Of linear probes: what attention reads has no one direction.
+        best = max(raws, key=lambda one: _worth(one.record))
+        with one_thread():
+            _learn(study, task, rows, best, found)
+        if config.causal and study.model.record.causal:
+            began = perf_counter()
+            _cause(study, task, tokens, raws, best, found)
+            found.causal_seconds = perf_counter() - began
+    return found
+
+
+def _all_probes(
+    study: Study, task: Task, rows: PooledRows, pools: Sequence[str], found: Found
+) -> Iterator[_Raw]:
+    """Yield the probes of raw activations; records of all go to what was found."""
+    config = study.config
+    control = control_task(task, config.seed)
+    layers = {site.hook_name: i for i, site in enumerate(study.sites)}
+    for reading in study.readings:
+        hook = reading.site.hook_name
+        featured = any(
+            one.name == FEATURES and one.site == reading.site for one in study.readings
+        )
+        for pool in pools:
+            place: Record = {"task": task.name, "hook_name": hook, "layer": layers[hook]}
+            place["pool"] = pool
+            own = rows.of(reading.name, hook, pool)
+            is_raw = reading.name == RAW
+            material = Material(task, own, config.seed, control, per_column=is_raw)
+            if not is_raw:
+                probes = sparse_probes(material, reading.name, config.ks)
+                found.records += (place | one for one in probes)
+                continue
+            records, probe = raw_probes(material)
+            record, means = (place | one for one in records)
+            found.records += [record, means]
+            direction = direction_of(probe, *material.train)
+            found.directions[f"{hook} {pool}"] = direction.unit
+            found.lengths[f"{hook} {pool}"] = direction.length
+            if featured:
+                few = [k for k in config.ks if k is not None]
+                channels = sparse_probes(material, CHANNELS, few)
+                found.records += (place | one for one in channels)
+            yield _Raw(reading.site, pool, probe, record)
+
+
+def _attention(study: Study, task: Task, tokens: TokenizedTexts, found: Found) -> None:
+    """Fit an attention probe at each hook, whose tokens are in memory until all are fitted."""
+    width = max(len(one.ids) for one in tokens.texts)
+    size = 4 * len(tokens.texts) * width * sum(max(1, site.width) for site in study.sites)
+    require(
+        size <= _MOST_BYTES,
+        f"pools=attention needs {size / (1 << 30):.1f} GiB for the tokens of {task.name}; give "
+        "fewer hooks, smaller n_train and n_test, or a smaller max_tokens",
+    )
+    held = _token_rows(study, tokens, width)
+    labels = task.texts.labels
+    began = perf_counter()
+    for i, site in enumerate(study.sites):
+        rows, everything = held[site.hook_name], np.arange(len(labels))
+        fitted = fit_attention(
+            rows.of(everything[task.train]), labels[task.train], study.config.seed
+        )
+        place: Record = {"task": task.name, "hook_name": site.hook_name, "layer": i}
+        material = Material(task, np.zeros((len(labels), 1)), study.config.seed)
+        record = material.scored(fitted.logits(rows))
+        record["validation_auc"] = fitted.validation_auc
+        shuffled = np.random.default_rng(study.config.seed).permutation(labels[task.train])
+        floor = fit_attention(rows.of(everything[task.train]), shuffled, study.config.seed)
+        logits = floor.logits(rows.of(everything[task.test]))
+        auc = score(logits, labels[task.test]).auc.mean
+        record |= {"permuted_auc": auc, "permuted_high": auc}
+        found.records.append(place | {"pool": ATTENTION, "inputs": RAW, "k": None} | record)
+    found.fit_seconds += perf_counter() - began
+
+
+def _token_rows(study: Study, tokens: TokenizedTexts, width: int) -> Mapping[str, TokenRows]:
+    """Return all tokens of all texts at each hook; marks are left out."""
+    n, model = len(tokens.texts), study.model
+    own = torch.zeros(n, width, dtype=torch.bool)
+    held: dict[str, Tensor] = {}
+    with quietly(model.module, model.device):
+        for batch in token_batches(model, tokens.texts, study.sites):
+            wide = batch.own.shape[1]
+            own[batch.rows, :wide] = batch.own.cpu()
+            for name, x in batch.at.items():
+                if name not in held:
+                    held[name] = torch.zeros(n, width, x.shape[2])
+                held[name][batch.rows, :wide] = x.float().cpu()
+    # What is made in inference mode cannot be differentiated through.
+    return {name: TokenRows(x.clone(), own.clone()) for name, x in held.items()}
+
+
+def _choose(records: Sequence[Record]) -> None:
+    """Mark the pool that validation chose at each hook, and the hook, for all kinds of inputs.
+
+    Test scores have no say. A difference of means has no validation: it follows the probe of
+    all raw activations.
+    """
+    best: dict[tuple[object, ...], Record] = {}
+    for record in records:
+        if record["inputs"] != MEANS:
+            kind = record["inputs"], record["k"]
+            for key in ((*kind, record["hook_name"]), kind):
+                if key not in best or _worth(record) > _worth(best[key]):
+                    best[key] = record
+    for record in records:
+        kind = RAW if record["inputs"] == MEANS else record["inputs"], record["k"]
+        at_hook, of_all = best[*kind, record["hook_name"]], best[kind]
+        record["chosen"] = record["pool"] == at_hook["pool"]
+        place = of_all["hook_name"], of_all["pool"]
+        record["best"] = place == (record["hook_name"], record["pool"])
+
+
+def _worth(record: Record) -> float:
+    """Return the AUC on validation texts; below all where nothing was validated."""
+    value = record.get("validation_auc")
+    return value if isinstance(value, float) else -1.0
+
+
+def _learn(study: Study, task: Task, rows: PooledRows, best: _Raw, found: Found) -> None:
+    """Fit the best hook's probes to fewer texts."""
+    hook, sizes = best.site.hook_name, study.config.learning_curve
+    there = [one.name for one in study.readings if one.site.hook_name == hook]
+    for name in there if sizes else ():
+        own = rows.of(name, hook, best.pool)
+        material = Material(task, own, study.config.seed, per_column=name == RAW)
+        place: Record = {"task": task.name, "hook_name": hook, "pool": best.pool}
+        found.curves += (place | one for one in learning_curve(material, name, sizes))
+
+
+def _cause(
+    study: Study,
+    task: Task,
+    tokens: TokenizedTexts,
+    raws: Sequence[_Raw],
+    best: _Raw,
+    found: Found,
+) -> None:
+    """Measure what the best probe's direction causes, and put it into its record."""
+    last = raws[-1].site
+    behind = [one for one in raws if one.site == last and one.pool == best.pool]
+    later = None
+    named = all(site.hook_name.startswith("blocks.") for site in (last, best.site))
+    if behind and last != best.site and named:
+        later = Later(last, behind[0].probe, best.pool)
+    some = slice(task.n_train, task.n_train + min(MOST_TEXTS, task.n_test))
+    labels = task.texts.labels[some]
+    if labels.all() or not labels.any():
+        return
+    trial = Trial(study.model, best.site, tokens.texts[some], labels, later)
+    key = f"{best.site.hook_name} {best.pool}"
+    direction = Direction(found.directions[key], found.lengths[key])
+    best.record.update(trial.effects(direction, study.config.seed))
