@@ -3,6 +3,7 @@
 from benchmarks import (
     atlas,
     atlas_page,
+    budgets,
     dead,
     edits,
     encoding,
@@ -26,6 +27,7 @@ from benchmarks import (
     storage,
     sweep,
     tracking,
+    truth,
 )
 from benchmarks.reliability import __main__ as reliability
 
@@ -55,4 +57,7 @@ if __name__ == "__main__":
     quality.main()
     dead.main()
     recipes.main()
+    truth.main(list(truth.RECIPES))
+    budgets.main("truth", 8e6)
+    budgets.main("real", 2e6)
     naive.main()

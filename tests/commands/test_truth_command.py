@@ -48,6 +48,6 @@ def test_another_world_under_the_same_name_is_refused(tmp_path):
 
 
 def test_the_named_worlds_compose(capsys):
-    for name in ("mini", "synthsaebench-mini", "synthsaebench-16k"):
+    for name in ("mini", "synthsaebench-mini", "synthsaebench-clear", "synthsaebench-16k"):
         assert main(["truth", "--help", f"world={name}"]) == 0
         assert "world.n_features=" in capsys.readouterr().out
