@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from sae.analysis.analyze import Analysis, AnalyzeConfig
 from sae.analysis.dials import DialConfig
-from sae.artefact import make
 from sae.atlas import Atlas, AtlasRecord, Labels, read_labels, replace_atlas
 from sae.base import say
 from sae.cache.layout import open_cache
@@ -13,7 +12,7 @@ from sae.evaluation.seeds import other_seeds
 from sae.pages.pareto import Pareto
 from sae.pages.site import write_labels_data, write_pareto_data, write_site
 from sae.rows.origin import check_same_origin
-from sae.run import Run
+from sae.run import Run, make
 
 if TYPE_CHECKING:
     import pyarrow

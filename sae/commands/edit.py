@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sae.artefact import check_free
 from sae.base import atomic_path, require, say, show, write_text
 from sae.base.names import check_new
 from sae.edits import Aim, Edits, Library, Planner, Subject
@@ -25,6 +24,7 @@ from sae.models import (
     recorded_config,
     recorded_model,
 )
+from sae.run import check_free
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,13 +1,13 @@
 """`sae eval`: what a run's dictionaries are worth on text that they were never trained on."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 from sae.base import UserError, say
 from sae.evaluation.evaluate import EvalConfig, evaluate
 from sae.evaluation.measurements import StandardSuite
 from sae.evaluation.suite import Subject, gather
+from sae.exchange.saebench_results import Measured, write_saebench
 from sae.figures import Figures
-from sae.findings import Finding
 from sae.pages.compare import say_comparison, write_comparison
 from sae.pages.evidence import write_evidence
 from sae.pages.pareto import Pareto
@@ -39,12 +39,20 @@ def _evaluated(config: EvalConfig) -> list[Figures]:
 def _gathered(config: EvalConfig) -> None:
     """Run the standard suite, and write what it found for people and for SAEBench."""
     run, standard = Run.at(config.run), StandardSuite()
-
-    def finished(subject: Subject, figures: Figures, findings: Sequence[Finding]) -> None:
-        try:
-            standard.write_saebench(run.saebench, subject, figures, findings)
-        except UserError as error:
-            say(f"eval: no files for SAEBench of {subject.name}: {error}")
-
-    gather(config, standard.measurements(), finished)
+    gather(
+        config,
+        standard.measurements(),
+        lambda subject, figures, findings: _write(
+            run,
+            subject,
+            replace(standard.details(subject), figures=figures, findings=findings),
+        ),
+    )
     say(f"eval: what {run.folder} is worth: {write_evidence(run)}")
+
+
+def _write(run: Run, subject: Subject, measured: Measured) -> None:
+    try:
+        write_saebench(run.saebench, subject.name, subject.dictionary, measured)
+    except UserError as error:
+        say(f"eval: no files for SAEBench of {subject.name}: {error}")

@@ -3,12 +3,12 @@
 import tempfile
 from pathlib import Path
 
-from sae.artefact import held, make
 from sae.base import check_writable, say
 from sae.evaluation.shrink import held_out_rows, shrinking_cost
 from sae.publishing.folder import show_files, smaller, summary, write_folder
 from sae.publishing.plan import ExportConfig, Plan, is_there, plan
 from sae.publishing.push import check_can_push, push
+from sae.run import held, make
 
 __all__ = ["ExportConfig", "run"]
 

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from sae.artefact import make
 from sae.base import damaged, require, say
 from sae.dictionary import Dictionary, load_dictionary, metadata_of
 from sae.dictionary.files import CONFIG_FILE, read_record, write_files
 from sae.exchange.dictionaries import local_path
 from sae.exchange.formats import WRITTEN, read_dictionary
 from sae.exchange.importing import ImportConfig, belonging
-from sae.run import Run
+from sae.run import Run, make
 
 
 def run(config: ImportConfig) -> Dictionary:

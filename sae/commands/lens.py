@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from sae.artefact import make
 from sae.base import damaged, digest, plain, read_object, say, seal, write_json, write_text
 from sae.cache.layout import ActivationCache, open_cache
 from sae.lenses import (
@@ -21,7 +20,7 @@ from sae.lenses import (
 from sae.models import LanguageModel, load_model, recorded_config, recorded_model, recorded_name
 from sae.pages.lens import Lens
 from sae.pages.lens_picture import draw_lens
-from sae.run import Run
+from sae.run import Run, make
 
 __all__ = ["LensConfig", "run"]
 

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae.artefact import make
 from sae.base import damaged, digest, plain, read_object, require, say, seal, write_json
-from sae.edits.save import save_edits
 from sae.exchange.dictionaries import load_named
 from sae.models import load_model
 from sae.pages.patching import with_labels, write_patching_page
@@ -15,7 +13,7 @@ from sae.patching.config import PatchConfig
 from sae.patching.pairs import pair_texts
 from sae.patching.patch import Plan, patch, planned
 from sae.patching.results import DIRECTIONS, PICTURE, SUMMARY, TABLE, PatchResults
-from sae.run import Run
+from sae.run import Run, make
 
 __all__ = ["PatchConfig", "PatchEditConfig", "PatchResults", "edit", "run"]
 
@@ -109,8 +107,7 @@ def edit(config: PatchEditConfig) -> Path:
     where = {
         key: getattr(config, key) for key in ("layer", "position", "head", "feature", "group")
     }
-    edits = PatchResults(Path(config.results)).edits(config.site, **where)
-    save_edits(edits, out)
+    PatchResults(Path(config.results)).save_edits(out, config.site, **where)
     say(f"patch edit: {out} is written; try it with: sae edit check {out}")
     return out
 

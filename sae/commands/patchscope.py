@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae.artefact import make
 from sae.base import (
     UserError,
     digest,
@@ -36,7 +35,7 @@ from sae.models import (
     recorded_config,
     recorded_model,
 )
-from sae.run import Run
+from sae.run import Run, make
 
 _ANEW = "remove it and run sae patchscope again"
 

@@ -3,18 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.artefact import make
 from sae.base import damaged, digest, plain, read_object, say, seal, write_json
-from sae.edits.save import save_edits
 from sae.exchange.dictionaries import load_named
 from sae.models import load_model
 from sae.pages.probing import write_probing_page
 from sae.pages.probing_picture import draw_probing
 from sae.probing.config import ProbeConfig
 from sae.probing.probe import check_before_loading, probe, read_tasks
-from sae.probing.results import DIRECTIONS, PICTURE, SUMMARY, ProbeResults
-from sae.probing.table import PROBES
-from sae.run import Run
+from sae.probing.results import DIRECTIONS, PICTURE, SUMMARY, ProbeResults, write_table
+from sae.run import Run, make
 from sae.text.labelled import task_names
 
 __all__ = ["ProbeConfig", "ProbeEditConfig", "ProbeResults", "edit", "run"]
@@ -68,8 +65,7 @@ def run(config: ProbeConfig) -> ProbeResults:
 
         summary = {"digest": wanted, **found.summary}
         temporary.mkdir()
-        columns = {name: [r.get(name) for r in found.records] for name in PROBES.columns}
-        table = PROBES.write(temporary, columns)
+        table = write_table(temporary, found.records)
         save_file(dict(found.directions), temporary / DIRECTIONS)
         write_probing_page(temporary, summary, table)
         draw_probing(summary, table, temporary / PICTURE)
@@ -82,7 +78,7 @@ def run(config: ProbeConfig) -> ProbeResults:
     made = make(folder, is_current, build, command="probe")
     results = ProbeResults(folder)
     if made:
-        say(f"probe: {folder} is written: index.html, {PICTURE}, {PROBES.file}")
+        say(f"probe: {folder} is written: {', '.join(results.files)}")
     for line in results.lines():
         say(f"probe: {line}")
     say(f"probe: {results.summary['statement']}")
@@ -92,9 +88,7 @@ def run(config: ProbeConfig) -> ProbeResults:
 def edit(config: ProbeEditConfig) -> Path:
     """Write the edit file; returns its place."""
     out = Path(config.out)
-    edits = ProbeResults(Path(config.results)).edits(
-        config.task, hook_name=config.hook_name, pool=config.pool, do=config.do, by=config.by
-    )
-    save_edits(edits, out)
+    where = {key: getattr(config, key) for key in ("hook_name", "pool", "do", "by")}
+    ProbeResults(Path(config.results)).save_edits(out, config.task, **where)
     say(f"probe edit: {out} is written; try it with: sae edit check {out}")
     return out

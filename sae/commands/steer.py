@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from sae.artefact import make
 from sae.atlas import Atlas
 from sae.base import digest, is_whole, plain, read_object, require, say, write_json
 from sae.pages.steering_picture import draw_steering
-from sae.run import Run
+from sae.run import Run, make
 from sae.steering.choose import check_causal
 from sae.steering.config import SteerConfig
 from sae.steering.kept import Kept

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sae.artefact import make
 from sae.base import UserError, check_writable, damaged, digest, plain, say
 from sae.evaluation.recipes import Scored, as_lines, over_seeds
 from sae.evaluation.truth import score_truth
 from sae.pages.truth_picture import draw_truth
 from sae.rows.known import KnownRows
-from sae.run import Run
+from sae.run import Run, make
 from sae.synthetic import World, open_world
 from sae.training.task import tasks_of
 from sae.training.truth import TruthConfig

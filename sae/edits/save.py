@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from sae.artefact import check_free
 from sae.base import atomic_path
 from sae.edits.file import Edits
 from sae.edits.library import Library
+from sae.run import check_free
 
 
 def save_edits(edits: Edits, out: Path) -> None:

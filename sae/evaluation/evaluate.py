@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sae.artefact import PathArtefact, make_together
 from sae.base import (
     digest,
     is_whole,
@@ -31,7 +30,14 @@ from sae.evaluation.held_out import (
 from sae.figures import SETTINGS, Figures
 from sae.models import recorded_model, resolve_device
 from sae.rows.origin import check_held_out, check_same_origin
-from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location
+from sae.run import (
+    RANDOM_MODEL_CACHE,
+    RUN_CACHE,
+    PathArtefact,
+    Run,
+    cache_location,
+    make_together,
+)
 
 SUITES = ("held_out", "standard")
 

@@ -1,10 +1,7 @@
 """What the standard suite is made of, and SAEBench's files of what it found."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
 
-from sae.base import require
 from sae.evaluation.absorption import KEYS, LetterAbsorption, absorption, absorption_findings
 from sae.evaluation.description_length import description_length
 from sae.evaluation.letters import LetterRows, letter_rows
@@ -19,10 +16,14 @@ from sae.evaluation.sparse_probing import (
 )
 from sae.evaluation.stability import reseeded, stability
 from sae.evaluation.suite import Measurement, Subject
-from sae.exchange.saebench_results import Measured, write_saebench
-from sae.figures import Figures
+from sae.exchange.saebench_results import Measured
 from sae.findings import Finding
 
+_ABSORPTION = ("absorption_probe_f1", *KEYS)
+_WRITTEN_ELSEWHERE = (
+    "absorption asks which features stand for what is read, and the directions of a transcoder "
+    "are written elsewhere"
+)
 _Place = tuple[str, str]
 """A model by its weights, and a hook of it."""
 
@@ -60,32 +61,21 @@ class StandardSuite:
             ),
             Measurement(
                 "absorption",
-                ("absorption_probe_f1", *KEYS),
+                _ABSORPTION,
                 self._absorption,
                 reads_model=True,
             ),
             Measurement("meta-dictionary", ("meta_explained_variance",), self._meta),
         ]
 
-    def write_saebench(
-        self, folder: Path, subject: Subject, figures: Figures, findings: Sequence[Finding]
-    ) -> None:
-        """Write what was found into files that SAEBench's plots and Neuronpedia read.
-
-        Raises:
-            UserError: if SAEBench could not take the dictionary: a transcoder, say.
-        """
+    def details(self, subject: Subject) -> Measured:
+        """Return what was found of a dictionary, in more detail than findings have."""
         probing = self._probing.get(subject.name)
-        meta = next((one for one in findings if one.key == "meta_explained_variance"), None)
-        measured = Measured(
-            figures=figures,
+        return Measured(
             letters=self._letters[subject.name],
             raw=() if probing is None else probing.raw,
             features={} if probing is None else probing.features,
-            meta=meta,
-            findings=findings,
         )
-        write_saebench(folder, subject.name, subject.dictionary, measured)
 
     def _description_length(self, subject: Subject) -> list[Finding]:
         return description_length(
@@ -111,11 +101,8 @@ class StandardSuite:
         return sparse_probing_findings(found)
 
     def _absorption(self, subject: Subject) -> list[Finding]:
-        require(
-            not subject.dictionary.is_transcoder,
-            "absorption asks which features stand for what is read, and a transcoder's "
-            "directions are written elsewhere",
-        )
+        if subject.dictionary.is_transcoder:
+            return [Finding(key=key, why_not=_WRITTEN_ELSEWHERE) for key in _ABSORPTION]
         place = _place(subject)
         if place not in self._words:
             site = subject.cache.site(subject.dictionary.hook_name)

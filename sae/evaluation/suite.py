@@ -11,7 +11,6 @@ from functools import partial
 
 import torch
 
-from sae.artefact import PathArtefact, make_together
 from sae.base import (
     UserError,
     digest,
@@ -30,7 +29,7 @@ from sae.evidence import Evidence, held_out_findings
 from sae.figures import Figures
 from sae.findings import Finding
 from sae.models import LanguageModel, recorded_model, resolve_device
-from sae.run import Run
+from sae.run import PathArtefact, Run, make_together
 
 Model = Callable[[], LanguageModel]
 """Loads the model of a cache when it is first asked for."""

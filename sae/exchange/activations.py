@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sae.artefact import check_free, lock_of, new_folder
 from sae.base import (
     UNKNOWN,
     UserError,
@@ -39,6 +38,7 @@ from sae.cache.stored import STORED_DTYPES
 from sae.cache.text_writer import write_text
 from sae.cache.writer import CacheWriter
 from sae.models import ModelConfig, Site, find_site, load_skeleton, record_without_weights
+from sae.run import check_free, lock_of, new_folder
 from sae.text.packing import ROWS_A_BLOCK, RowBlock, TextCounts, TextPlan, is_held_out
 
 TOKENS = "token_ids"

@@ -28,7 +28,7 @@ from sae.base import JsonObject, code_version, digest, read_json, write_json
 from sae.dictionary import Dictionary
 from sae.exchange.saebench import as_custom_sae
 from sae.figures import Figures
-from sae.findings import Finding
+from sae.findings import Finding, shown
 
 MISSING = -1
 """What stands for a figure that is not known, as SAEBench's readers have it."""
@@ -92,10 +92,14 @@ class Measured:
     """Of probes on activations, one a data set."""
     features: Mapping[int, Sequence[ProbeResult]] = field(default_factory=dict)
     """Of probes on k features, by k, for the same data sets."""
-    meta: Finding | None = None
     findings: Sequence[Finding] = ()
     """All of them, with their intervals and floors."""
     seed: int = 0
+
+    @property
+    def meta(self) -> Finding | None:
+        """How far decoder directions are made of common parts, if that was measured."""
+        return shown(self.findings, "meta_explained_variance")
 
 
 def write_saebench(

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.artefact import make_together
 from sae.base import duration, progress, read_object, require, say, write_json
 from sae.base.processes import Processes
 from sae.cache.stored import joined_stored, to_stored
@@ -20,7 +19,7 @@ from sae.harvesting.artefact import Harvest
 from sae.harvesting.config import HarvestConfig
 from sae.models import LanguageModel, load_model, load_tokenizer
 from sae.rows.reading import activations, check_sites, sites_of, tokenizer_digest
-from sae.run import Run
+from sae.run import Run, make_together
 from sae.text.tokens import check_text
 
 _POLL_SECONDS = 0.1

@@ -15,6 +15,7 @@ from sae.models.load import (
     resolve_device,
     wrapped_model,
 )
+from sae.models.probe import quietly
 from sae.models.record import ModelRecord
 from sae.models.site import Site
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_tokenizer",
     "locate",
     "measured",
+    "quietly",
     "read_activations",
     "record_without_weights",
     "recorded_config",

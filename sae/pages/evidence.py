@@ -88,7 +88,8 @@ def summary(verdicts: Sequence[Verdict], controls: Sequence[str]) -> str:
     """Return in one sentence what the verdicts come to."""
     words = Counter(verdict.word for verdict in verdicts)
     measured = sum(n for word, n in words.items() if word not in ("context", "not measurable"))
-    beside = " and ".join(CONTROLS[kind].title for kind in controls)
+    titles = [CONTROLS[kind].title for kind in controls]
+    beside = " and ".join(filter(None, [", ".join(titles[:-1]), *titles[-1:]]))
     what = f"its floors and the {beside}" if beside else "its floors; no control was trained"
     if not measured:
         return "No figure of it can be set beside anything yet."

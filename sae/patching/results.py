@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae.base import UserError, read_object, require
 from sae.edits import EditRecord, Edits, edit
+from sae.edits.save import save_edits
 from sae.patching.features import PARTS
 from sae.patching.study import ALONG_POSITIONS
 
@@ -101,6 +102,14 @@ class PatchResults:
             lines.append(f"<tr>{cells}</tr>")
         head = "".join(f"<th>{name}</th>" for name in names)
         return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+    def save_edits(self, out: Path, site: str, **where: Any) -> None:
+        """Write what `edits` returns of a place as an edit file.
+
+        Raises:
+            UserError: if there is no such place, or a file is there already.
+        """
+        save_edits(self.edits(site, **where), out)
 
     def edits(
         self,

@@ -1,7 +1,7 @@
 """`ProbeResults`: what probing has found, as it lies in its folder."""
 
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae.base import nearest, read_object, require
 from sae.edits import Edits, edit
+from sae.edits.save import save_edits
 from sae.probing.fit import Record
 from sae.probing.readings import RAW
 from sae.probing.table import PROBES
@@ -23,6 +24,12 @@ SUMMARY, DIRECTIONS, PICTURE = "results.json", "directions.safetensors", "layers
 _AGAIN = "remove the folder and run sae probe again"
 _SHOWN = ("task", "hook_name", "pool", "inputs", "k", "auc", "auc_low", "auc_high")
 _DO = ("add", "orthogonal")
+
+
+def write_table(folder: Path, records: Sequence[Record]) -> "pyarrow.Table":
+    """Write the table of all probes into a folder, and return it."""
+    columns = {name: [record.get(name) for record in records] for name in PROBES.columns}
+    return PROBES.write(folder, columns)
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,19 @@ class ProbeResults:
             )
             found: Tensor = file.get_tensor(key)
         return found
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What people look into: the page, the picture and the table."""
+        return "index.html", PICTURE, PROBES.file
+
+    def save_edits(self, out: Path, task: str | None = None, **where: Any) -> None:
+        """Write what `edits` returns as an edit file.
+
+        Raises:
+            UserError: if there is no such probe, or a file is there already.
+        """
+        save_edits(self.edits(task, **where), out)
 
     def edits(
         self,

@@ -9,11 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.base import require
 from sae.classifiers import LinearProbe, one_thread, score
-from sae.models import LanguageModel, Site
-from sae.models.probe import quietly
-from sae.probing.attention import TokenRows, fit_attention
+from sae.models import LanguageModel, Site, quietly
+from sae.probing.attention import TokenRows, check_memory, fit_attention
 from sae.probing.causal import MOST_TEXTS, Direction, Later, Trial, direction_of
 from sae.probing.config import ATTENTION, ProbeConfig
 from sae.probing.fit import (
@@ -29,9 +27,6 @@ from sae.probing.readings import FEATURES, RAW, Control
 from sae.probing.tasks import Task, control_task
 from sae.rows.pooled import PooledRows, Reading, TokenizedTexts, keep_pooled_rows, token_batches
 from sae.run import Run
-
-_MOST_BYTES = 4 << 30
-"""What token rows of an attention probe may take in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +138,8 @@ def _all_probes(
 def _attention(study: Study, task: Task, tokens: TokenizedTexts, found: Found) -> None:
     """Fit an attention probe at each hook, whose tokens are in memory until all are fitted."""
     width = max(len(one.ids) for one in tokens.texts)
-    size = 4 * len(tokens.texts) * width * sum(max(1, site.width) for site in study.sites)
-    require(
-        size <= _MOST_BYTES,
-        f"pools=attention needs {size / (1 << 30):.1f} GiB for the tokens of {task.name}; give "
-        "fewer hooks, smaller n_train and n_test, or a smaller max_tokens",
-    )
+    numbers = len(tokens.texts) * width * sum(max(1, site.width) for site in study.sites)
+    check_memory(numbers, task.name)
     held = _token_rows(study, tokens, width)
     labels = task.texts.labels
     began = perf_counter()

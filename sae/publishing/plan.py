@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 
-from sae.artefact import lock_of
 from sae.atlas import Atlas, read_labels
 from sae.base import UserError, digest, require
 from sae.dictionary import Dictionary
@@ -25,7 +24,7 @@ from sae.exchange.stamp import (
 )
 from sae.figures import Figures
 from sae.publishing.push import check_repository
-from sae.run import RUN_CACHE, Run, cache_location
+from sae.run import RUN_CACHE, Run, cache_location, lock_of
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 

@@ -17,11 +17,10 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae.artefact import make
 from sae.base import digest, progress, read_object, require, write_json
 from sae.models import LanguageModel, Site, read_activations
 from sae.models.probe import quietly
-from sae.run import Run
+from sae.run import Run, make
 from sae.text.labelled import LabelledTexts, Span
 
 POOLS = ("last", "mean", "max", "span")

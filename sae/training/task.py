@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
-from sae.artefact import held
 from sae.base import (
     UserError,
     damaged,
@@ -22,6 +21,7 @@ from sae.dictionary.files import CONFIG_FILE, read_record
 from sae.rows.live import LiveRows
 from sae.rows.own import OwnRows, OwnTensors
 from sae.rows.source import Asked, CachedRows, RowSource
+from sae.run import held
 from sae.training.checkpoint import Checkpoint
 from sae.training.config import TrainConfig
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae.artefact import make_together
 from sae.base import UserError, digest, plain, progress, read_object, require, say, write_json
 from sae.base.interrupts import deferred_interrupts
 from sae.core import Vectors
 from sae.core.fidelity import ReconstructionStatistics, density_histogram
 from sae.dictionary import Dictionary, add_reconstruction, save_dictionary
 from sae.rows.source import RowSource
+from sae.run import make_together
 from sae.training.checkpoint import Checkpoint, Checkpoints
 from sae.training.loggers import JsonlLogger, Logger, Metrics, WandbLogger
 from sae.training.loop import Diverged, Start, make_trainer

@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from sae.artefact import missing
 from sae.base import UserError, duration, say
 from sae.cache.layout import open_cache
 from sae.core.screen import BLOCK_BYTES, MIN_BLOCK_ROWS, matmuls_here
 from sae.models import Site, resolve_device
 from sae.rows.source import RowSource
+from sae.run import missing
 from sae.training.config import SweepConfig, TrainConfig
 from sae.training.loop import Diverged
 from sae.training.task import Task

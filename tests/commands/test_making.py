@@ -10,10 +10,10 @@ import torch
 from support.world import HOOK, cache_of, harvest_settings
 
 import sae
-from sae.artefact import make
 from sae.base import UserError, only_process
 from sae.base import assets as asset_module
 from sae.base.assets import made_once
+from sae.run import make
 
 
 def litter(place: Path) -> list[Path]:

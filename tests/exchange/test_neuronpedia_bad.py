@@ -15,7 +15,6 @@ import pytest
 from support.dashboards import PLACE, import_atlas
 from transformers import GPT2Config
 
-from sae.artefact import new_folder
 from sae.atlas.atlas import Atlas, write_record
 from sae.base.errors import UserError
 from sae.base.files import only_process
@@ -23,6 +22,7 @@ from sae.cli import main
 from sae.config.commands import COMMANDS
 from sae.exchange.dashboards.exporting import FORMATS, export_atlas
 from sae.exchange.dashboards.tables import Scratch
+from sae.run import new_folder
 
 FEATURE = {
     "feature_index": 0,

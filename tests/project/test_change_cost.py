@@ -168,7 +168,7 @@ def test_a_metric_is_its_computation_and_its_entry(house, own_run):
         ),
     )
     house.change(
-        "metrics.py",
+        "metrics/held_out.py",
         (
             '        Metric(\n            key="mse",',
             "        Metric(\n"
@@ -191,7 +191,7 @@ def test_a_metric_is_its_computation_and_its_entry(house, own_run):
     assert "Busiest feature" in said
     assert "busiest_density" in (own_run / "pareto.csv").read_text().splitlines()[0]
     assert "Busiest feature" in (own_run / "out/README.md").read_text()
-    assert house.changed == ["core/fidelity.py", "metrics.py"]
+    assert house.changed == ["core/fidelity.py", "metrics/held_out.py"]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ WHERE = {
 BEGINNING = """# Metrics
 
 Every figure that `sae eval` computes, one formula for each name; the names are SAELens's where
-it has one. This page is written from `sae/metrics.py`.
+it has one. This page is written from `sae/metrics/`.
 
 - x is a row of activations at the hook, x̂ its reconstruction, x̄ the mean of all rows, and fⱼ
   the activation of feature j. For a transcoder x is the row that it is to reconstruct, at the

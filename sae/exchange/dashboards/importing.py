@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.artefact import check_free, lock_of, new_folder
 from sae.atlas import (
     CONTEXTS,
     FEATURES,
@@ -29,6 +28,7 @@ from sae.exchange.dashboards.columns import agreement_of_texts, rescaled, unit_n
 from sae.exchange.dashboards.files import feature_number
 from sae.exchange.dashboards.folders import dictionary_beside
 from sae.exchange.dashboards.tables import BY_HAND, EXPLANATION, Found
+from sae.run import check_free, lock_of, new_folder
 
 if TYPE_CHECKING:
     import pyarrow

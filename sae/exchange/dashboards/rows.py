@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from sae.artefact import lock_of, new_folder
 from sae.atlas import AtlasRecord, Labels, flat_and_ends
 from sae.base import progress, require, seal
+from sae.run import lock_of, new_folder
 
 if TYPE_CHECKING:
     import pyarrow

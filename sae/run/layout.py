@@ -34,13 +34,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sae.artefact import make
 from sae.base import UserError, nearest, require
 from sae.base.names import check_names
 from sae.cache.store import is_url
 from sae.controls import CONTROLS
 from sae.dictionary import Dictionary, load_dictionary, save_dictionary
 from sae.dictionary.files import CONFIG_FILE
+from sae.run.making import make
 
 RUN_CACHE = "{run}/cache.zarr"
 """The cache of a run, where no other is named."""

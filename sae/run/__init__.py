@@ -1,0 +1,31 @@
+"""The folder of a run, and how an artefact is made once and then found again."""
+
+from sae.run.layout import RANDOM_MODEL_CACHE, RUN_CACHE, Measured, Run, cache_location
+from sae.run.making import (
+    Artefact,
+    PathArtefact,
+    check_free,
+    held,
+    lock_of,
+    make,
+    make_together,
+    missing,
+    new_folder,
+)
+
+__all__ = [
+    "RANDOM_MODEL_CACHE",
+    "RUN_CACHE",
+    "Artefact",
+    "Measured",
+    "PathArtefact",
+    "Run",
+    "cache_location",
+    "check_free",
+    "held",
+    "lock_of",
+    "make",
+    "make_together",
+    "missing",
+    "new_folder",
+]
