@@ -12,7 +12,7 @@ from sae.rows.reading import Reading
 from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location
 from sae.training.checkpoint import CheckpointConfig
 from sae.training.loggers import LoggerConfig
-from sae.training.optim import OptimConfig
+from sae.training.optim import OptimConfig, usual_lr
 
 _MIX_ROWS = 262_144
 _SEED = 42
@@ -242,8 +242,10 @@ class TrainConfig:
 
     @property
     def lr(self) -> float:
-        """Peak learning rate: as given, or the architecture's."""
-        return self.sae.default_lr if self.optim.lr is None else self.optim.lr
+        """Peak learning rate: as given, or the architecture's for so many steps."""
+        if self.optim.lr is not None:
+            return self.optim.lr
+        return usual_lr(self.sae.default_lr, self.n_steps, self.sae.d_sae)
 
     @property
     def n_steps(self) -> int:

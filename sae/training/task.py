@@ -64,7 +64,7 @@ class Task:
         different = self._different(begun)
         if not different or self._extends(begun, different):
             return not different and not wrong
-        if set(different) <= {_TOKENS, _EXTENDED}:
+        if set(different) <= {_TOKENS, _EXTENDED} | self._follows_length:
             tokens, wanted = _tokens(begun), self.config.training_tokens
             require(
                 tokens <= wanted,
@@ -140,7 +140,13 @@ class Task:
     def _extends(self, begun: Identity, different: Mapping[str, object]) -> bool:
         """Whether what was begun is the same training, only shorter, and may be extended."""
         shorter = _tokens(begun) < self.config.training_tokens
-        return self.config.extend and shorter and set(different) == {_TOKENS}
+        allowed = {_TOKENS} | self._follows_length
+        return self.config.extend and shorter and {_TOKENS} <= set(different) <= allowed
+
+    @property
+    def _follows_length(self) -> set[str]:
+        """The keys that are others in a longer training, because nobody gave them."""
+        return {"optim.lr"} if self.config.optim.lr is None else set()
 
 
 def open_source(config: TrainConfig, rows: OwnTensors | None = None) -> RowSource:

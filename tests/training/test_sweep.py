@@ -286,6 +286,21 @@ def test_a_longer_training_extends_a_shorter_one(tiny_run, tmp_path):
     assert (longer.dictionary_path / "cfg.json").stat().st_mtime_ns == stamp
 
 
+def test_a_rate_that_nobody_gave_may_fall_where_a_training_is_extended(
+    tiny_run, tmp_path, monkeypatch
+):
+    short = config(tiny_run, tmp_path, name="x")
+    sae.train(short)
+    monkeypatch.setattr("sae.training.optim._SHORT", short.n_steps * short.sae.d_sae)
+    longer = replace(short, training_tokens=25_600)
+    assert longer.lr == pytest.approx(short.lr / 2**0.5)
+    with pytest.raises(UserError, match="training_tokens=12800, in 1 parts; add extend=true"):
+        sae.train(longer)
+    second = sae.train(replace(longer, extend=True))
+    assert metadata_of(second)["sae_atlas"]["optim"]["lr"] == longer.lr
+    assert metadata_of(second)["sae_atlas"]["identity"]["extended_at"] == [100]
+
+
 def with_keys_of_before(identity):
     return {"output_hook_name" if k == "hook_name_out" else k: v for k, v in identity.items()}
 
