@@ -49,8 +49,8 @@ _SET_BY_THE_DEMO = {
 class DemoConfig:
     """Go the whole way with a small model: harvest, train, evaluate, analyze, steer, export.
 
-    Dictionaries are trained for several L1 coefficients, the best one is looked at, and all of
-    it comes together in a report.
+    Dictionaries are trained for several L1 coefficients, each beside a control, the best one is
+    looked at, and all of it comes together in a report.
     """
 
     # By default what fits twenty minutes on two cores.
@@ -60,7 +60,9 @@ class DemoConfig:
     """Keys of `sae harvest`."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            training_tokens=1_600_000, sae=StandardConfig(d_sae=2304)
+            training_tokens=1_600_000,
+            sae=StandardConfig(d_sae=2304),
+            control=["frozen_decoder"],
         )
     )
     """Keys of `sae train`."""
@@ -146,7 +148,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     cache = done("harvest", harvest.run, config.harvest)
     grid = _grid(config)
     clock.time("train", lambda: train.run_all(grid))
-    names = [one.id for one in grid]
+    names = [one.id for trained in grid for one in (trained, *trained.controls())]
     pareto = done("eval", lambda asked: eval.compare(asked, names), config.eval)
     chosen = pareto.recommended.id
     atlas = done("analyze", analyze.run, config.analyze, dictionary=chosen)

@@ -134,6 +134,7 @@ def write_folder(
         # Not as a person left it, but as queries can read it.
         write_labels(folder, read_labels(plan.atlas.folder))
     about = Export(
+        controls=plan.controls,
         folder=plan.subfolder,
         format=config.format,
         dtype=plan.dtype,

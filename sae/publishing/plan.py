@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -117,6 +118,8 @@ class Plan:
     dictionary: Dictionary
     atlas: Atlas
     figures: Figures
+    controls: tuple[Figures, ...]
+    """Of its controls, as far as they were measured as they are now."""
     target: Path
     digest: str
     """Identifies everything that goes into the export."""
@@ -178,20 +181,32 @@ def plan(config: ExportConfig) -> Plan:
     figures = Figures.read(figures_path)
     run.check_measured(name, dictionary, figures, "eval")
     run.check_measured(name, dictionary, atlas.record, "analyze")
+    controls = tuple(_controls(run, name))
     # Labels may be edited at any time. A broken file is refused here, and so is a table.
     labels = digest(read_labels(atlas.folder))
     for table in (atlas.feature_table, atlas.context_table):
         table(["feature"])
-    measured = [figures.to_json(), atlas.record.digest, dictionary.digest, labels]
+    told = [one.to_json() for one in (figures, *controls)]
+    measured = [told, atlas.record.digest, dictionary.digest, labels]
     asked = [config.format, named_dtype(config.dtype), config.drop_dead]
     shown = [config.license, config.push]
     wanted = digest([LAYOUT, *measured, *asked, *shown])
-    found = Plan(config, name, dictionary, atlas, figures, config.folder(name), wanted)
+    target = config.folder(name)
+    found = Plan(config, name, dictionary, atlas, figures, controls, target, wanted)
     require(
         Path(found.subfolder).name == found.subfolder != "..",
         f"{name} is of the hook {found.subfolder}, which is no name of one folder",
     )
     return found
+
+
+def _controls(run: Run, name: str) -> Iterator[Figures]:
+    for own in run.controls(name).values():
+        path = run.evaluation(own)
+        if path.exists():
+            figures = Figures.read(path)
+            if figures.dictionary_digest == run.load(own)[1].digest:
+                yield figures
 
 
 def is_there(plan: Plan) -> bool:

@@ -50,7 +50,9 @@ def finished(tmp_path_factory, tiny_model, tiny_text):
 def test_the_report_has_every_promised_figure(finished):
     run, said = finished
     report = json.loads((run / "report.json").read_text())
-    assert len(report["dictionaries"]) == 3
+    controls = [figures for figures in report["dictionaries"] if "control" in figures]
+    assert {figures["control"] for figures in controls} == {"frozen_decoder"}
+    assert (len(report["dictionaries"]), len(controls)) == (6, 3)
     expected = {"id", "l1_coefficient", "l0", "explained_variance", "ce_loss_score"}
     expected |= {"kl_div_score", "dead_fraction"}
     for figures in report["dictionaries"]:
@@ -65,7 +67,8 @@ def test_the_report_has_every_promised_figure(finished):
 
 def test_fewer_latents_are_active_the_larger_the_coefficient(finished):
     report = json.loads((finished[0] / "report.json").read_text())
-    by_coefficient = sorted(report["dictionaries"], key=lambda f: f["l1_coefficient"])
+    trained = [figures for figures in report["dictionaries"] if "control" not in figures]
+    by_coefficient = sorted(trained, key=lambda f: f["l1_coefficient"])
     l0 = [figures["l0"] for figures in by_coefficient]
     assert l0 == sorted(l0, reverse=True)
     assert l0[0] > l0[-1]
@@ -73,7 +76,8 @@ def test_fewer_latents_are_active_the_larger_the_coefficient(finished):
 
 def test_the_chosen_dictionary_follows_the_stated_rule(finished):
     report = json.loads((finished[0] / "report.json").read_text())
-    sparse = [f for f in report["dictionaries"] if f["l0"] <= 20]
+    trained = [figures for figures in report["dictionaries"] if "control" not in figures]
+    sparse = [f for f in trained if f["l0"] <= 20]
     best = max(sparse, key=lambda f: f["explained_variance"])
     assert report["chosen"]["id"] == best["id"]
     assert (finished[0] / "atlas" / best["id"] / "features.parquet").is_file()
@@ -98,7 +102,7 @@ def test_a_second_demo_reuses_every_stage_and_keeps_the_timings(
         assert any(
             line.startswith(f"{stage}:") and "reused" in line for line in said.splitlines()
         )
-    assert "train: 3 of 3 are there already, reused" in said
+    assert "train: 6 of 6 are there already, reused" in said
     assert json.loads((run / "report.json").read_text()) == before
 
 

@@ -48,6 +48,8 @@ class Export:
     """As the Hub writes it, such as `apache-2.0`."""
     repository: str | None = None
     """`ORG/NAME` on the Hub, if it goes there."""
+    controls: tuple[Figures, ...] = ()
+    """Figures of its controls."""
     atlas: AtlasRecord | None = None
     """What the tables are from."""
     examples: list[Example] = field(default_factory=list)
@@ -87,7 +89,7 @@ def model_card(
 {queries(export.repository)}
 ## Figures
 
-{figures_section(dictionary, figures, export.shrunk, text)}\
+{figures_section(dictionary, (figures, *export.controls), export.shrunk, text)}\
 {smaller_section(figures, export.shrunk, export.dtype)}{_training(dictionary)}
 ## Licence
 

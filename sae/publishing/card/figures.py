@@ -1,6 +1,9 @@
 """What a card says of how good a dictionary is: figures, and what they do not show."""
 
+from collections.abc import Sequence
+
 from sae.atlas import AtlasRecord
+from sae.controls import CONTROLS
 from sae.dictionary import Dictionary
 from sae.dictionary.storage import FULL, INT8
 from sae.figures import Figures, ShrinkingCost
@@ -23,21 +26,26 @@ _LIMITS = (
 
 
 def figures_section(
-    dictionary: Dictionary, figures: Figures, shrunk: ShrinkingCost | None, text: str | None
+    dictionary: Dictionary,
+    measured: Sequence[Figures],
+    shrunk: ShrinkingCost | None,
+    text: str | None,
 ) -> str:
-    """Return where figures were measured, on which text if that is known, and their table."""
+    """Return where figures were measured, on which text if that is known, and their table.
+
+    Those of the dictionary come first, and behind them those of its controls.
+    """
     dropped = shrunk is not None and shrunk.n_dropped > 0
+    figures, *controls = measured
     values = figures.values
-    missing = figures.not_measurable
     rows = (
-        (
-            _told(key),
-            f"not measurable: {missing[key]}" if key in missing else f"{values[key]:.4g}",
-        )
+        (_told(key), *(_figure(one, key) for one in measured))
         for key in METRICS
         # What was dropped is in no file: that is said where it is told.
-        if key in {*values, *missing} and not (dropped and key == "dead_fraction")
+        if key in {*values, *figures.not_measurable}
+        and not (dropped and key == "dead_fraction")
     )
+    columns = ["metric", "value", *(_title(one) for one in controls)]
     of_text = "" if text is None else f" of {code(text)}"
     behaviour = ""
     if figures.n_behaviour_tokens:
@@ -50,10 +58,37 @@ def figures_section(
         )
     return f"""\
 On held-out text{of_text}, special tokens left out: {figures.n_rows:,} rows{behaviour}.\
-{density}{_target(dictionary)}
+{density} {_beside(controls)}{_target(dictionary)}
 
-{table("metric | value", rows)}
+{table(" | ".join(columns), rows)}
 """
+
+
+def _figure(figures: Figures, key: str) -> str:
+    if key in figures.not_measurable:
+        return f"not measurable: {figures.not_measurable[key]}"
+    if key not in figures.values:
+        return "–"
+    ends = figures.intervals.get(key)
+    interval = "" if ends is None else f" ({ends[0]:.4g} to {ends[1]:.4g})"
+    return f"{figures.values[key]:.4g}{interval}"
+
+
+def _title(control: Figures) -> str:
+    return "control" if control.control is None else CONTROLS[control.control].title
+
+
+def _beside(controls: Sequence[Figures]) -> str:
+    """Say what the controls are, or that none tells what untrained directions would score."""
+    between = "Between brackets are 95% intervals."
+    kinds = [CONTROLS[one.control] for one in controls if one.control is not None]
+    if not kinds:
+        return (
+            f"{between} No control was trained beside it, so these figures do not tell what "
+            "directions that were not learned would score."
+        )
+    said = "; ".join(f"{kind.title}: {kind.meaning}" for kind in kinds)
+    return f"{between} Controls, which a figure has to beat to mean something: {said}."
 
 
 def _told(key: str) -> str:
