@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from sae.base import damaged, digest, plain, read_object, require, say, seal, write_json
-from sae.edits.save import save_edits
 from sae.exchange.dictionaries import load_named
 from sae.models import load_model
 from sae.pages.patching import with_labels, write_patching_page
@@ -108,8 +107,7 @@ def edit(config: PatchEditConfig) -> Path:
     where = {
         key: getattr(config, key) for key in ("layer", "position", "head", "feature", "group")
     }
-    edits = PatchResults(Path(config.results)).edits(config.site, **where)
-    save_edits(edits, out)
+    PatchResults(Path(config.results)).save(out, config.site, **where)
     say(f"patch edit: {out} is written; try it with: sae edit check {out}")
     return out
 

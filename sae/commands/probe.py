@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae.base import damaged, digest, plain, read_object, say, seal, write_json
-from sae.edits.save import save_edits
 from sae.exchange.dictionaries import load_named
 from sae.models import load_model
 from sae.pages.probing import write_probing_page
 from sae.pages.probing_picture import draw_probing
 from sae.probing.config import ProbeConfig
 from sae.probing.probe import check_before_loading, probe, read_tasks
-from sae.probing.results import DIRECTIONS, PICTURE, SUMMARY, ProbeResults
-from sae.probing.table import PROBES
+from sae.probing.results import PICTURE, SUMMARY, TABLE, ProbeResults, write_tables
 from sae.run import Run, make
 from sae.text.labelled import task_names
 
@@ -63,13 +61,9 @@ def run(config: ProbeConfig) -> ProbeResults:
         return read_object(place, _AGAIN).values.get("digest") == wanted
 
     def build(temporary: Path) -> None:
-        from safetensors.torch import save_file
-
         summary = {"digest": wanted, **found.summary}
         temporary.mkdir()
-        columns = {name: [r.get(name) for r in found.records] for name in PROBES.columns}
-        table = PROBES.write(temporary, columns)
-        save_file(dict(found.directions), temporary / DIRECTIONS)
+        table = write_tables(temporary, found.records, found.directions)
         write_probing_page(temporary, summary, table)
         draw_probing(summary, table, temporary / PICTURE)
         write_json(temporary / SUMMARY, summary)
@@ -81,7 +75,7 @@ def run(config: ProbeConfig) -> ProbeResults:
     made = make(folder, is_current, build, command="probe")
     results = ProbeResults(folder)
     if made:
-        say(f"probe: {folder} is written: index.html, {PICTURE}, {PROBES.file}")
+        say(f"probe: {folder} is written: index.html, {PICTURE}, {TABLE}")
     for line in results.lines():
         say(f"probe: {line}")
     say(f"probe: {results.summary['statement']}")
@@ -91,9 +85,7 @@ def run(config: ProbeConfig) -> ProbeResults:
 def edit(config: ProbeEditConfig) -> Path:
     """Write the edit file; returns its place."""
     out = Path(config.out)
-    edits = ProbeResults(Path(config.results)).edits(
-        config.task, hook_name=config.hook_name, pool=config.pool, do=config.do, by=config.by
-    )
-    save_edits(edits, out)
+    where = {key: getattr(config, key) for key in ("hook_name", "pool", "do", "by")}
+    ProbeResults(Path(config.results)).save(out, config.task, **where)
     say(f"probe edit: {out} is written; try it with: sae edit check {out}")
     return out

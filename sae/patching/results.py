@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae.base import UserError, read_object, require
 from sae.edits import EditRecord, Edits, edit
+from sae.edits.save import save_edits
 from sae.patching.features import PARTS
 from sae.patching.study import ALONG_POSITIONS
 
@@ -156,6 +157,14 @@ class PatchResults:
                 f"head, feature or {', '.join(PARTS)}"
             )
         return Edits((record,), about["model_name"], about["weight_digest"])
+
+    def save(self, out: Path, site: str, **where: Any) -> None:
+        """Write what `edits` returns to a file, and a direction beside it.
+
+        Raises:
+            UserError: if nothing was found there, or a file is there already.
+        """
+        save_edits(self.edits(site, **where), out)
 
     def direction(
         self, site: str, layer: int, position: int, group: int = 0
