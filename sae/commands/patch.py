@@ -107,7 +107,7 @@ def edit(config: PatchEditConfig) -> Path:
     where = {
         key: getattr(config, key) for key in ("layer", "position", "head", "feature", "group")
     }
-    PatchResults(Path(config.results)).save_edits(out, config.site, **where)
+    PatchResults(Path(config.results)).save(out, config.site, **where)
     say(f"patch edit: {out} is written; try it with: sae edit check {out}")
     return out
 

@@ -10,7 +10,7 @@ from sae.pages.probing import write_probing_page
 from sae.pages.probing_picture import draw_probing
 from sae.probing.config import ProbeConfig
 from sae.probing.probe import check_before_loading, probe, read_tasks
-from sae.probing.results import DIRECTIONS, PICTURE, SUMMARY, ProbeResults, write_table
+from sae.probing.results import PICTURE, SUMMARY, TABLE, ProbeResults, write_tables
 from sae.run import Run, make
 from sae.text.labelled import task_names
 
@@ -61,12 +61,9 @@ def run(config: ProbeConfig) -> ProbeResults:
         return read_object(place, _AGAIN).values.get("digest") == wanted
 
     def build(temporary: Path) -> None:
-        from safetensors.torch import save_file
-
         summary = {"digest": wanted, **found.summary}
         temporary.mkdir()
-        table = write_table(temporary, found.records)
-        save_file(dict(found.directions), temporary / DIRECTIONS)
+        table = write_tables(temporary, found.records, found.directions)
         write_probing_page(temporary, summary, table)
         draw_probing(summary, table, temporary / PICTURE)
         write_json(temporary / SUMMARY, summary)
@@ -78,7 +75,7 @@ def run(config: ProbeConfig) -> ProbeResults:
     made = make(folder, is_current, build, command="probe")
     results = ProbeResults(folder)
     if made:
-        say(f"probe: {folder} is written: {', '.join(results.files)}")
+        say(f"probe: {folder} is written: index.html, {PICTURE}, {TABLE}")
     for line in results.lines():
         say(f"probe: {line}")
     say(f"probe: {results.summary['statement']}")
@@ -89,6 +86,6 @@ def edit(config: ProbeEditConfig) -> Path:
     """Write the edit file; returns its place."""
     out = Path(config.out)
     where = {key: getattr(config, key) for key in ("hook_name", "pool", "do", "by")}
-    ProbeResults(Path(config.results)).save_edits(out, config.task, **where)
+    ProbeResults(Path(config.results)).save(out, config.task, **where)
     say(f"probe edit: {out} is written; try it with: sae edit check {out}")
     return out

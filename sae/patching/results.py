@@ -103,14 +103,6 @@ class PatchResults:
         head = "".join(f"<th>{name}</th>" for name in names)
         return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
-    def save_edits(self, out: Path, site: str, **where: Any) -> None:
-        """Write what `edits` returns of a place as an edit file.
-
-        Raises:
-            UserError: if there is no such place, or a file is there already.
-        """
-        save_edits(self.edits(site, **where), out)
-
     def edits(
         self,
         site: str,
@@ -165,6 +157,14 @@ class PatchResults:
                 f"head, feature or {', '.join(PARTS)}"
             )
         return Edits((record,), about["model_name"], about["weight_digest"])
+
+    def save(self, out: Path, site: str, **where: Any) -> None:
+        """Write what `edits` returns to a file, and a direction beside it.
+
+        Raises:
+            UserError: if nothing was found there, or a file is there already.
+        """
+        save_edits(self.edits(site, **where), out)
 
     def direction(
         self, site: str, layer: int, position: int, group: int = 0

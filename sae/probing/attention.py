@@ -14,13 +14,11 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sae.base import require
 from sae.classifiers import auc_of
 
 STRENGTHS = (1.0, 0.1, 0.01, 0.001)
 """Penalties on squared weights that validation chooses of."""
 _STEPS = 60
-_MOST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +33,6 @@ class TokenRows:
         """Return some of the texts."""
         which = torch.from_numpy(texts)
         return TokenRows(self.x[which], self.own[which])
-
-
-def check_memory(n_numbers: int, task: str) -> None:
-    """Refuse tokens that take more memory than is sensible, before any is read."""
-    size = 4 * n_numbers
-    require(
-        size <= _MOST_BYTES,
-        f"pools=attention needs {size / (1 << 30):.1f} GiB for the tokens of {task}; give "
-        "fewer hooks, smaller n_train and n_test, or a smaller max_tokens",
-    )
 
 
 class AttentionProbe(nn.Module):

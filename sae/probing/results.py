@@ -20,14 +20,20 @@ from sae.probing.table import PROBES
 if TYPE_CHECKING:
     import pyarrow
 
+TABLE = PROBES.file
 SUMMARY, DIRECTIONS, PICTURE = "results.json", "directions.safetensors", "layers.png"
 _AGAIN = "remove the folder and run sae probe again"
 _SHOWN = ("task", "hook_name", "pool", "inputs", "k", "auc", "auc_low", "auc_high")
 _DO = ("add", "orthogonal")
 
 
-def write_table(folder: Path, records: Sequence[Record]) -> "pyarrow.Table":
-    """Write the table of all probes into a folder, and return it."""
+def write_tables(
+    folder: Path, records: Sequence[Record], directions: Mapping[str, Float[Tensor, " d"]]
+) -> "pyarrow.Table":
+    """Write the table of probes and their directions into a folder; returns the table."""
+    from safetensors.torch import save_file
+
+    save_file(dict(directions), folder / DIRECTIONS)
     columns = {name: [record.get(name) for record in records] for name in PROBES.columns}
     return PROBES.write(folder, columns)
 
@@ -126,19 +132,6 @@ class ProbeResults:
             found: Tensor = file.get_tensor(key)
         return found
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """What people look into: the page, the picture and the table."""
-        return "index.html", PICTURE, PROBES.file
-
-    def save_edits(self, out: Path, task: str | None = None, **where: Any) -> None:
-        """Write what `edits` returns as an edit file.
-
-        Raises:
-            UserError: if there is no such probe, or a file is there already.
-        """
-        save_edits(self.edits(task, **where), out)
-
     def edits(
         self,
         task: str | None = None,
@@ -176,6 +169,14 @@ class ProbeResults:
             by = own["lengths"][f"{hook} {pool}"]
         record = edit(at=hook, direction=direction, do=do, by=by)
         return Edits((record,), self.summary["model_name"], self.summary["weight_digest"])
+
+    def save(self, out: Path, task: str | None = None, **where: Any) -> None:
+        """Write what `edits` returns to a file, and the direction beside it.
+
+        Raises:
+            UserError: if there is no such probe, or a file is there already.
+        """
+        save_edits(self.edits(task, **where), out)
 
     def _place(self, task: str, hook_name: str | None, pool: str | None) -> tuple[str, str]:
         """Return the hook and the pool of the linear probe that validation thinks best of."""

@@ -1,17 +1,15 @@
 """All probes of one task: at each hook, of each pool, of each reading, and what they cause."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.classifiers import LinearProbe, one_thread, score
-from sae.models import LanguageModel, Site, quietly
-from sae.probing.attention import TokenRows, check_memory, fit_attention
+from sae.classifiers import LinearProbe, one_thread
+from sae.models import LanguageModel, Site
+from sae.probing.attending import attention_probes
 from sae.probing.causal import MOST_TEXTS, Direction, Later, Trial, direction_of
 from sae.probing.config import ATTENTION, ProbeConfig
 from sae.probing.fit import (
@@ -25,7 +23,7 @@ from sae.probing.fit import (
 )
 from sae.probing.readings import FEATURES, RAW, Control
 from sae.probing.tasks import Task, control_task
-from sae.rows.pooled import PooledRows, Reading, TokenizedTexts, keep_pooled_rows, token_batches
+from sae.rows.pooled import PooledRows, Reading, TokenizedTexts, keep_pooled_rows
 from sae.run import Run
 
 
@@ -88,7 +86,9 @@ def probe_task(study: Study, task: Task) -> Found:
             raws = [*_all_probes(study, task, rows, pools, found)]
         found.fit_seconds = perf_counter() - began
     if ATTENTION in task.pools:
-        _attention(study, task, tokens, found)
+        began = perf_counter()
+        found.records += attention_probes(study.model, study.sites, task, tokens, config.seed)
+        found.fit_seconds += perf_counter() - began
     _choose(found.records)
     if raws:
         # Of linear probes: what attention reads has no one direction.
@@ -133,49 +133,6 @@ def _all_probes(
                 channels = sparse_probes(material, CHANNELS, few)
                 found.records += (place | one for one in channels)
             yield _Raw(reading.site, pool, probe, record)
-
-
-def _attention(study: Study, task: Task, tokens: TokenizedTexts, found: Found) -> None:
-    """Fit an attention probe at each hook, whose tokens are in memory until all are fitted."""
-    width = max(len(one.ids) for one in tokens.texts)
-    numbers = len(tokens.texts) * width * sum(max(1, site.width) for site in study.sites)
-    check_memory(numbers, task.name)
-    held = _token_rows(study, tokens, width)
-    labels = task.texts.labels
-    began = perf_counter()
-    for i, site in enumerate(study.sites):
-        rows, everything = held[site.hook_name], np.arange(len(labels))
-        fitted = fit_attention(
-            rows.of(everything[task.train]), labels[task.train], study.config.seed
-        )
-        place: Record = {"task": task.name, "hook_name": site.hook_name, "layer": i}
-        material = Material(task, np.zeros((len(labels), 1)), study.config.seed)
-        record = material.scored(fitted.logits(rows))
-        record["validation_auc"] = fitted.validation_auc
-        shuffled = np.random.default_rng(study.config.seed).permutation(labels[task.train])
-        floor = fit_attention(rows.of(everything[task.train]), shuffled, study.config.seed)
-        logits = floor.logits(rows.of(everything[task.test]))
-        auc = score(logits, labels[task.test]).auc.mean
-        record |= {"permuted_auc": auc, "permuted_high": auc}
-        found.records.append(place | {"pool": ATTENTION, "inputs": RAW, "k": None} | record)
-    found.fit_seconds += perf_counter() - began
-
-
-def _token_rows(study: Study, tokens: TokenizedTexts, width: int) -> Mapping[str, TokenRows]:
-    """Return all tokens of all texts at each hook; marks are left out."""
-    n, model = len(tokens.texts), study.model
-    own = torch.zeros(n, width, dtype=torch.bool)
-    held: dict[str, Tensor] = {}
-    with quietly(model.module, model.device):
-        for batch in token_batches(model, tokens.texts, study.sites):
-            wide = batch.own.shape[1]
-            own[batch.rows, :wide] = batch.own.cpu()
-            for name, x in batch.at.items():
-                if name not in held:
-                    held[name] = torch.zeros(n, width, x.shape[2])
-                held[name][batch.rows, :wide] = x.float().cpu()
-    # What is made in inference mode cannot be differentiated through.
-    return {name: TokenRows(x.clone(), own.clone()) for name, x in held.items()}
 
 
 def _choose(records: Sequence[Record]) -> None:
