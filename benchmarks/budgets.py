@@ -77,6 +77,9 @@ def truth_cells(most: float) -> Iterator[Cell]:
     for rows, warm_up in product((500_000, 2_000_000), (0.0, 0.2)):
         if rows <= most:
             yield from (Cell(rows, 512, 1_024, warm_up, lr=lr) for lr in RATES[1:])
+    if most >= 2e6:
+        # Many steps of few rows: what a longer training would take.
+        yield from (Cell(2_000_000, 1_024, 256, lr=lr) for lr in (7e-4, 1.4e-3, 3e-3))
     if most >= 5e7:
         yield from (Cell(50_000_000, 512, 4_096, lr=lr) for lr in RATES[:3])
 

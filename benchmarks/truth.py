@@ -26,7 +26,7 @@ from sae.training.truth import TruthConfig
 
 RUN = "runs/bench-truth"
 WORLD = ("world=synthsaebench-clear", "sae.d_sae=256")
-BUDGET = ("training_tokens=4000000", "n_scored_rows=65536", "seed=1,2,3")
+BUDGET = ("training_tokens=2000000", "n_scored_rows=65536", "seed=1,2,3")
 _MATRYOSHKA = ("sae=matryoshka_batchtopk", "sae.k=3")
 _DETACHED, _SORTED = "sae.detach_inner=true", "sae.sort_by_frequency=true"
 RECIPES: dict[str, Sequence[str]] = {
