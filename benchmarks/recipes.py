@@ -31,7 +31,7 @@ from sae.training.config import SweepConfig, TrainConfig
 RUN = Path("runs/recipes")
 D_SAE, K, N_ROWS = 2_304, 32, 400_000
 SEEDS = (1, 2, 3)
-EVAL_ROWS = 16_384
+EVAL_ROWS = 8_192
 OTHER_KS = (4, 8, 16)
 # Recipes, of all seeds, that one pass over the rows trains.
 AT_ONCE = 4
@@ -49,6 +49,8 @@ class Recipe:
     settings: dict[str, Any] = field(default_factory=dict)
     falling: bool = False
     """Whether k falls to its value."""
+    divide: int = 1
+    """How many times smaller k is than asked for."""
 
 
 _MATRYOSHKA = ("matryoshka_batchtopk", "matryoshka")
@@ -57,8 +59,11 @@ RECIPES = {
     "topk": Recipe("topk", "topk"),
     "topk-aligned": Recipe("topk", "topk", {"aligned": True}),
     "topk-falling": Recipe("topk", "topk", falling=True),
+    # What a hierarchical one with all of k is to be compared with at a smaller k.
+    "topk-quarter": Recipe("topk", "topk-quarter", divide=4),
+    "topk-eighth": Recipe("topk", "topk-eighth", divide=8),
     "hierarchical": Recipe("hierarchical_topk", "topk"),
-    "hierarchical-all": Recipe("hierarchical_topk", "topk", {"ks": "all"}),
+    "hierarchical-doubling": Recipe("hierarchical_topk", "topk", {"ks": "doubling"}),
     "ordered": Recipe("ordered_topk", "topk"),
     "batchtopk": Recipe("batchtopk", "batchtopk"),
     "batchtopk-falling": Recipe("batchtopk", "batchtopk", falling=True),
@@ -77,9 +82,10 @@ RECIPES = {
 def config_of(name: str, d_sae: int, k: int) -> ArchitectureConfig:
     """Return a recipe at a width and a sparsity: `k`, or an L0 of as much."""
     recipe = RECIPES[name]
+    k = max(1, k // recipe.divide)
     settings = dict(recipe.settings)
-    if settings.get("ks") == "all":
-        settings["ks"] = list(range(1, k))
+    if settings.get("ks") == "doubling":
+        settings["ks"] = [2**i for i in range((k - 1).bit_length())]
     if recipe.falling:
         settings["initial_k"] = min(d_sae, FIRST_K * k)
     sparsity = {"k": k} if "topk" in recipe.architecture else {"target_l0": float(k)}
@@ -130,9 +136,14 @@ def _figures(dictionary: Dictionary, cache: ActivationCache) -> dict[str, float]
 
 def agreement(run: Path, name: str) -> list[float]:
     """Return the mean cosine of matched decoder directions, for each pair of seeds."""
-    there = Run.at(run)
-    seeds = [sae.load(str(there.dictionary(f"{name}-seed-{seed}"))).W_dec for seed in SEEDS]
-    return [match_directions(a, b, signed=True).mean for a, b in combinations(seeds, 2)]
+    path, there = run / "agreement.json", Run.at(run)
+    known: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
+    if name not in known:
+        seeds = [sae.load(str(there.dictionary(f"{name}-seed-{seed}"))).W_dec for seed in SEEDS]
+        pairs = combinations(seeds, 2)
+        known[name] = [match_directions(a, b, signed=True).mean for a, b in pairs]
+        path.write_text(json.dumps(known, indent=1))
+    return known[name]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

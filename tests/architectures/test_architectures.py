@@ -89,7 +89,7 @@ def dense_matryoshka(sae, x, y, progress):
 
 def dense_hierarchical(sae, x, y, progress):
     z = x @ sae.encoder().t() + sae.b_enc
-    ks = [*sae.config.ks, sae.config.k] if sae.config.ks else [1, 2, 4, 5]
+    ks = [*sae.config.ks, sae.config.k] if sae.config.ks else [1, 2, 3, 4, 5]
     x_hats = [(z * top_mask(z.detach(), k)) @ sae.W_dec + sae.b_dec for k in ks]
     mse = sum((y - x_hat).square().sum(1).mean() for x_hat in x_hats) / len(ks)
     return mse + auxiliary(sae, z, (x_hats[-1] - y).detach())
