@@ -171,7 +171,7 @@ def test_eval_measures_damaged_figures_again(run):
     (found,) = sae.eval(run=str(run), dictionary="weak")
     path = run / "evals" / "weak.json"
     text = path.read_text()
-    digit = text.index('"l0": ') + len('"l0": ')
+    digit = text.rindex('"l0": ') + len('"l0": ')
     path.write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :])
     (again,) = sae.eval(run=str(run), dictionary="weak")
     assert again.values == found.values

@@ -82,7 +82,9 @@ def test_a_pattern_chooses_all_architectures_that_fit_it():
     found = grid("sae=glob(*topk)", "sae.k=16")
     assert [config.sae.architecture for config in found] == [
         "batchtopk",
+        "hierarchical_topk",
         "matryoshka_batchtopk",
+        "ordered_topk",
         "topk",
     ]
     with pytest.raises(UserError, match=r"sae=glob\(x\*\): no choice of sae is like that"):

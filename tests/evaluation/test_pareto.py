@@ -114,7 +114,7 @@ def test_what_could_not_be_measured_is_said_with_its_reason_wherever_figures_are
     assert said == f"  – CE score is not measurable: {why['ce_loss_score']}"
     assert "not_measurable" in Pareto.for_page(compared(one))["dictionaries"][0]
     assert next(csv.DictReader(io.StringIO(as_csv(compared(one)))))["ce_loss_score"] == ""
-    card = figures_section(random_dictionary(), one, None, None)
+    card = figures_section(random_dictionary(), [one], None, None)
     assert f"| not measurable: {why['ce_loss_score']} |" in card
 
 

@@ -67,7 +67,6 @@ def measured(dictionary, x):
         features={
             k: [Probe("one", 0.8, 0.9, 0.8), Probe("two", 0.6, 0.5, 0.4)] for k in (1, 5, 16)
         },
-        meta=meta,
         findings=[meta],
         seed=7,
     )
@@ -185,7 +184,7 @@ def test_absorption_is_the_mean_over_letters_and_each_letter_is_told(written):
 def test_what_was_not_measurable_gets_no_file(tmp_path):
     dictionary = subject()
     meta = Finding(key="meta_explained_variance", why_not="it is too small")
-    assert write_saebench(tmp_path, "mine", dictionary, Measured(meta=meta)) == []
+    assert write_saebench(tmp_path, "mine", dictionary, Measured(findings=[meta])) == []
 
 
 def test_a_transcoder_is_refused(tmp_path):
