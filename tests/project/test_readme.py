@@ -64,7 +64,7 @@ def test_every_other_block_runs_in_order(tmp_path, start, start_python):
                 assert name == "sae"
                 check(start(*words, folder=tmp_path).ended())
     assert (tmp_path / "runs/mine/export").is_dir()
-    assert len(list((tmp_path / "runs/mine/dictionaries").iterdir())) == 10
+    assert len(list((tmp_path / "runs/mine/dictionaries").iterdir())) == 12
 
 
 def test_every_file_that_the_readme_names_is_there():
