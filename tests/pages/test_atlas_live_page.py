@@ -53,13 +53,14 @@ class FakeServer(SimpleHTTPRequestHandler):
     """The site's files, and answers in the form of the real server's."""
 
     asked: list[tuple[str, dict[str, Any]]]
+    dial: dict[str, str]
 
     def log_message(self, *_: Any) -> None:
         pass
 
     def do_GET(self) -> None:
         if self.path.endswith("/api/status"):
-            return self.answer({"model": "ready", "why": ""})
+            return self.answer({"model": "ready", "why": "", **self.dial})
         if self.path.endswith("/api/presets"):
             dials = [{"feature": 20, "strength": 3, "do": "set"}]
             found = [{"name": "calm.yaml", "dials": dials}, {"name": "x.json", "why": "no"}]
@@ -156,7 +157,7 @@ class PatientServer(ThreadingHTTPServer):
 
 @pytest.fixture
 def served(site: Path) -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
-    FakeServer.asked = []
+    FakeServer.asked, FakeServer.dial = [], {}
     handler = partial(FakeServer, directory=str(site.parent))
     with PatientServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -185,8 +186,27 @@ def test_a_text_is_read_token_by_token(served: Any, visit: Visit) -> None:
     at(page, "#f=12")
     # Text and reading stay; it is now shaded by the feature of the page.
     assert page.input_value("#text") == "a cat sat"
+    assert page.locator("#k-box").is_hidden()
     assert page.inner_text("#shaded-by").endswith("(feature 12).")
     assert page.locator("#read-tokens [data-place]").nth(2).get_attribute("data-tip") == "5"
+
+
+@pytest.mark.slow
+def test_of_a_topk_dictionary_sparsity_is_a_dial(served: Any, visit: Visit) -> None:
+    address, asked = served
+    FakeServer.dial = {"k": "32"}
+    page = visit(address)
+    page.wait_for_selector("#k-box:not([hidden])")
+    assert page.input_value("#k") == "32"
+    page.fill("#k", "8")
+    page.fill("#text", "a cat sat")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#read-tokens [data-place]")
+    # A reading that is there follows the dial.
+    page.fill("#k", "4")
+    page.keyboard.press("Tab")
+    until(page, "() => !document.querySelector('#read-button').disabled")
+    assert [body["k"] for _, body in asked] == [8, 4]
 
 
 @pytest.mark.slow

@@ -364,6 +364,13 @@ def test_the_model_is_ready_soon(server):
     assert ready(server) == {"model": "ready", "why": ""}
 
 
+def test_only_a_topk_dictionary_has_a_k_that_can_be_turned(server):
+    sentence = server.refused("/atlas/strong/api/read", {"text": "cats", "k": 3})
+    assert "k=3 is for topk dictionaries" in sentence
+    sentence = server.refused("/atlas/strong/api/read", {"text": "cats", "k": 0})
+    assert "k is 0; give a whole number from 1" in sentence
+
+
 def test_what_is_read_equals_the_activations_of_the_cache(server, run, model):
     cache = sae.open_cache(run / "cache.zarr")
     dictionary = sae.load(str(run / "dictionaries/strong"))

@@ -42,6 +42,9 @@ function startLive() {
     remembered.set("dial", live.strength);
     sayDial();
   });
+  $("k").addEventListener("change", () => {
+    if (live.answer) readText();
+  });
   $("read-tokens").addEventListener("click", chooseToken);
   $("read-tokens").addEventListener("focusin", liveTip);
   $("read-tokens").addEventListener("pointerover", liveTip);
@@ -61,6 +64,9 @@ async function askStatus() {
   $("live-status").textContent = loading ? "The model is being loaded …" : wrong;
   for (const button of ["read", "steer", "ask", "lens", "state"].map((name) => $(`${name}-button`))) button.disabled = !live.ready;
   if (loading) setTimeout(askStatus, 1500);
+  // Of a topk dictionary sparsity is a dial; its own k is what the atlas was made with.
+  $("k-box").hidden = !answer.k;
+  if (answer.k && !$("k").value) $("k").value = answer.k;
   if (live.ready) readPresets();
 }
 
@@ -83,7 +89,8 @@ async function working(host, sentence, button, promise) {
 
 async function readText() {
   const text = $("text").value;
-  const call = ask("read", { text });
+  const k = $("k-box").hidden ? {} : { k: Number($("k").value) };
+  const call = ask("read", { text, ...k });
   const answer = await working($("read-status"), "Reading …", $("read-button"), call);
   if (answer.error) return;
   live.answer = { ...answer, text };

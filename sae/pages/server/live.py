@@ -7,7 +7,7 @@ from typing import Any
 
 from sae.atlas import LABELS_FILE, RECORD_FILE, Atlas, read_labels, set_label
 from sae.base import UserError, require, say
-from sae.dictionary import Dictionary
+from sae.dictionary import Dictionary, TopK
 from sae.dictionary.files import WEIGHTS_FILE
 from sae.edits.file import parsed_edits
 from sae.models import LanguageModel, ModelRecord, record_without_weights, recorded_model
@@ -66,7 +66,7 @@ class LiveAtlas:
     atlas: Atlas
     shelf: Shelf
     status: dict[str, str] = field(default_factory=lambda: {"model": "loading", "why": ""})
-    """`model`: loading, ready or absent; and `why`."""
+    """`model`: loading, ready or absent; `why`; and `k` of a topk dictionary, a dial."""
 
     @property
     def figures(self) -> dict[str, str]:
@@ -85,15 +85,16 @@ class LiveAtlas:
         """Load model and dictionary; what is missing is said by `status`."""
         if self.status["model"] != "loading":
             return
-        why = ""
+        why, more = "", {}
         try:
-            self._loaded()
+            activation = self._loaded()[1].activation
+            more = {"k": str(activation.k)} if isinstance(activation, TopK) else {}
         except UserError as error:
             why = " ".join(str(error).split())
         except Exception as error:
             # Libraries fail in their own ways, and the pages are of use without a model.
             why = f"the model could not be loaded ({type(error).__name__}: {error})"
-        self.status = {"model": "absent" if why else "ready", "why": why}
+        self.status = {"model": "absent" if why else "ready", "why": why, **more}
         if why:
             say(f"serve: {self.name} is shown without live features: {why}")
 
@@ -120,6 +121,8 @@ class LiveAtlas:
     def read(self, request: ReadRequest) -> dict[str, Any]:
         """Return the features of a text, the strongest of each token."""
         model, dictionary, _ = self._ready(request.feature)
+        if request.k is not None:
+            dictionary = dictionary.with_k(request.k)
         return self.shelf.work.read(model, dictionary, request)
 
     def steer(self, request: SteerRequest, check: Callable[[], None]) -> dict[str, Any]:

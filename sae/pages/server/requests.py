@@ -17,6 +17,7 @@ _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Kinds of characters that turn the direction of writing until another one ends it."""
 _RANGES: dict[str, tuple[float, float]] = {
     "feature": (0, 2**31 - 1),
+    "k": (1, 2**31 - 1),
     "position": (0, 2**31 - 1),
     "strength": (-100.0, 100.0),
     "max_new_tokens": (1, 256),
@@ -33,6 +34,9 @@ class ReadRequest:
     text: str
     feature: int | None = None
     """One whose activations are wanted at every token."""
+    k: int | None = None
+    """How many features of a token may be active, of a topk dictionary; its own k if left
+    out."""
 
 
 @dataclass(frozen=True, slots=True)
