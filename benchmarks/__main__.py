@@ -25,6 +25,7 @@ from benchmarks import (
     steering,
     step,
     storage,
+    suite,
     sweep,
     tracking,
     truth,
@@ -55,6 +56,7 @@ if __name__ == "__main__":
     patching.main()
     probes.main()
     quality.main()
+    suite.main()
     dead.main()
     recipes.main()
     truth.main(list(truth.RECIPES))
