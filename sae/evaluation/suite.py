@@ -87,16 +87,14 @@ def gather(
 
     It is the dictionary that is asked for, with its controls, or all of the run.
     """
-    run = Run.at(config.run)
-    wanted = [] if config.dictionary is None else [config.dictionary]
-    wanted += [own for name in wanted for own in run.controls(name).values()]
-    figures = {one.id: one for one in evaluate(config, list(dict.fromkeys(wanted)) or None)}
-    models = Models(config.device)
-    subjects = {name: _subject(config, run, name, models) for name in figures}
-    digests = {
-        name: _digest(subject, figures[name], measurements)
-        for name, subject in subjects.items()
-    }
+    run, models = Run.at(config.run), Models(config.device)
+    figures = {one.id: one for one in _with_controls(config, run)}
+
+    def subject(name: str) -> Subject:
+        # Made anew each time, so that one dictionary is in memory and not all of a run.
+        return _subject(config, run, name, models)
+
+    digests = {name: _digest(subject(name), figures[name], measurements) for name in figures}
 
     def is_current(name: str) -> bool:
         path = run.evidence(name)
@@ -106,15 +104,23 @@ def gather(
     def build(left: Sequence[PathArtefact]) -> None:
         with progress(len(left) * len(measurements), "standard suite", "measurement") as bar:
             for name in (one.path.stem for one in left):
-                begun = _begun(figures[name], subjects[name], digests[name])
-                found = _measured(begun, subjects[name], measurements, lambda: bar.update(1))
-                finished(subjects[name], figures[name], found.findings)
+                own = subject(name)
+                begun = _begun(figures[name], own, digests[name])
+                found = _measured(begun, own, measurements, lambda: bar.update(1))
+                finished(own, figures[name], found.findings)
                 with sealed_path(run.evidence(name)) as temporary:
                     write_json(temporary, found.to_json())
 
-    artefacts = [PathArtefact(run.evidence(n), partial(is_current, n)) for n in subjects]
+    artefacts = [PathArtefact(run.evidence(n), partial(is_current, n)) for n in figures]
     make_together(artefacts, build, command="eval")
-    return [Evidence.read(run.evidence(name)) for name in subjects]
+    return [Evidence.read(run.evidence(name)) for name in figures]
+
+
+def _with_controls(config: EvalConfig, run: Run) -> list[Figures]:
+    """Return the figures of what is asked for; with another `k` it has no controls."""
+    if config.dictionary is None or config.k is not None:
+        return evaluate(config)
+    return evaluate(config, [config.dictionary, *run.controls(config.dictionary).values()])
 
 
 def _subject(config: EvalConfig, run: Run, name: str, models: Models) -> Subject:
