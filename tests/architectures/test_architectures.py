@@ -333,6 +333,7 @@ def float_built(name, **settings):
 
 
 OPTIONS = [
+    ("standard", {"frozen": "decoder"}),
     ("standard", {"l1_coefficient": 1.0}),
     ("standard", {"l1_warm_up_fraction": 0.9}),
     ("standard", {"target_l0": 2.0}),
@@ -387,7 +388,7 @@ def test_every_key_of_every_architecture_has_an_option_test():
     for name, config in ARCHITECTURES.items():
         for field in dataclasses.fields(config):
             homes = {n for n, c in ARCHITECTURES.items() if issubclass(config, c)}
-            homes |= {"standard", "topk"} if field.name == "aligned" else set()
+            homes |= {"standard", "topk"} if field.name in ("aligned", "frozen") else set()
             # The width shows in every shape, and a skip connection has a test of its own.
             if field.name not in ("d_sae", "skip_connection"):
                 assert {(home, field.name) for home in homes} & tested, (name, field.name)
