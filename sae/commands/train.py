@@ -12,8 +12,7 @@ from sae.models import resolve_device
 from sae.pages.compare import say_comparison, write_comparison
 from sae.rows.origin import check_same_text
 from sae.rows.own import OwnTensors
-from sae.rows.source import RowSource
-from sae.run import RANDOM_MODEL_CACHE, RUN_CACHE, Run, cache_location
+from sae.run import RANDOM_MODEL_CACHE, Run, cache_location
 from sae.training.config import TrainConfig
 from sae.training.loop import Diverged
 from sae.training.task import open_source, tasks_of
@@ -94,6 +93,8 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
         UserError: before anything is trained if one does not fit in memory.
         Diverged: in the end, if one diverged.
     """
+    for config in configs:
+        _check_random_model(config)
     configs = _grouped([one for config in configs for one in (config, *config.controls())])
     for config in configs:
         resolve_device(config.device)
@@ -101,7 +102,7 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
     diverged: list[Diverged] = []
     compared: list[list[TrainConfig]] = []
     for members in _by(configs, _stream).values():
-        source = _source_of(members[0])
+        source = open_source(members[0])
         plan, found = train_in_turns(tasks_of(members, source), source, "train")
         diverged += found
         trained = [[task.config for task in turn] for turn in plan]
@@ -112,17 +113,17 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
         raise Diverged("; ".join(map(str, diverged)))
 
 
-def _source_of(config: TrainConfig) -> RowSource:
-    """Open the rows of a training; what a control needs is said if it is not there."""
-    if config.cache == RANDOM_MODEL_CACHE:
-        main, place = (cache_location(config.run, c) for c in (RUN_CACHE, config.cache))
-        require(
-            Path(place).exists(),
-            f"control=random_model reads {place}, which is not there; make it with the words "
-            f"that made {main}, and: cache={place} model.random_weights=true",
-        )
-        check_same_text(open_cache(main), open_cache(place))
-    return open_source(config)
+def _check_random_model(config: TrainConfig) -> None:
+    """Refuse a control on a random model that has no cache of the same text."""
+    if "random_model" not in config.control or config.cache_location is None:
+        return
+    main, place = config.cache_location, cache_location(config.run, RANDOM_MODEL_CACHE)
+    require(
+        Path(place).exists(),
+        f"control=random_model reads {place}, which is not there; make it with the words that "
+        f"made {main}, and: cache={place} model.random_weights=true",
+    )
+    check_same_text(open_cache(main), open_cache(place))
 
 
 def _grouped(configs: Sequence[TrainConfig]) -> list[TrainConfig]:

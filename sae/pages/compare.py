@@ -99,6 +99,7 @@ def write_page(
     Versions are added, and the clearest features of the atlas if there is one.
     """
     report["versions"] = versions()
+    report["evidence"] = run.evidence_page.name if run.evidence_page.exists() else None
     write_json(run.report_data, report)
     curves = training_curves(run, names, report["chosen"]["id"])
     examples = clearest_features(atlas) if atlas else []

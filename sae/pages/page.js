@@ -7,9 +7,12 @@ takeReport(read("report"));
 
 /* What the run did, as far as the report knows. */
 function lede(cache) {
-  const several = dictionaries.length !== 1 ? "s" : "";
+  const own = dictionaries.filter((entry) => !entry.control);
+  const controls = dictionaries.length - own.length;
+  const several = own.length !== 1 ? "s" : "";
   const numbers = [`the ${count(report.d_in)} numbers at `, h("code", {}, report.hook_name)];
-  const autoencoders = `${count(dictionaries.length)} sparse autoencoder${several} to rewrite them as a few active features out of thousands.`;
+  const beside = controls ? `, and beside them ${count(controls)} whose directions stay random, as controls` : "";
+  const autoencoders = `${count(own.length)} sparse autoencoder${several} to rewrite them as a few active features out of thousands${beside}.`;
   const held = cache.n_held_out_rows ?? dictionaries[0]?.n_rows;
   const quality = known(held)
     ? ` ${count(held)} tokens were held out; quality is measured on text that training never saw.`
@@ -40,7 +43,7 @@ function drawOverview() {
     ["Harvest speed", count(cache.tokens_per_second), "tokens/s", "Through the model and onto disk."],
     [
       "Dictionaries trained",
-      known(cache.n_tokens) ? count(dictionaries.length) : "–",
+      known(cache.n_tokens) ? count(dictionaries.filter((entry) => !entry.control).length) : "–",
       "",
       "The same data, each with a different taste for sparsity.",
     ],
@@ -129,6 +132,7 @@ function drawNavigation() {
 
 drawOverview();
 drawPareto();
+if (reveal("evidence", report.evidence)) $("evidence-link").href = report.evidence;
 const trained = trainingCurves();
 drawTraining(trained);
 drawDensities(trained);

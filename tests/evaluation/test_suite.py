@@ -59,6 +59,7 @@ def test_a_trained_dictionary_is_better_than_its_control_and_the_page_says_so(me
     assert control.control == "frozen_decoder"
     words = {v.finding.key: v.word for v in judged(own, {"frozen_decoder": control})}
     assert words["explained_variance"] == "better"
+    assert json.loads(measured.report_data.read_text())["evidence"] == "evidence.html"
     page = measured.evidence_page.read_text()
     told = json.loads(page.split('id="data-report">')[1].split("</script>")[0])
     assert [one["id"] for one in told["dictionaries"]] == ["one", "two"]
