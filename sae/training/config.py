@@ -223,7 +223,10 @@ class TrainConfig:
         lr = "" if self.optim.lr is None else f"-lr-{self.optim.lr:g}"
         seed = "" if self.seed == _SEED else f"-seed-{self.seed}"
         order = "" if self.shuffle_seed == _SEED else f"-order-{self.shuffle_seed}"
-        return f"{self.sae.short_name}{to}{lr}{seed}{order}"
+        own = f"{self.sae.short_name}{to}{lr}{seed}{order}"
+        kinds = (one for one in CONTROLS.values() if one.frozen == self.sae.frozen != "none")
+        # The very control that `control=` trains beside the dictionary of that name.
+        return next((kind.named(own) for kind in kinds), own)
 
     @property
     def cache_location(self) -> str | None:

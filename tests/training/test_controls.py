@@ -69,6 +69,13 @@ def test_each_control_keeps_at_random_what_its_name_says(tiny_run, tmp_path, rec
     assert cosines(found["frozen_encoder"].W_dec, first).min() < 0.99
 
 
+def test_a_control_can_be_trained_alone_and_has_the_same_name(tiny_run, tmp_path):
+    (beside,) = config(tiny_run, tmp_path, control=["soft_frozen"]).controls()
+    topk = replace(RECIPES["topk"], frozen="decoder_softly")
+    alone = config(tiny_run, tmp_path, control=[], sae=topk)
+    assert alone.id == beside.id == "topk-48-k-6-soft-frozen"
+
+
 def test_a_dictionary_is_bit_for_bit_the_same_with_its_controls(tiny_run, tmp_path):
     beside = sae.train(config(tiny_run, tmp_path / "a"))
     alone = sae.train(config(tiny_run, tmp_path / "b", control=[]))
