@@ -39,7 +39,7 @@ REAL_K, TRUE_K = 32, 8
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One training."""
+    """One training of the grid: its rows, width, batch, warm-up, seed and rate."""
 
     rows: int
     d_sae: int

@@ -54,8 +54,8 @@ def _read(run: Run, name: str) -> Evidence | None:
     if not path.exists():
         return None
     found = Evidence.read(path)
-    trained = read_record(run.dictionary(name)).training_digest
-    return found if found.training_digest == trained else None
+    # By the weights themselves: an imported dictionary has no training to tell it by.
+    return found if found.dictionary_digest == run.load(name)[1].digest else None
 
 
 def _model_of(run: Run, name: str) -> str:

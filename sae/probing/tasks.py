@@ -37,7 +37,7 @@ class Task:
 
     @property
     def elsewhere(self) -> slice:
-        """Those of another distribution, if there are any."""
+        """Texts of another distribution to test on, if the data set has any."""
         return slice(self.n_train + self.n_test, None)
 
     @property

@@ -1,5 +1,7 @@
 """The page of evidence in a browser: figures beside controls, reasons, several dictionaries."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,15 @@ def test_each_dictionary_has_an_address_and_controls_have_none(run: Run, visit: 
 
 
 def test_evidence_of_weights_that_have_changed_is_left_out(run: Run) -> None:
+    shutil.rmtree(run.dictionary("one"))
+    other = random_dictionary("jumprelu", hook_name=HOOK, model_name="org/lm")
+    save_dictionary(other, run.dictionary("one"))
+    page = write_evidence(run).read_text()
+    told = json.loads(page.split('id="data-report">')[1].split("</script>")[0])
+    assert [one["id"] for one in told["dictionaries"]] == ["two & more"]
+
+
+def test_without_any_evidence_it_is_said_how_to_get_some(run: Run) -> None:
     for name in ("one", "two & more", "one-frozen-decoder"):
         run.evidence(name).unlink()
     with pytest.raises(UserError, match=r"run: sae eval run=.* suite=standard"):
