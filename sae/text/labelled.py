@@ -147,7 +147,7 @@ def sae_probes_names() -> tuple[str, ...]:
 
 
 def labelled_texts(name: str, text_column: str, label_column: str) -> LabelledTexts:
-    """Read a task.
+    """Return the texts of a probing task and the label of each.
 
     Args:
         name: `noun-or-verb`, `sae-probes:NAME`, a file or a data set of the Hub.
