@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sae.classifiers.logistic import (
     PENALTIES,
     Labels,
     Rows,
     Standard,
-    fitted,
+    fitted_paths,
     one_thread,
 )
 
@@ -57,26 +56,25 @@ def online_code_length(
     n = len(labels)
     ends = sorted({math.ceil(n * percent / 100) for percent in _PERCENTS})
     total = np.full(len(penalties), float(ends[0]))
+    parts, coming = list[tuple[Rows, Labels]](), list[tuple[Rows, Labels]]()
+    for seen, end in pairwise(ends):
+        known, truth = labels[:seen], labels[seen:end]
+        if known.all() or not known.any():
+            total += _laplace(known, truth)
+            continue
+        standard = Standard.of(rows[:seen], per_column)
+        parts.append((standard(rows[:seen]), known))
+        coming.append((standard(rows[seen:end]), truth))
     with one_thread():
-        for seen, end in pairwise(ends):
-            known, coming = slice(0, seen), slice(seen, end)
-            standard = Standard.of(rows[known], per_column)
-            fit = standard(rows[known]), labels[known]
-            total += _bits(fit, (standard(rows[coming]), labels[coming]), penalties)
+        paths = fitted_paths(parts, penalties)
+    for (weights, biases), (x, truth) in zip(paths, coming, strict=True):
+        logits = weights @ x.T + biases[:, None]
+        nats = np.logaddexp(0, np.where(truth, -logits, logits)).sum(1)
+        total += nats / math.log(2)
     return CodeLength(float(total.min()) + math.log2(len(penalties)), n)
 
 
-def _bits(
-    known: tuple[Rows, Labels], coming: tuple[Rows, Labels], penalties: Sequence[float]
-) -> NDArray[np.float64]:
-    """Return what a block costs after what was seen before it, for each C."""
-    (x, labels), (new, truth) = known, coming
-    n, n_positive = len(labels), int(labels.sum())
-    if n_positive in (0, n):
-        p = (n_positive + 1) / (n + 2)
-        cost = -np.where(truth, math.log2(p), math.log2(1 - p)).sum()
-        return np.full(len(penalties), cost)
-    weights, biases = fitted(x, labels[None], penalties)
-    logits = weights @ new.T + biases[:, None]
-    nats: NDArray[np.float64] = np.logaddexp(0, np.where(truth, -logits, logits)).sum(1)
-    return nats / math.log(2)
+def _laplace(known: Labels, coming: Labels) -> float:
+    """Return what a block costs where one class alone was seen before it."""
+    p = (int(known.sum()) + 1) / (len(known) + 2)
+    return float(-np.where(coming, math.log2(p), math.log2(1 - p)).sum())

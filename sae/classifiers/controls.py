@@ -5,8 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sae.classifiers.logistic import Labels, Rows, Standard, fitted, one_thread
+from sae.classifiers.logistic import (
+    Labels,
+    Rows,
+    Standard,
+    fitted,
+    fitted_paths,
+    one_thread,
+)
 from sae.classifiers.scores import aucs_of
+from sae.classifiers.sparse import most_different
 
 
 def permuted_aucs(
@@ -16,12 +24,14 @@ def permuted_aucs(
     n: int = 8,
     seed: int = 0,
     *,
+    k: int | None = None,
     per_column: bool = True,
 ) -> NDArray[np.float64]:
     """Return AUCs on test rows of probes whose training labels were shuffled, (n,).
 
     They scatter around one half, about as widely as an AUC without knowledge does. All are
-    fitted with one C, that of the probe beside which they stand.
+    fitted with one C, that of the probe beside which they stand. With `k` each reads the k
+    columns that differ most by its own labels: to choose them is a part of the probe.
 
     Raises:
         ValueError: if only one class occurs among training or test rows.
@@ -29,10 +39,23 @@ def permuted_aucs(
     rows, labels = train
     generator = np.random.default_rng(seed)
     shuffled = np.stack([generator.permutation(labels) for _ in range(n)])
+    every = k is None or k >= rows.shape[1]
     with one_thread():
-        standard = Standard.of(rows, per_column)
-        weights, biases = fitted(standard(rows), shuffled, [penalty])
-        logits = weights @ standard(test[0]).T + biases[:, None]
+        if every:
+            standard = Standard.of(rows, per_column)
+            weights, biases = fitted(standard(rows), shuffled, penalty)
+            logits = weights @ standard(test[0]).T + biases[:, None]
+        else:
+            chosen = [most_different(rows, own, k or 0) for own in shuffled]
+            standards = [Standard.of(rows[:, columns], per_column) for columns in chosen]
+            read = [*zip(standards, chosen, shuffled, strict=True)]
+            paths = fitted_paths([(to(rows[:, at]), own) for to, at, own in read], [penalty])
+            logits = np.stack(
+                [
+                    to(test[0][:, at]) @ w[0] + b[0]
+                    for (to, at, _), (w, b) in zip(read, paths, strict=True)
+                ]
+            )
     return aucs_of(logits, test[1])
 
 

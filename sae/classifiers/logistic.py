@@ -6,22 +6,21 @@ weights are told in the raw inputs' unit. Columns that share one unit and are mo
 features, keep their proportions (`per_column=False`): a feature that is active in one row alone
 would otherwise weigh as much as any.
 
-Few rows are fitted in their row space, where w is a sum of rows and only their products count:
-Newton's method there solves all folds and penalties at once (Rasmussen and Williams 2006,
-"Gaussian Processes for Machine Learning", algorithm 3.1, with a free intercept), to the optimum
-and not to a tolerance of gradients. More rows go through scikit-learn's L-BFGS, one BLAS thread
-each: two that wait for each other were measured to be 50 times as slow.
+Few rows are fitted by Newton's method in their row space, all folds at once
+(`sae.classifiers.newton`). More rows go through scikit-learn's L-BFGS, one BLAS thread each:
+two that wait for each other were measured to be 50 times as slow.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sae.classifiers.newton import RowProblems, newton, newton_path
 from sae.classifiers.scores import aucs_of
 
 Rows = NDArray[np.float64]
@@ -33,7 +32,8 @@ PENALTIES = tuple(float(c) for c in np.logspace(5, -5, 10))
 """The ten C that are tried, the weakest penalty first, as `sae-probes` 0.4.2 has them."""
 _NEWTON_ROWS = 256
 """Up to so many rows a Newton step's n³ is cheaper than L-BFGS."""
-_STEPS, _HALVINGS, _ENOUGH = 60, 12, 1e-11
+_CHEAP_ROWS = 32
+"""Up to so many rows a step's cost is that of its calls."""
 _MOST = 1e4
 """Iterations of L-BFGS, which stops far earlier but where classes are apart."""
 
@@ -134,7 +134,12 @@ def fit_logistic_path(
         if not parts:
             return _of_one(standard, rows, labels, 1.0)
         x = standard(rows)
-        aucs, losses = np.mean([*_validated(x, labels, parts, penalties)], axis=0)
+        paths = fitted_paths([(x[fit], labels[fit]) for fit, _ in parts], penalties)
+        judged = [
+            _judged(weights @ x[rows].T + biases[:, None], labels[rows])
+            for (weights, biases), (_, rows) in zip(paths, parts, strict=True)
+        ]
+        aucs, losses = np.mean(judged, axis=0)
         best = max(range(len(penalties)), key=lambda i: (round(aucs[i], 12), -losses[i]))
         found = _of_one(standard, rows, labels, penalties[best])
     return replace(found, validation_auc=float(aucs[best]))
@@ -158,34 +163,72 @@ def _check(labels: Labels) -> None:
 
 
 def _of_one(standard: Standard, rows: Rows, labels: Labels, penalty: float) -> LinearProbe:
-    weights, biases = fitted(standard(rows), labels[None], [penalty])
+    weights, biases = fitted(standard(rows), labels[None], penalty)
     return replace(standard.raw(weights[0], float(biases[0])), penalty=penalty)
 
 
 def fitted(
-    x: Rows, labels: NDArray[np.bool_], penalties: Sequence[float]
+    x: Rows, labels: NDArray[np.bool_], penalty: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Fit several logistic regressions to the same standardised rows.
+    """Fit a logistic regression to each of several labellings of the same standardised rows.
 
     Args:
         x: standardised rows, (row, d).
-        labels: of each problem, (problem, row), or (1, row) for all problems the same.
-        penalties: C of each problem, or one for all.
+        labels: of each problem, (problem, row).
+        penalty: C of all problems.
 
     Returns:
         Weights (problem, d) and intercepts (problem,).
     """
-    n = max(len(labels), len(penalties))
-    many = np.broadcast_to(labels, (n, len(x)))
-    costs = np.broadcast_to(np.asarray(penalties, dtype=np.float64), (n,))
     if len(x) <= _NEWTON_ROWS:
-        a, b = newton(np.broadcast_to(x @ x.T, (n, len(x), len(x))), many, costs)
-        return a @ x, b
-    # Where rows are fewer than columns, L-BFGS works on their coordinates in their own space.
-    z, back = _row_space(x) if len(x) < x.shape[1] else (x, None)
-    found = [_lbfgs(z, own, float(c)) for own, c in zip(many, costs, strict=True)]
-    weights = np.stack([w for w, _ in found])
-    return (weights if back is None else weights @ back), np.array([b for _, b in found])
+        at = newton(RowProblems.of([(x, own) for own in labels]), penalty)
+        return at.a @ x, at.b
+    z, back = _coordinates(x)
+    found = [_lbfgs(z, own, penalty) for own in labels]
+    weights, biases = np.stack([w for w, _ in found]), np.array([b for _, b in found])
+    return weights if back is None else weights @ back, biases
+
+
+def fitted_paths(
+    parts: Sequence[tuple[Rows, Labels]], penalties: Sequence[float]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Fit logistic regressions with each C to each of several parts of rows.
+
+    Returns:
+        Weights (C, d) and intercepts (C,) of each part.
+    """
+    found: list[Any] = [None] * len(parts)
+    for members in _alike([len(x) for x, _ in parts]):
+        if len(parts[members[0]][0]) > _NEWTON_ROWS:
+            for i in members:
+                each = [fitted(parts[i][0], parts[i][1][None], c) for c in penalties]
+                found[i] = (
+                    np.concatenate([w for w, _ in each]),
+                    np.array([b[0] for _, b in each]),
+                )
+            continue
+        a, b = newton_path(RowProblems.of([parts[i] for i in members]), penalties)
+        for at, i in enumerate(members):
+            x = parts[i][0]
+            found[i] = a[:, at, : len(x)] @ x, b[:, at]
+    return found
+
+
+def _alike(sizes: Sequence[int]) -> list[list[int]]:
+    """Return which parts are solved together: filling up to one size should cost little."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        most = sizes[groups[-1][0]] if groups else 0
+        if groups and (sizes[i] > most / 2 or most <= _CHEAP_ROWS):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def _coordinates(x: Rows) -> tuple[Rows, Rows | None]:
+    """Return rows for L-BFGS, and what takes weights back: of few rows, their own space."""
+    return _row_space(x) if len(x) < x.shape[1] else (x, None)
 
 
 def _row_space(x: Rows) -> tuple[Rows, Rows]:
@@ -208,107 +251,6 @@ def _lbfgs(x: Rows, labels: Labels, penalty: float) -> tuple[NDArray[np.float64]
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(x, labels)
     return model.coef_[0], float(model.intercept_[0])
-
-
-def newton(
-    products: NDArray[np.float64], labels: NDArray[np.bool_], penalties: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Fit many logistic regressions at once in the space of their rows.
-
-    The weights are w = Σᵢ aᵢ xᵢ, and at the optimum a = C · (y − p) and Σ a = 0.
-
-    Args:
-        products: x·xᵀ of each problem, (problem, row, row).
-        labels: (problem, row).
-        penalties: C, (problem,).
-
-    Returns:
-        a (problem, row) and intercepts (problem,).
-    """
-    y, c = labels.astype(np.float64), penalties[:, None]
-    share = np.clip(y.mean(1), 1e-9, 1 - 1e-9)
-    at = _Point(np.zeros_like(y), np.log(share / (1 - share)), np.zeros_like(y))
-    a, b = at.a.copy(), at.b.copy()
-    now = _loss(at, y, c)
-    eye, open_ = np.eye(y.shape[1]), np.arange(len(y))
-    k = products
-    for _ in range(_STEPS):
-        move = _step(k, at, y, c, eye)
-        at, loss = _shortened(at, move, y, c, now)
-        a[open_], b[open_] = at.a, at.b
-        left = now - loss > _ENOUGH * (1 + np.abs(loss))
-        if not left.any():
-            break
-        open_, now, y, c = open_[left], loss[left], y[left], c[left]
-        at = _Point(at.a[left], at.b[left], at.ka[left])
-        k = k if left.all() else k[left]
-    return a, b
-
-
-class _Point(NamedTuple):
-    """Where several problems stand, or how far they move."""
-
-    a: NDArray[np.float64]
-    b: NDArray[np.float64]
-    ka: NDArray[np.float64]
-    """Products of rows times a."""
-
-
-def _step(
-    k: NDArray[np.float64],
-    at: _Point,
-    y: NDArray[np.float64],
-    c: NDArray[np.float64],
-    eye: NDArray[np.float64],
-) -> _Point:
-    """Return how far Newton's method goes from a point."""
-    f = at.ka + at.b[:, None]
-    p = _sigmoid(f)
-    u = np.sqrt(np.maximum(p * (1 - p), 1e-18))
-    matrix = (c * u)[:, :, None] * k
-    matrix *= u[:, None, :]
-    matrix += eye
-    known = np.stack([u * f + (y - p) / u, u], axis=-1)
-    solved = c[:, :, None] * u[:, :, None] * np.linalg.solve(matrix, known)
-    b = solved[:, :, 0].sum(1) / solved[:, :, 1].sum(1)
-    a = solved[:, :, 0] - b[:, None] * solved[:, :, 1] - at.a
-    return _Point(a, b - at.b, np.matmul(k, a[:, :, None])[:, :, 0])
-
-
-def _shortened(
-    at: _Point,
-    move: _Point,
-    y: NDArray[np.float64],
-    c: NDArray[np.float64],
-    now: NDArray[np.float64],
-) -> tuple[_Point, NDArray[np.float64]]:
-    """Return points after a step, halved until the loss is no higher, and losses."""
-    share = np.ones(len(y))
-    for _ in range(_HALVINGS):
-        wide = share[:, None]
-        moved = _Point(at.a + wide * move.a, at.b + share * move.b, at.ka + wide * move.ka)
-        loss = _loss(moved, y, c)
-        worse = ~(loss <= now + 1e-12 * (1 + np.abs(now)))
-        if not worse.any():
-            return moved, loss
-        share[worse] /= 2
-    # No shorter step helps: they stay where they were.
-    share[worse] = 0
-    wide = share[:, None]
-    stay = _Point(at.a + wide * move.a, at.b + share * move.b, at.ka + wide * move.ka)
-    return stay, np.where(worse, now, loss)
-
-
-def _loss(at: _Point, y: NDArray[np.float64], c: NDArray[np.float64]) -> NDArray[np.float64]:
-    f = at.ka + at.b[:, None]
-    each: NDArray[np.float64] = np.logaddexp(0, np.where(y > 0, -f, f))
-    total: NDArray[np.float64] = c[:, 0] * each.sum(1) + (at.a * at.ka).sum(1) / 2
-    return total
-
-
-def _sigmoid(f: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = 1 / (1 + np.exp(-np.clip(f, -500, 500)))
-    return found
 
 
 _Part = tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -337,30 +279,6 @@ def _parts(labels: Labels, seed: int) -> Iterator[_Part]:
     for fit, validation in found:
         if all(0 < labels[rows].sum() < len(rows) for rows in (fit, validation)):
             yield fit, validation
-
-
-def _validated(
-    x: Rows, labels: Labels, parts: Sequence[_Part], penalties: Sequence[float]
-) -> Iterator[NDArray[np.float64]]:
-    """Yield AUC and log-loss of each part's validation rows, (2, C)."""
-    n_penalties = len(penalties)
-    if max(len(fit) for fit, _ in parts) > _NEWTON_ROWS:
-        for fit, validation in parts:
-            weights, biases = fitted(x[fit], labels[fit][None], penalties)
-            logits = weights @ x[validation].T + biases[:, None]
-            yield _judged(logits, labels[validation])
-        return
-    products = x @ x.T
-    # Parts of as many rows are one batch, with every C of each.
-    for size in sorted({len(fit) for fit, _ in parts}):
-        own = [part for part in parts if len(part[0]) == size]
-        k = np.repeat(np.stack([products[np.ix_(fit, fit)] for fit, _ in own]), n_penalties, 0)
-        y = np.repeat(np.stack([labels[fit] for fit, _ in own]), n_penalties, 0)
-        a, b = newton(k, y, np.tile(np.asarray(penalties), len(own)))
-        for i, (fit, validation) in enumerate(own):
-            rows = slice(i * n_penalties, (i + 1) * n_penalties)
-            logits = a[rows] @ products[np.ix_(fit, validation)] + b[rows, None]
-            yield _judged(logits, labels[validation])
 
 
 def _judged(logits: NDArray[np.float64], labels: Labels) -> NDArray[np.float64]:

@@ -10,10 +10,8 @@ from sae.classifiers import (
     LinearProbe,
     auc_of,
     difference_of_means,
-    fit_logistic,
     fit_logistic_path,
     fit_sparse,
-    most_different,
     online_code_length,
     permuted_aucs,
     score,
@@ -76,11 +74,11 @@ def raw_probes(material: Material) -> tuple[list[Record], LinearProbe]:
     probe = _path(material)
     found = {"inputs": RAW, "k": None, **_fitted(material, probe), **_all(material, probe)}
     found |= _selectivity(material, probe)
-    means = difference_of_means(*material.train)
-    shuffled = [
-        auc_of(difference_of_means(material.train[0], y).logits(material.test[0]), labels)
-        for y, labels in _shufflings(material)
-    ]
+    means, (rows, labels) = difference_of_means(*material.train), material.train
+    generator = np.random.default_rng(material.seed)
+    drawn = [generator.permutation(labels) for _ in range(N_PERMUTED)]
+    new, truth = material.test
+    shuffled = [auc_of(difference_of_means(rows, own).logits(new), truth) for own in drawn]
     other = {"inputs": MEANS, "k": None, **material.scored(means.logits(material.rows))}
     return [found, other | _control(shuffled)], probe
 
@@ -100,17 +98,9 @@ def sparse_probes(
             }
             continue
         sparse = fit_sparse(*material.train, k, material.seed, per_column=material.per_column)
-        penalty = sparse.probe.penalty or 1.0
-        shuffled = []
-        # Inputs are chosen anew for shuffled labels: the choice is a part of the probe.
-        for y, labels in _shufflings(material):
-            columns = most_different(material.train[0], y, k)
-            rows, scaled = material.train[0][:, columns], material.per_column
-            floor = fit_logistic(rows, y, penalty, per_column=scaled)
-            shuffled.append(auc_of(floor.logits(material.test[0][:, columns]), labels))
-        record = material.scored(sparse.logits(material.rows)) | _control(shuffled)
-        record |= {"penalty": penalty, "validation_auc": sparse.probe.validation_auc}
-        yield {"inputs": inputs, "k": k, **record}
+        scores = material.scored(sparse.logits(material.rows))
+        floor = _permuted(material, sparse.probe, k)
+        yield {"inputs": inputs, "k": k, **scores, **_chosen(sparse.probe), **floor}
 
 
 def learning_curve(material: Material, inputs: str, sizes: Sequence[int]) -> Iterator[Record]:
@@ -131,8 +121,11 @@ def _path(material: Material) -> LinearProbe:
 
 
 def _fitted(material: Material, probe: LinearProbe) -> Record:
-    chosen = {"penalty": probe.penalty, "validation_auc": probe.validation_auc}
-    return material.scored(probe.logits(material.rows)) | chosen
+    return material.scored(probe.logits(material.rows)) | _chosen(probe)
+
+
+def _chosen(probe: LinearProbe) -> Record:
+    return {"penalty": probe.penalty or 1.0, "validation_auc": probe.validation_auc}
 
 
 def _all(material: Material, probe: LinearProbe) -> Record:
@@ -142,24 +135,21 @@ def _all(material: Material, probe: LinearProbe) -> Record:
     return _permuted(material, probe) | length
 
 
-def _permuted(material: Material, probe: LinearProbe) -> Record:
-    penalty = probe.penalty or 1.0
-    both, scaled = (material.train, material.test), material.per_column
-    found = permuted_aucs(*both, penalty, N_PERMUTED, material.seed, per_column=scaled)
+def _permuted(material: Material, probe: LinearProbe, k: int | None = None) -> Record:
+    found = permuted_aucs(
+        material.train,
+        material.test,
+        probe.penalty or 1.0,
+        N_PERMUTED,
+        material.seed,
+        k=k,
+        per_column=material.per_column,
+    )
     return _control(found.tolist())
 
 
 def _control(aucs: Sequence[float]) -> Record:
     return {"permuted_auc": float(np.mean(aucs)), "permuted_high": max(aucs)}
-
-
-def _shufflings(
-    material: Material,
-) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Yield shuffled labels of training texts, and the true ones of test texts."""
-    generator = np.random.default_rng(material.seed)
-    for _ in range(N_PERMUTED):
-        yield generator.permutation(material.train[1]), material.test[1]
 
 
 def _selectivity(material: Material, probe: LinearProbe) -> Record:

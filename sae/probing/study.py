@@ -22,7 +22,7 @@ from sae.probing.fit import (
     sparse_probes,
 )
 from sae.probing.readings import FEATURES, RAW, Control
-from sae.probing.tasks import Task, control_task
+from sae.probing.tasks import ControlTask, Task, control_task
 from sae.rows.pooled import PooledRows, Reading, TokenizedTexts, keep_pooled_rows
 from sae.run import Run
 
@@ -65,6 +65,7 @@ class _Raw:
     pool: str
     probe: LinearProbe
     record: Record
+    direction: Direction
 
 
 def probe_task(study: Study, task: Task) -> Found:
@@ -97,7 +98,7 @@ def probe_task(study: Study, task: Task) -> Found:
             _learn(study, task, rows, best, found)
         if config.causal and study.model.record.causal:
             began = perf_counter()
-            _cause(study, task, tokens, raws, best, found)
+            _cause(study, task, tokens, raws, best)
             found.causal_seconds = perf_counter() - began
     return found
 
@@ -106,33 +107,43 @@ def _all_probes(
     study: Study, task: Task, rows: PooledRows, pools: Sequence[str], found: Found
 ) -> Iterator[_Raw]:
     """Yield the probes of raw activations; records of all go to what was found."""
-    config = study.config
-    control = control_task(task, config.seed)
-    layers = {site.hook_name: i for i, site in enumerate(study.sites)}
-    featured = {one.site.hook_name for one in study.readings if one.name == FEATURES}
+    control = control_task(task, study.config.seed)
     for reading in study.readings:
-        hook = reading.site.hook_name
         for pool in pools:
-            place: Record = {"task": task.name, "hook_name": hook, "layer": layers[hook]}
-            place["pool"] = pool
-            own = rows.of(reading.name, hook, pool)
-            is_raw = reading.name == RAW
-            material = Material(task, own, config.seed, control, per_column=is_raw)
-            if not is_raw:
-                probes = sparse_probes(material, reading.name, config.ks)
-                found.records += (place | one for one in probes)
-                continue
-            records, probe = raw_probes(material)
-            record, means = (place | one for one in records)
-            found.records += [record, means]
-            direction = direction_of(probe, *material.train)
-            found.directions[f"{hook} {pool}"] = direction.unit
-            found.lengths[f"{hook} {pool}"] = direction.length
-            if hook in featured:
-                few = [k for k in config.ks if k is not None]
-                channels = sparse_probes(material, CHANNELS, few)
-                found.records += (place | one for one in channels)
-            yield _Raw(reading.site, pool, probe, record)
+            records, raw = _fitted(study, task, rows, control, reading, pool)
+            found.records += records
+            if raw is not None:
+                key = f"{raw.site.hook_name} {pool}"
+                found.directions[key] = raw.direction.unit
+                found.lengths[key] = raw.direction.length
+                yield raw
+
+
+def _fitted(
+    study: Study,
+    task: Task,
+    rows: PooledRows,
+    control: ControlTask | None,
+    reading: Reading,
+    pool: str,
+) -> tuple[list[Record], _Raw | None]:
+    """Fit the probes of one reading and pool."""
+    config, hook = study.config, reading.site.hook_name
+    layer = [site.hook_name for site in study.sites].index(hook)
+    place: Record = {"task": task.name, "hook_name": hook, "layer": layer, "pool": pool}
+    own = rows.of(reading.name, hook, pool)
+    is_raw = reading.name == RAW
+    material = Material(task, own, config.seed, control, per_column=is_raw)
+    if not is_raw:
+        probes = sparse_probes(material, reading.name, config.ks)
+        return [place | one for one in probes], None
+    found, probe = raw_probes(material)
+    records = [place | one for one in found]
+    direction = direction_of(probe, *material.train)
+    if hook in {one.site.hook_name for one in study.readings if one.name == FEATURES}:
+        few = [k for k in config.ks if k is not None]
+        records += (place | one for one in sparse_probes(material, CHANNELS, few))
+    return records, _Raw(reading.site, pool, probe, records[0], direction)
 
 
 def _choose(records: Sequence[Record]) -> None:
@@ -179,7 +190,6 @@ def _cause(
     tokens: TokenizedTexts,
     raws: Sequence[_Raw],
     best: _Raw,
-    found: Found,
 ) -> None:
     """Measure what the best probe's direction causes, and put it into its record."""
     last = raws[-1].site
@@ -193,6 +203,4 @@ def _cause(
     if labels.all() or not labels.any():
         return
     trial = Trial(study.model, best.site, tokens.texts[some], labels, later)
-    key = f"{best.site.hook_name} {best.pool}"
-    direction = Direction(found.directions[key], found.lengths[key])
-    best.record.update(trial.effects(direction, study.config.seed))
+    best.record.update(trial.effects(best.direction, study.config.seed))
