@@ -7,7 +7,7 @@ variance and L0, and the CE score.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from sae.cache.layout import ActivationCache
 from sae.core.scaling import InputScaling
 from sae.dictionary import save_dictionary
 from sae.figures import Figures
-from sae.rows.shuffle import rows_in_order, select_rows, shuffled_batches
+from sae.rows.shuffle import Rows, rows_in_order, select_rows, shuffled_batches
 
 Found = TypeVar("Found")
 RUN = Path("runs/quality")
@@ -59,14 +59,17 @@ def main() -> None:
     )
 
 
-def train() -> None:
-    """Train both, but what is there already."""
+def train(
+    l0s: Mapping[str, Sequence[int]] = L0S,
+    learning_rates: Mapping[str, Sequence[float]] = LEARNING_RATES,
+) -> None:
+    """Train both, but what is there already: ours of these L0s, SAELens's of these rates."""
     cache = sae.harvest(run=str(RUN), hook_names=[HOOK], n_tokens=448_000)
-    for name, l0s in L0S.items():
-        for l0 in l0s:
+    for name, wanted in l0s.items():
+        for l0 in wanted:
             for seed in SEEDS:
                 _ours(name, l0, seed)
-        rates = LEARNING_RATES[name]
+        rates = learning_rates[name]
         first = {lr: _ev(_theirs(cache, name, lr, SEEDS[0])) for lr in rates}
         best = max(rates, key=first.__getitem__)
         for seed in SEEDS[1:]:
@@ -92,7 +95,7 @@ def _theirs(cache: ActivationCache, name: str, lr: float, seed: int) -> str:
     if folder.exists():
         return dictionary_name
     rows = select_rows(cache, HOOK, held_out=False, max_norm_multiple=10.0)
-    sample = torch.cat(list(rows_in_order(rows, limit=16_384))).float()
+    sample = torch.cat([x for (x,) in rows_in_order(rows, limit=16_384)]).float()
     scaling = InputScaling.of(sample)
     sparsity: dict[str, Any] = {"standard": {"coefficient": THEIR_L1[lr]}}.get(name, {"k": 32})
     if name == "jumprelu":
@@ -111,13 +114,16 @@ def _theirs(cache: ActivationCache, name: str, lr: float, seed: int) -> str:
     W_enc, b_enc = scaling.fold_encoder(found.W_enc, found.b_enc)
     W_dec, b_dec = scaling.fold_decoder(found.W_dec, found.b_dec)
     raw = found.with_weights({"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec})
-    like = sae.load(str(RUN / "dictionaries" / f"ours-{name}-32-seed-{SEEDS[0]}"))
-    save_dictionary(replace(raw, record=like.record).placed(like.reads[0].place), folder)
+    ours = next((RUN / "dictionaries").glob(f"ours-{name}-*-seed-{SEEDS[0]}"))
+    like = sae.load(str(ours))
+    # The same rows, but another training: stability would take it for a seed of ours.
+    record = replace(like.record, training=None)
+    save_dictionary(replace(raw, record=record).placed(like.reads[0].place), folder)
     return dictionary_name
 
 
-def _scaled(batches: Iterator[torch.Tensor], scaling: InputScaling) -> Iterator[torch.Tensor]:
-    for batch in batches:
+def _scaled(batches: Iterator[Rows], scaling: InputScaling) -> Iterator[torch.Tensor]:
+    for (batch,) in batches:
         yield scaling(batch)
 
 
