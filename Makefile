@@ -26,7 +26,7 @@ $(TOOLS): $(READY) tests/peers.txt
 	$(INSTALL) --quiet --no-deps -r tests/peers.txt
 	@touch $(TOOLS)
 
-demo: $(READY)  ## the whole path on a real model: some twenty minutes on two cores
+demo: $(READY)  ## the whole path on a real model: about 23 minutes on two cores
 	$(BIN)/sae demo
 
 test: $(TOOLS)  ## run all tests
