@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def sample_report() -> dict[str, Any]:
         "timings": {"harvest": 60.0, "train": 120.0},
         "export": {
             "folder": "runs/demo/export",
-            "files": [{"name": "cfg.json", "bytes": 1200}],
+            "files": [
+                {"name": "blocks.9.hook_resid_post/sae_weights.safetensors", "bytes": 12}
+            ],
             "load": ["import sae"],
         },
         "versions": {"sae-atlas": "0.1.0"},
@@ -284,6 +287,18 @@ def test_a_single_dictionary_is_a_table_without_a_picture(tmp_path: Path) -> Non
     assert "pareto-panels" in document
     assert 'aria-label="Explained variance over L0"' not in document
     assert 'class="badge"' not in document
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [420, 1280])
+def test_the_page_is_as_wide_as_the_screen(
+    visit: Callable[..., Any], tmp_path: Path, width: int
+) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(sample_page(), "utf-8")
+    page = visit(path, viewport={"width": width, "height": 900})
+    assert page.get_by_text("sae_weights.safetensors").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.slow
