@@ -4,14 +4,20 @@ Rows are float64 arrays (row, d) and labels boolean arrays (row,), of two classe
 occur. Nothing here knows where rows come from.
 """
 
-from sae.classifiers.code_length import CodeLength, online_code_length
-from sae.classifiers.controls import permuted_aucs, selectivity, word_type_labels
+from sae.classifiers.code_length import CodeLength, online_code_length, online_code_lengths
+from sae.classifiers.controls import (
+    permuted_aucs,
+    permuted_aucs_of_each,
+    selectivity,
+    word_type_labels,
+)
 from sae.classifiers.logistic import (
     PENALTIES,
     LinearProbe,
     difference_of_means,
     fit_logistic,
     fit_logistic_path,
+    fit_logistic_paths,
     one_thread,
 )
 from sae.classifiers.scores import Scores, auc_of, score
@@ -27,11 +33,14 @@ __all__ = [
     "difference_of_means",
     "fit_logistic",
     "fit_logistic_path",
+    "fit_logistic_paths",
     "fit_sparse",
     "most_different",
     "one_thread",
     "online_code_length",
+    "online_code_lengths",
     "permuted_aucs",
+    "permuted_aucs_of_each",
     "score",
     "selectivity",
     "word_type_labels",

@@ -53,25 +53,38 @@ def online_code_length(
     of bits that it takes to say which. Blocks before which only one class was seen get
     Laplace's rule, (seen + 1) / (all + 2).
     """
+    return online_code_lengths([rows], labels, penalties, per_column=per_column)[0]
+
+
+def online_code_lengths(
+    many: Sequence[Rows],
+    labels: Labels,
+    penalties: Sequence[float] = PENALTIES,
+    *,
+    per_column: bool = True,
+) -> list[CodeLength]:
+    """Return `online_code_length` of several readings of the same texts, sooner together."""
     n = len(labels)
     ends = sorted({math.ceil(n * percent / 100) for percent in _PERCENTS})
-    total = np.full(len(penalties), float(ends[0]))
-    parts, coming = list[tuple[Rows, Labels]](), list[tuple[Rows, Labels]]()
-    for seen, end in pairwise(ends):
-        known, truth = labels[:seen], labels[seen:end]
-        if known.all() or not known.any():
-            total += _laplace(known, truth)
-            continue
-        standard = Standard.of(rows[:seen], per_column)
-        parts.append((standard(rows[:seen]), known))
-        coming.append((standard(rows[seen:end]), truth))
+    totals = np.full((len(many), len(penalties)), float(ends[0]))
+    parts, coming = list[tuple[Rows, Labels]](), list[tuple[int, Rows, Labels]]()
     with one_thread():
+        for seen, end in pairwise(ends):
+            known, truth = labels[:seen], labels[seen:end]
+            if known.all() or not known.any():
+                totals += _laplace(known, truth)
+                continue
+            for i, rows in enumerate(many):
+                standard = Standard.of(rows[:seen], per_column)
+                parts.append((standard(rows[:seen]), known))
+                coming.append((i, standard(rows[seen:end]), truth))
         paths = fitted_paths(parts, penalties)
-    for (weights, biases), (x, truth) in zip(paths, coming, strict=True):
+    for (weights, biases), (i, x, truth) in zip(paths, coming, strict=True):
         logits = weights @ x.T + biases[:, None]
         nats = np.logaddexp(0, np.where(truth, -logits, logits)).sum(1)
-        total += nats / math.log(2)
-    return CodeLength(float(total.min()) + math.log2(len(penalties)), n)
+        totals[i] += nats / math.log(2)
+    choice = math.log2(len(penalties))
+    return [CodeLength(float(total.min()) + choice, n) for total in totals]
 
 
 def _laplace(known: Labels, coming: Labels) -> float:

@@ -9,8 +9,7 @@ from sae.classifiers.logistic import (
     Labels,
     Rows,
     Standard,
-    fitted,
-    fitted_paths,
+    fitted_each,
     one_thread,
 )
 from sae.classifiers.scores import aucs_of
@@ -37,26 +36,55 @@ def permuted_aucs(
         ValueError: if only one class occurs among training or test rows.
     """
     rows, labels = train
-    generator = np.random.default_rng(seed)
-    shuffled = np.stack([generator.permutation(labels) for _ in range(n)])
-    every = k is None or k >= rows.shape[1]
+    if k is None or k >= rows.shape[1]:
+        both, truth = [(rows, test[0])], (labels, test[1])
+        return permuted_aucs_of_each(both, truth, [penalty], n, seed, per_column=per_column)[0]
     with one_thread():
-        if every:
-            standard = Standard.of(rows, per_column)
-            weights, biases = fitted(standard(rows), shuffled, penalty)
-            logits = weights @ standard(test[0]).T + biases[:, None]
-        else:
-            chosen = [most_different(rows, own, k or 0) for own in shuffled]
-            standards = [Standard.of(rows[:, columns], per_column) for columns in chosen]
-            read = [*zip(standards, chosen, shuffled, strict=True)]
-            paths = fitted_paths([(to(rows[:, at]), own) for to, at, own in read], [penalty])
-            logits = np.stack(
-                [
-                    to(test[0][:, at]) @ w[0] + b[0]
-                    for (to, at, _), (w, b) in zip(read, paths, strict=True)
-                ]
-            )
+        parts, new = list[tuple[Rows, Labels]](), list[Rows]()
+        for own in _shuffled(labels, n, seed):
+            columns = most_different(rows, own, k)
+            standard = Standard.of(rows[:, columns], per_column)
+            parts.append((standard(rows[:, columns]), own))
+            new.append(standard(test[0][:, columns]))
+        fits = fitted_each(parts, [penalty] * n)
+        logits = np.stack([x @ w + b for x, (w, b) in zip(new, fits, strict=True)])
     return aucs_of(logits, test[1])
+
+
+def permuted_aucs_of_each(
+    many: Sequence[tuple[Rows, Rows]],
+    labels: tuple[Labels, Labels],
+    penalties: Sequence[float],
+    n: int = 8,
+    seed: int = 0,
+    *,
+    per_column: bool = True,
+) -> list[NDArray[np.float64]]:
+    """Return `permuted_aucs` of several readings of the same texts, in less time together.
+
+    Args:
+        many: training and test rows of each reading.
+        labels: of training and test texts.
+        penalties: C of each reading.
+    """
+    shuffled = _shuffled(labels[0], n, seed)
+    with one_thread():
+        standards = [Standard.of(rows, per_column) for rows, _ in many]
+        xs = [to(rows) for to, (rows, _) in zip(standards, many, strict=True)]
+        parts = [(x, own) for x in xs for own in shuffled]
+        fits = fitted_each(parts, np.repeat(penalties, n).tolist())
+        found = []
+        for i, (to, (_, new)) in enumerate(zip(standards, many, strict=True)):
+            own = fits[i * n : (i + 1) * n]
+            logits = np.stack([w for w, _ in own]) @ to(new).T
+            biases = np.array([bias for _, bias in own])
+            found.append(aucs_of(logits + biases[:, None], labels[1]))
+    return found
+
+
+def _shuffled(labels: Labels, n: int, seed: int) -> list[Labels]:
+    generator = np.random.default_rng(seed)
+    return [generator.permutation(labels) for _ in range(n)]
 
 
 def word_type_labels(words: Sequence[str], seed: int = 0) -> Labels:

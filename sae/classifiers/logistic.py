@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def fit_logistic(
     """
     _check(labels)
     with one_thread():
-        return _of_one(Standard.of(rows, per_column), rows, labels, penalty)
+        return _finished([Standard.of(rows, per_column)], [rows], labels, [penalty])[0]
 
 
 def fit_logistic_path(
@@ -127,22 +128,43 @@ def fit_logistic_path(
     Raises:
         ValueError: if only one class occurs.
     """
+    return fit_logistic_paths([rows], labels, seed, penalties, per_column=per_column)[0]
+
+
+def fit_logistic_paths(
+    many: Sequence[Rows],
+    labels: Labels,
+    seed: int = 0,
+    penalties: Sequence[float] = PENALTIES,
+    *,
+    per_column: bool = True,
+) -> list[LinearProbe]:
+    """Return `fit_logistic_path` of several readings of the same texts, in less time together.
+
+    Raises:
+        ValueError: if only one class occurs.
+    """
     _check(labels)
     parts = [*_parts(labels, seed)]
     with one_thread():
-        standard = Standard.of(rows, per_column)
+        standards = [Standard.of(rows, per_column) for rows in many]
         if not parts:
-            return _of_one(standard, rows, labels, 1.0)
-        x = standard(rows)
-        paths = fitted_paths([(x[fit], labels[fit]) for fit, _ in parts], penalties)
-        judged = [
-            _judged(weights @ x[rows].T + biases[:, None], labels[rows])
-            for (weights, biases), (_, rows) in zip(paths, parts, strict=True)
-        ]
-        aucs, losses = np.mean(judged, axis=0)
-        best = max(range(len(penalties)), key=lambda i: (round(aucs[i], 12), -losses[i]))
-        found = _of_one(standard, rows, labels, penalties[best])
-    return replace(found, validation_auc=float(aucs[best]))
+            return _finished(standards, many, labels, [1.0] * len(many))
+        xs = [to(rows) for to, rows in zip(standards, many, strict=True)]
+        every = [(x[fit], labels[fit]) for x in xs for fit, _ in parts]
+        paths = iter(fitted_paths(every, penalties))
+        chosen, reached = list[float](), list[float]()
+        for x in xs:
+            judged = [
+                _judged(weights @ x[held].T + biases[:, None], labels[held])
+                for (_, held), (weights, biases) in zip(parts, paths, strict=False)
+            ]
+            aucs, losses = np.mean(judged, axis=0)
+            best = max(range(len(penalties)), key=lambda i: (round(aucs[i], 12), -losses[i]))
+            chosen.append(penalties[best])
+            reached.append(float(aucs[best]))
+        found = _finished(standards, many, labels, chosen)
+    return [replace(one, validation_auc=auc) for one, auc in zip(found, reached, strict=True)]
 
 
 def difference_of_means(rows: Rows, labels: Labels) -> LinearProbe:
@@ -162,31 +184,47 @@ def _check(labels: Labels) -> None:
         raise ValueError("rows of one class alone cannot be told apart")
 
 
-def _of_one(standard: Standard, rows: Rows, labels: Labels, penalty: float) -> LinearProbe:
-    weights, biases = fitted(standard(rows), labels[None], penalty)
-    return replace(standard.raw(weights[0], float(biases[0])), penalty=penalty)
+def _finished(
+    standards: Sequence[Standard],
+    many: Sequence[Rows],
+    labels: Labels,
+    penalties: Sequence[float],
+) -> list[LinearProbe]:
+    """Return the probes of raw inputs that all rows give, with C of each."""
+    parts = [(to(rows), labels) for to, rows in zip(standards, many, strict=True)]
+    return [
+        replace(to.raw(weights, bias), penalty=penalty)
+        for to, (weights, bias), penalty in zip(
+            standards, fitted_each(parts, penalties), penalties, strict=True
+        )
+    ]
 
 
-def fitted(
-    x: Rows, labels: NDArray[np.bool_], penalty: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Fit a logistic regression to each of several labellings of the same standardised rows.
-
-    Args:
-        x: standardised rows, (row, d).
-        labels: of each problem, (problem, row).
-        penalty: C of all problems.
+def fitted_each(
+    parts: Sequence[tuple[Rows, Labels]], penalties: Sequence[float]
+) -> list[tuple[NDArray[np.float64], float]]:
+    """Fit a logistic regression to each of several parts of standardised rows, with its C.
 
     Returns:
-        Weights (problem, d) and intercepts (problem,).
+        Weights (d,) and intercept of each part.
     """
-    if len(x) <= _NEWTON_ROWS:
-        at = newton(RowProblems.of([(x, own) for own in labels]), penalty)
-        return at.a @ x, at.b
-    z, back = _coordinates(x)
-    found = [_lbfgs(z, own, penalty) for own in labels]
-    weights, biases = np.stack([w for w, _ in found]), np.array([b for _, b in found])
-    return weights if back is None else weights @ back, biases
+    found: list[Any] = [None] * len(parts)
+    for members in _alike([len(x) for x, _ in parts]):
+        if len(parts[members[0]][0]) <= _NEWTON_ROWS:
+            costs = np.array([penalties[i] for i in members])
+            at = newton(RowProblems.of([parts[i] for i in members]), costs)
+            for own, i in enumerate(members):
+                x = parts[i][0]
+                found[i] = at.a[own, : len(x)] @ x, float(at.b[own])
+            continue
+        # Several labellings of the same rows follow each other.
+        for _, same in groupby(members, lambda i: id(parts[i][0])):
+            first, *others = same
+            z, back = _coordinates(parts[first][0])
+            for i in (first, *others):
+                weights, bias = _lbfgs(z, parts[i][1], penalties[i])
+                found[i] = (weights if back is None else weights @ back), bias
+    return found
 
 
 def fitted_paths(
@@ -201,11 +239,8 @@ def fitted_paths(
     for members in _alike([len(x) for x, _ in parts]):
         if len(parts[members[0]][0]) > _NEWTON_ROWS:
             for i in members:
-                each = [fitted(parts[i][0], parts[i][1][None], c) for c in penalties]
-                found[i] = (
-                    np.concatenate([w for w, _ in each]),
-                    np.array([b[0] for _, b in each]),
-                )
+                each = fitted_each([parts[i]] * len(penalties), penalties)
+                found[i] = np.stack([w for w, _ in each]), np.array([b for _, b in each])
             continue
         a, b = newton_path(RowProblems.of([parts[i] for i in members]), penalties)
         for at, i in enumerate(members):

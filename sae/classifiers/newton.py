@@ -38,9 +38,13 @@ class RowProblems:
         """Return the problems of rows (row, d) with their labels (row,)."""
         n, most = len(members), max(len(rows) for rows, _ in members)
         found = cls(np.zeros((n, most, most)), np.zeros((n, most)), np.zeros((n, most)))
+        before = products = None
         for i, (rows, labels) in enumerate(members):
             own = slice(0, len(rows))
-            found.products[i, own, own] = rows @ rows.T
+            # Several labellings of the same rows follow each other.
+            if rows is not before:
+                before, products = rows, rows @ rows.T
+            found.products[i, own, own] = products
             found.labels[i, own] = labels
             found.counted[i, own] = 1
         return found
@@ -95,11 +99,18 @@ def newton_path(
     return a, b
 
 
-def newton(problems: RowProblems, penalty: float, start: Point | None = None) -> Point:
-    """Solve all problems with one C, to the optimum and not to a tolerance of gradients."""
+def newton(
+    problems: RowProblems,
+    penalty: float | NDArray[np.float64],
+    start: Point | None = None,
+) -> Point:
+    """Solve all problems with one C, or each with its own (problem,).
+
+    It goes on to the optimum, and not to a tolerance of gradients.
+    """
     at = Point.first(problems) if start is None else start
     found = Point(at.a.copy(), at.b.copy(), at.ka.copy())
-    c = penalty * problems.counted
+    c = np.reshape(penalty, (-1, 1)) * problems.counted
     now = _loss(at, problems.labels, c)
     left = np.arange(len(c))
     eye = np.eye(c.shape[1])

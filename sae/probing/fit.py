@@ -11,9 +11,11 @@ from sae.classifiers import (
     auc_of,
     difference_of_means,
     fit_logistic_path,
+    fit_logistic_paths,
     fit_sparse,
-    online_code_length,
+    online_code_lengths,
     permuted_aucs,
+    permuted_aucs_of_each,
     score,
     selectivity,
 )
@@ -69,18 +71,34 @@ class Material:
         return record
 
 
-def raw_probes(material: Material) -> tuple[list[Record], LinearProbe]:
-    """Return the records of all of the activations, and the logistic probe of them."""
-    probe = _path(material)
-    found = {"inputs": RAW, "k": None, **_fitted(material, probe), **_all(material, probe)}
-    found |= _selectivity(material, probe)
+def raw_probes(materials: Sequence[Material]) -> Iterator[tuple[list[Record], LinearProbe]]:
+    """Yield records of all of the activations, and the logistic probe of them, of each.
+
+    The materials are of one task at several places; fits of all of them go on at once.
+    """
+    labels, seed = materials[0].train[1], materials[0].seed
+    probes = fit_logistic_paths([one.train[0] for one in materials], labels, seed)
+    controls = _all(materials, probes)
+    control = materials[0].control
+    drawn: Sequence[LinearProbe | None] = [None] * len(materials)
+    if control is not None:
+        drawn = fit_logistic_paths([one.train[0] for one in materials], control.train, seed)
+    for one, probe, beside, other in zip(materials, probes, controls, drawn, strict=True):
+        found = {"inputs": RAW, "k": None, **_fitted(one, probe), **beside}
+        if control is not None and other is not None:
+            found |= _selectivity(one, control, probe, other)
+        yield [found, _means(one)], probe
+
+
+def _means(material: Material) -> Record:
+    """Return the record of the difference of means, and of shuffled labels'."""
     means, (rows, labels) = difference_of_means(*material.train), material.train
     generator = np.random.default_rng(material.seed)
     drawn = [generator.permutation(labels) for _ in range(N_PERMUTED)]
     new, truth = material.test
     shuffled = [auc_of(difference_of_means(rows, own).logits(new), truth) for own in drawn]
-    other = {"inputs": MEANS, "k": None, **material.scored(means.logits(material.rows))}
-    return [found, other | _control(shuffled)], probe
+    scores = material.scored(means.logits(material.rows))
+    return {"inputs": MEANS, "k": None, **scores, **_control(shuffled)}
 
 
 def sparse_probes(
@@ -94,7 +112,7 @@ def sparse_probes(
                 "inputs": inputs,
                 "k": None,
                 **_fitted(material, probe),
-                **_all(material, probe),
+                **_all([material], [probe])[0],
             }
             continue
         sparse = fit_sparse(*material.train, k, material.seed, per_column=material.per_column)
@@ -128,11 +146,24 @@ def _chosen(probe: LinearProbe) -> Record:
     return {"penalty": probe.penalty or 1.0, "validation_auc": probe.validation_auc}
 
 
-def _all(material: Material, probe: LinearProbe) -> Record:
-    """Return the controls that a probe of all inputs has."""
-    code = online_code_length(*material.train, per_column=material.per_column)
-    length = {"bits": code.bits, "compression": code.compression}
-    return _permuted(material, probe) | length
+def _all(materials: Sequence[Material], probes: Sequence[LinearProbe]) -> list[Record]:
+    """Return the controls that probes of all inputs have, for materials of one task."""
+    first = materials[0]
+    labels, scaled = (first.train[1], first.test[1]), first.per_column
+    floors = permuted_aucs_of_each(
+        [(one.train[0], one.test[0]) for one in materials],
+        labels,
+        [probe.penalty or 1.0 for probe in probes],
+        N_PERMUTED,
+        first.seed,
+        per_column=scaled,
+    )
+    rows = [one.train[0] for one in materials]
+    codes = online_code_lengths(rows, labels[0], per_column=scaled)
+    return [
+        _control(floor.tolist()) | {"bits": code.bits, "compression": code.compression}
+        for floor, code in zip(floors, codes, strict=True)
+    ]
 
 
 def _permuted(material: Material, probe: LinearProbe, k: int | None = None) -> Record:
@@ -152,13 +183,11 @@ def _control(aucs: Sequence[float]) -> Record:
     return {"permuted_auc": float(np.mean(aucs)), "permuted_high": max(aucs)}
 
 
-def _selectivity(material: Material, probe: LinearProbe) -> Record:
+def _selectivity(
+    material: Material, control: ControlTask, probe: LinearProbe, drawn: LinearProbe
+) -> Record:
     """Return how a probe does beside the control task, on test texts of words trained on."""
-    control = material.control
-    if control is None:
-        return {}
     known, (rows, labels) = control.known, material.test
-    drawn = fit_logistic_path(material.train[0], control.train, material.seed)
     accuracy = float(((probe.logits(rows) > 0) == labels)[known].mean())
     at_control = float(((drawn.logits(rows) > 0) == control.test)[known].mean())
     return {

@@ -1,6 +1,6 @@
 """All probes of one task: at each hook, of each pool, of each reading, and what they cause."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -22,9 +22,11 @@ from sae.probing.fit import (
     sparse_probes,
 )
 from sae.probing.readings import FEATURES, RAW, Control
-from sae.probing.tasks import ControlTask, Task, control_task
+from sae.probing.tasks import Task, control_task
 from sae.rows.pooled import PooledRows, Reading, TokenizedTexts, keep_pooled_rows
 from sae.run import Run
+
+_ROWS_TOGETHER = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,47 +105,67 @@ def probe_task(study: Study, task: Task) -> Found:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A reading and a pool of it."""
+
+    study: Study
+    reading: Reading
+    pool: str
+
+    @property
+    def hook(self) -> str:
+        return self.reading.site.hook_name
+
+    @property
+    def is_raw(self) -> bool:
+        return self.reading.name == RAW
+
+    @property
+    def told(self) -> Record:
+        """What records say of it."""
+        layer = [site.hook_name for site in self.study.sites].index(self.hook)
+        return {"hook_name": self.hook, "layer": layer, "pool": self.pool}
+
+
 def _all_probes(
     study: Study, task: Task, rows: PooledRows, pools: Sequence[str], found: Found
 ) -> Iterator[_Raw]:
     """Yield the probes of raw activations; records of all go to what was found."""
     control = control_task(task, study.config.seed)
-    for reading in study.readings:
-        for pool in pools:
-            records, raw = _fitted(study, task, rows, control, reading, pool)
-            found.records += records
-            if raw is not None:
-                key = f"{raw.site.hook_name} {pool}"
-                found.directions[key] = raw.direction.unit
-                found.lengths[key] = raw.direction.length
-                yield raw
+    places = [_Place(study, one, pool) for one in study.readings for pool in pools]
+    featured = {one.reading.site.hook_name for one in places if one.reading.name == FEATURES}
 
+    def material(place: _Place) -> Material:
+        own = rows.of(place.reading.name, place.hook, place.pool)
+        return Material(task, own, study.config.seed, control, per_column=place.is_raw)
 
-def _fitted(
-    study: Study,
-    task: Task,
-    rows: PooledRows,
-    control: ControlTask | None,
-    reading: Reading,
-    pool: str,
-) -> tuple[list[Record], _Raw | None]:
-    """Fit the probes of one reading and pool."""
-    config, hook = study.config, reading.site.hook_name
-    layer = [site.hook_name for site in study.sites].index(hook)
-    place: Record = {"task": task.name, "hook_name": hook, "layer": layer, "pool": pool}
-    own = rows.of(reading.name, hook, pool)
-    is_raw = reading.name == RAW
-    material = Material(task, own, config.seed, control, per_column=is_raw)
-    if not is_raw:
-        probes = sparse_probes(material, reading.name, config.ks)
-        return [place | one for one in probes], None
-    found, probe = raw_probes(material)
-    records = [place | one for one in found]
-    direction = direction_of(probe, *material.train)
-    if hook in {one.site.hook_name for one in study.readings if one.name == FEATURES}:
-        few = [k for k in config.ks if k is not None]
-        records += (place | one for one in sparse_probes(material, CHANNELS, few))
-    return records, _Raw(reading.site, pool, probe, records[0], direction)
+    def kept(place: _Place, records: Iterable[Record]) -> list[Record]:
+        own = [{"task": task.name, **place.told} | one for one in records]
+        found.records += own
+        return own
+
+    raws = [place for place in places if place.is_raw]
+    # As many places are fitted together as have a thousand rows: more take memory, not time.
+    together = max(1, _ROWS_TOGETHER // task.n_train)
+    for first in range(0, len(raws), together):
+        some = raws[first : first + together]
+        materials = [material(place) for place in some]
+        for place, own, (records, probe) in zip(
+            some, materials, raw_probes(materials), strict=True
+        ):
+            record = kept(place, records)[0]
+            direction = direction_of(probe, *own.train)
+            found.directions[f"{place.hook} {place.pool}"] = direction.unit
+            found.lengths[f"{place.hook} {place.pool}"] = direction.length
+            if place.hook in featured:
+                few = [k for k in study.config.ks if k is not None]
+                kept(place, sparse_probes(own, CHANNELS, few))
+            yield _Raw(place.reading.site, place.pool, probe, record, direction)
+    for place in places:
+        if not place.is_raw:
+            name = place.reading.name
+            kept(place, sparse_probes(material(place), name, study.config.ks))
 
 
 def _choose(records: Sequence[Record]) -> None:

@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
-from sae.classifiers import PENALTIES, permuted_aucs
-from sae.classifiers.logistic import fitted, fitted_paths
+from sae.classifiers import (
+    PENALTIES,
+    fit_logistic_path,
+    fit_logistic_paths,
+    online_code_length,
+    online_code_lengths,
+    permuted_aucs,
+    permuted_aucs_of_each,
+)
+from sae.classifiers.logistic import fitted_each, fitted_paths
 from sae.classifiers.newton import RowProblems, newton, newton_path
 
 
@@ -53,9 +61,27 @@ def test_parts_on_either_side_of_the_change_of_solver_come_in_their_order():
         fitted_paths(parts, [0.1, 10.0]), parts, strict=True
     ):
         for i, penalty in enumerate((0.1, 10.0)):
-            w, b = fitted(rows, labels[None], penalty)
-            np.testing.assert_allclose(weights[i], w[0], atol=1e-6)
-            assert biases[i] == pytest.approx(b[0], abs=1e-6)
+            ((w, b),) = fitted_each([(rows, labels)], [penalty])
+            np.testing.assert_allclose(weights[i], w, atol=1e-6)
+            assert biases[i] == pytest.approx(b, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [40, 300])
+def test_readings_of_the_same_texts_are_fitted_together_as_each_alone(n):
+    rows, labels = problem(n, 12)
+    many = [rows, np.tanh(rows[:, :5]), rows[:, ::-1] * 3]
+    together = fit_logistic_paths(many, labels, seed=2)
+    lengths = online_code_lengths(many, labels)
+    floors = permuted_aucs_of_each(
+        [(x, x) for x in many], (labels, labels), [one.penalty for one in together], n=5
+    )
+    for x, probe, length, floor in zip(many, together, lengths, floors, strict=True):
+        alone = fit_logistic_path(x, labels, seed=2)
+        assert (probe.penalty, probe.validation_auc) == (alone.penalty, alone.validation_auc)
+        np.testing.assert_allclose(probe.logits(x), alone.logits(x), rtol=1e-6, atol=1e-6)
+        assert length.bits == pytest.approx(online_code_length(x, labels).bits, rel=1e-6)
+        own = permuted_aucs((x, labels), (x, labels), alone.penalty, n=5)
+        np.testing.assert_allclose(floor, own, atol=1e-9)
 
 
 def test_shuffled_labels_choose_their_own_columns():
