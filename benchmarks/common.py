@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 
 import sae
 from sae.core.int8_tile import HERE, LAYOUTS
+from sae.rows.shuffle import Rows
+from sae.rows.source import RowSource
 
 RESULTS = Path(__file__).parent / "results"
 RUN = Path("runs/bench")
@@ -47,7 +49,31 @@ def medians(contenders: dict[Any, Callable[[], float]], rounds: int) -> dict[Any
     return {name: statistics.median(one[name] for one in found) for name in contenders}
 
 
-def write_results(name: str, title: str, rows: list[dict[str, object]]) -> None:
+class PassedOn(RowSource):
+    """The rows of another source, for those who note when they are asked for and given."""
+
+    def __init__(self, source: RowSource) -> None:
+        self.source, self.identity = source, source.identity
+        self.places, self.record = source.places, source.record
+        self.buffer_bytes = source.buffer_bytes
+
+    def sample(self) -> Rows:
+        return self.source.sample()
+
+    def held_out(self, n_rows: int) -> Rows | None:
+        return self.source.held_out(n_rows)
+
+    def batches(self, first: int) -> Generator[Rows, None, None]:
+        return self.source.batches(first)
+
+    def save(self, n_batches: int) -> None:
+        self.source.save(n_batches)
+
+    def forget(self) -> None:
+        self.source.forget()
+
+
+def write_results(name: str, title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """`results/{name}.json` and `.md`, and the table on the terminal."""
     RESULTS.mkdir(exist_ok=True)
     # Which instructions there are decides what products take.

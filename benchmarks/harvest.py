@@ -8,15 +8,16 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 import sae
 from benchmarks.common import HOOK, medians, write_results
 from benchmarks.saelens_cache import ROWS_A_BATCH, saelens_harvest
-from sae.cache.writer import CacheWriter
-from sae.commands import harvest
-from sae.models import ModelConfig, find_site, load_model, read_activations
+from sae.harvesting import harvest as harvesting
+from sae.harvesting.config import HarvestConfig
+from sae.models import LanguageModel, ModelConfig, find_site, load_model, read_activations
 from sae.text.source import DataConfig, documents
 
 N_TOKENS, CONTEXT, ROUNDS = 16_384, 128, 3
@@ -28,7 +29,13 @@ def main() -> None:
     """Tokens a second by turns: bare forward, one hook, four hooks, SAELens; and memory."""
     model = load_model(ModelConfig())
     # Loaded once for all of them; what is timed begins with the first batch.
-    harvest.load_model = lambda _: model
+    with patch.object(harvesting, "load_model", lambda _: model):
+        rows = _rows(model)
+    write_results("harvest", "Harvest of SmolLM2-135M at layer 9 to disk", rows)
+    memory()
+
+
+def _rows(model: LanguageModel) -> list[dict[str, object]]:
     folder = Path(tempfile.mkdtemp())
     tokens = torch.from_numpy(
         sae.harvest(**_settings(folder / "text", [HOOK], n_tokens=N_TOKENS)).tokens
@@ -47,7 +54,7 @@ def main() -> None:
         shutil.rmtree(target, ignore_errors=True)
         return saelens_harvest(texts, "model.layers.9", N_TOKENS, CONTEXT, target).harvesting
 
-    batch = harvest.HarvestConfig().sequences_a_batch(model.device)
+    batch = HarvestConfig().sequences_a_batch(model.device)
     times = medians(
         {
             "bare forward to layer 9": lambda: bare([HOOK], batch),
@@ -65,9 +72,8 @@ def main() -> None:
         rows.append(row)
     rows[2]["share of one hook"] = round(one / four, 3)
     rows[3]["ours over it"] = f"{theirs / one:.2f}, four hooks {4 * theirs / four:.2f}"
-    write_results("harvest", "Harvest of SmolLM2-135M at layer 9 to disk", rows)
     shutil.rmtree(folder)
-    memory()
+    return rows
 
 
 def _settings(run: Path, hook_names: list[str], n_tokens: int) -> dict[str, Any]:
@@ -88,19 +94,15 @@ def _harvest(run: Path, hook_names: list[str]) -> float:
     for kind in ("activations", "norms", "moments"):
         for file in (run / "cache.zarr" / kind).rglob("c.*"):
             file.unlink()
-    CacheWriter(run / "cache.zarr").declare(complete=False)
-    began = []
-    original = harvest.fill
+    began: list[float] = []
+    original = harvesting._fill
 
-    def fill(*given: Any, **more: Any) -> None:
+    def fill(*given: Any) -> None:
         began.append(time.perf_counter())
-        original(*given, **more)
+        original(*given)
 
-    harvest.fill = fill
-    try:
+    with patch.object(harvesting, "_fill", fill):
         sae.harvest(**settings)
-    finally:
-        harvest.fill = original
     return time.perf_counter() - began[0]
 
 

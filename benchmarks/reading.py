@@ -14,7 +14,7 @@ from benchmarks.saelens_cache import saelens_rows_per_second
 from sae.cache.layout import ActivationCache
 from sae.core.scaling import InputScaling
 from sae.exchange.activations import export_to_hf
-from sae.rows.shuffle import rows_in_order, select_rows, shuffled_batches
+from sae.rows.shuffle import Rows, rows_in_order, select_rows, shuffled_batches
 from sae.training.loop import Trainer
 from sae.training.optim import OptimConfig
 
@@ -71,7 +71,7 @@ def _seconds_a_row(
     n = 3 * rows.n_rows // BATCH
     batches = shuffled_batches(rows, BATCH, seed=0, pool_bytes=pool_bytes)
     began = time.perf_counter()
-    for batch in islice(batches, n):
+    for (batch,) in islice(batches, n):
         if dtype is not None:
             batch.to(dtype)
     return (time.perf_counter() - began) / (n * BATCH)
@@ -80,7 +80,7 @@ def _seconds_a_row(
 def waiting(cache: ActivationCache) -> None:
     """Return the share of an epoch's time in which a training waits for its rows."""
     selection = select_rows(cache, HOOK, held_out=False)
-    sample = torch.cat(list(rows_in_order(selection, limit=16_384))).float()
+    sample = torch.cat([x for (x,) in rows_in_order(selection, limit=16_384)]).float()
     scaling = InputScaling.of(sample)
     found: list[dict[str, object]] = []
     for pool_bytes in (2 << 30, 64 << 20):
@@ -101,7 +101,7 @@ def waiting(cache: ActivationCache) -> None:
         )
         began = time.perf_counter()
         for batch in islice(batches, n_steps):
-            trainer.update(*trainer.scaled((batch,)))
+            trainer.update(*trainer.scaled(batch))
         seconds = time.perf_counter() - began
         found.append(
             {
@@ -114,7 +114,7 @@ def waiting(cache: ActivationCache) -> None:
     write_results("waiting", "An epoch of TopK at d_sae 9,216: time waiting for rows", found)
 
 
-def _clocked(batches: Iterator[torch.Tensor], waited: list[float]) -> Iterator[torch.Tensor]:
+def _clocked(batches: Iterator[Rows], waited: list[float]) -> Iterator[Rows]:
     while True:
         began = time.perf_counter()
         batch = next(batches)

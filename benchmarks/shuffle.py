@@ -51,8 +51,8 @@ def main() -> None:
     real = sae.harvest(run=str(FOLDER), hook_names=[HOOK], n_tokens=N_TOKENS)
     keep = select_rows(real, HOOK, held_out=False).keep
     places = _places(real)
-    selection = RowSelection(places, HOOK, keep)
-    _check_same_rows(RowSelection(real, HOOK, keep), selection)
+    selection = RowSelection(places, (HOOK,), keep)
+    _check_same_rows(RowSelection(real, (HOOK,), keep), selection)
     exported = FOLDER / "saelens"
     shutil.rmtree(exported, ignore_errors=True)
     export_to_hf(places, exported)
@@ -113,9 +113,9 @@ def _places(real: ActivationCache) -> ActivationCache:
 
 
 def _check_same_rows(real: RowSelection, places: RowSelection) -> None:
-    """Return a batch of the real cache is the rows that the little one names."""
+    """Check that a batch of the real cache is the rows that the little one names."""
     size = POOLS["64 MB pool"]
-    batch = next(shuffled_batches(real, BATCH, seed=0, pool_bytes=size))
+    (batch,) = next(shuffled_batches(real, BATCH, seed=0, pool_bytes=size))
     sequence, position = next(_pooled(places, size)).long().unbind(1)
     for i in range(0, BATCH, BATCH // 64):
         there = slice(int(sequence[i]), int(sequence[i]) + 1)
@@ -127,7 +127,8 @@ def _pooled(selection: RowSelection, real_pool_bytes: int) -> Iterator[Tensor]:
     """Batches of places, with pools of as many chunks as the real rows have."""
     real_row_bytes = 576 * 2
     size = real_pool_bytes * _NUMBER_BYTES // real_row_bytes
-    return shuffled_batches(selection, BATCH, seed=0, pool_bytes=size)
+    batches = shuffled_batches(selection, BATCH, seed=0, pool_bytes=size)
+    return (places for (places,) in batches)
 
 
 def _live(keep: NDArray[np.bool_]) -> Iterator[Tensor]:
@@ -136,7 +137,7 @@ def _live(keep: NDArray[np.bool_]) -> Iterator[Tensor]:
 
     def blocks() -> Iterator[Rows]:
         while True:
-            yield from ((part,) for part in places.split(LIVE_BLOCK))
+            yield from ((part,) for part in torch.split(places, LIVE_BLOCK))
 
     buffer, endless = MixingBuffer(LIVE_ROWS, seed=0), blocks()
     while True:

@@ -128,7 +128,7 @@ def _explained(exact: ActivationCache, run: Path, seed: int) -> float:
     )
     statistics = ReconstructionStatistics(dictionary.W_dec.shape[1], dictionary.W_dec.shape[0])
     with torch.inference_mode():
-        for x in rows_in_order(select_rows(exact, HOOK, held_out=True)):
+        for (x,) in rows_in_order(select_rows(exact, HOOK, held_out=True)):
             add_reconstruction(statistics, dictionary, x, x)
     return float(statistics.metrics()["explained_variance"])
 

@@ -12,21 +12,21 @@ import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import wraps
 from itertools import islice
 from typing import Any
 
 import sae
-from benchmarks.common import HOOK, RUN, write_results
+from benchmarks.common import HOOK, RUN, PassedOn, write_results
 from benchmarks.reading import N_TOKENS
-from sae.commands import train
 from sae.rows.shuffle import Rows
 from sae.rows.source import RowSource
 from sae.training.config import TrainConfig
-from sae.training.loggers import LoggerConfig
-from sae.training.loop import StepReport
-from sae.training.train import Session
+from sae.training.loggers import JsonlLogger, LoggerConfig, WandbLogger
+from sae.training.loop import Start, StepReport, make_trainer
+from sae.training.task import open_source, tasks_of
+from sae.training.train import Session, train_together
 
 FOLDER = RUN / "tracking"
 D_SAE, TRAINING_TOKENS = 4_608, 1_000_000
@@ -39,6 +39,8 @@ PARTS = ("figures of a step", "writing them", "evaluation", "checkpoints", "wait
 # Methods of a training, and what they are for.
 _CLOCKED: dict[tuple[type, str], str] = {
     (StepReport, "metrics"): "figures of a step",
+    (JsonlLogger, "log"): "writing them",
+    (WandbLogger, "log"): "writing them",
     (Session, "_densities"): "evaluation",
     (Session, "_held_out_figures"): "evaluation",
     (Session, "save"): "checkpoints",
@@ -54,7 +56,7 @@ def main() -> None:
         sae=sae.StandardConfig(d_sae=D_SAE),
         training_tokens=TRAINING_TOKENS,
     )
-    source = train.open_source(config)
+    source = open_source(config)
     # Kept open: its threads decide how OpenMP's wait, so both loops have to have such ones.
     reader = source.batches(0)
     batches = list(islice(reader, config.n_steps))
@@ -103,7 +105,7 @@ def _row(name: str, spent: list[_Spent], bare: float) -> dict[str, object]:
 
 def _bare(config: TrainConfig, source: RowSource, batches: list[Rows]) -> float:
     """Return the steps and nothing else."""
-    trainer = train.make_trainer(config, train.Start.of(source.sample(), None))
+    trainer = make_trainer(config, Start.of(source.sample(), None))
     began = time.perf_counter()
     for rows in batches:
         trainer.update(*trainer.scaled(rows))
@@ -114,21 +116,17 @@ def _full(config: TrainConfig, source: RowSource) -> _Spent:
     shutil.rmtree(FOLDER, ignore_errors=True)
     clock = _Clock(source)
     with _clocked(clock.parts):
-        train.train_together(train.unfinished([config], source), clock)
+        train_together(tasks_of([config], source), clock)
     return _Spent(clock.ended - clock.began, dict(clock.parts))
 
 
-@dataclass
-class _Clock:
+class _Clock(PassedOn):
     """A source that notes when its batches begin and end, and how long they are waited for."""
 
-    source: RowSource
-    parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    began: float = 0.0
-    ended: float = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)
+    def __init__(self, source: RowSource) -> None:
+        super().__init__(source)
+        self.parts: dict[str, float] = defaultdict(float)
+        self.began = self.ended = 0.0
 
     def batches(self, first: int) -> Generator[Rows, None, None]:
         self.began = time.perf_counter()
@@ -149,19 +147,9 @@ def _clocked(parts: dict[str, float]) -> Iterator[None]:
     originals = {(cls, name): getattr(cls, name) for cls, name in _CLOCKED}
     for (cls, name), part in _CLOCKED.items():
         setattr(cls, name, _with_clock(originals[cls, name], part, parts))
-    real = train._open_loggers
-
-    def opened(configs: Any, sessions: Any) -> None:
-        real(configs, sessions)
-        for session in sessions:
-            for logger in session.loggers:
-                logger.log = _with_clock(logger.log, "writing them", parts)
-
-    train._open_loggers = opened
     try:
         yield
     finally:
-        train._open_loggers = real
         for (cls, name), original in originals.items():
             setattr(cls, name, original)
 
