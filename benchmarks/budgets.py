@@ -11,10 +11,12 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
+
+import torch
 
 from benchmarks.common import RESULTS, RUN, write_results
 from sae.architectures import TopKConfig
@@ -35,6 +37,8 @@ WORLD = WorldConfig(n_roots=0, rank=0, correlation=0, max_rate=0.23, min_rate=0.
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 N_SCORED = 32_768
 REAL_K, TRUE_K = 32, 8
+Measured = Mapping[str, float | None]
+"""Figures of a training by name; None where there is none."""
 
 
 @dataclass(frozen=True, order=True)
@@ -106,10 +110,10 @@ def trained(
     return {cell: one for cell, one in configs.items() if one.dictionary_path.exists()}
 
 
-def measure_truth(cells: Sequence[Cell]) -> dict[Cell, dict[str, float | None]]:
+def measure_truth(cells: Sequence[Cell]) -> dict[Cell, Measured]:
     """Train on the world and score beside its truth."""
     world = open_world(WORLD)
-    found = {}
+    found: dict[Cell, Measured] = {}
     with tempfile.TemporaryDirectory() as folder:
         source = KnownRows(world, cells[0].batch)
         for cell, config in trained(cells, source, folder, TRUE_K).items():
@@ -118,9 +122,9 @@ def measure_truth(cells: Sequence[Cell]) -> dict[Cell, dict[str, float | None]]:
     return found
 
 
-def measure_real(cells: Sequence[Cell]) -> dict[Cell, dict[str, float | None]]:
+def measure_real(cells: Sequence[Cell]) -> dict[Cell, Measured]:
     """Train on the cache of `runs/bench` and measure on its held-out rows."""
-    found = {}
+    found: dict[Cell, Measured] = {}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "cache.zarr").symlink_to((RUN / "cache.zarr").resolve())
         source = open_source(cells[0].config(folder, REAL_K))
@@ -129,7 +133,7 @@ def measure_real(cells: Sequence[Cell]) -> dict[Cell, dict[str, float | None]]:
         for cell, config in trained(cells, source, folder, REAL_K).items():
             dictionary = load_dictionary(config.dictionary_path).to("cpu")
             statistics = ReconstructionStatistics(dictionary.d_in, dictionary.d_sae)
-            for x in held_out[0].float().split(2_048):
+            for x in torch.split(held_out[0].float(), 2_048):
                 add_reconstruction(statistics, dictionary, x, x)
             found[cell] = statistics.metrics()
     return found

@@ -28,7 +28,7 @@ class Dashboard(NamedTuple):
 def cache_activations(rows: Tensor, hook_name: str, folder: Path, prompts: int) -> None:
     """Write (prompt, position, d_in) as the files that SAEDashboard would make of a model."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, part in enumerate(rows.split(prompts)):
+    for number, part in enumerate(torch.split(rows, prompts)):
         torch.save({hook_name: part.float()}, folder / f"model_activations_{number}.pt")
 
 

@@ -26,7 +26,9 @@ def main() -> None:
     weight /= weight.norm(dim=1, keepdim=True)
     zeros = torch.zeros(x.shape[1])
     out = torch.empty(BATCH, D_SAE)
-    contenders = {"product": lambda: torch.mm(x, weight.t(), out=out)}
+    contenders: dict[str, Callable[[], object]] = {
+        "product": lambda: torch.mm(x, weight.t(), out=out)
+    }
     for k in ACTIVE:
         # Of random directions half are positive: there are k active ones.
         one = Dictionary.from_weights(

@@ -22,8 +22,10 @@ def main() -> None:
     """Fit, judge, and write a line for each layer, and the picture of one text."""
     sae.harvest(run=RUN, hook_names=[hook_of(layer) for layer in LAYERS], n_tokens=61_440)
     found = sae.lens(text=TEXT, run=RUN, name="benchmark", tuned=True)
-    shutil.copyfile(found.folder / "lens.png", PICTURE)
     judged = found.judged
+    assert found.folder is not None
+    assert judged is not None
+    shutil.copyfile(found.folder / "lens.png", PICTURE)
     floor = judged["floor"]
     rows = [
         {

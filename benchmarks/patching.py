@@ -11,6 +11,7 @@ all of the model each time.
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -55,7 +56,7 @@ def main() -> None:
         shutil.copyfile(found.folder / "patching.png", f"docs/images/{picture}.png")
 
 
-def _preset(name: str) -> dict[str, object]:
+def _preset(name: str) -> dict[str, Any]:
     import yaml
 
     return dict(yaml.safe_load(Path(f"conf/preset/patch/{name}.yaml").read_text()))

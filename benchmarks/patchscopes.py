@@ -62,7 +62,8 @@ def first_tokens(m: Model, question: Question, hook: str, vectors: Tensor) -> Te
     edits = [put(find_site(m.module, hook), found.position, vectors)] if len(vectors) else []
     with torch.inference_mode(), edited(m.module, edits):
         logits = m.module(prompts, use_cache=False, logits_to_keep=1).logits
-    return logits[:, -1].float().log_softmax(-1)
+    last: Tensor = logits[:, -1].float()
+    return last.log_softmax(-1)
 
 
 def told(m: Model, first: Tensor, wanted: Sequence[int]) -> int:

@@ -14,6 +14,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,14 +148,14 @@ def beside_sae_probes() -> None:
         for x, y in _raw_rows(n):
             train, test = slice(0, len(x) - N), slice(len(x) - N, None)
             data = x[train], y[train], x[test], y[test]
-            spent, found = _timed(lambda d=data: _own(*d))
+            spent, found = _timed(partial(_own, *data))
             ours.append(spent)
             aucs["ours"].append(found)
-            spent, found = _timed(lambda d=data: peer.find_best_reg(*d).metrics.test_auc)
+            spent, best = _timed(partial(peer.find_best_reg, *data))
             theirs.append(spent)
-            aucs["theirs"].append(found)
+            aucs["theirs"].append(best.metrics.test_auc)
             with threadpool_limits(1):
-                alone.append(_timed(lambda d=data: peer.find_best_reg(*d))[0])
+                alone.append(_timed(partial(peer.find_best_reg, *data))[0])
         mine, other, one = (statistics.median(s) for s in (ours, theirs, alone))
         rows.append(
             {

@@ -24,7 +24,7 @@ from sae.architectures import ARCHITECTURES, ArchitectureConfig
 from sae.cache.layout import ActivationCache, open_cache
 from sae.core.matching import match_directions
 from sae.dictionary import Dictionary, TopK
-from sae.evaluation.evaluate import measured_rows, reconstruction
+from sae.evaluation.held_out import measured_rows, reconstruction
 from sae.run import Run
 from sae.training.config import SweepConfig, TrainConfig
 
@@ -156,8 +156,8 @@ def table(run: Path = RUN) -> list[dict[str, object]]:
     """Return a line for each recipe of which all seeds are measured."""
     found, groups = measure(run), defaultdict[str, list[dict[str, float]]](list)
     for name in RECIPES:
-        members = [found.get(f"{name}-seed-{seed}") for seed in SEEDS]
-        groups[name] = [one for one in members if one is not None]
+        keys = [f"{name}-seed-{seed}" for seed in SEEDS]
+        groups[name] = [found[key] for key in keys if key in found]
     rows = []
     for name, members in groups.items():
         plain = groups[RECIPES[name].plain]

@@ -77,8 +77,8 @@ def _transformer_lens(folder: Path) -> Iterator[Any]:
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
     listed = loading_from_pretrained.get_official_model_name
-    loading_from_pretrained.get_official_model_name = lambda name: (
-        name if Path(name).is_dir() else listed(name)
+    loading_from_pretrained.get_official_model_name = lambda model_name: (
+        model_name if Path(model_name).is_dir() else listed(model_name)
     )
     try:
         yield HookedTransformer.from_pretrained_no_processing(
@@ -93,7 +93,7 @@ def _core(subject: _Subject) -> Iterator[dict[str, object]]:
 
     dictionary, tokens = subject.dictionary, subject.tokens
     ignored = {*subject.model.special_token_ids}
-    batches = iter([*tokens.split(BATCH), *tokens.split(BATCH)])
+    batches = iter(2 * torch.split(tokens, BATCH))
     store = SimpleNamespace(get_batch_tokens=lambda _: next(batches))
     with _transformer_lens(embedded_folder("smollm2")) as lens, torch.no_grad():
         custom = as_custom_sae(dictionary)
@@ -105,7 +105,7 @@ def _core(subject: _Subject) -> Iterator[dict[str, object]]:
             custom, lens, store, n, True, True, True, True, BATCH, {}, ignored
         )
         parts = []
-        for batch in tokens.split(BATCH):
+        for batch in torch.split(tokens, BATCH):
             _, seen = lens.run_with_cache(batch, names_filter=[dictionary.hook_name])
             text = ~torch.isin(batch, torch.tensor([*ignored]))
             parts.append(seen[dictionary.hook_name][text])
@@ -160,7 +160,7 @@ def _their_formulas(dictionary: Dictionary, parts: list[Tensor]) -> dict[str, fl
 def _their_cross_entropy(subject: _Subject, ignored: set[int]) -> float:
     """Return our model's cross-entropy with SAEBench's mask: after text, be it of a mark."""
     losses = []
-    for batch in subject.tokens.split(BATCH):
+    for batch in torch.split(subject.tokens, BATCH):
         with torch.no_grad():
             logits = subject.model.module(batch).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(
@@ -187,7 +187,7 @@ def _absorption(subject: _Subject) -> Iterator[dict[str, object]]:
         rows = words.is_test & (words.letter == j) & (said == j)
         stub = _Reader(words.x[rows], f"blocks.{layer}.hook_resid_post")
         calculator = FeatureAbsorptionCalculator(
-            model=stub,  # type: ignore[arg-type]
+            model=stub,
             icl_word_list=[*words.words],
             max_icl_examples=2,
             base_template="{word} has the first letter:",
@@ -195,7 +195,7 @@ def _absorption(subject: _Subject) -> Iterator[dict[str, object]]:
         )
         random.seed(0)
         results = calculator.calculate_absorption(
-            custom,  # type: ignore[arg-type]
+            custom,
             [word for word, is_one in zip(words.words, rows, strict=True) if is_one],
             directions[j].float(),
             [*one.features],

@@ -101,5 +101,6 @@ def _dictionary(model: Any) -> Dictionary:
         activation = TopK(int(model.cfg.k))
     elif architecture == JumpReLU.name:
         activation = JumpReLU(state["threshold"])
-    found = Dictionary.from_weights(*(state[name] for name in CODER), activation)
+    W_enc, b_enc, W_dec, b_dec = (state[name] for name in CODER)
+    found = Dictionary.from_weights(W_enc, b_enc, W_dec, b_dec, activation)
     return without_b_dec(found) if model.cfg.apply_b_dec_to_input else found

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def main() -> None:
     _draw(points)
 
 
-def _point(d_sae: int, batch: int) -> dict[str, object]:
+def _point(d_sae: int, batch: int) -> dict[str, float]:
     rows = real_rows(batch)
     x = InputScaling.of(rows)(rows)
     _warm_up(x)
@@ -88,11 +89,11 @@ def _warm_up(x: torch.Tensor) -> None:
         trainer.update(*trainer.scaled((x[:64],)))
 
 
-def _median(work: object) -> float:
+def _median(work: Callable[[], object]) -> float:
     times = []
     for _ in range(3):
         began = time.perf_counter()
-        work()  # type: ignore[operator]
+        work()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
@@ -103,7 +104,7 @@ def _memory(name: str) -> int:
     return int(found[1]) * 1024
 
 
-def _draw(points: list[dict[str, object]]) -> None:
+def _draw(points: list[dict[str, float]]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -27,6 +27,7 @@ from benchmarks.common import RUN, real_rows, side_by_side, write_results
 from benchmarks.registry_models import gemma, gemma_terms, minilm
 from benchmarks.step import trained
 from sae.core import screen
+from sae.core.bounds import Entries
 from sae.core.cpu_kernels import Lists
 from sae.core.scaling import InputScaling
 from sae.core.select import Above, Active, Selection, TopK, select, select_and_count
@@ -124,7 +125,7 @@ def _work_noted() -> Iterator[list[Tensor]]:
     """Keep what screening says of each row, of which it returns the mean alone."""
     plain, work = screen._entries, []
 
-    def entries(lists: Lists) -> screen.Entries:
+    def entries(lists: Lists) -> Entries:
         work.append(lists.work.clone())
         return plain(lists)
 

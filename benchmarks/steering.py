@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas
 import torch
 
 import sae
-import sae.analysis.analyze as analysis
 from benchmarks.common import write_results
+from sae.analysis import analyze
+from sae.analysis.dials import measure_doses
 from sae.atlas.choice import choose_by_agreement, choose_dials
 from sae.core.bootstrap import bootstrap_mean
 from sae.run import Run
@@ -53,9 +55,9 @@ def timed(work: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
 def score_all(run: str, name: str) -> tuple[list[dict[str, Any]], dict[str, object]]:
     """Score all features that fire; returns the atlas's records and a row of the table."""
     spent: list[float] = []
-    analysis.measure_doses = timed(analysis.measure_doses, spent)
     began = time.perf_counter()
-    atlas = sae.analyze(run=run, dictionary=name, dials=sae.DialConfig(n_features=None))
+    with patch.object(analyze, "measure_doses", timed(measure_doses, spent)):
+        atlas = sae.analyze(run=run, dictionary=name, dials=sae.DialConfig(n_features=None))
     whole, record = time.perf_counter() - began, atlas.record
     table = pandas.read_parquet(atlas.folder / "features.parquet")
     scored = table[table["dial_verdict"] != ""]
@@ -80,7 +82,7 @@ def score_all(run: str, name: str) -> tuple[list[dict[str, Any]], dict[str, obje
     }
 
 
-def told(interval: dict[str, float] | None) -> str:
+def told(interval: dict[str, float | None] | None) -> str:
     """Return a mean with the ends of its interval."""
     if interval is None or interval["mean"] is None:
         return "–"

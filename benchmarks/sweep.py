@@ -14,7 +14,8 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 import sae
 from benchmarks import peers
-from benchmarks.common import HOOK, RUN, write_results
+from benchmarks.common import HOOK, RUN, PassedOn, write_results
 from benchmarks.reading import N_TOKENS
 from benchmarks.saelens_cache import saelens_harvest, saelens_store
 from sae.architectures import ArchitectureConfig
@@ -99,13 +100,15 @@ def _measure(grid: Grid, saelens_cache: Path) -> dict[str, object]:
     l0s = [_l0(trainer, x) for trainer in alone]
     print(f"{grid.title}: L0 {[round(l0) for l0 in l0s]}", flush=True)
     theirs, choice = _saelens(grid, alone, rows.float(), saelens_cache)
-    rounds, products, updates = [], [[] for _ in alone], [[] for _ in alone]  # type: ignore[var-annotated]
+    rounds: list[_Round] = []
+    products: list[list[float]] = [[] for _ in alone]
+    updates: list[list[float]] = [[] for _ in alone]
     seconds: dict[str, list[list[float]]] = {n: [[] for _ in alone] for n in theirs}
     for turn in range(TURNS):
         rounds.append(_rounds(configs, source))
         for i, trainer in enumerate(alone):
             products[i] += _repeated(_product(trainer, x))
-            updates[i] += _repeated(lambda t=trainer: t.update(x, x))  # type: ignore[misc]
+            updates[i] += _repeated(partial(trainer.update, x, x))
         for name, steps in theirs.items():
             for i, step in enumerate(steps):
                 seconds[name][i].append(_clocked(step))
@@ -238,17 +241,14 @@ def _product(trainer: Trainer, x: Tensor) -> Callable[[], object]:
     return product
 
 
-@dataclass
-class _Clock:
+class _Clock(PassedOn):
     """A source that notes when batches are asked for and given, and how long saving takes."""
 
-    source: RowSource
-    asked: list[float] = field(default_factory=list)
-    given: list[float] = field(default_factory=list)
-    saves: list[float] = field(default_factory=list)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)
+    def __init__(self, source: RowSource) -> None:
+        super().__init__(source)
+        self.asked: list[float] = []
+        self.given: list[float] = []
+        self.saves: list[float] = []
 
     def batches(self, first: int) -> Generator[Rows, None, None]:
         with closing(self.source.batches(first)) as batches:
@@ -294,12 +294,15 @@ def _saelens(
 
     def step(i: int, **choice: Any) -> peers.Step | None:
         member = grid.members[i]
-        sparsity = {
-            "k": getattr(member, "k", None),
-            "coefficient": getattr(member, "l1_coefficient", None),
-        }
         weights = alone[i].sae.dictionary(alone[i].scaling, alone[i].output_scaling).tensors
-        return peers.saelens_step(grid.architecture, weights, rows, **sparsity, **choice)
+        return peers.saelens_step(
+            grid.architecture,
+            weights,
+            rows,
+            k=getattr(member, "k", None),
+            coefficient=getattr(member, "l1_coefficient", None),
+            **choice,
+        )
 
     middle = len(alone) // 2
     found: list[tuple[float, dict[str, Any]]] = []

@@ -45,8 +45,10 @@ RECIPES: dict[str, Sequence[str]] = {
 """Words of `sae truth` for each recipe; another one is a line here."""
 N_BLOCKS = 60
 N_THEIRS = 65_536
-SHOWN = ("truth_f1", "truth_precision", "truth_recall", "truth_mcc", "truth_recovered")
-SHOWN += ("truth_uniqueness", "truth_l0", "l0", "explained_variance", "dead_fraction")
+SHOWN = (
+    *("truth_f1", "truth_precision", "truth_recall", "truth_mcc", "truth_recovered"),
+    *("truth_uniqueness", "truth_l0", "l0", "explained_variance", "dead_fraction"),
+)
 
 
 def best_threshold(

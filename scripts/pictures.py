@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from sae.base import read_json
 
-SIZE = {"width": 1440, "height": 880}
+SIZE: ViewportSize = {"width": 1440, "height": 880}
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 
 

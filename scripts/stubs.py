@@ -40,6 +40,7 @@ class Names:
             return " | ".join(map(self.written, arguments))
         if origin is not None:
             return f"{self.written(origin)}[{', '.join(map(self.written, arguments))}]"
+        assert isinstance(kind, type)
         name, module = kind.__name__, kind.__module__
         if module != "builtins":
             self.imports.add((module, name))
@@ -50,7 +51,7 @@ def stub() -> str:
     """Return the text of the stub."""
     names = Names()
     calls = [line for command in python_calls().values() for line in _call(names, command)]
-    others = [name for name in sae.__all__ if name not in python_calls()]
+    others = [name for name in dir(sae) if name not in python_calls()]
     public = {(getattr(sae, name).__module__, name) for name in others}
     lines = []
     for module, name in sorted(names.imports | public):
@@ -72,6 +73,8 @@ def _formatted(text: str) -> str:
 def _call(names: Names, command: Command) -> Iterator[str]:
     """Yield the lines of a command's two overloads: a configuration, or its fields."""
     config, function = command.config_class(), command.function()
+    said = inspect.getdoc(config)
+    assert said is not None
     hints = typing.get_type_hints(function)
     beside = [
         f"{p.name}: {names.written(hints[p.name])} = {p.default!r}"
@@ -84,7 +87,7 @@ def _call(names: Names, command: Command) -> Iterator[str]:
         yield f"def {command.python_name}("
         yield from (f"    {parameter}," for parameter in parameters)
         yield f") -> {returned}:"
-        doc = " ".join(inspect.getdoc(config).split("\n\n")[0].split())
+        doc = " ".join(said.split("\n\n")[0].split())
         yield f'    """{doc}"""'
         yield ""
 

@@ -80,7 +80,7 @@ def _reshape(path: Path, draw: random.Random) -> None:
 
 
 _JSON = "JSON of another shape"
-DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
+DAMAGES: dict[str, Callable[[Path, random.Random], object]] = {
     "flipped bit": _flip,
     "cut": _cut,
     "empty": lambda path, _: path.write_bytes(b""),
