@@ -4,10 +4,9 @@ On a world whose features are known, the share of them that is recovered; on a c
 activations, explained variance at k = 32. Dictionaries that read the same batches train side by
 side. Every figure is kept as soon as it is there, and what is there is not measured again:
 `python -m benchmarks.budgets truth 2e6` goes up to two million rows, and
-`python -m benchmarks.budgets real 2e6` does on the cache of `runs/bench`.
+`python -m benchmarks.budgets real 2e6` does on SmolLM2's activations.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -18,7 +17,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import RESULTS, RUN, write_results
+import sae
+from benchmarks import quality
+from benchmarks.common import HOOK, rows_there, write_results
 from sae.architectures import TopKConfig
 from sae.core.fidelity import ReconstructionStatistics
 from sae.dictionary import add_reconstruction, load_dictionary
@@ -123,10 +124,11 @@ def measure_truth(cells: Sequence[Cell]) -> dict[Cell, Measured]:
 
 
 def measure_real(cells: Sequence[Cell]) -> dict[Cell, Measured]:
-    """Train on the cache of `runs/bench` and measure on its held-out rows."""
+    """Train on the cache of `benchmarks.quality` and measure on its held-out rows."""
+    sae.harvest(run=str(quality.RUN), hook_names=[HOOK], n_tokens=448_000)
     found: dict[Cell, Measured] = {}
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "cache.zarr").symlink_to((RUN / "cache.zarr").resolve())
+        Path(folder, "cache.zarr").symlink_to((quality.RUN / "cache.zarr").resolve())
         source = open_source(cells[0].config(folder, REAL_K))
         held_out = source.held_out(N_SCORED)
         assert held_out is not None
@@ -141,8 +143,7 @@ def measure_real(cells: Sequence[Cell]) -> dict[Cell, Measured]:
 
 def main(kind: str, most: float) -> None:
     """Measure what is not there yet, and write tables."""
-    place = RESULTS / f"budgets_{kind}.json"
-    rows = json.loads(place.read_text())["rows"] if place.exists() else []
+    rows = rows_there(f"budgets_{kind}")
     names = Cell.__dataclass_fields__
     there = {Cell(**{name: row[name] for name in names}) for row in rows}
     cells, measure, title = {

@@ -73,6 +73,15 @@ class PassedOn(RowSource):
         self.source.forget()
 
 
+def rows_there(name: str) -> list[dict[str, Any]]:
+    """Return the rows of `results/{name}.json`, none if it is not there."""
+    place = RESULTS / f"{name}.json"
+    rows: list[dict[str, Any]] = []
+    if place.exists():
+        rows += json.loads(place.read_text())["rows"]
+    return rows
+
+
 def write_results(name: str, title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """`results/{name}.json` and `.md`, and the table on the terminal."""
     RESULTS.mkdir(exist_ok=True)

@@ -142,7 +142,7 @@ def beside_sae_probes() -> None:
     x, y = np.random.default_rng(0).normal(size=(80, 8)), np.arange(80) % 2
     for fit in (_own, peer.find_best_reg):
         fit(x[:60], y[:60], x[60:], y[60:])
-    for n in (N, 16 * N):
+    for n in (N, 4 * N):
         ours, theirs, alone = [], [], []
         aucs: dict[str, list[float]] = {"ours": [], "theirs": []}
         for x, y in _raw_rows(n):

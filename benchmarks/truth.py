@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from benchmarks.common import write_results
+from benchmarks.common import rows_there, write_results
 from sae.commands.truth import run_all
 from sae.config.commands import COMMANDS
 from sae.config.launch import grid
@@ -105,8 +105,8 @@ def shown(one: Finding) -> str:
 
 
 def main(names: Sequence[str]) -> None:
-    """Train, score, and write the table, a line a recipe."""
-    rows: list[dict[str, object]] = []
+    """Train, score, and write the table, a line a recipe; those of others are kept."""
+    rows = {str(row["recipe"]): row for row in rows_there("truth")}
     for name in names:
         words = [f"run={RUN}", *WORLD, *BUDGET, *RECIPES[name]]
         configs = [
@@ -118,15 +118,15 @@ def main(names: Sequence[str]) -> None:
         theirs = saelens_f1(first, world)
         ours = next(one.value for one in scored[0].findings if one.key == "truth_f1")
         d_sae = load_dictionary(first.dictionary_path).d_sae
-        rows.append(
-            {
-                "recipe": " ".join(RECIPES[name]),
-                **{one.metric.title: shown(one) for one in found if one.key in SHOWN},
-                "seed 1, F1 here / SAELens's": f"{ours:.4f} / {theirs and round(theirs, 4)}",
-                "F1 of true directions": round(ceiling(world, d_sae), 3),
-            }
-        )
-        write_results("truth", "What recipes find of a world whose features are known", rows)
+        recipe = " ".join(RECIPES[name])
+        rows[recipe] = {
+            "recipe": recipe,
+            **{one.metric.title: shown(one) for one in found if one.key in SHOWN},
+            "seed 1, F1 here / SAELens's": f"{ours:.4f} / {theirs and round(theirs, 4)}",
+            "F1 of true directions": round(ceiling(world, d_sae), 3),
+        }
+        title = "What recipes find of a world whose features are known"
+        write_results("truth", title, [*rows.values()])
 
 
 if __name__ == "__main__":
