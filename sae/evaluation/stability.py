@@ -21,6 +21,7 @@ from sae.core.matching import Match, match_many
 from sae.core.nulls import correlated_directions
 from sae.core.scaling import InputScaling
 from sae.dictionary import Dictionary
+from sae.dictionary.files import read_record
 from sae.evaluation.averages import mean_finding
 from sae.findings import Finding
 from sae.run import Run
@@ -58,11 +59,11 @@ class Floor:
 def reseeded(run: Run, name: str, dictionary: Dictionary) -> dict[str, Dictionary]:
     """Return a run's other dictionaries that differ from one in nothing but their seeds."""
     training, found = dictionary.record.training, {}
-    for other in run.dictionary_names:
-        _, candidate = run.load(other)
-        record = candidate.record.training
+    for other in run.dictionary_names if training else ():
+        # Their records are read first: a run may hold many, and weights are large.
+        record = read_record(run.dictionary(other)).training
         if training and record and other != name and record.is_reseeded(training):
-            found[other] = candidate
+            _, found[other] = run.load(other)
     return found
 
 
