@@ -157,6 +157,9 @@ def processes() -> multiprocessing.context.ForkServerContext:
             "sae.commands.train",
             "sae.config.launch",
             "datasets",
+            "matplotlib.figure",
+            "sklearn.linear_model",
+            "umap",
             "transformers.models.llama.modeling_llama",
         ]
     )
