@@ -9,11 +9,10 @@ regression. Without the folder of a dictionary at block 9, one is trained first.
 
 import importlib.util
 import os
-import statistics
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from sae.base.assets import package_folder
 from sae.classifiers import fit_logistic_path, score
 from sae.models import load_model
 from sae.probing.config import ProbeConfig
-from sae.probing.readings import readings_of, wanted_sites
+from sae.probing.readings import dictionary_site, random_control, readings_of, wanted_sites
 from sae.probing.tasks import read_task
 from sae.rows.pooled import keep_pooled_rows
 from sae.run import Run
@@ -52,7 +51,7 @@ def main() -> None:
     dictionary = sys.argv[1] if len(sys.argv) > 1 else trained()
     curves(dictionary)
     every(dictionary)
-    beside_sae_probes()
+    beside_sae_probes(dictionary)
 
 
 def trained() -> str:
@@ -95,16 +94,12 @@ def curves(dictionary: str) -> None:
 
 def every(dictionary: str) -> None:
     """Probe all data sets of two labels at one block."""
-    from sae.text.labelled import sae_probes_names
-
-    names = sae_probes_names()[: N_TASKS or None]
-    began = time.perf_counter()
+    names = _every_name()
     found = sae.probe(
         run=str(RUN), name="every", tasks=[f"sae-probes:{name}" for name in names],
         hooks=[HOOK], dictionary=dictionary, k=["1", "5", "16", "all"], pools=["last"],
         n_train=N, n_test=N, causal=False,
     )  # fmt: skip
-    wall = time.perf_counter() - began
     tasks, records = found.summary["tasks"], found.table.to_pylist()
     kinds = dict.fromkeys((r["inputs"], r["k"]) for r in records)
     raw = {r["task"]: r["auc"] for r in records if r["inputs"] == "raw"}
@@ -128,44 +123,41 @@ def every(dictionary: str) -> None:
     fits = sum(t["fit_seconds"] for t in tasks)
     title = (
         f"{len(tasks)} data sets at {HOOK}, {N} and {N} texts each: read in {spent:.0f} s, "
-        f"{len(records)} probes with controls in {fits:.0f} s, {wall:.0f} s in all"
+        f"{len(records)} probes with controls in {fits:.0f} s: {fits / spent:.0%} of the "
+        "forward pass"
     )
     write_results("probes_every", title, rows)
 
 
-def beside_sae_probes() -> None:
-    """Time both packages' logistic regressions on the same rows, each way of threads."""
-    from threadpoolctl import threadpool_limits
-
+def beside_sae_probes(dictionary: str) -> None:
+    """Time both packages' logistic regressions on the same rows, and compare what they find."""
     peer, rows = _peer(), list[dict[str, object]]()
     # What is imported at the first call is nobody's time.
     x, y = np.random.default_rng(0).normal(size=(80, 8)), np.arange(80) % 2
     for fit in (_own, peer.find_best_reg):
         fit(x[:60], y[:60], x[60:], y[60:])
-    for n in (N, 4 * N):
-        ours, theirs, alone = [], [], []
-        aucs: dict[str, list[float]] = {"ours": [], "theirs": []}
-        for x, y in _raw_rows(n):
+    for names, n, own in ((_every_name(), N, dictionary), (FIVE, 4 * N, None)):
+        times, aucs = list[tuple[float, float]](), list[tuple[float, float]]()
+        for x, y in _raw_rows(names, n, own):
             train, test = slice(0, len(x) - N), slice(len(x) - N, None)
             data = x[train], y[train], x[test], y[test]
-            spent, found = _timed(partial(_own, *data))
-            ours.append(spent)
-            aucs["ours"].append(found)
-            spent, best = _timed(partial(peer.find_best_reg, *data))
-            theirs.append(spent)
-            aucs["theirs"].append(best.metrics.test_auc)
-            with threadpool_limits(1):
-                alone.append(_timed(partial(peer.find_best_reg, *data))[0])
-        mine, other, one = (statistics.median(s) for s in (ours, theirs, alone))
+            ours, found = _timed(partial(_own, *data))
+            theirs, best = _timed(partial(peer.find_best_reg, *data))
+            times.append((ours, theirs))
+            aucs.append((found, best.metrics.test_auc))
+        (mine, other), means = np.sum(times, axis=0), np.mean(aucs, axis=0)
+        gains = np.array([a - b for a, b in aucs])
+        half = 1.96 * gains.std(ddof=1) / len(gains) ** 0.5
         rows.append(
             {
-                "texts": f"up to {n}",
-                "ours, s": f"{mine:.3f}",
-                "sae-probes as it is, s": f"{other:.2f}",
-                "with one thread, s": f"{one:.2f}",
-                "quicker": f"{other / mine:.0f} × ({one / mine:.0f} × at one thread)",
-                "mean AUC, ours": f"{np.mean(aucs['ours']):.3f}",
-                "theirs": f"{np.mean(aucs['theirs']):.3f}",
+                "data sets": len(aucs),
+                "texts to fit to": f"up to {n}",
+                "ours, s": f"{mine:.1f}",
+                "sae-probes, s": f"{other:.1f}",
+                "quicker": f"{other / mine:.0f} ×",
+                "mean AUC, ours": f"{means[0]:.3f}",
+                "theirs": f"{means[1]:.3f}",
+                "ours less theirs, 95%": f"{gains.mean():+.3f} ± {half:.3f}",
             }
         )
     title = (
@@ -186,24 +178,37 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, found
 
 
-def _raw_rows(n: int) -> list[tuple[Any, Any]]:
-    """Return rows of the five data sets at one block, those to test on last, and labels."""
+def _raw_rows(
+    names: Sequence[str], n: int, dictionary: str | None
+) -> Iterator[tuple[Any, Any]]:
+    """Give rows of data sets at one block, those to test on last, and labels.
+
+    With the dictionary of `every` they are those that it has read.
+    """
     model = load_model(sae.ModelConfig())
-    found = []
-    for name in FIVE:
-        config = ProbeConfig(
-            run=str(RUN), tasks=[f"sae-probes:{name}"], n_train=n, n_test=N, pools=["last"],
-            hooks=[HOOK],
-        )  # fmt: skip
-        task = read_task(config.tasks[0], config)
-        sites = wanted_sites(model.module, config)
-        readings = readings_of(sites, None, None, None, model.device)
-        tokens = task.tokens(model, config.max_tokens)
-        rows = keep_pooled_rows(Run.at(RUN), model, tokens, readings, ["last"])
-        own = slice(0, task.n_train + task.n_test)
-        x = rows.of("raw", HOOK, "last")[own]
-        found.append((x, task.texts.labels[own].astype(int)))
-    return found
+    config = ProbeConfig(
+        run=str(RUN), tasks=[f"sae-probes:{name}" for name in names], n_train=n, n_test=N,
+        pools=["last"], hooks=[HOOK],
+    )  # fmt: skip
+    tasks = [read_task(name, config) for name in config.tasks]
+    sites = wanted_sites(model.module, config)
+    tokens = [task.tokens(model, config.max_tokens) for task in tasks]
+    readings = readings_of(sites, None, None, None, model.device)
+    if dictionary is not None:
+        own = sae.load(dictionary)
+        at = dictionary_site(model.module, dictionary, own, sites)
+        control = random_control(own, model, at, tokens[0].texts, config.seed)
+        readings = readings_of(sites, at, own, control, model.device)
+    for task, texts in zip(tasks, tokens, strict=True):
+        rows = keep_pooled_rows(Run.at(RUN), model, texts, readings, ["last"])
+        part = slice(0, task.n_train + task.n_test)
+        yield rows.of("raw", HOOK, "last")[part], task.texts.labels[part].astype(int)
+
+
+def _every_name() -> Sequence[str]:
+    from sae.text.labelled import sae_probes_names
+
+    return sae_probes_names()[: N_TASKS or None]
 
 
 def _peer() -> Any:
