@@ -4,7 +4,7 @@ Rows are float64 arrays (row, d) and labels boolean arrays (row,), of two classe
 occur. Nothing here knows where rows come from.
 """
 
-from sae.classifiers.code_length import CodeLength, online_code_length, online_code_lengths
+from sae.classifiers.code_length import CodeLength, online_code_lengths
 from sae.classifiers.controls import (
     permuted_aucs,
     permuted_aucs_of_each,
@@ -15,7 +15,6 @@ from sae.classifiers.logistic import (
     PENALTIES,
     LinearProbe,
     difference_of_means,
-    fit_logistic,
     fit_logistic_path,
     fit_logistic_paths,
     one_thread,
@@ -31,13 +30,11 @@ __all__ = [
     "SparseProbe",
     "auc_of",
     "difference_of_means",
-    "fit_logistic",
     "fit_logistic_path",
     "fit_logistic_paths",
     "fit_sparse",
     "most_different",
     "one_thread",
-    "online_code_length",
     "online_code_lengths",
     "permuted_aucs",
     "permuted_aucs_of_each",

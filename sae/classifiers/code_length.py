@@ -40,22 +40,6 @@ class CodeLength:
         return self.n / self.bits
 
 
-def online_code_length(
-    rows: Rows,
-    labels: Labels,
-    penalties: Sequence[float] = PENALTIES,
-    *,
-    per_column: bool = True,
-) -> CodeLength:
-    """Return the length of the online code of labels in their order, which should be random.
-
-    The code is written with each C, and the shortest one counts, with the log₂ of their number
-    of bits that it takes to say which. Blocks before which only one class was seen get
-    Laplace's rule, (seen + 1) / (all + 2).
-    """
-    return online_code_lengths([rows], labels, penalties, per_column=per_column)[0]
-
-
 def online_code_lengths(
     many: Sequence[Rows],
     labels: Labels,
@@ -63,7 +47,16 @@ def online_code_lengths(
     *,
     per_column: bool = True,
 ) -> list[CodeLength]:
-    """Return `online_code_length` of several readings of the same texts, sooner together."""
+    """Return the length of the online code of labels in their order, which should be random.
+
+    The code is written with each C, and the shortest one counts, with the log₂ of their number
+    of bits that it takes to say which. Blocks before which only one class was seen get
+    Laplace's rule, (seen + 1) / (all + 2).
+
+    Args:
+        many: rows (row, d) of several readings of the same texts, which takes less time than
+            one by one.
+    """
     n = len(labels)
     ends = sorted({math.ceil(n * percent / 100) for percent in _PERCENTS})
     totals = np.full((len(many), len(penalties)), float(ends[0]))

@@ -96,19 +96,6 @@ class Standard:
         return LinearProbe(own, float(bias - own @ self.mean))
 
 
-def fit_logistic(
-    rows: Rows, labels: Labels, penalty: float, *, per_column: bool = True
-) -> LinearProbe:
-    """Return the logistic regression of one C.
-
-    Raises:
-        ValueError: if only one class occurs.
-    """
-    _check(labels)
-    with one_thread():
-        return _finished([Standard.of(rows, per_column)], [rows], labels, [penalty])[0]
-
-
 def fit_logistic_path(
     rows: Rows,
     labels: Labels,

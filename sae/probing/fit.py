@@ -76,13 +76,12 @@ def raw_probes(materials: Sequence[Material]) -> Iterator[tuple[list[Record], Li
 
     The materials are of one task at several places; fits of all of them go on at once.
     """
-    labels, seed = materials[0].train[1], materials[0].seed
-    probes = fit_logistic_paths([one.train[0] for one in materials], labels, seed)
-    controls = _all(materials, probes)
-    control = materials[0].control
+    first, rows = materials[0], [one.train[0] for one in materials]
+    probes = fit_logistic_paths(rows, first.train[1], first.seed, per_column=first.per_column)
+    controls, control = _all(materials, probes), first.control
     drawn: Sequence[LinearProbe | None] = [None] * len(materials)
     if control is not None:
-        drawn = fit_logistic_paths([one.train[0] for one in materials], control.train, seed)
+        drawn = fit_logistic_paths(rows, control.train, first.seed, per_column=first.per_column)
     for one, probe, beside, other in zip(materials, probes, controls, drawn, strict=True):
         found = {"inputs": RAW, "k": None, **_fitted(one, probe), **beside}
         if control is not None and other is not None:

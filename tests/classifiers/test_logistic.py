@@ -7,7 +7,6 @@ from sklearn.linear_model import LogisticRegression
 from sae.classifiers import (
     PENALTIES,
     difference_of_means,
-    fit_logistic,
     fit_logistic_path,
     fit_sparse,
     most_different,
@@ -27,7 +26,7 @@ def rows_of(n, d, seed=0):
 @pytest.mark.parametrize("penalty", [1e-4, 1e-2, 1, 1e3])
 def test_few_rows_are_fitted_as_scikit_learn_does(penalty):
     rows, labels = rows_of(80, 120)
-    found = fit_logistic(rows, labels, penalty)
+    found = fit_logistic_path(rows, labels, penalties=[penalty])
     model = LogisticRegression(C=penalty, tol=1e-10, max_iter=100_000)
     x = Standard.of(rows)(rows)
     expected = model.fit(x, labels).decision_function(x)
@@ -37,7 +36,7 @@ def test_few_rows_are_fitted_as_scikit_learn_does(penalty):
 @pytest.mark.parametrize("shape", [(400, 30), (300, 600)])
 def test_many_rows_are_fitted_as_scikit_learn_does(shape):
     rows, labels = rows_of(*shape)
-    found = fit_logistic(rows, labels, 0.1)
+    found = fit_logistic_path(rows, labels, penalties=[0.1])
     model = LogisticRegression(C=0.1, tol=1e-9, max_iter=100_000)
     x = Standard.of(rows)(rows)
     expected = model.fit(x, labels).decision_function(x)
@@ -91,8 +90,9 @@ def test_classes_that_lie_apart_are_told_apart(fit):
 def test_rows_given_twice_change_nothing_at_half_the_c():
     for n in (60, 400):
         rows, labels = rows_of(n, 30)
-        once = fit_logistic(rows, labels, 0.2)
-        twice = fit_logistic(np.tile(rows, (2, 1)), np.tile(labels, 2), 0.1)
+        once = fit_logistic_path(rows, labels, penalties=[0.2])
+        both = np.tile(rows, (2, 1)), np.tile(labels, 2)
+        twice = fit_logistic_path(*both, penalties=[0.1])
         scale = np.abs(once.weights).max()
         np.testing.assert_allclose(twice.weights, once.weights, atol=1e-3 * scale)
         assert twice.bias == pytest.approx(once.bias, abs=1e-3 * (1 + abs(once.bias)))
@@ -150,7 +150,7 @@ def test_features_keep_their_proportions_where_they_share_a_unit():
     spreads = x.std(0) / rows.std(0)
     np.testing.assert_allclose(spreads, spreads[0])
     assert np.square(x).mean() == pytest.approx(1)
-    found = fit_logistic(rows, labels, 0.1, per_column=False)
+    found = fit_logistic_path(rows, labels, penalties=[0.1], per_column=False)
     model = LogisticRegression(C=0.1, tol=1e-10, max_iter=100_000).fit(x, labels)
     np.testing.assert_allclose(
         found.logits(rows), model.decision_function(x), rtol=1e-4, atol=1e-4

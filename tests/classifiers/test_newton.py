@@ -7,7 +7,6 @@ from sae.classifiers import (
     PENALTIES,
     fit_logistic_path,
     fit_logistic_paths,
-    online_code_length,
     online_code_lengths,
     permuted_aucs,
     permuted_aucs_of_each,
@@ -79,7 +78,7 @@ def test_readings_of_the_same_texts_are_fitted_together_as_each_alone(n):
         alone = fit_logistic_path(x, labels, seed=2)
         assert (probe.penalty, probe.validation_auc) == (alone.penalty, alone.validation_auc)
         np.testing.assert_allclose(probe.logits(x), alone.logits(x), rtol=1e-6, atol=1e-6)
-        assert length.bits == pytest.approx(online_code_length(x, labels).bits, rel=1e-6)
+        assert length.bits == pytest.approx(online_code_lengths([x], labels)[0].bits, rel=1e-6)
         own = permuted_aucs((x, labels), (x, labels), alone.penalty, n=5)
         np.testing.assert_allclose(floor, own, atol=1e-9)
 

@@ -8,9 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 from sae.classifiers import (
     auc_of,
-    fit_logistic,
     fit_logistic_path,
-    online_code_length,
+    online_code_lengths,
     permuted_aucs,
     score,
     selectivity,
@@ -60,7 +59,7 @@ def test_probes_of_shuffled_labels_are_at_chance_within_their_error():
     found = permuted_aucs(train, test, 0.01, n=64)
     error = found.std() / math.sqrt(len(found))
     assert abs(found.mean() - 0.5) < 3 * error
-    assert fit_logistic(*train, 0.01).logits(test[0])[test[1]].mean() > 0
+    assert fit_logistic_path(*train, penalties=[0.01]).logits(test[0])[test[1]].mean() > 0
 
 
 def test_a_control_task_has_one_label_a_word_and_as_many_of_either():
@@ -90,7 +89,8 @@ def test_a_probe_that_learns_words_by_heart_is_not_selective():
 @pytest.mark.parametrize("n", [200, 700])
 def test_noise_costs_a_bit_a_label(n):
     generator = np.random.default_rng(3)
-    found = online_code_length(generator.normal(size=(n, 20)), generator.random(n) > 0.5)
+    rows, labels = generator.normal(size=(n, 20)), generator.random(n) > 0.5
+    (found,) = online_code_lengths([rows], labels)
     assert found.bits == pytest.approx(n, rel=0.08)
     assert found.compression == n / found.bits
 
@@ -100,6 +100,6 @@ def test_what_is_easily_learned_is_a_short_code():
     labels = generator.random(200) > 0.5
     rows = generator.normal(size=(200, 20))
     rows[:, 0] = np.where(labels, 9, -9)
-    found = online_code_length(rows, labels)
+    found = online_code_lengths([rows], labels)[0]
     assert found.bits < 30
     assert found.compression > 6
