@@ -46,8 +46,13 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name == "__all__":
         return __dir__()
-    if name in _HOMES:
-        found: object = getattr(importlib.import_module(_HOMES[name]), name)
+    found: object
+    if name == "__version__":
+        from sae.base.provenance import code_version
+
+        found = code_version()
+    elif name in _HOMES:
+        found = getattr(importlib.import_module(_HOMES[name]), name)
     elif name.startswith("_"):
         raise AttributeError(f"module 'sae' has no attribute {name!r}")
     else:

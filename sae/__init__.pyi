@@ -73,6 +73,8 @@ from sae.training.loggers import LoggerConfig as LoggerConfig
 from sae.training.optim import OptimConfig as OptimConfig
 from sae.training.truth import TruthConfig as TruthConfig
 
+__version__: str
+
 @overload
 def harvest(
     config: HarvestConfig,

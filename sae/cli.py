@@ -39,9 +39,11 @@ def _main(words: list[str]) -> int:
     from sae.base.names import check_utf8
     from sae.config.commands import FAMILIES, chosen, family_overview, overview
 
-    if not words or words[0] in (*_HELP, "help"):
+    if not words or words[0] in _HELP or words == ["help"]:
         print(overview())
         return 0
+    if words[0] == "help":
+        words = [*words[1:], "--help"]
     for word in words:
         check_utf8(word)
     if words[0] == "--version":

@@ -57,7 +57,7 @@ def stub() -> str:
     for module, name in sorted(names.imports | public):
         again = f" as {name}" if (module, name) in public else ""
         lines.append(f"from {module} import {name}{again}")
-    return _formatted("\n".join([HEAD, *lines, "", *calls]))
+    return _formatted("\n".join([HEAD, *lines, "", "__version__: str", "", *calls]))
 
 
 def _formatted(text: str) -> str:

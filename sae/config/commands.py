@@ -234,7 +234,7 @@ _OVERVIEW = """\
 sae: from text to steering, with sparse autoencoders
 
   sae COMMAND [group=choice ...] [key=value ...]
-  sae COMMAND --help        every key of a command, with its meaning
+  sae COMMAND --help        every key of a command, with its meaning; sae help COMMAND too
   sae train key=1,2         several dictionaries side by side, from one pass over a cache
   sae COMMAND -m key=1,2    a run for each value instead, through Hydra's launchers
 

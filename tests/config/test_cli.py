@@ -67,6 +67,29 @@ def test_the_help_of_a_command_without_groups_names_none(capsys):
     assert capsys.readouterr().out.startswith("sae train [group=choice ...] [key=value ...]\n")
 
 
+@pytest.mark.parametrize(
+    "words", [["train"], ["cache"], ["cache", "verify"], ["train", "sae=topk"]]
+)
+def test_help_before_the_words_is_help_behind_them(words, capsys):
+    shown = []
+    for asked in (["help", *words], [*words, "--help"]):
+        assert main(asked) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != ""
+
+
+def test_help_of_what_is_no_command_is_refused_in_a_sentence(capsys):
+    assert main(["help", "trian"]) == 2
+    assert "trian is no command; nearest: train" in capsys.readouterr().err
+
+
+def test_the_package_is_the_command_and_knows_its_version():
+    done = subprocess.run(
+        [sys.executable, "-m", "sae", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{sae.__version__}\n" == f"{code_version()}\n"
+
+
 def test_a_word_without_a_key_is_refused_with_the_likely_one(capsys):
     assert main(["export", "runs/mine"]) == 2
     assert (
