@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae.base import JsonObject, UserError, digest, nearest, require
+from sae.cache.asked import neighbours
 from sae.cache.descriptions import seal_of
 from sae.cache.store import explained_store_failures, local_folder, open_group
 from sae.cache.stored import Stored, from_stored, mapped_chunk
@@ -185,15 +186,22 @@ class ActivationCache:
         array = self.array(f"activations/{hook_name}")
         return chunk_slices(array.shape[0], array.chunks[0])
 
-    def read(self, hook_name: str, sequences: slice) -> Float[Tensor, "sequence position d_in"]:
-        """Activations of some sequences in the cache's dtype (float32 for int8).
+    def read(
+        self, hook_name: str, sequences: int | slice
+    ) -> Float[Tensor, "*sequence position d_in"]:
+        """Activations of a sequence, or of neighbours, in the cache's dtype (float32 for int8).
 
         One chunk of a local, uncompressed cache is mapped into memory and not copied.
 
         Raises:
-            UserError: if a chunk is missing or its bytes have changed.
+            UserError: if there is no such hook or sequence, or a chunk is missing or damaged.
         """
-        return from_stored(*self.read_stored(hook_name, sequences))
+        hooks = self.hook_names
+        near = nearest(hook_name, hooks) or f"; it has {', '.join(hooks[:5])}"
+        require(hook_name in hooks, f"{self.location} has not harvested {hook_name}{near}")
+        asked = neighbours(sequences, sum(self.attributes["rows"].values()), self.location)
+        found = from_stored(*self.read_stored(hook_name, asked))
+        return found if isinstance(sequences, slice) else found[0]
 
     def read_stored(self, hook_name: str, sequences: slice) -> Stored:
         """Return what `read` gives as it is stored: an array, and for int8 its rows' scales."""

@@ -101,6 +101,30 @@ def test_plain_zarr_reads_what_a_forward_pass_computes_rounded_to_the_dtype(
     assert torch.equal(found, expected.to(getattr(torch, dtype)))
 
 
+def test_sequences_are_asked_for_as_python_does(made):
+    cache = open_cache(made)
+    whole = torch.cat([cache.read(HOOK, chunk) for chunk in cache.chunks(HOOK)])
+    for asked in (0, 5, -1, np.int64(7)):
+        assert torch.equal(cache.read(HOOK, asked), whole[int(asked)])
+    for asked in (slice(None), slice(120, None), slice(-3, -1), slice(None, 4), slice(9, 999)):
+        assert torch.equal(cache.read(HOOK, asked), whole[asked])
+
+
+@pytest.mark.parametrize(
+    ("hook", "asked", "sentence"),
+    [
+        (HOOK, 128, "has no sequence 128; give 0 to 127, or -1 for the last"),
+        (HOOK, -129, "has no sequence -129"),
+        (HOOK, slice(0, 6, 2), "has a step; give neighbours"),
+        (HOOK, slice(3, 3), "is none of its 128 sequences"),
+        ("blocks.1.hook_resid_pos", 0, f"has not harvested .*; nearest: {HOOK}"),
+    ],
+)
+def test_what_a_cache_does_not_hold_is_refused_in_a_sentence(made, hook, asked, sentence):
+    with pytest.raises(UserError, match=sentence):
+        open_cache(made).read(hook, asked)
+
+
 def test_the_arrays_have_the_documented_shapes_and_types(made):
     group = zarr.open_group(str(made), mode="r")
     found = {name: (group[name].dtype.name, group[name].shape) for name in ARRAYS}
