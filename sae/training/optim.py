@@ -77,7 +77,7 @@ def usual_lr(short: float, n_steps: int, d_sae: int) -> float:
     """Return the peak learning rate of a training for which none is given.
 
     `short · min(1, √(5e6 / (n_steps · d_sae)))`, and at least 5e-5. The best rates of TopK were
-    `3.9 / √(n_steps · d_sae)`, within a fifth or so, for products from 2e5 to 8e6: on a world
+    `3.9 / √(n_steps · d_sae)`, within a third or so, for products from 2e5 to 8e6: on a world
     whose features are known, and on SmolLM2's activations (docs/log.md, 2026-12-01; OpenAI's
     exponent of the width is the same, arXiv 2406.04093). The rate starts to fall later than
     that, as up to there a rate above the best costs little, and falls as fast. Beyond 8e6 it is
