@@ -48,15 +48,6 @@ def dashboards(
         activations: folder that `cache_activations` has filled.
         settings: further fields of `SaeVisConfig`.
     """
-    from sae_dashboard.components_config import (
-        ActsHistogramConfig,
-        Column,
-        FeatureTablesConfig,
-        LogitsHistogramConfig,
-        LogitsTableConfig,
-        SequencesConfig,
-    )
-    from sae_dashboard.layout import SaeVisLayoutConfig
     from sae_dashboard.sae_vis_data import SaeVisConfig
     from sae_dashboard.sae_vis_runner import SaeVisRunner
     from sae_lens import SAE
@@ -69,29 +60,11 @@ def dashboards(
         assert torch.allclose(norms, norms[0].expand_as(norms), rtol=1e-4)
         encoder.cfg.rescale_acts_by_decoder_norm = True
     hook_name = encoder.cfg.metadata.hook_name
-    layout = SaeVisLayoutConfig(
-        columns=[
-            Column(
-                SequencesConfig(
-                    stack_mode="stack-all",
-                    buffer=None,
-                    compute_buffer=True,
-                    n_quantiles=5,
-                    top_acts_group_size=20,
-                    quantile_group_size=5,
-                ),
-                ActsHistogramConfig(n_bins=50),
-                LogitsHistogramConfig(n_bins=50),
-                LogitsTableConfig(n_rows=10),
-                FeatureTablesConfig(n_rows=3),
-            )
-        ]
-    )
     config = SaeVisConfig(
         hook_point=hook_name,
         features=features,
         cache_dir=activations,
-        feature_centric_layout=layout,
+        feature_centric_layout=_panels(),
         **settings,
     )
     # It asks a model for nothing but this when all activations are there.
@@ -111,3 +84,32 @@ def found(data: Any) -> dict[int, Dashboard]:
         n_active = int(sum(one.acts_histogram_data.bar_heights))
         figures[feature] = Dashboard(n_active, values, places)
     return figures
+
+
+def _panels() -> Any:
+    """Return what a page of Neuronpedia shows of a feature."""
+    from sae_dashboard.components_config import (
+        ActsHistogramConfig,
+        Column,
+        FeatureTablesConfig,
+        LogitsHistogramConfig,
+        LogitsTableConfig,
+        SequencesConfig,
+    )
+    from sae_dashboard.layout import SaeVisLayoutConfig
+
+    sequences = SequencesConfig(
+        stack_mode="stack-all",
+        buffer=None,
+        compute_buffer=True,
+        n_quantiles=5,
+        top_acts_group_size=20,
+        quantile_group_size=5,
+    )
+    others = (
+        ActsHistogramConfig(n_bins=50),
+        LogitsHistogramConfig(n_bins=50),
+        LogitsTableConfig(n_rows=10),
+        FeatureTablesConfig(n_rows=3),
+    )
+    return SaeVisLayoutConfig(columns=[Column(sequences, *others)])

@@ -223,7 +223,7 @@ def above(first: Tensor, ids: Sequence[list[int]], other: int) -> float:
 
 
 def hits(words: Sequence[set[str]], said: Sequence[set[str]]) -> int:
-    """Of how many texts one of the words is a word."""
+    """Count the texts in which one of their words stands, as a word of its own."""
     return sum(bool(own & text) for own, text in zip(words, said, strict=True))
 
 

@@ -118,7 +118,7 @@ def _error(exact: ActivationCache, stored: ActivationCache) -> float:
 
 
 def _explained(exact: ActivationCache, run: Path, seed: int) -> float:
-    """Of held-out float32 rows, by a dictionary that was trained on the rows as stored."""
+    """Return what a dictionary that was trained on rows as stored explains of exact ones."""
     dictionary: Dictionary = sae.train(
         run=str(run),
         name=f"seed-{seed}",

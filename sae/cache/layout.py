@@ -95,7 +95,7 @@ class ActivationCache:
 
     @property
     def n_sequences(self) -> int:
-        """Number of sequences."""
+        """Number of sequences in the cache, held-out ones included."""
         return int(self.array("tokens").shape[0])
 
     @property

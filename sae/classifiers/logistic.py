@@ -87,7 +87,7 @@ class Standard:
         return cls(mean, np.where(scale > 1e-12 * np.abs(mean), scale, 1.0))
 
     def __call__(self, rows: Rows) -> Rows:
-        """Return standardised rows."""
+        """Return rows less the mean of each column, over its standard deviation."""
         return (rows - self.mean) / self.scale
 
     def raw(self, weights: NDArray[np.float64], bias: float) -> LinearProbe:

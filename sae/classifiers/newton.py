@@ -2,10 +2,11 @@
 
 The weights of a penalised fit are a sum of its rows, w = Σᵢ aᵢ xᵢ, so that products of rows are
 all that is needed (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning",
-algorithm 3.1, here with a free intercept). At the optimum a = C · (y − p) and Σ a = 0. Each
-C starts as far behind the last one as that was behind the one before: where classes are apart,
-logits grow about as much from each C to the next, and from zero the way to them is long (three
-steps a C were measured where there had been nine).
+algorithm 3.1, here with a free intercept). At the optimum a = C · (y − p) and Σ a = 0. On a
+path the strongest penalty comes first, and each C starts from the last solution, moved on once
+more by what had changed since the one before it: where classes are apart, logits grow about as
+much from each C to the next, and from zero the way to them is long (three steps a C were
+measured where there had been nine).
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 _STEPS, _HALVINGS = 60, 12
 _ENOUGH = 1e-8
-"""A step that gains less is the last one; so near to the optimum the next gains its square."""
+"""Share of the loss: a step that gains less is the last one. So near to the optimum the next
+step would gain about the square of it."""
 
 
 @dataclass(frozen=True, slots=True)

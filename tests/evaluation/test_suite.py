@@ -77,7 +77,9 @@ def test_evidence_of_the_same_dictionary_is_reused(measured, monkeypatch):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(suite, "_measured", measured_again)
+    before = measured.evidence("one").read_bytes()
     sae.eval(run=str(measured.folder), suite="standard", n_behaviour_tokens=256)
+    assert measured.evidence("one").read_bytes() == before
 
 
 def test_what_fails_is_said_and_takes_nothing_from_the_rest(measured, capsys):

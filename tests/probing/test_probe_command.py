@@ -157,6 +157,18 @@ def test_asked_again_nothing_is_computed_and_other_settings_are(settings, monkey
     assert (mended.folder / "index.html").read_text() != "damaged"
 
 
+def test_places_fitted_one_by_one_or_all_at_once_find_the_same(settings, monkeypatch):
+    asked = settings | {"hooks": ["all"], "pools": ["mean", "last"], "causal": False}
+    found = []
+    for together in (1, 10_000):
+        monkeypatch.setattr("sae.probing.study._ROWS_TOGETHER", together)
+        table = sae.probe(**asked, name=f"together-{together}").table.to_pandas()
+        found.append(table.sort_values(["inputs", "hook_name", "pool"], ignore_index=True))
+    numbers = found[0].select_dtypes("number")
+    assert len(numbers) >= 8
+    np.testing.assert_allclose(numbers, found[1][numbers.columns], rtol=1e-6, atol=1e-6)
+
+
 def test_other_weights_are_probed_again(settings, tokenizer_folder, tmp_path):
     place = tmp_path / "model"
     save_tiny_model("llama", place, tokenizer_folder)
