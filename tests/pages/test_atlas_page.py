@@ -110,6 +110,24 @@ def test_who_goes_on_before_the_hand_rests_is_not_called_back(
         at(page, "#q=king")
 
 
+def test_what_is_typed_while_going_back_is_kept_whole(visit: Visit, site: Path) -> None:
+    page = visit(site, "#f=9")
+    at(page, "#f=9")
+    # All of it before the page hears that the address has changed.
+    page.evaluate(
+        """() => {
+          back();
+          for (const text of ["k", "ki", "king"]) {
+            document.querySelector("#search").value = text;
+            typed();
+          }
+        }"""
+    )
+    at(page, "#q=king")
+    assert page.input_value("#search") == "king"
+    assert "“king”" in page.inner_text("#found")
+
+
 def test_what_has_the_focus_can_be_seen(visit: Visit, site: Path) -> None:
     page = visit(site)
     seen = []

@@ -79,9 +79,9 @@ def hover_until(page: Any, place: Any, what: str) -> None:
         assert time.monotonic() < ends, f"pointing there never made it come about that {what}"
         place.scroll_into_view_if_needed()
         box = place.bounding_box()
-        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        page.mouse.move(middle[0] - 1, middle[1])
-        page.mouse.move(*middle)
+        # A tip comes when the mouse enters, so a second try must first leave.
+        page.mouse.move(0, 0)
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.wait_for_timeout(50)
 
 

@@ -202,7 +202,8 @@ async function start() {
   $("help-keys").append(...KEYS.flatMap(([key, what]) => [h("dt", {}, key.split(" ").map((one) => (one === "or" ? " or " : h("kbd", {}, one)))), h("dd", {}, what)]));
   watchLinks($("kin"));
   addEventListener("keydown", keys);
-  addEventListener("hashchange", route);
+  // What is typed before the page hears of an address is newer than that address.
+  addEventListener("hashchange", ({ newURL }) => newURL === location.href && route());
   refresh();
   route();
   performance.mark("ready");
