@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sae.base.errors import UserError
+
 _HELP = ("-h", "--help")
 
 
@@ -15,8 +17,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminate, or 129 where its terminal was closed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    from sae.base.errors import UserError
-
     try:
         return _main(words)
     except UserError as error:
@@ -46,6 +46,7 @@ def _main(words: list[str]) -> int:
         words = [*words[1:], "--help"]
     for word in words:
         check_utf8(word)
+    words = _without_config_dir(words)
     if words[0] == "--version":
         from sae.base.provenance import code_version
 
@@ -63,6 +64,23 @@ def _main(words: list[str]) -> int:
     from sae.config.launch import launch
 
     return int(launch(command, rest) is False)
+
+
+def _without_config_dir(words: list[str]) -> list[str]:
+    """Return the words but `--config-dir=FOLDER`, which goes into the environment."""
+    for place, word in enumerate(words):
+        flag, equals, folder = word.partition("=")
+        if flag != "--config-dir":
+            continue
+        after = place + 1
+        if not equals:
+            folder, after = (words[after] if after < len(words) else ""), after + 1
+        if not folder:
+            raise UserError("--config-dir needs a folder: --config-dir=FOLDER")
+        # Whatever looks for choices finds it there, and so do processes that are started.
+        os.environ["SAE_CONFIG_DIR"] = folder
+        return _without_config_dir([*words[:place], *words[after:]])
+    return words
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The commands come from their table, the keywords of their calls from the configu
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 import types
@@ -17,6 +18,7 @@ from pathlib import Path
 import sae
 from sae.config.commands import Command, python_calls
 from sae.config.groups import groups
+from sae.config.keys import parts
 
 PATH = Path(sae.__file__).with_suffix(".pyi")
 _LONGEST = 60
@@ -82,7 +84,7 @@ def _call(names: Names, command: Command) -> Iterator[str]:
     ]
     returned = names.written(hints["return"])
     first = [f"config: {command.config}", "/", *(["*", *beside] if beside else [])]
-    for parameters in (first, ["*", *_fields(names, command), *beside]):
+    for parameters in (first, [*_fields(names, command), *beside]):
         yield "@overload"
         yield f"def {command.python_name}("
         yield from (f"    {parameter}," for parameter in parameters)
@@ -93,13 +95,27 @@ def _call(names: Names, command: Command) -> Iterator[str]:
 
 
 def _fields(names: Names, command: Command) -> Iterator[str]:
+    """Yield the fields as parameters, first those that need no keyword."""
     config = command.config_class()
-    hints, words = typing.get_type_hints(config), groups(command)
-    for field in dataclasses.fields(config):
-        kind = names.written(hints[field.name])
-        # A group may be given by the word of the command line.
-        kind += " | str" if field.name in words else ""
-        yield f"{field.name}: {kind}{_default(field)}"
+    hints, words, inside = typing.get_type_hints(config), groups(command), parts(config)
+    names.imports.add(("collections.abc", "Mapping"))
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    # What takes several words on a command line takes a list here.
+    first = [place for place in command.places if place in fields]
+    for name in [*first, "*", *(name for name in fields if name not in first)]:
+        if name == "*":
+            yield name
+            continue
+        kind = names.written(hints[name])
+        # A part may be given by the word of the command line, or by a dict of its fields.
+        kind += " | str" if name in words else ""
+        kind += " | Mapping[str, object]" if name in inside else ""
+        # One name stands for a list of one.
+        kind = re.sub(r"^list\[str\]", "list[str] | str", kind)
+        yield f"{name}: {kind}{_default(fields[name])}"
+    yield "config: str | None = None"
+    if any(not group.path for group in words.values()):
+        yield "preset: str | None = None"
 
 
 def _default(field: "dataclasses.Field[object]") -> str:

@@ -12,7 +12,7 @@ from sae.evaluation.seeds import other_seeds
 from sae.pages.pareto import Pareto
 from sae.pages.site import write_labels_data, write_pareto_data, write_site
 from sae.rows.origin import check_same_origin
-from sae.run import Run, make
+from sae.run import Run, keep_settings, make
 
 if TYPE_CHECKING:
     import pyarrow
@@ -60,6 +60,7 @@ def run(config: AnalyzeConfig) -> Atlas:
         work=work,
         replace=replace,
     )
+    keep_settings(config, "analyze", atlas.folder, anew=made)
     if made:
         say(f"analyze: {atlas.folder} is written; look at it with: sae serve {config.run}")
     else:

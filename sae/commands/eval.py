@@ -11,7 +11,7 @@ from sae.figures import Figures
 from sae.pages.compare import say_comparison, write_comparison
 from sae.pages.evidence import write_evidence
 from sae.pages.pareto import Pareto
-from sae.run import Run
+from sae.run import Run, keep_settings
 
 __all__ = ["EvalConfig", "compare", "run"]
 
@@ -19,7 +19,9 @@ __all__ = ["EvalConfig", "compare", "run"]
 def run(config: EvalConfig) -> list[Figures]:
     """Evaluate, and compare all that the run has evaluated so far: table, picture and page."""
     figures = _evaluated(config)
-    say_comparison(write_comparison(Run.at(config.run), config.max_l0))
+    run = Run.at(config.run)
+    say_comparison(write_comparison(run, config.max_l0))
+    keep_settings(config, "eval", run.pareto("json"), anew=True)
     return figures
 
 

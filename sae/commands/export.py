@@ -8,7 +8,7 @@ from sae.evaluation.shrink import held_out_rows, shrinking_cost
 from sae.publishing.folder import show_files, smaller, summary, write_folder
 from sae.publishing.plan import ExportConfig, Plan, is_there, plan
 from sae.publishing.push import check_can_push, push
-from sae.run import held, make
+from sae.run import held, keep_settings, make
 
 __all__ = ["ExportConfig", "run"]
 
@@ -33,7 +33,9 @@ def run(config: ExportConfig) -> Path:
         # What somebody put there meanwhile stays.
         is_there(planned)
 
-    if make(place, lambda: is_there(planned), build, command="export", lock=planned.lock):
+    made = make(place, lambda: is_there(planned), build, command="export", lock=planned.lock)
+    keep_settings(config, "export", place, anew=made)
+    if made:
         say(f"export: {target}: {summary(place)}")
     if config.push is not None:
         with held(place, planned.lock):

@@ -1,13 +1,16 @@
 """`sae harvest`: text through the model, activations of some hooks into a cache."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from sae.base import require, show
 from sae.base.processes import joined_processes
 from sae.cache.layout import ActivationCache, open_cache
+from sae.cache.store import is_url
 from sae.harvesting.config import HarvestConfig
 from sae.harvesting.harvest import harvest
 from sae.models import list_sites, load_skeleton, measured
+from sae.run import Run, keep_settings
 
 __all__ = ["HarvestConfig", "HarvestListHooksConfig", "list_hooks", "run"]
 
@@ -18,7 +21,14 @@ def run(config: HarvestConfig) -> ActivationCache:
     Started by `torchrun`, several processes fill one cache, taking turns with its chunks.
     """
     with joined_processes() as processes:
+        remote = is_url(config.cache_location)
+        # Beside a cache in an object store no file can stand.
+        folder = Run.at(config.run).folder
+        place = folder / "cache.zarr" if remote else Path(config.cache_location)
+        anew = not place.exists()
         harvest(config, processes)
+        if processes.rank == 0:
+            keep_settings(config, "harvest", place, anew=anew)
     return open_cache(config.cache_location)
 
 

@@ -8,7 +8,7 @@ from sae.dictionary.files import CONFIG_FILE, read_record, write_files
 from sae.exchange.dictionaries import local_path
 from sae.exchange.formats import WRITTEN, read_dictionary
 from sae.exchange.importing import ImportConfig, belonging
-from sae.run import Run, make
+from sae.run import Run, keep_settings, make
 
 
 def run(config: ImportConfig) -> Dictionary:
@@ -29,6 +29,7 @@ def run(config: ImportConfig) -> Dictionary:
         command="import",
         lock=Run.at(config.run).dictionary_lock(config.id),
     )
+    keep_settings(config, "import", target, anew=made)
     if made:
         say(f"import: {config.folder} is {target} now")
     return load_dictionary(target)

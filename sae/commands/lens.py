@@ -20,7 +20,7 @@ from sae.lenses import (
 from sae.models import LanguageModel, load_model, recorded_config, recorded_model, recorded_name
 from sae.pages.lens import Lens
 from sae.pages.lens_picture import draw_lens
-from sae.run import Run, make
+from sae.run import Run, keep_settings, make
 
 __all__ = ["LensConfig", "run"]
 
@@ -69,6 +69,7 @@ def run(config: LensConfig) -> Lens:
         seal(temporary)
 
     made = make(folder, is_current, build, command="lens")
+    keep_settings(config, "lens", folder, anew=made)
     found = _read(folder)
     say(f"\n{found.as_text()}")
     say(f"lens: {found.headline}")

@@ -13,7 +13,7 @@ from sae.patching.config import PatchConfig
 from sae.patching.pairs import pair_texts
 from sae.patching.patch import Plan, patch, planned
 from sae.patching.results import DIRECTIONS, PICTURE, SUMMARY, TABLE, PatchResults
-from sae.run import Run, make
+from sae.run import Run, keep_settings, make
 
 __all__ = ["PatchConfig", "PatchEditConfig", "PatchResults", "edit", "run"]
 
@@ -92,6 +92,7 @@ def run(config: PatchConfig) -> PatchResults:
     # Before anything is written: what cannot be patched leaves nothing behind.
     prepared = [] if is_current() else [plan()]
     made = make(folder, is_current, build, command="patch")
+    keep_settings(config, "patch", folder, anew=made)
     results = PatchResults(folder)
     if made:
         picture = f"{PICTURE}, " if (folder / PICTURE).exists() else ""

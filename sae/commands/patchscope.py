@@ -35,7 +35,7 @@ from sae.models import (
     recorded_config,
     recorded_model,
 )
-from sae.run import Run, make
+from sae.run import Run, keep_settings, make
 
 _ANEW = "remove it and run sae patchscope again"
 
@@ -139,6 +139,7 @@ def run(config: PatchscopeConfig) -> dict[str, Any]:
         write_json(temporary, {"digest": wanted, "told": [*found.lines()]} | found.to_json())
 
     made = make(path, is_current, build, command="patchscope")
+    keep_settings(config, "patchscope", path, anew=made)
     results = read_object(path, _ANEW)
     for line in results.get("told", list):
         show(str(line))

@@ -11,7 +11,7 @@ from sae.pages.probing_picture import draw_probing
 from sae.probing.config import ProbeConfig
 from sae.probing.probe import check_before_loading, probe, read_tasks
 from sae.probing.results import PICTURE, SUMMARY, TABLE, ProbeResults, write_tables
-from sae.run import Run, make
+from sae.run import Run, keep_settings, make
 from sae.text.labelled import task_names
 
 __all__ = ["ProbeConfig", "ProbeEditConfig", "ProbeResults", "edit", "run"]
@@ -73,6 +73,7 @@ def run(config: ProbeConfig) -> ProbeResults:
         # Before the folder is begun, so that what cannot be probed leaves none behind.
         found = probe(config, tasks, model, dictionary, left_out)
     made = make(folder, is_current, build, command="probe")
+    keep_settings(config, "probe", folder, anew=made)
     results = ProbeResults(folder)
     if made:
         say(f"probe: {folder} is written: index.html, {PICTURE}, {TABLE}")

@@ -6,7 +6,7 @@ from typing import Any
 from sae.atlas import Atlas
 from sae.base import digest, is_whole, plain, read_object, require, say, write_json
 from sae.pages.steering_picture import draw_steering
-from sae.run import Run, make
+from sae.run import Run, keep_settings, make
 from sae.steering.choose import check_causal
 from sae.steering.config import SteerConfig
 from sae.steering.kept import Kept
@@ -57,6 +57,7 @@ def run(config: SteerConfig) -> dict[str, Any]:
         write_json(temporary, found | steer(config, dictionary, atlas, Kept(work, wanted)))
 
     made = make(path, is_current, build, command="steer", work=work)
+    keep_settings(config, "steer", path, anew=made)
     found = read_object(path, _ANEW)
     summary: dict[str, Any] = found.get("summary", dict)
     results: dict[str, Any] = {

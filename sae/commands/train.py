@@ -12,8 +12,8 @@ from sae.models import resolve_device
 from sae.pages.compare import say_comparison, write_comparison
 from sae.rows.origin import check_same_text
 from sae.rows.own import OwnTensors
-from sae.run import RANDOM_MODEL_CACHE, Run, cache_location
-from sae.training.config import TrainConfig
+from sae.run import RANDOM_MODEL_CACHE, Run, cache_location, keep_settings
+from sae.training.config import SweepConfig, TrainConfig
 from sae.training.loop import Diverged
 from sae.training.task import open_source, tasks_of
 from sae.training.train import train_together
@@ -43,7 +43,9 @@ def run(config: TrainConfig, rows: OwnTensors | None = None) -> Dictionary:
     tasks = tasks_of([config, *config.controls()], source)
     if not all(task.is_current() for task in tasks):
         check_memory(tasks, source)
-    train_together(tasks, source)
+    trained = [task.config for task in train_together(tasks, source)]
+    if rows is None:
+        _keep_settings([config], trained)
     return load_dictionary(config.dictionary_path)
 
 
@@ -107,10 +109,19 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
         diverged += found
         trained = [[task.config for task in turn] for turn in plan]
         reused = [config for config in members if not any(config in turn for turn in trained)]
+        _keep_settings(members, [config for turn in trained for config in turn])
         compared += [*trained, reused]
     _evaluate(compared)
     if diverged:
         raise Diverged("; ".join(map(str, diverged)))
+
+
+def _keep_settings(configs: Sequence[TrainConfig], trained: Sequence[TrainConfig]) -> None:
+    """Write as `training/ID.yaml` what trains each alone, without what holds for several."""
+    for config in configs:
+        if config.dictionary_path.exists():
+            alone = replace(config, sweep=SweepConfig())
+            keep_settings(alone, "train", config.state_path, anew=config in trained)
 
 
 def _check_random_model(config: TrainConfig) -> None:

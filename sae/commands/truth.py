@@ -8,7 +8,7 @@ from sae.evaluation.recipes import Scored, as_lines, over_seeds
 from sae.evaluation.truth import score_truth
 from sae.pages.truth_picture import draw_truth
 from sae.rows.known import KnownRows
-from sae.run import Run, make
+from sae.run import Run, keep_settings, make
 from sae.synthetic import World, open_world
 from sae.training.task import tasks_of
 from sae.training.truth import TruthConfig
@@ -77,7 +77,8 @@ def _scored(config: TruthConfig, world: World) -> Scored:
             findings=score_truth(dictionary, world, config.n_scored_rows),
         ).write(temporary)
 
-    make(place, is_current, build, command="truth")
+    made = make(place, is_current, build, command="truth")
+    keep_settings(config, "truth", place, anew=made)
     return Scored.read(place)
 
 

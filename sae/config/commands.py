@@ -96,10 +96,17 @@ _TABLE = (
         "train recipes on a world whose features are known, and score what they find",
         several="run_all",
     ),
-    Command("eval", "measure on held-out text what dictionaries lose"),
+    Command(
+        "eval",
+        "measure on held-out text what dictionaries lose",
+        places=("run",),
+        words="runs/default",
+    ),
     Command(
         "analyze",
         "describe every feature: how often it fires, where, and which tokens it promotes",
+        places=("run",),
+        words="runs/default",
     ),
     Command(
         "serve",
@@ -120,7 +127,12 @@ _TABLE = (
         places=("text",),
         words="'The capital of France is'",
     ),
-    Command("steer", "turn features up and down while the model writes, beside baselines"),
+    Command(
+        "steer",
+        "turn features up and down while the model writes, beside baselines",
+        places=("run",),
+        words="runs/default",
+    ),
     Command(
         "probe",
         "find out what can be told from activations, layer by layer: classifier probes",
@@ -151,7 +163,10 @@ _TABLE = (
         words="'text=The capital of France is'",
     ),
     Command(
-        "export", "write a dictionary, its features and a card to a folder that others can load"
+        "export",
+        "write a dictionary, its features and a card to a folder that others can load",
+        places=("run",),
+        words="runs/default",
     ),
     Command(
         "import",
@@ -237,6 +252,8 @@ sae: from text to steering, with sparse autoencoders
   sae COMMAND --help        every key of a command, with its meaning; sae help COMMAND too
   sae train key=1,2         several dictionaries side by side, from one pass over a cache
   sae COMMAND -m key=1,2    a run for each value instead, through Hydra's launchers
+  sae COMMAND config=FILE   keys from a YAML file of your own; words beside it have the last say
+  --config-dir=FOLDER       choices and presets of your own, laid out as conf/ is
 
 Commands
 {commands}

@@ -17,19 +17,29 @@ from typing import TYPE_CHECKING
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from sae.base import UserError, check_numbers, nearest
+from sae.base import UserError, check_numbers, nearest, say
 from sae.config.commands import Command
-from sae.config.groups import CLASSES, Group, conf_folder, groups, usage
-from sae.config.keys import Key, is_configuration, keys, kind_in_words, parts
+from sae.config.groups import CLASSES, Group, conf_folder, groups, own_folders, usage
+from sae.config.keys import (
+    Key,
+    is_configuration,
+    keys,
+    kind_in_words,
+    parts,
+    takes_a_list,
+)
+from sae.config.words import in_files, quoted
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+# One name, and neither a list nor several values to go through.
+_ONE_NAME = re.compile(r"(?!null$)[\w./:@-]+|'[^']*'|\"[^\"]*\"")
 # What stands before the equals sign of `key=value`; anything else is a plain word.
 _KEY = re.compile(r"[+~]{0,2}(hydra/[\w./]+|[A-Za-z_][\w.]*)(@[\w.]+)?")
 
@@ -135,8 +145,14 @@ def in_a_sentence(command: Command, words: Sequence[str]) -> Iterator[None]:
 def composed_of(command: Command, overrides: Sequence[str]) -> DictConfig:
     """Return the node that Hydra composes; the command has been registered."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        composed: DictConfig = compose(command.id, overrides=list(overrides))
+        composed: DictConfig = compose(command.id, overrides=[*overrides, *searched()])
     return composed
+
+
+def searched() -> list[str]:
+    """Return Hydra's word for the folder of own choices, if there is one."""
+    folders = ",".join(quoted(f"file://{folder}") for folder in own_folders())
+    return [f"hydra.searchpath=[{folders}]"] if folders else []
 
 
 def resolve(command: Command, composed: DictConfig) -> "DataclassInstance":
@@ -160,28 +176,51 @@ def _object(node: DictConfig) -> "DataclassInstance":
     return found
 
 
-def choice(command: Command, group: Group, word: str) -> "DataclassInstance":
-    """Return the part of a configuration that `group=word` stands for.
-
-    Raises:
-        UserError: if the group has no such choice.
-    """
-    register(command)
-    overrides = translated(command, [f"{group.key}={word}"])
-    with in_a_sentence(command, overrides):
-        return _object(OmegaConf.select(composed_of(command, overrides), group.path))
-
-
 def translated(command: Command, words: Sequence[str]) -> list[str]:
-    """Return the words as Hydra's overrides: plain ones get their keys, groups Hydra's name."""
+    """Return the words as Hydra's overrides.
+
+    Plain ones get their keys, groups get Hydra's name, a file of settings becomes what it says,
+    and one name where a list is meant becomes a list of one.
+    """
     known = list(groups(command).values())
+    lists = {key.name for key in keys(command.config_class()) if takes_a_list(key.kind)}
     found = []
-    for word in _placed(command, words):
+    for word in _placed(command, in_files(command, words)):
         key, equals, value = word.partition("=")
         group = next((g for g in known if equals and key in (g.key, g.name)), None)
         if equals and _names_a_place(plain := value.strip("'\"")):
             value = quoted(plain)
+        if key in lists and _ONE_NAME.fullmatch(value):
+            value = f"[{value}]"
         found.append(f"{key}{equals}{value}" if group is None else group.word(value))
+    return _with_implied(command, found)
+
+
+def _with_implied(command: Command, words: Sequence[str]) -> list[str]:
+    """Return the words, with the class that they imply where they choose none.
+
+    `sae.k=8` fits no dictionary with an L1 penalty, which is the usual one; of those whose keys
+    it does fit the first is taken, and that is said.
+    """
+    inside = parts(command.config_class())
+    found = list(words)
+    for group in groups(command).values():
+        classes = CLASSES.get(group.name, {})
+        if not classes or any(word.startswith(f"{group.key}=") for word in words):
+            continue
+        start = f"{group.path}."
+        asked = [w.partition("=")[0].removeprefix(start) for w in words if w.startswith(start)]
+        usual = {field.name for field in dataclasses.fields(inside[group.path])}
+        other = [key for key in asked if key not in usual]
+        fitting = [
+            name
+            for name, kind in classes.items()
+            if {*asked} <= {field.name for field in dataclasses.fields(kind)}
+        ]
+        if other and fitting:
+            more = f"; {', '.join(fitting[1:])} have it too" if fitting[1:] else ""
+            say(f"{start}{other[0]} is given, so {group.name}={fitting[0]} is chosen{more}")
+            found.insert(0, f"{group.key}={fitting[0]}")
     return found
 
 
@@ -216,14 +255,6 @@ def _is_plain(word: str, awaited: bool) -> bool:
     name, equals, _ = word.partition("=")
     # A path may hold an equals sign as well.
     return not equals or not _KEY.fullmatch(name) or (awaited and os.path.exists(word))
-
-
-def quoted(word: str) -> str:
-    """Return a word so that Hydra and OmegaConf take all of it as one value, as it stands."""
-    # Backslashes count where an interpolation follows, and only there.
-    literal = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", word)
-    text: str = QuotedString(literal, Quote.single).with_quotes()
-    return text
 
 
 def _sentence(command: Command, words: Sequence[str], error: Exception) -> str:

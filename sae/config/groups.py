@@ -1,10 +1,12 @@
 """What may stand behind a command: keys, and groups of keys that one word sets."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sae.architectures import ARCHITECTURES, ArchitectureConfig
+from sae.base import require
 from sae.config.commands import Command
 from sae.config.keys import is_required, parts
 
@@ -14,6 +16,8 @@ CLASSES: Mapping[str, Mapping[str, type[ArchitectureConfig]]] = {"sae": ARCHITEC
 # Groups whose unlisted choices are names: model=EleutherAI/pythia-70m, data=./my-texts.
 _NAMED = ("model", "data")
 _PRESET = "preset"
+FILE = "config"
+"""The word that names a file of settings: `config=mine.yaml`."""
 # Up to so many keys are named one by one in a line of usage.
 _FEW = 6
 
@@ -47,11 +51,36 @@ def conf_folder() -> Path:
     return next(d for d in (here / "conf", here.parent / "conf") if d.is_dir())
 
 
+OWN_FOLDER = "SAE_CONFIG_DIR"
+"""Variable of the environment that names a folder of own choices and presets."""
+
+
+def own_folders() -> list[Path]:
+    """Return the folder of own choices and presets, if somebody has named one.
+
+    It is laid out as `conf/` is: `model/mine.yaml`, `preset/train/mine.yaml`. `--config-dir`
+    sets the variable for one command.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    named = os.environ.get(OWN_FOLDER)
+    if not named:
+        return []
+    folder = Path(named).expanduser().resolve()
+    require(
+        folder.is_dir(),
+        f"--config-dir={named}: there is no such folder; give one with choices such as "
+        "model/mine.yaml or preset/train/mine.yaml",
+    )
+    return [folder]
+
+
 def groups(command: Command) -> dict[str, Group]:
     """Return the groups of a command by Hydra's key.
 
     They are the parts of its configuration that have a folder in `conf/` or classes to choose
-    from, and its presets: the files in `conf/preset/COMMAND/`.
+    from, and its presets: the files in `conf/preset/COMMAND/`, and those of one's own.
     """
     found = []
     for path in parts(command.config_class()):
@@ -64,7 +93,8 @@ def groups(command: Command) -> dict[str, Group]:
 
 
 def _choices(group: str) -> tuple[str, ...]:
-    files = (path.stem for path in (conf_folder() / group).glob("*.yaml"))
+    folders = [conf_folder(), *own_folders()]
+    files = (path.stem for folder in folders for path in (folder / group).glob("*.yaml"))
     return tuple(sorted({*files, *CLASSES.get(group, {})}))
 
 

@@ -107,6 +107,13 @@ def kind_in_words(kind: object) -> str:
     return words.get(kind, "keys of its own")
 
 
+def takes_a_list(kind: object) -> bool:
+    """Return whether a key of this type takes a list."""
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return any(map(takes_a_list, typing.get_args(kind)))
+    return typing.get_origin(kind) is list
+
+
 @functools.cache
 def _meanings(config: type[object]) -> dict[str, str]:
     """Return the docstrings under the fields, which Python itself does not keep."""

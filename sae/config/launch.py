@@ -26,6 +26,7 @@ from sae.config.compose import (
     refuse_added,
     register,
     resolve,
+    searched,
     translated,
 )
 from sae.config.groups import conf_folder, groups
@@ -267,7 +268,7 @@ def _by_hydra(command: Command, words: Sequence[str]) -> None:
             # Hydra prints a line of its own about an exception, and none about an exit.
             raise SystemExit(error) from error
 
-    sys.argv = [f"sae {command.name}", *overrides, *flags]
+    sys.argv = [f"sae {command.name}", *overrides, *searched(), *flags]
     main = hydra.main(
         config_path=str(conf_folder()), config_name=command.id, version_base="1.3"
     )

@@ -12,6 +12,7 @@ from sae.run.making import (
     missing,
     new_folder,
 )
+from sae.run.settings import keep_settings, settings_file
 
 __all__ = [
     "RANDOM_MODEL_CACHE",
@@ -23,9 +24,11 @@ __all__ = [
     "cache_location",
     "check_free",
     "held",
+    "keep_settings",
     "lock_of",
     "make",
     "make_together",
     "missing",
     "new_folder",
+    "settings_file",
 ]

@@ -2,6 +2,7 @@
 
     runs/NAME/
       cache.zarr             activations and tokens
+      cache.yaml, .../ID.yaml    what made the artefacts beside them, for config=FILE
       random_model.zarr      those of a model with random weights, for a control
       harvest.json           time spent on them
       dictionaries/ID/       cfg.json and sae_weights.safetensors
@@ -25,8 +26,8 @@
       report.json .html      the report
       timings.json           time that a demo has worked
 
-Nothing in it holds the path of the run itself, so that a run may be moved, or reached through a
-link or a relative path.
+Nothing but these settings holds the path of the run itself, so that a run may be moved, or
+reached through a link or a relative path.
 """
 
 from collections.abc import Callable

@@ -61,7 +61,7 @@ def test_every_way_to_ask_for_help_lists_the_commands(word, capsys):
 def test_the_help_of_a_command_without_groups_names_none(capsys):
     assert main(["export", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("sae export [key=value ...]\n")
+    assert shown.startswith("sae export [RUN] [key=value ...]\n")
     assert "Groups" not in shown
     assert main(["train", "--help"]) == 0
     assert capsys.readouterr().out.startswith("sae train [group=choice ...] [key=value ...]\n")
@@ -91,7 +91,7 @@ def test_the_package_is_the_command_and_knows_its_version():
 
 
 def test_a_word_without_a_key_is_refused_with_the_likely_one(capsys):
-    assert main(["export", "runs/mine"]) == 2
+    assert main(["train", "runs/mine"]) == 2
     assert (
         "runs/mine: not of the form key=value; write run=runs/mine" in capsys.readouterr().err
     )

@@ -270,7 +270,7 @@ def test_training_beside_the_model_takes_choices_of_model_and_text():
     [
         (["sae=topk", "sae.k=x"], "^sae.k=x: give a whole number$"),
         (["sae=topk", "sae.kk=1"], r"sae\.kk is no key of sae train; nearest: sae\.k,"),
-        (["sae.k=1"], r"sae\.k is no key of sae train"),
+        (["sae=gated", "sae.k=1"], r"sae\.k is no key of sae train"),
     ],
 )
 def test_a_refusal_knows_the_keys_of_the_chosen_architecture(words, sentence):
@@ -308,3 +308,18 @@ def test_the_folder_of_choices_is_the_checkout_s_own():
 def test_keys_of_a_harvest_that_would_do_nothing_in_training_are_refused(words, sentence):
     with pytest.raises(UserError, match=sentence):
         build(COMMANDS["train"], words)
+
+
+def test_a_key_that_the_usual_recipe_lacks_chooses_the_first_that_has_it(capsys):
+    found = build(COMMANDS["train"], ["sae.k=8", "sae.d_sae=64"])
+    assert found.sae == CLASSES["sae"]["topk"](k=8, d_sae=64)
+    said = capsys.readouterr().err
+    assert said.startswith("sae.k is given, so sae=topk is chosen; batchtopk, matr")
+    assert build(COMMANDS["train"], ["sae.bandwidth=0.5"]).sae.architecture == "jumprelu"
+
+
+def test_one_name_where_a_list_is_meant_is_a_list_of_one():
+    assert build(COMMANDS["train"], ["control=frozen_decoder"]).control == ["frozen_decoder"]
+    assert build(COMMANDS["steer"], ["features=7"]).features == [7]
+    hooks = build(COMMANDS["harvest"], ["hook_names=blocks.1.hook_resid_post"]).hook_names
+    assert hooks == ["blocks.1.hook_resid_post"]

@@ -100,7 +100,7 @@ def test_a_pattern_chooses_all_architectures_that_fit_it():
         (["sae.d_sea=8,16"], r"^sae\.d_sea is no key of sae train; nearest: sae\.d_sae"),
         (["sae=standard,gated", "sae.k=8,16"], r"^sae\.k is no key of sae train"),
         (["sae=gated,p_anneal", "sae.k=8"], r"^sae\.k is no key of sae train"),
-        (["sae.k=8,16"], r"^sae\.k is no key of sae train"),
+        (["sae.k=8,16", "sae.bandwidth=1"], r"^sae\.k is no key of sae train"),
         (["sae=standard,nothing"], r"^sae=nothing is unknown; choose one of batchtopk"),
         (["optim.lr=1e-3,"], r"^optim\.lr=1e-3,: not of the form key=value"),
         (["seed=1,2", "--quiet"], r"^--quiet is no flag here; write sae train \[group=choice"),
