@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
 from sae.base import UserError, check_numbers, nearest, say
 from sae.config.commands import Command
@@ -325,7 +325,8 @@ def _wrong_value(known: Mapping[str, Key], words: Sequence[str], error: Exceptio
     # The error names an element of a list, `features[1]`; the word names the list.
     at = str(getattr(root, "full_key", None) or "").partition("[")[0]
     given = next((w for w in reversed(words) if at and w.startswith(f"{at}=")), at)
-    if at in known and isinstance(root, ValidationError):
+    # A dict in place of a list, say, is a type error of the merge.
+    if at in known and isinstance(root, ValidationError | ConfigTypeError | TypeError):
         wanted = kind_in_words(known[at].kind)
         return f"{given}: give {wanted.replace(' [', f' {at}=[')}"
     reason = str(root).strip().split("\n")[0]

@@ -120,9 +120,9 @@ TABLE = {
         ["blocks.1.hook_mlp_out", "once"],
     ),
     "no hook": (HARVEST + " hook_names=[]", ["hook_names is empty", "at least one"]),
-    "one hook without brackets": (
-        HARVEST + " hook_names=blocks.1.hook_resid_post",
-        ["hook_names=blocks.1.hook_resid_post: give a list of words, as hook_names=[a,b]"],
+    "hooks that are no list": (
+        HARVEST + " hook_names={a:b}",
+        ["hook_names={a:b}: give a list of words, as hook_names=[a,b]"],
     ),
     "an empty text folder": (HARVEST + " data={tmp}/empty", ["/empty", ".txt", ".jsonl"]),
     "an empty text file": (HARVEST + " data={tmp}/empty_file/a.txt", ["a.txt", "not empty"]),
