@@ -25,5 +25,5 @@ class Metric:
     """A title for a narrow column, if the title is long."""
     where: tuple[Place, ...] = ()
     """Where it is shown besides the CSV, the cards, the report's table and `docs/metrics.md`.
-    `table`: on the terminal and in the README. `picture`: a panel over L0, in `pareto.png` and
-    on the pages. `tile`: at the head of a report, for the recommended dictionary."""
+    `table`: in the table on the terminal. `picture`: a panel over L0, in `pareto.png` and on
+    the pages. `tile`: at the head of a report, for the recommended dictionary."""

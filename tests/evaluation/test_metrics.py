@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.figures import compared, made_figures
-from support.metric_page import page, readme_table
+from support.metric_page import page
 from support.world import random_dictionary
 
 import sae
@@ -21,7 +21,6 @@ from sae.pages.pareto_picture import draw_pareto
 from sae.publishing.card import Export, model_card
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
 FAKE = Metric(
     key="surprise",
     title="Surprise",
@@ -96,10 +95,9 @@ def test_a_new_metric_is_in_the_pages_and_in_the_documentation(surprising: Paret
     assert data["metrics"][-1]["title"] == "Surprise"
     assert data["dictionaries"][0]["surprise"] == 0.1234
     assert (
-        "| `surprise` | how often a reader is astonished | `mean [astonished]` |"
-        in readme_table()
+        "| `surprise` | **Surprise**: how often a reader is astonished | `mean [astonished]` |"
+        in page()
     )
-    assert "**Surprise**" in page()
 
 
 def test_no_page_and_no_script_names_a_metric_but_to_choose_and_to_draw() -> None:
@@ -118,13 +116,6 @@ def test_a_metric_is_described_in_full(metric: Metric) -> None:
     assert "|" not in metric.formula + metric.meaning + metric.scale, "ends a cell of a table"
     assert format(0.5, metric.form)
     assert len(metric.short or metric.title) <= 24
-
-
-def test_the_readme_shows_the_table(check_page: Callable[[Path, str], None]) -> None:
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split("<!-- metrics -->\n")
-    _, after = rest.split("<!-- /metrics -->")
-    check_page(README, f"{before}<!-- metrics -->\n{readme_table()}<!-- /metrics -->{after}")
 
 
 def test_the_page_of_metrics_is_up_to_date(check_page: Callable[[Path, str], None]) -> None:

@@ -1,10 +1,10 @@
-"""What the README and `docs/metrics.md` say about the metrics, from the table of them."""
+"""What `docs/metrics.md` says about the metrics, from the table of them."""
 
 from sae.figures import SETTINGS
-from sae.metrics import METRICS, SUITE, Metric, shown_in
+from sae.metrics import METRICS, SUITE, Metric
 
 WHERE = {
-    "table": "terminal, README",
+    "table": "table in the terminal",
     "picture": "panel of `pareto.png` and of the pages",
     "tile": "head of the report",
 }
@@ -48,17 +48,6 @@ def row(*cells: str) -> str:
 
 def better(metric: Metric) -> str:
     return {True: "higher", False: "lower", None: "–"}[metric.higher_is_better]
-
-
-def readme_table() -> str:
-    """The metrics that the README shows."""
-    lines = (
-        row(f"`{metric.key}`", metric.meaning, f"`{metric.formula}`", better(metric))
-        for metric in shown_in("table")
-    )
-    return (
-        row("name", "what it is", "formula", "better") + "|---|---|---|---|\n" + "".join(lines)
-    )
 
 
 def page() -> str:
