@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae.base import UserError, require
+from sae.base import require
 from sae.dictionary import Dictionary
 from sae.edits import Edit, Edits, Library, Planner, Subject, edited, edits_of
 from sae.lenses import (
@@ -29,6 +29,7 @@ from sae.models import (
     LanguageModel,
     ModelConfig,
     find_site,
+    list_sites,
     load_model,
     locate,
     read_activations,
@@ -37,7 +38,15 @@ from sae.models import (
 from sae.pages.lens import Lens
 from sae.text.features import TextFeatures
 from sae.text.token_texts import TokenTexts
-from sae.writing import Sampling, chat_ids, check_writes, checked_prompt_ids, write
+from sae.writing import (
+    Sampling,
+    chat_ids,
+    check_reads,
+    checked_prompt_ids,
+    log_prob_of,
+    next_log_probs,
+    write,
+)
 
 _ROWS = 256
 """Rows that are encoded at once, so that a long text needs no more memory than a short one."""
@@ -114,6 +123,11 @@ class Model:
         return (
             f"Model({record.hub_id}, {n / 1e6:,.0f} million weights, {record.dtype}, {device})"
         )
+
+    @property
+    def hook_names(self) -> list[str]:
+        """Names of the places whose activations can be read, block by block."""
+        return [site.hook_name for site in list_sites(self.module)]
 
     def tokens(self, text: str) -> list[str]:
         """Return the text of each token of a text, those that the model has around it too."""
@@ -308,26 +322,22 @@ class Model:
             UserError: for a model that writes nothing, an empty prompt or continuation, or a
                 text longer than the model reads.
         """
-        for text in (prompt, continuation):
-            require(
-                text is None or isinstance(text, str),
-                f"{text!r:.60} is no text; ask for one prompt and one continuation at a time",
-            )
-        check_writes(self.language_model)
-        before = checked_prompt_ids(self.language_model, prompt)
-        after = torch.tensor([], dtype=torch.int64, device=before.device)
-        if continuation is not None:
-            after = torch.from_numpy(self.language_model.text_ids(continuation)).to(after)
-            require(len(after) > 0, "the continuation is empty; write something")
-        self._check_length(len(before) + len(after))
-        ids = torch.cat([before, after])[None]
-        with torch.inference_mode():
-            logits = self.module(ids, use_cache=False).logits[0, len(before) - 1 :]
-        log_probs = logits.float().log_softmax(-1)
         if continuation is None:
-            following: Tensor = log_probs[-1].cpu()
-            return following
-        return float(log_probs[:-1].gather(1, after[:, None]).sum())
+            return next_log_probs(self.language_model, prompt)
+        return log_prob_of(self.language_model, prompt, continuation)
+
+    def next_tokens(self, prompt: str, n: int = 5) -> list[tuple[str, float]]:
+        """Return the `n` likeliest next tokens after a prompt, each with its probability.
+
+            m.next_tokens("The Eiffel Tower is in the city of", 1)  # [(" Paris", 0.78)]
+
+        Raises:
+            UserError: for a model that writes nothing, or a prompt that is empty or too long.
+        """
+        require(n >= 1, f"n={n}; ask for one token or more")
+        best = self.logprobs(prompt).exp().topk(min(n, self.module.config.vocab_size))
+        texts = TokenTexts(self.tokenizer).single(best.indices.tolist())
+        return list(zip(texts, best.values.tolist(), strict=True))
 
     def patchscope(
         self,
@@ -372,20 +382,12 @@ class Model:
         found = torch.from_numpy(self.language_model.document_ids(text)).long()
         return found.to(self.language_model.device)
 
-    def _check_length(self, n: int) -> None:
-        limit = self.language_model.max_positions
-        if limit is not None and n > limit:
-            raise UserError(
-                f"the text has {n:,} tokens and the model reads {limit:,} at once; give a "
-                "shorter one"
-            )
-
     def _read(self, text: str, site: Any) -> Float[Tensor, "position d"]:
         require(
             len(self.language_model.text_ids(text)) > 0, "the text is empty; write something"
         )
         ids = self._ids(text)
-        self._check_length(len(ids))
+        check_reads(self.language_model, len(ids))
         (x,) = read_activations(self.module, [site], ids[None]).values()
         return x[0].float().clone()
 

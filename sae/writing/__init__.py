@@ -1,5 +1,6 @@
 """What a model writes after prompts and in conversations, under whatever edits are made."""
 
+from sae.writing.following import check_reads, log_prob_of, next_log_probs
 from sae.writing.sampling import (
     Sampling,
     Scores,
@@ -27,10 +28,13 @@ __all__ = [
     "Written",
     "chat_ids",
     "check_length",
+    "check_reads",
     "check_writes",
     "checked_prompt_ids",
     "continued_texts",
     "generate",
+    "log_prob_of",
+    "next_log_probs",
     "prompt_ids",
     "write",
     "write_beside",

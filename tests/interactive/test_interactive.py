@@ -78,6 +78,25 @@ def test_log_probabilities_of_a_continuation_add_up(m):
     assert m.logprobs(TEXT, " where she") == pytest.approx(total, rel=1e-4)
 
 
+def test_the_likeliest_next_tokens_come_with_their_probabilities(m):
+    after = m.logprobs(TEXT)
+    found = m.next_tokens(TEXT, 8)
+    best = after.exp().topk(8)
+    assert [p for _, p in found] == best.values.tolist()
+    for (token, _), i in zip(found, best.indices, strict=True):
+        decoded = m.tokenizer.decode([i])
+        # A part of a character is shown as its byte.
+        assert token == decoded or (decoded == "\ufffd" and token.startswith("<0x"))
+    everything = m.next_tokens(TEXT, 10**9)
+    assert sum(p for _, p in everything) == pytest.approx(1, rel=1e-5)
+
+
+def test_every_hook_name_of_the_model_can_be_read(m):
+    assert HOOK in m.hook_names
+    for name in m.hook_names:
+        assert m.activations(TEXT, name).shape[0] == len(m.tokens(TEXT))
+
+
 def test_a_text_ends_where_the_model_ends_it(m):
     module = m.module
     end, last = m.tokenizer.eos_token_id, "blocks.2.hook_resid_post"
