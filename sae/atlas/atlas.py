@@ -179,9 +179,26 @@ class Atlas:
         """Return the records of `features.parquet`."""
         return list(self.feature_table().to_pylist())
 
-    def contexts(self) -> list[dict[str, Any]]:
-        """Return the records of `contexts.parquet`, by feature, group and rank."""
-        return list(self.context_table().to_pylist())
+    def contexts(self, feature: int | None = None) -> list[dict[str, Any]]:
+        """Return the records of `contexts.parquet`, by feature, group and rank.
+
+        Args:
+            feature: whose contexts are wanted; by default those of every feature.
+
+        Raises:
+            UserError: if the atlas does not have the feature.
+        """
+        if feature is None:
+            return list(self.context_table().to_pylist())
+        import pyarrow
+        from pyarrow import compute
+
+        last = self.record.d_sae - 1
+        require(0 <= feature <= last, f"feature={feature}; the atlas has features 0 to {last}")
+        wanted = compute.field("feature") == feature
+        # A few records of a table that is far larger.
+        parts = (pyarrow.Table.from_batches([one]) for one in self.context_batches())
+        return [record for part in parts for record in part.filter(wanted).to_pylist()]
 
     def feature_table(self, names: Sequence[str] | None = None) -> "pyarrow.Table":
         """Return `features.parquet`, or some of its columns, as an arrow table."""

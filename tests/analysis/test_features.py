@@ -11,6 +11,7 @@ from support.world import HOOK
 import sae
 from sae.analysis import shards as passes
 from sae.analysis.tables import Vocabulary, agreement_of_ids
+from sae.base.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -55,6 +56,17 @@ def acts(tiny_run):
 @pytest.fixture(scope="module")
 def cache(tiny_run):
     return sae.open_cache(tiny_run / "cache.zarr")
+
+
+def test_the_contexts_of_one_feature_are_those_that_the_whole_table_has_of_it(analyzed):
+    atlas = analyzed[1]
+    of_each = collections.Counter(row["feature"] for row in atlas.contexts())
+    busiest, n = of_each.most_common(1)[0]
+    found = atlas.contexts(busiest)
+    assert len(found) == n
+    assert found == [row for row in atlas.contexts() if row["feature"] == busiest]
+    with pytest.raises(UserError, match="feature=999; the atlas has features 0 to"):
+        atlas.contexts(999)
 
 
 def test_density_maximum_mean_and_spread_equal_brute_force(rows, acts):
