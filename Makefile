@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install $(PIP_ARGS)
 # One process for each processor, up to eight; who is through takes tests over from the others.
 SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
-.PHONY: help demo test test-fast check resolve bench clean
+.PHONY: help demo test test-fast docs check resolve bench clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 $(TOOLS): $(READY) tests/peers.txt
-	$(INSTALL) --progress-bar on -c constraints.txt -e '.[dev,peers]'
+	$(INSTALL) --progress-bar on -c constraints.txt -e '.[dev,docs,peers]'
 	$(INSTALL) --quiet --no-deps -r tests/peers.txt
 	@touch $(TOOLS)
 
@@ -34,6 +34,11 @@ test: $(TOOLS)  ## run all tests
 
 test-fast: $(TOOLS)  ## run the tests that are not marked slow
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+
+docs: $(TOOLS)  ## run the code of the documentation, and build it into site/
+	$(BIN)/python scripts/page_code.py
+	$(BIN)/python scripts/notebooks.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 check: $(TOOLS)  ## format, lint, types and the order of imports
 	$(BIN)/ruff format --check .
@@ -48,5 +53,5 @@ bench: $(TOOLS)  ## measure; tables and JSON go to benchmarks/results
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove the environment, runs and caches of tools (not the downloaded model)
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,6 +41,11 @@ def keys(config: "Described") -> list[Key]:
     return [key for key in _walk(config, "") if not is_configuration(key.value)]
 
 
+def described(config: "Described") -> list[Key]:
+    """Return the fields of a configuration itself, those that are configurations too."""
+    return [key for key in _walk(config, "") if "." not in key.name]
+
+
 def parts(config: "Described") -> "dict[str, DataclassInstance]":
     """Return the configurations inside one by dotted path; those of a class by default."""
     return {key.name: key.value for key in _walk(config, "") if is_configuration(key.value)}
