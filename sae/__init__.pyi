@@ -513,7 +513,7 @@ def cache_merge(
     config: CacheMergeConfig,
     /,
 ) -> ActivationCache:
-    """Make one cache of several that are of the same model, tokenizer and hooks."""
+    """Make one cache of several that have the same model, tokenizer and hooks."""
 
 @overload
 def cache_merge(
@@ -521,7 +521,7 @@ def cache_merge(
     out: str,
     caches: list[str],
 ) -> ActivationCache:
-    """Make one cache of several that are of the same model, tokenizer and hooks."""
+    """Make one cache of several that have the same model, tokenizer and hooks."""
 
 @overload
 def cache_sample(
@@ -615,7 +615,7 @@ def edit_bake(
     config: EditBakeConfig,
     /,
 ) -> Path:
-    """Write a checkpoint with the edits of a file in its weights, which any engine runs."""
+    """Write a checkpoint that has the edits of a file in its weights, for any engine to run."""
 
 @overload
 def edit_bake(
@@ -625,7 +625,7 @@ def edit_bake(
     model_name: str | None = None,
     first_token: bool = False,
 ) -> Path:
-    """Write a checkpoint with the edits of a file in its weights, which any engine runs."""
+    """Write a checkpoint that has the edits of a file in its weights, for any engine to run."""
 
 @overload
 def atlas_export(

@@ -62,35 +62,37 @@ WritePages = Callable[[Path, "pyarrow.Table", "pyarrow.Table", AtlasRecord, Labe
 class AnalyzeConfig:
     """Make the atlas of a dictionary: how often, where and how strongly each feature fires.
 
-    It says as well which tokens a feature promotes and which others fire with it. An atlas is a
-    folder of tables, with pages that open from disk; `sae serve` adds live features to them.
+    The atlas also says which tokens a feature promotes and which other features fire with it.
+    It is a folder of tables, with pages that open from disk. `sae serve` shows the same pages
+    with the model behind them.
     """
 
     run: str = "runs/default"
     """Folder of the run; the atlas goes to `{run}/atlas/{dictionary}`."""
     cache: str = RUN_CACHE
-    """Cache whose text is read, all of it."""
+    """Cache whose text is read completely."""
     dictionary: str | None = None
-    """Name of the dictionary; may be left out if the run has one."""
+    """Name of the dictionary. You may leave it out if the run has only one."""
     k: int | None = None
-    """Number of active latents to read a topk dictionary with; by default its own. It becomes
-    a dictionary of the run, `{dictionary}-k-{k}`."""
+    """Number of active latents with which to read a TopK dictionary, by default its own. The
+    result is a further dictionary of the run, named `{dictionary}-k-{k}`."""
     n_contexts: int = 10
-    """Number of contexts to keep in which a feature fires most strongly, one of a sequence."""
+    """Number of contexts to keep in which a feature fires most strongly, at most one from each
+    sequence."""
     n_band_contexts: int = 4
-    """Number of contexts to draw from each fifth of the way up to a feature's highest
-    activation."""
+    """Number of contexts to draw from each fifth of the range between zero and a feature's
+    highest activation."""
     n_silent: int = 4
     """Number of contexts to draw in which a feature does not fire."""
     context_radius: int = 16
     """Number of tokens to show on either side of an activation."""
     n_logits: int = 10
-    """Number of tokens to list whose logits a feature raises most, and as many that it lowers
-    most."""
+    """Number of tokens to list whose logits a feature raises most, and of those whose logits it
+    lowers most."""
     dials: DialConfig = field(default_factory=DialConfig)
     """How features are scored by what they do to the model's output."""
     seed: int = 0
-    """Seed of the random draws: of contexts, of neutral texts, of directions."""
+    """Seed of the random choice of contexts, neutral texts and directions."""
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
     one."""

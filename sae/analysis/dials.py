@@ -47,19 +47,22 @@ class DialConfig:
     """Score features by what they do to the model's output, beside what chance does."""
 
     n_features: int | None = 256
-    """Number of features to score: those whose promoted tokens rise most after one text that
-    nothing else is measured on. `null` scores every feature that fires, which takes a minute
-    for about 300 of a small model on two cores; 0 scores none."""
+    """Number of features to score. Those are chosen whose promoted tokens rise most after one
+    text that is used for nothing else. `null` scores every feature that fires, which takes
+    about a minute for every 300 features of a small model on two cores, and 0 scores none."""
     stated_dose: float = 0.25
-    """Norm of what is added to compare features at one dose, over the mean norm of the
-    activations there."""
+    """Norm of the vector that is added when features are compared at one dose, as a share of
+    the mean norm of the activations."""
     max_cost: float = 0.1
-    """What a recommended dose may cost: KL from the unsteered model's next-token probabilities
-    on neutral text, nats a token. 0.1 is about a tenth more perplexity."""
+    """Highest cost of a recommended dose, in nats a token: the KL divergence from the
+    next-token probabilities of the unsteered model on neutral text. 0.1 is about a tenth more
+    perplexity."""
     n_nulls: int = 32
-    """Number of random directions, and of random features, to set beside every score."""
+    """Number of random directions, and as many random features, that every score is compared
+    with."""
     n_texts: int = 4
-    """Number of neutral texts to find doses on, and of others to measure them on."""
+    """Number of neutral texts on which doses are found, and as many others on which they are
+    measured."""
     n_tokens: int = 10
     """Number of tokens of each neutral text."""
 

@@ -68,13 +68,15 @@ class ArchitectureConfig(ABC):
     d_sae: int = 4_608
     """Number of latents, the width of the dictionary."""
     skip_connection: bool = False
-    """Add a linear path from input to output beside the latents; for transcoders alone."""
+    """Add a linear path from input to output beside the latents. Only transcoders can have
+    one."""
     aligned: bool = False
-    """Keep the inner product of each latent's encoder and decoder directions at one."""
+    """Keep the inner product of each latent's encoder and decoder direction at one."""
     frozen: str = "none"
-    """What keeps its first directions, which then are random, so that the dictionary is a
-    control: none, decoder, decoder_softly (within a cosine of 0.8) or encoder. `control=`
-    trains one beside a dictionary."""
+    """Part whose directions stay the random ones that the training began with, which makes the
+    dictionary a control: `none`, `decoder`, `decoder_softly` (directions stay within a cosine
+    of 0.8 of the random ones) or `encoder`. To train a control beside a dictionary, use
+    `control=`."""
 
     def __post_init__(self) -> None:
         require(

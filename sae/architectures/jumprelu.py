@@ -138,15 +138,18 @@ class JumpReLUConfig(ArchitectureConfig):
 
     penalty: str = "quadratic"
     """Form of the penalty: `quadratic` around `target_l0`, or `step` or `tanh`, whose weight is
-    moved to reach a target."""
+    changed until the target is reached."""
     l0_coefficient: float = 10.0
-    """Weight of the penalty, where each coordinate of the input has mean square one."""
+    """Weight of the penalty, for inputs that are scaled so that a coordinate has mean square
+    one."""
     l0_warm_up_fraction: float = 0.1
     """Share of the training over which the weight rises linearly from zero."""
     target_l0: float | None = 50.0
-    """L0 to reach; null leaves the weight of a `step` or `tanh` penalty as it is."""
+    """L0 that the training is to reach. With null the weight of a `step` or `tanh` penalty
+    stays as it is."""
     bandwidth: float = 0.1
-    """Width of the window around a threshold from which the threshold learns."""
+    """Width of the window around a threshold in which pre-activations have an effect on the
+    threshold."""
     tanh_scale: float = 4.0
     """Factor c of an activation f in the penalty `tanh(c f)` (Anthropic, January 2025)."""
     frequency_coefficient: float = 0.0

@@ -91,10 +91,10 @@ class MatryoshkaConfig(BatchTopKConfig):
     autoencoder = MatryoshkaSAE
 
     matryoshka_widths: list[int] | None = None
-    """Numbers of latents of the inner levels, rising; by default 1/32, 3/32, 7/32 and 15/32 of
+    """Rising numbers of latents in the inner levels, by default 1/32, 3/32, 7/32 and 15/32 of
     all latents."""
     detach_inner: bool = False
-    """Let the error of an inner level teach only the latents that this level adds."""
+    """Let the error of an inner level train only the latents that this level adds."""
     sort_by_frequency: bool = False
     """Keep the latents that fire most often in the first levels."""
 
@@ -150,8 +150,9 @@ class HierarchicalTopKConfig(TopKConfig):
     autoencoder = HierarchicalTopKSAE
 
     ks: list[int] | None = None
-    """Numbers of active latents below `k` at which it is to reconstruct well too, rising; by
-    default all. Fewer cost less time and memory: each takes as much as the batch."""
+    """Rising numbers of active latents below `k` at which the dictionary is to reconstruct well
+    too. By default these are all numbers below `k`. Fewer of them cost less time and memory,
+    because each needs as much as the batch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

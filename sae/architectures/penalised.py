@@ -88,11 +88,13 @@ class PenalisedConfig(ArchitectureConfig):
     """An autoencoder whose sparsity comes from an L1 penalty."""
 
     l1_coefficient: float = 4.0
-    """Weight of the L1 penalty, where each coordinate of the input has mean square one."""
+    """Weight of the L1 penalty, for inputs that are scaled so that a coordinate has mean square
+    one."""
     l1_warm_up_fraction: float = 0.1
     """Share of the training over which the weight rises linearly from zero."""
     target_l0: float | None = None
-    """L0 to reach by moving the weight, which then only starts at `l1_coefficient`."""
+    """L0 that the training is to reach by changing the weight of the penalty. `l1_coefficient`
+    is then only its first value."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,8 +195,8 @@ class StandardConfig(PenalisedConfig):
     autoencoder = StandardSAE
 
     decoder_norm: str = "free"
-    """Norm of the decoder's rows: `free`, with a penalty that counts it (Anthropic, April
-    2024), or `unit`, kept at one (2023)."""
+    """Norm of the decoder's rows: `free`, where the penalty is multiplied by the norm
+    (Anthropic, April 2024), or `unit`, where it is kept at one (Bricken et al. 2023)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -256,11 +258,13 @@ class PAnnealConfig(StandardConfig):
     autoencoder = PAnnealSAE
 
     p_end: float = 0.2
-    """Exponent p of the penalty at the end; it starts at one (arXiv 2408.00113: 0.2)."""
+    """Exponent p of the penalty at the end of the training. It starts at one (arXiv 2408.00113
+    ends at 0.2)."""
     anneal_start_fraction: float = 0.2
     """Share of the training after which p falls, linearly until `anneal_end_fraction`."""
     anneal_end_fraction: float = 0.8
-    """Share of the training after which p stays; later changes find no time to be learned."""
+    """Share of the training after which p stays the same, so that there is time left to train
+    with its last value."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

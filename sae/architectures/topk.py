@@ -115,15 +115,16 @@ class TopKConfig(ArchitectureConfig):
     autoencoder = TopKSAE
 
     k: int = 32
-    """Number of active latents for each input; 16 to 64 are usual (arXiv 2406.04093)."""
+    """Number of active latents for each input. 16 to 64 are usual (arXiv 2406.04093)."""
     initial_k: int | None = None
-    """Number of active latents at the start, from which it goes linearly to `k` over the first
-    0.6 of the training; by default it is `k` throughout."""
+    """Number of active latents at the start. It changes linearly to `k` over the first 0.6 of
+    the training. By default it is `k` throughout."""
     aux_loss_coefficient: float = 1 / 32
-    """Weight of the auxiliary loss, relative to that of the error (arXiv 2406.04093, A.2)."""
+    """Weight of the auxiliary loss, relative to the weight of the reconstruction error (arXiv
+    2406.04093, A.2)."""
     k_aux: int | None = None
-    """Number of dead latents that predict the error; by default half the width of the input
-    (arXiv 2406.04093)."""
+    """Number of dead latents that are trained to predict the remaining error. By default it is
+    half the width of the input (arXiv 2406.04093)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,24 +20,25 @@ class AtlasExportConfig:
     atlas: str
     """The folder of an atlas, or of a run that has one."""
     out: str
-    """The folder to write; with `format=neuronpedia` it may hold other models and sources."""
+    """The folder to write. With `format=neuronpedia` it may already hold other models and
+    sources."""
     format: str = "neuronpedia"
     """Form to write: `neuronpedia`, the folder that Neuronpedia imports; `upload`, the bodies
     for its upload call; `saedashboard`, SAEDashboard's JSON; or `circuit_tracer`,
     circuit-tracer's feature files."""
     model_id: str | None = None
-    """Neuronpedia's id of the model, such as `gpt2-small`; by default made of the model's
+    """Neuronpedia's id of the model, such as `gpt2-small`. By default it is made of the model's
     name."""
     source: str | None = None
-    """Neuronpedia's id of the source, such as `8-res-jb`; by default made of the hook and the
-    dictionary's name."""
+    """Neuronpedia's id of the source, such as `8-res-jb`. By default it is made of the hook and
+    the dictionary's name."""
     fold: bool = True
-    """Write activations of unit decoder directions, as tools show them that load SAELens's
-    folders."""
+    """Write activations for decoder directions of norm one, as they are shown by tools that
+    load SAELens's folders."""
     creator: str = DEFAULT_CREATOR
-    """Who is shown as the one who made it."""
+    """Name that is shown as the maker of the atlas."""
     creator_id: str = DEFAULT_CREATOR_ID
-    """Id of a user of Neuronpedia; by default the one whom SAEDashboard names."""
+    """Id of a user of Neuronpedia. By default it is the one that SAEDashboard uses."""
 
 
 def export(config: AtlasExportConfig) -> Path:
@@ -61,9 +62,9 @@ class AtlasImportConfig:
     """Make an atlas, with its tables and pages, from the dashboards of another tool."""
 
     folder: str
-    """What Neuronpedia exports, or SAEDashboard's JSON."""
+    """Folder of an export of Neuronpedia, or of SAEDashboard's JSON."""
     out: str
-    """The folder of the new atlas; `RUN/atlas/NAME` puts it into a run."""
+    """The folder of the new atlas. `RUN/atlas/NAME` puts it into a run."""
 
 
 def import_(config: AtlasImportConfig) -> Atlas:

@@ -23,7 +23,7 @@ class CacheInfoConfig:
     cache: str
     """The cache: a folder, or an address in an object store such as `s3://bucket/x.zarr`."""
     json: bool = False
-    """Print JSON with all that is known, instead of a table."""
+    """Print everything that is known as JSON, instead of a table."""
 
 
 def info(config: CacheInfoConfig) -> None:
@@ -37,8 +37,8 @@ def info(config: CacheInfoConfig) -> None:
 class CacheVerifyConfig:
     """Read every chunk of a cache and compare it with its checksum.
 
-    Each chunk that is damaged or missing is named, and the exit status is 1 if there is one, or
-    if the cache is not finished.
+    The command names each chunk that is damaged or missing. Its exit status is 1 if there is
+    such a chunk, or if the cache is not finished.
     """
 
     cache: str
@@ -81,10 +81,10 @@ def verify(config: CacheVerifyConfig) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheMergeConfig:
-    """Make one cache of several that are of the same model, tokenizer and hooks."""
+    """Make one cache of several that have the same model, tokenizer and hooks."""
 
     out: str
-    """Where the new cache goes."""
+    """Where to write the new cache."""
     caches: list[str]
     """The caches to merge, two or more."""
 
@@ -111,11 +111,11 @@ class CacheSampleConfig:
     cache: str
     """The cache: a folder, or an address in an object store such as `s3://bucket/x.zarr`."""
     n: int | None = None
-    """Number of sequences; by default 5 to show and 1000 to write."""
+    """Number of sequences. By default 5 are shown, or 1000 are written."""
     seed: int = 0
-    """Seed of the random draw; another one draws other sequences."""
+    """Seed of the random choice of sequences."""
     out: str | None = None
-    """Where to write the sequences as a smaller cache; by default they are shown instead."""
+    """Where to write the sequences as a smaller cache. By default they are shown instead."""
 
 
 def sample(config: CacheSampleConfig) -> ActivationCache | None:
@@ -152,10 +152,11 @@ class CacheExportConfig:
     out: str
     """The folder to write."""
     hook_names: list[str] | None = None
-    """Hooks whose activations are written, a column each; by default all of the cache."""
+    """Hooks whose activations are written, each as a column. By default these are all hooks of
+    the cache."""
     held_out: bool | str = False
-    """Which sequences are written: those for training (false), those that are held out of it
-    (true), or both (all)."""
+    """Which sequences are written: those for training (false), those that are held out of
+    training (true), or both (all)."""
 
     def __post_init__(self) -> None:
         require(
@@ -179,15 +180,16 @@ class CacheImportConfig:
     folder: str
     """The folder of the data set."""
     out: str
-    """Where the new cache goes."""
+    """Where to write the new cache."""
     model_name: str
-    """Model that the activations are of: a local folder, or a Hub id such as `gpt2`."""
+    """Model that the activations come from: a local folder, or a Hub id such as `gpt2`."""
     held_out_fraction: float = 0.1
     """Share of the sequences that are kept out of training."""
     dtype: str = "float16"
     """Precision in which activations are stored: float16, bfloat16, float32 or int8."""
     special_token_ids: list[int] = field(default_factory=list)
-    """Tokens that are no text, such as the one at the beginning; they are not trained on."""
+    """Ids of tokens that are no text, such as the one at the beginning. No dictionary is
+    trained on them."""
 
 
 def import_(config: CacheImportConfig) -> ActivationCache:

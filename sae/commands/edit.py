@@ -31,19 +31,19 @@ from sae.run import check_free
 class EditCheckConfig:
     """Say what is wrong with an edit file, and what each edit amounts to in all units.
 
-    The model's weights are not loaded for it.
+    The weights of the model are not loaded for this.
     """
 
     file: str
     """The edit file, YAML or JSON."""
     model_name: str | None = None
-    """The model, where neither the file nor a dictionary of it says which."""
+    """The model. It is needed if neither the file nor a dictionary in it names the model."""
     out: str | None = None
-    """File to write the same edits to, with the digests of model, dictionaries and vectors that
-    were found: then no others are taken for them."""
+    """File to which the same edits are written, together with the digests of the model, the
+    dictionaries and the vectors. Such a file is refused if any of them is another one."""
     raw: bool = False
-    """Write amounts to `out` in raw units: whoever has the dictionary can then make the edits
-    without its atlas and its cache."""
+    """Write the amounts to `out` in raw units, so that the edits need the dictionary but
+    neither its atlas nor its cache."""
 
     def __post_init__(self) -> None:
         require(not self.raw or self.out is not None, "raw=true is for a file; give out=FILE")
@@ -53,21 +53,22 @@ class EditCheckConfig:
 class EditExportConfig:
     """Write the edits of a file for llama.cpp, for repeng, or for EasySteer on vLLM.
 
-    A control vector (`.gguf`) adds the same to every token. A steering specification of
-    EasySteer (`.json`) knows ranges of the prompt and of what is written, and takes directions
-    out (`do: orthogonal`). What depends on the activations is refused.
+    A control vector (`.gguf`) adds the same vector at every token. A steering specification of
+    EasySteer (`.json`) can also name ranges of the prompt and of the generated text, and can
+    take directions out (`do: orthogonal`). Edits that depend on the activations are refused.
     """
 
     file: str
     """The edit file, YAML or JSON."""
     out: str
-    """The file to write: a control vector if its name ends in `.gguf`, and a specification if
-    it ends in `.json`."""
+    """The file to write. It becomes a control vector if its name ends in `.gguf`, and a
+    specification if its name ends in `.json`."""
     model_name: str | None = None
-    """The model, where neither the file nor a dictionary of it says which."""
+    """The model. It is needed if neither the file nor a dictionary in it names the model."""
     first_token: bool = False
-    """Take edits that leave out the token before a text, which is what they do by default, as
-    edits of all tokens: no control vector can leave one out, and specifications can."""
+    """Also accept edits that leave out the token before a text, as edits do by default, and
+    write them as edits of all tokens. A control vector cannot leave out a token; a
+    specification can."""
 
     def __post_init__(self) -> None:
         kind = Path(self.out).suffix
@@ -84,10 +85,11 @@ class EditExportConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EditBakeConfig:
-    """Write a checkpoint with the edits of a file in its weights, which any engine runs.
+    """Write a checkpoint that has the edits of a file in its weights, for any engine to run.
 
-    Edits that add the same to every token can become weights, and those that scale a direction
-    in all that is written into the stream (`do: orthogonal`, `at: every_writer`).
+    Two kinds of edits can become weights: those that add the same vector at every token, and
+    those that scale a direction in everything that is written into the stream (`do:
+    orthogonal`, `at: every_writer`).
     """
 
     file: str
@@ -95,10 +97,10 @@ class EditBakeConfig:
     out: str
     """Folder of the checkpoint to write."""
     model_name: str | None = None
-    """The model, where neither the file nor a dictionary of it says which."""
+    """The model. It is needed if neither the file nor a dictionary in it names the model."""
     first_token: bool = False
-    """Take edits that leave out the token before a text, which is what they do by default, as
-    edits of all tokens: no weights can leave one out."""
+    """Also accept edits that leave out the token before a text, as edits do by default, and
+    write them as edits of all tokens. Weights cannot leave out a token."""
 
 
 def export(config: EditExportConfig) -> Path:

@@ -36,7 +36,8 @@ def run(config: HarvestConfig) -> ActivationCache:
 class HarvestListHooksConfig(HarvestConfig):
     """List every place in a model that can be read, with the names to give as `hook_names`.
 
-    It takes the keys of a harvest, so that the flag can be added to one; the model counts.
+    It takes all keys of a harvest, so that you can add the flag to one, but only those of the
+    model have an effect.
     """
 
     def idle_keys(self) -> dict[str, str | None]:

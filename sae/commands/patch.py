@@ -22,27 +22,29 @@ __all__ = ["PatchConfig", "PatchEditConfig", "PatchResults", "edit", "run"]
 class PatchEditConfig:
     """Save a place that patching has found as an edit file.
 
-    At a position of the residual stream, attention or the MLP the edit adds the mean of clean
-    less corrupt activations, a head is ablated, and of a feature its mean change is added.
+    For a position of the residual stream, attention or the MLP, the edit adds the mean
+    difference between clean and corrupt activations. For a head, it ablates the head. For a
+    feature, it adds the feature's mean change.
     """
 
     results: str
     """Folder of the results, `RUN/patching/NAME`."""
     out: str
-    """The edit file to write, YAML or JSON; a direction is written beside it."""
+    """The edit file to write, YAML or JSON. A direction is written to a file beside it."""
     site: str
-    """Kind of the place: `residual`, `attention`, `mlp`, `head`, `feature`, or of a dictionary
+    """Kind of the place: `residual`, `attention`, `mlp`, `head`, `feature`, or for a dictionary
     `features`, `error` or `features+error`."""
     layer: int | None = None
-    """Block of the place; what is of a dictionary brings its own."""
+    """Block of the place. It is not needed for places of a dictionary."""
     position: int | None = None
-    """Token of the prompt, from 0; the last one stands for the last of any prompt."""
+    """Position of the token in the prompt, from 0. The last position stands for the last token
+    of any prompt."""
     head: int | None = None
     """Number of a head."""
     feature: int | None = None
     """Number of a feature."""
     group: int = 0
-    """Pairs whose positions mean the same, as the page numbers them."""
+    """Number of the group of pairs whose positions mean the same, as on the page."""
 
 
 def run(config: PatchConfig) -> PatchResults:

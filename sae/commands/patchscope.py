@@ -44,43 +44,46 @@ _ANEW = "remove it and run sae patchscope again"
 class PatchscopeConfig:
     """Ask a model what a hidden state of a text, or a feature of a dictionary, is.
 
-    The vector takes the place of one token of a prompt, and the model writes on. Beside it
-    stand the prompt left alone and vectors as long that have nothing to do with it.
+    The vector takes the place of one token of a prompt, and the model continues the prompt. For
+    comparison, the same is done with the prompt left alone and with other vectors of equal
+    length that have nothing to do with it.
     """
 
     run: str = "runs/default"
     """Folder of the run; results go to `{run}/patchscopes/{name}.json`."""
     name: str | None = None
-    """Name of the results; by default made of what is asked about."""
+    """Name of the results. By default it is made of the text or the feature in question."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model, unless a dictionary says of which one it is."""
     text: str | None = None
-    """Text whose hidden states are asked about; or give a dictionary and a feature."""
+    """Text whose hidden states the question is about. Give either a text, or a dictionary and a
+    feature."""
     token: int = -1
-    """Position in the text: 0 is the token that the model has before it, if it has one, and
-    below 0 it is counted from the end."""
+    """Position in the text. 0 is the token that the model puts before a text, if there is one,
+    and negative numbers count from the end."""
     at: list[str] = field(default_factory=list)
-    """Hooks to read the state at, which shows from where on it tells its token; by default the
-    ends of some blocks, from the first to the last."""
+    """Hooks at which the state is read. Several of them show from which block on a state tells
+    its token. By default these are the ends of some blocks, from the first to the last."""
     dictionary: str | None = None
-    """Folder of a dictionary, or its place on the Hub, of which a feature is asked about."""
+    """Folder of a dictionary, or its address on the Hub, if the question is about a feature."""
     feature: int | None = None
     """Number of the feature."""
     scales: list[float] = field(default_factory=lambda: [*SCALES])
-    """Lengths of the feature's direction, in multiples of the median length that the prompt's
-    own states have where it is put."""
+    """Lengths of the feature's direction to try, as multiples of the median length of the
+    prompt's own states at that place."""
     into: str | None = None
-    """Hook to put the vector at. By default a state goes where it was read, and a feature of
-    the residual stream to the end of block 3: early enough for most of the model to read it."""
+    """Hook at which the vector is put. By default a state goes where it was read. A feature of
+    the residual stream goes to the end of block 3, which is early enough for most of the model
+    to read it."""
     prompt: str = IDENTITY
-    r"""The prompt, with a placeholder; by default words that are said again. `\n` is the end of
-    a line."""
+    r"""The prompt, with a placeholder. By default it is a list of words that are each repeated.
+    `\n` is the end of a line."""
     placeholder: str = "?"
-    """The token of the prompt that the vector takes the place of; it has to be there once."""
+    """The token of the prompt that the vector replaces. It must occur exactly once."""
     max_new_tokens: int = 16
-    """Number of tokens that the model writes at most, the likeliest one every time."""
+    """Largest number of tokens that the model writes. It always takes the likeliest token."""
     seed: int = 0
-    """Seed of the random vectors that stand beside it."""
+    """Seed of the random vectors that the vector is compared with."""
 
     def __post_init__(self) -> None:
         require(self.text != "", "text is empty; write something")

@@ -26,17 +26,21 @@ class ProbeEditConfig:
     results: str
     """Folder of the results, `RUN/probing/NAME`."""
     out: str
-    """The edit file to write, YAML or JSON; the direction is written beside it."""
+    """The edit file to write, YAML or JSON. The direction is written to a file beside it."""
     task: str | None = None
-    """Which task; may be left out where there is one."""
+    """The task. You may leave it out if the results have only one."""
     hook_name: str | None = None
-    """At which hook; by default where validation found the task's best probe."""
+    """The hook. By default it is the one at which validation found the best probe of the
+    task."""
     pool: str | None = None
-    """Of which rows of a text; by default those that validation chose."""
+    """The pool of the probe, such as `last` or `mean`. By default it is the one that validation
+    chose."""
     do: str = "add"
-    """Either `add`, towards the second label, or `orthogonal`, which takes it out."""
+    """What the edit does: `add` moves activations towards the second label, and `orthogonal`
+    takes the direction out of them."""
     by: float | None = None
-    """How far to move, in the model's units; by default from one label's mean to the other."""
+    """How far to move, in the model's own units. By default it is the distance between the
+    means of both labels."""
 
 
 def run(config: ProbeConfig) -> ProbeResults:

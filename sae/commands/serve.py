@@ -51,16 +51,16 @@ _LENS_TOKENS = 64
 class ServeConfig:
     """Show the atlases of a run in a browser, and try features on your own text there.
 
-    The pages are served, with the model behind them, until Ctrl-C.
+    The pages are served, with the model behind them, until you press Ctrl-C.
     """
 
     run: str = "runs/default"
     """Folder of a run that has an atlas, made by `sae analyze`."""
     host: str = "127.0.0.1"
-    """Address to listen on. The default is for this machine alone; with any other, whoever
-    reaches it can read the atlas, run the model and change labels."""
+    """Address to listen on. The default answers this machine alone. With any other address,
+    everybody who reaches it can read the atlas, run the model and change labels."""
     port: int = 8321
-    """Port to listen on; 0 takes any free one."""
+    """Port to listen on. 0 takes any free port."""
     open: bool = False
     """Open the page in a browser."""
     device: str = "auto"

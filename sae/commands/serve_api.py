@@ -25,19 +25,20 @@ from sae.writing import Sampling, Written, chat_ids, checked_prompt_ids, write
 class ServeApiConfig:
     """Answer requests of OpenAI's interface with the model of a run, under edits.
 
-    `/v1/completions` and `/v1/chat/completions` take what OpenAI's clients send, and `edits`, a
-    list as in an edit file, in which a dictionary goes by its name in the run.
+    `/v1/completions` and `/v1/chat/completions` accept the requests of OpenAI's clients. In
+    addition a request may have `edits`, a list as in an edit file, in which a dictionary is
+    named as it is in the run.
     """
 
     run: str = "runs/default"
     """Folder of a run that has dictionaries."""
     edits: str | None = None
-    """Edit file whose edits are made in every request that brings none of its own."""
+    """Edit file whose edits are made in every request that has no edits of its own."""
     host: str = "127.0.0.1"
-    """Address to listen on. The default is for this machine alone; with any other, whoever
-    reaches it can run the model."""
+    """Address to listen on. The default answers this machine alone. With any other address,
+    everybody who reaches it can run the model."""
     port: int = 8322
-    """Port to listen on; 0 takes any free one."""
+    """Port to listen on. 0 takes any free port."""
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
     one."""

@@ -15,21 +15,22 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _WIDTH = 92
-_SWEEP = "A run for each of several values: add -m, as in"
+_SWEEP = "To run the command once for each of several values, add -m, as in"
 _GRID = """\
-Several dictionaries: give several values, as in sae.l1_coefficient=1,2,5 optim.lr=1e-3,3e-3.
-They train side by side in this process, from one pass over the activations; with
-sae=standard,topk a key applies to the architectures that have it.
-With -m each is a run of its own instead, one after the other or, on several machines, through
-Hydra's launchers."""
+To train several dictionaries, give several values: sae.l1_coefficient=1,2,5 optim.lr=1e-3,3e-3.
+They train side by side in this process, from one pass over the activations. With
+sae=standard,topk a key applies to those architectures that have it.
+With -m each of them becomes a run of its own, one after the other or, through Hydra's
+launchers, on several machines."""
 
 
 def command_help(command: Command, words: Sequence[str] = ()) -> str:
     """Return the help of a command: its groups with choices, and its keys with their meanings.
 
     Args:
-        words: of the command line; keys are shown as they are with these, and left out where
-            they then have no effect. Words that are refused, or too few, are passed over.
+        words: words of the command line. Keys are shown with the values that these words give
+            them, and keys that then have no effect are left out. Words that are refused, or
+            that are too few, are ignored.
     """
     config = _built(command, words) or (words and _built(command, ())) or command.config_class()
     idle = {} if isinstance(config, type) else idle_keys(config)
@@ -53,13 +54,18 @@ def _built(command: Command, words: Sequence[str]) -> "DataclassInstance | None"
 
 
 def _paragraphs(doc: str) -> list[str]:
-    found = [textwrap.fill(" ".join(part.split()), _WIDTH) for part in doc.split("\n\n")]
+    found = [_filled(" ".join(part.split()), _WIDTH) for part in doc.split("\n\n")]
     return "\n\n".join(found).split("\n")
+
+
+def _filled(text: str, width: int) -> str:
+    """Return a text in lines that break at spaces, so that no name with a hyphen is torn."""
+    return textwrap.fill(text, width, break_on_hyphens=False, break_long_words=False)
 
 
 def _key_lines(key: Key) -> Iterator[str]:
     yield f"  {key.name}={_shown(key.value)}"
-    yield textwrap.indent(textwrap.fill(key.meaning, _WIDTH - 8), "        ")
+    yield textwrap.indent(_filled(key.meaning, _WIDTH - 8), "        ")
 
 
 def _shown(value: object) -> str:

@@ -51,30 +51,32 @@ class EvalConfig:
     """
 
     run: str = "runs/default"
-    """Folder of the run; figures go to `{run}/evals/{dictionary}.json`, the comparison of all
-    dictionaries to `{run}/pareto.png`, `.csv` and `.json`."""
+    """Folder of the run. Figures go to `{run}/evals/{dictionary}.json`, and the comparison of
+    all dictionaries goes to `{run}/pareto.png`, `.csv` and `.json`."""
     cache: str = RUN_CACHE
-    """Cache on whose held-out text to measure."""
+    """Cache whose held-out text is used for measuring."""
     dictionary: str | None = None
-    """Name of one dictionary; by default all of the run are measured."""
+    """Name of one dictionary. By default all dictionaries of the run are measured."""
     k: int | None = None
-    """Number of active latents to read one topk dictionary with; by default its own. It becomes
-    a dictionary of the run, `{dictionary}-k-{k}`."""
+    """Number of active latents with which to read one TopK dictionary, by default its own. The
+    result is a further dictionary of the run, named `{dictionary}-k-{k}`."""
     n_behaviour_tokens: int = 8_192
     """Number of held-out tokens to run through the whole model with each dictionary."""
     density_rows: int = 131_072
-    """Number of training activations, evenly spread, that densities and dead latents are
-    counted on besides the held-out ones."""
+    """Number of training activations, spread evenly over the cache, on which densities and dead
+    latents are counted in addition to the held-out ones."""
     batch_size: int = 8
     """Number of sequences in a forward pass."""
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
     one."""
     suite: str = "held_out"
-    """What to measure: `held_out`, how well rows of held-out text are kept, or `standard`, with
-    description length, stability over seeds, absorption and more, beside controls."""
+    """What to measure. `held_out` measures how well activations of held-out text are
+    reconstructed. `standard` adds description length, stability over seeds, absorption and
+    more, beside controls."""
     max_l0: float = 60.0
-    """Highest L0 of the dictionary that is recommended: the most faithful one up to it."""
+    """Highest L0 that the recommended dictionary may have. The most faithful dictionary among
+    those is recommended."""
 
     def __post_init__(self) -> None:
         require_at_least(self, k=1, n_behaviour_tokens=1, density_rows=1, batch_size=1)

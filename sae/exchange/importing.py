@@ -33,31 +33,32 @@ from sae.run import RUN_CACHE, Run, cache_location
 class ImportConfig:
     """Take a dictionary of another tool into a run.
 
-    The dictionary's biases and scales are folded, so that `sae eval`, `analyze`, `steer` and
-    `export` work on it as on one trained here.
+    The biases and scales of the dictionary are folded into its weights, so that `sae eval`,
+    `analyze`, `steer` and `export` work on it as if it had been trained here.
     """
 
     folder: str
-    """Where the dictionary is: a folder, a file of OpenAI's or Qwen's, or
-    `ORG/NAME:FOLDER@REVISION` on the Hub, with or without the folder and the revision."""
+    """Where the dictionary is: a folder, a file of OpenAI or Qwen, or an address
+    `ORG/NAME:FOLDER@REVISION` on the Hub, in which the folder and the revision may be left
+    out."""
     run: str = "runs/default"
     """Folder of the run; the dictionary goes to `{run}/dictionaries/{name}`."""
     name: str | None = None
-    """Name of the dictionary in the run; by default that of its folder, with the one above it
-    for `trainer_0`."""
+    """Name of the dictionary in the run. By default it is the name of its folder, preceded by
+    the name of the folder above if it is only `trainer_0`."""
     format: str | None = None
-    """Format of the dictionary, if its files do not tell: saelens, sparsify,
+    """Format of the dictionary, if it cannot be told from the files: saelens, sparsify,
     dictionary_learning, openai, openmoss, gemma_scope, gemma_scope_2 or qwen_scope."""
     cache: str = RUN_CACHE
-    """Cache of the dictionary's model; if there is none, the model is taken by its name
-    alone."""
+    """Cache with activations of the dictionary's model. If there is none, only the name of the
+    model is recorded."""
     model_name: str | None = None
-    """Model that the dictionary belongs to, a folder or a Hub id; needed if its files do not
-    say, or name it in another way than the cache."""
+    """Model that the dictionary belongs to, a folder or a Hub id. It is needed if the files do
+    not say it, or name the model differently from the cache."""
     hook_name: str | None = None
-    """Hook that the dictionary reads; needed if its files do not say."""
+    """Hook that the dictionary reads. It is needed if the files do not say it."""
     hook_name_out: str | None = None
-    """Hook that a transcoder reconstructs; needed if its files do not say."""
+    """Hook that a transcoder reconstructs. It is needed if the files do not say it."""
 
     def __post_init__(self) -> None:
         check_name(self.id, f"name={self.id}")

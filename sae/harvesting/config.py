@@ -16,14 +16,15 @@ class HarvestConfig(Reading):
     run: str = "runs/default"
     """Folder of the run; the cache goes to `{run}/cache.zarr`."""
     cache: str = RUN_CACHE
-    """Where the cache goes: a folder, or an object store such as `s3://bucket/x.zarr`."""
+    """Where to write the cache: a folder, or an address in an object store such as
+    `s3://bucket/x.zarr`."""
     n_tokens: int = 480_000
-    """Number of tokens to harvest, with those that are held out of training."""
+    """Number of tokens to harvest, including those that are held out of training."""
     compression: str = "none"
-    """Compression of the stored chunks: none, or `zstd`, which loses nothing and makes reading
-    slower."""
+    """Compression of the stored chunks: `none`, or `zstd`, which loses nothing but makes
+    reading slower."""
     verify: bool = True
-    """Read back what is there already, and compute damaged chunks anew."""
+    """Read what an earlier harvest has already written, and compute damaged chunks again."""
 
     def __post_init__(self) -> None:
         Reading.__post_init__(self)

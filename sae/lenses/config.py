@@ -12,8 +12,8 @@ from sae.run import RUN_CACHE, cache_location
 class LensConfig:
     """Show what a model would predict next from its stream after each block.
 
-    A logit lens reads every block. A tuned lens reads those whose activations a cache holds,
-    through affine maps that are fitted to it.
+    A logit lens reads the stream after every block. A tuned lens reads it after those blocks
+    whose activations are in a cache, through affine maps that are fitted to the cache.
     """
 
     text: str = "The Eiffel Tower is in the city of"
@@ -21,7 +21,8 @@ class LensConfig:
     run: str = "runs/default"
     """Folder of the run; a table, a page and a picture go to `{run}/lens/{name}/`."""
     name: str = "default"
-    """Name of the result. A result of other settings under that name is replaced."""
+    """Name of the result. A result under the same name that was made with other settings is
+    replaced."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Language model to look into; with `tuned=true` it is that of the cache."""
     tuned: bool = False

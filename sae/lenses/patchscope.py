@@ -46,11 +46,11 @@ class Question:
     prompt: str = IDENTITY
     """The prompt, with a placeholder; by default words that are said again."""
     placeholder: str = "?"
-    """The token of the prompt that the vector takes the place of; it has to be there once."""
+    """The token of the prompt that the vector replaces. It must occur exactly once."""
     max_new_tokens: int = 16
-    """Number of tokens that the model writes at most, the likeliest one every time."""
+    """Largest number of tokens that the model writes. It always takes the likeliest token."""
     seed: int = 0
-    """Seed of the random vectors that stand beside it."""
+    """Seed of the random vectors that the vector is compared with."""
 
     def __post_init__(self) -> None:
         require_at_least(self, max_new_tokens=1)

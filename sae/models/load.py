@@ -39,13 +39,13 @@ class ModelConfig:
     """Device that the model runs on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there
     is one."""
     bos_token: str | None = None
-    """Token before every sequence and between documents; by default what the tokenizer itself
-    puts there, or else its `bos_token`. `none` puts nothing there."""
+    """Token that is put before every sequence and between documents. By default it is the one
+    that the tokenizer itself puts there, or else its `bos_token`; `none` puts nothing there."""
     trust_remote_code: bool = False
-    """Allow code that comes with the model to run on this machine; read it before."""
+    """Allow code that comes with the model to run on this machine. Read that code first."""
     random_weights: bool = False
-    """Draw every weight at random, with the mean and the spread that its matrix has, which
-    makes the model a control: nothing that is found in it was learned."""
+    """Draw every weight at random, with the mean and the standard deviation of its matrix. This
+    makes the model a control, because nothing that is found in it was learned."""
 
     def __post_init__(self) -> None:
         require(self.name != "", "model.name is empty; give an embedded name, folder or Hub id")

@@ -30,64 +30,68 @@ def _methods() -> list[str]:
 class PatchConfig:
     """Find out which places of a model carry an answer: patching and attribution.
 
-    Two prompts of as many tokens, clean and corrupt, differ in what decides between two
-    answers. Activations of one are put into a run on the other, place by place, and the effect
-    is how far the difference of the answers' logits moves from one prompt's to the other's.
+    Two prompts of equal length, clean and corrupt, differ in what decides between two answers.
+    Activations of one prompt are put into a run on the other, place by place. The effect of a
+    place is how far the difference between the logits of both answers moves from its value on
+    one prompt to its value on the other.
     """
 
     run: str = "runs/default"
-    """Folder of the run; results go to `{run}/patching/{name}/`: a page, pictures, tables."""
+    """Folder of the run. Results go to `{run}/patching/{name}/`: a page, pictures and
+    tables."""
     name: str = "pair"
     """Name of the results."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to look into."""
     clean: str = "The Eiffel Tower is in the city of"
-    """Prompt that the model answers rightly; it may hold {slots}."""
+    """Prompt that the model answers correctly. It may contain {slots}."""
     corrupt: str = "The Colosseum is in the city of"
-    """Prompt that differs from it in what decides the answer."""
+    """Prompt that differs from the clean one in what decides the answer."""
     answer: str = " Paris"
-    """Right answer to the clean prompt, one token, with the space before it."""
+    """Correct answer to the clean prompt: one token, with the space before it."""
     wrong: str = " Rome"
-    """Answer that the corrupt prompt suggests, one token, with the space before it."""
+    """Answer that the corrupt prompt suggests: one token, with the space before it."""
     slots: dict[str, list[str]] = field(default_factory=dict)
-    """Words for each {slot} of the prompts and answers; different slots never get the same."""
+    """Words for each {slot} of the prompts and answers. Different slots never get the same
+    word."""
     n_pairs: int = 16
-    """Number of pairs to draw of a template, which prompts with slots are."""
+    """Number of pairs to draw from a template, which is a prompt with slots."""
     pairs: list[dict[str, str]] = field(default_factory=list)
-    """Several pairs in the place of one, each with `clean`, `corrupt`, `answer`, `wrong`."""
+    """Several pairs instead of one, each with `clean`, `corrupt`, `answer` and `wrong`."""
     table: str | None = None
-    """File of several pairs: `.csv`, `.jsonl` or `.parquet` with those four columns."""
+    """File with several pairs: `.csv`, `.jsonl` or `.parquet` with these four columns."""
     sites: list[str] = field(default_factory=_sites)
-    """Kinds of places to patch: `residual` (what each block returns), `attention` and `mlp`
-    (what each adds to it), at each position, and `head`, at all positions together."""
+    """Kinds of places to patch: `residual` (the output of each block), `attention` and `mlp`
+    (what each of them adds to the stream), all at each position, and `head`, at all positions
+    together."""
     patches: list[str] = field(default_factory=_patches)
-    """Which way round: `denoising` puts clean activations into the corrupt run and shows what
-    is enough for the answer; `noising` puts corrupt ones into the clean run and shows what is
-    needed."""
+    """Directions of patching. `denoising` puts clean activations into the corrupt run and shows
+    what is enough for the answer. `noising` puts corrupt activations into the clean run and
+    shows what is needed for it."""
     methods: list[str] = field(default_factory=_methods)
-    """How effects are found: `exact` patches each place; `plain` gradients, `relp` and
-    integrated gradients (`ig`) estimate all places from a few passes, with their agreement
-    with exact patching beside them."""
+    """How effects are found. `exact` patches each place. `plain` gradients, `relp` and
+    integrated gradients (`ig`) estimate all places from a few passes, and the results say how
+    well they agree with exact patching."""
     n_exact: int | None = None
-    """Number of pairs to patch exactly; by default all. The others are estimated only."""
+    """Number of pairs to patch exactly, by default all. The others are only estimated."""
     ig_steps: int = 5
-    """Number of points between both prompts' embeddings at which `ig` takes gradients."""
+    """Number of points between the embeddings of both prompts at which `ig` takes gradients."""
     receivers: list[str] = field(default_factory=list)
-    """Places that heads and MLPs are to reach directly (path patching): `logits`, a head such
-    as `L23H3`, or `attention23`, `mlp23`."""
+    """Receivers for path patching, which heads and MLPs are to reach directly: `logits`, a head
+    such as `L23H3`, or `attention23` or `mlp23`."""
     frozen: str = "all"
-    """What does not react on the way to a receiver: `all` attention and MLPs, `attention`
-    alone, as in the paper on indirect objects, or `nothing`."""
+    """What is held fixed on the way to a receiver: `all` attention and MLPs, `attention` alone,
+    as in the paper on indirect objects, or `nothing`."""
     dictionary: str | None = None
-    """Dictionary whose features and error are patched: a name in the run, a folder, or one on
-    the Hub."""
+    """Dictionary whose features and error are patched: a name in the run, a folder, or an
+    address on the Hub."""
     n_features: int = 16
-    """Number of single features to patch: those to which RelP, or else the first of the
-    gradients that are asked for, gives the largest effect."""
+    """Number of single features to patch. Those with the largest estimated effect are taken, by
+    RelP or else by the first estimate in `methods`."""
     batch_size: int = 64
-    """Number of prompts in a forward pass; fewer need less memory."""
+    """Number of prompts in a forward pass. Fewer prompts need less memory."""
     seed: int = 0
-    """Seed of the words in slots."""
+    """Seed of the random choice of words for the slots."""
 
     def __post_init__(self) -> None:
         require(bool(self.name) and "/" not in self.name, f"name={self.name}; give a word")

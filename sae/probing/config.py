@@ -21,49 +21,55 @@ def _usual_k() -> list[str]:
 class ProbeConfig:
     """Find out what can be told from a model's activations, at which hooks.
 
-    Each task is texts with one of two labels. At each hook a classifier is fitted to
-    activations of some texts and tested on others, beside its controls.
+    A task is a set of texts, each with one of two labels. At each hook a classifier is fitted
+    to the activations of some texts and tested on others, and its controls are shown beside it.
     """
 
     run: str = "runs/default"
     """Folder of the run; results go to `{run}/probing/{name}/`: tables, a page, pictures."""
     name: str = "default"
-    """Name of the results. Results of other settings under that name are replaced."""
+    """Name of the results. Results under the same name that were made with other settings are
+    replaced."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model to look into."""
     tasks: list[str] = field(default_factory=lambda: ["noun-or-verb"])
-    """Labelled texts: `noun-or-verb`, `sae-probes:NAME` of the embedded data sets, such as
-    `sae-probes:5_hist_fig_ismale`, all of them by `sae-probes:all`, a .csv, .jsonl or .parquet
-    file, or a data set of the Hub."""
+    """Labelled texts: `noun-or-verb`; one of the embedded data sets, such as
+    `sae-probes:5_hist_fig_ismale`, or all of them with `sae-probes:all`; a .csv, .jsonl or
+    .parquet file; or a data set on the Hub."""
     text_column: str = "text"
-    """Column of the texts, in a file or a data set of the Hub."""
+    """Column that holds the texts, in a file or in a data set on the Hub."""
     label_column: str = "label"
-    """Column of the labels, of which there have to be two. Columns `start` and `end` say which
-    characters are asked about, and `split` which texts are to train and to test on."""
+    """Column that holds the labels, of which there must be exactly two. The columns `start` and
+    `end`, if there are any, say which characters of a text the question is about, and `split`
+    says which texts are for training and which for testing."""
     hooks: list[str] = field(default_factory=lambda: [ALL])
-    """Where to look, TransformerLens's names or module paths; `all` is what each block
-    returns."""
+    """Hooks to look at, as TransformerLens names or module paths. `all` is the output of every
+    block."""
     dictionary: str | None = None
     """Dictionary whose features are probed at the hook that it reads: a name in the run, a
-    folder, or one on the Hub."""
+    folder, or an address on the Hub."""
     k: list[str] = field(default_factory=_usual_k)
     """Numbers of features that a probe may read, those that differ most; `all` is all."""
     pools: list[str] = field(default_factory=list)
-    """What becomes one row a text: its `last` token, `mean` or `max` over its tokens, the last
-    token of the `span` that is asked about, or `attention`, a probe that learns where to look.
-    By default `span` where texts have one, and else last, mean and max."""
+    """How the tokens of a text become one row of activations: its `last` token, the `mean` or
+    `max` over its tokens, the last token of the `span` that the question is about, or
+    `attention`, a probe that learns which tokens to look at. By default it is `span` if the
+    texts have one, and otherwise last, mean and max."""
     n_train: int = 128
-    """Number of texts of each task to fit to, half of either label."""
+    """Number of texts of each task that the classifier is fitted to, half of them with either
+    label."""
     n_test: int = 128
-    """Number of texts of each task to test on, half of either label."""
+    """Number of texts of each task that the classifier is tested on, half of them with either
+    label."""
     max_tokens: int = 256
-    """Tokens of a text that are read at most, from its beginning."""
+    """Largest number of tokens that are read from the beginning of a text."""
     learning_curve: list[int] = field(default_factory=list)
-    """Smaller numbers of training texts to try at each task's best hook."""
+    """Smaller numbers of training texts that are tried at the best hook of each task."""
     causal: bool = True
-    """Whether to steer and ablate along each task's best probe, to see if the model uses it."""
+    """Whether to steer and ablate along the best probe of each task, to see whether the model
+    uses what the probe reads."""
     seed: int = 0
-    """Seed of which texts are drawn, of folds, and of random controls."""
+    """Seed of the choice of texts, of the folds, and of the random controls."""
 
     def __post_init__(self) -> None:
         check_names(self.name)

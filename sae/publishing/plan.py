@@ -40,34 +40,34 @@ class ExportConfig:
     run: str = "runs/default"
     """Folder of the run."""
     dictionary: str | None = None
-    """Name of the dictionary, evaluated and analyzed; may be left out if the run has one
-    alone."""
+    """Name of the dictionary, which must be evaluated and analyzed. You may leave it out if the
+    run has only one."""
     format: str = "saelens"
     """Tool that is to load the dictionary: saelens, sparsify, dictionary_learning, openai,
     openmoss, gemma_scope or gemma_scope_2. Not every format can hold every dictionary."""
     out: str | None = None
-    """Folder to write; by default `{run}/export/{dictionary}`, with `-{format}` where that is
-    not saelens, `-{dtype}` where that is not float32, and `-alive` with drop_dead=true. An
-    export of the same dictionary is replaced, unless something in its folder was changed."""
+    """Folder to write. By default it is `{run}/export/{dictionary}`, with `-{format}` added for
+    a format other than saelens, `-{dtype}` for a dtype other than float32, and `-alive` for
+    drop_dead=true. An earlier export of the same dictionary is replaced, unless somebody has
+    changed something in its folder."""
     dtype: str = "float32"
     """Precision of the weights in the files: float32, bfloat16, float16, or int8, which only
-    `sae.load` reads. What that costs is measured and written into the card. Any other than
-    float32 needs `format=saelens`."""
+    `sae.load` reads. The loss in quality is measured and written into the card. All but float32
+    need `format=saelens`."""
     drop_dead: bool = False
-    """Leave out the features that fired nowhere in the atlas, if there are any. The others are
-    numbered anew; `feature_map.csv` and the column `original_feature` have the numbers of
-    before."""
+    """Leave out the features that fired nowhere in the atlas. The others get new numbers, and
+    `feature_map.csv` and the column `original_feature` keep the old ones."""
     cache: str = RUN_CACHE
     """Cache on whose held-out text `dtype` and `drop_dead` are measured."""
     license: str | None = None
     """Licence to name in the card, as the Hub writes it: apache-2.0, mit, cc-by-4.0, ..."""
     push: str | None = None
-    """Repository `ORG/NAME` on the Hugging Face Hub: the folder goes there as a model, and its
-    tables and card as a data set of the same name as well."""
+    """Repository `ORG/NAME` on the Hugging Face Hub. The folder is uploaded there as a model,
+    and its tables and its card also as a data set of the same name."""
     private: bool = False
     """Make the repositories of `push` private."""
     dry_run: bool = False
-    """Show every file with its size, and write and push nothing."""
+    """Show every file with its size, without writing or uploading anything."""
 
     def __post_init__(self) -> None:
         named_format(self.format)

@@ -36,22 +36,22 @@ class Reading:
     data: DataConfig = field(default_factory=DataConfig)
     """Text that the model reads."""
     hook_names: list[str] = field(default_factory=lambda: ["blocks.9.hook_resid_post"])
-    """Places in the model to read: TransformerLens names or module paths. Several cost one
-    forward pass."""
+    """Places in the model to read, as TransformerLens names or module paths. Several places
+    need only one forward pass."""
     context_size: int = 128
     """Number of tokens in a sequence."""
     one_document_a_row: bool = False
-    """Begin a sequence with every document and pad it, instead of packing documents end to
+    """Begin a new sequence with every document and pad it, instead of packing documents end to
     end."""
     dtype: str = "float16"
     """Precision in which activations are stored: float16, bfloat16, float32, or int8 with a
     scale for each token."""
     batch_size: int | None = None
-    """Number of sequences in a forward pass; by default about a thousand tokens on a CPU, whose
-    caches they fit, and a whole chunk on a GPU."""
+    """Number of sequences in a forward pass. By default it is about a thousand tokens on a CPU,
+    which fit into its caches, and a whole chunk on a GPU."""
     text_workers: int | None = None
-    """Number of processes that tokenise ahead; by default a quarter of the cores, at most
-    8."""
+    """Number of processes that tokenise text ahead of the model. By default it is a quarter of
+    the cores, and at most 8."""
 
     def __post_init__(self) -> None:
         require(bool(self.hook_names), "hook_names is empty; name at least one hook")

@@ -39,35 +39,38 @@ def _reworded() -> list[str]:
 class SteerConfig:
     """Turn features of a dictionary up and down while the model writes.
 
-    Effect and cost of doses stand beside those of a plain prompt, the difference of means, the
-    wrong sign, a random direction, a random feature and the bare reconstruction.
+    The effect and the cost of each dose are shown beside those of a plain prompt, the
+    difference of means, the wrong sign, a random direction, a random feature and the bare
+    reconstruction.
     """
 
     run: str = "runs/default"
     """Folder of the run; results go to `{run}/steering/{dictionary}.json`, a picture of them
     beside it."""
     dictionary: str | None = None
-    """Name of the dictionary, which needs an atlas; may be left out if the run has one
-    alone."""
+    """Name of the dictionary, which needs an atlas. You may leave it out if the run has only
+    one."""
     features: list[int] = field(default_factory=list)
-    """Features to steer with; by default some are chosen, and the results say how."""
+    """Numbers of the features to steer with. By default some are chosen, and the results say
+    how."""
     n_features: int = 4
-    """Number of features to choose, where none are given."""
+    """Number of features to choose if `features` is empty."""
     strengths: list[float] | None = None
-    """Doses, as multiples of a feature's highest activation; 0 is the unsteered model. By
-    default nine of both signs, around the dose that costs `max_cost`."""
+    """Doses, as multiples of a feature's highest activation, where 0 is the unsteered model. By
+    default there are nine doses of both signs, around the dose that costs `max_cost`."""
     max_cost: float = 0.1
-    """What a chosen dose may cost: KL from the unsteered model's next-token probabilities on
-    neutral text, nats a token. 0.1 is about a tenth more perplexity."""
+    """Highest cost of a chosen dose, in nats a token: the KL divergence from the next-token
+    probabilities of the unsteered model on neutral text. 0.1 is about a tenth more
+    perplexity."""
     prompts: list[str] = field(default_factory=_prompts)
-    """Beginnings of texts, which the model continues: on every second one from the first on
-    doses are chosen, on the others they are reported."""
+    """Beginnings of texts that the model continues. Doses are chosen on the first, the third
+    and so on, and results are reported on the others."""
     reworded: list[str] | None = None
-    """Other wordings of the prompts, on which the chosen dose is to hold. Left out, they are
-    there for the prompts above alone, and not for prompts of your own."""
+    """Other wordings of the prompts, on which the chosen dose is checked again. By default
+    there are some for the prompts above, and none for prompts of your own."""
     vocabulary: str | None = None
-    """Text file of words that alone are allowed: several limits on what the model writes are
-    compared as well. `n_features=0` compares nothing else."""
+    """Text file of the only words that are allowed. If it is given, several ways to limit what
+    the model writes are compared as well. With `n_features=0` nothing else is compared."""
     target: float = 0.05
     """Share of tokens outside the vocabulary that a controller is to keep to, on average."""
     n_suppressed: int = 64

@@ -22,42 +22,48 @@ class WorldConfig:
     d_in: int = 64
     """Width of the activations."""
     n_features: int = 512
-    """Number of true features; more than `d_in` are in superposition."""
+    """Number of true features. If there are more than `d_in`, they are in superposition."""
     tight: bool = True
-    """Spread directions so that the sum of their squared cosines is as small as it can be; else
-    they are drawn evenly from all directions."""
+    """Spread the directions so that the sum of their squared cosines is as small as possible.
+    Otherwise they are drawn evenly from all directions."""
     max_rate: float = 0.12
     """Share of the rows in which the most frequent feature fires."""
     min_rate: float = 0.0035
-    """Share of the rows in which the rarest feature fires, less where its parent is rarer."""
+    """Share of the rows in which the rarest feature fires. It is less for a feature whose
+    parent is rarer."""
     zipf: float = 0.5
     """Exponent by which rates fall with the rank."""
     n_roots: int = 16
-    """Number of features that have children; 0 makes all features free of each other."""
+    """Number of features that have a tree of children below them. With 0 no feature depends on
+    another."""
     branching: int = 4
-    """Children of each parent."""
+    """Number of children of each parent."""
     depth: int = 2
-    """Generations below a root."""
+    """Number of generations below a root."""
     exclusive: float = 1.0
     """Share of the parents whose children exclude each other."""
     scale_children: bool = True
-    """Whether a child is larger where its parent is, in proportion."""
+    """Whether the activation of a child grows in proportion to that of its parent."""
     rank: int = 8
-    """Hidden causes that features without a parent share, as a rank of their correlations."""
+    """Number of hidden causes that features without a parent share, which is the rank of their
+    correlations."""
     correlation: float = 0.1
-    """Standard deviation of a feature's loading on each cause; 0 for no correlations."""
+    """Standard deviation of the weight that a feature gives to each hidden cause. With 0 there
+    are no correlations."""
     first_mean: float = 5.0
     """Mean size of the most frequent feature where it fires."""
     last_mean: float = 4.0
-    """Mean size of the rarest feature; those between lie on a line."""
+    """Mean size of the rarest feature where it fires. The sizes of the features in between lie
+    on a line."""
     std: float = 0.5
-    """Standard deviation of a feature's size, on average over features before folding."""
+    """Standard deviation of a feature's size, as the average over all features before negative
+    ones are made positive."""
     std_spread: float = 0.5
-    """Standard deviation of those standard deviations; negative ones are folded up."""
+    """Standard deviation of these standard deviations. Negative ones are made positive."""
     bias: float = 0.5
-    """Norm of what is added to every row."""
+    """Norm of the vector that is added to every row."""
     source: str = "own"
-    """Whose generator draws the rows: `own`, or `saelens` where it is installed."""
+    """Generator that draws the rows: `own`, or `saelens` if SAELens is installed."""
     seed: int = 0
     """Seed of directions, sizes and rows."""
 

@@ -30,29 +30,32 @@ class DataConfig:
     """The text that is read."""
 
     name: str = "miscellany"
-    """The text: `miscellany` or `factbook`, which need no account, a file, folder or pattern
-    such as `texts/**/*.jsonl.gz`, an http(s) address of a file, or a Hub data set id. A folder
-    may be a clone of a Hub data set, or one of `save_to_disk`."""
+    """The text. `miscellany` and `factbook` need no account. It may also be a file, a folder, a
+    pattern such as `texts/**/*.jsonl.gz`, the http(s) address of a file, or the id of a data
+    set on the Hub. A folder may be a clone of a Hub data set, or one that `save_to_disk`
+    wrote."""
     column: str | None = None
-    """Column of tables that holds the documents, by default `text`: texts, conversations (lists
-    of messages with role and content, or ShareGPT's from and value), which go through the
-    tokenizer's chat template, or the tokens of `input_ids`. `translation.en` is inside
-    another."""
+    """Column of a table that holds the documents, by default `text`. It may hold texts, or
+    conversations (lists of messages with role and content, or ShareGPT's from and value), which
+    go through the tokenizer's chat template, or tokens that are ready (`input_ids`). A column
+    inside another is written as `translation.en`."""
     subset: str | None = None
-    """Configuration of a Hub data set or a clone of one, if it has several."""
+    """Which configuration of a Hub data set to read, if the data set has several."""
     split: str | None = None
-    """Split of a data set, by default train; or a part, as `train[:10%]`, or a sum of them."""
+    """Split of a data set, by default `train`. A part of a split is written as `train[:10%]`,
+    and several are joined by `+`."""
     separator: str | None = None
-    r"""What stands between the documents of a text file, such as `<|endoftext|>`; `\n`, `\t`
-    and `\\` stand for a line end, a tab and a backslash. By default a file is one document."""
+    r"""Text that separates the documents of a text file, such as `<|endoftext|>`. Write `\n`,
+    `\t` and `\\` for a line end, a tab and a backslash. By default the whole file is one
+    document."""
     one_document_a_line: bool = False
     """Whether each line of a text file is a document."""
     on_error: str = "refuse"
-    """What becomes of a row that is broken, has no such column or is no text: `refuse` ends
-    with its place, `skip` passes over it, and counts it."""
+    """What to do with a row that is broken, lacks the column or holds no text: `refuse` stops
+    and names the place, `skip` leaves the row out and counts it."""
     held_out_fraction: float = 0.1
-    """Share of the documents that is kept out of training, chosen by the digest of their
-    text."""
+    """Share of the documents that is held out and never trained on. Documents are chosen by the
+    digest of their text."""
 
     @property
     def record(self) -> TextRecord:

@@ -17,11 +17,13 @@ class CheckpointConfig:
     """When a training is saved, and how much of it is kept."""
 
     every_seconds: float = 30.0
-    """Seconds between two checkpoints; more where saving would take over 2% of them."""
+    """Seconds between two checkpoints. The interval becomes longer if saving would take more
+    than 2% of the time."""
     keep_last: int = 1
-    """Number of checkpoints that are kept, the newest ones."""
+    """Number of the newest checkpoints to keep."""
     keep_every_steps: int | None = None
-    """Number of steps between checkpoints that are kept for good; by default there are none."""
+    """Number of steps between two checkpoints that are kept for good. By default no checkpoint
+    is."""
 
     def __post_init__(self) -> None:
         require(

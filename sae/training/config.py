@@ -25,17 +25,18 @@ class SweepConfig:
     """What holds for a sweep as a whole; of no meaning for a single dictionary."""
 
     memory_gb: float | None = None
-    """Gigabytes that dictionaries in training may take, one alone too; by default four fifths
-    of what is free."""
+    """Gigabytes of memory that the dictionaries in training may take, also when there is only
+    one. By default it is four fifths of the free memory."""
     evaluate: bool = True
     """Measure all dictionaries of a sweep on held-out text afterwards, as `sae eval` does."""
     n_behaviour_tokens: int = 2_048
-    """Number of held-out tokens that cross-entropy and KL divergence are measured on, for each
-    dictionary of a sweep; `sae eval` takes more."""
+    """Number of held-out tokens on which cross-entropy and KL divergence are measured for each
+    dictionary of a sweep. `sae eval` takes more by default."""
     max_l0: float = 60.0
-    """Highest L0 of the dictionary that is recommended: the most faithful one up to it."""
+    """Highest L0 that the recommended dictionary may have. The most faithful dictionary among
+    those is recommended."""
     yes: bool = False
-    """Train as many dictionaries as were asked for, even if they are more than a hundred."""
+    """Train the whole sweep even if it has more than a hundred dictionaries."""
 
     def __post_init__(self) -> None:
         require(
@@ -53,60 +54,66 @@ class TrainConfig:
     run: str = "runs/default"
     """Folder of the run; the dictionary goes to `{run}/dictionaries/{name}`."""
     cache: str | None = RUN_CACHE
-    """Cache to train on, a folder or an address; null trains beside the model, on activations
-    that are kept nowhere."""
+    """Cache to train on, a folder or an address. With null the model runs during the training,
+    and its activations are not kept."""
     harvest: Reading = field(default_factory=Reading)
     """Model and text whose activations to train on without a cache."""
     mix_rows: int = _MIX_ROWS
-    """Number of activations in memory, of which each batch is drawn at random."""
+    """Number of activations that are kept in memory. Each batch is drawn from them at
+    random."""
     hook_name: str | None = None
-    """Hook whose activations the dictionary reads; may be left out if there is one alone."""
+    """Hook whose activations the dictionary reads. You may leave it out if the cache has only
+    one."""
     hook_name_out: str | None = None
-    """Hook to predict from the one that is read, which makes the dictionary a transcoder."""
+    """Hook whose activations the dictionary predicts from those that it reads. This makes it a
+    transcoder."""
     name: str | None = None
-    """Name of the dictionary; by default made of architecture, width, penalty, learning rate
-    and seed."""
+    """Name of the dictionary. By default it is made of architecture, width, penalty, learning
+    rate and seed."""
     sae: ArchitectureConfig = field(default_factory=StandardConfig)
     """Architecture of the dictionary."""
     control: list[str] = field(default_factory=list)
-    """Controls to train beside the dictionary: frozen_decoder, soft_frozen, frozen_encoder,
-    random_model. What they score is the floor of what it scores."""
+    """Controls to train beside the dictionary: `frozen_decoder`, `soft_frozen`,
+    `frozen_encoder`, `random_model`. A dictionary has learned something if it scores better
+    than they do."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and its schedule."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     """Where the figures of the training go."""
     training_tokens: int = 2_000_000
-    """Number of activations to train on in all; a cache that has fewer is read again."""
+    """Total number of activations to train on. A cache that has fewer is read several times."""
     train_batch_size_tokens: int = 1024
     """Number of activations in a batch."""
     max_norm_multiple: float | None = 10.0
-    """Activations whose norm is above this multiple of the median are left out; null keeps
-    all."""
+    """Leave out activations whose norm is above this multiple of the median norm. With null all
+    are kept."""
     dead_feature_window: float = 0.1
     """A latent counts as dead if it did not fire over this share of the training."""
     seed: int = _SEED
     """Seed of the initial weights."""
     shuffle_seed: int = _SEED
-    """Seed of the order of activations. Dictionaries that differ in it cannot share
-    batches."""
+    """Seed of the order in which activations are read. Dictionaries with different orders
+    cannot share batches."""
     init_from: str | None = None
-    """Folder of a dictionary, ours or SAELens's, with whose weights to begin."""
+    """Folder of a dictionary, ours or one of SAELens, whose weights the training begins
+    with."""
     extend: bool = False
-    """Go on with a finished training, up to `training_tokens` in all."""
+    """Continue a training that is finished, up to a total of `training_tokens`."""
     device: str = "auto"
     """Device to compute on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is
     one."""
     matmul: str = "auto"
-    """The encoder's product, which finds the active latents: `float32`, `bfloat16`, `int8`, or
-    `auto`, the fastest here by a short trial. What is active and every value are the same with
-    each, because a bound on the product's error decides which entries are computed exactly."""
+    """Precision of the product with the encoder that finds the active latents: `float32`,
+    `bfloat16`, `int8`, or `auto`, which takes the fastest after a short trial. The result is
+    the same to the bit with each of them, because a bound on the error of the product decides
+    which entries are computed again exactly."""
     log_every_steps: int = 10
     """Number of steps between two lines of figures."""
     eval_every_steps: int | None = None
-    """Number of steps between two evaluations on held-out activations, and of densities; by
-    default a tenth of the training."""
+    """Number of steps between two evaluations on held-out activations, which also count how
+    often latents fire. By default it is a tenth of the training."""
     n_eval_rows: int = 1_024
-    """Number of held-out activations in such an evaluation."""
+    """Number of held-out activations in an evaluation during the training."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When checkpoints are made, and which are kept."""
     sweep: SweepConfig = field(default_factory=SweepConfig)

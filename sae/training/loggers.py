@@ -19,13 +19,15 @@ class LoggerConfig:
     """Where the figures of a training go."""
 
     name: str = "jsonl"
-    """Where figures go: `jsonl`, a file in the run, or `wandb`, that file and wandb."""
+    """Where to write figures: `jsonl` writes a file in the run, and `wandb` writes that file
+    and sends the figures to wandb."""
     project: str = "sae-atlas"
     """Project on wandb."""
     group: str | None = None
-    """Group on wandb, which keeps the dictionaries of a sweep together."""
+    """Group on wandb. It keeps the dictionaries of a sweep together."""
     mode: str | None = None
-    """Mode of wandb: online, offline or disabled; by default what WANDB_MODE says."""
+    """Mode of wandb: online, offline or disabled. By default the variable WANDB_MODE
+    decides."""
 
     def __post_init__(self) -> None:
         require(

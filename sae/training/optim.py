@@ -25,18 +25,18 @@ class OptimConfig:
     """Adam and its schedule."""
 
     lr: float | None = None
-    """Peak learning rate; by default that of the architecture, and less in long and wide
-    trainings."""
+    """Peak learning rate. By default it depends on the architecture, and is lower for long
+    trainings and wide dictionaries."""
     beta1: float = 0.9
     """Decay rate of Adam's mean of gradients."""
     beta2: float = 0.999
     """Decay rate of Adam's mean of squared gradients."""
     lr_warm_up_steps: int | None = None
-    """Number of steps over which the rate rises linearly from zero; by default a twentieth of
-    the training."""
+    """Number of steps over which the learning rate rises linearly from zero, by default a
+    twentieth of the training."""
     lr_decay_steps: int | None = None
-    """Number of steps at the end over which the rate falls linearly to zero; by default a fifth
-    of the training."""
+    """Number of steps at the end over which the learning rate falls linearly to zero, by
+    default a fifth of the training."""
 
     def __post_init__(self) -> None:
         require(

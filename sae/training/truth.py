@@ -22,8 +22,8 @@ class TruthConfig:
     run: str = "runs/truth"
     """Folder of the run."""
     name: str | None = None
-    """Name of the dictionary; by default made of architecture, width, penalty, learning rate
-    and seed."""
+    """Name of the dictionary. By default it is made of architecture, width, penalty, learning
+    rate and seed."""
     world: WorldConfig = field(default_factory=WorldConfig)
     """The features that there are, and how they fire."""
     sae: ArchitectureConfig = field(default_factory=lambda: StandardConfig(d_sae=512))
@@ -31,13 +31,13 @@ class TruthConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and its schedule."""
     training_tokens: int = 4_000_000
-    """Number of rows to train on; no row comes twice."""
+    """Number of rows to train on. No row is used twice."""
     train_batch_size_tokens: int = 1024
     """Number of rows in a batch."""
     seed: int = 42
-    """Seed of the initial weights; rows are the same for all."""
+    """Seed of the initial weights. The rows are the same for all seeds."""
     n_scored_rows: int = 65_536
-    """Number of further rows that figures are measured on."""
+    """Number of further rows on which the figures are measured."""
     device: str = "auto"
     """Device to train on: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is one."""
 
