@@ -1,4 +1,4 @@
-r"""Make the pictures of the README from a finished demo.
+r"""Make the pictures of the README and of `docs/` from a finished demo.
 
     python scripts/pictures.py runs/demo --feature 2164 --dials 704 750 \
         --question "Tell me about your friend."
