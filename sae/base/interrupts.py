@@ -52,7 +52,7 @@ def deferred_interrupts() -> Iterator[Interrupts]:
             # The system and the shell tell of one closed terminal each, and so twice.
             signal.signal(number, signal.SIG_IGN)
             _leave(terminals)
-        say("stopping as soon as this step is saved; asked once more, at once")
+        say("stopping as soon as this step is saved; a second request stops at once")
 
     def restore() -> None:
         for number, handler in before.items():

@@ -35,7 +35,7 @@ class JsonObject:
     where: str
     """The file, for people."""
     name: str
-    """Where in the file, such as `sae_atlas.model`; empty for all of it."""
+    """Place in the file, such as `sae_atlas.model`; empty for the whole file."""
     values: Mapping[str, object]
     cure: str
     """What to do about a wrong value."""
@@ -123,7 +123,7 @@ def read_object(path: Path, cure: str) -> JsonObject:
     except UserError as error:
         raise UserError(f"{error}; {cure}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is no JSON object; {cure}")
+        raise UserError(f"{path} does not hold a JSON object; {cure}")
     return JsonObject(str(path), "", found, cure)
 
 

@@ -58,7 +58,7 @@ def check_new(place: str) -> None:
         # Where it leads: the working folder counts, and so do links.
         check_names(os.path.realpath(place))
     except FileNotFoundError as error:
-        raise UserError("the folder that this runs in is gone; go to another one") from error
+        raise UserError("the current folder no longer exists; change to another one") from error
     path = Path(place)
     for new in (path, *path.parents):
         # What stands at the end is made in any case; above it, only what is not there.
@@ -84,7 +84,7 @@ def check_utf8(word: str) -> None:
     for part in word.split("/"):
         # Python gives each such byte as half of a character.
         odd = any("\ud800" <= character <= "\udfff" for character in part)
-        require(not odd, f"{_shown(part)} is not UTF-8; rename the file or folder that is not")
+        require(not odd, f"{_shown(part)} is not UTF-8; rename that file or folder")
 
 
 def check_names(path: str | Path) -> None:
@@ -96,9 +96,11 @@ def check_names(path: str | Path) -> None:
     check_utf8(str(path))
     for name in Path(path).parts:
         length = len(name.encode("utf-8", "surrogateescape"))
-        require("\0" not in name, f"{_shown(str(path))} holds a character that no path can")
+        require(
+            "\0" not in name, f"{_shown(str(path))} contains a character that no path may have"
+        )
         require(
             length <= _LONGEST,
-            f"{name[:20]}... has {length} bytes, and no file or folder has a name of more than "
-            f"{_LONGEST}; give a shorter one",
+            f"{name[:20]}... has {length} bytes, and the name of a file or folder can have "
+            f"at most {_LONGEST}; give a shorter one",
         )

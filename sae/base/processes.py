@@ -40,7 +40,9 @@ class Processes:
             torch.distributed.barrier()
             torch.distributed.broadcast_object_list(values, src=0)
         except RuntimeError as error:
-            raise UserError("another process of this job has ended; it says why") from error
+            raise UserError(
+                "another process of this job has ended; its own message says why"
+            ) from error
         return values[0]
 
 

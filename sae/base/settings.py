@@ -40,11 +40,11 @@ def check_numbers(config: object, at: str = "") -> None:
         check_numbers(value, f"{name}.")
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{name}={value}; give finite numbers alone")
+                raise UserError(f"{name}={value}; give only finite numbers")
         if field.name.endswith("seed") and isinstance(value, int):
             require(
                 0 <= value < _SEEDS,
-                f"{name}={value}; give a whole number from 0 on, below 2**63",
+                f"{name}={value}; give a whole number of at least 0 and below 2**63",
             )
 
 
@@ -64,7 +64,7 @@ def check_idle(config: object, at: str = "") -> None:
             default = field.default_factory()
         if word is not None and value != default:
             changed = ", ".join(_different(name, value, default))
-            raise UserError(f"{changed} has no effect here; it counts only with {at}{word}")
+            raise UserError(f"{changed} has no effect here; it is only used with {at}{word}")
 
 
 def _fields(config: object) -> "Iterator[tuple[dataclasses.Field[Any], Any]]":

@@ -108,7 +108,8 @@ def check_folder(folder: Path, cure: str) -> None:
 def _refusal(path: Path, folder: Path, cure: str) -> UserError:
     what = "damaged, for it does not hold what was written into it" if path.exists() else "gone"
     return UserError(
-        f"{path} is {what}; {cure} (if it was changed on purpose, remove {folder / SUMS_FILE})"
+        f"{path} is {what}; {cure} (if somebody changed it on purpose, remove "
+        f"{folder / SUMS_FILE})"
     )
 
 

@@ -36,16 +36,16 @@ def explained_failures(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{path}: the disk is full; free some space and run the same command again, "
-                "what is finished is kept"
+                "which keeps what is finished"
             ) from error
         if error.errno == errno.EFBIG:
             raise UserError(
-                f"{path}: the system allows no file of this size here; raise its limit "
+                f"{path}: the system does not allow a file of this size; raise the limit "
                 "(ulimit -f) or choose another disk"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(
-                f"{path}: no permission to write here; choose another folder"
+                f"{path}: there is no permission to write here; choose another folder"
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise UserError(

@@ -26,6 +26,9 @@ def neighbours(sequences: int | slice, n: int, where: str) -> slice:
         return slice(one % n, one % n + 1)
     start, stop, step = sequences.indices(n)
     told = f"{where}: {sequences}"
-    require(step == 1, f"{told} has a step; give neighbours, such as slice(0, 8)")
-    require(start < stop, f"{told} is none of its {n} sequences; give slice(0, 8), say")
+    require(step == 1, f"{told} has a step; give consecutive sequences, such as slice(0, 8)")
+    require(
+        start < stop,
+        f"{told} selects none of its {n} sequences; give a slice such as slice(0, 8)",
+    )
     return slice(start, stop)

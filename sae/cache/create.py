@@ -131,7 +131,7 @@ def find_cache(location: str | Path, *digests: str) -> CacheWriter | None:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{location} holds something that is no activation cache; choose another run="
+            f"{location} holds something that is not an activation cache; choose another run="
         ) from error
     check_format(location, writer.attributes)
     if "digest" not in writer.attributes and local_folder(location) is None:

@@ -125,7 +125,7 @@ class ActivationCache:
 
     @property
     def sites(self) -> list[Site]:
-        """Where in the model the activations at each hook were read."""
+        """The site of each hook: the place in the model where its activations were read."""
         hooks = self._part("hooks")
         return [_recorded_site(name, hooks.part(name)) for name in self.hook_names]
 
@@ -235,7 +235,8 @@ class ActivationCache:
                 yield
             except FileNotFoundError as error:
                 raise UserError(
-                    f"{self.location}: {name} misses a chunk{where}; run the same harvest again"
+                    f"{self.location}: a chunk of {name} is missing{where}; run the same "
+                    "harvest again"
                 ) from error
             except ValueError as error:
                 if isinstance(error, UserError):
@@ -336,7 +337,7 @@ def open_cache(location: str | Path, *, unfinished: bool = False) -> ActivationC
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{location} is no activation cache; make one with: sae harvest"
+            f"{location} is not an activation cache; make one with: sae harvest"
         ) from error
     attributes = dict(group.attrs)
     check_format(location, attributes)
@@ -351,7 +352,7 @@ def open_cache(location: str | Path, *, unfinished: bool = False) -> ActivationC
 def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
     """Refuse what is no cache, or one that another version of this package wrote."""
     if attributes.get("format") != FORMAT:
-        raise UserError(f"{location} is a zarr group but no activation cache of sae-atlas")
+        raise UserError(f"{location} is a zarr group, but not an activation cache of sae-atlas")
     if attributes.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{location} has cache format version {attributes.get('format_version')}, this is "
@@ -359,8 +360,8 @@ def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
         )
     require(
         attributes.get("seal") in (None, seal_of(attributes)),
-        f"{location}/zarr.json is damaged, for it does not say what was written into it; "
-        "make the cache again, or remove `seal` there if it was changed on purpose",
+        f"{location}/zarr.json is damaged, because it differs from what was written; make "
+        "the cache again, or remove `seal` from it if somebody changed it on purpose",
     )
     about = JsonObject(str(location), "", attributes, "harvest again")
     for name, kind in _ATTRIBUTES.items():

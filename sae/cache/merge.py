@@ -43,7 +43,7 @@ def merge_caches(
     out: str | Path, locations: Sequence[str | Path], *, source: str = "merge"
 ) -> ActivationCache:
     """Put all sequences of several different caches in one, as `copy_sequences` does."""
-    require(len(locations) >= 2, "give two caches or more to merge")
+    require(len(locations) >= 2, "give at least two caches to merge")
     caches = [open_cache(location) for location in locations]
     digests = [cache.digest for cache in caches]
     for i, found in enumerate(digests):
@@ -93,13 +93,13 @@ def copy_sequences(out: str | Path, parts: Sequence[Part], *, source: str) -> Ac
     require(
         chosen.plan.n_training > 0 and chosen.plan.n_held_out > 0,
         f"{chosen.plan.n_training} sequences for training and {chosen.plan.n_held_out} held "
-        "out; take some of both sides",
+        "out; take some from both sides",
     )
     wanted = digest([[c.digest, digest_bytes([i.astype("<i8").tobytes()])] for c, i in parts])
     with only_writer(out):
         writer = find_cache(out, wanted)
         if writer is not None and writer.intact(verify=True):
-            say(f"{source}: {out} is there already, reused")
+            say(f"{source}: {out} is finished already and is reused")
             return open_cache(out)
         if writer is None or not writer.text_intact():
             text = _Text(chosen)
@@ -185,8 +185,8 @@ class _Text:
         if len(both):
             names = ", ".join(cache.location for cache in self._chosen.caches)
             raise UserError(
-                f"{len(both)} documents are trained on in one of {names} and held out in "
-                "another; together they would be on both sides, so harvest with the same split"
+                f"{len(both)} documents belong to the training text in one of {names} and "
+                "to the held-out text in another; harvest all caches with the same split"
             )
 
     def blocks(self) -> Iterator[RowBlock]:
@@ -215,8 +215,8 @@ class _Text:
             found = cache.read_rows(name, chunk)[places]
             require(
                 not bool((found == NOT_WRITTEN[name]).any()),
-                f"{cache.location}: {name} misses a chunk in sequences {chunk.start} to "
-                f"{chunk.stop - 1}; harvest again",
+                f"{cache.location}: a chunk of {name} is missing in sequences {chunk.start} "
+                f"to {chunk.stop - 1}; harvest again",
             )
             yield part, found
 

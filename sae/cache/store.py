@@ -82,8 +82,8 @@ def explained_store_failures(location: str | Path) -> Iterator[None]:
             name = re.search(r"<Code>(\w+)</Code>", said)
             why = name[1] if name else said.split("\n")[0]
             raise UserError(
-                f"{location}: the object store refused ({why}); see to access and network "
-                "and run the same command again, what is finished is kept"
+                f"{location}: the object store refused ({why}); check the access and the "
+                "network and run the same command again, which keeps what is finished"
             ) from error
         raise
 

@@ -45,11 +45,14 @@ def to_stored(x: Float[Tensor, "sequence position d_in"], dtype: str) -> Stored:
     low, high = torch.aminmax(x)
     largest = float(torch.maximum(-low, high))
     if not math.isfinite(largest):
-        raise UserError("the model's activations hold NaN or infinity; run it in float32")
+        raise UserError(
+            "the activations of the model contain NaN or infinity; run it with "
+            "model.dtype=float32"
+        )
     # Half a step above the largest float16, where rounding goes to infinity.
     if dtype == "float16" and largest >= 65_520:
         raise UserError(
-            f"dtype={dtype} cannot hold an activation of {largest:.3g}; say dtype=bfloat16"
+            f"dtype={dtype} cannot hold an activation of {largest:.3g}; use dtype=bfloat16"
         )
     if dtype == "bfloat16":
         return x.to(torch.bfloat16).view(torch.int16).cpu().numpy().view(np.uint16), None

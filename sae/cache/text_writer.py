@@ -94,9 +94,9 @@ def _put_rows(
 
 def _another_text(writer: CacheWriter) -> UserError:
     return UserError(
-        f"{writer.location} was begun with another text: what data.name="
-        f"{writer.attributes['data']['name']} gives has changed since; choose another run=... "
-        "or remove it"
+        f"{writer.location} was begun with another text, because what "
+        f"data.name={writer.attributes['data']['name']} gives has changed since then; "
+        "choose another run=... or remove the cache"
     )
 
 

@@ -285,9 +285,9 @@ class CacheWriter:
                 widths = [self.array(f"activations/{hook}").shape[2] for hook in self.hooks]
                 needed = bytes_needed(left * self.plan.context_size, widths, self.dtype)
                 raise UserError(
-                    f"{self.location}: the disk is full; {needed / 1e9:.3g} GB are "
-                    "still needed: free some space and run the same command again, what is "
-                    "finished is kept"
+                    f"{self.location}: the disk is full; {needed / 1e9:.3g} GB are still "
+                    "needed: free some space and run the same command again, which keeps "
+                    "what is finished"
                 ) from cause
             raise
 

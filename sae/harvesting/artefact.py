@@ -63,8 +63,8 @@ class Harvest:
         text = Path(name).expanduser()
         require(
             not (text.is_dir() and text.resolve() in folder.resolve().parents),
-            f"{folder} would be inside data.name={name}, and be read as text; choose another "
-            "run=... or name a folder of text alone",
+            f"{folder} would be inside data.name={name} and would itself be read as text; "
+            "choose another run=..., or give a folder that only holds text",
         )
 
     def laid_out(self, model: LanguageModel) -> CacheWriter:

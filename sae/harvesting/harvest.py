@@ -117,7 +117,10 @@ def _fill(
     todo = sum(c.stop - c.start for c in missing) * width
     share = sum(c.stop - c.start for c in writer.chunks()[processes.rank :: processes.size])
     if todo < share * width:
-        say(f"harvest: {share * width - todo:,} tokens are there already, going on")
+        say(
+            f"harvest: {share * width - todo:,} tokens are finished already; the harvest "
+            "continues"
+        )
     pace = _Pace(Run.at(asked.config.run).harvest_timing if processes.rank == 0 else None, todo)
     with (
         writer.explained_full_disk(),
@@ -192,7 +195,10 @@ class _Pace:
             return
         if self._first and self._todo:
             seconds = self._todo / n_tokens * spent
-            say(f"harvest: {n_tokens / spent:,.0f} tokens/s, so {duration(seconds)} to go")
+            say(
+                f"harvest: {n_tokens / spent:,.0f} tokens/s, so it will take about "
+                f"{duration(seconds)} more"
+            )
         self._first = False
         timing = {
             "seconds": self._seconds,

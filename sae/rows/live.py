@@ -98,7 +98,10 @@ class _Text:
             counts = TextCounts()
             yield from self._reading(reading, begin, stopped, counts)
             if reading == 0:
-                say("train: the text has ended, and begins again" + counts.said_unreadable)
+                say(
+                    "train: the end of the text is reached, and it is read again"
+                    + counts.said_unreadable
+                )
             begin = Position(reading + 1)
 
     def _reading(
@@ -125,8 +128,8 @@ class _Text:
 
     def _changed(self) -> UserError:
         return UserError(
-            f"data.name={self._config.data.name} is not the text that this training was begun "
-            "with; put it back, or give the new training another name=..."
+            f"data.name={self._config.data.name} is not the text with which this training "
+            "was begun; put that text back, or give the new training another name=..."
         )
 
 
@@ -242,7 +245,7 @@ class LiveRows(RowSource):
             self._buffer.load_state_dict(state["buffer"])
         except FileNotFoundError as error:
             raise UserError(
-                f"{path} is not there, and without it batch {first} cannot be had; {anew}"
+                f"{path} is missing, and batch {first} cannot be made without it; {anew}"
             ) from error
         except Exception as error:
             raise UserError(f"{path} is damaged ({error}); {anew}") from error
@@ -254,7 +257,7 @@ class LiveRows(RowSource):
         def refusal(owner: str) -> UserError:
             return UserError(
                 f"{self._folder.parent}: another process ({owner}) trains on the same rows; "
-                "wait for it, choose another run=..., or train it all by one command"
+                "wait for it, choose another run=..., or train everything with one command"
             )
 
         def noted(blocks: Iterator[_Block]) -> Iterator[Rows]:
@@ -272,7 +275,10 @@ class LiveRows(RowSource):
         ):
             remove_unfinished(self._folder)
             if self._buffer.n_taken == 0:
-                say(f"train: {self._mix_rows:,} rows are computed to draw the first batch from")
+                say(
+                    f"train: {self._mix_rows:,} rows are computed before the first batch "
+                    "can be drawn"
+                )
             taken = noted(blocks)
             while True:
                 rows = self._buffer.batch(taken, self._asked.batch_size)

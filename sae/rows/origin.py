@@ -14,7 +14,7 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
     same = recorded is not None and recorded.weight_digest == model.weight_digest != UNKNOWN
     require(
         same or dictionary.model_name == model.hub_id,
-        f"{name} was trained on {dictionary.model_name}, but {cache.location} is of "
+        f"{name} was trained on {dictionary.model_name}, but {cache.location} belongs to "
         f"{model.hub_id}",
     )
     trained_on = recorded or model
@@ -26,8 +26,8 @@ def check_same_origin(name: str, dictionary: Dictionary, cache: ActivationCache)
     hook_name, out = cache.hook(dictionary.hook_name), dictionary.hook_name_out
     require(
         out in cache.hook_names,
-        f"{name} goes from {hook_name} to {out}, which is not in {cache.location}; harvest "
-        f"both with hook_names=[{hook_name},{out}]",
+        f"{name} predicts {out} from {hook_name}, but {out} is not in {cache.location}; "
+        f"harvest both with hook_names=[{hook_name},{out}]",
     )
     for width, found, hook in (
         ("d_in", dictionary.d_in, hook_name),
@@ -47,7 +47,7 @@ def check_same_text(first: ActivationCache, second: ActivationCache) -> None:
         and np.array_equal(first.tokens, second.tokens)
         and np.array_equal(first.held_out, second.held_out),
         f"{second.location} holds other tokens than {first.location}; make it with the same "
-        "words but for the model's weights",
+        "settings, except for the weights of the model",
     )
 
 

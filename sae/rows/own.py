@@ -75,7 +75,7 @@ class OwnRows(RowSource):
         self._once = None
         if blocks is None:
             raise UserError(
-                "these rows can be gone through once; give what can be gone through again, "
+                "these rows can be read only once; give something that can be read again, "
                 "such as a list"
             )
         return self._batches(blocks, first)
@@ -106,7 +106,7 @@ class OwnRows(RowSource):
             if n == 0:
                 return
             if reading == 0:
-                say(f"train: the {n:,} rows have ended, and begin again")
+                say(f"train: the {n:,} rows have all been used, and are read again")
 
     def _checked(self, found: Any) -> Rows:
         rows = tuple(found) if isinstance(found, tuple | list) else (found,)

@@ -44,7 +44,7 @@ class Reading:
     encode: Encode | None = None
     """Makes something of activations, such as features; None where they are the rows."""
     digest: str = ""
-    """Of what encodes."""
+    """Digest of the dictionary that encodes."""
 
     @property
     def key(self) -> str:
@@ -94,8 +94,8 @@ def tokenized_texts(
     marks, offsets = model.marks, texts.spans is not None
     require(
         not offsets or bool(getattr(model.tokenizer, "is_fast", False)),
-        f"{texts.name} has spans, and the tokenizer of {model.record.name} does not tell where "
-        "its tokens stand in a text; choose a model with a fast tokenizer",
+        f"{texts.name} has spans, but the tokenizer of {model.record.name} does not say "
+        "where its tokens are in a text; choose a model with a fast tokenizer",
     )
     limits = [n for n in (model.max_positions, max_tokens) if n is not None]
     room = max(1, min(limits) - len(marks.begin) - len(marks.end))

@@ -56,7 +56,9 @@ class Reading:
     def __post_init__(self) -> None:
         require(bool(self.hook_names), "hook_names is empty; name at least one hook")
         twice = {name for name in self.hook_names if self.hook_names.count(name) > 1}
-        require(not twice, f"hook_names holds {', '.join(sorted(twice))} twice; name each once")
+        require(
+            not twice, f"hook_names holds {', '.join(sorted(twice))} twice; name each one once"
+        )
         require_at_least(self, context_size=2, batch_size=1)
         require(
             self.dtype in STORED_DTYPES,
@@ -64,7 +66,8 @@ class Reading:
         )
         require(
             self.text_workers is None or self.text_workers >= 0,
-            f"text_workers={self.text_workers} is negative; give 0 to tokenise in the process",
+            f"text_workers={self.text_workers} is negative; give 0 to tokenise in the main "
+            "process",
         )
 
     def sequences_a_batch(self, device: torch.device) -> int:
@@ -81,7 +84,7 @@ def check_sites(reading: Reading) -> None:
     if probe(skeleton).failure is None:
         names = [find_site(skeleton, name).hook_name for name in names]
     twice = {name for name in names if names.count(name) > 1}
-    require(not twice, f"hook_names names {', '.join(sorted(twice))} twice; name each once")
+    require(not twice, f"hook_names names {', '.join(sorted(twice))} twice; name each one once")
     _check_length(reading, usable_positions(skeleton))
 
 

@@ -28,9 +28,9 @@ class Asked:
     """What a training asks of its rows."""
 
     hook_name: str | None = None
-    """Where in a model rows are read; None for the only hook there is."""
+    """Hook at which rows are read; None for the only hook there is."""
     hook_name_out: str | None = None
-    """Where a transcoder's rows to predict are read."""
+    """Hook at which the rows that a transcoder predicts are read."""
     batch_size: int
     max_norm_multiple: float | None = None
     """Rows above this multiple of the median norm are left out; None keeps all."""

@@ -55,7 +55,7 @@ def cache_location(run: str, cache: str) -> str:
     Raises:
         UserError: for an empty name, or None from Python, which only a training can do without.
     """
-    require(bool(cache), f"cache={cache}; this command reads a cache, so give its place")
+    require(bool(cache), f"cache={cache}; this command needs a cache, so give its address")
     found = cache.replace("{run}", run)
     if is_url(found):
         return found
@@ -169,7 +169,7 @@ class Run:
         """
         names = self.dictionary_names
         make = f"make one with: sae train run={self.folder}"
-        require(bool(names), f"{self.folder} holds no dictionaries; {make}")
+        require(bool(names), f"{self.folder} contains no dictionaries; {make}")
         if name is None:
             require(
                 len(names) == 1,
@@ -196,7 +196,7 @@ class Run:
         make(path, path.exists, lambda new: save_dictionary(wanted, new), command=command)
         require(
             load_dictionary(path).digest == wanted.digest,
-            f"{path} is of other weights than {name} has now; remove or rename it",
+            f"{path} belongs to other weights than {name} has now; remove or rename it",
         )
         return path.name, wanted
 

@@ -32,7 +32,7 @@ class Artefact(Protocol):
 
     @property
     def place(self) -> str:
-        """Where it is, for people."""
+        """The place of the artefact, as it is shown to people."""
 
     def is_current(self) -> bool:
         """Return whether it is there, made of what it would be made of now."""
@@ -82,8 +82,8 @@ def held(path: Path, lock: Path) -> Iterator[None]:
     def refusal(owner: str) -> UserError:
         who = f" ({owner})" if owner else ""
         return UserError(
-            f"{path} is being made by another process{who}; wait until it is done, or give "
-            "this one another name or place"
+            f"{path} is being made by another process{who}; wait until that is done, or "
+            "give this one another name or place"
         )
 
     check_new(str(path))
@@ -100,7 +100,7 @@ def lock_of(kind: str, place: Path) -> Path:
 
 def check_free(target: Path) -> None:
     """Refuse, before any work, a folder that is there already or could not be written."""
-    require(not target.exists(), f"{target} is there already; choose another or remove it")
+    require(not target.exists(), f"{target} exists already; choose another one or remove it")
     check_writable(target.parent)
 
 
@@ -206,9 +206,9 @@ def missing(artefacts: Sequence[AnyArtefact], command: str) -> list[AnyArtefact]
         check_new(one.place)
     reused = [one.place for one in artefacts if one not in left]
     if len(reused) == 1:
-        say(f"{command}: {reused[0]} is there already, reused")
+        say(f"{command}: {reused[0]} is finished already and is reused")
     elif reused:
-        say(f"{command}: {len(reused)} of {len(artefacts)} are there already, reused")
+        say(f"{command}: {len(reused)} of {len(artefacts)} are finished already and are reused")
     for one in artefacts:
         if one not in left:
             _tidy(one)

@@ -116,7 +116,7 @@ def _opened(file: str) -> Iterator[IO[bytes]]:
         require(
             os.path.getsize(file) > _MOST_OF_A_POINTER
             or not opened.peek().startswith(_POINTER),
-            f"{file} is a pointer of Git LFS in place of the file; run git lfs pull",
+            f"{file} is only a pointer of Git LFS; run git lfs pull to get the file itself",
         )
         yield opened
 

@@ -35,7 +35,7 @@ def layout_of(folder: Path, split: str | None, subset: str | None) -> Layout:
         return "repository"
     if len(splits) > 1:
         raise UserError(
-            f"data.name={folder} has files of several splits by their names "
+            f"data.name={folder} has files whose names suggest several splits "
             f"({', '.join(splits)}); choose one with data.split={splits[0]}, or read all of "
             f"them with data.name='{folder}/**'"
         )
@@ -43,8 +43,8 @@ def layout_of(folder: Path, split: str | None, subset: str | None) -> Layout:
     if about and any(_is_table(file) for file in files):
         example = next(file.suffix for file in files if _is_table(file))
         raise UserError(
-            f"data.name={folder} holds {about[0]} beside tables; read the tables alone with "
-            f"data.name='{folder}/**/*{example}', or all of it with data.name='{folder}/**'"
+            f"data.name={folder} holds {about[0]} beside tables; read only the tables with "
+            f"data.name='{folder}/**/*{example}', or everything with data.name='{folder}/**'"
         )
     return "files"
 

@@ -183,9 +183,9 @@ def _from_wheel(name: str) -> LabelledTexts:
     there = [path.name.removesuffix(".csv.zst") for path in _folder().glob("*.csv.zst")]
     require(
         own in there,
-        f"tasks={name} is none of the {len(there)} data sets of sae-probes"
-        f"{nearest(own, there)}; give one as {SAE_PROBES_PREFIX}5_hist_fig_ismale, or "
-        f"{SAE_PROBES_PREFIX}all",
+        f"tasks={name} is not one of the {len(there)} data sets of "
+        f"sae-probes{nearest(own, there)}; give one such as "
+        f"{SAE_PROBES_PREFIX}5_hist_fig_ismale, or {SAE_PROBES_PREFIX}all",
     )
     texts, labels = _of_wheel(own)
     rows = ({"text": t, "label": v} for t, v in zip(texts, labels, strict=True))
@@ -230,7 +230,7 @@ def _rows(name: str, column: str, task: str) -> Iterator[tuple[str, Values]]:
         return
     require(
         not name.startswith((".", "/", "~")) and kind_of(name) is None,
-        f"tasks={name} is no file; give one that exists, {NOUN_OR_VERB}, "
+        f"tasks={name} is not a file; give one that exists, {NOUN_OR_VERB}, "
         f"{SAE_PROBES_PREFIX}NAME or a data set of the Hub",
     )
     from datasets import load_dataset
@@ -242,8 +242,8 @@ def _rows(name: str, column: str, task: str) -> Iterator[tuple[str, Values]]:
     except Exception as error:
         # What is wrong with a name, a network or a file has a dozen types.
         raise UserError(
-            f"tasks={name} is not {NOUN_OR_VERB}, {SAE_PROBES_PREFIX}NAME or a file, and could "
-            f"not be had from the Hub: {what_it_said(error)}"
+            f"tasks={name} is not {NOUN_OR_VERB}, {SAE_PROBES_PREFIX}NAME or a file, and "
+            f"could not be downloaded from the Hub: {what_it_said(error)}"
         ) from error
 
 
@@ -251,7 +251,7 @@ def _of_file(file: str, column: str, task: str) -> Iterator[tuple[str, Values]]:
     kind = kind_of(file)
     require(
         kind in ("csv", "json", "parquet"),
-        f"tasks={task} is of no known kind; give a .csv, .jsonl or .parquet file",
+        f"tasks={task} has an unknown ending; give a .csv, .jsonl or .parquet file",
     )
     if kind == "parquet":
         import pyarrow.parquet
@@ -297,8 +297,9 @@ def _made(
     )
     require(
         len(classes) == 2,
-        f"{name} has {len(classes):,} different labels, such as {', '.join(classes[:3])}, and "
-        "a probe tells two apart; give a column of two labels with label_column=NAME",
+        f"{name} has {len(classes):,} different labels, such as {', '.join(classes[:3])}, "
+        "but a probe tells two labels apart; give a column with two labels by "
+        "label_column=NAME",
     )
     spans = [span for _, span in found if span is not None]
     splits = [split for _, split in found.values()]
@@ -326,7 +327,7 @@ def _text(where: str, row: Values, column: str) -> str:
     text = row[column]
     require(
         isinstance(text, str) and bool(text.strip()) and is_whole(str(text)),
-        f"{where}: {column}={text!r:.40} is no text; give one that is not empty",
+        f"{where}: {column}={text!r:.40} is not a text; give one that is not empty",
     )
     return str(text)
 
@@ -339,7 +340,7 @@ def _label(where: str, row: Values, column: str) -> str:
     label = row[column]
     require(
         isinstance(label, str | int) and str(label).strip() != "",
-        f"{where}: {column}={label!r:.40} is no label; give a word or a whole number",
+        f"{where}: {column}={label!r:.40} is not a label; give a word or a whole number",
     )
     return str(label)
 
@@ -355,7 +356,8 @@ def _span(where: str, row: Values, text: str) -> Span | None:
     require(
         0 <= start < end <= len(text),
         f"{where}: start={given[0]}, end={given[1]} is no part of a text of {len(text)} "
-        "characters; give the first character's number, from 0, and the one behind the last",
+        "characters; give the number of its first character, counted from 0, and the "
+        "number after its last character",
     )
     return start, end
 

@@ -220,8 +220,8 @@ def pack(
     width = plan.context_size
     require(
         width > len(marks.begin),
-        f"context_size={width} has no room for text behind the {len(marks.begin)} tokens that "
-        "begin every row; give more",
+        f"context_size={width} has no room for text after the {len(marks.begin)} tokens "
+        "that begin every sequence; give a larger one",
     )
     sides = {
         False: _Rows(plan.n_training, width, marks, rows_a_block),
@@ -252,8 +252,9 @@ def pack(
         yield from side.take(held_out, all_of_it=True)
     if not all(side.finished for side in sides.values()):
         raise UserError(
-            f"the text is too short: {counts.used} documents do not fill one row of {width} "
-            "tokens for training and one held out; give more text or a smaller context_size"
+            f"the text is too short: {counts.used} documents do not fill one sequence of "
+            f"{width} tokens for training and one that is held out; give more text or a "
+            "smaller context_size"
         )
 
 

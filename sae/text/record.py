@@ -11,7 +11,7 @@ class TextRecord:
     """The text of a cache or of a training."""
 
     name: str | None = None
-    """As in `data.name`; None if the file does not say."""
+    """Name of the text as in `data.name`; None if the file does not say."""
     held_out_fraction: float | None = None
     """Share of the documents that is never trained on; None if the file does not say."""
     n_documents: int | None = None

@@ -156,12 +156,14 @@ def check_source(config: DataConfig) -> str | Chat | Tokens | None:
     settings = {k: v for k, v in config.record.settings.items() if k != "held_out_fraction"}
     asked = ", ".join(f"data.{name}={value}" for name, value in settings.items())
     because = f"; of {n:,} rows none is readable: {first.reason}" if first else ""
-    raise UserError(f"no document is in what was asked for ({asked}){because}")
+    raise UserError(f"there is no document in the chosen text ({asked}){because}")
 
 
 def _checked(document: Read, config: DataConfig) -> Read:
     if isinstance(document, Unreadable) and config.on_error == "refuse":
-        raise UserError(f"{document.reason}; data.on_error=skip passes over what is like that")
+        raise UserError(
+            f"{document.reason}; with data.on_error=skip such documents are left out"
+        )
     return document
 
 
@@ -181,7 +183,7 @@ def _documents(config: DataConfig) -> Iterator[Read]:
     if is_url(name):
         require(
             kind_of(name) is not None,
-            f"data.name={name} is of no known kind; give a file ending in {SUFFIXES}",
+            f"data.name={name} has an unknown ending; give a file ending in {SUFFIXES}",
         )
         return _of_files([name], config)
     check_names(name)
@@ -203,7 +205,7 @@ def _documents(config: DataConfig) -> Iterator[Read]:
         return _of_files(texts_among(matched, name), config)
     require(
         path.is_dir() or not name.startswith(_BEGINNINGS),
-        f"data.name={name} is not there; give a file or a folder that exists",
+        f"data.name={name} does not exist; give a file or a folder that does",
     )
     _check_options(config, "a data set", ("column", "subset", "split", "on_error"))
     found = rows_of_repository(

@@ -30,11 +30,13 @@ def rows_of_repository(
     except Exception as error:
         said = what_it_said(error)
         if folder:
-            raise UserError(f"data.name={name} is no data set to load: {said}") from error
+            raise UserError(
+                f"data.name={name} is not a data set that can be loaded: {said}"
+            ) from error
         raise UserError(
             f"data.name={name} is not embedded ({', '.join(embedded)}), not a local file or "
-            f"folder, and could not be had from the Hub{nearest(name, embedded)}. It said: "
-            f"{said}"
+            f"folder, and could not be downloaded from the Hub{nearest(name, embedded)}. "
+            f"Its message: {said}"
         ) from error
     files = _files(builder)
 
@@ -131,8 +133,8 @@ def _parts(
         part = _PART.fullmatch(word.strip())
         if part is None:
             raise UserError(
-                f"data.split={split} is no split; give one as train, a part as train[:1000] or "
-                "train[10%:20%], or several as train+test"
+                f"data.split={split} is not a split; give a name such as train, a part such "
+                "as train[:1000] or train[10%:20%], or several such as train+test"
             )
         bounds = part["first"], part["stop"]
         n = None
@@ -140,8 +142,8 @@ def _parts(
             n = count(part["split"])
             if n is None:
                 raise UserError(
-                    f"data.split={split} counts from the number of rows, which this data set "
-                    "does not tell before it is read; give numbers from the beginning, as "
+                    f"data.split={split} needs the number of rows, which is not known "
+                    "before this data set is read; count from the beginning, as in "
                     f"{part['split']}[:1000]"
                 )
         first, stop = (_row(bound, n) for bound in bounds)

@@ -98,16 +98,17 @@ def _check_vocabulary(ids: Tokens, tokenizer: Any) -> None:
     wrong = ids[(ids < 0) | (ids >= len(tokenizer))]
     if len(wrong):
         raise UserError(
-            f"the text holds token {wrong[0]}, and the model's tokenizer has 0 to "
-            f"{len(tokenizer) - 1}: it was tokenised for another model; give its texts"
+            f"the text holds token {wrong[0]}, but the tokenizer of the model only has 0 to "
+            f"{len(tokenizer) - 1}, so the text was tokenised for another model; give the "
+            "texts themselves"
         )
 
 
 def _chat_text(chat: Chat, tokenizer: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            "the text holds conversations, and the model's tokenizer has no chat template; "
-            "take an instruction-tuned model, or data.column=... with plain text"
+            "the text contains conversations, but the tokenizer of the model has no chat "
+            "template; use an instruction-tuned model, or a data.column=... with plain text"
         )
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False))

@@ -66,8 +66,8 @@ def test_what_is_not_utf_8_is_refused_before_it_is_misread(tmp_path, capsys):
         assert main(["harvest", word]) == 2
         said = capsys.readouterr().err
         assert "gr\\udcf6\\udcdfe" in said
-        assert "is not UTF-8; rename the file or folder" in said
-    with pytest.raises(UserError, match="is not UTF-8; rename the file or folder"):
+        assert "is not UTF-8; rename that file or folder" in said
+    with pytest.raises(UserError, match="is not UTF-8; rename that file or folder"):
         sae.HarvestConfig(run=folder).cache_location  # noqa: B018
 
 
@@ -83,7 +83,7 @@ def test_a_working_folder_or_a_link_that_leads_to_what_is_not_utf_8_is_refused(
     with pytest.raises(UserError, match=r"udcff.* is not UTF-8"):
         check_new("run/cache.zarr")
     os.rmdir(odd)
-    with pytest.raises(UserError, match="the folder that this runs in is gone"):
+    with pytest.raises(UserError, match="the current folder no longer exists"):
         check_new("run/cache.zarr")
 
 

@@ -115,8 +115,8 @@ def test_sequences_are_asked_for_as_python_does(made):
     [
         (HOOK, 128, "has no sequence 128; give 0 to 127, or -1 for the last"),
         (HOOK, -129, "has no sequence -129"),
-        (HOOK, slice(0, 6, 2), "has a step; give neighbours"),
-        (HOOK, slice(3, 3), "is none of its 128 sequences"),
+        (HOOK, slice(0, 6, 2), "has a step; give consecutive"),
+        (HOOK, slice(3, 3), "selects none of its 128 sequences"),
         ("blocks.1.hook_resid_pos", 0, f"has not harvested .*; nearest: {HOOK}"),
     ],
 )
@@ -281,7 +281,7 @@ def test_an_activation_that_float16_cannot_hold_is_refused_with_advice_that_help
         tiny_model, tmp_path / "model", lambda m: m.model.embed_tokens.weight.mul_(3e6)
     )
     given = settings(tmp_path / "run", model, tiny_text)
-    with pytest.raises(UserError, match=r"float16 cannot hold .*say dtype=bfloat16"):
+    with pytest.raises(UserError, match=r"float16 cannot hold .*use dtype=bfloat16"):
         sae.harvest(**given)
     # The advice works in the same run: nothing of the refused harvest is in the way.
     cache = sae.harvest(**given | {"dtype": "bfloat16"})
@@ -292,7 +292,7 @@ def test_activations_of_nan_are_refused(tmp_path, tiny_model, tiny_text):
     model = changed_model(
         tiny_model, tmp_path / "model", lambda m: m.model.embed_tokens.weight[40:].mul_(np.nan)
     )
-    with pytest.raises(UserError, match="hold NaN or infinity"):
+    with pytest.raises(UserError, match="gives NaN as logits"):
         sae.harvest(**settings(tmp_path / "run", model, tiny_text))
 
 
@@ -318,10 +318,12 @@ def test_what_is_stored_comes_back_as_it_was_rounded(dtype):
 
 
 def test_what_is_no_finished_cache_is_refused_in_one_sentence(again, tmp_path):
-    with pytest.raises(UserError, match="is no activation cache; make one with: sae harvest"):
+    with pytest.raises(
+        UserError, match="is not an activation cache; make one with: sae harvest"
+    ):
         open_cache(tmp_path / "nothing")
     zarr.create_group(str(tmp_path / "other.zarr"))
-    with pytest.raises(UserError, match="no activation cache of sae-atlas"):
+    with pytest.raises(UserError, match="not an activation cache of sae-atlas"):
         open_cache(tmp_path / "other.zarr")
     reworded(tmp_path / "cache.zarr", special_token_ids=[1])
     assert open_cache(tmp_path / "cache.zarr").attributes["special_token_ids"] == [1]
@@ -343,7 +345,9 @@ def test_attributes_that_are_not_as_they_were_written_are_refused(again, tmp_pat
     about.write_text(text)
     open_cache(tmp_path / "cache.zarr")
     about.write_text(text.replace(old, new, 1))
-    with pytest.raises(UserError, match=r"zarr\.json is damaged, for it does not say what was"):
+    with pytest.raises(
+        UserError, match=r"zarr\.json is damaged, because it differs from what was"
+    ):
         open_cache(tmp_path / "cache.zarr")
 
 

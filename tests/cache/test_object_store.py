@@ -262,12 +262,12 @@ def test_a_cache_in_which_nothing_is_yet_is_laid_out_anew(
 def test_something_else_in_an_object_store_is_left_as_it_is(tmp_path, address, local):
     given = local | {"run": str(tmp_path), "cache": address}
     put(address, "mine.txt", b"keep")
-    with pytest.raises(UserError, match="holds something that is no activation cache"):
+    with pytest.raises(UserError, match="holds something that is not an activation cache"):
         sae.harvest(**given)
     inside = zarr.storage.ObjectStore(store._object_store(address))
     zarr.open_group(inside, mode="a").create_array("tokens", data=np.arange(3))
     before = objects(address)
-    with pytest.raises(UserError, match="a zarr group but no activation cache"):
+    with pytest.raises(UserError, match="a zarr group, but not an activation cache"):
         sae.harvest(**given)
     assert objects(address) == before
 
@@ -284,7 +284,7 @@ def test_a_flipped_byte_in_an_object_is_found_on_read_and_repaired(tmp_path, add
     with pytest.raises(UserError, match="is damaged in sequences 64 to 95"):
         cache.read(HOOK, chunk)
     obstore.delete(store._object_store(address), path)
-    with pytest.raises(UserError, match="misses a chunk in sequences 64 to 95"):
+    with pytest.raises(UserError, match="is missing in sequences 64 to 95"):
         cache.read(HOOK, chunk)
     put(address, path, bytes(raw))
     put(address, "tokens/c.0.0", expected["tokens/c.0.0"][:-1])
@@ -298,7 +298,7 @@ def test_a_flipped_byte_in_an_object_is_found_on_read_and_repaired(tmp_path, add
     [
         ("s3://nobody-has-this/cache.zarr", "the object store refused (NoSuchBucket)"),
         ("ftp://bucket/cache.zarr", "this kind of address is unknown; give a folder, or one"),
-        ("s3://bucket/nothing.zarr", "is no activation cache; make one with: sae harvest"),
+        ("s3://bucket/nothing.zarr", "is not an activation cache; make one with: sae harvest"),
     ],
 )
 def test_a_wrong_address_is_one_sentence(tmp_path, server, local, location, sentence):
@@ -321,7 +321,7 @@ def test_no_server_is_one_sentence_and_soon(tmp_path, server, local, monkeypatch
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     began = time.monotonic()
     with pytest.raises(
-        UserError, match=r"the object store refused \(.*see to access"
+        UserError, match=r"the object store refused \(.*check the access"
     ) as caught:
         sae.harvest(**local | {"run": str(tmp_path), "cache": "s3://bucket/no.zarr"})
     assert "\n" not in str(caught.value)

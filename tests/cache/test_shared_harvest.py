@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said_once_and_the_other_process_ends_with_a_sentence(
     first, other = (one.ended() for one in both)
     assert first.returncode != 0 != other.returncode
     assert "longer than the model's 128 positions" in last_line(first)
-    assert "another process of this job has ended; it says why" in last_line(other)
+    assert "another process of this job has ended; its own message says why" in last_line(other)
     assert "Traceback" not in first.stderr + other.stderr
 
 

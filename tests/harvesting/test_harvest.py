@@ -102,7 +102,7 @@ def test_a_harvest_killed_at_any_instant_goes_on_to_the_same_bytes(
     assert 3 <= seen[-1] < CHUNKS, f"seed {seed}: the kills missed the harvest: {seen}"
     done = start(*asked).ended()
     assert done.returncode == 0, done
-    assert "tokens are there already, going on" in done.stderr
+    assert "tokens are finished already; the harvest continues" in done.stderr
     assert tree(tmp_path / "cache.zarr") == tree(reference), f"seed {seed}: {seen}"
 
 
@@ -242,7 +242,7 @@ def test_where_and_how_fast_it_runs_is_no_part_of_the_content(tmp_path, tiny_mod
 def test_something_else_at_the_place_of_the_cache_is_refused(tmp_path, tiny_model, tiny_text):
     (tmp_path / "cache.zarr").mkdir()
     (tmp_path / "cache.zarr" / "mine.txt").write_text("keep")
-    with pytest.raises(UserError, match="holds something that is no activation cache"):
+    with pytest.raises(UserError, match="holds something that is not an activation cache"):
         sae.harvest(**small(tmp_path, tiny_model, tiny_text))
     assert (tmp_path / "cache.zarr" / "mine.txt").read_text() == "keep"
 

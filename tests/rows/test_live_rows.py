@@ -100,7 +100,10 @@ def test_one_reading_of_the_text_gives_the_rows_of_a_cache_each_once(
     assert not equal([first], [expected])
     assert not equal([first], [second])
     assert equal([rows.held_out(1 << 20)], [held_out])
-    assert capsys.readouterr().err.count("the text has ended, and begins again") == 1
+    assert (
+        capsys.readouterr().err.count("the end of the text is reached, and it is read again")
+        == 1
+    )
 
 
 @pytest.mark.slow
@@ -262,7 +265,7 @@ def test_states_are_kept_until_they_are_forgotten(tmp_path, tiny_model, tiny_tex
     assert sorted(path.name for path in state.glob("stream*")) == left
     taken(rows, 1)
     assert sorted(path.name for path in state.glob("*stream*")) == left
-    with pytest.raises(UserError, match=r"stream_0000000002\.pt is not there, and without it"):
+    with pytest.raises(UserError, match=r"stream_0000000002\.pt is missing, and batch"):
         rows.batches(2)
 
 
@@ -272,7 +275,7 @@ def test_a_state_that_is_damaged_or_not_there_is_refused(tmp_path, tiny_model, t
     with closing(rows.batches(0)) as batches:
         next(batches)
         rows.save(1)
-    with pytest.raises(UserError, match=r"stream_0000000001\.pt is not there"):
+    with pytest.raises(UserError, match=r"stream_0000000001\.pt is missing"):
         live(asked, tmp_path, seed=8).batches(1)
     (path,) = tmp_path.glob(".stream-*/stream_0000000001.pt")
     path.write_bytes(path.read_bytes()[:-100])
@@ -294,7 +297,7 @@ def test_a_text_that_has_changed_before_the_position_is_refused(change, tmp_path
         rows.save(60)
     others = [*lines[:5], json.dumps({"text": "Another."}), *lines[5:]]
     file.write_text("\n".join(lines[:60] if change == "shorter" else others))
-    with pytest.raises(UserError, match="is not the text that this training was begun with"):
+    with pytest.raises(UserError, match="is not the text with which this training was begun"):
         taken(live(asked, tmp_path), 1, 60)
 
 
@@ -369,7 +372,7 @@ def test_what_is_impossible_is_refused_before_weights_are_loaded(
     refused("mix_rows=63 is less than one batch of", asked, tmp_path, mix_rows=63)
     refused("longer than the model's 128", asked | {"context_size": 256}, tmp_path)
     gone = replace(asked["data"], name=str(tmp_path / "gone"))
-    refused("gone is not there", asked | {"data": gone}, tmp_path)
+    refused("gone does not exist", asked | {"data": gone}, tmp_path)
     sizes = {"batch_size": 20_000, "mix_rows": 20_000}
     refused("rows to train on, less than one batch of", asked, tmp_path, **sizes)
     config = HarvestConfig(**asked | {"hook_names": [HOOK, OTHER]})

@@ -81,7 +81,7 @@ def test_what_can_be_gone_through_again_begins_again(capsys):
     assert numbers(taken(rows, 50)) == expected
     assert numbers(taken(rows, 50)) == expected
     said = capsys.readouterr().err
-    assert said.count("train: the 100 rows have ended, and begin again") == 2
+    assert said.count("train: the 100 rows have all been used, and are read again") == 2
     loader = DataLoader(TensorDataset(numbered(100)), batch_size=9)
     assert numbers(taken(own(loader), 50)) == expected
 
@@ -104,7 +104,7 @@ def test_an_iterator_that_ends_says_after_how_many_rows():
     assert numbers(list(islice(batches, 4))) == list(range(32, 96))
     with pytest.raises(UserError, match="the rows ended after 100, and training needs 112 and"):
         next(batches)
-    with pytest.raises(UserError, match="these rows can be gone through once"):
+    with pytest.raises(UserError, match="these rows can be read only once"):
         rows.batches(0)
     with pytest.raises(UserError, match="the rows ended after 100, and training needs 1,616"):
         next(own(iter(blocks(100))).batches(100))

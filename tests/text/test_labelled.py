@@ -82,8 +82,8 @@ def test_the_built_in_task_asks_about_words_and_holds_some_out():
     [
         ([("a", "1"), ("b", "1")], None, "all 2 texts are labelled '1'"),
         ([(f"t{i}", f"{i / 7}") for i in range(9)], None, "9 different labels, such as 0.0"),
-        ([("a", "1"), ("", "0")], None, "line 3: text='' is no text"),
-        ([("a", "1"), ("b", "")], None, "line 3: label='' is no label"),
+        ([("a", "1"), ("", "0")], None, "line 3: text='' is not a text"),
+        ([("a", "1"), ("b", "")], None, "line 3: label='' is not a label"),
         ([("ab", "1", 0, 3)], ("text", "label", "start", "end"), "start=0, end=3 is no part"),
         ([("ab", "1", "x", 1)], ("text", "label", "start", "end"), "start=x, end=1 is no part"),
         (
@@ -118,14 +118,14 @@ def test_too_few_texts_of_a_label_are_refused_in_a_sentence(tmp_path):
 
 def test_names_that_are_no_task_are_refused_in_a_sentence(tmp_path):
     for name, sentence in (
-        (str(tmp_path / "nowhere.csv"), "is no file"),
-        ("nowhere.jsonl", "is no file"),
+        (str(tmp_path / "nowhere.csv"), "is not a file"),
+        ("nowhere.jsonl", "is not a file"),
         ("sae-probes:hist_fig_ismale", "none of the 155 data sets of sae-probes; nearest: 5_"),
     ):
         with pytest.raises(UserError, match=sentence):
             labelled_texts(name, "text", "label")
     (tmp_path / "task.txt").write_text("text")
-    with pytest.raises(UserError, match="is of no known kind"):
+    with pytest.raises(UserError, match="has an unknown ending"):
         labelled_texts(str(tmp_path / "task.txt"), "text", "label")
     with pytest.raises(UserError, match="is there twice"):
         task_names(["noun-or-verb", "noun-or-verb"])

@@ -129,12 +129,12 @@ def test_a_part_of_a_split_has_the_rows_that_datasets_gives(clone, tmp_path, spl
 
 
 def test_a_part_that_cannot_be_known_or_is_empty_is_refused(clone):
-    assert "give numbers from the beginning" in refused(
-        clone, subset="books", split="train[:10%]"
+    assert "count from the beginning" in refused(clone, subset="books", split="train[:10%]")
+    assert "is not a split; give a name such as train" in refused(
+        clone, subset="news", split="train[a:]"
     )
-    assert "is no split; give one as train" in refused(clone, subset="news", split="train[a:]")
     said = refused(clone, subset="news", split="train[3:3]")
-    assert "no document is in what was asked for" in said
+    assert "there is no document in the chosen text" in said
     assert "data.split=train[3:3]" in said
 
 
@@ -156,7 +156,7 @@ def test_files_that_look_like_splits_are_not_mixed_and_the_refusal_says_how_to_c
     for name in ("train", "test"):
         jsonl(tmp_path / f"{name}.jsonl", [{"text": name}])
     said = refused(tmp_path)
-    assert "several splits by their names (train, test)" in said
+    assert "whose names suggest several splits (train, test)" in said
     assert f"data.name='{tmp_path}/**'" in said
     assert read(tmp_path, split="train") == ["train"]
     assert sorted(read(f"{tmp_path}/**")) == ["test", "train"]
@@ -434,7 +434,7 @@ def test_tokens_of_another_tokenizer_are_refused_before_a_model_is_loaded(
     tmp_path, tokenizer, wrong
 ):
     parquet(tmp_path / "ids.parquet", input_ids=[[1, wrong]])
-    with pytest.raises(UserError, match="it was tokenised for another model"):
+    with pytest.raises(UserError, match="the text was tokenised for another model"):
         check_text(tokens(tmp_path / "ids.parquet"), lambda: tokenizer)
     parquet(tmp_path / "other.parquet", labels=[[1, 2]])
     said = refused(tmp_path / "other.parquet", column="labels")

@@ -334,7 +334,7 @@ def test_a_folder_without_text_is_refused_before_anything_is_loaded(tmp_path):
 
 def test_a_hub_data_set_offline_is_one_sentence():
     for name in ("nobody/such-text", "miscelany"):
-        with pytest.raises(UserError, match="could not be had from the Hub") as caught:
+        with pytest.raises(UserError, match="could not be downloaded from the Hub") as caught:
             next(documents(DataConfig(name=name)))
         assert "\n" not in str(caught.value)
     assert "nearest: miscellany" in str(caught.value)

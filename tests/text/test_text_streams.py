@@ -289,7 +289,7 @@ def test_what_cannot_be_had_from_the_web_is_refused_in_one_sentence(web):
             check_source(DataConfig(name=address))
         assert address in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="is of no known kind; give a file ending in"):
+    with pytest.raises(UserError, match="has an unknown ending; give a file ending in"):
         check_source(DataConfig(name=f"{web.address}/notes.html"))
 
 
