@@ -63,9 +63,9 @@ class AtlasRecord:
     n_scored: int = 0
     """Features that were scored by what they do to the model's output."""
     n_dials: int = 0
-    """Those of them that are dials."""
+    """Number of scored features that are dials."""
     n_weak_dials: int = 0
-    """Those of them whose effect is beyond chance, but weak."""
+    """Number of scored features whose effect is beyond chance, but weak."""
     stated_dose: float | None = None
     """Norm that was added to score them, over the mean norm of the activations there."""
     max_cost: float | None = None
@@ -112,7 +112,7 @@ class AtlasRecord:
             UserError: if it is of another format, or a value is missing or of another type.
         """
         if not isinstance(found, dict):
-            raise UserError(f"{where} is no JSON object; run sae analyze again")
+            raise UserError(f"{where} does not hold a JSON object; run sae analyze again")
         made = found.get("format", 1)
         require(
             made == FORMAT,
@@ -131,8 +131,8 @@ def read_record(folder: Path) -> AtlasRecord:
     path = folder / RECORD_FILE
     require(
         path.is_file(),
-        f"{folder} is no finished atlas ({RECORD_FILE} is missing); run sae analyze again, "
-        "which mends it",
+        f"{folder} is not a finished atlas ({RECORD_FILE} is missing); run sae analyze "
+        "again to repair it",
     )
     check_whole(path, "run sae analyze again, which mends it")
     return AtlasRecord.from_json(str(path), read_json(path))
@@ -166,7 +166,7 @@ class Atlas:
         It would if any file, a page among them, is missing or not as it was written.
         """
         if wrong := damaged(self.folder):
-            say(f"{self.folder / wrong[0]} is missing or damaged; the atlas is to be made anew")
+            say(f"{self.folder / wrong[0]} is missing or damaged; the atlas is made again")
             return None
         try:
             for table in (FEATURES, CONTEXTS):

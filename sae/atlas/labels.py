@@ -213,7 +213,7 @@ def replace_atlas(new: Path, old: Path, show: Callable[[Path, Labels], None]) ->
         exchange(new, old)
         if _content(new) not in (seen, b""):
             kept = _keep(new / LABELS_FILE, old, record.dictionary_digest)
-            say(f"analyze: labels that were saved while {old} was replaced are in {kept}")
+            say(f"analyze: the labels that were saved while {old} was replaced are in {kept}")
 
 
 def _content(folder: Path) -> bytes:
@@ -232,21 +232,21 @@ def _records(path: Path, d_sae: int) -> Iterator[tuple[int, str, str]]:
         beyond = [cell for i, cell in enumerate(cells) if i not in places and cell.strip()]
         require(
             not beyond,
-            f"{where}: {beyond[:1]} is in no column; put a cell with a comma in quotation "
-            "marks",
+            f"{where}: {beyond[:1]} belongs to no column; put a cell that contains a comma "
+            "in quotation marks",
         )
         found = [cells[i].strip() if 0 <= i < len(cells) else "" for i in places]
         # Without the apostrophe that keeps a spreadsheet from computing a cell.
         cell, *texts = (c[1:] if c[:1] == "'" and _is_formula(c) else c for c in found)
         require(
             cell.isascii() and cell.isdecimal() and int(cell) < d_sae,
-            f"{where}: {cell!r} is no feature of this atlas; give a number from 0 to "
+            f"{where}: {cell!r} is not a feature of this atlas; give a number from 0 to "
             f"{d_sae - 1}",
         )
         feature = int(cell)
         require(
             feature not in seen,
-            f"{where}: feature {feature} has a row already, at line {seen.get(feature)}; "
+            f"{where}: feature {feature} is already described in line {seen.get(feature)}; "
             "keep one of them",
         )
         seen[feature] = line
@@ -260,7 +260,8 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{path}, line {line}: not UTF-8; save the file as CSV with encoding UTF-8"
+            f"{path}, line {line}: the text is not UTF-8; save the file as CSV with the "
+            "encoding UTF-8"
         ) from error
     delimiter = next((d for d in ",;\t" if d in text.split("\n", 1)[0]), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -272,8 +273,8 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {line}: {error}; a quotation mark in a cell is written twice, and "
-            "the cell in quotation marks"
+            f"{path}, line {line}: {error}; put the cell in quotation marks, and write a "
+            "quotation mark inside it twice"
         ) from error
 
 
@@ -284,7 +285,8 @@ def _places(header: list[str], where: str) -> list[int]:
     for name in filter(None, names):
         require(
             name in _COLUMNS and names.count(name) == 1,
-            f"{where}: column {name!r} is unknown or there twice; the first line is {wanted}",
+            f"{where}: column {name!r} is unknown or occurs twice; the first line must be "
+            f"{wanted}",
         )
     for name in _COLUMNS[:2]:
         require(name in names, f"{where}: no column {name!r}; the first line is {wanted}")

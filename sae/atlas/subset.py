@@ -81,7 +81,7 @@ class Example:
     promoted: list[str]
     """Tokens that its direction pushes up, the strongest first; none if not known."""
     contexts: list[ExampleContext]
-    """Where it fires most, the strongest first."""
+    """Contexts in which the feature fires most strongly, the strongest first."""
 
 
 def clearest_features(

@@ -69,15 +69,15 @@ class Dictionary:
     activation: Activation = field(default_factory=ReLU)
     """What makes its latents active."""
     record: Record = field(default_factory=Record)
-    """Where it comes from."""
+    """Where the dictionary comes from: its model, text and training."""
     W_skip: Float[Tensor, "d_out d_in"] | None = None
     """`x @ W_skip.T` is added to the reconstruction of `x`."""
 
     def __post_init__(self) -> None:
         require(
             len(self.reads) == len(self.writes) == 1,
-            f"a dictionary here reads one place and writes one, not {len(self.reads)} and "
-            f"{len(self.writes)}",
+            "a dictionary reads exactly one place and writes exactly one, not "
+            f"{len(self.reads)} and {len(self.writes)}",
         )
         (d_in, d_sae), d_out = self.W_enc.shape, self.W_dec.shape[-1]
         sizes = {"d_in": d_in, "d_sae": d_sae, "d_out": d_out}
@@ -86,7 +86,7 @@ class Dictionary:
             expected = tuple(sizes[key] for key in SHAPES.get(name, ("d_sae",)))
             require(
                 found == expected,
-                f"{name} has shape {found} where {expected} is right for W_enc "
+                f"{name} has shape {found} instead of {expected}, which would fit W_enc "
                 f"{(d_in, d_sae)} and W_dec {tuple(self.W_dec.shape)}",
             )
         self.activation.check(d_sae)
@@ -124,17 +124,17 @@ class Dictionary:
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
-        """What latents read: `x @ W_enc + b_enc` are the pre-activations of `x`."""
+        """Encoder weights, (d_in, d_sae): `x @ W_enc + b_enc` are pre-activations of `x`."""
         return self.reads[0].W.t()
 
     @property
     def W_dec(self) -> Float[Tensor, "d_sae d_out"]:
-        """What latents add to the activations where they are one, a row each."""
+        """Decoder directions, (d_sae, d_out): a latent adds its row times its activation."""
         return self.writes[0].W
 
     @property
     def b_dec(self) -> Float[Tensor, " d_out"]:
-        """What is added to the activations besides."""
+        """Decoder bias, shape (d_out,), which is added to every reconstruction."""
         bias = self.writes[0].b
         assert bias is not None
         return bias
@@ -292,8 +292,8 @@ class Dictionary:
         """
         require(
             isinstance(self.activation, TopK),
-            f"k={k} is for topk dictionaries, whose k largest latents are active; this one is "
-            f"{self.architecture}, so leave out k",
+            f"k={k} has an effect only on TopK dictionaries, where the k largest latents "
+            f"are active; this one is {self.architecture}, so leave out k",
         )
         activation = TopK(k)
         activation.check(self.d_sae)
@@ -323,8 +323,8 @@ class Dictionary:
         undone = self.writes[0].normalisation
         require(
             undone is None,
-            "this dictionary reads each row by its own length, so what activations add up to "
-            "depends on the row; give it too: reconstruct(x, feature_acts)",
+            "this dictionary scales each row by its own norm, so the reconstruction "
+            "depends on the row; give the row as well: reconstruct(x, feature_acts)",
         )
         return self._decoded(feature_acts)
 
@@ -370,7 +370,7 @@ class Dictionary:
         )
         require(
             given.dim() > 0 and given.shape[-1] == width,
-            f"a tensor of shape {tuple(given.shape)} was given, and its last dimension has to "
+            f"a tensor of shape {tuple(given.shape)} was given, but its last dimension must "
             f"be {name}={width}",
         )
         return given.to(self.W_enc.dtype)

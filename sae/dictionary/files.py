@@ -129,8 +129,8 @@ def write_files(dictionary: Dictionary, folder: Path, dtype: str = FULL) -> None
     (read_as, undone) = (port.normalisation for port in dictionary.ports)
     require(
         undone == (None if transcoder else read_as),
-        "a file says how rows are read; that it is undone goes without saying where a "
-        "dictionary writes what it reads, and nowhere else; make it with Dictionary.normalised",
+        "a normalisation that is undone in the reconstruction cannot be written for a "
+        "dictionary that writes elsewhere than it reads; make it with Dictionary.normalised",
     )
     stored = packed(dictionary.tensors, dtype, activation.never)
     config: dict[str, object] = {
@@ -188,7 +188,9 @@ def load_dictionary(folder: str | Path) -> Dictionary:
             is not known.
     """
     folder = Path(folder)
-    require(folder.is_dir(), f"{folder} is no folder; a dictionary is a folder with cfg.json")
+    require(
+        folder.is_dir(), f"{folder} is not a folder; a dictionary is a folder with cfg.json"
+    )
     path = folder / CONFIG_FILE
     config = _as_version_6(_read_config(path))
     kind = _kind_in(folder, config)
@@ -196,7 +198,8 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     subtracts = flag(path, config, "apply_b_dec_to_input")
     require(
         not (subtracts and kind.transcoder),
-        f"{folder}: apply_b_dec_to_input=true, but a transcoder's b_dec is not of its input",
+        f"{folder}: apply_b_dec_to_input=true, but the b_dec of a transcoder does not "
+        "belong to its input",
     )
     numbers = kind.activation.read_numbers(path, config)
     metadata = _metadata_in(path, config)
@@ -216,8 +219,8 @@ def load_dictionary(folder: str | Path) -> Dictionary:
     if factor is not None:
         require(
             not kind.transcoder,
-            f"{path}: normalize_activations={config['normalize_activations']}, and nothing "
-            "says how a transcoder's output is scaled",
+            f"{path}: normalize_activations={config['normalize_activations']}, but nothing "
+            "says how the output of the transcoder is scaled",
         )
         found = with_input_scale(found, factor)
     found = found.normalised(normalisation)
@@ -273,8 +276,8 @@ def _normalisation_in(
         return NORMALISATIONS.get(name), None
     require(
         name != "covariance_whitening",
-        f"{path}: normalize_activations={name} is of a checkpoint of a training; save the "
-        "dictionary in SAELens with save_inference_model, which folds it",
+        f"{path}: normalize_activations={name} occurs only in checkpoints of a training; "
+        "save the dictionary in SAELens with save_inference_model, which folds it",
     )
     known = ", ".join([*NORMALISATIONS, *_FACTORS])
     require(
@@ -302,7 +305,8 @@ def _as_version_6(config: dict[str, object]) -> dict[str, object]:
     activation = old.get("activation_fn") or old.get("activation_fn_str") or "relu"
     require(
         activation in ("relu", "topk"),
-        f"activation_fn={activation} is not known; known of SAELens before 6: relu, topk",
+        f"activation_fn={activation} is not known; for files of SAELens before version 6, "
+        "relu and topk are",
     )
     if activation == "topk":
         settings = old.get("activation_fn_kwargs") or {}

@@ -67,13 +67,12 @@ def _place(
         site = Site.from_json(sites.part(key))
         require(
             name == site.hook_name,
-            f"{path}: {key}={name}, but {sites.name}.{key} is of {site.hook_name}; "
-            f"{sites.cure}",
+            f"{path}: {key}={name}, but {sites.name}.{key} says {site.hook_name}; {sites.cure}",
         )
         require(
             site.width in (0, width),
-            f"{path}: {sites.name}.{key} has width={site.width}, but the weights {width}; "
-            f"{sites.cure}",
+            f"{path}: {sites.name}.{key} has width={site.width}, but the weights have "
+            f"{width}; {sites.cure}",
         )
         return replace(site, width=width)
     name = name or module

@@ -77,7 +77,7 @@ class Record:
     prepend_bos: bool | None = None
     """Whether each sequence began with the model's beginning token."""
     bos_token_id: int | None = None
-    """That token."""
+    """Id of the token that was put before every sequence."""
     exclude_special_tokens: bool | None = None
     """Whether activations of special tokens were left out."""
     dataset_path: str | None = None
@@ -91,7 +91,7 @@ class Record:
     training: TrainingRecord | None = None
     """How it was trained, if that was here."""
     imported: Origin | None = None
-    """Where it was imported from, if it was."""
+    """Where the dictionary was imported from, if it was not trained here."""
     transcoder: bool = False
     """Whether the file says that it is a transcoder, which its hooks may leave open."""
     others: Mapping[str, object] = field(default_factory=dict)

@@ -66,13 +66,13 @@ class TensorFile:
                 infinity, or the memory does not suffice.
         """
         missing = sorted({*layout} - {*self.headers, *optional})
-        require(not missing, f"{self.path} misses {', '.join(missing)}; {_WANTED}")
+        require(not missing, f"{self.path} lacks {', '.join(missing)}; {_WANTED}")
         there = {name: names for name, names in layout.items() if name in self.headers}
         self._check_shapes(there)
         unknown = sorted(set(self.headers) - {*layout, *beside})
         require(
             not unknown,
-            f"{self.path} holds {', '.join(unknown)} beside {', '.join(layout)}; it is of "
+            f"{self.path} holds {', '.join(unknown)} beside {', '.join(layout)}; it has "
             "another architecture than its configuration says",
         )
         needed = 4 * sum(math.prod(self.headers[name].shape) for name in there)
@@ -100,7 +100,7 @@ class TensorFile:
                 f"{'' if None in expected else f' = {expected}'} is right",
             )
         empty = next((d for d, size in sizes.items() if size == 0), None)
-        require(empty is None, f"{self.path}: {empty} is 0, so there are no weights in it")
+        require(empty is None, f"{self.path}: {empty} is 0, so the file has no weights")
 
     def _finite(self, name: str) -> Tensor:
         with _blaming(self.path):
@@ -148,7 +148,8 @@ def check_sizes(path: Path, config: Mapping[str, Any], sizes: Mapping[str, int])
     for key, size in sizes.items():
         require(
             config.get(key) in (None, size),
-            f"{path}: {key}={config.get(key)}, but by the weights beside it {key}={size}",
+            f"{path}: {key}={config.get(key)}, but according to the weights beside it "
+            f"{key}={size}",
         )
 
 
@@ -164,7 +165,7 @@ def open_safetensors(path: Path) -> TensorFile:
 
 
 def _open_whole(path: Path) -> TensorFile:
-    require(path.is_file(), f"{path}: no such file")
+    require(path.is_file(), f"{path}: there is no such file")
     with _blaming(path):
         file: Any = safe_open(path, framework="pt")
         parts = {name: file.get_slice(name) for name in list(file.keys())}
@@ -197,7 +198,7 @@ def _open_shards(index: Path) -> TensorFile:
         # A part elsewhere on this disk is none of this dictionary's.
         require(
             isinstance(name, str) and name not in ("", "..") and Path(name).name == name,
-            f"{index}: {name} is no file beside it; {_WANTED}",
+            f"{index}: {name} is not a file beside it; {_WANTED}",
         )
     parts = {name: _open_whole(index.with_name(name)) for name in set(places.values())}
     for tensor, name in places.items():
@@ -222,7 +223,7 @@ def open_npz(path: Path) -> TensorFile:
         plain = Path(member.filename).name == member.filename and "\\" not in member.filename
         require(
             plain and name != member.filename,
-            f"{path}: its member {member.filename} is no array of its own; {_WANTED}",
+            f"{path}: its member {member.filename} is not an array of its own; {_WANTED}",
         )
         headers[name] = _npy_header(path, archive, member)
 
@@ -245,8 +246,8 @@ def _npy_header(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -
         length = member.file_size - file.tell()
     require(
         not dtype.hasobject,
-        f"{path}: {member.filename} holds Python objects, which could run anything and are "
-        "not read; give one of plain numbers",
+        f"{path}: {member.filename} contains Python objects, which could run any code and "
+        "are therefore not read; give a file of plain numbers",
     )
     require(
         length == math.prod(shape) * dtype.itemsize,
@@ -264,14 +265,14 @@ def load_pickle(path: Path) -> Any:
     """
     with _open_zip(path) as archive:
         packed = any(member.compress_type != 0 for member in archive.infolist())
-        require(not packed, f"{path} is compressed, as torch never saves; {_WANTED}")
+        require(not packed, f"{path} is compressed, which torch never does; {_WANTED}")
     with _blaming(path):
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             raise UserError(
-                f"{path} holds more than tensors and plain values, which could run anything, "
-                "so nothing of it was loaded; give a state dict"
+                f"{path} contains more than tensors and plain values, which could run any "
+                "code, so nothing of it was loaded; give a state dict"
             ) from error
 
 
@@ -286,7 +287,7 @@ def tensors_of(path: Path, mapping: Any) -> TensorFile:
         f"{path} holds no state dict; {_WANTED}",
     )
     odd = [name for name, value in mapping.items() if not _is_plain(value)]
-    require(not odd, f"{path}: {', '.join(odd)} is no plain tensor; {_WANTED}")
+    require(not odd, f"{path}: {', '.join(odd)} is not a plain tensor; {_WANTED}")
     headers, length = {}, path.stat().st_size
     for name, tensor in mapping.items():
         # A tensor can repeat a few bytes without end.
@@ -311,7 +312,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
-    require(path.is_file(), f"{path}: no such file")
+    require(path.is_file(), f"{path}: there is no such file")
     with _blaming(path):
         return zipfile.ZipFile(path)
 
@@ -328,4 +329,4 @@ def _blaming(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         first = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{path} is damaged or of another kind: {first}") from error
+        raise UserError(f"{path} is damaged or is another kind of file: {first}") from error

@@ -171,8 +171,8 @@ def import_from_saelens(
     order, plan = _split(dataset, digests, held_out_fraction)
     require(
         plan.n_training > 0 and plan.n_held_out > 0,
-        f"held_out_fraction={held_out_fraction} holds out {plan.n_held_out} of {len(order)} "
-        f"sequences of {folder}; give a share that leaves some on both sides",
+        f"held_out_fraction={held_out_fraction} holds out {plan.n_held_out} of the "
+        f"{len(order)} sequences of {folder}; give a share that leaves some for both sides",
     )
     about: dict[str, Any] = {
         "source": "saelens",
@@ -188,7 +188,7 @@ def import_from_saelens(
     with only_writer(out):
         writer = find_cache(out, about["digest"])
         if writer is not None and writer.intact(verify=True):
-            say(f"import: {out} is there already, reused")
+            say(f"import: {out} is finished already and is reused")
             return open_cache(out)
         if writer is None:
             writer = create_cache(out, [*hooks.values()], plan, dtype=dtype, attributes=about)
@@ -217,7 +217,7 @@ def _open_dataset(folder: Path, model_name: str) -> tuple[Any, dict[str, Site]]:
         dataset = load_from_disk(str(folder))
     # It has an IndexError for a data set without rows, a ValueError for damage.
     except (FileNotFoundError, IndexError, ValueError) as error:
-        raise UserError(f"{folder} is no data set with rows; {_WANTED}") from error
+        raise UserError(f"{folder} is not a data set with rows; {_WANTED}") from error
     require(isinstance(dataset, Dataset), f"{folder} holds several data sets; {_WANTED}")
     shapes = {n: f.shape for n, f in dataset.features.items() if isinstance(f, Array2D)}
     length = getattr(dataset.features.get(TOKENS), "length", -1)

@@ -45,7 +45,7 @@ def load_named(run: Run, name: str) -> tuple[str, Dictionary]:
     Raises:
         UserError: if there is none.
     """
-    require(bool(name), "dictionary is empty; give a name in the run, a folder or null")
+    require(bool(name), "dictionary is empty; give a name in the run, a folder, or null")
     if name in run.dictionary_names:
         return str(run.dictionary(name)), run.load(name)[1]
     return name, load(name)
@@ -80,7 +80,8 @@ def local_path(path: str | Path) -> Path:
         return Path(path)
     require(
         "://" not in str(path),
-        f"{path} is an address; of what is on the Hub give ORG/NAME or ORG/NAME:FOLDER",
+        f"{path} is a web address; for a dictionary on the Hub give ORG/NAME or "
+        "ORG/NAME:FOLDER",
     )
     found = _ID.fullmatch(str(path))
     if found is None:
@@ -94,7 +95,7 @@ def local_path(path: str | Path) -> Path:
     parts = Path(folder).parts
     require(
         ".." not in parts and not Path(folder).is_absolute(),
-        f"{path}: {folder} leads out of the repository; give a folder in it",
+        f"{path}: {folder} leads out of the repository; give a folder inside it",
     )
     place = _fetched(repository, revision, folder)
     if _holds_one(place):
@@ -108,7 +109,7 @@ def local_path(path: str | Path) -> Path:
     asked = repository + (f":{folder}" if folder else "") + (f"@{revision}" if revision else "")
     some = nearest(folder, there) or (f"; it has {there[0]}" if there else "")
     raise UserError(
-        f"{asked} holds no dictionary that is known; give {repository}:FOLDER{some}"
+        f"{asked} contains no dictionary in a known format; give {repository}:FOLDER{some}"
     )
 
 
@@ -177,8 +178,8 @@ def _not_fetched(repository: str, revision: str | None, error: Exception) -> str
     offline = " (offline)" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
     first = str(error).strip().split("\n")[0] or type(error).__name__
     return (
-        f"{repository} is no folder here ({Path(repository).absolute()}), and could not be had "
-        f"from the Hub{offline}. It said: {first}"
+        f"{repository} is no folder here ({Path(repository).absolute()}), and could not be "
+        f"downloaded from the Hub{offline}. Its message: {first}"
     )
 
 

@@ -184,7 +184,7 @@ def _check_same_hook(
         return
     require(
         _behind_block(theirs) == _behind_block(asked),
-        f"{config.folder} is of {theirs.hook_name}, but {key}={asked.hook_name}; leave out "
+        f"{config.folder} reads {theirs.hook_name}, but {key}={asked.hook_name}; leave out "
         f"{key}=...",
     )
 
@@ -218,8 +218,8 @@ def _model(config: ImportConfig, said: str | None) -> ModelRecord:
     known = {record.hub_id, record.name, record.hub_id.split("/")[-1]}
     require(
         hub_id in known or recorded_name(name) in known,
-        f"{config.folder} is of {name}, but {location} is of {record.hub_id}; if these are "
-        f"one model, say model_name={record.name}",
+        f"{config.folder} belongs to {name}, but {location} to {record.hub_id}; if these "
+        f"are the same model, give model_name={record.name}",
     )
     return record
 
@@ -235,8 +235,8 @@ def _model_by_name(config: ImportConfig, name: str) -> ModelRecord:
             raise UserError(str(error).replace("model.name=", "model_name=", 1)) from error
         said = str(error).replace("model.name=", "", 1)
         raise UserError(
-            f"{config.folder} says that it is of {name}, and {said}; if that is the name of a "
-            "model that you have, give model_name=..."
+            f"{config.folder} says that it belongs to {name}, but {said}; if you have that "
+            "model under another name, give model_name=..."
         ) from error
 
 

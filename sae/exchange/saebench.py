@@ -33,7 +33,7 @@ class CustomSAEConfig:
     """What SAEBench's evaluations read of `cfg`, by the names of its own class."""
 
     model_name: str
-    """As TransformerLens knows it; to be changed where that is another name."""
+    """Name of the model in TransformerLens; change it if TransformerLens uses another name."""
     d_in: int
     d_sae: int
     hook_layer: int
@@ -90,7 +90,7 @@ class CustomSAE(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device that the weights are on."""
         return self.W_enc.device
 
     @property
@@ -147,23 +147,23 @@ def as_custom_sae(dictionary: Dictionary) -> CustomSAE:
     record, by = dictionary.record, dictionary.reads[0].normalisation
     require(
         by is None,
-        "SAEBench decodes activations without the rows that they are of, and this dictionary "
-        f"normalises each row ({by and by.name}); give one that reads rows as they are",
+        "SAEBench decodes activations without their rows, but this dictionary normalises "
+        f"each row ({by and by.name}); give a dictionary that reads rows as they are",
     )
     require(
         not dictionary.is_transcoder,
-        "SAEBench puts a reconstruction back where it was read, and a transcoder's belongs "
-        "elsewhere; give an autoencoder",
+        "SAEBench puts a reconstruction back where it was read, but that of a transcoder "
+        "belongs elsewhere; give an autoencoder",
     )
     require(
         record.model_name is not None,
-        "the dictionary does not say which model it is of, and SAEBench loads it by name; give "
-        "it a model_name in its metadata",
+        "the dictionary does not name its model, which SAEBench loads by name; add a "
+        "model_name to its metadata",
     )
     hook_name, layer = dictionary.hook_name, layer_of(dictionary)
     require(
         layer is not None and hook_name.startswith("blocks."),
-        f"hook_name={hook_name} is no hook of TransformerLens's, where SAEBench looks for it; "
+        f"hook_name={hook_name} is not a hook of TransformerLens, which SAEBench needs; "
         "give one such as blocks.6.hook_resid_post",
     )
     assert layer is not None

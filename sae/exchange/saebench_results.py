@@ -89,9 +89,9 @@ class Measured:
     letters: Sequence[LetterResult] = ()
     """Empty where absorption was not measurable."""
     raw: Sequence[ProbeResult] = ()
-    """Of probes on activations, one a data set."""
+    """Results of probes on activations, one for each data set."""
     features: Mapping[int, Sequence[ProbeResult]] = field(default_factory=dict)
-    """Of probes on k features, by k, for the same data sets."""
+    """Results of probes on k features for the same data sets, by k."""
     findings: Sequence[Finding] = ()
     """All of them, with their intervals and floors."""
     seed: int = 0

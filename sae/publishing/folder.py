@@ -51,7 +51,7 @@ def smaller(
     kept = np.arange(dictionary.d_sae) if n_active is None else n_active.nonzero()[0]
     require(
         len(kept) > 0,
-        "drop_dead=true would leave nothing, since no feature fired; export without it",
+        "drop_dead=true would leave no feature, because none fired; export without it",
     )
     small = dictionary.of_latents(torch.from_numpy(kept))
     return Smaller(small if dtype == FULL else as_loaded(small, dtype), kept)

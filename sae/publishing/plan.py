@@ -74,19 +74,20 @@ class ExportConfig:
         dtype = named_dtype(self.dtype)
         require(
             dtype == FULL or self.format == SAELens.name,
-            f"dtype={self.dtype} format={self.format}: only format=saelens says in which type "
-            "its weights are; leave out one of the two",
+            f"dtype={self.dtype} format={self.format}: only format=saelens records the type "
+            "of its weights; leave out one of the two",
         )
         require(
             self.license is None or _LICENSE.fullmatch(self.license) is not None,
-            f"license={self.license} is no licence as the Hub writes it; give apache-2.0, mit, "
-            "cc-by-4.0 or another one of https://huggingface.co/docs/hub/repositories-licenses",
+            f"license={self.license} is not a licence that the Hub knows; give apache-2.0, "
+            "mit, cc-by-4.0 or another one from "
+            "https://huggingface.co/docs/hub/repositories-licenses",
         )
         if self.push is not None:
             check_repository(self.push)
         require(
             self.push is not None or not self.private,
-            "private=true is of what goes to the Hub; add push=ORG/NAME",
+            "private=true has an effect only on the Hub; add push=ORG/NAME",
         )
 
     def idle_keys(self) -> dict[str, str | None]:
@@ -119,7 +120,7 @@ class Plan:
     atlas: Atlas
     figures: Figures
     controls: tuple[Figures, ...]
-    """Of its controls, as far as they were measured as they are now."""
+    """Figures of its controls, as far as they were measured in their present state."""
     target: Path
     digest: str
     """Identifies everything that goes into the export."""
@@ -195,7 +196,7 @@ def plan(config: ExportConfig) -> Plan:
     found = Plan(config, name, dictionary, atlas, figures, controls, target, wanted)
     require(
         Path(found.subfolder).name == found.subfolder != "..",
-        f"{name} is of the hook {found.subfolder}, which is no name of one folder",
+        f"{name} belongs to the hook {found.subfolder}, which cannot be the name of a folder",
     )
     return found
 
@@ -223,8 +224,8 @@ def is_there(plan: Plan) -> bool:
         return True
     require(
         not Path.cwd().is_relative_to(plan.place) and not plan.place.is_mount(),
-        f"{target} would be replaced as a whole, but is a disk of its own, or you are in it; "
-        f"{other}",
+        f"{target} would be replaced as a whole, but it is a disk of its own or your "
+        f"current folder; {other}",
     )
     return False
 
@@ -232,12 +233,12 @@ def is_there(plan: Plan) -> bool:
 def _is_current(plan: Plan, other: str) -> bool:
     target = plan.target
     stamp_path = plan.place / STAMP_FILE
-    require(stamp_path.is_file(), f"{target} holds something that is no export; {other}")
+    require(stamp_path.is_file(), f"{target} contains something that is not an export; {other}")
     stamp = read_stamp(stamp_path)
     if stamp is None:
         raise UserError(
-            f"{target / STAMP_FILE} is damaged, or nothing that this version of sae export "
-            f"wrote, so that {target} is not replaced; move that folder away, or {other}"
+            f"{target / STAMP_FILE} is damaged, or was not written by this version of sae "
+            f"export, so {target} is not replaced; move that folder away, or {other}"
         )
     require(
         stamp.of == plan.subject,

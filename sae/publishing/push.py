@@ -32,7 +32,8 @@ def check_repository(name: str) -> None:
     """
     require(
         _ID.fullmatch(name) is not None,
-        f"push={name} is no repository; give ORG/NAME, as in push=me/my-dictionary",
+        f"push={name} is not the name of a repository; give ORG/NAME, as in "
+        "push=me/my-dictionary",
     )
 
 
@@ -48,7 +49,7 @@ def check_can_push(repository: str) -> None:
         not constants.HF_HUB_OFFLINE,
         f"push={repository}, but the Hub is switched off here; unset HF_HUB_OFFLINE",
     )
-    require(bool(get_token()), f"push={repository} needs a token of the Hub; {_LOGIN}")
+    require(bool(get_token()), f"push={repository} needs a token for the Hub; {_LOGIN}")
 
 
 def push(folder: Path, repository: str, *, private: bool) -> None:
@@ -118,7 +119,7 @@ def _in_a_sentence(repository: str, folder: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError, http_error) as error:
         raise UserError(
-            f"{_reason(repository, error)}; {folder} is there, and the same command goes on"
+            f"{_reason(repository, error)}; {folder} is kept, and the same command continues"
         ) from error
 
 

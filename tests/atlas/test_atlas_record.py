@@ -68,5 +68,5 @@ def test_a_damaged_record_is_refused(text, tmp_path):
 
 
 def test_a_folder_without_a_record_is_no_finished_atlas(tmp_path):
-    with pytest.raises(UserError, match="is no finished atlas"):
+    with pytest.raises(UserError, match="is not a finished atlas"):
         read_record(tmp_path)

@@ -84,12 +84,12 @@ def test_the_hooks_are_those_of_the_metadata():
 @pytest.mark.parametrize(
     ("architecture", "change", "sentence"),
     [
-        ("gated", {"b_mag": torch.zeros(47)}, r"b_mag has shape \(47,\) where \(48,\)"),
-        ("jumprelu", {"threshold": torch.zeros(())}, r"threshold has shape \(\) where"),
-        ("standard", {"b_enc": torch.zeros(32)}, r"b_enc has shape \(32,\) where \(48,\)"),
-        ("standard", {"b_dec": torch.zeros(31)}, r"b_dec has shape \(31,\) where \(32,\)"),
-        ("standard", {"W_dec": torch.zeros(47, 32)}, r"W_dec has shape \(47, 32\) where"),
-        ("standard", {"W_skip": torch.zeros(32, 31)}, r"W_skip has shape \(32, 31\) where"),
+        ("gated", {"b_mag": torch.zeros(47)}, r"b_mag has shape \(47,\) instead of \(48,\)"),
+        ("jumprelu", {"threshold": torch.zeros(())}, r"threshold has shape \(\) instead"),
+        ("standard", {"b_enc": torch.zeros(32)}, r"b_enc has shape \(32,\) instead of \(48,\)"),
+        ("standard", {"b_dec": torch.zeros(31)}, r"b_dec has shape \(31,\) instead of \(32,\)"),
+        ("standard", {"W_dec": torch.zeros(47, 32)}, r"W_dec has shape \(47, 32\) instead"),
+        ("standard", {"W_skip": torch.zeros(32, 31)}, r"W_skip has shape \(32, 31\) instead"),
     ],
 )
 def test_weights_that_do_not_belong_together_are_refused(architecture, change, sentence):
@@ -105,7 +105,9 @@ def test_a_k_that_its_latents_cannot_have_is_refused(k):
 
 def test_several_places_are_refused_in_a_sentence():
     one = random_dictionary()
-    with pytest.raises(UserError, match="reads one place and writes one, not 2 and 1"):
+    with pytest.raises(
+        UserError, match="reads exactly one place and writes exactly one, not 2 and 1"
+    ):
         replace(one, reads=one.reads * 2)
 
 
@@ -170,7 +172,7 @@ def test_what_is_sparse_or_of_another_width_is_refused_in_a_sentence():
     for call in (dictionary.encode, dictionary.encode_sparse):
         with pytest.raises(UserError, match=r"a sparse tensor of shape \(64, 32\) was given"):
             call(X.to_sparse())
-        with pytest.raises(UserError, match=r"\(64, 31\) was given, .* has to be d_in=32"):
+        with pytest.raises(UserError, match=r"\(64, 31\) was given, .* must be d_in=32"):
             call(X[:, 1:])
     with pytest.raises(UserError, match="make it dense with to_dense"):
         dictionary.decode(acts.to_sparse())

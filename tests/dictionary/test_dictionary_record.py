@@ -203,11 +203,11 @@ DAMAGED = [
     ),
     (
         {"sites": {"hook_name": SITE.to_json() | {"width": 31}}},
-        "sites.hook_name has width=31, but the weights 32",
+        "sites.hook_name has width=31, but the weights have 32",
     ),
     (
         {"sites": {"hook_name": MID.to_json()}},
-        f"hook_name={HOOK}, but sae_atlas.sites.hook_name is of {MID.hook_name}",
+        f"hook_name={HOOK}, but sae_atlas.sites.hook_name says {MID.hook_name}",
     ),
 ]
 

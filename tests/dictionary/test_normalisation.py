@@ -92,7 +92,9 @@ def test_a_row_without_a_direction_stays_one():
 @EVERY
 def test_activations_alone_decode_to_nothing_that_is_known(name):
     acts = normalising(name).encode(rows())
-    with pytest.raises(UserError, match=r"give it too: reconstruct\(x, feature_acts\)"):
+    with pytest.raises(
+        UserError, match=r"give the row as well: reconstruct\(x, feature_acts\)"
+    ):
         normalising(name).decode(acts)
 
 
@@ -170,7 +172,7 @@ def test_one_number_for_all_rows_is_folded(name, key, subtracts, tmp_path):
         ),
         (
             {"normalize_activations": "covariance_whitening"},
-            "is of a checkpoint of a training; save the dictionary in SAELens with save_inf",
+            "occurs only in checkpoints of a training; save the dictionary in SAELens with",
         ),
         ({"normalize_activations": "other"}, "other is not known; known: none, constant_norm"),
     ],
@@ -267,7 +269,7 @@ def test_what_takes_rows_as_they_are_refuses_it():
     scaling = InputScaling.of(rows())
     config = ARCHITECTURES["standard"](d_sae=D_SAE)
     trainable = config.build(scaling(rows()), torch.Generator().manual_seed(0))
-    with pytest.raises(UserError, match=r"normalised one by one \(layer_norm\)"):
+    with pytest.raises(UserError, match=r"a normalisation for each row \(layer_norm\)"):
         trainable.begin_with(dictionary, scaling, scaling)
     at_two = replace(dictionary, writes=normalising("layer_norm", d_out=D_IN).writes)
     assert at_two.writes[0].normalisation == LayerNorm()

@@ -307,12 +307,12 @@ def without(name):
 DAMAGES = {
     "cut off": (
         lambda f: (f / "batch-0.json").write_bytes((f / "batch-0.json").read_bytes()[:-9]),
-        "batch-0.json is cut off or no JSON",
+        "batch-0.json is incomplete or not JSON",
     ),
     "a list": (lambda f: (f / "batch-0.json").write_text("[]"), "has no list of features"),
     "another": (other_set, "and another file here of"),
     "no number": (without("feature_index"), "'None' is no number of a feature"),
-    "settings": (lambda f: (f / "run_settings.json").write_text("[1]"), "is no JSON object"),
+    "settings": (lambda f: (f / "run_settings.json").write_text("[1]"), "is not a JSON object"),
     "skipped": (
         lambda f: (f / "skipped_indexes.json").write_text('{"skipped_indexes": [-3]}'),
         "'-3' is no number",
@@ -324,7 +324,7 @@ DAMAGES = {
     "no files": (lambda f: (f / "batch-0.json").unlink(), "has neither features/"),
     "nothing in them": (
         lambda f: (f / "batch-0.json").write_text('{"features": []}'),
-        "not one feature",
+        "contain no feature",
     ),
 }
 

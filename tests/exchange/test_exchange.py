@@ -163,11 +163,11 @@ def damaged(folder, architecture, d_out=None, drop=None, **changes):
     [
         ({"architecture": "topk", "k": None}, "k=None; a topk dictionary needs a whole number"),
         ({"architecture": "topk", "k": 49}, "k=49; give 1 to d_sae=48"),
-        ({"architecture": "gated", "drop": "b_gate"}, "misses b_gate"),
-        ({"architecture": "jumprelu", "drop": "threshold"}, "misses threshold"),
+        ({"architecture": "gated", "drop": "b_gate"}, "lacks b_gate"),
+        ({"architecture": "jumprelu", "drop": "threshold"}, "lacks threshold"),
         (
             {"architecture": "standard", "d_out": 20, "apply_b_dec_to_input": True},
-            "a transcoder's b_dec is not of its input",
+            "the b_dec of a transcoder does not belong to its input",
         ),
     ],
 )
@@ -273,7 +273,7 @@ def test_an_export_is_reused_and_a_foreign_folder_is_refused(exported, tmp_path)
     assert (folder / "README.md").stat().st_mtime_ns == stamp
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match="no export"):
+    with pytest.raises(ValueError, match="not an export"):
         sae.export(run=str(run), dictionary="strong", out=str(tmp_path / "mine"))
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
 

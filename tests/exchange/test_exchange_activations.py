@@ -119,7 +119,7 @@ def test_the_same_export_has_the_same_bytes(cache, tmp_path):
 
 def test_an_existing_folder_is_left_alone(cache, tmp_path):
     (tmp_path / "note").write_text("mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         export_to_hf(cache, tmp_path)
     assert (tmp_path / "note").read_text() == "mine"
 
@@ -392,15 +392,15 @@ def wrong_folders(tmp_path):
 
 WRONG = {
     "missing": "no such folder",
-    "empty": "no data set with rows",
-    "damaged": "no data set with rows",
+    "empty": "not a data set with rows",
+    "damaged": "not a data set with rows",
     "several": "several data sets",
     "tokenless": "beside token_ids of the same length, only blocks.1.hook_resid_post",
     "hookless": "beside token_ids of the same length, only token_ids",
     "unequal": "beside token_ids of the same length",
-    "rowless": "no data set with rows",
+    "rowless": "not a data set with rows",
     "null": "rows without tokens",
-    "one_side": "of 3 sequences",
+    "one_side": "of the 3 sequences",
 }
 
 

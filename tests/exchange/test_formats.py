@@ -98,7 +98,9 @@ def test_an_unknown_format_is_refused_with_those_that_are_known(tmp_path):
 def test_a_folder_that_fits_two_formats_asks_which(tmp_path):
     save_dictionary(of_kind("standard"), tmp_path / "both")
     (tmp_path / "both/config.json").write_text("{}")
-    with pytest.raises(UserError, match="could be of saelens or openmoss; say which with for"):
+    with pytest.raises(
+        UserError, match="could be a dictionary of saelens or openmoss; say which with for"
+    ):
         sae.load(str(tmp_path / "both"))
     assert sae.load(str(tmp_path / "both"), format="saelens").d_sae == D_SAE
 
@@ -113,7 +115,7 @@ def test_a_folder_of_dictionaries_names_them(tmp_path):
 def test_a_folder_with_nothing_names_what_it_would_hold(tmp_path):
     with pytest.raises(UserError, match=r"no dictionary that is known; .*params\.npz \(gemma_"):
         sae.load(str(tmp_path))
-    with pytest.raises(UserError, match="missing is no folder; give one"):
+    with pytest.raises(UserError, match="missing is not a folder; give one"):
         sae.load(str(tmp_path / "missing"))
 
 
@@ -246,15 +248,18 @@ def test_a_latent_without_a_direction_never_passes_a_threshold_times_its_norm(tm
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"sae_type": "crosscoder"}, "sae_type=crosscoder; only sae is known"),
-        ({"act_fn": "batchtopk"}, "act_fn=batchtopk chooses by the batch"),
+        ({"sae_type": "crosscoder"}, "sae_type=crosscoder; only sae can be read"),
+        ({"act_fn": "batchtopk"}, "act_fn=batchtopk depends on the batch"),
         ({"use_glu_encoder": True}, "use_glu_encoder=true"),
         ({"norm_activation": "batch-wise"}, "norm_activation=batch-wise is not known"),
-        ({"d_model": 31}, "d_model=31, but by the weights beside it d_model=32"),
-        ({"expansion_factor": 4}, "expansion_factor=4 of d_model=32, but the weights have 48"),
+        ({"d_model": 31}, "d_model=31, but according to the weights beside it d_model=32"),
+        (
+            {"expansion_factor": 4},
+            "expansion_factor=4 with d_model=32, but the weights have 48",
+        ),
         ({"act_fn": "topk", "top_k": None}, "top_k=None; give a number"),
         ({"act_fn": "topk", "top_k": 99}, "k=99; give 1 to d_sae=48"),
-        ({"hook_point_in": "elsewhere"}, r"misses dataset_average_activation_norm\.elsewhere"),
+        ({"hook_point_in": "elsewhere"}, r"lacks dataset_average_activation_norm\.elsewhere"),
         ({"act_fn": "relu", "no": 1}, "beside W_E"),
     ],
 )
@@ -431,7 +436,7 @@ def test_folders_of_llama_scopes_first_release_mean_what_their_own_loader_made(
         ({"use_glu_encoder": True}, "use_glu_encoder=true"),
         ({"jump_relu_threshold": -1}, "jump_relu_threshold=-1; give a number from 0 on"),
         ({"jump_relu_threshold": "no"}, "jump_relu_threshold=no; give a number from 0 on"),
-        ({"d_sae": 47}, "d_sae=47, but by the weights beside it d_sae=48"),
+        ({"d_sae": 47}, "d_sae=47, but according to the weights beside it d_sae=48"),
         (
             {"dataset_average_activation_norm": None},
             "norm=None; give an object with in and out",
@@ -554,8 +559,8 @@ def test_gemma_scope_2s_affine_transcoder_adds_its_connection(tmp_path):
     [
         ({"architecture": "topk"}, "architecture=topk; only jump_relu"),
         ({"type": "crosscoder"}, "type=crosscoder; only sae and transcoder"),
-        ({"width": 47}, "width=47, but by the weights beside it width=48"),
-        ({"affine_connection": True}, "misses affine_skip_connection"),
+        ({"width": 47}, "width=47, but according to the weights beside it width=48"),
+        ({"affine_connection": True}, "lacks affine_skip_connection"),
     ],
 )
 def test_what_gemma_scope_2_folders_cannot_mean_here_is_refused(changes, sentence, tmp_path):

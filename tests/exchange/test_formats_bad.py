@@ -104,7 +104,7 @@ def test_a_missing_tensor_is_named(there):
     name = matrices(tensors)[0]
     del tensors[name]
     save(tensors, path)
-    refused(folder, rf"misses {name}; give the file as it was saved")
+    refused(folder, rf"lacks {name}; give the file as it was saved")
 
 
 def test_a_tensor_too_many_is_named(there):
@@ -158,14 +158,14 @@ def test_a_truncated_file_is_refused(there, share):
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[: int(share * len(content))])
-    refused(folder, "is damaged or of another kind: ")
+    refused(folder, "is damaged or is another kind of file: ")
 
 
 def test_a_file_of_garbage_is_refused(there):
     folder, path = there
     path.unlink()
     path.write_bytes(os.urandom(5000))
-    refused(folder, "is damaged or of another kind: ")
+    refused(folder, "is damaged or is another kind of file: ")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -176,37 +176,41 @@ def test_a_configuration_that_is_none_is_refused(name, tmp_path):
     )
     config = unseal(folder) / CONFIGS[name]
     config.write_text("[1, 2]")
-    refused(folder, "is no JSON object; give the file")
+    refused(folder, "does not hold a JSON object; give the file")
     config.write_text('{"trainer": ')
-    refused(folder, "not readable as JSON")
+    refused(folder, "cannot be read as JSON")
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "sentence"),
     [
-        ("saelens", {"d_sae": 47}, "d_sae=47, but by the weights beside it d_sae=48"),
+        ("saelens", {"d_sae": 47}, "d_sae=47, but according to the weights beside it d_sae=48"),
         ("saelens", {"metadata": 3}, "metadata=3; give an object"),
-        ("sparsify", {"d_in": 31}, "d_in=31, but by the weights beside it d_in=32"),
-        ("sparsify", {"num_latents": 0}, "num_latents=1024, but by the weights"),
+        ("sparsify", {"d_in": 31}, "d_in=31, but according to the weights beside it d_in=32"),
+        ("sparsify", {"num_latents": 0}, "num_latents=1024, but according to the weights"),
         (
             "sparsify",
             {"num_latents": 0, "expansion_factor": None},
             "expansion_factor=None; give a number",
         ),
-        ("sparsify", {"activation": "groupmax"}, "activation=groupmax; only topk is known"),
+        ("sparsify", {"activation": "groupmax"}, "activation=groupmax; only topk can be read"),
         ("sparsify", {"signed": True}, "signed=true, but activations below zero"),
         ("sparsify", {"k": "many"}, "k=many; give a whole number"),
         ("sparsify", {"k": 0}, "k=0; give 1 to d_sae=48"),
-        ("sparsify", {"skip_connection": True}, "misses W_skip"),
-        ("dictionary_learning", {"dict_size": 47}, "dict_size=47, but by the weights"),
-        ("dictionary_learning", {"k": 8}, "k=8, but by the weights beside it k=7"),
+        ("sparsify", {"skip_connection": True}, "lacks W_skip"),
+        (
+            "dictionary_learning",
+            {"dict_size": 47},
+            "dict_size=47, but according to the weights",
+        ),
+        ("dictionary_learning", {"k": 8}, "k=8, but according to the weights beside it k=7"),
         ("dictionary_learning", {"dict_class": "CrossCoder"}, "CrossCoder reads several hooks"),
         (
             "dictionary_learning",
             {"dict_class": "Other"},
             "dict_class=Other is not known; known",
         ),
-        ("dictionary_learning", {"dict_class": "AutoEncoder"}, "misses bias"),
+        ("dictionary_learning", {"dict_class": "AutoEncoder"}, "lacks bias"),
     ],
 )
 def test_a_configuration_that_contradicts_the_weights_is_refused(
@@ -306,7 +310,7 @@ def test_json_that_is_nested_without_end_or_holds_endless_numbers_is_refused(the
     for content in ("[" * 100_000, '{"k": ' + "1" * 5000 + "}"):
         for name in names:
             (folder / name).write_text(content)
-            refused(folder, "not readable as JSON")
+            refused(folder, "cannot be read as JSON")
 
 
 def test_half_precision_is_read_as_the_same_numbers(tmp_path):
@@ -354,7 +358,11 @@ def test_a_pickle_with_code_in_it_is_refused_and_nothing_is_run(name, how, tmp_p
         path.write_bytes(pickle.dumps(state))
     else:
         torch.save(state, path, _use_new_zipfile_serialization=how == "torch")
-    said = "holds more than tensors and plain values" if how == "torch" else "is damaged or of"
+    said = (
+        "contains more than tensors and plain values"
+        if how == "torch"
+        else "is damaged or is another"
+    )
     refused(folder, said)
     assert not canary.exists()
     # The canary does sing where pickles are trusted.
@@ -367,7 +375,9 @@ def test_an_array_of_python_objects_is_refused_and_nothing_is_run(tmp_path):
     canary, folder = tmp_path / "canary", tmp_path / "one"
     folder.mkdir()
     np.savez(folder / "params.npz", W_enc=np.array([Canary(canary)], dtype=object))
-    refused(folder, "holds Python objects, which could run anything and are not read")
+    refused(
+        folder, "contains Python objects, which could run any code and are therefore not read"
+    )
     assert not canary.exists()
 
 
@@ -394,7 +404,7 @@ def test_a_part_that_is_no_file_beside_its_index_is_refused(name, tmp_path):
     (folder / "sae_weights.safetensors").unlink()
     index = folder / "sae_weights.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"W_enc": name}}))
-    refused(folder, "is no file beside it; give the file as it was saved")
+    refused(folder, "is not a file beside it; give the file as it was saved")
 
 
 def test_an_array_whose_header_alone_is_of_gigabytes_is_refused(tmp_path):
@@ -414,7 +424,7 @@ def test_a_safetensors_header_that_claims_terabytes_takes_no_memory(tmp_path):
     header = json.dumps({"W_enc": about}).encode()
     path = unseal(folder) / "sae_weights.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"1234")
-    refused(folder, "is damaged or of another kind: ")
+    refused(folder, "is damaged or is another kind of file: ")
 
 
 def test_a_pickled_tensor_that_repeats_one_number_into_terabytes_is_refused(tmp_path):
@@ -446,7 +456,7 @@ def test_a_pickled_tensor_beyond_its_own_numbers_takes_no_memory(tmp_path):
     state = torch.load(folder / "ae.pt", weights_only=True)
     state["encoder.weight"] = BeyondItsStorage(torch.zeros(4))
     torch.save(state, folder / "ae.pt")
-    refused(folder, "is damaged or of another kind: |claims 4398046511104 bytes")
+    refused(folder, "is damaged or is another kind of file: |claims 4398046511104 bytes")
 
 
 @pytest.mark.parametrize(
@@ -464,7 +474,7 @@ def test_what_is_no_plain_tensor_in_a_pickle_is_named(value, tmp_path):
     write_dictionary(random_dictionary("standard"), folder, "dictionary_learning")
     state = torch.load(folder / "ae.pt", weights_only=True)
     torch.save({**state, "encoder.weight": value}, folder / "ae.pt")
-    refused(folder, r"encoder\.weight is no plain tensor; give the file as it was saved")
+    refused(folder, r"encoder\.weight is not a plain tensor; give the file as it was saved")
     torch.save([1, 2], folder / "ae.pt")
     refused(folder, "holds no state dict")
 
@@ -479,7 +489,7 @@ def test_a_pickle_that_was_compressed_is_refused(tmp_path):
         for member in plain.namelist():
             small.writestr(member, plain.read(member))
     shutil.copyfile(tmp_path / "small.pt", folder / "ae.pt")
-    refused(folder, "is compressed, as torch never saves")
+    refused(folder, "is compressed, which torch never does")
 
 
 @pytest.mark.parametrize("name", ["../../evil.npy", "/tmp/evil.npy", "a\\b.npy", "evil.txt"])
@@ -488,7 +498,7 @@ def test_a_member_that_climbs_out_of_its_archive_is_refused(name, tmp_path):
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "params.npz", "w") as archive:
         archive.writestr(name, npy((1,), b"1234"))
-    refused(folder, "is no array of its own")
+    refused(folder, "is not an array of its own")
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["params.npz"]
 
 
@@ -572,18 +582,20 @@ def test_a_file_that_is_no_dictionary_of_its_own_is_refused(name, tmp_path):
     path.write_bytes(b"1234")
     with pytest.raises(UserError, match=r"some\.bin "):
         sae.load(str(path), name)
-    refused(path, "is no file of a dictionary; give a folder, or a file of openai")
+    refused(path, "is not the file of a dictionary; give a folder, or a file of openai")
 
 
 def test_a_file_out_of_a_folder_is_refused_with_whose_folder_to_give(tmp_path):
     folder = tmp_path / "one"
     write_dictionary(random_dictionary("standard"), folder, "dictionary_learning")
-    refused(folder / "ae.pt", f"is a part of what dictionary_learning saves; give .* {folder}")
+    refused(
+        folder / "ae.pt", f"is only a part of what dictionary_learning saves; give .* {folder}"
+    )
     with pytest.raises(
         UserError, match=r"one holds no dictionary of sparsify; it would hold sae"
     ):
         sae.load(str(folder), "sparsify")
-    with pytest.raises(UserError, match="is a part of what dictionary_learning saves"):
+    with pytest.raises(UserError, match="is only a part of what dictionary_learning saves"):
         sae.load(str(folder / "ae.pt"), "openai")
 
 
@@ -599,7 +611,9 @@ def test_a_folder_in_the_place_of_a_configuration_is_refused(tmp_path):
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"^xxxxxxxxxxxxxxxxxxxx\.\.\. has 300 bytes, and no"):
+    with pytest.raises(
+        UserError, match=r"^xxxxxxxxxxxxxxxxxxxx\.\.\. has 300 bytes, and the name"
+    ):
         sae.load("x" * 300)
     folder = tmp_path / "one"
     write_dictionary(random_dictionary("standard"), folder, "saelens")
@@ -648,4 +662,4 @@ def test_a_tensor_of_several_lengths_in_a_pickle_is_named(tmp_path):
     state = torch.load(folder / "ae.pt", weights_only=True)
     nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
     torch.save({**state, "bias2": nested}, folder / "ae.pt")
-    refused(folder, "bias2 is no plain tensor; give the file as it was saved")
+    refused(folder, "bias2 is not a plain tensor; give the file as it was saved")

@@ -127,7 +127,7 @@ def test_a_dictionary_comes_from_the_hub_and_then_from_its_cache(hub, tmp_path):
     assert found[1]["model_name"] == "org/lm"
     assert found[1]["hook_name"] == "blocks.1.hook_resid_post"
     assert set(asked) == {"config.json", "layers.1/cfg.json", "layers.1/sae.safetensors"}
-    assert "org/name:layers.7 holds no dictionary that is known" in absent
+    assert "org/name:layers.7 contains no dictionary in a known format" in absent
     assert "nearest: layers." in absent
     assert "org/gated is gated on the Hub; log in with" in gated
     for sentence in (private, missing):
@@ -136,7 +136,7 @@ def test_a_dictionary_comes_from_the_hub_and_then_from_its_cache(hub, tmp_path):
     names = ["org/name:layers.1", "org/other"]
     again, other = load_in_a_process(names, tmp_path / "c", **offline)
     assert again == found
-    assert "could not be had from the Hub (offline). It said: " in other
+    assert "could not be downloaded from the Hub (offline). Its message: " in other
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_a_revision_is_that_states_dictionary(hub, tmp_path):
     online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
     *found, absent, missing = load_in_a_process(names, tmp_path / "c", **online)
     assert [k for _, _, k in found] == [3, 7, 3, 7]
-    assert "org/name:layers.0@v1 holds no dictionary that is known" in absent
+    assert "org/name:layers.0@v1 contains no dictionary in a known format" in absent
     assert "nearest: layers.1" in absent
     assert "org/name has no revision v2 on the Hub; give one of its branches, tags" in missing
     offline = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "1"}
@@ -172,16 +172,23 @@ def test_a_file_that_is_a_dictionary_is_fetched_alone_and_takes_k_from_its_repos
     )
     assert zero[1:] == [{"hook_name": "blocks.0.hook_resid_post"}, 5]
     assert zero[0] != one[0]
-    assert "org/name-L0_5:layer7.sae.pt holds no dictionary that is known; give" in absent
+    assert (
+        "org/name-L0_5:layer7.sae.pt contains no dictionary in a known format; give" in absent
+    )
     assert "nearest: layer" in absent
-    assert "layer1.sae.pt@v1 holds no dictionary that is known" in older
-    assert "org/name-L0_5 holds no dictionary that is known; give org/name-L0_5:F" in whole
+    assert "layer1.sae.pt@v1 contains no dictionary in a known format" in older
+    assert (
+        "org/name-L0_5 contains no dictionary in a known format; give org/name-L0_5:F" in whole
+    )
     assert "; it has layer0.sae.pt" in whole
-    assert "does not hold k, and the name of its folder, models--org--name, does" in nameless
+    assert (
+        "does not say k, and neither does the name of its folder, models--org--name; put"
+        in nameless
+    )
     offline = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "1"}
     again, whole = load_in_a_process([names[0], names[4]], tmp_path / "c", **offline)
     assert again == one
-    assert "org/name-L0_5 holds no dictionary that is known" in whole
+    assert "org/name-L0_5 contains no dictionary in a known format" in whole
 
 
 @pytest.mark.slow
@@ -189,7 +196,7 @@ def test_a_hub_that_hangs_up_is_reported_in_a_sentence(hub, tmp_path):
     online = {"HF_ENDPOINT": hub[0], "HF_HUB_OFFLINE": "0"}
     (sentence,) = load_in_a_process(["org/hangup:layers.1"], tmp_path / "c", **online)
     assert "org/hangup is no folder here" in sentence
-    assert "could not be had from the Hub. It said: " in sentence
+    assert "could not be downloaded from the Hub. Its message: " in sentence
 
 
 @pytest.mark.slow
@@ -198,13 +205,13 @@ def test_a_folder_with_the_signs_of_a_pattern_fetches_nothing_else(hub, tmp_path
     online = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
     names = ["org/name:layers.*", "org/name:layers.[01]"]
     for sentence in load_in_a_process(names, tmp_path / "c", **online):
-        assert "holds no dictionary that is known" in sentence
+        assert "contains no dictionary in a known format" in sentence
     assert set(asked) <= {"config.json"}
 
 
 @pytest.mark.parametrize("folder", ["../elsewhere", "layers.1/../../..", "/etc"])
 def test_a_folder_that_leads_out_of_its_repository_is_refused(folder):
-    with pytest.raises(UserError, match="leads out of the repository; give a folder in it"):
+    with pytest.raises(UserError, match="leads out of the repository; give a folder inside it"):
         sae.load(f"org/name:{folder}")
 
 
@@ -222,7 +229,10 @@ def test_a_repository_with_one_dictionary_is_that_one_and_a_revision_goes_anywhe
     names = ["org/name@v1", "org/name@v1:layers.1", "org/name:layers.1@v1", "org/name"]
     *found, several = load_in_a_process(names, tmp_path / "c", **online)
     assert [k for _, _, k in found] == [3, 3, 3]
-    assert "org/name holds no dictionary that is known; give org/name:FOLDER; it has" in several
+    assert (
+        "org/name contains no dictionary in a known format; give org/name:FOLDER; it has"
+        in several
+    )
 
 
 @pytest.mark.slow
@@ -249,6 +259,6 @@ def test_two_revisions_are_refused():
 @pytest.mark.parametrize("path", ["https://huggingface.co/me/x", "hf://me/x:y"])
 def test_an_address_is_refused_with_what_to_write(path):
     with pytest.raises(
-        UserError, match=f"^{path} is an address; of what is on the Hub give ORG"
+        UserError, match=f"^{path} is a web address; for a dictionary on the Hub give ORG"
     ):
         sae.load(path)

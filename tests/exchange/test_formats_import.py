@@ -118,7 +118,9 @@ def test_the_embedded_model_is_found_by_its_name_on_the_hub(tmp_path):
 
 
 def test_a_dictionary_of_another_model_than_the_caches_is_refused(run, foreign, tiny_model):
-    with pytest.raises(UserError, match=r"is of gpt2, but .*; if these are one model, say mo"):
+    with pytest.raises(
+        UserError, match=r"belongs to gpt2, but .*; if these are the same model, give mo"
+    ):
         sae.import_(folder=str(foreign), run=str(run), model_name="gpt2", name="x")
     # TransformerLens leaves out the owner.
     short = tiny_model.name

@@ -111,7 +111,7 @@ def test_their_later_files_read_each_row_over_its_own_deviation(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (("Identity", {}), "activation=Identity; only ReLU and TopK are known here"),
+        (("Identity", {}), "activation=Identity; only ReLU and TopK can be read"),
         (
             ("TopK", {"k": 5, "postact_fn": "Identity"}),
             "with k=5 and postact_fn=Identity; give",

@@ -109,15 +109,17 @@ def test_in_the_cache_of_the_hub_the_repository_says_k(tmp_path):
 
 def test_a_folder_without_k_in_its_name_is_read_once_a_name_says_it(tmp_path, monkeypatch):
     path = save(state_of(), tmp_path / "mine/layer5.sae.pt")
-    sentence = "does not hold k, and the name of its folder, mine, does not end in it as Qwen's"
-    refused(path, sentence + r" do; give it by a folder, or a link to one, that ends in L0_50")
+    sentence = (
+        "does not say k, and neither does the name of its folder, mine; put it into a folder"
+    )
+    refused(path, sentence + r" whose name ends in L0_50")
     refused(tmp_path / "mine", sentence)
     monkeypatch.chdir(tmp_path / "mine")
     refused("layer5.sae.pt", sentence)
     # Neither does a number that is not at the end, or not of latents.
     for name in (f"{NAME}-copy", "mine-50"):
         (tmp_path / name).symlink_to("mine")
-        refused(tmp_path / name, "does not hold k")
+        refused(tmp_path / name, "does not say k")
     (tmp_path / "mine-L0_9").symlink_to("mine")
     found = sae.load(str(tmp_path / "mine-L0_9/layer5.sae.pt"))
     assert (found.activation.k, found.hook_name) == (9, "blocks.5.hook_resid_post")
@@ -151,7 +153,10 @@ def test_qwens_files_and_openais_are_told_apart(tmp_path):
             assert [n for n, f in FORMATS.items() if f.recognises(place)] == [name]
     # Both in one folder are two formats.
     shutil.copyfile(tmp_path / "openai/0.pt", tmp_path / NAME / "0.pt")
-    refused(tmp_path / NAME, "could be of openai or qwen_scope; say which with format=openai")
+    refused(
+        tmp_path / NAME,
+        "could be a dictionary of openai or qwen_scope; say which with format=openai",
+    )
     assert sae.load(str(tmp_path / NAME), format="qwen_scope").activation == TopK(K)
 
 
@@ -186,4 +191,4 @@ def test_a_layers_file_is_imported_into_a_run(tiny_run, tiny_model, tmp_path, ca
     assert (found.activation.k, found.hook_name) == (K, "blocks.1.hook_resid_post")
     assert torch.equal(found.W_enc, state["W_enc"].t())
     assert main(["import", path, run]) == 2
-    assert "is of Qwen/Qwen3-8B-Base, but" in capsys.readouterr().err
+    assert "belongs to Qwen/Qwen3-8B-Base, but" in capsys.readouterr().err

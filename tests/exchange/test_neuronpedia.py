@@ -262,7 +262,7 @@ def test_names_that_neuronpedia_does_not_take_are_refused(given, said, atlas, tm
 
 def test_what_is_there_is_not_replaced_and_a_broken_atlas_leaves_nothing(atlas, tmp_path):
     (tmp_path / "out/tiny-llama/1-res-mine").mkdir(parents=True)
-    with pytest.raises(UserError, match="is there already; choose another"):
+    with pytest.raises(UserError, match="exists already; choose another"):
         export_atlas(atlas.folder, tmp_path / "out", **PLACE)
     broken = tmp_path / "broken"
     shutil.copytree(atlas.folder, broken)
@@ -391,7 +391,9 @@ def test_a_context_that_is_too_long_to_upload_is_refused(atlas, tmp_path):
         place = table.column_names.index(name)
         table = table.set_column(place, name, pyarrow.array(column, table[name].type))
     pyarrow.parquet.write_table(table, unseal(long) / "contexts.parquet")
-    with pytest.raises(UserError, match="takes 1024; run sae analyze with context_radius=511"):
+    with pytest.raises(
+        UserError, match="takes at most 1024; run sae analyze with context_radius=511"
+    ):
         export_atlas(long, tmp_path / "out", "upload", **PLACE)
 
 
@@ -454,7 +456,9 @@ def test_with_the_dictionary_in_the_run_directions_say_what_they_said(
         "map_y",
     )
     assert [name for name in names if not same(one[name], other[name])] == []
-    with pytest.raises(UserError, match=r"imported, and dashboards do not hold the ids"):
+    with pytest.raises(
+        UserError, match=r"imported, and dashboards of other tools do not have the ids"
+    ):
         sae.steer(run=str(run))
 
 
@@ -499,7 +503,7 @@ def test_top_k_has_no_norms_to_fold():
 def test_dashboards_of_another_dictionary_are_refused(exported, tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run / "dictionaries" / "weak", run / "dictionaries" / "weak")
-    with pytest.raises(UserError, match="of another dictionary than weak"):
+    with pytest.raises(UserError, match="to another dictionary than weak"):
         import_atlas(exported, run / "atlas" / "weak")
     assert not (run / "atlas" / "weak").exists()
 
@@ -635,30 +639,30 @@ def changed(kind, **values):
 
 
 DAMAGES = {
-    "cut off": (lambda f: cut(f / "features/batch-0.jsonl.gz"), "features/batch-0.*cut off"),
-    "garbled": (lambda f: garbled(f / "activations/batch-0.jsonl.gz"), "damaged|cut off"),
+    "cut off": (lambda f: cut(f / "features/batch-0.jsonl.gz"), "features/batch-0.*incomplete"),
+    "garbled": (lambda f: garbled(f / "activations/batch-0.jsonl.gz"), "damaged|incomplete"),
     "no gzip": (
         lambda f: (f / "features/batch-0.jsonl.gz").write_bytes(b"{}\n"),
         "damaged .*gzip",
     ),
     "not json": (
         lambda f: (f / "features/batch-0.jsonl.gz").write_bytes(gzip.compress(b"{\n")),
-        "line 1, is cut off or no JSON",
+        "line 1, is incomplete or not JSON",
     ),
     "deep": (
         lambda f: (f / "features/batch-0.jsonl.gz").write_bytes(gzip.compress(b"[" * 200_000)),
-        "line 1, is cut off or no JSON",
+        "line 1, is incomplete or not JSON",
     ),
     "a list": (
         lambda f: (f / "features/batch-0.jsonl.gz").write_bytes(gzip.compress(b"[1]\n")),
-        "line 1, is no JSON object",
+        "line 1, is not a JSON object",
     ),
     "no features": (lambda f: shutil.rmtree(f / "features"), "has neither features/batch-N"),
     "a word for a number": (changed("features", index="three"), "'three' is no number"),
     "below zero": (changed("features", index=-1), "'-1' is no number of a feature"),
     "beyond all": (changed("features", index=10**9), "from 0 to 4,194,303"),
     "true": (changed("features", index=True), "'True' is no number"),
-    "twice": (changed("features", index="4"), "feature 4 is there twice"),
+    "twice": (changed("features", index="4"), "feature 4 occurs twice"),
     "strange owner": (
         changed("activations", index="999"),
         "feature 999 has contexts and no row",
@@ -719,9 +723,9 @@ def test_several_sources_and_what_is_there_already_are_refused(exported, copy, t
     with pytest.raises(UserError, match=r"holds 2 sources; give one: .*1-a, .*2-b"):
         import_atlas(both, tmp_path / "x")
     assert import_atlas(both / "m" / "1-a", tmp_path / "x").record.d_sae == 64
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         import_atlas(exported, tmp_path / "x")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         import_atlas(tmp_path / "nothing", tmp_path / "y")
 
 
@@ -750,7 +754,7 @@ def test_the_verbs_work_from_the_command_line(atlas, tmp_path, capsys, monkeypat
     assert main(["atlas", "export", str(run), str(out), "format=word"]) == 2
     assert "neuronpedia, upload, saedashboard, circuit_tracer" in capsys.readouterr().err
     assert main(["atlas", "export", str(tmp_path), str(out)]) == 2
-    assert "holds no atlas; give the folder of one" in capsys.readouterr().err
+    assert "contains no atlas; give the folder of an atlas" in capsys.readouterr().err
 
 
 def test_a_run_with_several_atlases_asks_for_one(atlas, tmp_path):

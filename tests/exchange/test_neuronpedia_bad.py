@@ -133,7 +133,7 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path):
     mine, target = tmp_path / "mine", tmp_path / "x"
     (mine / "label").mkdir(parents=True)
     with (
-        pytest.raises(UserError, match="is there already; choose another or remove it"),
+        pytest.raises(UserError, match="exists already; choose another one or remove it"),
         new_folder(target, tmp_path / "lock") as temporary,
     ):
         shutil.copytree(mine, target)
@@ -257,12 +257,16 @@ def test_bodies_of_uploads_are_said_to_be_such(atlas, tmp_path):
 
 
 def test_a_run_that_is_not_there_or_has_no_atlas_is_said_to_be_so(tmp_path):
-    with pytest.raises(UserError, match="nope is no folder; give an atlas, or a run that has"):
+    with pytest.raises(
+        UserError, match="nope is not a folder; give an atlas, or a run that has"
+    ):
         export_atlas(tmp_path / "nope", tmp_path / "out")
-    with pytest.raises(UserError, match="holds no atlas; give the folder of one, or a run"):
+    with pytest.raises(
+        UserError, match="contains no atlas; give the folder of an atlas, or a run"
+    ):
         export_atlas(tmp_path, tmp_path / "out")
     (tmp_path / "features.parquet").touch()
-    with pytest.raises(UserError, match="is no finished atlas"):
+    with pytest.raises(UserError, match="is not a finished atlas"):
         export_atlas(tmp_path, tmp_path / "out")
 
 

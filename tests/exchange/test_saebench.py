@@ -129,14 +129,14 @@ def test_its_configuration_says_where_the_dictionary_belongs():
             ),
             "give an autoencoder",
         ),
-        (random_dictionary(hook_name=HOOK), "does not say which model it is of"),
+        (random_dictionary(hook_name=HOOK), "does not name its model"),
         (
             random_dictionary(model_name="a"),
-            "hook_name=unknown is no hook of TransformerLens's",
+            "hook_name=unknown is not a hook of TransformerLens",
         ),
         (
             random_dictionary(model_name="a", hook_name="model.layers.1"),
-            "hook_name=model.layers.1 is no hook of TransformerLens's",
+            "hook_name=model.layers.1 is not a hook of TransformerLens",
         ),
     ],
 )

@@ -679,15 +679,15 @@ def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(run, tmp_pa
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["push=name"], "push=name is no repository; give ORG/NAME"),
-        (["push=a/b/c"], "push=a/b/c is no repository; give ORG/NAME"),
-        (["private=true"], "private=true is of what goes to the Hub; add push=ORG/NAME"),
-        (["license='Apache 2'"], "license=Apache 2 is no licence as the Hub writes it"),
+        (["push=name"], "push=name is not the name of a repository; give ORG/NAME"),
+        (["push=a/b/c"], "push=a/b/c is not the name of a repository; give ORG/NAME"),
+        (["private=true"], "private=true has an effect only on the Hub; add push=ORG/NAME"),
+        (["license='Apache 2'"], "license=Apache 2 is not a licence that the Hub knows"),
         (
             ["dtype=int4"],
             "dtype=int4 is unknown; choose one of float32, bfloat16, float16, int8",
         ),
-        (["dtype=int8", "format=openai"], "only format=saelens says in which type"),
+        (["dtype=int8", "format=openai"], "only format=saelens records the type"),
         (["push=me/mine"], "push=me/mine, but the Hub is switched off here; unset HF_HUB_OFF"),
     ],
 )
@@ -708,5 +708,7 @@ def test_a_hook_that_leads_out_of_the_folder_is_refused(run, tmp_path):
         text = (odd / name).read_text()
         unseal((odd / name).parent)
         (odd / name).write_text(text.replace(f'"{HOOK}"', '"../../elsewhere"'))
-    with pytest.raises(UserError, match=r"is of the hook \.\./\.\./elsewhere, which is no"):
+    with pytest.raises(
+        UserError, match=r"belongs to the hook \.\./\.\./elsewhere, which cannot"
+    ):
         sae.export(run=str(odd))

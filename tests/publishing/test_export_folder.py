@@ -66,7 +66,7 @@ def refused(run, out, sentence, **words):
 def test_a_folder_with_an_export_json_of_somebody_else_is_not_replaced(content, run, tmp_path):
     (tmp_path / "export.json").write_text(content)
     (tmp_path / "precious").write_text("words")
-    refused(run, tmp_path, r"export\.json is damaged, or nothing that .* export wrote, so that")
+    refused(run, tmp_path, r"export\.json is damaged, or was not written by .* export, so")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_folder_with_an_export_json_of_somebody_else_is_not_replaced(content, 
 def test_a_changed_stamp_is_none(change, run, out):
     stamp = json.loads((out / "export.json").read_text())
     (out / "export.json").write_text(json.dumps(stamp | change))
-    refused(run, out, r"export\.json is damaged, or nothing that")
+    refused(run, out, r"export\.json is damaged, or was not written by")
 
 
 def test_what_lies_beside_an_export_is_not_replaced_with_it(run, out, tmp_path):
@@ -118,7 +118,7 @@ def test_a_card_edited_by_hand_is_kept_and_never_replaced(run, out, capsys):
     card.write_text(card.read_text().replace("autoencoder", "autoEncoder"))
     edited = card.read_text()
     export(run, out)
-    assert "is there already, reused" in capsys.readouterr().err
+    assert "is finished already and is reused" in capsys.readouterr().err
     assert card.read_text() == edited
     sentence = r"would be replaced, but README\.md in it changed since it was exported; move"
     refused(run, out, sentence, license="mit")
@@ -136,7 +136,7 @@ def test_what_comes_into_the_folder_while_it_is_written_stays(run, tmp_path, mon
         (out / "words").touch()
 
     monkeypatch.setattr(sae.publishing.folder, "write_stamp", meanwhile)
-    with pytest.raises(UserError, match="out holds something that is no export"):
+    with pytest.raises(UserError, match="out contains something that is not an export"):
         export(run, out)
     assert list(tmp_path.rglob("*")) == [out, out / "words"]
 
@@ -193,7 +193,9 @@ def test_the_folder_that_you_are_in_is_not_replaced(inner, run, tmp_path, monkey
     (here / inner).mkdir(parents=True)
     monkeypatch.chdir(here / inner)
     sentence = (
-        "as a whole, but is a disk of its own, or you are in it" if not inner else "no export"
+        "as a whole, but it is a disk of its own or your current folder"
+        if not inner
+        else "not an export"
     )
     with pytest.raises(UserError, match=sentence):
         export(run, "." if not inner else "..")
@@ -202,7 +204,9 @@ def test_the_folder_that_you_are_in_is_not_replaced(inner, run, tmp_path, monkey
 
 def test_a_disk_of_its_own_is_refused_and_a_folder_on_it_is_not(run, small_disk):
     disk = small_disk(10_000_000)
-    with pytest.raises(UserError, match="as a whole, but is a disk of its own, or you are in"):
+    with pytest.raises(
+        UserError, match="as a whole, but it is a disk of its own or your current folder"
+    ):
         export(run, disk)
     assert sae.load(str(export(run, disk / "out") / HOOK)).d_sae == 64
 

@@ -88,11 +88,17 @@ def test_saelens_reads_no_parts_so_that_none_are_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"W_enc": "../stolen.safetensors"}, r"\.\./stolen\.safetensors is no file beside it"),
-        ({"W_enc": "/etc/passwd"}, "/etc/passwd is no file beside it"),
-        ({"W_enc": 3}, "3 is no file beside it"),
-        ({"W_enc": "other.safetensors"}, r"other\.safetensors: no such file"),
-        ({"W_enc": "sae_weights.safetensors"}, r"sae_weights\.safetensors: no such file"),
+        (
+            {"W_enc": "../stolen.safetensors"},
+            r"\.\./stolen\.safetensors is not a file beside it",
+        ),
+        ({"W_enc": "/etc/passwd"}, "/etc/passwd is not a file beside it"),
+        ({"W_enc": 3}, "3 is not a file beside it"),
+        ({"W_enc": "other.safetensors"}, r"other\.safetensors: there is no such file"),
+        (
+            {"W_enc": "sae_weights.safetensors"},
+            r"sae_weights\.safetensors: there is no such file",
+        ),
         ({"threshold": None}, "holds threshold beside"),
         ({"W_dec": "W_enc"}, "W_dec is not in sae_weights-0000"),
     ],

@@ -134,7 +134,7 @@ def test_without_the_model_the_rest_is_measured_and_the_card_says_so(
     finally:
         (tmp_path / "elsewhere").rename(tiny_model)
     said = capsys.readouterr().err
-    assert "export: what this does to the model's CE is not measured: model.name=" in said
+    assert "export: the effect on the model's CE is not measured, because model.name=" in said
     card = (folder / "README.md").read_text()
     assert "the model's CE was not measured: the model was not to be had." in card
     assert not any("CE" in title for title in rows_of(card, "Made smaller"))
@@ -144,7 +144,7 @@ def test_without_the_model_the_rest_is_measured_and_the_card_says_so(
     assert cost_of(folder)["n_behaviour_tokens"] > 0
     assert "was not measured" not in (folder / "README.md").read_text()
     sae.export(**words)
-    assert "is there already, reused" in capsys.readouterr().err
+    assert "is finished already and is reused" in capsys.readouterr().err
 
 
 def test_a_model_that_predicts_no_next_token_is_not_asked(run):
@@ -360,7 +360,7 @@ def test_nothing_is_not_exported(run, tmp_path):
     save_dictionary(replace(found, b_enc=torch.full((64,), -1e4)), odd / "dictionaries/some")
     sae.eval(run=str(odd), n_behaviour_tokens=64)
     sae.analyze(run=str(odd))
-    with pytest.raises(UserError, match="drop_dead=true would leave nothing"):
+    with pytest.raises(UserError, match="drop_dead=true would leave no feature"):
         sae.export(run=str(odd), drop_dead=True, out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

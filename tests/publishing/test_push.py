@@ -327,7 +327,7 @@ def test_what_the_hub_refuses_is_a_sentence_and_the_folder_stays(hub, run, tmp_p
     ]
     closed, theirs, cut = (export(**one) for one in words)
     assert "the Hub does not let you write to push=closed/name; choose another name" in closed
-    assert f"{out} is there, and the same command goes on" in closed
+    assert f"{out} is kept, and the same command continues" in closed
     assert (
         "the dataset of that name holds something that is no export (thesis.csv); choose"
         in theirs
@@ -379,7 +379,7 @@ def test_a_name_is_good_where_the_hub_takes_it(name, good):
         check_repository(name)
         validate_repo_id(name)
         return
-    with pytest.raises(UserError, match="is no repository; give ORG/NAME"):
+    with pytest.raises(UserError, match="is not the name of a repository; give ORG/NAME"):
         check_repository(name)
     if name.isascii():
         with pytest.raises(HFValidationError):
@@ -389,6 +389,6 @@ def test_a_name_is_good_where_the_hub_takes_it(name, good):
 def test_without_a_token_nothing_begins(run, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(UserError, match="push=org/name needs a token of the Hub; log in"):
+    with pytest.raises(UserError, match="push=org/name needs a token for the Hub; log in"):
         sae.export(run=str(run), push="org/name", out=str(tmp_path / "out"))
     assert not list(tmp_path.iterdir())

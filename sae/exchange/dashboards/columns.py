@@ -114,7 +114,7 @@ def _histograms(
             good = (abs(middle) < _HIGHEST).all() and height.min() >= 0
             require(
                 bool(good and height.sum() < _MOST_TOKENS),
-                f"feature {i} has a histogram with a bar that counts nothing, or is nowhere",
+                f"feature {i} has a histogram with a bar without a count or without a place",
             )
             width = middle[1] - middle[0] if len(middle) > 1 else 0.0
             if highest[i] <= 0:
@@ -130,7 +130,9 @@ def _others(rows: "pyarrow.Table", names: str, values: str) -> dict[str, list[li
     found = _pairs(rows, names, values)
     for i, others in enumerate(found[names]):
         low = min(others, default=0)
-        require(low >= 0, f"feature {i} names feature {low}, and there is none below 0")
+        require(
+            low >= 0, f"feature {i} names feature {low}, but numbers of features begin at 0"
+        )
     return found
 
 

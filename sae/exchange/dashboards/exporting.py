@@ -73,7 +73,10 @@ def _exported(atlas: Atlas, *, fold: bool) -> Exported:
     record = atlas.record
     dictionary = dictionary_beside(atlas.folder)
     if dictionary is None or dictionary.digest != record.dictionary_digest:
-        say("atlas: without its dictionary beside it, aligned neurons are left out")
+        say(
+            "atlas: aligned neurons are left out, because the dictionary is not beside the "
+            "atlas"
+        )
         dictionary = None
     features = atlas.feature_table()
     norms = np.ones(len(features), np.float32)

@@ -37,7 +37,7 @@ def numbered(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     for _, path in found:
         require(
             path.resolve().is_relative_to(folder.resolve()),
-            f"{path} is a link that leads out of its folder; put the file itself there",
+            f"{path} is a link that leads out of its folder; put the file itself in its place",
         )
     return [path for _, path in found]
 
@@ -58,7 +58,9 @@ def parsed(content: bytes, where: str) -> Any:
         found = json.loads(content)
         return _whole(found) if _HALF.search(content) else found
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is cut off or no JSON ({error}); fetch it again") from error
+        raise UserError(
+            f"{where} is incomplete or not JSON ({error}); download it again"
+        ) from error
 
 
 def _whole(value: object) -> Any:
@@ -88,15 +90,19 @@ def json_lines(path: Path) -> Iterator[Row]:
                 where = f"{path}, line {number},"
                 require(
                     len(line) <= _LONGEST_LINE,
-                    f"{where} is longer than {_LONGEST_LINE >> 20} MB; no row of these is",
+                    f"{where} is longer than {_LONGEST_LINE >> 20} MB, which no line of "
+                    "such a file is",
                 )
                 if line.strip():
                     row = parsed(line, where)
-                    require(isinstance(row, dict), f"{where} is no JSON object; fetch it again")
+                    require(
+                        isinstance(row, dict),
+                        f"{where} is not a JSON object; download it again",
+                    )
                     yield row
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
-            f"{path} is missing, cut off or damaged ({error}); fetch it again"
+            f"{path} is missing, incomplete or damaged ({error}); download it again"
         ) from error
 
 

@@ -20,14 +20,16 @@ def atlas_at(location: Path) -> Atlas:
     Raises:
         UserError: if there is none, or several to choose from.
     """
-    require(location.is_dir(), f"{location} is no folder; give an atlas, or a run that has one")
+    require(
+        location.is_dir(), f"{location} is not a folder; give an atlas, or a run that has one"
+    )
     if (location / RECORD_FILE).exists() or (location / FEATURES.file).exists():
         return Atlas(location)
     inside = sorted(path.parent for path in Run(location).atlases.glob(f"[!.]*/{RECORD_FILE}"))
     require(
         bool(inside),
-        f"{location} holds no atlas; give the folder of one, or a run for which sae analyze "
-        "has made one",
+        f"{location} contains no atlas; give the folder of an atlas, or a run for which sae "
+        "analyze has made one",
     )
     require(
         len(inside) == 1,

@@ -92,7 +92,10 @@ def import_atlas(location: str | Path, out: str | Path, makers: Makers) -> Atlas
 def _reader(
     location: Path,
 ) -> tuple[Path, Callable[[Path, Path], Found], tuple[str, ...]]:
-    require(location.is_dir(), f"{location} is no folder; give one of a Neuronpedia export")
+    require(
+        location.is_dir(),
+        f"{location} is not a folder; give the folder of a Neuronpedia export",
+    )
     if saedashboard.is_dashboards(location):
         return location, saedashboard.read_dashboards, saedashboard.FILES
     found = neuronpedia.sources(location)
@@ -155,15 +158,15 @@ def _record(found: Found, dictionary: Dictionary | None, name: str, digest: str)
         about["n_rows"] = n_rows if _is(n_rows, int) else None
     there = [feature_number(value, "skipped_indexes.json") for value in found.skipped]
     n = max([found.n_features, *(value + 1 for value in there)])
-    require(n > 0, "there is not one feature in these files")
+    require(n > 0, "these files contain no feature")
     if _is(ours.get("d_sae"), int):
         n = max(n, feature_number(ours["d_sae"], "d_sae"))
     of = ours.get("dictionary_digest", UNKNOWN)
     if dictionary is not None:
         require(
             of in (UNKNOWN, dictionary.digest),
-            f"these are dashboards of another dictionary than {name} of this run (digest {of}, "
-            f"not {dictionary.digest}); give the atlas another name",
+            f"these dashboards belong to another dictionary than {name} of this run (digest "
+            f"{of}, not {dictionary.digest}); give the atlas another name",
         )
         n, of = dictionary.d_sae, dictionary.digest
         about |= {name: getattr(dictionary, name) for name in _OF_DICTIONARY}

@@ -272,7 +272,7 @@ def read_bulk(folder: Path, scratch: Path) -> Found:
             require(
                 own == of,
                 f"{path} has features of {own[0]}/{own[1]} beside those of {of[0]}/{of[1]}; "
-                "keep each source in a folder of its own",
+                "put each source into a folder of its own",
             )
             hook = hook or row.get("hookName")
         found.add_features(rows, "index", path)
@@ -344,8 +344,9 @@ def _upload(atlas: Exported, one: Dashboard) -> Row:
     longest = max(len(context.tokens) for context in one.contexts)
     require(
         longest <= _MOST_TOKENS,
-        f"feature {one.feature} has a context of {longest} tokens, and an upload takes "
-        f"{_MOST_TOKENS}; run sae analyze with context_radius={_MOST_TOKENS // 2 - 1} or less",
+        f"feature {one.feature} has a context of {longest} tokens, but an upload takes at "
+        f"most {_MOST_TOKENS}; run sae analyze with context_radius={_MOST_TOKENS // 2 - 1} "
+        "or less",
     )
     logits = {}
     for name, sign in (("topLogits", "pos"), ("bottomLogits", "neg")):

@@ -70,7 +70,9 @@ def place_of(
         hook = record.hook_name
         layer = _LAYER.search(hook)
         if layer is None:
-            raise UserError(f"hook {hook} names no layer; give source=LAYER-SET, as 0-res-mine")
+            raise UserError(
+                f"hook {hook} names no layer; give source=LAYER-SET, such as 0-res-mine"
+            )
         kind = next((short for word, short in _KINDS if word in hook), "sae")
         kind = "transcoder" if record.hook_name_out not in (None, hook) else kind
         source = f"{layer[1]}-{kind}-{_slug(record.dictionary.lower())}"

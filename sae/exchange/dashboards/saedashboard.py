@@ -140,7 +140,7 @@ def read_dashboards(folder: Path, scratch: Path) -> Found:
 
 def _optional(path: Path) -> dict[str, Any]:
     found = parsed(path.read_bytes(), str(path)) if path.is_file() else {}
-    require(isinstance(found, dict), f"{path} is no JSON object; fetch it again")
+    require(isinstance(found, dict), f"{path} is not a JSON object; download it again")
     return dict(found)
 
 
@@ -148,12 +148,12 @@ def _batch(path: Path) -> tuple[Row, list[Row]]:
     try:
         found = parsed(path.read_bytes(), str(path))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}); fetch it again") from error
+        raise UserError(f"{path} cannot be read ({error}); download it again") from error
     found = found if isinstance(found, dict) else {}
     require(
         not {"modelId", "source", "features"} <= set(found),
-        f"{path} is a body for Neuronpedia's upload call, and these are not read; give what "
-        "format=neuronpedia or format=saedashboard wrote",
+        f"{path} is a body for Neuronpedia's upload call, which cannot be read; give a "
+        "folder that format=neuronpedia or format=saedashboard wrote",
     )
     rows = found.get("features")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

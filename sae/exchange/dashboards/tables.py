@@ -150,7 +150,7 @@ class Found:
 
     @property
     def n_told_of(self) -> int:
-        """How many rows of features there are."""
+        """Number of features that the files describe."""
         return sum(map(len, self._features))
 
     @property
@@ -174,8 +174,8 @@ class Found:
         twice = np.flatnonzero(np.diff(numbers) == 0)
         if len(twice):
             raise UserError(
-                f"feature {numbers[twice[0]]} is there twice; keep each source in a folder of "
-                "its own"
+                f"feature {numbers[twice[0]]} occurs twice; put each source into a folder "
+                "of its own"
             )
         require(
             int(numbers[-1]) < n,
@@ -188,7 +188,7 @@ class Found:
         stray = np.flatnonzero(np.isfinite(self._highest))
         stray = stray[(stray >= n) | (there[np.minimum(stray, n - 1)] < 0)]
         if len(stray):
-            raise UserError(f"feature {stray[0]} has contexts and no row among the features")
+            raise UserError(f"feature {stray[0]} has contexts but is not among the features")
         rows = table.take(pyarrow.array(there, mask=there < 0)).combine_chunks()
         return feature_table(rows, known, n_rows)
 

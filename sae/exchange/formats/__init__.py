@@ -76,7 +76,7 @@ def read_dictionary(path: str | Path, format: str | None = None) -> Dictionary:
     """
     path = Path(path)
     try:
-        require(path.exists(), f"{path} is no folder; give one with a dictionary in it")
+        require(path.exists(), f"{path} is not a folder; give one with a dictionary in it")
         readers = FORMATS.values() if format is None else [readable_format(format)]
         reader, place = _detected(path, readers)
         found = reader.read(place)
@@ -101,7 +101,8 @@ def _detected(path: Path, formats: Collection[Format]) -> tuple[Format, Path]:
         return found[0], path
     if found:
         raise UserError(
-            f"{path} could be of {_names(found)}; say which with format={found[0].name}"
+            f"{path} could be a dictionary of {_names(found)}; say which with "
+            f"format={found[0].name}"
         )
     # Hidden folders are such as what is not yet written.
     inside = sorted(
@@ -127,18 +128,18 @@ def _reader_of_file(path: Path, formats: Collection[Format]) -> Format:
     owners = [f for f in FORMATS.values() if path.name in (Path(name).name for name in f.files)]
     require(
         not owners,
-        f"{path} is a part of what {_names(owners)} saves; give the folder {path.parent}",
+        f"{path} is only a part of what {_names(owners)} saves; give the folder {path.parent}",
     )
     found = _fitting(path, formats)
     alone = [format for format in formats if "*" in format.files[-1]]
     if len(formats) == 1 and not alone:
         raise UserError(
-            f"{path} is a file, and format={_names(formats)} is a folder; give the folder "
-            f"that holds {', '.join(map(_weights_of, formats))}"
+            f"{path} is a file, but a dictionary in format={_names(formats)} is a folder; "
+            f"give the folder that holds {', '.join(map(_weights_of, formats))}"
         )
     if len(formats) > 1 and len(found) != 1:
         raise UserError(
-            f"{path} is no file of a dictionary; give a folder, or a file of "
+            f"{path} is not the file of a dictionary; give a folder, or a file of "
             f"{' or '.join(f'{format.name} ({format.files[-1]})' for format in alone)}"
         )
     return found[0] if found else alone[0]

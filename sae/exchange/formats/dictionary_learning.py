@@ -110,8 +110,8 @@ dictionary, config = load_dictionary("{folder}", "cpu")"""
             threshold = float(weights["threshold"])
             require(
                 threshold >= 0,
-                f"{file.path}: threshold={threshold:g} was never set, and what the top-k of a "
-                "batch chooses depends on the batch; train past threshold_start_step",
+                f"{file.path}: threshold={threshold:g} was never set, so what is active "
+                "would depend on the batch; train past threshold_start_step",
             )
             weights["threshold"] = weights["threshold"].expand(d_sae).clone()
             native["training_architecture"] = "batchtopk"
@@ -144,7 +144,8 @@ def _class_of(path: Path, trainer: Mapping[str, object]) -> _Class:
     name = str(trainer.get("dict_class"))
     require(
         name != "CrossCoder",
-        f"{path}: dict_class=CrossCoder reads several hooks at once, and a dictionary here one",
+        f"{path}: dict_class=CrossCoder reads several hooks at once, but a dictionary reads "
+        "only one",
     )
     known = ", ".join(_CLASSES)
     require(name in _CLASSES, f"{path}: dict_class={name} is not known; known: {known}")

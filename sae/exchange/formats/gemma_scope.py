@@ -56,8 +56,8 @@ weights = numpy.load("{folder}/params.npz")"""
         below = "" if release is None else release["below"]
         require(
             "embedding" not in Path(below).parts,
-            f"{path} reads the embedding before it is multiplied by sqrt(d_in), where no hook "
-            "is",
+            f"{path} reads the embedding before it is multiplied by sqrt(d_in), a place "
+            "that has no hook",
         )
         weights = parts.read_weights(open_npz(path / _ARRAYS), _NAMES, d_out="d_out")
         metadata = parts.read_metadata(path, {} if release is None else _native(release))
@@ -106,13 +106,13 @@ weights = load_file("{folder}/params.safetensors")"""
         architecture = config.get("architecture")
         require(
             architecture == "jump_relu",
-            f"{config_path}: architecture={architecture}; only jump_relu is known here",
+            f"{config_path}: architecture={architecture}; only jump_relu can be read",
         )
         kind = str(config.get("type", "sae"))
         require(
             kind in ("sae", "transcoder"),
-            f"{config_path}: type={kind}; only sae and transcoder are known here, of one hook "
-            "each way",
+            f"{config_path}: type={kind}; only sae and transcoder can be read, with one "
+            "hook on each side",
         )
         affine = flag(config_path, config, "affine_connection")
         names = _CODER | _THRESHOLD | (_SKIP if affine else {})

@@ -108,7 +108,7 @@ def _activation(file: Path, state: Mapping[str, object]) -> Activation:
     name, settings = (state.get(key, usual) for key, usual in _SETTINGS.items())
     require(
         name in ("ReLU", "TopK"),
-        f"{file}: activation={name}; only ReLU and TopK are known here",
+        f"{file}: activation={name}; only ReLU and TopK can be read",
     )
     if name == "ReLU":
         return ReLU()

@@ -107,7 +107,8 @@ dictionary = SparseDictionary.from_pretrained("{folder}")"""
         config = parts.read_config(config_path)
         require(
             not flag(config_path, config, "use_glu_encoder"),
-            f"{config_path}: use_glu_encoder=true, but an encoder here is one product with x",
+            f"{config_path}: use_glu_encoder=true, but an encoder must be a single product "
+            "with x",
         )
         model, hooks = path / _MODEL, [config.get(f"hook_point_{end}") for end in ("in", "out")]
         native = {
@@ -164,7 +165,7 @@ def _read(
     kind = config.get("sae_type", "sae")
     require(
         kind == "sae",
-        f"{config_path}: sae_type={kind}; only sae is known here, of one hook each way",
+        f"{config_path}: sae_type={kind}; only sae can be read, with one hook on each side",
     )
     norms_known = ("dataset-wise", "inference", "token-wise")
     norm = _norm(config_path, config, "dataset-wise", norms_known)
@@ -172,7 +173,7 @@ def _read(
     known = ", ".join(_ARCHITECTURES)
     require(
         act_fn in _ARCHITECTURES,
-        f"{config_path}: act_fn={act_fn} chooses by the batch or is unknown; known: {known}",
+        f"{config_path}: act_fn={act_fn} depends on the batch or is unknown; known: {known}",
     )
     file = _open(path)
     linear = "encoder.weight" in file.headers
@@ -193,8 +194,8 @@ def _read(
     require(
         factor is None
         or (isinstance(factor, int | float) and abs(factor * d_in - d_sae) < 0.5),
-        f"{config_path}: expansion_factor={factor} of d_model={d_in}, but the weights have "
-        f"{d_sae} latents",
+        f"{config_path}: expansion_factor={factor} with d_model={d_in}, but the weights "
+        f"have {d_sae} latents",
     )
     found = dictionary_of(weights, activation, path, metadata)
     if flag(config_path, config, "apply_decoder_bias_to_pre_encoder"):
@@ -207,8 +208,8 @@ def _read(
     if norm == "token-wise":
         require(
             not found.is_transcoder,
-            f"{config_path}: norm_activation=token-wise, and what a transcoder reconstructs "
-            "has a norm of its own, which no file holds",
+            f"{config_path}: norm_activation=token-wise, but the output of a transcoder has "
+            "a norm of its own, which no file holds",
         )
         found = found.normalised(ConstantNorm())
     return found
@@ -321,7 +322,7 @@ def _scale(file: TensorFile, config: Mapping[str, object], key: str) -> float:
     name = f"{_NORM}.{config.get(key) or config.get('hook_point_in')}"
     header = file.headers.get(name)
     if header is None:
-        raise UserError(f"{file.path} misses {name}, which norm_activation=dataset-wise needs")
+        raise UserError(f"{file.path} lacks {name}, which norm_activation=dataset-wise needs")
     require(
         header.floating and math.prod(header.shape) == 1,
         f"{file.path}: {name} has shape {header.shape}; give one number",

@@ -131,8 +131,8 @@ def check_finite(dictionary: Dictionary, path: Path) -> None:
     odd = [name for name, weight in dictionary.tensors.items() if not is_finite(weight)]
     require(
         not odd,
-        f"{path}: {', '.join(odd)} would hold NaN or infinity once biases and scales are "
-        "folded, which float32 has no room for",
+        f"{path}: {', '.join(odd)} would contain NaN or infinity once biases and scales are "
+        "folded, because float32 has no room for such numbers",
     )
 
 

@@ -48,16 +48,16 @@ class QwenScope(Format):
         said = _REPOSITORY.search(name)
         if said is None:
             raise UserError(
-                f"{file} does not hold k, and the name of its folder, {name}, does not end in "
-                "it as Qwen's do; give it by a folder, or a link to one, that ends in L0_50 if "
-                "k is 50"
+                f"{file} does not say k, and neither does the name of its folder, {name}; "
+                "put it into a folder whose name ends in L0_50 if k is 50, or make a link "
+                "with such a name"
             )
         weights = read_weights(tensors_of(file, load_pickle(file)), _NAMES)
         d_sae, asked = len(weights["b_enc"]), said["width"]
         if asked is not None and int(asked) * 1024 != d_sae:
             raise UserError(
-                f"{file}: {name} says W{asked}K, {int(asked) * 1024} latents, but the file has "
-                f"{d_sae}; put it into a folder named as its repository"
+                f"{file}: {name} says W{asked}K, {int(asked) * 1024} latents, but the file "
+                f"has {d_sae}; put it into a folder with the name of its repository"
             )
         layer, known = _LAYER.fullmatch(file.name), {}
         if said["model"]:

@@ -50,12 +50,12 @@ dictionary = Sae.load_from_disk("{folder}")"""
         activation = config.get("activation", "topk")
         require(
             activation == "topk",
-            f"{config_path}: activation={activation}; only topk is known here, where the k "
+            f"{config_path}: activation={activation}; only topk can be read, where the k "
             "largest of all latents are active",
         )
         require(
             not flag(config_path, config, "signed"),
-            f"{config_path}: signed=true, but activations below zero are not known here",
+            f"{config_path}: signed=true, but activations below zero cannot be read",
         )
         k, skip = config.get("k"), flag(config_path, config, "skip_connection")
         if type(k) is not int:

@@ -36,7 +36,7 @@ class Export:
     """What was decided about an export."""
 
     folder: str
-    """Where in it the dictionary is."""
+    """Path of the dictionary inside the folder."""
     format: str = SAELens.name
     dtype: str = FULL
     """Type of the weights in the files."""
@@ -45,7 +45,7 @@ class Export:
     nested: tuple[int, ...] = ()
     """Latents that are left of each inner level of a Matryoshka dictionary."""
     license: str | None = None
-    """As the Hub writes it, such as `apache-2.0`."""
+    """Licence in the Hub's spelling, such as `apache-2.0`."""
     repository: str | None = None
     """`ORG/NAME` on the Hub, if it goes there."""
     controls: tuple[Figures, ...] = ()
