@@ -83,7 +83,11 @@ def model(
     """
     if isinstance(name, nn.Module):
         return Model(wrapped_model(name, tokenizer, bos_token))
-    require(tokenizer is None, f"tokenizer is for a loaded model; {name} brings its own")
+    require(
+        tokenizer is None,
+        "tokenizer has an effect only for a model that is already "
+        f"loaded; {name} has its own tokenizer",
+    )
     config = ModelConfig(
         name=name,
         device=device,
@@ -218,7 +222,7 @@ class Model:
 
     @property
     def subject(self) -> Subject:
-        """What edits are planned for."""
+        """The model with all that planning an edit needs to know."""
         model = self.language_model
         return Subject(model.module, model.record, len(model.marks.begin), model.text_ids)
 

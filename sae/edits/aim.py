@@ -56,7 +56,7 @@ class Aim:
 
     record: EditRecord
     sites: Sequence[Site]
-    """Where activations change: one place, but for `every_writer`."""
+    """Sites at which activations change: one, except for `every_writer`."""
     positions: Spans
     dictionary: Dictionary | None
     scales: Sequence[Scale]
@@ -103,8 +103,8 @@ class Aim:
             return [self.record]
         if self.amount is None:
             raise UserError(
-                f"unit={self.record.unit} of token {self.record.token!r} is not known in raw "
-                "without the model's weights; give its amount in raw"
+                f"unit={self.record.unit} of token {self.record.token!r} cannot be "
+                "converted to raw without the weights of the model; give the amount in raw"
             )
         each = [replace(self.record, unit="raw", by=_plain(by)) for by in self.amount.T]
         if len(each) == 1:
@@ -142,7 +142,7 @@ class Aimer:
                 rows = scale.find_rows()
                 require(
                     not isinstance(rows, str),
-                    f"do={record.do} weighs directions by usual activations: {rows}",
+                    f"do={record.do} needs the second moments of activations: {rows}",
                 )
         return Aim(
             record,
@@ -179,14 +179,15 @@ class Aimer:
             site = _found(module, record)
             require(
                 (record.head is None) or site.hook_name.endswith(_HEADS),
-                f"head={record.head} is at {record.at}; heads are apart at hooks {_HEADS}",
+                f"head={record.head} is at {record.at}; heads are only separate at hooks "
+                f"{_HEADS}",
             )
             return site
         own = dictionary.writes[0].place
         if own == UNKNOWN:
             require(
                 record.at is not None,
-                f"{record.dictionary} does not say where it belongs; give at: a hook",
+                f"{record.dictionary} does not say which hook it reads; give a hook with at:",
             )
             return _found(module, record)
         site = locate(module, own)
@@ -206,8 +207,8 @@ class Aimer:
         missing = [name for name in parts if name not in named]
         require(
             bool(blocks) and not missing,
-            f"at={EVERY_WRITER}: this model has no {missing[0] if missing else _PARTS[0]}, so "
-            "what writes into its stream is not known",
+            f"at={EVERY_WRITER}: this model has no {missing[0] if missing else _PARTS[0]}, "
+            "so it is not known which parts write into its stream",
         )
         return [named["blocks.0.hook_resid_pre"], *(named[name] for name in parts)]
 
@@ -257,8 +258,8 @@ class Aimer:
             ids = token_ids(record.token)
             require(
                 len(ids) == 1,
-                f"token={record.token!r} is {len(ids)} tokens of this model; give one, with "
-                "the space that it may begin with",
+                f"token={record.token!r} consists of {len(ids)} tokens in this model; give "
+                "a text of one token, with the space that it may begin with",
             )
             if not self.subject.has_weights:
                 return None
@@ -284,7 +285,7 @@ class Aimer:
         place = dictionary.reads[0].place
         require(
             place != UNKNOWN,
-            f"{name} does not say where it belongs, so its features can be no gate",
+            f"{name} does not say which hook it reads, so its features cannot be a gate",
         )
         site = locate(self.subject.module, place)
         reader = Reader.of(self.on_device(name), [when.feature])
@@ -309,8 +310,8 @@ def _check_feature(feature: int, name: str, dictionary: Dictionary) -> None:
 def _spans(where: WhereRecord, n_begin: int, sequence: tuple[int, int] | None) -> Spans:
     require(
         sequence is None or where.sequences is None,
-        "where.sequences is for a whole batch, and this edit is for one sequence of it; say "
-        "where with prompt, generated and except",
+        "where.sequences is meant for a whole batch, but this edit is for a single "
+        "sequence; say where with prompt, generated and except",
     )
     bos: Span = (0, max(1, n_begin))
     but = tuple(bos if isinstance(span, str) else span for span in where.but)

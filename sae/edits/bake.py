@@ -62,8 +62,8 @@ def save_baked(module: Any, tokenizer: Any, folder: Path) -> None:
     again = AutoModelForCausalLM.from_pretrained(folder).eval()
     if not _alike(_logits(again), _logits(module)):
         raise UserError(
-            f"{type(module).__name__} does not load again what the edits became, so there is "
-            "no checkpoint of them"
+            f"{type(module).__name__} does not load the baked weights again, so no "
+            "checkpoint of these edits can be written"
         )
 
 
@@ -74,8 +74,9 @@ def _with_bias(module: Any, one: Constant) -> Any:
     layer = None if path is None else widened.get_submodule(path)
     if layer is None or layer.bias is None:
         raise UserError(
-            f"no bias of {type(module).__name__} does what an edit at {one.site.hook_name} "
-            "does: its class has none there, or something comes between, such as a norm"
+            f"no bias of {type(module).__name__} can do what an edit at "
+            f"{one.site.hook_name} does: the class has no bias there, or something such as "
+            "a norm comes in between"
         )
     with torch.no_grad():
         layer.bias += one.vector.to(layer.bias)
@@ -157,8 +158,8 @@ def _scale_direction(module: Any, one: Projection) -> None:
     if None in paths:
         at = one.sites[1 + paths.index(None)].hook_name
         raise UserError(
-            f"{kind} has no linear layer whose output is {at}, so no weights scale a direction "
-            "there"
+            f"{kind} has no linear layer whose output is {at}, so no weights can scale a "
+            "direction there"
         )
     with edited(module, one.edits()):
         wanted = _logits(module)
@@ -175,8 +176,8 @@ def _scale_direction(module: Any, one: Projection) -> None:
             _put(part, "weight", one.scaled(part.weight))
     if not _alike(_logits(module), wanted):
         raise UserError(
-            f"{kind} does not write its embeddings into the stream as they are, so no weights "
-            "scale a direction there"
+            f"{kind} does not write its embeddings into the stream as they are, so no "
+            "weights can scale a direction there"
         )
 
 

@@ -51,7 +51,7 @@ class Rows:
         require(
             len(values) == n,
             f"an edit has values for {len(values)} sequences, but the model is run on {n}; "
-            "give it a text for each",
+            "give a text for each value",
         )
         if values.dim() == 2:
             return values.index_select(0, self.sequence)
@@ -73,8 +73,8 @@ class Add:
 
     vectors: Float[Tensor, "*place d_out"]
     normalisation: Normalisation | None = None
-    """Of a dictionary that reads each row by its own length: the vector is as long in its unit,
-    so that it is multiplied by the length of the row that it is added to."""
+    """Normalisation of a dictionary that scales each row by its own norm. The vector has its
+    length in that unit, so it is multiplied by the length of the row that it is added to."""
 
     def __post_init__(self) -> None:
         if not self.vectors.requires_grad:
@@ -102,7 +102,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Splice:
-    """What a dictionary makes of the activations at the source takes the activations' place."""
+    """Replace activations by what a dictionary reconstructs from those at the source."""
 
     dictionary: Reconstruction
 

@@ -45,7 +45,7 @@ class Gate:
     """A feature that has to be above, or below, a code for an edit to be made at a position."""
 
     site: Site
-    """Where its dictionary reads."""
+    """Site that the dictionary of these codes reads."""
     reader: Reader
     """Gives the code of the one feature."""
     above: float | None

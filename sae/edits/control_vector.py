@@ -33,7 +33,9 @@ def write_control_vector(
     from gguf import GGUFWriter
 
     layers = {block_before(one.site): one.vector for one in constants}
-    require(0 not in layers, "no control vector is added behind block 0; edit a later one")
+    require(
+        0 not in layers, "a control vector cannot be added after block 0; edit a later block"
+    )
     with atomic_path(path) as temporary:
         writer = GGUFWriter(temporary, "controlvector")
         writer.add_string("controlvector.model_hint", model_type)
@@ -55,7 +57,7 @@ def block_before(site: Site) -> int:
     found = _SITE.fullmatch(site.hook_name)
     if found is None:
         raise UserError(
-            f"it can only be made behind a block, and this edit is at {site.hook_name}; edit a "
-            "hook blocks.N.hook_resid_post"
+            f"it can only be made after a block, but this edit is at {site.hook_name}; edit "
+            "a hook blocks.N.hook_resid_post"
         )
     return int(found[1])

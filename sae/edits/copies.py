@@ -27,11 +27,11 @@ class Part(NamedTuple):
     """Some copies of a text."""
 
     which: slice
-    """Of the vectors."""
+    """The vectors that these copies add, one each."""
     plain: Float[Tensor, "1 n_read vocabulary"]
     """Log-probabilities of next tokens by the model left alone."""
     log_probs: Float[Tensor, "part n_read vocabulary"]
-    """The same with the vectors."""
+    """Log-probabilities of the next tokens when the vectors are added."""
 
 
 @dataclass(frozen=True, slots=True)

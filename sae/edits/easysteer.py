@@ -101,14 +101,17 @@ def _apply(aim: Aim) -> dict[str, Any]:
     where = aim.positions
     found = _phase("prompt", where.prompt) | _phase("generation", where.generated)
     if len(where.but) > 1:
-        raise UserError("EasySteer leaves out one range of the prompt; name one in except")
+        raise UserError(
+            "EasySteer can leave out only one range of the prompt; name a single one in except"
+        )
     for said, (first, last) in zip(aim.record.where.but, where.but, strict=True):
         # A prompt holds the tokens before every text, and its end is where it ends.
         of_prompt = said == BOS or (last is not None and last < 0)
         if where.generated and not of_prompt:
             raise UserError(
-                f"except {[first, last]} may reach beyond the prompt, and EasySteer counts the "
-                "prompt and what is written apart; count from the prompt's end, as in [-4, -1]"
+                f"except {[first, last]} may reach beyond the prompt, but EasySteer counts "
+                "the prompt and the generated text separately; count from the end of the "
+                "prompt, as in [-4, -1]"
             )
         if where.prompt:
             found["exclude_prompt_window"] = [first, last]
@@ -118,8 +121,8 @@ def _apply(aim: Aim) -> dict[str, Any]:
 def _phase(name: str, spans: Sequence[Span]) -> dict[str, Any]:
     if len(spans) > 1:
         raise UserError(
-            f"EasySteer takes one range of the {name}, and here are {len(spans)}; make an edit "
-            "of each"
+            f"EasySteer takes only one range of the {name}, but there are {len(spans)}; "
+            "make an edit for each"
         )
     if tuple(spans) == EVERYWHERE:
         return {name: "all"}

@@ -37,7 +37,9 @@ class Edits:
     def __post_init__(self) -> None:
         found: object = self.records
         right = isinstance(found, tuple) and all(isinstance(r, EditRecord) for r in found)
-        require(right, f"{found!r:.60} is no tuple of edits; give sae.Edits((sae.edit(...),))")
+        require(
+            right, f"{found!r:.60} is not a tuple of edits; give sae.Edits((sae.edit(...),))"
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> "Edits":
@@ -48,7 +50,10 @@ class Edits:
         """
         check_names(path)
         place = Path(path)
-        require(place.is_file(), f"{path} is no edit file; give one, as docs/edits.md has it")
+        require(
+            place.is_file(),
+            f"{path} is not an edit file; docs/edits.md describes what one looks like",
+        )
         require(
             place.stat().st_size <= _LARGEST,
             f"{path} has {place.stat().st_size:,} bytes, and an edit file has no more than "
@@ -57,7 +62,7 @@ class Edits:
         try:
             text = place.read_text(encoding="utf-8")
         except ValueError as error:
-            raise UserError(f"{path} is not readable as text: {error}") from error
+            raise UserError(f"{path} cannot be read as text: {error}") from error
         return parsed_edits(text, str(path), is_json=place.suffix == ".json")
 
     @classmethod
@@ -70,7 +75,9 @@ class Edits:
         if isinstance(found, list):
             found = {"edits": found}
         if not isinstance(found, Mapping) or not isinstance(found.get("edits"), list):
-            raise UserError(f"{where} holds no list of edits; give edits: and a list of them")
+            raise UserError(
+                f"{where} contains no list of edits; write edits: and a list below it"
+            )
         version = found.get("format", FORMAT)
         require(
             version == FORMAT,
@@ -140,7 +147,7 @@ def parsed_edits(text: str, where: str, *, is_json: bool = False) -> Edits:
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         # A key of YAML may be a list, which no mapping of Python takes.
         said = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
-        raise UserError(f"{where} is not readable as YAML or JSON: {said}") from error
+        raise UserError(f"{where} cannot be read as YAML or JSON: {said}") from error
     return Edits.from_plain(found, where)
 
 
@@ -159,7 +166,9 @@ def edits_of(given: Any) -> Edits:
     if isinstance(given, Mapping):
         return Edits.from_plain(given if "edits" in given else [given])
     if not isinstance(given, Iterable):
-        raise UserError(f"{given!r:.60} is no edit; give sae.edit(...), a list, or a file")
+        raise UserError(
+            f"{given!r:.60} is not an edit; give sae.edit(...), a list of them, or a file"
+        )
     wrong: list[str] = []
     made = [
         one if isinstance(one, EditRecord) else record_of(one, f"edits[{i}]", wrong)

@@ -30,10 +30,11 @@ class Edit:
     """
 
     site: Site
-    """Where activations change."""
+    """Site at which activations change."""
     change: Change
     positions: Positions
-    """Where in the sequences they change; elsewhere they stay, to the bit."""
+    """Positions of the sequences at which activations change; at all others they stay the same
+    to the bit."""
     source: Site | None = None
     """What the change reads, in the same forward pass; the site itself if left out."""
     gate: Gate | None = None
@@ -127,8 +128,9 @@ class _Forward:
             # A recurrent model's state does not say how many tokens went into it.
             require(
                 state is None or state is self.state,
-                "the model is given a state that it did not return inside this context, so the "
-                "positions of what follows are not known; let it read the text in here",
+                "the model was given a cached state from outside this context, so the "
+                "positions of the following tokens are not known; let it read the whole "
+                "text inside the context",
             )
             self.start = 0 if state is None else self.end
         mask = given.get("attention_mask")
@@ -195,8 +197,8 @@ def _edited(module: nn.Module, edit: Edit, forward: _Forward) -> Iterator[None]:
         for i, site in enumerate(read_at):
             if i not in held:
                 raise UserError(
-                    f"an edit of {edit.site.hook_name} reads {site.hook_name}, which the model "
-                    "computes later; give a place that comes before it or is the same"
+                    f"an edit of {edit.site.hook_name} reads {site.hook_name}, which the "
+                    "model computes later; give the same place or an earlier one"
                 )
         # Taken away, so that no forward is ever edited by what another one held.
         return forward.changed(edit, held.pop(0), held.pop(1, None), y)

@@ -145,8 +145,8 @@ class Library:
         chosen = edits.model or name
         if chosen is None:
             raise UserError(
-                f"{where} does not say of which model its edits are; say model_name=smollm2, "
-                "or give a line model: in the file"
+                f"{where} does not say which model its edits belong to; give "
+                "model_name=smollm2, or a line model: in the file"
             )
         return record_without_weights(ModelConfig(name=chosen).name)
 
@@ -193,7 +193,7 @@ def vector_of(record: EditRecord) -> Float[Tensor, " d"]:
         return given.detach().float()
     path = Path(str(given))
     check_names(path)
-    require(path.is_file(), f"direction={given} is no file; give one of a vector")
+    require(path.is_file(), f"direction={given} is not a file; give a file that holds a vector")
     if record.digest is not None:
         _check_digest(str(given), _file_digest(path), record.digest)
     try:
@@ -204,11 +204,13 @@ def vector_of(record: EditRecord) -> Float[Tensor, " d"]:
         raise UserError(f"direction={given} cannot be read: {error}") from error
     require(
         found.dim() == 1 and len(found) > 0 and found.is_floating_point(),
-        f"direction={given} holds {tuple(found.shape)} numbers; give one vector of floats",
+        f"direction={given} holds {tuple(found.shape)} numbers; give a single vector of "
+        "floating-point numbers",
     )
     require(
         bool(torch.isfinite(found).all()) and bool(found.any()),
-        f"direction={given} is no direction: it is zero or holds numbers that are not finite",
+        f"direction={given} is not a direction, because it is zero or contains numbers that "
+        "are not finite",
     )
     return found.float()
 
@@ -219,14 +221,14 @@ def _read_vector(path: Path) -> Tensor:
         return torch.from_numpy(np.load(path, allow_pickle=False))
     require(
         path.suffix == ".safetensors",
-        f"direction={path} is of no known kind; give a .npy or .safetensors file",
+        f"direction={path} has an unknown ending; give a .npy or .safetensors file",
     )
     from safetensors.torch import load_file
 
     tensors = load_file(path)
     require(
         len(tensors) == 1,
-        f"direction={path} holds {len(tensors)} tensors; give a file of one",
+        f"direction={path} holds {len(tensors)} tensors; give a file with one tensor",
     )
     found: Tensor = next(iter(tensors.values()))
     return found
@@ -239,6 +241,6 @@ def _file_digest(path: Path) -> str:
 def _check_digest(name: str, found: str, wanted: str) -> None:
     require(
         wanted == found,
-        f"{name} has the digest {found}, and the edit is of {wanted}; give the one it was "
-        "made for",
+        f"{name} has the digest {found}, but the edit was made for {wanted}; give the file "
+        "that it was made for",
     )

@@ -174,7 +174,7 @@ def _wrong_together(given: Mapping[str, Any]) -> Iterator[str]:
             "feature's direction; give raw, std or residual_norm"
         )
     if mode.exactly is not None and len(given.get("features", ())) != mode.exactly:
-        yield f".do={given['do']} takes {mode.exactly} features; give features: [412, 17]"
+        yield f".do={given['do']} needs {mode.exactly} features; give features: [412, 17]"
 
 
 def _wrong_place(given: Mapping[str, Any], key: str, target: Target) -> Iterator[str]:

@@ -131,9 +131,10 @@ class Where:
         n_sequences, n_positions = self.chosen.shape
         require(
             n_sequences * window.copies == window.n_sequences and window.end <= n_positions,
-            f"the mask of an edit has {n_sequences} sequences of {n_positions} positions, but "
-            f"the model is run on {window.n_sequences // window.copies} of {window.end}; give "
-            "one that covers them, tokens still to be written included",
+            f"the mask of an edit has {n_sequences} sequences of {n_positions} positions, "
+            f"but the model is run on {window.n_sequences // window.copies} sequences of "
+            f"{window.end}; give a mask that covers them, including the tokens still to be "
+            "written",
         )
         found = self.chosen[:, window.start : window.end]
         return found.repeat_interleave(window.copies, 0)

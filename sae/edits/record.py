@@ -102,7 +102,7 @@ class EditRecord:
 
     @property
     def mode(self) -> Mode:
-        """What `do` stands for."""
+        """The mode that `do` names."""
         return MODES[self.do]
 
     @property
@@ -131,7 +131,7 @@ class EditRecord:
                 continue
             require(
                 not isinstance(value, Tensor),
-                f"{f.name} of an edit is a tensor, which no edit file holds; "
+                f"{f.name} of an edit is a tensor, which an edit file cannot hold; "
                 f"{_SAVED.get(f.name, '')}",
             )
             if f.name in ("where", "when"):

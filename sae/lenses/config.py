@@ -41,12 +41,12 @@ class LensConfig:
         check_names(self.name)
         require(
             self.name not in ("", ".", "..") and "/" not in self.name,
-            f"name={self.name} is no name of a folder; give a word without slashes",
+            f"name={self.name} cannot be the name of a folder; give a word without slashes",
         )
         require(
             not self.tuned or self.model == ModelConfig(device=self.model.device),
-            f"model={self.model.name} has no effect with tuned=true, which takes the model of "
-            "the cache; leave out all of model but model.device",
+            f"model={self.model.name} has no effect with tuned=true, which uses the model "
+            "of the cache; give no key of model except model.device",
         )
 
     def idle_keys(self) -> dict[str, str | None]:

@@ -70,14 +70,14 @@ def cached_streams(module: nn.Module, cache: ActivationCache, harvest: str) -> C
     names = ",".join(map(hook_of, wanted))
     require(
         end in layers,
-        f"{cache.location} holds {', '.join(cache.hook_names)}, and a tuned lens maps to "
+        f"{cache.location} holds {', '.join(cache.hook_names)}, but a tuned lens also needs "
         f"{hook_of(end)}; make a cache with it: {harvest} hook_names=[{names}]",
     )
     last = layers.pop(end)
     require(
         bool(layers),
-        f"{cache.location} holds {last} alone, and a tuned lens maps other layers to it; make "
-        f"a cache with them: {harvest} hook_names=[{names}]",
+        f"{cache.location} holds {last} alone, but a tuned lens also needs other layers; "
+        f"make a cache with them: {harvest} hook_names=[{names}]",
     )
     return CachedStreams(cache, last, dict(sorted(layers.items())))
 
@@ -121,8 +121,8 @@ def _sums(streams: CachedStreams, name: str, keep: NDArray[np.bool_]) -> tuple[S
         found.append(sums)
         require(
             sums.n_rows > 0,
-            f"{cache.location} has {int(keep.any(1).sum())} training sequences, and a tuned "
-            f"lens needs {_ONE_IN} at least; harvest more tokens",
+            f"{cache.location} has {int(keep.any(1).sum())} training sequences, but a tuned "
+            f"lens needs at least {_ONE_IN}; harvest more tokens",
         )
     return found[0], found[1]
 

@@ -77,7 +77,7 @@ class WrittenToken:
 
     text: str
     probability: float
-    """As it was written."""
+    """Probability of the token when it was written."""
     relevancy: float
     """How far what was put there moves it: |p − p without it| after the same text (SelfIE)."""
 
@@ -113,7 +113,8 @@ class Placed:
 
     ids: Int[Tensor, " position"]
     position: int
-    """In the whole sequence: the token before the text, if there is one, is 0."""
+    """Position in the whole sequence, where the token before the text, if there is one, is
+    0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,8 @@ def placed(model: LanguageModel, question: Question) -> Placed:
     )
     require(
         len(found) == 1,
-        f"{said} stands {len(found)} times in the prompt; write it once, where the vector goes",
+        f"{said} stands {len(found)} times in the prompt; write it exactly once, where the "
+        "vector goes",
     )
     return Placed(ids, found[0])
 

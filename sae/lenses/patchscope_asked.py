@@ -38,9 +38,10 @@ class Patchscope:
     """What the model said of one vector, beside its controls."""
 
     at: str
-    """Where the state was read; of a feature the place that its dictionary writes."""
+    """Hook at which the state was read, or for a feature the hook that its dictionary
+    writes."""
     into: str
-    """Where it was put."""
+    """Hook at which the vector was put."""
     scale: float | None
     """Length of a feature's direction, in typical lengths of the place; None of a state."""
     answers: tuple[Answer, ...]
@@ -168,7 +169,9 @@ def _spread(module: nn.Module) -> list[str]:
 def _ends_of_blocks(module: nn.Module) -> list[str]:
     names = (site.hook_name for site in list_sites(module))
     found = [name for name in names if name.endswith(_STREAM)]
-    require(bool(found), "this model's blocks have no TransformerLens names; give at and into")
+    require(
+        bool(found), "the blocks of this model have no TransformerLens names; give at and into"
+    )
     return found
 
 
@@ -195,14 +198,14 @@ def place_of_feature(module: nn.Module, dictionary: Dictionary, into: str | None
     (target,) = measured(module, [target])
     require(
         target.width in (0, dictionary.d_out),
-        f"into={target.hook_name} is {target.width} wide and the directions of this dictionary "
-        f"are {dictionary.d_out} wide; give a place of that width",
+        f"into={target.hook_name} is {target.width} wide, but the directions of this "
+        f"dictionary are {dictionary.d_out} wide; give a place of that width",
     )
     require(
         target.in_stream == own.in_stream or target.module == own.module,
-        f"into={target.hook_name}: the directions of this dictionary are of "
-        f"{own.hook_name}, and one of the two is not in the residual stream, where they would "
-        f"mean something else; give into={own.hook_name}",
+        f"into={target.hook_name}: the directions of this dictionary belong to "
+        f"{own.hook_name}, and they mean nothing elsewhere unless both places are in the "
+        f"residual stream; give into={own.hook_name}",
     )
     return target
 
@@ -215,7 +218,7 @@ def check_feature(dictionary: Dictionary, feature: int, scales: Sequence[float])
     )
     require(
         bool(dictionary.W_dec[feature].any()),
-        f"feature={feature} has a direction of zeros, which says nothing; take another one",
+        f"feature={feature} has a direction of zeros, which means nothing; choose another one",
     )
     require(
         bool(scales) and all(scale > 0 for scale in scales),

@@ -110,8 +110,8 @@ def _lenses(
         # Hooks of somebody else, or an edit of what the last block returns, act on it twice.
         require(
             hidden is not streams.hidden[-1] or torch.equal(logits, streams.logits),
-            "something changes what the model's last block returns, so no lens can be read; "
-            "change it before the last block",
+            "the output of the model's last block is changed by an edit or a hook, so a "
+            "lens cannot be read; change something before the last block",
         )
         return logits[0].float().log_softmax(-1)
 

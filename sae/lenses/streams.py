@@ -88,8 +88,8 @@ def check_before_loading(config: ModelConfig, text: str) -> nn.Module:
     # What does not run on made-up weights is asked again when it is loaded.
     require(
         bool(found.blocks) or found.failure is not None,
-        f"{type(skeleton).__name__} has no blocks that hand one stream of activations on, so a "
-        "lens has nothing to read; choose a model=... that has",
+        f"{type(skeleton).__name__} has no blocks that pass on a single stream of "
+        "activations, so a lens has nothing to read; choose another model=...",
     )
     ids = load_tokenizer(config)(text, add_special_tokens=False, verbose=False)["input_ids"]
     _check_length(len(ids), len(ids), usable_positions(skeleton))

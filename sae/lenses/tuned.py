@@ -44,9 +44,9 @@ class TunedLens:
         """
         require(
             record.weight_digest == self.model.weight_digest,
-            f"the tuned lens is of {self.model.hub_id}, weights {self.model.weight_digest}, "
-            f"and the model is {record.hub_id}, weights {record.weight_digest}; give the model "
-            "that it is of",
+            f"the tuned lens belongs to {self.model.hub_id} with weights "
+            f"{self.model.weight_digest}, but the model is {record.hub_id} with weights "
+            f"{record.weight_digest}; give the model that the lens was fitted to",
         )
 
     def save(self, folder: Path) -> None:
@@ -86,7 +86,8 @@ def load_tuned(folder: Path) -> TunedLens:
 
     require(
         (folder / _ABOUT).is_file(),
-        f"{folder} holds no maps of a tuned lens; fit them with: sae lens tuned=true cache=...",
+        f"{folder} contains no maps of a tuned lens; fit them with: sae lens tuned=true "
+        "cache=...",
     )
     for name in (_MAPS, _ABOUT):
         check_whole(folder / name, _ANEW)

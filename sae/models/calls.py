@@ -135,8 +135,8 @@ def one_vector_a_token(
     if isinstance(found, Tensor) and found.dim() == 3 and shape in (None, found.shape[:2]):
         return found
     raise UserError(
-        f"hook_name={hook_name} does not give one vector a token; choose a place inside a "
-        "block, such as its output"
+        f"hook_name={hook_name} does not have one vector for each token; choose a place "
+        "inside a block, such as its output"
     )
 
 

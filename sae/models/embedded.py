@@ -18,7 +18,7 @@ def embedded_folder(name: str) -> Path:
 
     def convert(folder: Path) -> None:
         source = package_folder(model.requirement) / model.file
-        say(f"converting {source.name} to safetensors (once)")
+        say(f"converting {source.name} to safetensors; this is needed only once")
         _convert(source, folder)
 
     return made_once(f"models/{model.requirement.replace('==', '-')}", convert)

@@ -67,7 +67,7 @@ def _called(
         return site
     if not call.isdecimal() or int(call) >= calls:
         there = f"{path}#0 to {path}#{calls - 1}" if calls > 1 else path
-        raise UserError(f"hook_name={path}#{call} is no call of that module; choose {there}")
+        raise UserError(f"hook_name={path}#{call} is not a call of that module; choose {there}")
     if calls < 2:
         return site
     return replace(site, hook_name=f"{path}#{int(call)}", call=int(call))
@@ -121,8 +121,8 @@ def locate(module: nn.Module, place: Site | str) -> Site:
     modules = [name for name, _ in module.named_modules()]
     require(
         place.module in modules,
-        f"{place.hook_name} was read at {place.module}, which this model has not got"
-        f"{nearest(place.module, modules)}; give the model that it was read in",
+        f"{place.hook_name} was read at {place.module}, which this model does not "
+        f"have{nearest(place.module, modules)}; give the model in which it was read",
     )
     calls = probe(module).calls[place.module]
     require(
@@ -203,6 +203,6 @@ def measured(module: nn.Module, sites: Sequence[Site]) -> list[Site]:
 
 def _uncalled(site: Site) -> UserError:
     return UserError(
-        f"hook_name={site.hook_name} is a part that the model does not call; choose one that "
-        "computes something, such as a block"
+        f"hook_name={site.hook_name} is a module that the model does not call; choose one "
+        "that computes something, such as a block"
     )

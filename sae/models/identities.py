@@ -54,7 +54,7 @@ class Value:
     """One tensor of a block, and everywhere that it stands."""
 
     x: Float[Tensor, " element"]
-    """In float64."""
+    """The tensor itself, in float64."""
     eps: float
     """Relative spacing of numbers in the type that it was computed in."""
     width: int

@@ -60,8 +60,8 @@ def class_of(settings: Any, name: str) -> Any:
         return AutoModel
     if kind is None or _reads_for_decoder(kind):
         raise UserError(
-            f"model.name={name} has an encoder and a decoder ({settings.model_type}), and "
-            f"these are not read; give a causal model or an encoder{_its_encoder(settings)}"
+            f"model.name={name} has an encoder and a decoder ({settings.model_type}), which "
+            f"cannot be read; give a causal model or an encoder{_its_encoder(settings)}"
         )
     return kind
 
@@ -124,15 +124,16 @@ def is_causal(module: nn.Module, name: str) -> bool:
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
-            f"model.name={name} does not run on text alone. It said: {said}"
+            f"model.name={name} cannot be run on text alone. Its message: {said}"
         ) from error
     first, second = (getattr(output, "logits", None) for output in outputs)
     if first is None or second is None or first.shape[:2] != tokens.shape:
         return False
     require(
         not bool(first.isnan().any()),
-        f"model.name={name} gives NaN for the logits of a few tokens; its weights are damaged, "
-        "or its activations hold NaN or infinity in this type: run it in float32",
+        f"model.name={name} gives NaN as logits of a few tokens; its weights may be "
+        "damaged, or its activations may be too large for this precision: run it with "
+        "model.dtype=float32",
     )
     moved = (first - second)[:, :-1].abs().max()
     # Experts that are given other tokens may round otherwise.

@@ -87,8 +87,8 @@ def linearised(module: nn.Module) -> Iterator[None]:
     rules = _known[module]
     if rules.wrong is not None:
         raise UserError(
-            f"there are no rules to linearise {type(module).__name__}: {rules.wrong}; use "
-            "gradients as they are, or exact patching"
+            f"there is no known way to linearise {type(module).__name__}: {rules.wrong}; "
+            "use gradients as they are, or exact patching"
         )
     with _linear(module, rules):
         yield
@@ -140,7 +140,7 @@ class _Scaled:
 
     def __call__(self, own: Callable[..., Tensor], x: Tensor, *others: Any) -> Tensor:
         if others:
-            raise UserError(f"{type(self.part).__name__} norms more than activations")
+            raise UserError(f"{type(self.part).__name__} normalises more than activations")
         with torch.no_grad():
             value = own(x)
         if not x.requires_grad:
@@ -167,7 +167,9 @@ class _Scaled:
     def _is_centred(self, width: int) -> bool:
         norm = norm_formula(self.part, width)
         if norm is None:
-            raise UserError(f"{type(self.part).__name__} is no norm that divides by a spread")
+            raise UserError(
+                f"{type(self.part).__name__} is not a norm that divides by a spread"
+            )
         return norm.centred
 
 

@@ -48,7 +48,9 @@ class ModelConfig:
     makes the model a control, because nothing that is found in it was learned."""
 
     def __post_init__(self) -> None:
-        require(self.name != "", "model.name is empty; give an embedded name, folder or Hub id")
+        require(
+            self.name != "", "model.name is empty; give an embedded name, a folder or a Hub id"
+        )
         require(
             self.dtype in DTYPES,
             f"model.dtype={self.dtype} is unknown; choose one of {', '.join(DTYPES)}",
@@ -74,7 +76,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device that the weights are on."""
         found: torch.device = next(iter(self.module.parameters())).device
         return found
 
@@ -114,14 +116,14 @@ def resolve_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"device={device} is unknown; say auto, cpu or cuda") from error
+        raise UserError(f"device={device} is unknown; give auto, cpu or cuda") from error
     require(
         chosen.type in ("cpu", "cuda"),
-        f"device={device} is none that this computes on; say auto, cpu or cuda",
+        f"device={device} cannot be used; give auto, cpu or cuda",
     )
     if chosen.type == "cuda":
         n = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        require(n > 0, f"device={device}, but torch sees no GPU here; say device=cpu")
+        require(n > 0, f"device={device}, but torch sees no GPU here; use device=cpu")
         require(
             (chosen.index or 0) < n,
             f"device={device}, but torch sees {n} of them here; the last is cuda:{n - 1}",
@@ -197,10 +199,10 @@ def recorded_model(record: ModelRecord, device: str) -> LanguageModel:
     model = _with_marks(load_model(recorded_config(record, device)), record)
     now, then = model.record.weight_digest, record.weight_digest
     if then == UNKNOWN:
-        say(f"nothing tells whether {record.name} is the very model of these activations")
+        say(f"it is not known whether {record.name} is exactly the model of these activations")
     require(
         then in (now, UNKNOWN),
-        f"model {record.name} has other weights now (digest {now}) than those that were "
+        f"model {record.name} now has other weights (digest {now}) than those that were "
         f"harvested ({then})",
     )
     return model
@@ -259,7 +261,10 @@ def wrapped_model(
     # What torch.compile returns is wrapped around the model that has the places.
     module = getattr(module, "_orig_mod", module)
     name = str(getattr(getattr(module, "config", None), "name_or_path", ""))
-    require(tokenizer is not None or name != "", "this model has no name; give its tokenizer")
+    require(
+        tokenizer is not None or name != "",
+        "this model has no name from which to find its tokenizer; give tokenizer=...",
+    )
     tokenizer = tokenizer or load_tokenizer(ModelConfig(name=name))
     causal, name = is_causal(module, name), name or "this model"
     marks = find_marks(tokenizer, name, bos_token, causal=causal, usual=_usual_token(name))
@@ -322,13 +327,13 @@ def load_model(config: ModelConfig) -> LanguageModel:
     needed = sorted(name for name in missing if "pooler" not in name)
     if needed:
         raise UserError(
-            f"model.name={config.name} lacks {len(needed)} of its weights, {needed[0]} among "
-            "them; give a whole checkpoint"
+            f"model.name={config.name} lacks {len(needed)} of its weights, for example "
+            f"{needed[0]}; give a complete checkpoint"
         )
     module = module.to(device).eval().requires_grad_(False)
     weights = weight_digest(module, without=missing)
     if causal and not is_causal(module, config.name):
-        say(f"{config.name}: later tokens move its logits, so it is read as an encoder is")
+        say(f"{config.name}: its logits depend on later tokens, so it is read like an encoder")
         causal, module = False, module.base_model
     name, hub_id = _recorded_names(config.name)
     record = ModelRecord(
@@ -361,8 +366,8 @@ def _check_vocabulary(
     text = [i for i in tokenizer.get_vocab().values() if i not in special]
     require(
         bool(text),
-        f"model.name={config.name} has a tokenizer without tokens of text; put the model's own "
-        "there with tokenizer.save_pretrained",
+        f"model.name={config.name} has a tokenizer without text tokens; save the tokenizer "
+        "of the model there with tokenizer.save_pretrained",
     )
     largest = max(*text, *added)
     require(

@@ -32,9 +32,9 @@ def find_marks(
     around = _around(tokenizer)
     if around is None and token is None:
         raise UserError(
-            f"model.name={named}: its tokenizer writes a text in other tokens when it adds its "
-            "special ones, so what begins a text cannot be told; say model.bos_token=... or "
-            f"model.bos_token={NO_TOKEN}"
+            f"model.name={named}: its tokenizer splits a text differently when it adds its "
+            "special tokens, so it is not known which of them begin a text; give "
+            f"model.bos_token=... or model.bos_token={NO_TOKEN}"
         )
     begin, end = around or ((), ())
     if token == NO_TOKEN:

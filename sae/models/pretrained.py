@@ -55,8 +55,8 @@ class Source:
         require(
             kernel is None or self.trust_remote_code,
             f"model.name={self.name} asks in its config.json for a kernel from the Hub "
-            f"({kernel}), which is code of others that would run on this machine; take that "
-            "line out, or look at it and allow it with model.trust_remote_code=true",
+            f"({kernel}), which is foreign code that would run on this machine; remove that "
+            "line, or read the code and allow it with model.trust_remote_code=true",
         )
         return found
 
@@ -127,15 +127,16 @@ class Source:
         if self.name in EMBEDDED or not self.path.exists():
             return
         named = f"model.name={self.name}"
-        require(self.path.is_dir(), f"{named} is a file; name the folder that it is in")
+        require(self.path.is_dir(), f"{named} is a file; give the folder that contains it")
         if (self.path / "config.json").is_file():
             return
         gguf = sorted(self.path.glob("*.gguf"))
         if gguf:
             raise UserError(
-                f"{named} holds {gguf[0].name} and no config.json, and GGUF is not read; "
-                "convert it once with transformers: AutoModelForCausalLM and AutoTokenizer, "
-                "each with from_pretrained(FOLDER, gguf_file=FILE) and save_pretrained"
+                f"{named} holds {gguf[0].name} and no config.json, but GGUF files are not "
+                "read; convert it once with transformers: AutoModelForCausalLM and "
+                "AutoTokenizer, each with from_pretrained(FOLDER, gguf_file=FILE) and "
+                "save_pretrained"
             )
         adapter = (self.path / "adapter_config.json").is_file()
         raise UserError(
@@ -175,8 +176,8 @@ class Source:
         offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
         return (
             f"{named} is not embedded ({', '.join(EMBEDDED)}), not a local folder "
-            f"({Path(self.name).absolute()}), and could not be had from the Hub"
-            f"{' (offline)' if offline else ''}{nearest(self.name, EMBEDDED)}. {told}"
+            f"({Path(self.name).absolute()}), and could not be downloaded from the "
+            f"Hub{' (offline)' if offline else ''}{nearest(self.name, EMBEDDED)}. {told}"
         )
 
     def _cure(self, part: str) -> str:
@@ -198,7 +199,7 @@ def _told(error: BaseException) -> str:
     """Return an error of a library on one line, and no longer than is read."""
     text = " ".join(str(error).split())
     shown = text if len(text) <= _MOST_TOLD else f"{text[:_MOST_TOLD]}…"
-    return f"It said: {type(error).__name__}: {shown}"
+    return f"Its message: {type(error).__name__}: {shown}"
 
 
 def _refused_by_the_hub(name: str, error: BaseException) -> str | None:

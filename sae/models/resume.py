@@ -154,8 +154,8 @@ def _check(module: nn.Module, block: int) -> None:
     found = probe(module)
     require(
         bool(found.blocks),
-        f"{type(module).__name__} has no blocks that hand one stream of activations on, so it "
-        "cannot be run from the middle",
+        f"{type(module).__name__} has no blocks that pass on a single stream of "
+        "activations, so it cannot be run from the middle",
     )
     require(
         0 <= block <= len(found.blocks),

@@ -64,7 +64,7 @@ def tail_of(module: Any) -> Tail:
     require(head is not None, "the model has no output embedding, so it gives no logits")
     require(
         isinstance(head, nn.Linear) and head.weight.is_floating_point(),
-        f"the model's output embedding is a {type(head).__name__} and no plain linear layer",
+        f"the model's output embedding is a {type(head).__name__} and not a plain linear layer",
     )
     tokens = probe_tokens(module, _N_PROBES).to(head.weight.device)
     calls = calls_of(module, tokens)
@@ -112,7 +112,7 @@ def _path_to(head: nn.Module, calls: Sequence[Call]) -> _Path:
 
 
 def _floats(tensor: Tensor | None) -> Tensor:
-    require(tensor is not None, "the model hands activations on in a form that is not read")
+    require(tensor is not None, "the model passes on activations in a form that cannot be read")
     return torch.empty(0) if tensor is None else tensor
 
 
@@ -170,7 +170,10 @@ def _formula(call: Call) -> Norm:
     found = norm_formula(call.module, _floats(call.given).shape[-1])
     if found is None:
         kind = type(call.module).__name__
-        raise UserError(f"what the model's head reads comes from {call.name} ({kind}), no norm")
+        raise UserError(
+            f"the input of the model's head comes from {call.name} ({kind}), "
+            "which is not a norm"
+        )
     return found
 
 
@@ -241,7 +244,7 @@ def _measured_scale(
     tolerance = torch.finfo(path.start.dtype).eps ** 0.5
     require(
         float((found - before_head * expected).norm() / found.norm()) < tolerance,
-        "what the model's head reads is not what its last norm gives",
+        "the input of the model's head is not the output of its last norm",
     )
     scale = before_head * _slope(logits[0].double(), tolerance)
     return 1.0 if abs(scale - 1) < tolerance else scale
@@ -263,6 +266,6 @@ def _slope(logits: Float[Tensor, "probe vocabulary"], tolerance: float) -> float
     slope = float((small - zero).mean()) / _SMALL_LOGIT
     require(
         bool(same) and bool((rising.diff() >= 0).all()) and slope > 0,
-        "the model does something else to its logits than to scale or to cap them",
+        "the model does something to its logits other than scaling or capping them",
     )
     return slope

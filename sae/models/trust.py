@@ -26,9 +26,9 @@ def check_allowed(name: str, revision: str | None) -> None:
     named = f"model={name}" + (f" model.revision={revision}" if revision else "")
     require(
         _mark(name, revision).exists(),
-        f"model {name} was run with code of its own, which nobody has allowed on this machine; "
-        f"read that code, and if you trust it allow it with `sae harvest --list-hooks {named} "
-        "model.trust_remote_code=true`",
+        f"model {name} was run with code that came with it, which nobody has allowed on "
+        "this machine; read that code, and if you trust it, allow it with `sae harvest "
+        f"--list-hooks {named} model.trust_remote_code=true`",
     )
 
 

@@ -94,7 +94,10 @@ class PatchConfig:
     """Seed of the random choice of words for the slots."""
 
     def __post_init__(self) -> None:
-        require(bool(self.name) and "/" not in self.name, f"name={self.name}; give a word")
+        require(
+            bool(self.name) and "/" not in self.name,
+            f"name={self.name}; give a word without slashes",
+        )
         require_at_least(self, n_pairs=1, ig_steps=1, n_features=0, batch_size=1, seed=0)
         require(
             self.n_exact is None or self.n_exact >= 0,
@@ -109,16 +112,19 @@ class PatchConfig:
             "sites, receivers and dictionary are empty, so there is nothing to patch; give "
             "sites=[residual]",
         )
-        require(bool(self.patches) and bool(self.methods), "patches or methods is empty")
+        require(
+            bool(self.patches) and bool(self.methods),
+            "patches or methods is empty; name at least one of each",
+        )
         for receiver in self.receivers:
             require(
                 _RECEIVER.fullmatch(receiver) is not None,
-                f"receivers={receiver} is no receiver; give logits, a head such as L23H3, or "
-                "attention23 or mlp23",
+                f"receivers={receiver} is not a receiver; give logits, a head such as "
+                "L23H3, or attention23 or mlp23",
             )
         require(
             not self.receivers or "exact" in self.methods,
-            "receivers is for exact patching, which methods leaves out; add exact to methods",
+            "receivers needs exact patching, but methods leaves it out; add exact to methods",
         )
         self._check_pairs()
 
@@ -153,6 +159,6 @@ def _check_words(key: str, words: list[str], known: tuple[str, ...]) -> None:
     for word in words:
         require(
             word in known,
-            f"{key}={word} is unknown{nearest(word, known)}; choose of {', '.join(known)}",
+            f"{key}={word} is unknown{nearest(word, known)}; choose from {', '.join(known)}",
         )
-        require(words.count(word) == 1, f"{key}={word} is there twice; give it once")
+        require(words.count(word) == 1, f"{key}={word} occurs twice; give it once")

@@ -97,7 +97,10 @@ def read_table(path: str) -> list[PairText]:
     """
     check_names(path)
     place = Path(path).expanduser()
-    require(place.is_file(), f"table={path} is no file; give one with {', '.join(COLUMNS)}")
+    require(
+        place.is_file(),
+        f"table={path} is not a file; give one with the columns {', '.join(COLUMNS)}",
+    )
     kind = place.suffix
     try:
         if kind == ".csv":
@@ -110,7 +113,9 @@ def read_table(path: str) -> list[PairText]:
 
             rows = pyarrow.parquet.read_table(place).to_pylist()
         else:
-            raise UserError(f"table={path} is of no known kind; give .csv, .jsonl or .parquet")
+            raise UserError(
+                f"table={path} has an unknown ending; give a .csv, .jsonl or .parquet file"
+            )
     except (ValueError, OSError) as error:
         raise UserError(f"table={path} cannot be read as {kind}: {error}") from error
     require(bool(rows), f"table={path} holds no pair")
@@ -123,7 +128,7 @@ def pair_text(row: Mapping[str, object], where: str) -> PairText:
     Raises:
         UserError: if a value is missing, empty or no text, or a key is unknown.
     """
-    require(isinstance(row, Mapping), f"{where} is no record with {', '.join(COLUMNS)}")
+    require(isinstance(row, Mapping), f"{where} is not a record with {', '.join(COLUMNS)}")
     for key in row:
         require(key in COLUMNS, f"{where} has {key!r:.40}, and a pair has {', '.join(COLUMNS)}")
     for key in COLUMNS:
@@ -151,7 +156,7 @@ def drawn(
             f"slot {{{slot}}} of a prompt has no words; give slots={{{slot}: [..., ...]}}",
         )
     for slot in slots:
-        require(slot in used, f"slots has {slot}, which no prompt and no answer holds")
+        require(slot in used, f"slots has {slot}, which occurs in no prompt and no answer")
     draw = np.random.default_rng(seed)
     found: dict[PairText, None] = {}
     for i in itertools.islice(itertools.cycle(range(len(templates))), _MOST_DRAWS + n):

@@ -64,7 +64,7 @@ def patch(config: PatchConfig, plan: Plan) -> Patched:
             found += [one] if one is not None else []
     for pair in left_out:
         say(f"patch: {pair.text.clean!r} is left out: {pair.why}")
-    require(bool(found), "no pair is left to patch")
+    require(bool(found), "no pair is left that can be patched")
     return told(config, places, found, left_out, placed)
 
 

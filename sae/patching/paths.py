@@ -112,7 +112,7 @@ class _Path:
     receiver: Receiver
     layer: int
     kind: str
-    """Of the senders: `head` or `mlp`."""
+    """Kind of the senders: `head` or `mlp`."""
     frozen: str
 
     def metric(

@@ -40,7 +40,8 @@ class PatchResults:
         """
         require(
             (self.folder / SUMMARY).is_file(),
-            f"{self.folder} holds no results of patching; give a folder that sae patch wrote",
+            f"{self.folder} contains no results of patching; give a folder that sae patch "
+            "wrote",
         )
         found: Mapping[str, Any] = read_object(
             self.folder / SUMMARY, "remove the folder and run sae patch again"
@@ -74,7 +75,8 @@ class PatchResults:
 
         require(
             (self.folder / PICTURE).exists(),
-            f"{self.folder} has no picture: no kind of place was patched block by block",
+            f"{self.folder} has no picture, because no kind of place was patched block by "
+            "block",
         )
         with Image.open(self.folder / PICTURE) as picture:
             return picture.copy()
@@ -136,25 +138,28 @@ class PatchResults:
         if site == "feature":
             record = self._of_feature(feature)
         elif site == "head":
-            require(head is not None and layer is not None, "say layer and head of the head")
+            require(
+                head is not None and layer is not None,
+                "give the layer and the number of the head",
+            )
             hook = _hook(about, site, layer)
             record = edit(at=hook, head=head, do="ablate")
         elif site in PARTS:
-            require(position is not None, f"say position of the place, as site={site} has one")
+            require(position is not None, f"give position, which site={site} needs")
             require(about["dictionary"] is not None, "no dictionary was patched")
             hook = about["dictionary"]["hook_name"]
             record = self._of_direction(site, hook, (0, position or 0), group)
         elif site in ALONG_POSITIONS:
             require(
                 layer is not None and position is not None,
-                f"say layer and position of the place, as site={site} has both",
+                f"give layer and position, which site={site} needs",
             )
             hook = _hook(about, site, layer)
             record = self._of_direction(site, hook, (layer or 0, position or 0), group)
         else:
             raise UserError(
-                f"site={site} is no place that an edit has; give residual, attention, mlp, "
-                f"head, feature or {', '.join(PARTS)}"
+                f"site={site} cannot be edited; give residual, attention, mlp, head, "
+                f"feature or {', '.join(PARTS)}"
             )
         return Edits((record,), about["model_name"], about["weight_digest"])
 
@@ -211,7 +216,7 @@ class PatchResults:
         changes = {} if dictionary is None else dictionary["code_changes"]
         require(
             feature is not None and str(feature) in changes,
-            f"feature={feature} was not patched; there are {', '.join(changes) or 'none'}",
+            f"feature={feature} was not patched; these were: {', '.join(changes) or 'none'}",
         )
         by = changes[str(feature)]
         return edit(dictionary=dictionary["name"], feature=feature, do="add", by=by)

@@ -46,8 +46,8 @@ class Places:
         n = n_blocks(module)
         require(
             n > 0,
-            f"{name} has no blocks that hand one stream of activations on, so nothing can be "
-            "patched from block to block",
+            f"{name} has no blocks that pass on a single stream of activations, so nothing "
+            "can be patched block by block",
         )
         sites = {site.hook_name: site for site in list_sites(module)}
         for kind in dict.fromkeys(["residual", *kinds]):

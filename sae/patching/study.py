@@ -63,7 +63,7 @@ class Found:
     directions: dict[str, Float[Tensor, "layer position d"]] = field(default_factory=dict)
     """Mean of clean less corrupt activations, by kind; of a dictionary's part of one block."""
     code_changes: dict[int, float] = field(default_factory=dict)
-    """Of each single feature the largest mean change of its code, clean less corrupt."""
+    """Largest mean change of the code of each single feature, clean minus corrupt."""
     spent: list[Spent] = field(default_factory=list)
 
 

@@ -75,20 +75,21 @@ class ProbeConfig:
         check_names(self.name)
         require(
             self.name not in ("", ".", "..") and "/" not in self.name,
-            f"name={self.name} is no name of a folder; give a word without slashes",
+            f"name={self.name} cannot be the name of a folder; give a word without slashes",
         )
         require(bool(self.tasks), "tasks is empty; give one such as tasks=[noun-or-verb]")
         require(bool(self.hooks), "hooks is empty; give names, or hooks=[all]")
         require(
             ALL not in self.hooks or len(self.hooks) == 1,
-            f"hooks={','.join(self.hooks)} has other names beside all; give all alone",
+            f"hooks={','.join(self.hooks)} names other hooks beside all; give all alone",
         )
         require_at_least(self, n_train=4, n_test=4, max_tokens=1, seed=0)
         require(bool(self.k), "k is empty; give numbers of features, or k=[all]")
         for one in self.k:
             require(
                 one == ALL or (one.isdecimal() and int(one) > 0),
-                f"k={one} is no number of features; give whole numbers from 1 on, or all",
+                f"k={one} is not a number of features; give whole numbers of at least 1, or "
+                "all",
             )
         _check_once("k", self.k)
         _check_once("hooks", self.hooks)
@@ -118,4 +119,4 @@ class ProbeConfig:
 
 def _check_once(key: str, words: Sequence[str]) -> None:
     for word in words:
-        require(words.count(word) == 1, f"{key}={word} is there twice; give it once")
+        require(words.count(word) == 1, f"{key}={word} occurs twice; give it once")

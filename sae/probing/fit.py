@@ -36,11 +36,11 @@ class Material:
 
     task: Task
     rows: Rows
-    """Of all texts of the task, (text, width)."""
+    """Rows of all texts of the task, shape (text, width)."""
     seed: int
     control: ControlTask | None = None
     n_train: int | None = None
-    """Of the training texts so many, where fewer are to be tried."""
+    """Number of training texts to use, if fewer than all are to be tried."""
     per_column: bool = True
     """Whether each column is scaled by itself; features share one scale."""
 

@@ -52,8 +52,8 @@ def dictionary_site(
     hook = dictionary.hook_name
     require(
         hook in [site.hook_name for site in sites],
-        f"dictionary={name} reads {hook}, which is not among the hooks that are asked for; "
-        f"give hooks=[{hook}] or leave hooks out",
+        f"dictionary={name} reads {hook}, which is not among the given hooks; give "
+        f"hooks=[{hook}] or leave hooks out",
     )
     return find_site(module, hook)
 

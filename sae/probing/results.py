@@ -53,7 +53,7 @@ class ProbeResults:
         """
         require(
             (self.folder / SUMMARY).is_file(),
-            f"{self.folder} holds no results of probing; give a folder that sae probe wrote",
+            f"{self.folder} contains no results of probing; give a folder that sae probe wrote",
         )
         found: Mapping[str, Any] = read_object(self.folder / SUMMARY, _AGAIN).values
         return found

@@ -59,8 +59,8 @@ def read_task(name: str, config: ProbeConfig) -> Task:
     found = labelled_texts(name, config.text_column, config.label_column)
     require(
         "span" not in config.pools or found.spans is not None,
-        f"pools=span, and {name} says of no text what is asked about; give it columns start "
-        "and end, or choose pools=[last,mean,max]",
+        f"pools=span, but {name} has no spans; give it the columns start and end, or choose "
+        "pools=[last,mean,max]",
     )
     pools = tuple(config.pools) or (("span",) if found.spans else ("last", "mean", "max"))
     train, test = found.drawn(config.n_train, config.n_test, config.seed)

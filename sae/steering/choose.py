@@ -17,7 +17,10 @@ def chosen_features(config: SteerConfig, rows: list[dict[str, Any]]) -> tuple[li
     else:
         chosen, criterion = choose_by_agreement(rows, config.n_features), BY_AGREEMENT
     if 0 < len(chosen) < config.n_features:
-        say(f"steer: {len(chosen)} features can be chosen, of n_features={config.n_features}")
+        say(
+            f"steer: {len(chosen)} features can be chosen, fewer than "
+            f"n_features={config.n_features}"
+        )
     return chosen, criterion
 
 
@@ -30,22 +33,22 @@ def check_chosen(rows: list[dict[str, Any]], chosen: list[int], why: str | None)
         )
         require(
             rows[feature]["max_activation"] > 0,
-            f"features={feature} is dead; choose a live one",
+            f"features={feature} never fired; choose another one",
         )
         require(
             rows[feature].get("decoder_norm") != 0,
-            f"features={feature} writes nothing, as its direction has length zero; choose "
-            "another one",
+            f"features={feature} has a direction of length zero; choose another one",
         )
     require(
         any(row["max_activation"] > 0 for row in rows),
         "no feature of this dictionary fired on the text of its atlas, so there is none to "
-        "steer with; analyze more text, or train one with fewer dead features",
+        "steer with; analyze more text, or train a dictionary with fewer dead features",
     )
     require(
         bool(chosen) and all("top_logit_ids" in rows[feature] for feature in chosen),
-        "features of this dictionary have no promoted tokens to measure"
-        f"{'' if why is None else f' ({why})'}; steer with one of a hook_resid_* hook",
+        "the features of this dictionary have no promoted tokens that could be "
+        f"measured{'' if why is None else f' ({why})'}; steer with a dictionary of a "
+        "hook_resid_* hook",
     )
 
 
@@ -58,6 +61,6 @@ def check_causal(name: str, dictionary: Dictionary) -> None:
     record = dictionary.record.model
     if record is not None and not record.causal:
         raise UserError(
-            f"{name} is a dictionary of {record.name}, which predicts no next token, so it "
-            "writes nothing to steer; take one of a causal model"
+            f"{name} is a dictionary of {record.name}, which predicts no next token, so "
+            "there is nothing to steer; use a dictionary of a causal model"
         )

@@ -92,13 +92,13 @@ class SteerConfig:
         )
         require(
             bool(self.prompts) and all(p.strip() for p in [*self.prompts, *self.rewordings]),
-            "prompts is empty, or it or reworded holds an empty one; give beginnings to "
-            "continue",
+            "prompts is empty, or it or reworded contains an empty text; give beginnings "
+            "to continue",
         )
         for feature in self.features:
             require(
                 self.features.count(feature) == 1,
-                f"features={feature} is there twice; give each once",
+                f"features={feature} occurs twice; give each one once",
             )
         require(0 < self.max_cost < 100, f"max_cost={self.max_cost}; give a number above 0")
         least = 0 if self.vocabulary else 1

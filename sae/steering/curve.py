@@ -17,8 +17,8 @@ class Curve:
     half_effect_strength: float | None
     """The dose above 0 that has half of the largest effect above 0, between measured ones."""
     asymmetry: float | None
-    """Of the largest dose of either sign, (up + down) / (|up| + |down|): 0 where the wrong sign
-    does the opposite, 1 where it does nothing or the same."""
+    """Asymmetry of the largest dose of either sign, (up + down) / (|up| + |down|): 0 where the
+    wrong sign does the opposite, 1 where it does nothing or the same."""
     break_strength: float | None
     """The first dose above 0 whose texts have less than half the different pairs of tokens."""
 

@@ -99,7 +99,7 @@ class Limiter:
 
     words: Words
     states: list[State]
-    """Where each sequence is; at first behind its prompt."""
+    """Place of each sequence in the tree of words, at first just after its prompt."""
     penalties: list[float]
     """What is taken from the log-probability of tokens outside, of each sequence, nats;
     infinite for a mask. The controller changes its own."""

@@ -51,9 +51,10 @@ class Contexts:
     neutral: Halves
     """Pieces in which some feature, drawn at random, is silent."""
     learned: dict[int, list[Ids]]
-    """Of each feature those in which it fires most, from which its label was made."""
+    """For each feature, the contexts in which it fires most, from which its label was made."""
     concept: dict[int, list[Ids]]
-    """Of each feature others, of other sequences, in which it fires: the strongest first."""
+    """For each feature, contexts from other sequences in which it fires, the strongest
+    first."""
 
 
 def contexts_of(
@@ -95,9 +96,9 @@ def contexts_of(
 def _drawn(atlas: Atlas, silent: Sequence[Ids], seed: int) -> list[Ids]:
     require(
         len(silent) >= N_NEUTRAL,
-        f"{atlas.folder} holds {len(silent)} sequences with a silent context of "
-        f"{_SHORTEST} tokens or more, and {N_NEUTRAL} are read as neutral text; run sae "
-        "analyze with a larger n_silent or context_radius, or with more text",
+        f"{atlas.folder} holds {len(silent)} sequences with a silent context of at least "
+        f"{_SHORTEST} tokens, but {N_NEUTRAL} are needed as neutral text; run sae analyze "
+        "with a larger n_silent or context_radius, or with more text",
     )
     order = np.random.default_rng(seed).permutation(len(silent))[:N_NEUTRAL]
     return [silent[i] for i in order]
@@ -107,8 +108,8 @@ def _learned(feature: int, found: Sequence[Ids]) -> list[Ids]:
     long = [ids for ids in found if len(ids) >= 2]
     require(
         bool(long),
-        f"feature {feature} has no context with a token beside the one it fires on; run sae "
-        "analyze with a larger context_radius",
+        f"feature {feature} has no context with any token besides the one that it fires on; "
+        "run sae analyze with a larger context_radius",
     )
     return long
 
@@ -128,18 +129,20 @@ def prompts_of(model: LanguageModel, prompts: Sequence[str]) -> Halves:
     """
     require(
         len(prompts) >= 4,
-        f"prompts has {len(prompts)}, too few for a half to choose doses on and a half to "
-        "report on; give at least 4",
+        f"there are {len(prompts)} prompts, too few for choosing doses on one half and "
+        "reporting on the other; give at least 4",
     )
     require(
         len({*prompts}) == len(prompts),
-        "prompts has one twice, which would be chosen and reported on; give different ones",
+        "one prompt occurs twice, so doses could be chosen and reported on the same text; "
+        "give different prompts",
     )
     found = [prompt_ids(model, prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, found, strict=True):
         require(
             len(ids) >= 2,
-            f"the prompt {prompt!r} has one token, and the first is never steered; write more",
+            f"the prompt {prompt!r} has only one token, and the first token is never "
+            "steered; write more",
         )
     return Halves(*halves(found))
 

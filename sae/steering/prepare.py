@@ -62,8 +62,8 @@ def _feature_of(
     others = [i for i in alive if i != number]
     require(
         bool(others),
-        f"feature {number} is the only one that fires, and steering is compared with others; "
-        "take a dictionary with more",
+        f"feature {number} is the only one that fires, but steering is compared with other "
+        "features; use a dictionary with more features that fire",
     )
     draw = np.random.default_rng([config.seed, number])
     drawn = draw.permutation(others)[:N_NULLS].tolist()

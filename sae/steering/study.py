@@ -132,8 +132,8 @@ class Study:
         norm = torch.linalg.vector_norm
         require(
             float(norm(means)) > 0,
-            f"the contexts of feature {number} are no different from other text; choose "
-            "another one",
+            f"the contexts of feature {number} do not differ from other text; choose "
+            "another feature",
         )
         return {
             "feature": mine,

@@ -36,7 +36,8 @@ class Trial:
 
     arm: str
     strength: float | None
-    """In multiples of what the arm adds at strength 1; None of an arm that has no dose."""
+    """Strength in multiples of what the arm adds at strength 1; None for an arm without a
+    dose."""
     operating: bool = False
     """Whether this is the dose that was chosen for the arm on the other half."""
     figures: Mapping[str, Float[Tensor, " text"]] = field(default_factory=dict)

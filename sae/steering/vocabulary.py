@@ -71,8 +71,8 @@ class VocabularyConfig:
         """
         require(
             temperature > 0,
-            f"temperature={temperature:g} takes the likeliest token every time, and then no "
-            "limit on words has a finite cost; give a temperature above 0",
+            f"temperature={temperature:g} always takes the likeliest token, so a limit on "
+            "words would have no finite cost; give a temperature above 0",
         )
 
 

@@ -49,7 +49,10 @@ def read_words(path: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"vocabulary={path} cannot be read as text: {error}") from error
     found = dict.fromkeys(chunk.decode() for chunk in _chunks(text) if chunk)
-    require(bool(found), f"vocabulary={path} holds no word; write some, parted by white space")
+    require(
+        bool(found),
+        f"vocabulary={path} contains no word; write some, separated by spaces or line ends",
+    )
     return [*found]
 
 
@@ -92,8 +95,8 @@ class Words:
         landings = self._find_others()
         require(
             bool(self._others.get(b"")),
-            "no token of this model's tokenizer parts words, such as a space; words cannot be "
-            "limited with it",
+            "the tokenizer of this model has no token that separates words, such as a "
+            "space; words cannot be limited with it",
         )
         self._reachable = self._find_reachable(landings)
         self.n_spelled = sum(

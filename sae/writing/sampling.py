@@ -31,11 +31,11 @@ class Sampling:
     def __post_init__(self) -> None:
         require(
             isinstance(self.max_new_tokens, Integral) and self.max_new_tokens >= 1,
-            f"max_new_tokens={self.max_new_tokens!r}; give a whole number from 1 on",
+            f"max_new_tokens={self.max_new_tokens!r}; give a whole number of at least 1",
         )
         require(
             0 <= self.temperature < math.inf,
-            f"temperature={self.temperature}; give a finite number from 0 on",
+            f"temperature={self.temperature}; give a finite number of at least 0",
         )
 
 
@@ -122,8 +122,8 @@ def check_writes(model: LanguageModel) -> None:
     """
     require(
         model.record.causal,
-        f"{model.record.name} predicts no next token, so it writes nothing; "
-        "reading activations works",
+        f"{model.record.name} predicts no next token, so it cannot write; reading its "
+        "activations works",
     )
 
 

@@ -525,7 +525,11 @@ def test_tensors_of_another_shape_than_the_batch_are_refused(llama):
     for change, positions, sentence in (
         (Add(vectors(5)), ALL, "values for 5 sequences, but the model is run on 3"),
         (Put(torch.zeros(2, 11, D)), ALL, "values for 2 sequences, but the model is run on 3"),
-        (ZERO, Where(whole), "2 sequences of 11 positions, but the model is run on 3 of 11"),
+        (
+            ZERO,
+            Where(whole),
+            "of 11 positions, but the model is run on 3 sequences of 11",
+        ),
         (ZERO, Where(whole[:, :4].repeat(2, 1)[:3]), "3 sequences of 4 positions"),
     ):
         with pytest.raises(UserError, match=sentence):
@@ -534,5 +538,5 @@ def test_tensors_of_another_shape_than_the_batch_are_refused(llama):
 
 def test_places_without_one_vector_a_token_are_refused(llama):
     site = find_site(llama, "model")
-    with pytest.raises(UserError, match="model does not give one vector a token"):
+    with pytest.raises(UserError, match="model does not have one vector for each token"):
         run(llama, [Edit(site, ZERO, ALL)])

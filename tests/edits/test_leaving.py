@@ -161,7 +161,7 @@ def test_the_first_token_may_be_accepted(tmp_path, folders):
     record = {"dictionary": dictionary_at(m, tmp_path / "one"), "feature": 3, "do": "add"}
     path = file_of(tmp_path, record | {"by": 2.0})
     sae.edit_export(file=path, out=str(tmp_path / "v.gguf"), first_token=True)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         sae.edit_export(file=path, out=str(tmp_path / "v.gguf"), first_token=True)
 
 
@@ -170,7 +170,7 @@ def test_a_control_vector_stands_behind_blocks_from_the_second_on(tmp_path, fold
     m = sae.model(folders["llama"])
     one = dictionary_at(m, tmp_path / "one", hook)
     record = {"dictionary": one, "feature": 3, "do": "add", "by": 2.0, "where": EVERYWHERE}
-    with pytest.raises(UserError, match=r"behind (a )?block"):
+    with pytest.raises(UserError, match=r"after (a )?block"):
         sae.edit_export(file=file_of(tmp_path, record), out=str(tmp_path / "v.gguf"))
     assert not (tmp_path / "v.gguf").exists()
 
@@ -192,7 +192,7 @@ def test_a_model_that_has_no_place_for_the_bias_is_refused(tmp_path, tokenizer_f
     np.save(tmp_path / "v.npy", np.ones(32, np.float32))
     record = {"at": HOOK, "direction": str(tmp_path / "v.npy"), "do": "add", "by": 5.0}
     path = file_of(tmp_path, record | {"where": EVERYWHERE}, model=str(tmp_path / "gemma"))
-    with pytest.raises(UserError, match="no bias of Gemma2ForCausalLM does what an edit"):
+    with pytest.raises(UserError, match="no bias of Gemma2ForCausalLM can do what an edit"):
         sae.edit_bake(file=path, out=str(tmp_path / "baked"))
     assert not (tmp_path / "baked").exists()
 
@@ -346,8 +346,8 @@ def test_a_specification_knows_a_vector_by_its_digest(tmp_path, folders):
         ({"do": "orthogonal", "by": 0.5}, "EasySteer takes a direction out whole"),
         ({"when": {"feature": 1, "above": 0.0}}, "a gate opens at some tokens only"),
         ({"by": [1.0, 2.0]}, "an amount for each sequence"),
-        ({"where": {"prompt": [[0, 4], [6, 7]]}}, "one range of the prompt, and here are 2"),
-        ({"where": {"except": ["bos", [2, 4]]}}, "leaves out one range of the prompt"),
+        ({"where": {"prompt": [[0, 4], [6, 7]]}}, "one range of the prompt, but there are 2"),
+        ({"where": {"except": ["bos", [2, 4]]}}, "can leave out only one range of the prompt"),
         ({"where": {"except": [[2, 4]]}}, "may reach beyond the prompt"),
         ({"where": {"except": [[-2, None]]}}, "may reach beyond the prompt"),
         ({"where": {"sequences": ["all"]}}, "ranges for each sequence"),
@@ -364,7 +364,7 @@ def test_what_no_specification_can_say_is_refused(tmp_path, folders, changes, wo
 
 def test_an_export_is_told_by_its_name(tmp_path):
     for out, more, words in (
-        ("edits.bin", {}, "names no kind of file; give a name that ends in .gguf"),
+        ("edits.bin", {}, "has an unknown ending; give a name that ends in .gguf"),
         ("edits.json", {"first_token": True}, "first_token=true is for control vectors"),
     ):
         with pytest.raises(UserError, match=words):

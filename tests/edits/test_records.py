@@ -115,7 +115,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path):
         ({"do": "ablate"}, "by has no meaning with do=ablate"),
         ({"do": "multiply", "unit": "max_act"}, "unit=max_act has no meaning with do=multiply"),
         ({"do": "toward", "unit": "max_act"}, "changes the projection"),
-        ({"do": "swap", "by": None}, "takes 2 features"),
+        ({"do": "swap", "by": None}, "needs 2 features"),
         ({"where": {"prompt": "none", "generated": "none"}}, "chooses no token at all"),
         ({"where": {"except": [[0, None]]}}, "chooses no token at all"),
         ({"where": {"prompt": [4, 4]}}, "holds no token"),
@@ -161,11 +161,11 @@ def test_what_is_no_edit_file_is_refused_in_a_sentence(tmp_path):
     cases = {
         "twice.yaml": ("edits: []\nedits: []\n", "edits is given twice"),
         "twice.json": ('{"edits": [], "edits": []}', "edits is given twice"),
-        "broken.json": ("{", "is not readable as YAML or JSON"),
-        "code.yaml": ("edits: !!python/object/apply:os.system [true]", "is not readable"),
-        "key.yaml": ("? [a, b]\n: 1\n", "is not readable as YAML or JSON"),
+        "broken.json": ("{", "cannot be read as YAML or JSON"),
+        "code.yaml": ("edits: !!python/object/apply:os.system [true]", "cannot be read"),
+        "key.yaml": ("? [a, b]\n: 1\n", "cannot be read as YAML or JSON"),
         "list.yaml": ("- 1\n", "edits[0] is 1; give an object"),
-        "other.yaml": ("a: 1\n", "holds no list of edits"),
+        "other.yaml": ("a: 1\n", "contains no list of edits"),
         "newer.yaml": ("format: 2\nedits: []\n", "is of format 2, and this version"),
         "large.yaml": ("#" * (1 << 20) + "\n", "an edit file has no more than"),
     }
@@ -174,7 +174,7 @@ def test_what_is_no_edit_file_is_refused_in_a_sentence(tmp_path):
         with pytest.raises(UserError, match=r".") as raised:
             Edits.read(tmp_path / name)
         assert words in str(raised.value), name
-    with pytest.raises(UserError, match="is no edit file"):
+    with pytest.raises(UserError, match="is not an edit file"):
         Edits.read(tmp_path / "missing.yaml")
 
 
@@ -200,5 +200,5 @@ def test_edits_are_made_of_a_tuple_of_edits():
         # Tests check types before anything else, and users' programs do not.
         made = object.__new__(Edits)
         object.__setattr__(made, "records", wrong)
-        with pytest.raises(UserError, match=r"is no tuple of edits; give sae\.Edits"):
+        with pytest.raises(UserError, match=r"is not a tuple of edits; give sae\.Edits"):
             made.__post_init__()

@@ -92,7 +92,7 @@ def test_a_loop_that_hands_on_the_state_is_edited_where_it_is(recurrent):
         foreign = getattr(recurrent(text[:, :5], use_cache=True), name)
         with (
             edited(recurrent, adding(recurrent, *spans)),
-            pytest.raises(UserError, match="a state that it did not return inside"),
+            pytest.raises(UserError, match="a cached state from outside"),
         ):
             rest(foreign)
 

@@ -299,15 +299,19 @@ def test_what_does_not_fit_the_model_is_refused_and_leaves_no_hook(
             },
             f"is at {HOOK}; leave it out",
         ),
-        (m, {"at": HOOK, "head": 1, "do": "ablate"}, "heads are apart at hooks attn.hook_z"),
+        (
+            m,
+            {"at": HOOK, "head": 1, "do": "ablate"},
+            "heads are only separate at hooks attn.hook_z",
+        ),
         (m, {"at": "blocks.1.attn.hook_z", "head": 9, "do": "ablate"}, "heads 0 to 3"),
         (
             m,
             {"at": HOOK, "token": "a river ran", "do": "add", "by": 1.0},
-            "tokens of this model",
+            "tokens in this model",
         ),
         (m, {"at": HOOK, "direction": torch.ones(31), "do": "add", "by": 1.0}, "31 numbers"),
-        (m, {"at": HOOK, "direction": "no.npy", "do": "add", "by": 1.0}, "is no file"),
+        (m, {"at": HOOK, "direction": "no.npy", "do": "add", "by": 1.0}, "is not a file"),
         (
             m,
             {"dictionary": folder, "feature": 1, "do": "set", "by": 1.0, "unit": "max_act"},
@@ -338,9 +342,9 @@ def test_what_cannot_be_read_safely_is_no_direction(m, tmp_path):
     for name, words in (
         ("v.npy", "cannot be read"),
         ("object.npy", "cannot be read"),
-        ("v.pt", "is of no known kind"),
-        ("zero.npy", "is no direction"),
-        ("two.npy", "give one vector"),
+        ("v.pt", "has an unknown ending"),
+        ("zero.npy", "is not a direction"),
+        ("two.npy", "give a single vector"),
     ):
         keys = {"direction": str(tmp_path / name), "at": HOOK, "do": "add", "by": 1.0}
         with pytest.raises(UserError, match=words), m.edited(keys):

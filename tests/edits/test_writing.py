@@ -161,7 +161,7 @@ def test_ranges_of_each_sequence_are_of_its_own_tokens(models, folder, family):
     for text, prompt, where in zip(together, PROMPTS, lone, strict=True):
         with m.edited([] if where is None else record(folder, where=where | {"except": []})):
             assert text == m.generate(prompt, max_new_tokens=N, to_the_end=True)
-    refused = "is for a whole batch, and this edit is for one sequence"
+    refused = "is meant for a whole batch, but this edit is for a single sequence"
     with pytest.raises(UserError, match=refused):
         m.planned(per_sequence=[record(folder, where={"sequences": ["all"]})])
 
@@ -257,5 +257,5 @@ def test_a_model_that_somebody_loaded_is_edited_as_it_is(m, folder, tokenizer_fo
         steered = writes(PROMPTS[0], **how)[0]["generated_text"]
     assert steered != plain == writes(PROMPTS[0], **how)[0]["generated_text"]
     nameless = type(m.module)(type(m.module.config)(vocab_size=8, num_hidden_layers=1))
-    with pytest.raises(UserError, match="give its tokenizer"):
+    with pytest.raises(UserError, match="from which to find its tokenizer"):
         sae.model(nameless)

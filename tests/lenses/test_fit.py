@@ -135,5 +135,7 @@ def test_a_cache_of_few_sequences_is_refused(tmp_path, model, tiny_model, tiny_t
     settings = harvest_settings(tmp_path, tiny_model, tiny_text) | {"hook_names": ALL}
     cache = sae.harvest(**settings | {"n_tokens": 256})
     streams = cached_streams(model.module, cache, HARVEST)
-    with pytest.raises(UserError, match=r"training sequences, and a tuned lens needs 10"):
+    with pytest.raises(
+        UserError, match=r"training sequences, but a tuned lens needs at least 10"
+    ):
         fit_tuned(streams, model, 512)

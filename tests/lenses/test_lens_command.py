@@ -71,7 +71,7 @@ def test_the_same_again_is_reused_and_other_settings_are_not(tmp_path, tiny_mode
     first = sae.lens(text=TEXT, **settings)
     before = times(first.folder)
     again = sae.lens(sae.LensConfig(text=TEXT, **settings))
-    assert "is there already, reused" in capsys.readouterr().err
+    assert "is finished already and is reused" in capsys.readouterr().err
     assert times(first.folder) == before
     assert again.table == first.table
     assert sae.lens(text=TEXT, n_top=2, **settings).table != first.table
@@ -106,7 +106,7 @@ def test_a_tuned_lens_is_fitted_once_and_found_again(run, capsys):
     assert {p.name for p in maps.iterdir()} == {"maps.safetensors", "maps.json", "SHA256SUMS"}
     before = times(maps)
     sae.lens(text=TEXT + " and", name="two", **settings)
-    assert f"lens: {maps} is there already, reused" in capsys.readouterr().err
+    assert f"lens: {maps} is finished already and is reused" in capsys.readouterr().err
     assert times(maps) == before
     sae.lens(text=TEXT, name="two", **settings | {"n_held_out_tokens": 64})
     assert times(maps) != before
@@ -126,22 +126,24 @@ def test_texts_and_models_that_cannot_be_read_are_refused(refused, tiny_model, e
     refused("the " * 200, model, fragments=["tokens and the model reads 128 at once"])
     refused(TEXT, f"model={encoder}", fragments=[str(encoder), "predicts no next"])
     refused(TEXT, model, "n_top=0", fragments=["n_top=0"])
-    refused(TEXT, model, "name=a/b", fragments=["name=a/b is no name of a folder"])
-    refused(TEXT, model, "n_held_out_tokens=5", fragments=["it counts only with tuned=true"])
+    refused(TEXT, model, "name=a/b", fragments=["name=a/b cannot be the name of a folder"])
+    refused(TEXT, model, "n_held_out_tokens=5", fragments=["it is only used with tuned=true"])
 
 
 def test_a_model_without_one_stream_of_blocks_is_refused(refused, tiny_model, monkeypatch):
     monkeypatch.setattr("sae.lenses.streams.probe", lambda _: Probe())
-    fragments = ["LlamaForCausalLM has no blocks that hand one stream of activations on"]
+    fragments = ["LlamaForCausalLM has no blocks that pass on a single stream of activations"]
     refused(TEXT, f"model={tiny_model}", fragments=fragments)
 
 
 def test_caches_that_a_tuned_lens_cannot_use_are_refused(refused, tiny_run, tmp_path, run):
     words = [TEXT, "tuned=true"]
-    refused(*words, fragments=["cache.zarr is no activation cache; make one with: sae harvest"])
+    refused(
+        *words, fragments=["cache.zarr is not an activation cache; make one with: sae harvest"]
+    )
     wanted = "hook_names=[blocks.1.hook_resid_post,blocks.2.hook_resid_post]"
     place = f"sae harvest run={tmp_path} cache={tmp_path}/streams.zarr"
-    fragments = ["a tuned lens maps to blocks.2.hook_resid_post", wanted, place]
+    fragments = ["a tuned lens also needs blocks.2.hook_resid_post", wanted, place]
     refused(*words, f"cache={tiny_run}/cache.zarr", f"run={tmp_path}", fragments=fragments)
     fragments = ["model=gpt2 has no effect with tuned=true"]
     refused(*words, "model=gpt2", f"run={run}", fragments=fragments)
@@ -154,5 +156,5 @@ def test_a_cache_of_a_model_that_has_changed_is_refused(tmp_path, tiny_text, tok
     settings = harvest_settings(tmp_path / "own", folder, tiny_text) | {"hook_names": STREAMS}
     sae.harvest(**settings | {"n_tokens": 1024})
     save_tiny_model("llama", folder, tokenizer_folder, seed=2)
-    with pytest.raises(UserError, match=r"has other weights now \(digest"):
+    with pytest.raises(UserError, match=r"now has other weights \(digest"):
         sae.lens(text=TEXT, run=str(tmp_path / "own"), tuned=True)

@@ -272,7 +272,7 @@ def test_a_dictionary_says_of_which_model_it_is(tiny_run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "nothing is asked about; give text=..., or dictionary=FOLDER feature=N"),
+        ([], "there is no text and no feature to ask about; give text=..., or dictionary="),
         (["text=a", "dictionary=d", "feature=1"], "give one of the two"),
         (["text=''"], "text is empty"),
         (["dictionary=d"], "dictionary=d and feature=None; give both"),
@@ -293,10 +293,10 @@ def test_a_dictionary_says_of_which_model_it_is(tiny_run, tmp_path):
         (["dictionary={d}", "feature=64"], "feature=64 is out of range; this dictionary has 0"),
         (["dictionary={d}", "feature=-1"], "feature=-1 is out of range"),
         (["dictionary={d}", "feature=1", "scales=[0]"], "scales=[0.0]; give lengths above 0"),
-        (["dictionary={d}", "feature=1", "into=blocks.1.mlp.hook_post"], "is 64 wide and the"),
+        (["dictionary={d}", "feature=1", "into=blocks.1.mlp.hook_post"], "is 64 wide, but the"),
         (["dictionary={d}", "feature=1", "into=blocks.1.attn.hook_z"], "give into=blocks"),
-        (["dictionary={d}", "feature=1", "model=gpt2"], "leave the model out"),
-        (["dictionary={d}", "feature=1", "at=[x]"], "counts only with text=..."),
+        (["dictionary={d}", "feature=1", "model=gpt2"], "leave out model"),
+        (["dictionary={d}", "feature=1", "at=[x]"], "is only used with text=..."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused_in_a_sentence(
@@ -324,7 +324,7 @@ def test_a_dictionary_of_another_model_is_refused(tiny_run, tokenizer_folder, tm
 
 
 def test_a_model_that_writes_nothing_is_refused(encoder, tmp_path, capsys):
-    with pytest.raises(UserError, match="predicts no next token, so it writes nothing"):
+    with pytest.raises(UserError, match="predicts no next token, so it cannot write"):
         sae.model(str(encoder), device="cpu").patchscope("seven grey cats")
     words = ["patchscope", f"run={tmp_path}", f"model={encoder}", "text=seven"]
     assert main([*words, "at=[blocks.0.hook_resid_pre]"]) == 2

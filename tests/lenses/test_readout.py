@@ -142,7 +142,9 @@ def test_maps_of_another_model_are_refused(model, maps, tmp_path, tokenizer_fold
 
     folder = save_tiny_model("llama", tmp_path / "other", tokenizer_folder, seed=5)
     other = load_model(ModelConfig(name=str(folder), device="cpu"))
-    with pytest.raises(UserError, match=r"the tuned lens is of .* weights .* give the model"):
+    with pytest.raises(
+        UserError, match=r"the tuned lens belongs to .* weights .* give the model"
+    ):
         read_lens(other, TEXT, tuned=maps)
 
 
@@ -151,7 +153,7 @@ def test_maps_are_read_as_they_were_written_and_damage_is_refused(maps, tmp_path
 
     folder = tmp_path / "maps"
     assert fitted_digest(folder) is None
-    with pytest.raises(UserError, match="holds no maps of a tuned lens; fit them with"):
+    with pytest.raises(UserError, match="contains no maps of a tuned lens; fit them with"):
         load_tuned(folder)
     maps.save(folder)
     assert fitted_digest(folder) == "digest"
@@ -185,7 +187,7 @@ def test_an_edit_of_what_the_last_block_returns_is_refused(model):
     edit = sae.edit(at="blocks.2.hook_resid_post", token=" cats", do="add", by=50)
     with (
         in_hand.edited(edit),
-        pytest.raises(UserError, match="something changes what the model's last block returns"),
+        pytest.raises(UserError, match="the output of the model's last block is changed"),
     ):
         in_hand.lens(TEXT)
 

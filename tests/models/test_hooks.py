@@ -284,10 +284,10 @@ def test_unknown_places_are_refused_with_what_is_near(models):
 
 def test_places_without_one_vector_a_token_are_refused(models):
     for path in ("model", "model.rotary_emb"):
-        with pytest.raises(UserError, match=f"{path} does not give one vector a token"):
+        with pytest.raises(UserError, match=f"{path} does not have one vector for each token"):
             read(models["llama"], path)
     with pytest.raises(
-        UserError, match=r"model\.layers is a part that the model does not call"
+        UserError, match=r"model\.layers is a module that the model does not call"
     ):
         read(models["llama"], "model.layers")
 

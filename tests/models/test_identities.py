@@ -139,9 +139,9 @@ def test_a_module_that_is_called_several_times_is_refused_until_a_call_is_named(
     assert list_sites(albert) == []
     with pytest.raises(UserError, match=rf"{LAYER} is called 4 times .*#0 to {LAYER}#3"):
         find_site(albert, LAYER)
-    with pytest.raises(UserError, match="#4 is no call of that module; choose"):
+    with pytest.raises(UserError, match="#4 is not a call of that module; choose"):
         find_site(albert, f"{LAYER}#4")
-    with pytest.raises(UserError, match="#1 is no call of that module; choose pooler"):
+    with pytest.raises(UserError, match="#1 is not a call of that module; choose pooler"):
         find_site(albert, "pooler#1")
     before = Site(LAYER, LAYER, "output", 32)
     with pytest.raises(UserError, match=r"was read at .* which is called 4 times"):

@@ -122,4 +122,4 @@ def test_a_head_whose_logits_later_tokens_move_predicts_no_next_token(
     assert not model.record.causal
     assert model.record.class_name == "AutoModel"
     assert type(model.module).__name__ == "XLNetModel"
-    assert "later tokens move its logits" in capsys.readouterr().err
+    assert "its logits depend on later tokens" in capsys.readouterr().err

@@ -87,7 +87,9 @@ def test_a_model_that_a_rule_is_missing_for_is_refused_by_name(monkeypatch, rule
     nothing = {"_norms": dict, "_gates": frozenset, "_is_activation": bool}[rule]
     monkeypatch.setattr(rules, rule, lambda _: nothing())
     module = random_model(*MODELS["llama"])
-    sentence = "no rules to linearise LlamaForCausalLM: it computes something else than norms"
+    sentence = (
+        "no known way to linearise LlamaForCausalLM: it computes something else than norms"
+    )
     with pytest.raises(UserError, match=sentence), linearised(module):
         pass
 
@@ -104,7 +106,7 @@ def test_a_model_with_a_gate_of_its_own_is_refused_by_name():
             return self.own(x) * torch.sigmoid(x)
 
     module.model.layers[1].mlp = Gated(module.model.layers[1].mlp)
-    with pytest.raises(UserError, match="no rules to linearise"), linearised(module):
+    with pytest.raises(UserError, match="no known way to linearise"), linearised(module):
         pass
 
 

@@ -153,11 +153,14 @@ BROKEN = [
         holding(TOKENIZER[0], b'{"a": 1}'),
         r"its tokenizer .*; put .* said: KeyError: 'added_tok",
     ),
-    (holding(TOKENIZER[0], b"\xff\x00"), "its tokenizer .*It said: UnicodeDecodeError"),
-    (holding(TOKENIZER[1], b"[]"), "its tokenizer .*It said: AttributeError"),
+    (holding(TOKENIZER[0], b"\xff\x00"), "its tokenizer .*Its message: UnicodeDecodeError"),
+    (holding(TOKENIZER[1], b"[]"), "its tokenizer .*Its message: AttributeError"),
     (holding("tokenizer.model", b"junk", *TOKENIZER), "its tokenizer .*tiktoken"),
-    (without(WEIGHTS), r"its weights could .*folder\. It said: OSError: Error no file named"),
-    (holding(WEIGHTS, b"\x10" * 40), "its weights could not .*It said: SafetensorError"),
+    (
+        without(WEIGHTS),
+        r"its weights could .*folder\. Its message: OSError: Error no file named",
+    ),
+    (holding(WEIGHTS, b"\x10" * 40), "its weights could not .*Its message: SafetensorError"),
     (
         holding("pytorch_model.bin", b"\x80\x04\x95junk", WEIGHTS),
         r"its weights could .*a \.bin file can hold code, which is never run: give safetensors",
@@ -193,7 +196,7 @@ def test_what_a_library_says_of_a_broken_model_is_one_sentence_with_the_models_n
 
 
 def test_a_file_in_place_of_a_folder_is_refused(folder):
-    with pytest.raises(UserError, match="is a file; name the folder that it is in"):
+    with pytest.raises(UserError, match="is a file; give the folder that contains it"):
         load_skeleton(ModelConfig(name=str(folder / WEIGHTS)))
 
 
@@ -203,7 +206,7 @@ def test_a_tokenizer_of_special_tokens_alone_is_refused(folder):
 
     empty = Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>"))
     PreTrainedTokenizerFast(tokenizer_object=empty, bos_token="<s>").save_pretrained(folder)
-    with pytest.raises(UserError, match="has a tokenizer without tokens of text"):
+    with pytest.raises(UserError, match="has a tokenizer without text tokens"):
         load_model(ModelConfig(name=str(folder)))
 
 

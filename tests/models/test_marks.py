@@ -81,7 +81,8 @@ def test_a_tokenizer_that_changes_the_text_beside_its_special_tokens_is_asked_ab
             return {"input_ids": [1, 2, 3] if add_special_tokens else [4, 5]}
 
     with pytest.raises(
-        UserError, match=r"cannot be told; say model\.bos_token=\.\.\. or model"
+        UserError,
+        match=r"is not known which of them begin a text; give model\.bos_token=\.\.\. or model",
     ):
         find_marks(Strange(), "model", None, causal=True, usual=None)
     assert find_marks(Strange(), "model", "none", causal=True, usual=None) == Marks((), (), 3)

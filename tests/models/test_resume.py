@@ -130,7 +130,9 @@ def test_a_model_without_a_stream_of_blocks_is_refused_by_name():
     module = transformers.AlbertModel(config).eval()
     assert n_blocks(module) == 0
     with (
-        pytest.raises(UserError, match="AlbertModel has no blocks that hand one stream"),
+        pytest.raises(
+            UserError, match="AlbertModel has no blocks that pass on a single stream"
+        ),
         resumed(module, 1, torch.zeros(1, 4, 16)),
     ):
         pass

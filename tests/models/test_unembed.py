@@ -216,5 +216,5 @@ def test_logits_that_are_mixed_behind_the_head_are_refused():
         return found
 
     model.forward = shifted
-    with pytest.raises(UserError, match="does something else to its logits"):
+    with pytest.raises(UserError, match="does something to its logits other"):
         unembedding(model)

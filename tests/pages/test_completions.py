@@ -129,10 +129,13 @@ def test_a_sampled_text_is_repeated_by_its_seed(server):
         ({"edits": [edit(by="x"), 3]}, "edits[1] is 3"),
         ({"edits": [edit(dictionary="wek")]}, "is not in this run"),
         ({"edits": [edit(dictionary="../../etc")]}, "is not in this run"),
-        ({"edits": [edit(cache="/etc")]}, "cache names a file, which no request may"),
+        (
+            {"edits": [edit(cache="/etc")]},
+            "cache names a file, which a request is not allowed to do",
+        ),
         (
             {"edits": [{"at": "blocks.1.hook_resid_post", "direction": "/etc/passwd"}]},
-            "direction names a file, which no request may",
+            "direction names a file, which a request is not allowed to do",
         ),
         (
             {"edits": [edit(when={"feature": 1, "above": 0.0, "dictionary": "/etc"})]},

@@ -113,15 +113,15 @@ def test_edit_files_of_the_run_are_presets(server, run):
     broken, fine = server.json("/atlas/strong/api/presets")["presets"]
     assert fine == {"name": "b.yaml", "dials": [dial]}
     assert broken["name"] == "a.json"
-    assert "holds no list of edits" in broken["why"]
+    assert "contains no list of edits" in broken["why"]
     shutil.rmtree(place)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "is not readable as YAML or JSON"),
-        ("edits: 3", "holds no list of edits"),
+        ("{", "cannot be read as YAML or JSON"),
+        ("edits: 3", "contains no list of edits"),
         ("edits: [{dictionary: strong, feature: 3, do: ablate}]", "is no dial: do is ablate"),
         ("edits: [{at: x, token: a, do: add, by: 1}]", "is no dial"),
         (

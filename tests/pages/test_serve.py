@@ -366,7 +366,7 @@ def test_the_model_is_ready_soon(server):
 
 def test_only_a_topk_dictionary_has_a_k_that_can_be_turned(server):
     sentence = server.refused("/atlas/strong/api/read", {"text": "cats", "k": 3})
-    assert "k=3 is for topk dictionaries" in sentence
+    assert "k=3 has an effect only on TopK dictionaries" in sentence
     sentence = server.refused("/atlas/strong/api/read", {"text": "cats", "k": 0})
     assert "k is 0; give a whole number from 1" in sentence
 

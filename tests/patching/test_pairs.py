@@ -75,7 +75,7 @@ def test_templates_are_drawn_in_turn_and_known_apart():
     ("slots", "sentence"),
     [
         ({"a": ["cats"]}, "slot {b} of a prompt has no words"),
-        ({**SLOTS, "c": ["x"]}, "slots has c, which no prompt and no answer holds"),
+        ({**SLOTS, "c": ["x"]}, "slots has c, which occurs in no prompt and no answer"),
         ({"a": ["cats"], "b": ["cats"]}, "no two slots can be given different words"),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_table_holds_a_pair_a_row(tmp_path, kind):
         ("a.jsonl", "", "holds no pair"),
         ("a.jsonl", '{"clean": 3}', "row 1 of .* has clean=3"),
         ("a.jsonl", '{"cleen": "x"}', "has 'cleen', and a pair has clean, corrupt"),
-        ("a.txt", "x", "is of no known kind"),
+        ("a.txt", "x", "has an unknown ending"),
         ("a.parquet", "x", "cannot be read as .parquet"),
     ],
 )
@@ -125,12 +125,12 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path, name, content, sentenc
         ({"table": "x.csv", "pairs": [ROW]}, "pairs and table=x.csv are both given"),
         ({"clean": " "}, "clean is empty"),
         ({"sites": ["residuel"]}, "sites=residuel is unknown; nearest: residual"),
-        ({"sites": ["mlp", "mlp"]}, "sites=mlp is there twice"),
+        ({"sites": ["mlp", "mlp"]}, "sites=mlp occurs twice"),
         ({"methods": []}, "patches or methods is empty"),
         ({"sites": []}, "there is nothing to patch"),
-        ({"receivers": ["H3"]}, "receivers=H3 is no receiver; give logits, a head such as"),
+        ({"receivers": ["H3"]}, "receivers=H3 is not a receiver; give logits, a head such as"),
         ({"frozen": "some"}, "frozen=some is unknown"),
-        ({"receivers": ["logits"], "methods": ["relp"]}, "receivers is for exact patching"),
+        ({"receivers": ["logits"], "methods": ["relp"]}, "receivers needs exact patching"),
         ({"n_exact": -1}, "n_exact=-1; give 0 or more"),
         ({"name": "a/b"}, "name=a/b; give a word"),
         ({"n_pairs": 0}, "n_pairs=0"),

@@ -100,7 +100,7 @@ def test_asked_again_nothing_is_computed_and_other_settings_are(settings, monkey
         again = sae.patch(
             **settings, **PAIR, sites=["mlp"], patches=["denoising"], batch_size=7
         )
-    assert "is there already, reused" in capsys.readouterr().err
+    assert "is finished already and is reused" in capsys.readouterr().err
     assert (again.folder / "summary.json").stat().st_mtime_ns == before
     (first.folder / "index.html").write_text("damaged")
     sae.patch(**settings, **PAIR, sites=["mlp"], patches=["denoising"])
@@ -135,7 +135,7 @@ def test_an_encoder_is_refused_before_anything_is_loaded(encoder, tmp_path, monk
 
 def test_pairs_that_the_model_answers_alike_are_left_out(settings, monkeypatch):
     monkeypatch.setattr("sae.patching.study.LEAST_DIFFERENCE", 1e6)
-    with pytest.raises(UserError, match="no pair is left to patch"):
+    with pytest.raises(UserError, match="no pair is left that can be patched"):
         sae.patch(**settings, **PAIR, name="alike")
 
 
@@ -192,7 +192,7 @@ def test_what_lies_beside_an_edit_file_is_not_written_over(drawn, tmp_path):
     mine = tmp_path / "edit-direction.npy"
     mine.write_text("mine")
     place = {"site": "mlp", "layer": 1, "position": n - 1}
-    with pytest.raises(UserError, match=r"edit-direction.npy is there already"):
+    with pytest.raises(UserError, match=r"edit-direction.npy exists already"):
         sae.patch_edit(results=str(drawn.folder), out=str(tmp_path / "edit.yaml"), **place)
     assert mine.read_text() == "mine"
     assert not (tmp_path / "edit.yaml").exists()
@@ -215,16 +215,16 @@ def test_a_head_is_saved_as_an_ablation(drawn, tmp_path):
 
 def test_places_that_were_not_patched_are_refused_in_a_sentence(drawn, tmp_path):
     for where, sentence in (
-        ({"site": "tail"}, "site=tail is no place that an edit has"),
+        ({"site": "tail"}, "site=tail cannot be edited"),
         ({"site": "head", "layer": 9, "head": 1}, "layer=9 is out of range; give 0 to 2"),
-        ({"site": "mlp", "layer": 1}, "say layer and position"),
+        ({"site": "mlp", "layer": 1}, "give layer and position"),
         ({"site": "mlp", "layer": 1, "position": 99}, "position=99 is out of range"),
         ({"site": "mlp", "layer": 1, "position": 0}, "clean and corrupt are the same at"),
-        ({"site": "feature", "feature": 3}, "feature=3 was not patched; there are none"),
+        ({"site": "feature", "feature": 3}, "feature=3 was not patched; these were: none"),
     ):
         with pytest.raises(UserError, match=sentence):
             sae.patch_edit(results=str(drawn.folder), out=str(tmp_path / "x.yaml"), **where)
-    with pytest.raises(UserError, match="holds no results of patching"):
+    with pytest.raises(UserError, match="contains no results of patching"):
         sae.patch_edit(results=str(tmp_path), out=str(tmp_path / "x.yaml"), site="mlp")
 
 
@@ -261,7 +261,7 @@ def test_features_of_a_dictionary_are_patched_and_one_is_saved(
     assert record.at == about["hook_name"]
     parts = [found.direction(part, 0, n - 1) for part in ("features", "error")]
     torch.testing.assert_close(sum(parts), found.direction("features+error", 0, n - 1))
-    with pytest.raises(UserError, match="feature=999 was not patched; there are"):
+    with pytest.raises(UserError, match="feature=999 was not patched; these were"):
         found.edits("feature", feature=999)
 
 

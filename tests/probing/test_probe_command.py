@@ -147,7 +147,7 @@ def test_asked_again_nothing_is_computed_and_other_settings_are(settings, monkey
     with monkeypatch.context() as patched:
         patched.setattr("sae.commands.probe.probe", None)
         again = sae.probe(**asked)
-    assert "is there already, reused" in capsys.readouterr().err
+    assert "is finished already and is reused" in capsys.readouterr().err
     assert (again.folder / "results.json").stat().st_mtime_ns == before
     with monkeypatch.context() as patched:
         # Other folds are fitted to the rows that were read.
@@ -208,7 +208,7 @@ def test_edits_that_cannot_be_saved_are_refused_in_a_sentence(found, tmp_path):
     ):
         with pytest.raises(UserError, match=sentence):
             found.edits(**asked)
-    with pytest.raises(UserError, match="holds no results of probing"):
+    with pytest.raises(UserError, match="contains no results of probing"):
         sae.probe_edit(results=str(tmp_path), out=str(tmp_path / "x.yaml"))
 
 
@@ -229,12 +229,12 @@ def test_tasks_that_cannot_be_probed_are_told_and_the_others_are_done(
     ("words", "sentence"),
     [
         (["hooks=[blocks.7.hook_resid_post]"], "layer 7 is out of range"),
-        (["dictionary=weak", "hooks=[blocks.0.hook_resid_post]"], "not among the hooks"),
+        (["dictionary=weak", "hooks=[blocks.0.hook_resid_post]"], "not among the given hooks"),
         (["dictionary=nothing"], "nothing"),
         (["pools=[median]"], "pools=median is unknown"),
-        (["k=[0]", "dictionary=weak"], "k=0 is no number of features"),
+        (["k=[0]", "dictionary=weak"], "k=0 is not a number of features"),
         (["learning_curve=[64]", "n_train=32"], "learning_curve=64 is not between"),
-        (["tasks=[nowhere.csv]"], "is no file"),
+        (["tasks=[nowhere.csv]"], "is not a file"),
         (["hooks=[all,x]"], "give all alone"),
         (["n_train=2"], "n_train=2"),
     ],
@@ -256,7 +256,7 @@ def test_what_cannot_be_probed_is_refused_before_weights_are_loaded(
 def test_a_task_without_spans_has_no_span_pool(settings, tmp_path):
     plain = tmp_path / "plain.csv"
     plain.write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(60)))
-    with pytest.raises(UserError, match="says of no text what is asked about"):
+    with pytest.raises(UserError, match="has no spans"):
         sae.probe(**settings | {"tasks": [str(plain)]}, pools=["span"])
 
 

@@ -161,12 +161,12 @@ def without_tokens(feature, density=0.001):
         (
             [without_tokens(0), without_tokens(1)],
             {},
-            r"no promoted tokens to measure \(it has no head\)",
+            r"no promoted tokens that could be measured \(it has no head\)",
         ),
         (
             [without_tokens(0)],
             {"features": [0]},
-            r"no promoted tokens to measure \(it has no head\)",
+            r"no promoted tokens that could be measured \(it has no head\)",
         ),
         ([without_tokens(0, density=0)], {}, "no feature of this dictionary fired"),
     ],
@@ -211,7 +211,9 @@ def test_a_prompt_of_one_token_goes_on_as_it_is_and_is_steered_from_there(model,
 
 
 def test_a_dose_after_a_prompt_of_one_token_is_refused(model):
-    with pytest.raises(UserError, match="the prompt 't' has one token, and the first is never"):
+    with pytest.raises(
+        UserError, match="the prompt 't' has only one token, and the first token is never"
+    ):
         prompts_of(replace(model, marks=Marks()), ["t", "the river", "the mill", "she kept"])
 
 

@@ -148,9 +148,11 @@ def test_without_a_dose_at_that_cost_the_reason_is_told_and_the_rest_is_kept(run
 
 
 def test_too_few_prompts_for_two_halves_are_refused(model):
-    with pytest.raises(UserError, match="prompts has 3, too few for a half to choose doses on"):
+    with pytest.raises(
+        UserError, match="there are 3 prompts, too few for choosing doses on one half"
+    ):
         prompts_of(model, PROMPTS[:3])
-    with pytest.raises(UserError, match="prompts has one twice"):
+    with pytest.raises(UserError, match="one prompt occurs twice"):
         prompts_of(model, [*PROMPTS, PROMPTS[0]])
     assert halves([1, 2, 3, 4, 5]) == ([1, 3, 5], [2, 4])
 
@@ -158,7 +160,7 @@ def test_too_few_prompts_for_two_halves_are_refused(model):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"features": [5, 5]}, "features=5 is there twice"),
+        ({"features": [5, 5]}, "features=5 occurs twice"),
         ({"max_cost": 0.0}, "max_cost=0.0"),
     ],
 )

@@ -182,7 +182,7 @@ def test_words_of_a_file_are_runs_of_letters_each_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "cannot be read"), (b"", "holds no word"), (b" 7 \n", "holds no word")],
+    [(None, "cannot be read"), (b"", "contains no word"), (b" 7 \n", "contains no word")],
 )
 def test_a_file_without_words_is_refused(tmp_path, content, said):
     path = tmp_path / "words.txt"
