@@ -14,7 +14,7 @@ class Control:
     """One kind of control."""
 
     kind: str
-    """As in `control=[...]`."""
+    """Kind of the control, named as in `control=[...]`."""
     title: str
     meaning: str
     """What it is, as a phrase that a newcomer understands."""

@@ -79,7 +79,7 @@ class Evidence:
         found = read_object(path, cure)
         given = found.get("findings", list)
         if not all(isinstance(one, dict) for one in given):
-            raise UserError(f"{path} holds findings that are no objects; {cure}")
+            raise UserError(f"{path} contains findings that are not objects; {cure}")
         findings = tuple(
             Finding.from_json(JsonObject(str(path), f"findings[{i}]", one, cure))
             for i, one in enumerate(given)
@@ -95,7 +95,7 @@ class Verdict:
 
     finding: Finding
     controls: Mapping[str, Finding]
-    """The same finding of each control, by kind."""
+    """The same finding for each control, by the kind of control."""
     word: Word
     sentence: str
     """What may be concluded, in plain words."""

@@ -201,7 +201,7 @@ class Figures:
             return cls.from_json(read_json(path))
         except UserError as error:
             raise UserError(
-                f"{path} is not what sae eval writes, {error}; delete it"
+                f"{path} is not a file that sae eval writes, {error}; delete it"
             ) from error
 
 

@@ -18,7 +18,7 @@ class Finding:
     """One measured figure, or why there is none."""
 
     key: str
-    """Of a metric in `sae.metrics`, which has its title, formula and direction."""
+    """Key of a metric in `sae.metrics`, which has its title, formula and direction."""
     value: float | None = None
     low: float | None = None
     """Lower end of the 95% interval; None where none can be given."""

@@ -157,7 +157,7 @@ class Analysis:
 
         work = Work(kept, self.digest)
         text = read_text(self.cache, work)
-        require(text.n_rows > 0, f"{self.cache.location} has no text rows, only special tokens")
+        require(text.n_rows > 0, f"{self.cache.location} has no text, only special tokens")
         model = recorded_model(self.cache.model, self.config.device)
         dictionary = self.dictionary.to(resolve_device(self.config.device))
         shards = encode_cache(dictionary, self.cache, text, work)
@@ -248,7 +248,10 @@ class Analysis:
         if config.n_features == 0:
             return {}
         try:
-            require(without is None, f"they have no promoted tokens to look for ({without})")
+            require(
+                without is None,
+                f"they have no promoted tokens whose probability could be measured ({without})",
+            )
             every = Candidates(
                 self.dictionary,
                 np.arange(self.dictionary.d_sae),
@@ -261,7 +264,7 @@ class Analysis:
             some = replace(every, chosen=choose_to_score(config, model, every, neutral, work))
             bench = bench_of(config, model, some, neutral, seed)
         except UserError as error:
-            say(f"analyze: features of {self.name} are not scored as dials: {error}")
+            say(f"analyze: features of {self.name} are not scored as dials, because {error}")
             return {"without_dials": str(error)}
         measured = measure_doses(config, bench, neutral[1:], work)
         found = verdicts(config, some, measured, seed)

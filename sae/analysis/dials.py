@@ -92,8 +92,8 @@ def neutral_texts(text: Text, config: DialConfig, seed: int) -> Neutral:
     n, n_tokens = 1 + 2 * config.n_texts, config.n_tokens + 1
     require(
         text.context_size >= n_tokens,
-        f"dials.n_tokens={config.n_tokens} and the one that follows are more than the "
-        f"{text.context_size} of a sequence",
+        f"dials.n_tokens={config.n_tokens} and the token that follows them do not fit into "
+        f"a sequence of {text.context_size} tokens; give fewer",
     )
     owners = text.documents.reshape(text.n_sequences, -1)[:, :n_tokens]
     tokens = text.tokens.reshape(text.n_sequences, -1)[:, :n_tokens]
@@ -107,8 +107,8 @@ def neutral_texts(text: Text, config: DialConfig, seed: int) -> Neutral:
             chosen.append(i)
     require(
         len(chosen) == n,
-        f"the text has {len(chosen)} documents with a sequence that begins with {n_tokens} "
-        f"tokens of it, and dials.n_texts={config.n_texts} takes {n}",
+        f"the text has {len(chosen)} documents that begin a sequence with {n_tokens} tokens "
+        f"of their own, and dials.n_texts={config.n_texts} needs {n}",
     )
     return torch.from_numpy(tokens[chosen].astype(np.int64))
 
@@ -274,7 +274,7 @@ def bench_of(
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What all vectors do at the stated dose, and at one that costs each about the same."""
+    """Effects of all vectors at the stated dose, and at doses that cost about the same."""
 
     stated: Arrays
     recommended: Arrays

@@ -47,8 +47,8 @@ def read_text(
     limit = model.max_positions
     if limit is not None and len(whole) > limit:
         raise UserError(
-            f"the text has {len(whole):,} tokens and the model reads {limit:,} at once; "
-            "give a shorter one"
+            f"the text has {len(whole):,} tokens, but the model reads only {limit:,} at "
+            "once; give a shorter text"
         )
     begin = len(model.prompt_ids(text)) - len(read)
     own = slice(begin, begin + len(read))

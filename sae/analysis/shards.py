@@ -32,7 +32,7 @@ _SAMPLE_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What a cache's tokens are; arrays are flat and mapped from files of the work folder."""
+    """The tokens of a cache and facts about them, in flat arrays mapped from files."""
 
     tokens: NDArray[np.int32]
     """(token,): ids."""

@@ -18,7 +18,7 @@ one."""
 
 @dataclass(frozen=True, slots=True)
 class Dials:
-    """What was found of the features that were scored."""
+    """Results for the features that were scored as dials."""
 
     columns: dict[str, object]
     """Columns of `features.parquet`, not a number where a feature was not scored."""
@@ -26,7 +26,8 @@ class Dials:
     n_dials: int
     n_weak: int
     median_cost: float | None
-    """Of the dials' recommended doses, on texts that they were not found on."""
+    """Median cost of the recommended doses of all dials, on texts other than those on which
+    they were found."""
 
 
 def verdicts(config: DialConfig, some: Candidates, found: Measured, seed: int) -> Dials:

@@ -40,7 +40,7 @@ Silent = Bool[Tensor, " d_sae"]
 
 @dataclass(frozen=True, slots=True)
 class TrainingStep:
-    """What one forward pass over a batch found."""
+    """The losses and activity that one forward pass over a batch gives."""
 
     loss: Float[Tensor, ""]
     """To be minimised; the only one that gradients flow through."""
@@ -49,7 +49,7 @@ class TrainingStep:
     losses: dict[str, Tensor | float]
     """Other figures of the step, detached: `losses/l1_loss`, `details/l1_coefficient`, ..."""
     fired: Int[Tensor, " d_sae"]
-    """In how many rows of the batch each latent was active."""
+    """Number of rows of the batch in which each latent was active."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +306,7 @@ class TrainableSAE(nn.Module, ABC):
         require(
             not fields,
             f"the dictionary of init_from has a {' and a '.join(fields)} that "
-            f"sae={self.config.architecture} cannot take over; leave out init_from",
+            f"sae={self.config.architecture} cannot use; leave out init_from",
         )
 
     def _check_fit(self, dictionary: Dictionary) -> None:
@@ -325,10 +325,12 @@ class TrainableSAE(nn.Module, ABC):
         by = dictionary.reads[0].normalisation
         require(
             by is None,
-            f"{has} rows normalised one by one ({by and by.name}), and training scales all "
-            "rows alike; leave out init_from",
+            f"{has} a normalisation for each row ({by and by.name}), but a training scales "
+            "all rows alike; leave out init_from",
         )
-        require(bool(dictionary.W_dec.any()), f"{has} nothing but zeros in W_dec; damaged?")
+        require(
+            bool(dictionary.W_dec.any()), f"{has} only zeros in W_dec; its files may be damaged"
+        )
         widths = {
             "hook_name": (dictionary.d_in, self.W_enc_t.shape[1], "reads"),
             "hook_name_out": (dictionary.d_out, self.W_dec.shape[1], "reconstructs"),

@@ -109,7 +109,7 @@ class MatryoshkaConfig(BatchTopKConfig):
 
     @property
     def level_widths(self) -> list[int]:
-        """How many latents each level has, the last one all."""
+        """Return the number of latents of each level, where the last level has all of them."""
         if self.matryoshka_widths is not None:
             return [*self.matryoshka_widths, self.d_sae]
         ends = [int(sum(LEVEL_SHARES[: i + 1]) * self.d_sae) for i in range(len(LEVEL_SHARES))]
@@ -163,8 +163,8 @@ class HierarchicalTopKConfig(TopKConfig):
         )
         require(
             self.initial_k is None,
-            f"sae.initial_k={self.initial_k} has no place here, where each k up to sae.k is "
-            "learnt at once; leave it out",
+            f"sae.initial_k={self.initial_k} has no effect here, because every k up to "
+            "sae.k is trained at once; leave it out",
         )
 
     @property

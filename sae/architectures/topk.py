@@ -101,8 +101,9 @@ class TopKSAE(TrainableSAE):
         require(
             same(norms),
             "the dictionary of init_from has decoder rows whose norms differ up to "
-            f"{norms.max() / norms.min():.3g} times and ranks latents without them, but "
-            f"sae={self.config.architecture} ranks by what they add; give one with equal norms",
+            f"{norms.max() / norms.min():.3g} times and ranks latents without these norms, "
+            f"but sae={self.config.architecture} ranks latents by the length that they add; "
+            "give a dictionary with equal norms",
         )
 
 

@@ -36,7 +36,7 @@ class CodeLength:
 
     @property
     def compression(self) -> float:
-        """How many times shorter the code is than one bit a label; 1 for noise, about."""
+        """Return how many times shorter the code is than one bit a label; about 1 for noise."""
         return self.n / self.bits
 
 

@@ -15,7 +15,7 @@ _FEW_PAIRS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a classifier reaches on rows that it was not fitted to."""
+    """Scores of a classifier on rows that it was not fitted to."""
 
     accuracy: Interval
     auc: Interval

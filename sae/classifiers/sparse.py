@@ -17,9 +17,9 @@ class SparseProbe:
     """A linear probe of some columns."""
 
     columns: NDArray[np.intp]
-    """Those that are read, the most different first, (k,)."""
+    """Columns that the probe reads, shape (k,), those whose means differ most first."""
     probe: LinearProbe
-    """Of these columns, in this order."""
+    """The probe of these columns, in the same order."""
 
     def logits(self, rows: Rows) -> NDArray[np.float64]:
         """Return w·x + b of each row (row, d)."""

@@ -136,7 +136,7 @@ def _decoder(cache: ActivationCache) -> Callable[[list[int]], str]:
     try:
         tokenizer = load_tokenizer(recorded_config(cache.model, "cpu"))
         same = cache.attributes["tokenizer_digest"] in (UNKNOWN, digest(tokenizer.get_vocab()))
-        require(same, f"{cache.model.name} has another tokenizer now")
+        require(same, f"{cache.model.name} has a different tokenizer now")
     except UserError as error:
         say(f"sample: token ids are shown, because {error}")
         return lambda ids: " ".join(map(str, ids))

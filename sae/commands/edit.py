@@ -46,7 +46,10 @@ class EditCheckConfig:
     neither its atlas nor its cache."""
 
     def __post_init__(self) -> None:
-        require(not self.raw or self.out is not None, "raw=true is for a file; give out=FILE")
+        require(
+            not self.raw or self.out is not None,
+            "raw=true only has an effect on a file that is written; give out=FILE",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +77,12 @@ class EditExportConfig:
         kind = Path(self.out).suffix
         require(
             kind in _EXPORTS,
-            f"out={self.out} names no kind of file; give a name that ends in .gguf, for a "
-            "control vector, or in .json, for EasySteer",
+            f"out={self.out} has an unknown ending; give a name that ends in .gguf for a "
+            "control vector, or in .json for EasySteer",
         )
         require(
             not self.first_token or kind == ".gguf",
-            "first_token=true is for control vectors; a specification leaves the token out",
+            "first_token=true is for control vectors; a specification can leave the token out",
         )
 
 
@@ -162,7 +165,9 @@ def check(config: EditCheckConfig) -> Edits:
     """Check, print what the edits are, and return them, with digests if a file is written."""
     if config.out is not None:
         check_new(config.out)
-        require(not Path(config.out).exists(), f"{config.out} is there already; name another")
+        require(
+            not Path(config.out).exists(), f"{config.out} exists already; give another name"
+        )
     edits, library = Edits.read(config.file), Library()
     record = library.model(edits, config.model_name, config.file)
     settings = recorded_config(record, "cpu")

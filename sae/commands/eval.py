@@ -50,11 +50,11 @@ def _gathered(config: EvalConfig) -> None:
             replace(standard.details(subject), figures=figures, findings=findings),
         ),
     )
-    say(f"eval: what {run.folder} is worth: {write_evidence(run)}")
+    say(f"eval: the evidence for {run.folder} is in {write_evidence(run)}")
 
 
 def _write(run: Run, subject: Subject, measured: Measured) -> None:
     try:
         write_saebench(run.saebench, subject.name, subject.dictionary, measured)
     except UserError as error:
-        say(f"eval: no files for SAEBench of {subject.name}: {error}")
+        say(f"eval: no files for SAEBench were written for {subject.name}, because {error}")

@@ -40,7 +40,7 @@ def run(config: ExportConfig) -> Path:
     if config.push is not None:
         with held(place, planned.lock):
             push(target, config.push, private=config.private)
-        say(f"export: {target} is on the Hub now, as model and data set {config.push}")
+        say(f"export: {target} is now on the Hub, as a model and as the data set {config.push}")
     return target
 
 
@@ -53,7 +53,7 @@ def _write(planned: Plan, folder: Path) -> None:
     rows = held_out_rows(planned.name, dictionary, config.cache_location)
     n_active = planned.atlas.feature_table(["n_active"])["n_active"].to_numpy()
     if config.drop_dead and n_active.all():
-        say("export: drop_dead=true leaves nothing out, for every feature fired")
+        say("export: drop_dead=true leaves nothing out, because every feature fired")
     small = smaller(dictionary, planned.dtype, n_active if config.drop_dead else None)
     cost = None
     if small.dictionary is not dictionary:

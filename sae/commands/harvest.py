@@ -56,8 +56,8 @@ def list_hooks(config: HarvestListHooksConfig) -> None:
     sites = measured(skeleton, list_sites(skeleton))
     require(
         bool(sites),
-        f"model.name={config.model.name} ({type(skeleton).__name__}) is built of blocks that "
-        "have no TransformerLens names here; give module paths in hook_names instead",
+        f"model.name={config.model.name} ({type(skeleton).__name__}) has blocks without "
+        "TransformerLens names; give module paths in hook_names instead",
     )
     rows = [("hook_name", "module", "side", "width")]
     rows += [(s.hook_name, s.module, s.side, str(s.width or "")) for s in sites]

@@ -17,8 +17,8 @@ def run(config: ImportConfig) -> Dictionary:
     source = local_path(config.folder)
     require(
         source.resolve() != target.resolve(),
-        f"{target} is where the import of {config.folder} would go; move it elsewhere first, "
-        "or give another name=...",
+        f"{target} is the place where the import of {config.folder} would be written; move "
+        "it elsewhere first, or give another name=...",
     )
     found = read_dictionary(source, config.format)
     dictionary = belonging(config, found)
@@ -31,7 +31,7 @@ def run(config: ImportConfig) -> Dictionary:
     )
     keep_settings(config, "import", target, anew=made)
     if made:
-        say(f"import: {config.folder} is {target} now")
+        say(f"import: {config.folder} is now in {target}")
     return load_dictionary(target)
 
 
@@ -44,17 +44,19 @@ def _is_there(target: Path, dictionary: Dictionary) -> bool:
     if not WRITTEN["saelens"].recognises(target):
         require(
             not target.exists() or (target.is_dir() and not any(target.iterdir())),
-            f"{target} holds something that is no dictionary; give this one another name=...",
+            f"{target} holds something that is not a dictionary; give this one another "
+            "name=...",
         )
         return False
     if wrong := damaged(target):
         known = None if CONFIG_FILE in wrong else read_record(target).imported
         require(
             known is not None and known == dictionary.record.imported,
-            f"{target / wrong[0]} is damaged, and nothing tells whether it was this import; "
-            "remove that folder to import it anew, or give this one another name=...",
+            f"{target / wrong[0]} is damaged, so it is not known whether it came from this "
+            "import; remove that folder to import the dictionary again, or give this one "
+            "another name=...",
         )
-        say(f"import: {target / wrong[0]} is damaged; it is imported anew")
+        say(f"import: {target / wrong[0]} is damaged; it is imported again")
         return False
     there = load_dictionary(target)
     same = there.digest == dictionary.digest

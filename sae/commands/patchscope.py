@@ -124,7 +124,8 @@ def run(config: PatchscopeConfig) -> dict[str, Any]:
     """
     require(
         config.text is not None or config.dictionary is not None,
-        "nothing is asked about; give text=..., or dictionary=FOLDER feature=N",
+        "there is no text and no feature to ask about; give text=..., or dictionary=FOLDER "
+        "feature=N",
     )
     name, about, ask = (_of_state if config.dictionary is None else _of_feature)(config)
     settings = {k: v for k, v in plain(config).items() if k not in ("run", "name")}
@@ -177,8 +178,8 @@ def _of_feature(config: PatchscopeConfig) -> _Asked:
     record, usual = dictionary.record.model, ModelConfig().name
     if record is not None and config.model.name not in (usual, record.name, record.hub_id):
         raise UserError(
-            f"model.name={config.model.name}, but {place} is of {record.hub_id}; leave the "
-            "model out"
+            f"model.name={config.model.name}, but {place} belongs to {record.hub_id}; leave "
+            "out model"
         )
     chosen = config.model if record is None else recorded_config(record, config.model.device)
     place_of_feature(load_skeleton(chosen), dictionary, config.into)

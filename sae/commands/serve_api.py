@@ -61,7 +61,8 @@ def api(config: ServeApiConfig) -> None:
     record = dictionary.record.model
     if record is None:
         raise UserError(
-            f"{name} does not say of which model it is; serve a run of this package"
+            f"{name} does not say which model it belongs to; serve a run that was made by "
+            "this package"
         )
     with listen(config.host, config.port) as listening:
         model = Model(recorded_model(record, config.device))
@@ -120,7 +121,10 @@ def _placed(run: Run, given: object) -> object:
     if not isinstance(given, Mapping):
         return given
     for key in ("direction", "cache"):
-        require(given.get(key) is None, f"edits: {key} names a file, which no request may")
+        require(
+            given.get(key) is None,
+            f"edits: {key} names a file, which a request is not allowed to do",
+        )
     found: dict[str, Any] = dict(given)
     if isinstance(found.get("when"), Mapping):
         found["when"] = _placed(run, found["when"])

@@ -33,14 +33,14 @@ def run(config: SteerConfig) -> dict[str, Any]:
     again = f"sae analyze run={config.run} dictionary={name}"
     require(
         atlas.folder.exists(),
-        f"{atlas.folder} is missing, and strengths are multiples of what it measured; "
-        f"run first: {again}",
+        f"{atlas.folder} is missing, but strengths are multiples of activations that it "
+        f"measured; run first: {again}",
     )
     run.check_measured(name, dictionary, atlas.record, "analyze")
     require(
         not atlas.record.imported,
-        f"{atlas.folder} was imported, and dashboards do not hold the ids of promoted tokens; "
-        f"move it and run: {again}",
+        f"{atlas.folder} was imported, and dashboards of other tools do not have the ids of "
+        f"promoted tokens; move it away and run: {again}",
     )
     settings = [v for k, v in plain(config).items() if k not in ("run", "device", "dictionary")]
     words = None if config.vocabulary is None else sorted(read_words(config.vocabulary))

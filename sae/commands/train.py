@@ -36,8 +36,8 @@ def run(config: TrainConfig, rows: OwnTensors | None = None) -> Dictionary:
         return load_dictionary(config.dictionary_path)
     require(
         "random_model" not in config.control,
-        "control=random_model reads the activations of a model, and rows=... are your own; "
-        "train it on rows of a model with random weights yourself",
+        "control=random_model needs the activations of a model, but rows=... are your own; "
+        "train a dictionary on rows of a model with random weights yourself",
     )
     source = open_source(config, rows)
     tasks = tasks_of([config, *config.controls()], source)
@@ -57,14 +57,14 @@ def sweep(configs: Iterable[TrainConfig]) -> list[Dictionary]:
     """
     require(
         isinstance(configs, Iterable),
-        f"sae.sweep takes a list of TrainConfigs; this is none: {type(configs).__name__}",
+        f"sae.sweep takes a list of TrainConfigs, but was given: {type(configs).__name__}",
     )
     wanted = list(configs)
-    require(bool(wanted), "sae.sweep was given no configuration; give one TrainConfig or more")
+    require(bool(wanted), "sae.sweep was given no configuration; give at least one TrainConfig")
     for config in wanted:
         require(
             isinstance(config, TrainConfig),
-            f"sae.sweep takes TrainConfigs; this is none: {type(config).__name__}",
+            f"sae.sweep takes TrainConfigs, but was given: {type(config).__name__}",
         )
         check_numbers(config)
     refuse_twins(wanted)
@@ -131,8 +131,8 @@ def _check_random_model(config: TrainConfig) -> None:
     main, place = config.cache_location, cache_location(config.run, RANDOM_MODEL_CACHE)
     require(
         Path(place).exists(),
-        f"control=random_model reads {place}, which is not there; make it with the words that "
-        f"made {main}, and: cache={place} model.random_weights=true",
+        f"control=random_model reads {place}, which does not exist; make it with the same "
+        f"words as {main}, and: cache={place} model.random_weights=true",
     )
     check_same_text(open_cache(main), open_cache(place))
 

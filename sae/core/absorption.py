@@ -24,7 +24,7 @@ _MOST_ABSORBING = 3
 
 @dataclass(frozen=True, slots=True)
 class Absorbed:
-    """How far a concept's features are silent while others speak for them, in each row."""
+    """Share of a concept that other features carry in place of its own, for each row."""
 
     fraction: Float[Tensor, " row"]
     """a / (a + M) with a = min(A, P − M): 0 where main features carry all or others little."""

@@ -40,9 +40,10 @@ class InputScaling:
         square_distance = float((x.double() - mean).square().sum(1).mean())
         require(
             not math.isnan(square_distance),
-            "the rows hold NaN or infinity as float32; nothing was trained, verify the cache",
+            "the rows contain NaN or infinity as float32, so nothing was trained; check "
+            "the cache with sae cache verify",
         )
-        require(square_distance > 0, "all rows are the same; nothing to learn")
+        require(square_distance > 0, "all rows are the same, so there is nothing to learn")
         size = (square_distance / mean.numel()) ** 0.5
         require(
             1 / _LARGEST <= size <= _LARGEST,

@@ -45,12 +45,12 @@ class Detectors:
 
     @property
     def precision(self) -> PerLatent:
-        """Of the rows in which a latent fires, the share in which its feature does."""
+        """Return the share of the rows where a latent fires in which its feature fires too."""
         return _share(self._both, self._fired)
 
     @property
     def recall(self) -> PerLatent:
-        """Of the rows in which its feature fires, the share in which a latent does."""
+        """Return the share of the rows where its feature fires in which a latent fires too."""
         return _share(self._both, self._true)
 
     @property

@@ -68,7 +68,7 @@ class Absorption:
     probe_f1: Float[Tensor, " letter"]
     """F1 of the probe on words that it was not fitted to; not a number without any words."""
     letters: tuple[LetterAbsorption, ...] = ()
-    """Those that the probe knows, if they are enough; else none."""
+    """Letters that the probe can tell, if these are enough for a result, and otherwise none."""
 
     @property
     def n_known(self) -> int:

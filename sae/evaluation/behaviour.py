@@ -31,7 +31,7 @@ _ROUNDING = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the model loses with one dictionary."""
+    """Losses of the model with the reconstruction of one dictionary in place."""
 
     values: Mapping[str, float]
     """By the keys of `sae.metrics.METRICS`."""
@@ -87,8 +87,8 @@ def behaviour(
                     bar.update(batch.numel())
     require(
         sums.count > 0,
-        "no two tokens of the held-out text follow each other, so CE and KL have nothing to "
-        "be measured on; give more of it, or longer sequences",
+        "the held-out text has no two consecutive tokens, so CE and KL cannot be measured; "
+        "give more held-out text, or longer sequences",
     )
     return {name: _scores(sums, f"sae {name}") for name in dictionaries}
 

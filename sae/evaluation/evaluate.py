@@ -202,8 +202,8 @@ def _reconstruction_figures(
     training = measured_rows(dictionary, cache, held_out=False)
     require(
         held_out.n_rows > 0,
-        f"{cache.location} holds out no activation that {name} can be measured on; harvest "
-        "with data.held_out_fraction=0.1, or give another cache=...",
+        f"{cache.location} has no held-out activation on which {name} can be measured; "
+        "harvest with data.held_out_fraction=0.1, or give another cache=...",
     )
     statistics = reconstruction(dictionary, held_out)
     measured = statistics.metrics()

@@ -76,8 +76,8 @@ def behaviour_scores(
     size, longest = cache.context_size, model.max_positions
     require(
         longest is None or size <= longest,
-        f"{cache.location} has sequences of {size} tokens, and its model reads {longest} at "
-        "once; give a cache of shorter ones",
+        f"{cache.location} has sequences of {size} tokens, but its model reads only "
+        f"{longest} at once; give a cache with shorter sequences",
     )
     hook_name, hook_name_out = next(iter(dictionaries.values())).hook_names
     held_out = torch.from_numpy(cache.tokens[cache.held_out]).long()

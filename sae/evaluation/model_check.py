@@ -39,7 +39,7 @@ PROBE = (
 
 @dataclass(frozen=True, slots=True)
 class ModelCheck:
-    """What was found of a model beside the one that a dictionary is of; `print` shows it."""
+    """Comparison of a model with the one that a dictionary was trained on; `print` shows it."""
 
     recorded: ModelRecord
     found: ModelRecord
@@ -48,7 +48,7 @@ class ModelCheck:
     """Tokens of the probe text that were compared: special ones, and those whose norm training
     left out, are none."""
     explained_variance: float
-    """Of the dictionary on the model at hand, over these tokens."""
+    """Explained variance of the dictionary on the given model, over the compared tokens."""
     l0: float
     explained_variance_recorded: float | None = None
     """On the recorded model, read the same way; None where that was not to be had."""
@@ -57,7 +57,8 @@ class ModelCheck:
     """‖x − x'‖ / ‖x'‖ over all tokens, of the activations x here and x' of the recorded
     model."""
     floor: float | None = None
-    """The same of the recorded model, run in the precision of the one at hand, and itself."""
+    """The same difference between the recorded model and itself, run in the precision of the
+    given model."""
     why: str = ""
     """Why there is nothing to compare with."""
 
@@ -116,8 +117,8 @@ def check_model(
     recorded = dictionary.record.model
     if recorded is None:
         raise UserError(
-            f"the dictionary says that it is of {dictionary.model_name} and not which weights "
-            "that had; one that was trained or imported here says it"
+            f"the dictionary names its model, {dictionary.model_name}, but not the digest "
+            "of its weights; only dictionaries that were trained or imported here have it"
         )
     at_hand = _loaded(model, recorded, device)
     try:
@@ -134,8 +135,8 @@ def check_model(
         theirs = torch.from_numpy(original.document_ids(PROBE)).long()
         require(
             torch.equal(tokens, theirs),
-            f"{at_hand.record.name} cuts a text into other tokens than {recorded.name}, so "
-            "that their activations cannot be compared; give a model with the same tokenizer",
+            f"{at_hand.record.name} splits a text into other tokens than {recorded.name}, "
+            "so their activations cannot be compared; give a model with the same tokenizer",
         )
         special = original.special_token_ids
     text = ~torch.isin(tokens, torch.tensor(special))
@@ -197,8 +198,8 @@ def _read(
     x, y = (seen[point.hook_name][0].float().cpu()[text] for point in points)
     require(
         x.shape[1] == dictionary.d_in,
-        f"{model.record.name} is {x.shape[1]} wide at {dictionary.hook_name}, and the "
-        f"dictionary {dictionary.d_in}; give the model that it is of",
+        f"{model.record.name} is {x.shape[1]} wide at {dictionary.hook_name}, but the "
+        f"dictionary is {dictionary.d_in} wide; give the model that it was trained on",
     )
     return x, y
 

@@ -31,8 +31,8 @@ def sample_rows(
     rows = measured_rows(dictionary, cache, held_out=held_out)
     require(
         rows.n_rows > 0,
-        f"{cache.location} holds out no activation; harvest with data.held_out_fraction=0.1, "
-        "or give another cache=...",
+        f"{cache.location} has no held-out activation; harvest with "
+        "data.held_out_fraction=0.1, or give another cache=...",
     )
     sides = joined(rows_in_order(rows, limit))
     return sides[0].float(), sides[-1].float()

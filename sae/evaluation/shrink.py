@@ -28,8 +28,8 @@ def held_out_rows(name: str, dictionary: Dictionary, location: str) -> RowSelect
     rows = measured_rows(dictionary, cache, held_out=True)
     require(
         rows.n_rows > 0,
-        f"{location} holds no document out, so nothing made smaller can be measured; give "
-        "another cache=...",
+        f"{location} has no held-out document, so the loss of a smaller export cannot be "
+        "measured; give another cache=...",
     )
     return rows
 
@@ -49,7 +49,7 @@ def shrinking_cost(
     try:
         model = recorded_model(rows.cache.model, "auto") if causal else None
     except UserError as error:
-        say(f"export: what this does to the model's CE is not measured: {error}")
+        say(f"export: the effect on the model's CE is not measured, because {error}")
         model = None
     if model is not None and model.record.causal:
         n_tokens, scores = behaviour_scores(

@@ -56,14 +56,14 @@ class TaskRows:
 
 @dataclass(frozen=True, slots=True)
 class TaskScore:
-    """How a probe did on one task's test texts."""
+    """Score of a probe on the test texts of one task."""
 
     task: str
     right: Labels
     """Whether it was right about each text."""
     auc: float
     f1: float
-    """Of the second label."""
+    """F1 score of the second label."""
 
     @property
     def accuracy(self) -> float:

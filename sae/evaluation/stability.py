@@ -36,7 +36,7 @@ PerFeature = Float[Tensor, " d_sae"]
 
 @dataclass(frozen=True, slots=True)
 class Stability:
-    """How two dictionaries agree, per feature of the first; not a number where it is dead."""
+    """Agreement of two dictionaries for each feature of the first; NaN where it is dead."""
 
     decoder: PerFeature
     """Cosine of each feature's decoder direction and that of its match, without its sign."""
@@ -48,7 +48,7 @@ class Stability:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What unrelated directions reach."""
+    """Agreement that unrelated directions reach."""
 
     mean: float
     shared: float
@@ -127,7 +127,8 @@ def compare(
     """Match the live features of two dictionaries, by decoder and by encoder."""
     require(
         first.d_out == second.d_out and first.d_in == second.d_in,
-        f"dictionaries of width {first.d_in} and {second.d_in} have no directions in common",
+        f"dictionaries of width {first.d_in} and {second.d_in} cannot be compared, because "
+        "their directions have different numbers of coordinates",
     )
     ours, theirs = first_alive.nonzero()[:, 0], second_alive.nonzero()[:, 0]
     decoder, encoder = (

@@ -177,5 +177,5 @@ def _tried(measurement: Measurement, subject: Subject) -> list[Finding]:
             return measurement.measure(subject)
         except UserError as error:
             why = str(error)
-            say(f"eval: {measurement.name} of {subject.name} is not measured: {why}")
+            say(f"eval: {measurement.name} of {subject.name} is not measured, because {why}")
     return [Finding(key=key, why_not=why) for key in measurement.keys]

@@ -86,8 +86,9 @@ class WorldConfig:
         )
         require(
             self.correlation >= 0 and self.rank * self.correlation**2 < 1,
-            f"world.correlation={self.correlation} with world.rank={self.rank} leaves features "
-            "nothing of their own; give 0 or more, with rank · correlation² below 1",
+            f"world.correlation={self.correlation} with world.rank={self.rank} leaves "
+            "features no variation of their own; give 0 or more, with rank · correlation² "
+            "below 1",
         )
         for name in ("first_mean", "last_mean"):
             value = getattr(self, name)

@@ -26,7 +26,7 @@ class Trees:
     first_child: Int[ndarray, " feature"]
     n_children: Int[ndarray, " feature"]
     exclusive: Bool[ndarray, " feature"]
-    """Of each parent, whether its children exclude each other."""
+    """Whether the children of each parent exclude each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Structure:
     """All of a world but the rows."""
 
     directions: Float[Tensor, "feature d_in"]
-    """Of norm one."""
+    """Directions of the features, each of norm one."""
     bias: Float[Tensor, " d_in"]
     trees: Trees
     rates: Float[ndarray, " feature"]

@@ -48,7 +48,7 @@ class World(ABC):
 
     config: WorldConfig
     directions: Float[Tensor, "feature d_in"]
-    """Of norm one."""
+    """Directions of the features, each of norm one."""
     bias: Float[Tensor, " d_in"]
 
     @abstractmethod

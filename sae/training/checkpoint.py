@@ -83,8 +83,8 @@ class Checkpoints:
             return found
         if damaged:
             raise UserError(
-                f"{damaged[0]} is damaged, and no whole checkpoint is beside it; remove it to "
-                "begin anew"
+                f"{damaged[0]} is damaged, and there is no complete checkpoint beside it; "
+                "remove it to begin again"
             )
         return None
 

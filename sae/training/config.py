@@ -22,7 +22,7 @@ _EVALUATED_SHARE = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepConfig:
-    """What holds for a sweep as a whole; of no meaning for a single dictionary."""
+    """Settings for a sweep as a whole, which mean nothing for a single dictionary."""
 
     memory_gb: float | None = None
     """Gigabytes of memory that the dictionaries in training may take, also when there is only
@@ -79,7 +79,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser and its schedule."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    """Where the figures of the training go."""
+    """Logger of the figures of the training."""
     training_tokens: int = 2_000_000
     """Total number of activations to train on. A cache that has fewer is read several times."""
     train_batch_size_tokens: int = 1024
@@ -151,28 +151,28 @@ class TrainConfig:
         )
         require(
             self.hook_name_out is not None or not self.sae.skip_connection,
-            "sae.skip_connection=True is a transcoder's and needs hook_name_out=..., the "
-            "hook to predict",
+            "sae.skip_connection=True has an effect only on transcoders; give "
+            "hook_name_out=..., the hook to predict",
         )
 
     def _check_control(self) -> None:
         known = ", ".join(CONTROLS)
         for kind in self.control:
-            require(kind in CONTROLS, f"control={kind} is unknown; choose of {known}")
+            require(kind in CONTROLS, f"control={kind} is unknown; choose from {known}")
         require(
             len(set(self.control)) == len(self.control),
-            f"control={self.control} names one twice; name each once",
+            f"control={self.control} names one twice; name each one once",
         )
         is_control = self.sae.frozen != "none"
         require(
             not (self.control and is_control),
-            f"sae.frozen={self.sae.frozen} makes this a control, which has none of its own; "
-            "leave out control, or sae.frozen",
+            f"sae.frozen={self.sae.frozen} makes this dictionary a control, which has no "
+            "controls of its own; leave out control or sae.frozen",
         )
         require(
             self.init_from is None or not (self.control or is_control),
-            f"init_from={self.init_from} gives trained directions, and a control keeps random "
-            "ones; leave out init_from, or the control",
+            f"init_from={self.init_from} gives trained directions, but a control keeps "
+            "random ones; leave out init_from or the control",
         )
 
     def controls(self) -> list["TrainConfig"]:
@@ -204,15 +204,15 @@ class TrainConfig:
             return
         require(
             self.mix_rows == _MIX_ROWS,
-            f"mix_rows={self.mix_rows} counts only with cache=null; this training reads "
-            f"{self.cache_location}, whose rows are all mixed",
+            f"mix_rows={self.mix_rows} has an effect only with cache=null; this training "
+            f"reads {self.cache_location}, whose rows are all mixed",
         )
         usual, asked = plain(Reading()), plain(self.harvest)
         idle = [name for name in usual if asked[name] != usual[name]]
         require(
             not idle,
-            f"harvest.{', harvest.'.join(idle)} counts only with cache=null; this training "
-            f"reads {self.cache_location}",
+            f"harvest.{', harvest.'.join(idle)} has an effect only with cache=null; this "
+            f"training reads {self.cache_location}",
         )
 
     def idle_keys(self) -> dict[str, str | None]:
@@ -242,12 +242,12 @@ class TrainConfig:
 
     @property
     def dictionary_path(self) -> Path:
-        """Where the dictionary goes."""
+        """Return the folder that the dictionary is written to."""
         return Run.at(self.run).dictionary(self.id)
 
     @property
     def state_path(self) -> Path:
-        """Where the training's own files go: checkpoint, figures, time spent."""
+        """Return the folder of the training's own files: checkpoints, figures, time spent."""
         return Run.at(self.run).training(self.id)
 
     @property

@@ -129,13 +129,15 @@ class Trainer:
         where = f"batch {self.step} holds"
         require(
             bool(rows.isfinite().all()),
-            f"{where} NaN or infinite activations; it was not trained on; verify the cache",
+            f"{where} NaN or infinite activations, which were not trained on; check the "
+            "cache with sae cache verify",
         )
         most = float(scaled.abs().max())
         raise UserError(
-            f"{where} activations {most:.0e} times the usual size, whose squares are beyond "
-            "float32; it was not trained on; max_norm_multiple leaves out such rows of a cache "
-            "or a model, of rows of your own leave them out yourself"
+            f"{where} activations {most:.0e} times the usual size, whose squares do not fit "
+            "into float32, and which were not trained on; max_norm_multiple leaves out "
+            "such rows of a cache or a model, but in rows of your own you have to leave "
+            "them out yourself"
         )
 
     def update(self, x: Vectors, y: Vectors) -> StepReport:
@@ -184,8 +186,8 @@ def _matmul(config: TrainConfig, scaled: Rows, device: torch.device) -> str:
     here = matmuls_here(device, dtype)
     require(
         config.matmul in ("auto", *here),
-        f"matmul={config.matmul} is not to be had on this {device.type}; choose auto or one of "
-        f"{', '.join(here)}",
+        f"matmul={config.matmul} is not available on this {device.type}; choose auto or one "
+        f"of {', '.join(here)}",
     )
     if config.matmul != "auto":
         return config.matmul
@@ -199,7 +201,7 @@ def make_trainer(config: TrainConfig, start: Start) -> Trainer:
     scalings, scaled = start.scalings, start.sample
     require(
         not config.sae.aligned or scaled[0].shape[1] == scaled[-1].shape[1],
-        f"sae.aligned=True needs hooks of one width; {config.hook_name} has "
+        f"sae.aligned=True needs two hooks of equal width; {config.hook_name} has "
         f"{scaled[0].shape[1]}, {config.hook_name_out} {scaled[-1].shape[1]}",
     )
     generator = torch.Generator().manual_seed(config.seed)
@@ -212,7 +214,7 @@ def make_trainer(config: TrainConfig, start: Start) -> Trainer:
         )
         require(
             kind == wanted,
-            f"init_from={config.init_from} is {kind}, and {wanted} is to be trained; "
+            f"init_from={config.init_from} is {kind}, but {wanted} is to be trained; "
             "hook_name_out=... makes a transcoder",
         )
         sae.begin_with(found, scalings[0], scalings[-1])

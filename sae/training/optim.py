@@ -67,9 +67,10 @@ class OptimConfig:
         warm_up, decay = self.ends(n_steps)
         require(
             warm_up + decay <= n_steps,
-            f"the learning rate would rise over {warm_up:,} steps and fall over {decay:,}, but "
-            f"the training has {n_steps:,}, so it would never be at its peak; give smaller "
-            "optim.lr_warm_up_steps and optim.lr_decay_steps, or more training_tokens",
+            f"the learning rate would rise over {warm_up:,} steps and fall over {decay:,}, "
+            f"but the training has {n_steps:,}, so it would never reach its peak; give "
+            "smaller optim.lr_warm_up_steps and optim.lr_decay_steps, or more "
+            "training_tokens",
         )
 
 

@@ -55,7 +55,7 @@ class Task:
         if not path.exists():
             return False
         if wrong := damaged(path):
-            say(f"train: {path / wrong[0]} is damaged; the dictionary is made anew")
+            say(f"train: {path / wrong[0]} is damaged; the dictionary is trained again")
         if CONFIG_FILE in wrong:
             # Of which training it is, its checkpoint says.
             return False
@@ -73,11 +73,11 @@ class Task:
             )
             raise UserError(
                 f"{path} was trained with training_tokens={tokens}, in "
-                f"{len(_extensions(begun)) + 1} parts; add extend=true to go on with it, or "
+                f"{len(_extensions(begun)) + 1} parts; add extend=true to continue it, or "
                 "give this one another name=..."
             )
         raise UserError(
-            f"{path} holds a dictionary of another configuration or cache: "
+            f"{path} holds a dictionary with another configuration or cache: "
             f"{_said(different)}; give this one another name=... or remove that one"
         )
 
@@ -103,8 +103,8 @@ class Task:
         elif different:
             raise UserError(
                 f"{found.path} is a checkpoint of another configuration or cache: "
-                f"{_said(different)}; give this run another name=... or remove the checkpoint "
-                "to start anew"
+                f"{_said(different)}; give this dictionary another name=... or remove the "
+                "checkpoint to start again"
             )
         return {**self.identity, _EXTENDED: before}
 
@@ -174,8 +174,8 @@ def _check_own(config: TrainConfig) -> None:
     said = [name for name in idle if getattr(config, name) is not None]
     require(
         not said,
-        f"{', '.join(said)} has no effect on rows=..., which are trained on as they come; "
-        "leave it out",
+        f"{', '.join(said)} has no effect on rows=..., which are used in the order in which "
+        "they come; leave it out",
     )
 
 

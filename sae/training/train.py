@@ -45,9 +45,9 @@ class Session:
         found = self._checkpoints.newest()
         require(
             found is not None or not config.dictionary_path.exists(),
-            f"{config.state_path} holds no checkpoint of {config.dictionary_path} to go on "
-            f"from; train to training_tokens={config.training_tokens} under another name=..., "
-            "or remove that dictionary to train it anew",
+            f"{config.state_path} contains no checkpoint of {config.dictionary_path} from "
+            f"which to continue; train to training_tokens={config.training_tokens} under "
+            "another name=..., or remove that dictionary to train it anew",
         )
         self.identity = task.identity if found is None else task.continued(found)
         self.trainer = make_trainer(config, start)
@@ -60,7 +60,7 @@ class Session:
             if self._timing.exists():
                 spent = read_object(self._timing, "remove it; only the time is forgotten")
                 self._seconds = spent.get("seconds", float)
-            say(f"train: {config.id} goes on from step {self.step:,} of {config.n_steps:,}")
+            say(f"train: {config.id} continues from step {self.step:,} of {config.n_steps:,}")
 
     def _take(self, found: Checkpoint) -> None:
         """Go on from a checkpoint; one that holds something else is refused."""
@@ -71,8 +71,8 @@ class Session:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise UserError(
-                f"{found.path} does not hold the state of this training ({first}); remove it "
-                "to go on from the one before, or from the beginning"
+                f"{found.path} does not hold the state of this training ({first}); remove "
+                "it to continue from the checkpoint before, or from the beginning"
             ) from error
 
     @property
@@ -172,7 +172,7 @@ def _train(tasks: Sequence[Task], source: RowSource) -> None:
     with ExitStack() as stack:
         sessions = [Session(task, start) for task in tasks]
         found = dict.fromkeys(session.trainer.sae.matmul for session in sessions)
-        say(f"train: active latents are found by products in {' and '.join(found)}")
+        say(f"train: active latents are found with products in {' and '.join(found)}")
         _open_loggers(sessions, stack)
         diverged = _side_by_side(sessions, source)
         for task, session in zip(tasks, sessions, strict=True):
@@ -203,7 +203,7 @@ def _open_loggers(sessions: Sequence[Session], stack: ExitStack) -> None:
             except Exception as error:
                 # For the others it is not tried again: it may take its time to fail.
                 with_wandb = False
-                say(f"wandb could not be started ({error}); figures go to {path} only")
+                say(f"wandb could not be started ({error}); figures are only written to {path}")
         for logger in session.loggers:
             stack.callback(logger.close)
 

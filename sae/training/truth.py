@@ -67,5 +67,5 @@ class TruthConfig:
 
     @property
     def dictionary_path(self) -> Path:
-        """Where the dictionary goes."""
+        """Return the folder that the dictionary is written to."""
         return self.training.dictionary_path

@@ -44,7 +44,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one dictionary asks of the machine."""
+    """Memory and time that one dictionary needs."""
 
     name: str
     d_sae: int

@@ -371,7 +371,7 @@ def test_an_older_or_half_written_atlas_is_refused_by_readers_and_mended_by_anal
     sae.analyze(run=str(run))
     assert atlas.record == record
     path.unlink()
-    with pytest.raises(UserError, match=r"is no finished atlas .* run sae analyze"):
+    with pytest.raises(UserError, match=r"is not a finished atlas .* run sae analyze"):
         sae.steer(run=str(run))
     sae.analyze(run=str(run))
     (atlas.folder / "contexts.parquet").unlink()

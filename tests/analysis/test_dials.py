@@ -131,9 +131,12 @@ def test_an_atlas_is_made_though_nothing_can_be_scored_and_says_why(tiny_run, tm
         run=str(run), dictionary="strong", n_contexts=2, dials=DialConfig(n_tokens=100)
     )
     assert len(atlas.features()) == 64
-    why = "dials.n_tokens=100 and the one that follows are more than the 32 of a sequence"
+    why = (
+        "dials.n_tokens=100 and the token that follows them do not fit into a sequence of 32 "
+        "tokens; give fewer"
+    )
     assert atlas.record.without_dials == why
-    assert f"not scored as dials: {why}" in capsys.readouterr().err
+    assert f"not scored as dials, because {why}" in capsys.readouterr().err
 
 
 def test_the_features_whose_tokens_rise_most_are_scored(tiny_run, tmp_path):
@@ -167,7 +170,7 @@ def test_neutral_texts_are_beginnings_of_different_documents():
 
 
 def test_too_few_documents_are_refused_in_a_sentence():
-    with pytest.raises(UserError, match=r"has 3 documents with .* dials.n_texts=2 takes 5"):
+    with pytest.raises(UserError, match=r"has 3 documents that .* dials.n_texts=2 needs 5"):
         neutral_texts(text_of(3), CONFIG, 0)
 
 

@@ -234,7 +234,7 @@ TABLE = {
     "a name with slashes": (TRAIN + " name=../../here", ["name=../../here", "slashes"]),
     "a run without dictionaries": (
         "analyze run={tmp}/new cache={cache}",
-        ["/new holds no dictionaries", "sae train run="],
+        ["/new contains no dictionaries", "sae train run="],
     ),
     "an unknown dictionary": (
         "eval run={run} dictionary=wek",
@@ -322,7 +322,7 @@ def test_a_cache_of_another_format_version_is_refused(cache_copy, refused):
 
 def test_a_zarr_group_that_is_no_cache_is_refused(cache_copy, refused):
     reworded(cache_copy, format="pictures")
-    refused(train_on(cache_copy), str(cache_copy), "no activation cache")
+    refused(train_on(cache_copy), str(cache_copy), "not an activation cache")
 
 
 def truncate(chunk: Path) -> None:
@@ -337,7 +337,11 @@ def flip_a_byte(chunk: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "word"),
-    [(truncate, "is damaged"), (flip_a_byte, "is damaged"), (Path.unlink, "misses a chunk")],
+    [
+        (truncate, "is damaged"),
+        (flip_a_byte, "is damaged"),
+        (Path.unlink, "a chunk of .* is missing"),
+    ],
 )
 def test_a_damaged_chunk_is_named(damage, word, cache_copy, refused):
     damage(cache_copy / "activations" / HOOK / "c.2.0.0")
@@ -393,7 +397,9 @@ def test_a_dictionary_of_another_width_is_refused(
 def test_harvesting_over_a_folder_of_somebody_else_is_refused(places, refused):
     (places["tmp"] / "new" / "cache.zarr").mkdir(parents=True)
     (places["tmp"] / "new" / "cache.zarr" / "thesis.txt").write_text("precious")
-    refused(words_of(HARVEST, places), "/new/cache.zarr", "no activation cache", "another run=")
+    refused(
+        words_of(HARVEST, places), "/new/cache.zarr", "not an activation cache", "another run="
+    )
 
 
 def test_harvesting_over_a_cache_of_other_settings_is_refused(places, cache_copy, refused):
@@ -600,7 +606,7 @@ def test_weights_with_nan_are_refused(folder):
 
 def test_missing_weights_are_named(folder):
     save_file({"W_enc": torch.zeros(4, 8)}, folder / "sae_weights.safetensors")
-    with pytest.raises(UserError, match=r"misses W_dec, b_dec, b_enc"):
+    with pytest.raises(UserError, match=r"lacks W_dec, b_dec, b_enc"):
         sae.load(str(folder))
 
 
@@ -621,7 +627,7 @@ def test_a_damaged_description_is_refused(content, folder):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere is no folder"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder"):
         sae.load(str(tmp_path / "nowhere"))
 
 

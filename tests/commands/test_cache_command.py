@@ -143,7 +143,7 @@ def test_the_help_of_sae_names_the_caches(capsys):
         (["info"], "write sae cache info CACHE [json=...], such as: sae cache info"),
         (["info", "a", "b"], "b is one word too many; write sae cache info CACHE"),
         (["merge", "out"], "write sae cache merge OUT CACHE CACHE ..., such as: sae cache"),
-        (["merge", "out", "a"], "give two caches or more"),
+        (["merge", "out", "a"], "give at least two caches"),
         (["info", "a", "jsn=true"], "jsn is no key of sae cache info; nearest: json"),
         (["info", "a", "json=maybe"], "json=maybe: give true or false"),
         (["info", "a", "--json"], "--json is no flag here; write sae cache info CACHE [json="),
@@ -159,9 +159,9 @@ def test_the_help_of_sae_names_the_caches(capsys):
             ["import", "a", "b", "model_name=x", "special_token_ids=[0,a]"],
             "special_token_ids=[0,a]: give a list of whole numbers, as special_token_ids=[1,2]",
         ),
-        (["info", "nowhere"], "nowhere is no activation cache; make one with: sae harvest"),
+        (["info", "nowhere"], "nowhere is not an activation cache; make one with: sae harvest"),
         (["verify", "x=y/nowhere"], "x is no key of sae cache verify"),
-        (["verify", "./x=y/nowhere"], "./x=y/nowhere is no activation cache"),
+        (["verify", "./x=y/nowhere"], "./x=y/nowhere is not an activation cache"),
     ],
 )
 def test_a_wrong_word_is_refused_in_one_sentence(words, sentence, capsys):

@@ -70,7 +70,7 @@ def test_a_checkpoint_with_any_bit_flipped_gives_way_to_the_one_before(checkpoin
 def test_where_every_checkpoint_is_damaged_they_are_named_and_stay(checkpoints):
     for path in checkpoints.folder.glob("step_*.pt"):
         flip(path, some_bits(path, 1)[0])
-    with pytest.raises(UserError, match=r"step_0000000020\.pt is damaged, .* to begin anew"):
+    with pytest.raises(UserError, match=r"step_0000000020\.pt is damaged, .* to begin again"):
         checkpoints.newest()
     assert steps_saved(checkpoints.folder) == [10, 20]
 
@@ -123,7 +123,10 @@ def test_training_makes_a_damaged_dictionary_anew_from_its_checkpoint(run, name,
     assert not (run / "evals").exists()
     sae.train(**weak(run))
     assert tree(folder) == whole
-    assert f"{folder / name} is damaged; the dictionary is made anew" in capsys.readouterr().err
+    assert (
+        f"{folder / name} is damaged; the dictionary is trained again"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_damaged_dictionary_without_its_checkpoint_is_not_trained_over(run):
@@ -131,7 +134,7 @@ def test_a_damaged_dictionary_without_its_checkpoint_is_not_trained_over(run):
     flip(folder / "cfg.json", 5000)
     shutil.rmtree(run / "training" / "weak")
     damaged = tree(folder)
-    with pytest.raises(UserError, match=r"holds no checkpoint .* remove that dictionary"):
+    with pytest.raises(UserError, match=r"contains no checkpoint .* remove that dictionary"):
         sae.train(**weak(run))
     assert tree(folder) == damaged
 

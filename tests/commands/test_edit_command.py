@@ -150,12 +150,14 @@ def test_amounts_in_raw_units_need_no_atlas_elsewhere(tmp_path, m, run, folder, 
             logits.append(m.module(both).logits)
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
     assert not torch.equal(logits[0], m.module(both).logits)
-    with pytest.raises(UserError, match="raw=true is for a file; give out=FILE"):
+    with pytest.raises(
+        UserError, match="raw=true only has an effect on a file that is written; give out=FILE"
+    ):
         sae.edit_check(file=path, raw=True)
     token = {"at": POST, "token": "a", "do": "add", "by": 1.0, "unit": "residual_norm"}
     known = {"dictionary": folder, "feature": several[0], "do": "ablate"}
     path = file_of(tmp_path, known, token | {"cache": str(run / "cache.zarr")})
-    with pytest.raises(UserError, match="of token 'a' is not known in raw without"):
+    with pytest.raises(UserError, match="of token 'a' cannot be converted to raw without"):
         sae.edit_check(file=path, out=str(tmp_path / "token.yaml"), raw=True)
     assert not (tmp_path / "token.yaml").exists()
 
@@ -178,7 +180,7 @@ def test_a_file_with_digests_is_refused_for_any_other_dictionary(
     with m.edited(out):
         pass
     assert pinned.model == m.language_model.record.name
-    assert "is there already" in said(f"file={path}", f"out={out}")
+    assert "exists already" in said(f"file={path}", f"out={out}")
     np.save(tmp_path / "v.npy", np.full(32, 2.0, np.float32))
     moved = shutil.copytree(run, tmp_path / "run")
     other = sae.load(folder)
@@ -204,12 +206,12 @@ def test_a_unit_that_nothing_measures_is_refused_with_the_reason(tmp_path, run, 
     assert "cache.zarr is missing" in said(f"file={path}")
     toward = {"dictionary": str(bare), "feature": live, "do": "toward", "by": 1.0}
     sentence = said(f"file={file_of(tmp_path, toward)}")
-    assert sentence.startswith("edits[0]: do=toward weighs directions by usual activations")
+    assert sentence.startswith("edits[0]: do=toward needs the second moments of activations")
     direction = {"at": POST, "token": "a", "do": "add", "by": 1.0, "unit": "residual_norm"}
     path = file_of(tmp_path, direction, model="smollm2")
     # Nothing but the unit is wrong with it; of a token the size is found with the weights.
     path = file_of(tmp_path, direction)
-    assert "does not say of which model" in said(f"file={path}")
+    assert "does not say which model" in said(f"file={path}")
 
 
 def test_a_dead_feature_has_no_highest_activation(tmp_path, folder):

@@ -47,11 +47,11 @@ def test_a_folder_that_holds_something_else_is_not_replaced(run, tmp_path):
     precious = run / "dictionaries/mine/notes.txt"
     precious.parent.mkdir(parents=True)
     precious.write_text("precious")
-    with pytest.raises(UserError, match="mine holds something that is no dictionary; give"):
+    with pytest.raises(UserError, match="mine holds something that is not a dictionary; give"):
         sae.import_(folder=str(named(tmp_path / "one")), run=str(run), name="mine")
     assert precious.read_text() == "precious"
     (run / "dictionaries/file").write_text("precious")
-    with pytest.raises(UserError, match="file holds something that is no dictionary; give"):
+    with pytest.raises(UserError, match="file holds something that is not a dictionary; give"):
         sae.import_(folder=str(tmp_path / "one"), run=str(run), name="file")
     (run / "dictionaries/empty").mkdir()
     sae.import_(folder=str(tmp_path / "one"), run=str(run), name="empty")
@@ -111,7 +111,9 @@ def test_what_overflows_once_it_is_folded_is_refused_before_anything_is_written(
     )
     edited(folder, lambda config: config.update(apply_b_dec_to_input=True))
     for read in (sae.load, lambda f: sae.import_(folder=f, run=str(run))):
-        with pytest.raises(UserError, match="over: b_enc would hold NaN or infinity once bias"):
+        with pytest.raises(
+            UserError, match="over: b_enc would contain NaN or infinity once bias"
+        ):
             read(str(folder))
     assert not (run / "dictionaries/over").exists()
 

@@ -162,7 +162,7 @@ def test_a_model_whose_blocks_have_no_names_here_says_so(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"model_type": "xlnet"}')
     assert main(["harvest", "--list-hooks", f"model={tmp_path}"]) == 2
     said = capsys.readouterr().err
-    assert "(XLNetLMHeadModel) is built of blocks that have no TransformerLens names" in said
+    assert "(XLNetLMHeadModel) has blocks without TransformerLens names" in said
     assert "module paths" in said
 
 
@@ -298,7 +298,7 @@ def test_a_refusal_inside_a_run_of_a_sweep_is_one_sentence(tmp_path):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("sae train: ")
-    assert "cache.zarr is no activation cache; make one with: sae harvest" in line
+    assert "cache.zarr is not an activation cache; make one with: sae harvest" in line
 
 
 def test_a_sweep_whose_runs_would_write_one_folder_is_refused_before_it_starts(

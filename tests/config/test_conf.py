@@ -300,8 +300,11 @@ def test_the_folder_of_choices_is_the_checkout_s_own():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["model=gpt2"], r"harvest\.model counts only with cache=null; .* reads runs/default"),
-        (["mix_rows=999999"], r"mix_rows=999999 counts only with cache=null"),
+        (
+            ["model=gpt2"],
+            r"harvest\.model has an effect only with cache=null; .* reads runs/default",
+        ),
+        (["mix_rows=999999"], r"mix_rows=999999 has an effect only with cache=null"),
         (["cache=null", "harvest.n_tokens=999"], r"harvest\.n_tokens is no key of sae train"),
     ],
 )

@@ -44,7 +44,7 @@ def test_a_seed_that_generators_do_not_take_is_refused(command, key):
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_are_from_0_to_below_2_to_the_63(seed):
-    with pytest.raises(UserError, match=rf"^seed={seed}; give a whole number from 0 on"):
+    with pytest.raises(UserError, match=rf"^seed={seed}; give a whole number of at least 0"):
         check_numbers(sae.TrainConfig(seed=seed))
     check_numbers(sae.TrainConfig(seed=0, shuffle_seed=2**63 - 1))
 
@@ -59,7 +59,7 @@ def test_no_number_of_an_architecture_is_other_than_finite(config):
 
 
 def test_python_calls_refuse_them_as_the_command_line_does():
-    with pytest.raises(UserError, match=r"strengths=\[1\.0, nan\]; give finite numbers alone"):
+    with pytest.raises(UserError, match=r"strengths=\[1\.0, nan\]; give only finite numbers"):
         sae.steer(strengths=[1.0, float("nan")])
     with pytest.raises(UserError, match="seed=-1; give"):
         sae.train(seed=-1)
@@ -72,20 +72,20 @@ def test_python_calls_refuse_them_as_the_command_line_does():
     [
         (
             sae.TrainConfig(logger=sae.LoggerConfig(group="x")),
-            "logger.group=x has no effect here; it counts only with logger.name=wandb",
+            "logger.group=x has no effect here; it is only used with logger.name=wandb",
         ),
         (
             sae.TrainConfig(sae=sae.JumpReLUConfig(tanh_scale=2.0)),
-            "sae.tanh_scale=2.0 has no effect here; it counts only with sae.penalty=tanh",
+            "sae.tanh_scale=2.0 has no effect here; it is only used with sae.penalty=tanh",
         ),
         (
             sae.TrainConfig(sae=sae.TopKConfig(k_aux=3, aux_loss_coefficient=0.0)),
-            "sae.k_aux=3 has no effect here; it counts only with "
+            "sae.k_aux=3 has no effect here; it is only used with "
             "sae.aux_loss_coefficient=0.03125",
         ),
         (
             sae.SteerConfig(features=[1], n_features=2),
-            "n_features=2 has no effect here; it counts only with features=[]",
+            "n_features=2 has no effect here; it is only used with features=[]",
         ),
     ],
 )

@@ -165,9 +165,9 @@ def test_a_large_grid_that_is_meant_is_made():
 
 
 def test_a_sweep_in_python_takes_training_configurations_alone():
-    with pytest.raises(UserError, match="no configuration; give one TrainConfig or more"):
+    with pytest.raises(UserError, match="no configuration; give at least one TrainConfig"):
         sae.sweep([])
-    with pytest.raises(UserError, match="takes TrainConfigs; this is none: OptimConfig"):
+    with pytest.raises(UserError, match="takes TrainConfigs, but was given: OptimConfig"):
         sae.sweep([sae.OptimConfig()])
 
 

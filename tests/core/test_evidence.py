@@ -101,7 +101,7 @@ def test_what_was_written_is_read_back(tmp_path):
 def test_a_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "d.json"
     path.write_text(json.dumps({**evidence().to_json(), "findings": [3]}))
-    with pytest.raises(UserError, match="findings that are no objects; delete it and run"):
+    with pytest.raises(UserError, match="findings that are not objects; delete it and run"):
         Evidence.read(path)
 
 

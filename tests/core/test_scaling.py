@@ -75,5 +75,5 @@ def test_rows_of_a_size_that_float32_has_no_room_for_are_told_by_what_to_multipl
 def test_rows_that_are_no_numbers_are_called_so():
     x = torch.ones(4, 2)
     x[1, 1] = float("inf")
-    with pytest.raises(UserError, match="the rows hold NaN or infinity"):
+    with pytest.raises(UserError, match="the rows contain NaN or infinity"):
         InputScaling.of(x)

@@ -181,7 +181,7 @@ def test_a_share_of_what_chance_moves_is_not_measured(model, tokens):
 
 
 def test_text_without_two_tokens_in_a_row_is_refused(model, tokens):
-    with pytest.raises(UserError, match="no two tokens of the held-out text follow each other"):
+    with pytest.raises(UserError, match="the held-out text has no two consecutive tokens"):
         scores(model, torch.zeros_like(tokens), nothing())
 
 

@@ -108,7 +108,9 @@ def test_where_the_recorded_model_is_gone_the_dictionary_is_measured_alone(dicti
 
 
 def test_a_dictionary_that_knows_no_model_is_refused(rounded):
-    with pytest.raises(UserError, match="says that it is of unknown and not which weights"):
+    with pytest.raises(
+        UserError, match="names its model, unknown, but not the digest of its weights"
+    ):
         check_model(random_dictionary(hook_name=HOOK), str(rounded))
 
 

@@ -34,7 +34,9 @@ def test_another_k_keeps_the_largest_activations_of_the_same_latents(k):
 
 
 def test_only_topk_dictionaries_have_a_k_and_it_is_at_most_their_width():
-    with pytest.raises(UserError, match=r"k=3 is for topk dictionaries.*jumprelu.*leave out k"):
+    with pytest.raises(
+        UserError, match=r"k=3 has an effect only on TopK dictionaries.*jumprelu.*leave out k"
+    ):
         random_dictionary("jumprelu").with_k(3)
     with pytest.raises(UserError, match=r"k=49; give 1 to d_sae=48"):
         random_dictionary("topk").with_k(49)

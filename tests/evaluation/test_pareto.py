@@ -208,7 +208,7 @@ def test_another_l0_limit_recommends_another_and_measures_nothing_again(
     again = json.loads((evaluated / "pareto.json").read_text())
     assert again["recommended"] == sparsest.id
     said = capsys.readouterr().err
-    assert "3 of 3 are there already" in said
+    assert "3 of 3 are finished already" in said
     assert f"* {sparsest.id}" in said
     assert "* recommended: the highest explained variance" in said
 

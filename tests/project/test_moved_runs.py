@@ -88,7 +88,7 @@ def test_what_was_made_is_found_and_reused_wherever_the_run_is(run, capfd):
     look(run)
     said = capfd.readouterr().err
     for what in ("dictionaries/one", "evals/one.json", "atlas/one", "steering/one.json"):
-        assert f"{run}/{what} is there already, reused" in said
+        assert f"{run}/{what} is finished already and is reused" in said
     assert {p: p.stat().st_mtime_ns for p in made} == before
 
 
@@ -114,5 +114,5 @@ def test_what_is_missing_is_made_wherever_the_run_is(run):
 @WAYS
 def test_a_training_goes_on_wherever_the_run_is(run, capfd):
     longer = train(run, 6_000, extend=True)
-    assert "one goes on from step 40 of 60" in capfd.readouterr().err
+    assert "one continues from step 40 of 60" in capfd.readouterr().err
     assert longer.d_sae == 48

@@ -102,7 +102,7 @@ def test_a_second_demo_reuses_every_stage_and_keeps_the_timings(
         assert any(
             line.startswith(f"{stage}:") and "reused" in line for line in said.splitlines()
         )
-    assert "train: 6 of 6 are there already, reused" in said
+    assert "train: 6 of 6 are finished already and are reused" in said
     assert json.loads((run / "report.json").read_text()) == before
 
 

@@ -203,7 +203,9 @@ def test_what_a_recipe_cannot_keep_is_refused():
 
 def test_without_the_cache_of_a_random_model_it_is_said_how_to_make_it(tiny_run, tmp_path):
     asked = config(tiny_run, tmp_path, control=["random_model"])
-    with pytest.raises(UserError, match=r"which is not there; make it with the words that"):
+    with pytest.raises(
+        UserError, match=r"which does not exist; make it with the same words as"
+    ):
         sae.train(asked)
     assert not (tmp_path / "dictionaries").exists() or not any(
         (tmp_path / "dictionaries").glob(f"*{CONTROLS['random_model'].named('')}*")

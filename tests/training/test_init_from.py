@@ -246,7 +246,7 @@ REFUSED = {
     "a decoder of zeros": (
         ("batchtopk", {"k": 4}),
         lambda: of("batchtopk", {"k": 4}, W_dec=torch.zeros(D_SAE, D_IN)),
-        "has nothing but zeros in W_dec",
+        "has only zeros in W_dec",
     ),
     "thresholds of their own": (
         ("batchtopk", {"k": 4}),
@@ -256,7 +256,7 @@ REFUSED = {
     "norms of their own": (
         ("topk", {"k": 4}),
         lambda: of("topk", {"k": 4}, W_dec=rows(D_SAE, 3) * SPREAD[:, None]),
-        "has decoder rows whose norms differ up to .* but sae=topk ranks by what they add",
+        "has decoder rows whose norms differ up to .* but sae=topk ranks latents by the length",
     ),
     "directions that are not aligned": (
         ("standard", {"aligned": True}),
@@ -284,7 +284,7 @@ def test_an_architecture_that_takes_nothing_over_begins_with_no_dictionary_that_
     sae = Silent(
         ARCHITECTURES["jumprelu"](d_sae=D_SAE, target_l0=5.0), rows(), torch.Generator()
     )
-    with pytest.raises(UserError, match="has a threshold that sae=jumprelu cannot take over"):
+    with pytest.raises(UserError, match="has a threshold that sae=jumprelu cannot use"):
         sae.begin_with(of("jumprelu"), *scalings(None))
 
 

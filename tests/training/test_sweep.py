@@ -395,7 +395,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_and_the_keys_are_named
     with pytest.raises(
         UserError,
         match=r"step_0000000020\.pt is a checkpoint of another .*: sae\.l1_coefficient is 1\.0 "
-        r"there, 2\.0 here, seed is 42 there, 5 here; give this run another name",
+        r"there, 2\.0 here, seed is 42 there, 5 here; give this dictionary another name",
     ):
         sae.train(other)
 
@@ -423,7 +423,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (checkpoint.stat().st_size // 2, before[1]))
     try:
-        with pytest.raises(UserError, match=r"step_\d+\.pt: the system allows no file of this"):
+        with pytest.raises(
+            UserError, match=r"step_\d+\.pt: the system does not allow a file of this"
+        ):
             sae.train(begun)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
