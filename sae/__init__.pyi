@@ -1,6 +1,6 @@
 """What `sae` offers. Written by scripts/stubs.py; a test compares the two."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, overload
 
@@ -86,9 +86,9 @@ def harvest(
 @overload
 def harvest(
     *,
-    model: ModelConfig | str = ...,
-    data: DataConfig | str = ...,
-    hook_names: list[str] = ...,
+    model: ModelConfig | str | Mapping[str, object] = ...,
+    data: DataConfig | str | Mapping[str, object] = ...,
+    hook_names: list[str] | str = ...,
     context_size: int = 128,
     one_document_a_row: bool = False,
     dtype: str = "float16",
@@ -99,6 +99,7 @@ def harvest(
     n_tokens: int = 480000,
     compression: str = "none",
     verify: bool = True,
+    config: str | None = None,
 ) -> ActivationCache:
     """Run text through a model and keep its activations at some hooks in a cache."""
 
@@ -116,15 +117,15 @@ def train(
     *,
     run: str = "runs/default",
     cache: str | None = "{run}/cache.zarr",
-    harvest: Reading = ...,
+    harvest: Reading | Mapping[str, object] = ...,
     mix_rows: int = 262144,
     hook_name: str | None = None,
     hook_name_out: str | None = None,
     name: str | None = None,
-    sae: ArchitectureConfig | str = ...,
-    control: list[str] = ...,
-    optim: OptimConfig = ...,
-    logger: LoggerConfig | str = ...,
+    sae: ArchitectureConfig | str | Mapping[str, object] = ...,
+    control: list[str] | str = ...,
+    optim: OptimConfig | Mapping[str, object] = ...,
+    logger: LoggerConfig | str | Mapping[str, object] = ...,
     training_tokens: int = 2000000,
     train_batch_size_tokens: int = 1024,
     max_norm_multiple: float | None = 10.0,
@@ -138,8 +139,9 @@ def train(
     log_every_steps: int = 10,
     eval_every_steps: int | None = None,
     n_eval_rows: int = 1024,
-    checkpoint: CheckpointConfig = ...,
-    sweep: SweepConfig = ...,
+    checkpoint: CheckpointConfig | Mapping[str, object] = ...,
+    sweep: SweepConfig | Mapping[str, object] = ...,
+    config: str | None = None,
     rows: Iterable[Tensor | tuple[Tensor, Tensor]] | None = None,
 ) -> Dictionary:
     """Train a dictionary on the activations of a cache, or of a model that runs beside it."""
@@ -156,14 +158,15 @@ def truth(
     *,
     run: str = "runs/truth",
     name: str | None = None,
-    world: WorldConfig | str = ...,
-    sae: ArchitectureConfig | str = ...,
-    optim: OptimConfig = ...,
+    world: WorldConfig | str | Mapping[str, object] = ...,
+    sae: ArchitectureConfig | str | Mapping[str, object] = ...,
+    optim: OptimConfig | Mapping[str, object] = ...,
     training_tokens: int = 4000000,
     train_batch_size_tokens: int = 1024,
     seed: int = 42,
     n_scored_rows: int = 65536,
     device: str = "auto",
+    config: str | None = None,
 ) -> Scored:
     """Train a recipe on a world whose features are known, and score what it finds."""
 
@@ -176,8 +179,8 @@ def eval(
 
 @overload
 def eval(
-    *,
     run: str = "runs/default",
+    *,
     cache: str = "{run}/cache.zarr",
     dictionary: str | None = None,
     k: int | None = None,
@@ -187,6 +190,7 @@ def eval(
     device: str = "auto",
     suite: str = "held_out",
     max_l0: float = 60.0,
+    config: str | None = None,
 ) -> list[Figures]:
     """Measure on held-out text how well dictionaries reconstruct, and what the model loses."""
 
@@ -199,8 +203,8 @@ def analyze(
 
 @overload
 def analyze(
-    *,
     run: str = "runs/default",
+    *,
     cache: str = "{run}/cache.zarr",
     dictionary: str | None = None,
     k: int | None = None,
@@ -209,9 +213,10 @@ def analyze(
     n_silent: int = 4,
     context_radius: int = 16,
     n_logits: int = 10,
-    dials: DialConfig = ...,
+    dials: DialConfig | Mapping[str, object] = ...,
     seed: int = 0,
     device: str = "auto",
+    config: str | None = None,
 ) -> Atlas:
     """Make the atlas of a dictionary: how often, where and how strongly each feature fires."""
 
@@ -224,12 +229,13 @@ def serve(
 
 @overload
 def serve(
-    *,
     run: str = "runs/default",
+    *,
     host: str = "127.0.0.1",
     port: int = 8321,
     open: bool = False,
     device: str = "auto",
+    config: str | None = None,
 ) -> None:
     """Show the atlases of a run in a browser, and try features on your own text there."""
 
@@ -242,15 +248,16 @@ def lens(
 
 @overload
 def lens(
-    *,
     text: str = "The Eiffel Tower is in the city of",
+    *,
     run: str = "runs/default",
     name: str = "default",
-    model: ModelConfig | str = ...,
+    model: ModelConfig | str | Mapping[str, object] = ...,
     tuned: bool = False,
     cache: str = "{run}/cache.zarr",
     n_held_out_tokens: int = 2048,
     n_top: int = 5,
+    config: str | None = None,
 ) -> Lens:
     """Show what a model would predict next from its stream after each block."""
 
@@ -263,15 +270,15 @@ def steer(
 
 @overload
 def steer(
-    *,
     run: str = "runs/default",
+    *,
     dictionary: str | None = None,
     features: list[int] = ...,
     n_features: int = 4,
     strengths: list[float] | None = None,
     max_cost: float = 0.1,
-    prompts: list[str] = ...,
-    reworded: list[str] | None = None,
+    prompts: list[str] | str = ...,
+    reworded: list[str] | str | None = None,
     vocabulary: str | None = None,
     target: float = 0.05,
     n_suppressed: int = 64,
@@ -279,6 +286,7 @@ def steer(
     temperature: float = 0.7,
     seed: int = 0,
     device: str = "auto",
+    config: str | None = None,
 ) -> dict[str, Any]:
     """Turn features of a dictionary up and down while the model writes."""
 
@@ -294,20 +302,22 @@ def probe(
     *,
     run: str = "runs/default",
     name: str = "default",
-    model: ModelConfig | str = ...,
-    tasks: list[str] = ...,
+    model: ModelConfig | str | Mapping[str, object] = ...,
+    tasks: list[str] | str = ...,
     text_column: str = "text",
     label_column: str = "label",
-    hooks: list[str] = ...,
+    hooks: list[str] | str = ...,
     dictionary: str | None = None,
-    k: list[str] = ...,
-    pools: list[str] = ...,
+    k: list[str] | str = ...,
+    pools: list[str] | str = ...,
     n_train: int = 128,
     n_test: int = 128,
     max_tokens: int = 256,
     learning_curve: list[int] = ...,
     causal: bool = True,
     seed: int = 0,
+    config: str | None = None,
+    preset: str | None = None,
 ) -> ProbeResults:
     """Find out what can be told from a model's activations, at which hooks."""
 
@@ -320,14 +330,15 @@ def probe_edit(
 
 @overload
 def probe_edit(
-    *,
     results: str,
     out: str,
+    *,
     task: str | None = None,
     hook_name: str | None = None,
     pool: str | None = None,
     do: str = "add",
     by: float | None = None,
+    config: str | None = None,
 ) -> Path:
     """Save the direction of a probe as an edit file, to steer with it or to take it out."""
 
@@ -340,29 +351,31 @@ def patch(
 
 @overload
 def patch(
-    *,
-    run: str = "runs/default",
-    name: str = "pair",
-    model: ModelConfig | str = ...,
     clean: str = "The Eiffel Tower is in the city of",
     corrupt: str = "The Colosseum is in the city of",
     answer: str = " Paris",
     wrong: str = " Rome",
+    *,
+    run: str = "runs/default",
+    name: str = "pair",
+    model: ModelConfig | str | Mapping[str, object] = ...,
     slots: dict[str, list[str]] = ...,
     n_pairs: int = 16,
     pairs: list[dict[str, str]] = ...,
     table: str | None = None,
-    sites: list[str] = ...,
-    patches: list[str] = ...,
-    methods: list[str] = ...,
+    sites: list[str] | str = ...,
+    patches: list[str] | str = ...,
+    methods: list[str] | str = ...,
     n_exact: int | None = None,
     ig_steps: int = 5,
-    receivers: list[str] = ...,
+    receivers: list[str] | str = ...,
     frozen: str = "all",
     dictionary: str | None = None,
     n_features: int = 16,
     batch_size: int = 64,
     seed: int = 0,
+    config: str | None = None,
+    preset: str | None = None,
 ) -> PatchResults:
     """Find out which places of a model carry an answer: patching and attribution."""
 
@@ -375,15 +388,16 @@ def patch_edit(
 
 @overload
 def patch_edit(
-    *,
     results: str,
     out: str,
+    *,
     site: str,
     layer: int | None = None,
     position: int | None = None,
     head: int | None = None,
     feature: int | None = None,
     group: int = 0,
+    config: str | None = None,
 ) -> Path:
     """Save a place that patching has found as an edit file."""
 
@@ -399,10 +413,10 @@ def patchscope(
     *,
     run: str = "runs/default",
     name: str | None = None,
-    model: ModelConfig | str = ...,
+    model: ModelConfig | str | Mapping[str, object] = ...,
     text: str | None = None,
     token: int = -1,
-    at: list[str] = ...,
+    at: list[str] | str = ...,
     dictionary: str | None = None,
     feature: int | None = None,
     scales: list[float] = ...,
@@ -411,6 +425,7 @@ def patchscope(
     placeholder: str = "?",
     max_new_tokens: int = 16,
     seed: int = 0,
+    config: str | None = None,
 ) -> dict[str, Any]:
     """Ask a model what a hidden state of a text, or a feature of a dictionary, is."""
 
@@ -423,8 +438,8 @@ def export(
 
 @overload
 def export(
-    *,
     run: str = "runs/default",
+    *,
     dictionary: str | None = None,
     format: str = "saelens",
     out: str | None = None,
@@ -435,6 +450,7 @@ def export(
     push: str | None = None,
     private: bool = False,
     dry_run: bool = False,
+    config: str | None = None,
 ) -> Path:
     """Write a dictionary, its feature tables and a card to a folder that others can load."""
 
@@ -447,8 +463,8 @@ def import_(
 
 @overload
 def import_(
-    *,
     folder: str,
+    *,
     run: str = "runs/default",
     name: str | None = None,
     format: str | None = None,
@@ -456,6 +472,7 @@ def import_(
     model_name: str | None = None,
     hook_name: str | None = None,
     hook_name_out: str | None = None,
+    config: str | None = None,
 ) -> Dictionary:
     """Take a dictionary of another tool into a run."""
 
@@ -470,12 +487,14 @@ def demo(
 def demo(
     *,
     run: str = "runs/demo",
-    harvest: HarvestConfig = ...,
-    train: TrainConfig = ...,
+    harvest: HarvestConfig | Mapping[str, object] = ...,
+    train: TrainConfig | Mapping[str, object] = ...,
     l1_coefficients: list[float] = ...,
-    eval: EvalConfig = ...,
-    analyze: AnalyzeConfig = ...,
-    steer: SteerConfig = ...,
+    eval: EvalConfig | Mapping[str, object] = ...,
+    analyze: AnalyzeConfig | Mapping[str, object] = ...,
+    steer: SteerConfig | Mapping[str, object] = ...,
+    config: str | None = None,
+    preset: str | None = None,
 ) -> dict[str, Any]:
     """Go the whole way with a small model: harvest, train, evaluate, analyze, steer, export."""
 
@@ -488,9 +507,10 @@ def cache_info(
 
 @overload
 def cache_info(
-    *,
     cache: str,
+    *,
     json: bool = False,
+    config: str | None = None,
 ) -> None:
     """Show what is in a cache, where it is from, and the norms of its activations."""
 
@@ -503,8 +523,9 @@ def cache_verify(
 
 @overload
 def cache_verify(
-    *,
     cache: str,
+    *,
+    config: str | None = None,
 ) -> bool:
     """Read every chunk of a cache and compare it with its checksum."""
 
@@ -517,9 +538,10 @@ def cache_merge(
 
 @overload
 def cache_merge(
-    *,
     out: str,
-    caches: list[str],
+    *,
+    caches: list[str] | str,
+    config: str | None = None,
 ) -> ActivationCache:
     """Make one cache of several that have the same model, tokenizer and hooks."""
 
@@ -532,11 +554,12 @@ def cache_sample(
 
 @overload
 def cache_sample(
-    *,
     cache: str,
+    *,
     n: int | None = None,
     seed: int = 0,
     out: str | None = None,
+    config: str | None = None,
 ) -> ActivationCache | None:
     """Show random sequences of a cache as text, or write them as a smaller cache."""
 
@@ -549,11 +572,12 @@ def cache_export(
 
 @overload
 def cache_export(
-    *,
     cache: str,
     out: str,
-    hook_names: list[str] | None = None,
+    *,
+    hook_names: list[str] | str | None = None,
     held_out: bool | str = False,
+    config: str | None = None,
 ) -> int:
     """Write a cache as a Hugging Face data set that SAELens trains from."""
 
@@ -566,13 +590,14 @@ def cache_import(
 
 @overload
 def cache_import(
-    *,
     folder: str,
     out: str,
+    *,
     model_name: str,
     held_out_fraction: float = 0.1,
     dtype: str = "float16",
     special_token_ids: list[int] = ...,
+    config: str | None = None,
 ) -> ActivationCache:
     """Make a cache from a data set that SAELens's CacheActivationsRunner wrote."""
 
@@ -585,11 +610,12 @@ def edit_check(
 
 @overload
 def edit_check(
-    *,
     file: str,
+    *,
     model_name: str | None = None,
     out: str | None = None,
     raw: bool = False,
+    config: str | None = None,
 ) -> Edits:
     """Say what is wrong with an edit file, and what each edit amounts to in all units."""
 
@@ -602,11 +628,12 @@ def edit_export(
 
 @overload
 def edit_export(
-    *,
     file: str,
     out: str,
+    *,
     model_name: str | None = None,
     first_token: bool = False,
+    config: str | None = None,
 ) -> Path:
     """Write the edits of a file for llama.cpp, for repeng, or for EasySteer on vLLM."""
 
@@ -619,11 +646,12 @@ def edit_bake(
 
 @overload
 def edit_bake(
-    *,
     file: str,
     out: str,
+    *,
     model_name: str | None = None,
     first_token: bool = False,
+    config: str | None = None,
 ) -> Path:
     """Write a checkpoint that has the edits of a file in its weights, for any engine to run."""
 
@@ -636,15 +664,16 @@ def atlas_export(
 
 @overload
 def atlas_export(
-    *,
     atlas: str,
     out: str,
+    *,
     format: str = "neuronpedia",
     model_id: str | None = None,
     source: str | None = None,
     fold: bool = True,
     creator: str = "sae-atlas",
     creator_id: str = "clkht01d40000jv08hvalcvly",
+    config: str | None = None,
 ) -> Path:
     """Write an atlas in the form of another tool."""
 
@@ -657,8 +686,9 @@ def atlas_import(
 
 @overload
 def atlas_import(
-    *,
     folder: str,
     out: str,
+    *,
+    config: str | None = None,
 ) -> Atlas:
     """Make an atlas, with its tables and pages, from the dashboards of another tool."""

@@ -279,8 +279,8 @@ def source_of(model: LanguageModel, text: str, token: int) -> Source:
     n, most = len(ids), model.max_positions
     require(
         most is None or n <= most,
-        f"the text has {n:,} tokens and the model reads {most or 0:,} at once; give a shorter "
-        "one",
+        f"the text has {n:,} tokens, but the model reads only {most or 0:,} at once; give a "
+        "shorter text",
     )
     require(
         -n <= token < n,

@@ -127,6 +127,6 @@ def _check_length(n_text: int, n: int, limit: int | None) -> None:
     require(n_text > 0, "the text is empty; write something for the model to read")
     require(
         limit is None or n <= limit,
-        f"the text has {n:,} tokens and the model reads {limit or 0:,} at once; give a shorter "
-        "one",
+        f"the text has {n:,} tokens, but the model reads only {limit or 0:,} at once; give "
+        "a shorter text",
     )

@@ -221,5 +221,7 @@ def _wrong(model: LanguageModel, pair: Pair) -> str | None:
         return "clean and corrupt are the same prompt; change what decides the answer"
     limit = model.max_positions
     if limit is not None and n_clean > limit:
-        return f"the prompts have {n_clean:,} tokens and the model reads {limit:,} at once"
+        return (
+            f"the prompts have {n_clean:,} tokens, but the model reads only {limit:,} at once"
+        )
     return None

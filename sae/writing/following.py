@@ -19,8 +19,8 @@ def check_reads(model: LanguageModel, n: int) -> None:
     limit = model.max_positions
     require(
         limit is None or n <= limit,
-        f"the text has {n:,} tokens and the model reads {limit or 0:,} at once; give a "
-        "shorter one",
+        f"the text has {n:,} tokens, but the model reads only {limit or 0:,} at once; give "
+        "a shorter text",
     )
 
 
@@ -57,7 +57,7 @@ def _prompt_ids(model: LanguageModel, prompt: str) -> Ids:
 def _check_text(given: object) -> None:
     require(
         isinstance(given, str),
-        f"{given!r:.60} is no text; ask for one prompt and one continuation at a time",
+        f"{given!r:.60} is not a text; give one prompt and one continuation at a time",
     )
 
 

@@ -123,7 +123,7 @@ def test_a_tuned_lens_is_fitted_once_and_found_again(run, capsys):
 def test_texts_and_models_that_cannot_be_read_are_refused(refused, tiny_model, encoder):
     model = f"model={tiny_model}"
     refused("text=", model, fragments=["text is empty; write something"])
-    refused("the " * 200, model, fragments=["tokens and the model reads 128 at once"])
+    refused("the " * 200, model, fragments=["tokens, but the model reads only 128 at once"])
     refused(TEXT, f"model={encoder}", fragments=[str(encoder), "predicts no next"])
     refused(TEXT, model, "n_top=0", fragments=["n_top=0"])
     refused(TEXT, model, "name=a/b", fragments=["name=a/b cannot be the name of a folder"])

@@ -319,7 +319,7 @@ def test_a_dictionary_of_another_model_is_refused(tiny_run, tokenizer_folder, tm
         m.patchscope((str(tiny_run / "dictionaries/strong"), 1))
     with pytest.raises(UserError, match="the text is empty"):
         m.patchscope("")
-    with pytest.raises(UserError, match="reads 128 at once"):
+    with pytest.raises(UserError, match="reads only 128 at once"):
         m.patchscope("river " * 200)
 
 

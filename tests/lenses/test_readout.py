@@ -196,7 +196,7 @@ def test_an_edit_of_what_the_last_block_returns_is_refused(model):
     ("text", "sentence"),
     [
         ("", "the text is empty; write something"),
-        ("the " * 200, r"the text has \d+ tokens and the model reads 128 at once"),
+        ("the " * 200, r"the text has \d+ tokens, but the model reads only 128 at once"),
     ],
 )
 def test_a_text_that_cannot_be_read_is_refused(model, text, sentence):

@@ -426,7 +426,7 @@ def test_a_text_as_long_as_the_model_can_read_is_read_and_one_token_more_is_not(
     assert len(model.tokenizer(word * 127, add_special_tokens=False)["input_ids"]) == 127
     assert len(read(server, word * 127)["tokens"]) == 127
     sentence = server.refused("/atlas/strong/api/read", {"text": word * 128})
-    assert sentence.startswith("the text has 129 tokens and the model reads 128 at once")
+    assert sentence.startswith("the text has 129 tokens, but the model reads only 128 at once")
 
 
 # Steering
@@ -627,7 +627,7 @@ def test_a_lens_is_of_the_beginning_of_a_long_text_and_says_how_long_that_is(ser
         ("ask_state", {"text": "a", "position": True}, "position is true; give a whole number"),
         ("ask_state", {"text": "a", "position": 99}, "position is 99, but the last token"),
         ("ask_state", {"text": "", "position": 0}, "the text is empty"),
-        ("ask_state", {"text": "cats" * 999, "position": 0}, "and the model reads 128 at once"),
+        ("ask_state", {"text": "cats" * 999, "position": 0}, "but the model reads only 128 at once"),
         ("ask_state", {"text": "a", "position": 0, "prompt": "x"}, "is not in the prompt"),
         ("ask_state", {"text": "a", "position": 0, "at": "x"}, "'at' is no key"),
         ("ask_state", {"text": "a", "position": 0, "max_new_tokens": 120}, "model reads 128"),

@@ -42,7 +42,7 @@ def test_a_pair_is_read_as_the_model_reads_prompts(model):
         ({"corrupt": "she kept one"}, "clean and corrupt are the same prompt"),
         (
             {"clean": "the " * 140, "corrupt": "the " * 139 + "she "},
-            "and the model reads 128 at once",
+            "but the model reads only 128 at once",
         ),
     ],
 )
