@@ -62,7 +62,7 @@ def model(
     bos_token: str | None = None,
     trust_remote_code: bool = False,
 ) -> "Model":
-    """Load a language model to ask it things: features of a text, continuations, edits.
+    """Load a language model that you can ask for features of a text, continuations and more.
 
         m = sae.model("smollm2")
         with m.edited(sae.edit(dictionary=folder, feature=412, do="add", by=8)):
@@ -71,11 +71,13 @@ def model(
     Args:
         name: an embedded name, a local folder, a Hub id, or a model of `transformers` that is
             loaded already, which is used as it is.
-        tokenizer: that of a loaded model; by default the one of its name.
+        tokenizer: the tokenizer of a loaded model. By default it is found by the name of the
+            model.
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is one.
         dtype: precision: float32, bfloat16 or float16.
         revision: branch, tag or commit on the Hub.
-        bos_token: token before every text, if not the tokenizer's own; `none` for none.
+        bos_token: token to put before every text instead of the tokenizer's own; `none` puts no
+            token there.
         trust_remote_code: allow code that comes with the model to run on this machine.
 
     Raises:
@@ -101,9 +103,9 @@ def model(
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A language model with what it is asked: made by `sae.model`.
+    """A language model together with the questions that it can be asked. `sae.model` makes one.
 
-    `module` and `tokenizer` are those of `transformers`, and may be used as ever; an edit made
+    `module` and `tokenizer` belong to `transformers` and can be used as usual. An edit made
     with `edited` holds for everything that runs through `module`.
     """
 
@@ -134,7 +136,7 @@ class Model:
         return [site.hook_name for site in list_sites(self.module)]
 
     def tokens(self, text: str) -> list[str]:
-        """Return the text of each token of a text, those that the model has around it too."""
+        """Return the text of each token, including those that the model puts around a text."""
         return TokenTexts(self.tokenizer).in_context(self._ids(text).tolist())
 
     def activations(self, text: str, hook_name: str) -> Float[Tensor, "position d"]:
@@ -149,7 +151,8 @@ class Model:
         """Return which features of a dictionary are active in a text, a row for each token.
 
         Args:
-            text: is read as a harvest reads a document; at special tokens nothing is active.
+            text: the text, which is read as a harvest reads a document. No feature is active at
+                special tokens.
             dictionary: one that is loaded, or its folder or place on the Hub.
 
         Raises:
@@ -172,10 +175,10 @@ class Model:
     ) -> Lens:
         """Return what the model would predict after each token, from the stream at each layer.
 
-        Edits that hold while it is called are seen by it.
+        Edits that hold during the call have their effect on what is returned.
 
         Args:
-            text: what is read.
+            text: the text to read.
             tuned: maps for a tuned lens beside the logit lens, or their folder, such as
                 `runs/default/tuned_lens`, which `sae lens tuned=true` makes.
             n_top: number of likeliest tokens to keep.
@@ -196,12 +199,12 @@ class Model:
         *,
         per_sequence: Sequence[object] | None = None,
     ) -> Iterator["Model"]:
-        """Make edits in whatever runs through the model inside this context.
+        """Make edits in everything that runs through the model inside this context.
 
         Args:
             edits: one `sae.edit(...)`, a list of them, or the name of an edit file.
-            per_sequence: edits for each sequence of a batch, one after the other, made after
-                `edits`, which are for all; None for one that is left alone.
+            per_sequence: edits for each sequence of a batch, in order, or None for a sequence
+                that gets none. They are made after `edits`, which hold for all sequences.
 
         Raises:
             UserError: with a sentence for each edit that cannot be made.
@@ -212,7 +215,7 @@ class Model:
     def planned(
         self, edits: object = (), *, per_sequence: Sequence[object] | None = None
     ) -> list[Edit]:
-        """Return what `edited` does, as the tensors and places that it takes in this model."""
+        """Return the changes that `edited` makes in this model, as tensors and places."""
         planner = Planner(self.subject, self._library)
         aims = planner.aims(edits_of(edits))
         for i, own in enumerate(per_sequence or ()):
@@ -257,18 +260,19 @@ class Model:
     ) -> str | list[str]:
         """Return what the model writes after a prompt, or after each of several.
 
-        Prompts of different lengths are written on in one batch.
+        Prompts of different lengths are continued in one batch.
 
         Args:
             prompt: a beginning, or a list of them, for which a list is returned.
             max_new_tokens: how much is written at most.
             temperature: 0 takes the likeliest token every time.
             seed: of sampling; the random state of torch is left alone.
-            to_the_end: whether to write all `max_new_tokens`, and no token that ends a text.
+            to_the_end: whether to write exactly `max_new_tokens` tokens, without a token that
+                ends the text.
 
         Raises:
-            UserError: for a model that writes nothing, an empty prompt, or one too long for
-                what is to be written.
+            UserError: if the model cannot write, if a prompt is empty, or if it leaves too
+                little room for the tokens to write.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         how = Sampling(
@@ -358,16 +362,21 @@ class Model:
             m.patchscope("Amazon's former CEO attended Oscars", at="blocks.9.hook_resid_post")
             m.patchscope((folder, 412))
 
-        The vector takes the place of one token of a prompt, and the model writes on. Beside it
-        stand the prompt left alone and vectors as long that say nothing of it.
+        The vector takes the place of one token of a prompt, and the model continues the prompt.
+        The answer is compared with those for the prompt left alone and for other vectors of
+        equal length.
 
         Args:
             source: a text, or a dictionary (or its folder) with the number of a feature.
-            at: where states of the text are read; some blocks, first to last, if left out.
-            token: whose state it is, counted as in `tokens`; below 0 from the end.
-            into: where it is put: by default where a state was read, and early for a feature.
-            scales: lengths of a feature's direction, in typical lengths of the place.
-            question: the prompt, and how the model goes on.
+            at: hooks at which states of the text are read. By default these are some blocks
+                from the first to the last.
+            token: position of the token whose state is read, counted as in `tokens`. Negative
+                numbers count from the end.
+            into: hook at which the vector is put. By default a state goes where it was read,
+                and a feature to an early block.
+            scales: lengths of a feature's direction to try, as multiples of a typical length at
+                that place.
+            question: the prompt, and how the model continues it.
 
         Raises:
             UserError: for an empty text, a position, hook or feature that is not there, or a

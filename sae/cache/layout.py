@@ -47,7 +47,7 @@ STATISTICS = ("mean", "variance", "norm_quantiles")
 
 @dataclass(frozen=True, slots=True)
 class ActivationCache:
-    """An opened cache; arrays are read when they are asked for."""
+    """An activation cache that is open. Its arrays are only read when they are asked for."""
 
     location: str
     """The cache's folder, or its address in an object store."""

@@ -106,7 +106,7 @@ def _requested(run: Run, given: Sequence[object]) -> Edits:
     """Return the edits of a request, which names nothing on this disk but dictionaries.
 
     Raises:
-        UserError: with a sentence for each thing that is wrong.
+        UserError: if something is wrong, with one sentence for each mistake.
     """
     wrong: list[str] = []
     found = (record_of(_placed(run, one), f"edits[{i}]", wrong) for i, one in enumerate(given))

@@ -53,7 +53,8 @@ def sweep(configs: Iterable[TrainConfig]) -> list[Dictionary]:
     """Train several dictionaries side by side, and return them in their order.
 
     Raises:
-        UserError: if a configuration is of something else, or two would write one folder.
+        UserError: if something is not a `TrainConfig`, or if two of them would write the same
+            folder.
     """
     require(
         isinstance(configs, Iterable),

@@ -54,11 +54,12 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Dictionary:
-    """A sparse autoencoder or transcoder for use, on raw activations of one model.
+    """A trained sparse autoencoder or transcoder, which reads raw activations of one model.
 
-    Scales, centring and norms of training are folded into the weights, but for what is done to
-    each row by itself. An autoencoder reconstructs what it reads; a transcoder reads one place
-    and reconstructs another. Make one with `Dictionary.from_weights`.
+    Scales, centring and norms of the training are folded into the weights, except for a
+    normalisation of each single row. An autoencoder reconstructs what it reads, and a
+    transcoder reads one place and reconstructs another. `Dictionary.from_weights` makes one
+    from tensors.
     """
 
     reads: tuple[Port, ...]
@@ -284,11 +285,12 @@ class Dictionary:
     def with_k(self, k: int) -> "Dictionary":
         """Return a topk dictionary with another number of active latents.
 
-        Any k can be read; how well depends on the training: `sae=hierarchical_topk` trains for
-        all up to its own.
+        Any k can be chosen, but how well the dictionary reconstructs with it depends on the
+        training. `sae=hierarchical_topk` trains for every k up to its own.
 
         Raises:
-            UserError: if it is no topk dictionary, or has fewer latents.
+            UserError: if the dictionary is not a TopK dictionary, or has fewer latents than
+                `k`.
         """
         require(
             isinstance(self.activation, TopK),
@@ -302,23 +304,26 @@ class Dictionary:
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Return the feature activations of raw activations `x`; they are never negative.
 
-        What is encoded or decoded may be of any floating type; the weights' is computed in.
+        `x` may have any floating-point type, and the result is computed in the type of the
+        weights.
         """
         return self.activation.encode(self._read(x) @ self.W_enc, self.b_enc)
 
     def encode_sparse(self, x: Float[Tensor, "rows d_in"]) -> Active:
         """Return the active entries of `encode(x)` and nothing else, equal up to rounding.
 
-        The values are the activations, in row order. Of equal latents at the edge of a topk
-        the first are taken, where `encode` leaves the choice to torch.
+        The values are the activations, in the order of the rows. If latents with equal
+        activations compete for the last of the k places, the first of them are taken, while
+        `encode` leaves the choice to torch.
         """
         return self.activation.select(self._read(x), self.W_enc.t(), self.b_enc)
 
     def decode(self, feature_acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_out"]:
-        """Return what feature activations add up to.
+        """Return the reconstruction that feature activations add up to.
 
         Raises:
-            UserError: if that depends on the row that they were computed from.
+            UserError: if the reconstruction also depends on the row that they were computed
+                from.
         """
         undone = self.writes[0].normalisation
         require(

@@ -22,10 +22,10 @@ _LARGEST = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """Edits that belong together, made in this order.
+    """A list of edits that belong together and are made in this order.
 
-    `Edits.read("edits.yaml")` reads a file, `save` writes one, and `digest` identifies what
-    it says, whichever way it is written.
+    `Edits.read("edits.yaml")` reads a file and `save` writes one. `digest` identifies the
+    meaning of the edits, however the file is written.
     """
 
     records: tuple[EditRecord, ...]
@@ -155,7 +155,7 @@ def edits_of(given: Any) -> Edits:
     """Return edits, from a file's name, one edit, or a list of edits as records or data.
 
     Raises:
-        UserError: with a sentence for each thing that is wrong.
+        UserError: if something is wrong, with one sentence for each mistake.
     """
     if isinstance(given, Edits):
         return given

@@ -31,7 +31,7 @@ def edit(**keys: Any) -> EditRecord:
     by=1.0, unit="max_act")` holds a feature at its highest activation.
 
     Raises:
-        UserError: with a sentence for each thing that is wrong.
+        UserError: if something is wrong, with one sentence for each mistake.
     """
     wrong: list[str] = []
     made = record_of(keys, "edit", wrong)

@@ -69,9 +69,9 @@ class WhenRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditRecord:
-    """One edit: what is turned, how, by how much, where and when.
+    """One edit: what is changed in a model, how, by how much, at which tokens and when.
 
-    Make one with `sae.edit(...)`, which says everything that is wrong with it.
+    Make one with `sae.edit(...)`, which checks it and names every mistake.
     """
 
     do: str

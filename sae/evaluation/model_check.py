@@ -102,17 +102,17 @@ def check_model(
 ) -> ModelCheck:
     """Compare a model with the one that a dictionary's activations were read from.
 
-    Their digests are compared, and both read a probe text where the dictionary reads. The
-    recorded model is loaded for that; where it is not to be had, the dictionary is measured on
-    the model at hand alone.
+    The digests of both models are compared, and both read a short text at the hook that the
+    dictionary reads. The recorded model is loaded for that. If it is not available, the
+    dictionary is measured on the given model alone.
 
     Args:
         model: its name or configuration, or the loaded module of `transformers`.
         device: where models are loaded to.
 
     Raises:
-        UserError: if the dictionary does not say which model it is of, there is no such model,
-            or its tokenizer or its activations are of another kind.
+        UserError: if the dictionary does not name its model, if there is no such model, or if
+            its tokenizer or its activations are of another kind.
     """
     recorded = dictionary.record.model
     if recorded is None:

@@ -27,14 +27,16 @@ _ID = re.compile(
 
 
 def load(path: str, format: str | None = None) -> Dictionary:
-    """Load a trained dictionary, ours or of any format in `docs/formats.md`.
+    """Load a trained dictionary, ours or one in any format of `docs/formats.md`.
 
     Args:
-        path: the folder, of OpenAI's and Qwen's also the file, or `ORG/NAME:FOLDER` on the Hub.
-        format: name of the format; by default told from what is in the folder.
+        path: the folder of the dictionary, its file for the formats of OpenAI and Qwen, or
+            `ORG/NAME:FOLDER` on the Hub.
+        format: name of the format. By default it is recognised from the files in the folder.
 
     Raises:
-        UserError: if there is no dictionary, several formats fit, or it is not what it claims.
+        UserError: if there is no dictionary, if several formats fit, or if the files contradict
+            each other.
     """
     return read_dictionary(local_path(path), format)
 
@@ -52,12 +54,12 @@ def load_named(run: Run, name: str) -> tuple[str, Dictionary]:
 
 
 def save(dictionary: Dictionary, path: str, format: str = "saelens") -> None:
-    """Write a dictionary as a folder that other tools load, in a format of `docs/formats.md`.
+    """Write a dictionary to a folder that other tools load, in a format of `docs/formats.md`.
 
     `export` writes a folder for the Hub instead, with the tables and figures of a run.
 
     Raises:
-        UserError: if the folder holds something, or the format has no place for the dictionary.
+        UserError: if the folder is not empty, or if the format cannot hold the dictionary.
     """
     folder = Path(path)
     free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))

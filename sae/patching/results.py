@@ -27,13 +27,13 @@ _STRONGEST = 10
 
 @dataclass(frozen=True)
 class PatchResults:
-    """Effects of patching, in the folder that `sae patch` has written."""
+    """Effects of patching, read from the folder that `sae patch` has written."""
 
     folder: Path
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
-        """Pairs, agreement with exact patching, controls and cost.
+        """The pairs, the agreement with exact patching, the controls and the cost.
 
         Raises:
             UserError: if the folder holds no results.
@@ -50,13 +50,13 @@ class PatchResults:
 
     @cached_property
     def table(self) -> "pyarrow.Table":
-        """All mean effects, one record each."""
+        """A table with a record for each mean effect."""
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(self.folder / TABLE)
 
     def to_pandas(self) -> Any:
-        """Return all mean effects as a data frame, one record each."""
+        """Return all mean effects as a data frame with a record for each."""
         return self.table.to_pandas()
 
     def strongest(self, n: int = _STRONGEST, patch: str = "denoising") -> list[dict[str, Any]]:

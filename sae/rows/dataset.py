@@ -18,15 +18,16 @@ from sae.rows.shuffle import Rows, RowSelection, batches_of_epochs, select_rows
 
 @dataclass(eq=False)
 class ActivationDataset(IterableDataset[Any]):
-    """Shuffled batches of a cache's rows: every selected row exactly once an epoch.
+    """Shuffled batches of the rows of a cache, with every selected row once in an epoch.
 
-    Yields float32 tensors (batch, d_in), or pairs of them where a second hook is given; the
-    last batch of an epoch may be smaller. Give it to `DataLoader(dataset, batch_size=None)`:
-    with `num_workers` each worker reads chunks of its own, and there are no more batches for
-    it. Which rows make a batch depends on `seed` and on the number of workers.
+    It yields float32 tensors of shape (batch, d_in), or pairs of them if a second hook is
+    given. The last batch of an epoch may be smaller. Give the data set to `DataLoader(dataset,
+    batch_size=None)`. With `num_workers` each worker reads chunks of its own, and the number of
+    batches does not grow. Which rows make a batch depends on `seed` and on the number of
+    workers.
 
-    Every iteration gives the same batches again; several epochs, each in another order, are
-    one iteration with `epochs`.
+    Every iteration gives the same batches again. For several epochs, each in another order, set
+    `epochs` and iterate once.
 
     Raises:
         UserError: when it is made, for an impossible value, a hook that is not in the cache,

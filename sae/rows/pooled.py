@@ -2,7 +2,7 @@
 
 A forward pass over a text, stopped behind the last place that is wanted, gives rows of all
 places and all ways of pooling at once. Only pooled rows are kept, in the run, and found again
-by a digest of the texts, the weights and what is read.
+by a digest of the texts, the weights and the text to read.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -75,8 +75,8 @@ def generate_beside(
     token; whatever it raises ends the writing.
 
     Raises:
-        UserError: for a model that writes nothing, an empty prompt, or one too long for what is
-            to be written.
+        UserError: if the model cannot write, if a prompt is empty, or if it leaves too little
+            room for the tokens to write.
     """
     check_writes(model)
     ids = prompt_ids(model, prompt)

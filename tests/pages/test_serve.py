@@ -627,7 +627,7 @@ def test_a_lens_is_of_the_beginning_of_a_long_text_and_says_how_long_that_is(ser
         ("ask_state", {"text": "a", "position": True}, "position is true; give a whole number"),
         ("ask_state", {"text": "a", "position": 99}, "position is 99, but the last token"),
         ("ask_state", {"text": "", "position": 0}, "the text is empty"),
-        ("ask_state", {"text": "cats" * 999, "position": 0}, "but the model reads only 128 at once"),
+        ("ask_state", {"text": "cats" * 999, "position": 0}, "reads only 128 at once"),
         ("ask_state", {"text": "a", "position": 0, "prompt": "x"}, "is not in the prompt"),
         ("ask_state", {"text": "a", "position": 0, "at": "x"}, "'at' is no key"),
         ("ask_state", {"text": "a", "position": 0, "max_new_tokens": 120}, "model reads 128"),

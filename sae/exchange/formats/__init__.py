@@ -69,7 +69,7 @@ def read_dictionary(path: str | Path, format: str | None = None) -> Dictionary:
 
     Args:
         path: its folder; of OpenAI's and Qwen's also the file.
-        format: name of the format; by default told from what is in the folder.
+        format: name of the format. By default it is recognised from the files in the folder.
 
     Raises:
         UserError: if there is nothing, several formats fit, or the one that does refuses it.
