@@ -71,13 +71,11 @@ def model(
     Args:
         name: an embedded name, a local folder, a Hub id, or a model of `transformers` that is
             loaded already, which is used as it is.
-        tokenizer: the tokenizer of a loaded model. By default it is found by the name of the
-            model.
+        tokenizer: the tokenizer of a loaded model, by default found by the model's name.
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU if there is one.
         dtype: precision: float32, bfloat16 or float16.
         revision: branch, tag or commit on the Hub.
-        bos_token: token to put before every text instead of the tokenizer's own; `none` puts no
-            token there.
+        bos_token: token to put before every text, by default the tokenizer's own, or `none`.
         trust_remote_code: allow code that comes with the model to run on this machine.
 
     Raises:
@@ -85,11 +83,7 @@ def model(
     """
     if isinstance(name, nn.Module):
         return Model(wrapped_model(name, tokenizer, bos_token))
-    require(
-        tokenizer is None,
-        "tokenizer has an effect only for a model that is already "
-        f"loaded; {name} has its own tokenizer",
-    )
+    require(tokenizer is None, f"tokenizer is for a loaded model; {name} has its own tokenizer")
     config = ModelConfig(
         name=name,
         device=device,
@@ -151,8 +145,7 @@ class Model:
         """Return which features of a dictionary are active in a text, a row for each token.
 
         Args:
-            text: the text, which is read as a harvest reads a document. No feature is active at
-                special tokens.
+            text: the text. No feature is active at special tokens.
             dictionary: one that is loaded, or its folder or place on the Hub.
 
         Raises:
@@ -267,8 +260,7 @@ class Model:
             max_new_tokens: how much is written at most.
             temperature: 0 takes the likeliest token every time.
             seed: of sampling; the random state of torch is left alone.
-            to_the_end: whether to write exactly `max_new_tokens` tokens, without a token that
-                ends the text.
+            to_the_end: whether to write on where the model would end the text.
 
         Raises:
             UserError: if the model cannot write, if a prompt is empty, or if it leaves too
@@ -363,19 +355,15 @@ class Model:
             m.patchscope((folder, 412))
 
         The vector takes the place of one token of a prompt, and the model continues the prompt.
-        The answer is compared with those for the prompt left alone and for other vectors of
-        equal length.
+        Answers for the prompt left alone and for other vectors of equal length stand beside it.
 
         Args:
             source: a text, or a dictionary (or its folder) with the number of a feature.
-            at: hooks at which states of the text are read. By default these are some blocks
-                from the first to the last.
-            token: position of the token whose state is read, counted as in `tokens`. Negative
-                numbers count from the end.
-            into: hook at which the vector is put. By default a state goes where it was read,
-                and a feature to an early block.
-            scales: lengths of a feature's direction to try, as multiples of a typical length at
-                that place.
+            at: hooks at which states of the text are read, by default the ends of some blocks.
+            token: position of the token whose state is read, or below 0 counted from the end.
+            into: hook at which the vector is put, by default where a state was read, or for a
+                feature an early block.
+            scales: lengths of a feature's direction, in multiples of a typical state's length.
             question: the prompt, and how the model continues it.
 
         Raises:

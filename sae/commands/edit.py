@@ -46,10 +46,7 @@ class EditCheckConfig:
     neither its atlas nor its cache."""
 
     def __post_init__(self) -> None:
-        require(
-            not self.raw or self.out is not None,
-            "raw=true only has an effect on a file that is written; give out=FILE",
-        )
+        require(not self.raw or self.out is not None, "raw=true needs a file; give out=FILE")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +67,7 @@ class EditExportConfig:
     """The model. It is needed if neither the file nor a dictionary in it names the model."""
     first_token: bool = False
     """Also accept edits that leave out the token before a text, as edits do by default, and
-    write them as edits of all tokens. A control vector cannot leave out a token; a
-    specification can."""
+    write them as edits of all tokens. A control vector can leave out no token."""
 
     def __post_init__(self) -> None:
         kind = Path(self.out).suffix
@@ -165,9 +161,7 @@ def check(config: EditCheckConfig) -> Edits:
     """Check, print what the edits are, and return them, with digests if a file is written."""
     if config.out is not None:
         check_new(config.out)
-        require(
-            not Path(config.out).exists(), f"{config.out} exists already; give another name"
-        )
+        require(not Path(config.out).exists(), f"{config.out} exists already; name another")
     edits, library = Edits.read(config.file), Library()
     record = library.model(edits, config.model_name, config.file)
     settings = recorded_config(record, "cpu")

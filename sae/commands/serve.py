@@ -101,10 +101,7 @@ def pages_of(config: ServeConfig) -> Pages:
         UserError: if there is none that can be shown.
     """
     run = Run.at(config.run)
-    require(
-        run.folder.is_dir(),
-        f"run={config.run}: there is no such folder; give the folder of a run",
-    )
+    require(run.folder.is_dir(), f"run={config.run}: there is no such folder; give a run")
     root = run.folder.resolve()
     hands: dict[int, Model] = {}
 

@@ -113,8 +113,7 @@ class Placed:
 
     ids: Int[Tensor, " position"]
     position: int
-    """Position in the whole sequence, where the token before the text, if there is one, is
-    0."""
+    """Position in the sequence; 0 is the token before the text, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +153,7 @@ def placed(model: LanguageModel, question: Question) -> Placed:
     )
     require(
         len(found) == 1,
-        f"{said} stands {len(found)} times in the prompt; write it exactly once, where the "
-        "vector goes",
+        f"{said} stands {len(found)} times in the prompt; write it once, where the vector goes",
     )
     return Placed(ids, found[0])
 

@@ -48,9 +48,7 @@ class ModelConfig:
     makes the model a control, because nothing that is found in it was learned."""
 
     def __post_init__(self) -> None:
-        require(
-            self.name != "", "model.name is empty; give an embedded name, a folder or a Hub id"
-        )
+        require(self.name != "", "model.name is empty; give an embedded name, folder or Hub id")
         require(
             self.dtype in DTYPES,
             f"model.dtype={self.dtype} is unknown; choose one of {', '.join(DTYPES)}",

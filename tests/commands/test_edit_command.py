@@ -150,9 +150,7 @@ def test_amounts_in_raw_units_need_no_atlas_elsewhere(tmp_path, m, run, folder, 
             logits.append(m.module(both).logits)
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
     assert not torch.equal(logits[0], m.module(both).logits)
-    with pytest.raises(
-        UserError, match="raw=true only has an effect on a file that is written; give out=FILE"
-    ):
+    with pytest.raises(UserError, match="raw=true needs a file; give out=FILE"):
         sae.edit_check(file=path, raw=True)
     token = {"at": POST, "token": "a", "do": "add", "by": 1.0, "unit": "residual_norm"}
     known = {"dictionary": folder, "feature": several[0], "do": "ablate"}
