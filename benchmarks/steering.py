@@ -8,7 +8,7 @@ contexts and promoted tokens are steered with; and limits on the words of a text
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -118,7 +118,7 @@ def rows_of(criterion: str, found: dict[str, Any]) -> list[dict[str, object]]:
     ]
 
 
-def ratios(found: dict[str, dict[str, Any]]) -> list[dict[str, object]]:
+def ratios(found: Mapping[str, dict[str, Any]]) -> list[dict[str, object]]:
     """Return how much more features do that one criterion chose than those of the other."""
     means: dict[str, dict[str, torch.Tensor]] = {}
     for criterion, results in found.items():

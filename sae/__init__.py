@@ -12,6 +12,7 @@ _HOMES = {
     "ActivationCache": "sae.cache.layout",
     "ActivationDataset": "sae.rows.dataset",
     "ArchitectureConfig": "sae.architectures",
+    "Atlas": "sae.atlas.atlas",
     "BatchTopKConfig": "sae.architectures",
     "CheckpointConfig": "sae.training.checkpoint",
     "DataConfig": "sae.text.source",

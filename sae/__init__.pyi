@@ -18,7 +18,7 @@ from sae.architectures.penalised import PAnnealConfig as PAnnealConfig
 from sae.architectures.penalised import StandardConfig as StandardConfig
 from sae.architectures.topk import BatchTopKConfig as BatchTopKConfig
 from sae.architectures.topk import TopKConfig as TopKConfig
-from sae.atlas.atlas import Atlas
+from sae.atlas.atlas import Atlas as Atlas
 from sae.base.errors import UserError as UserError
 from sae.cache.layout import ActivationCache as ActivationCache
 from sae.cache.layout import open_cache as open_cache
@@ -49,7 +49,6 @@ from sae.evaluation.recipes import Scored
 from sae.exchange.dictionaries import load as load
 from sae.exchange.dictionaries import save as save
 from sae.exchange.importing import ImportConfig as ImportConfig
-from sae.figures import Figures
 from sae.harvesting.config import HarvestConfig as HarvestConfig
 from sae.interactive import Model as Model
 from sae.interactive import model as model
@@ -57,6 +56,7 @@ from sae.lenses.config import LensConfig as LensConfig
 from sae.lenses.patchscope import Question as Question
 from sae.models.load import ModelConfig as ModelConfig
 from sae.pages.lens import Lens
+from sae.pages.results import Evaluation, Steering
 from sae.patching.config import PatchConfig as PatchConfig
 from sae.patching.results import PatchResults
 from sae.probing.config import ProbeConfig as ProbeConfig
@@ -174,7 +174,7 @@ def truth(
 def eval(
     config: EvalConfig,
     /,
-) -> list[Figures]:
+) -> Evaluation:
     """Measure on held-out text how well dictionaries reconstruct, and what the model loses."""
 
 @overload
@@ -191,7 +191,7 @@ def eval(
     suite: str = "held_out",
     max_l0: float = 60.0,
     config: str | None = None,
-) -> list[Figures]:
+) -> Evaluation:
     """Measure on held-out text how well dictionaries reconstruct, and what the model loses."""
 
 @overload
@@ -265,7 +265,7 @@ def lens(
 def steer(
     config: SteerConfig,
     /,
-) -> dict[str, Any]:
+) -> Steering:
     """Turn features of a dictionary up and down while the model writes."""
 
 @overload
@@ -287,7 +287,7 @@ def steer(
     seed: int = 0,
     device: str = "auto",
     config: str | None = None,
-) -> dict[str, Any]:
+) -> Steering:
     """Turn features of a dictionary up and down while the model writes."""
 
 @overload

@@ -9,7 +9,7 @@ index.html, data/  the pages
 `schema` says which columns the two tables have, and both are written and read through it.
 """
 
-from sae.atlas.atlas import FORMAT, RECORD_FILE, Atlas, AtlasRecord, read_record, write_record
+from sae.atlas.atlas import Atlas
 from sae.atlas.labels import (
     LABELS_FILE,
     Labels,
@@ -19,6 +19,7 @@ from sae.atlas.labels import (
     set_label,
     write_labels,
 )
+from sae.atlas.record import FORMAT, RECORD_FILE, AtlasRecord, read_record, write_record
 from sae.atlas.schema import CONTEXTS, DIALS, FEATURES, GROUPS, N_BANDS, N_LISTED
 from sae.atlas.subset import Example, ExampleContext, clearest_features
 from sae.atlas.table import columns_of, flat_and_ends, list_array, list_lengths

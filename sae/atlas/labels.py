@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae.atlas.atlas import RECORD_FILE, read_record
+from sae.atlas.record import RECORD_FILE, read_record
 from sae.atlas.schema import FEATURES
 from sae.base import (
     UserError,

@@ -1,29 +1,49 @@
 """Progress of long stages: a bar with rate and time left, silent without a terminal."""
 
 import errno
+import importlib
 import sys
+from importlib.util import find_spec
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from sae.base.notebook import in_notebook
+
 
 def progress(total: int, label: str, unit: str, done: int = 0) -> "tqdm[Any]":
-    """Show a bar over `total` units, starting at `done`; rates are per unit, e.g. tokens/s."""
-    return tqdm(
+    """Show a bar over `total` units, starting at `done`; rates are per unit, e.g. tokens/s.
+
+    In a notebook it is one of ipywidgets, where they are installed, and goes when it is full.
+    """
+    notebook = in_notebook()
+    bar: tqdm[Any] = _bar(notebook)(
         total=total,
         initial=done,
         desc=label,
         unit=unit,
         unit_scale=True,
         smoothing=0.05,
+        leave=not notebook,
         dynamic_ncols=True,
-        disable=not sys.stderr.isatty(),
+        disable=not (notebook or sys.stderr.isatty()),
     )
+    return bar
+
+
+def _bar(notebook: bool) -> Any:
+    """Return the class of a bar: that of widgets where a notebook can show one."""
+    if notebook and find_spec("ipywidgets") is not None:
+        return importlib.import_module("tqdm.notebook").tqdm
+    return tqdm
 
 
 def say(text: str) -> None:
-    """Print one line for people, on standard error, so that standard output stays data."""
-    _print(text, sys.stderr)
+    """Print one line for people, on standard error, so that standard output stays data.
+
+    A notebook shows standard error as if something had gone wrong, so there it is the other.
+    """
+    _print(text, sys.stdout if in_notebook() else sys.stderr)
 
 
 def show(text: str) -> None:

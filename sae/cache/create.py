@@ -9,7 +9,8 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from sae.base import UserError, atomic_path
-from sae.cache.layout import FORMAT, FORMAT_VERSION, check_format, chunk_slices
+from sae.cache.format import FORMAT, FORMAT_VERSION, check_format
+from sae.cache.layout import chunk_slices
 from sae.cache.store import (
     emptied_group,
     explained_store_failures,

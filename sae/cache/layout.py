@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -32,15 +32,17 @@ from torch import Tensor
 
 from sae.base import JsonObject, UserError, digest, nearest, require
 from sae.cache.asked import neighbours
-from sae.cache.descriptions import seal_of
+from sae.cache.format import check_format
+from sae.cache.shown import as_frame, as_html, norms
 from sae.cache.store import explained_store_failures, local_folder, open_group
 from sae.cache.stored import Stored, from_stored, mapped_chunk
 from sae.models import ModelRecord, Site
 from sae.models.site import named_in_stream
 from sae.text.record import TextRecord
 
-FORMAT = "sae-atlas activation cache"
-FORMAT_VERSION = 2
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TEXT = ("tokens", "documents", "held_out", "document_digests")
 STATISTICS = ("mean", "variance", "norm_quantiles")
 
@@ -52,6 +54,17 @@ class ActivationCache:
     location: str
     """The cache's folder, or its address in an object store."""
     group: zarr.Group
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def to_pandas(self) -> Any:
+        """Return a data frame with a record for each sequence."""
+        return as_frame(self)
+
+    def plot(self, hook_name: str | None = None) -> "Figure":
+        """Return a histogram of the norms of a hook's activation vectors."""
+        return norms(self, hook_name)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -347,47 +360,3 @@ def open_cache(location: str | Path, *, unfinished: bool = False) -> ActivationC
             f"{location} is not finished; run the same harvest again to complete it"
         )
     return ActivationCache(str(location), group)
-
-
-def check_format(location: str | Path, attributes: dict[str, Any]) -> None:
-    """Refuse what is no cache, or one that another version of this package wrote."""
-    if attributes.get("format") != FORMAT:
-        raise UserError(f"{location} is a zarr group, but not an activation cache of sae-atlas")
-    if attributes.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{location} has cache format version {attributes.get('format_version')}, this is "
-            f"version {FORMAT_VERSION}; harvest again"
-        )
-    require(
-        attributes.get("seal") in (None, seal_of(attributes)),
-        f"{location}/zarr.json is damaged, because it differs from what was written; make "
-        "the cache again, or remove `seal` from it if somebody changed it on purpose",
-    )
-    about = JsonObject(str(location), "", attributes, "harvest again")
-    for name, kind in _ATTRIBUTES.items():
-        # One that is being laid out in an object store has none of them yet.
-        if name in about or attributes.get("complete"):
-            about.get(name, kind)
-    require(attributes.get("hooks") != {}, f"{location} has no hooks; harvest again")
-    for name in ("rows", "planned_rows"):
-        if name in about:
-            about.part(name).read(_Rows)
-    if "model" in about:
-        about.part("model").get("weight_digest", str)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Sequences of the two sides."""
-
-    n_training: int
-    n_held_out: int
-
-
-_ATTRIBUTES: dict[str, Any] = {
-    **dict.fromkeys(("complete", "text_complete"), bool),
-    **dict.fromkeys(("dtype", "digest", "data_digest", "tokenizer_digest"), str),
-    **dict.fromkeys(("rows", "hooks", "model", "data"), dict),
-    "special_token_ids": tuple[int, ...],
-}
-"""What a cache says of itself, and the type of each value."""

@@ -7,39 +7,37 @@ from sae.evaluation.evaluate import EvalConfig, evaluate
 from sae.evaluation.measurements import StandardSuite
 from sae.evaluation.suite import Subject, gather
 from sae.exchange.saebench_results import Measured, write_saebench
-from sae.figures import Figures
 from sae.pages.compare import say_comparison, write_comparison
 from sae.pages.evidence import write_evidence
 from sae.pages.pareto import Pareto
+from sae.pages.results import Evaluation
 from sae.run import Run, keep_settings
 
 __all__ = ["EvalConfig", "compare", "run"]
 
 
-def run(config: EvalConfig) -> list[Figures]:
+def run(config: EvalConfig) -> Evaluation:
     """Evaluate, and compare all that the run has evaluated so far: table, picture and page."""
-    figures = _evaluated(config)
+    figures = evaluate(config)
+    _run_suite(config)
     run = Run.at(config.run)
-    say_comparison(write_comparison(run, config.max_l0))
+    pareto = write_comparison(run, config.max_l0)
+    say_comparison(pareto)
     keep_settings(config, "eval", run.pareto("json"), anew=True)
-    return figures
+    return Evaluation(figures, pareto)
 
 
 def compare(config: EvalConfig, names: list[str]) -> Pareto:
     """Evaluate, and compare some of the dictionaries; the page is left to the report."""
-    _evaluated(config)
+    evaluate(config)
+    _run_suite(config)
     return write_comparison(Run.at(config.run), config.max_l0, names, page=False)
 
 
-def _evaluated(config: EvalConfig) -> list[Figures]:
-    figures = evaluate(config)
-    if config.suite == "standard":
-        _gathered(config)
-    return figures
-
-
-def _gathered(config: EvalConfig) -> None:
-    """Run the standard suite, and write what it found for people and for SAEBench."""
+def _run_suite(config: EvalConfig) -> None:
+    """Run the suite that is asked for, and write its findings for people and for SAEBench."""
+    if config.suite != "standard":
+        return
     run, standard = Run.at(config.run), StandardSuite()
     gather(
         config,

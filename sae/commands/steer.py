@@ -5,6 +5,7 @@ from typing import Any
 
 from sae.atlas import Atlas
 from sae.base import digest, is_whole, plain, read_object, require, say, write_json
+from sae.pages.results import Steering
 from sae.pages.steering_picture import draw_steering
 from sae.run import Run, keep_settings, make
 from sae.steering.choose import check_causal
@@ -18,7 +19,7 @@ __all__ = ["SteerConfig", "run"]
 _ANEW = "remove it and run sae steer again"
 
 
-def run(config: SteerConfig) -> dict[str, Any]:
+def run(config: SteerConfig) -> Steering:
     """Steer, or reuse results of the same atlas and settings.
 
     Returns:
@@ -60,11 +61,11 @@ def run(config: SteerConfig) -> dict[str, Any]:
     keep_settings(config, "steer", path, anew=made)
     found = read_object(path, _ANEW)
     summary: dict[str, Any] = found.get("summary", dict)
-    results: dict[str, Any] = {
-        "summary": summary,
-        "features": found.get("features", list),
-        "vocabulary": found.maybe("vocabulary", dict),
-    }
+    results = Steering(
+        summary=summary,
+        features=found.get("features", list),
+        vocabulary=found.maybe("vocabulary", dict),
+    )
     picture = run.steering_picture(name)
     if results["features"] and not (
         picture.exists() and picture.stat().st_mtime >= path.stat().st_mtime

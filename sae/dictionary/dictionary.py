@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +15,11 @@ from sae.core.sparse import decode_on
 from sae.dictionary.activations import Activation, ReLU, TopK
 from sae.dictionary.normalisation import Normalisation
 from sae.dictionary.record import Record
+from sae.dictionary.shown import alignment, as_frame, as_html
 from sae.models.site import Site
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Place = Site | str
 """Where activations are: a site, or only the name of a hook, as in files of other tools."""
@@ -122,6 +127,18 @@ class Dictionary:
         hook = "?" if self.hook_name == UNKNOWN else self.hook_name
         model = self.record.model_name or "?"
         return f"Dictionary({self.architecture}{numbers}, {sizes}, {hook} of {model})"
+
+    def _repr_html_(self) -> str:
+        """Return its facts as a table, for notebooks."""
+        return as_html(self)
+
+    def to_pandas(self) -> Any:
+        """Return a data frame with a record for each feature: norms, bias, and the cosine."""
+        return as_frame(self)
+
+    def plot(self) -> "Figure":
+        """Return a histogram of how well each feature's encoder points along its decoder."""
+        return alignment(self)
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:

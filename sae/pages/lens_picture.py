@@ -26,17 +26,16 @@ def lens_figure(rows: Sequence[Row], title: str) -> "Figure":
     In bold is what the model itself predicts there.
     """
     # Here, so that whoever draws nothing does not wait for a plotting library.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from sae.base.picture import Picture
 
     n = len(rows[0][1])
     places = range(max(0, n - _MOST_POSITIONS), n)
     shares = [[row[i]["top_probabilities"][0] for i in places] for _, row in rows]
     size = (1.9 + 0.72 * max(5, len(places)), 1.5 + 0.235 * len(rows))
-    figure = Figure(size, dpi=160, facecolor="white", layout=ConstrainedLayoutEngine())
-    FigureCanvasAgg(figure)
+    figure = Picture(*size, layout=ConstrainedLayoutEngine())
     axes = figure.subplots()
     shades = LinearSegmentedColormap.from_list("shades", _SHADES)
     drawn = axes.imshow(shares, cmap=shades, vmin=0, vmax=1, aspect="auto", origin="lower")

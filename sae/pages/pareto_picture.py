@@ -38,16 +38,23 @@ Looks = dict[str, tuple[str, str]]
 
 
 def draw_pareto(pareto: Pareto, path: Path) -> None:
-    """Draw a panel over L0, into a PNG, for each metric that asks for one.
+    """Write the picture of `pareto_figure` into a PNG."""
+    figure = pareto_figure(pareto)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def pareto_figure(pareto: Pareto) -> "Figure":
+    """Return a figure with a panel over L0 for each metric that asks for one.
 
     A panel that no dictionary has a figure for is left out, and so is a point that misses its
     own. Labels that would lie over another are left out. Of several dictionaries the
     recommended one is marked.
     """
     # Here, so that training does not wait for a plotting library that it never uses.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from sae.base.picture import Picture
 
     shown = [point for point in points(pareto.dictionaries) if point.figures.values.get("l0")]
     series = dict.fromkeys(point.series for point in shown)
@@ -58,10 +65,7 @@ def draw_pareto(pareto: Pareto, path: Path) -> None:
     metrics = [metric for metric in shown_in("picture") if _known(shown, metric)]
     metrics = metrics or [METRICS["explained_variance"]]
     spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03)
-    figure = Figure(
-        figsize=(0.6 + 4.7 * len(metrics), 4.6), dpi=160, facecolor="white", layout=spacing
-    )
-    FigureCanvasAgg(figure)
+    figure = Picture(0.6 + 4.7 * len(metrics), 4.6, layout=spacing)
     all_axes = figure.subplots(1, len(metrics), sharex=True, squeeze=False)[0]
     chosen = pareto.recommended.id if len(pareto.dictionaries) > 1 else None
     _scale(all_axes[0], [point.figures.values["l0"] for point in shown] or [1.0])
@@ -78,8 +82,7 @@ def draw_pareto(pareto: Pareto, path: Path) -> None:
     figure.draw_without_rendering()
     for axes, metric in zip(all_axes, metrics, strict=True):
         _label(axes, _known(shown, metric), metric, looks, chosen)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    return figure
 
 
 def _known(shown: Sequence[Point], metric: Metric) -> list[Point]:

@@ -8,6 +8,7 @@ from sae.base import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _INK, _MUTED, _GRID, _ACCENT = "#14201f", "#5c6866", "#dfe4e2", "#0b6f6a"
 _MEASURES = {
@@ -30,19 +31,25 @@ _SHIFTS = (-2, -1, -0.5, 0, 0.5, 1, 2, 5, 10)
 
 
 def draw_steering(summary: dict[str, Any], path: Path) -> None:
-    """Draw the arms of a comparison at their operating points into a PNG, a panel a measure.
+    """Write the picture of `steering_figure` into a PNG."""
+    figure = steering_figure(summary)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def steering_figure(summary: dict[str, Any]) -> "Figure":
+    """Return a figure of the arms at their operating points, with a panel for each measure.
 
     Bars are 95% intervals. The square root of the cost is drawn, as KL grows with the square
     of a dose.
     """
     # Here, so that whoever draws nothing does not wait for a plotting library.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    from sae.base.picture import Picture
+
     spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03)
-    figure = Figure(figsize=(13.5, 4.6), dpi=160, facecolor="white", layout=spacing)
-    FigureCanvasAgg(figure)
+    figure = Picture(13.5, 4.6, layout=spacing)
     n = summary["n_features"]
     title = f"Effect against cost, means over {n} feature{'' if n == 1 else 's'}"
     figure.suptitle(title, color=_INK, fontsize=11, x=0.01, ha="left")
@@ -56,8 +63,7 @@ def draw_steering(summary: dict[str, Any], path: Path) -> None:
     look = {"frameon": False, "fontsize": 9, "labelcolor": _INK, "columnspacing": 1.1}
     look |= {"handletextpad": 0.3}
     figure.legend(handles, titles, loc="outside lower left", ncols=len(titles), **look)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    return figure
 
 
 def _draw(axes: "Axes", summary: dict[str, Any], measure: str) -> None:

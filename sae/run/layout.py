@@ -30,12 +30,12 @@ Nothing but these settings holds the path of the run itself, so that a run may b
 reached through a link or a relative path.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sae.base import UserError, nearest, require
+from sae.base import UserError, nearest, read_object, require, say
 from sae.base.names import check_names
 from sae.cache.store import is_url
 from sae.controls import CONTROLS
@@ -162,7 +162,10 @@ class Run:
         return {kind: own for kind, own in named.items() if own in there}
 
     def load(self, name: str | None) -> tuple[str, Dictionary]:
-        """Load the dictionary called `name`, with its name; with None the only one of the run.
+        """Load the dictionary called `name`, with its name.
+
+        With None it is the only one of the run, or of several the one that the last comparison
+        of them all recommends, which is said.
 
         Raises:
             UserError: if there is none, or several to choose from.
@@ -171,16 +174,41 @@ class Run:
         make = f"make one with: sae train run={self.folder}"
         require(bool(names), f"{self.folder} contains no dictionaries; {make}")
         if name is None:
-            require(
-                len(names) == 1,
-                f"{self.folder} holds {len(names)} dictionaries; choose one with "
-                f"dictionary={names[0]} (or {', '.join(names[1:])})",
-            )
-            name = names[0]
+            name = names[0] if len(names) == 1 else self._recommended(names)
         if name not in names:
             near = nearest(name, names) or f"; it holds {', '.join(names[:5])}"
             raise UserError(f"dictionary={name} is not in {self.folder}{near}")
         return name, load_dictionary(self.dictionary(name))
+
+    def _recommended(self, names: Sequence[str]) -> str:
+        """Return the dictionary that a comparison of all of them recommends, and say so.
+
+        Raises:
+            UserError: if they were not compared, or the comparison is not of what is there now.
+        """
+        choose = (
+            f"choose one of {', '.join(names)} with dictionary=NAME, or let a comparison "
+            f"recommend one: sae eval run={self.folder}"
+        )
+        holds = f"{self.folder} holds {len(names)} dictionaries"
+        require(self.pareto("json").is_file(), f"{holds}; {choose}")
+        found = read_object(self.pareto("json"), "run sae eval again")
+        compared = {str(one.get("id")): one for one in found.get("dictionaries", list)}
+        controls = {own for name in names for own in self.controls(name).values()}
+        new = [name for name in names if name not in compared and name not in controls]
+        unknown = ", ".join(new)
+        require(not new, f"{holds}, and the last comparison did not know {unknown}; {choose}")
+        name = found.get("recommended", str)
+        require(name in names, f"{holds}, and {name}, recommended before, is gone; {choose}")
+        measured = compared.get(name, {}).get("dictionary_digest")
+        changed = measured not in (None, load_dictionary(self.dictionary(name)).digest)
+        require(not changed, f"{holds}, and {name} has changed since it was compared; {choose}")
+        n = len(compared.keys() - controls)
+        say(
+            f"{name} is taken, which sae eval recommends among {n} dictionaries of "
+            f"{self.folder}; dictionary=NAME chooses another"
+        )
+        return name
 
     def load_at(self, name: str | None, k: int | None, command: str) -> tuple[str, Dictionary]:
         """Load as `load` does; with `k` what becomes a dictionary of its own, `{name}-k-{k}`.

@@ -5,7 +5,7 @@ import json
 import pytest
 from support.atlas_samples import sample_record
 
-from sae.atlas.atlas import AtlasRecord, read_record, write_record
+from sae.atlas import AtlasRecord, read_record, write_record
 from sae.base.errors import UserError
 
 

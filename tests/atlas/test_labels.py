@@ -9,7 +9,7 @@ import pytest
 from support.atlas_samples import sample_record
 
 from sae.atlas import labels as label_module
-from sae.atlas.atlas import write_record
+from sae.atlas import write_record
 from sae.atlas.labels import (
     Labels,
     carry_labels,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.atlas_samples import context_rows, feature_columns, sample_record, sample_tables
 
-from sae.atlas.atlas import Atlas, write_record
+from sae.atlas import Atlas, write_record
 from sae.atlas.labels import Labels, read_labels, write_labels
 from sae.atlas.schema import CONTEXTS, FEATURES
 from sae.atlas.subset import write_subset

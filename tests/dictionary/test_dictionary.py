@@ -176,5 +176,5 @@ def test_what_is_sparse_or_of_another_width_is_refused_in_a_sentence():
             call(X[:, 1:])
     with pytest.raises(UserError, match="make it dense with to_dense"):
         dictionary.decode(acts.to_sparse())
-    with pytest.raises(UserError, match=f"has to be d_sae={dictionary.d_sae}"):
+    with pytest.raises(UserError, match=f"must be d_sae={dictionary.d_sae}"):
         dictionary.decode(X)

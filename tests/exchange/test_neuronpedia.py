@@ -32,7 +32,7 @@ from support.files import flip, unseal
 from support.world import HOOK
 
 import sae
-from sae.atlas.atlas import Atlas, write_record
+from sae.atlas import Atlas, write_record
 from sae.atlas.labels import Labels, read_labels, set_label, write_labels
 from sae.base.errors import UserError
 from sae.base.files import read_json

@@ -15,7 +15,7 @@ import pytest
 from support.dashboards import PLACE, import_atlas
 from transformers import GPT2Config
 
-from sae.atlas.atlas import Atlas, write_record
+from sae.atlas import Atlas, write_record
 from sae.base.errors import UserError
 from sae.base.files import only_process
 from sae.cli import main

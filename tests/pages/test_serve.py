@@ -25,7 +25,7 @@ from support.small_atlas import DEAD, TEXT, copy_of, ready, write_small_atlas
 from support.world import HOOK
 
 import sae
-from sae.atlas.atlas import EDITED
+from sae.atlas.record import EDITED
 from sae.base import seal
 from sae.base.errors import UserError
 from sae.cli import main

@@ -8,7 +8,7 @@ from typing import Any
 
 from support.figures import compared, made_figures
 
-from sae.atlas.atlas import AtlasRecord
+from sae.atlas import AtlasRecord
 from sae.atlas.labels import Labels
 from sae.atlas.schema import CONTEXTS, DIALS, FEATURES
 from sae.pages.site import write_site

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sae.atlas import FEATURES, RECORD_FILE, Atlas
+from sae.atlas import Atlas
 from sae.base import require
 from sae.dictionary import Dictionary
 from sae.run import Run
@@ -23,16 +23,4 @@ def atlas_at(location: Path) -> Atlas:
     require(
         location.is_dir(), f"{location} is not a folder; give an atlas, or a run that has one"
     )
-    if (location / RECORD_FILE).exists() or (location / FEATURES.file).exists():
-        return Atlas(location)
-    inside = sorted(path.parent for path in Run(location).atlases.glob(f"[!.]*/{RECORD_FILE}"))
-    require(
-        bool(inside),
-        f"{location} contains no atlas; give the folder of an atlas, or a run for which sae "
-        "analyze has made one",
-    )
-    require(
-        len(inside) == 1,
-        f"{location} has {len(inside)} atlases; give one: {', '.join(map(str, inside))}",
-    )
-    return Atlas(inside[0])
+    return Atlas.open(location)

@@ -1,0 +1,138 @@
+"""What results show in a notebook: tables, data frames and figures, from real artefacts."""
+
+import io
+import shutil
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from tqdm import tqdm
+
+import sae
+from sae.base import progress, say
+from sae.base.notebook import html_table, in_notebook
+from sae.pages.results import Evaluation, Steering
+
+
+def is_picture(figure):
+    with Image.open(io.BytesIO(figure._repr_png_())) as picture:
+        return picture.size[0] > 400
+
+
+@pytest.fixture(scope="module", name="results")
+def results_fixture(tiny_run, tmp_path_factory):
+    run = tmp_path_factory.mktemp("results") / "run"
+    shutil.copytree(tiny_run, run)
+    figures = sae.eval(run, n_behaviour_tokens=64)
+    sae.analyze(run, dictionary="strong")
+    return SimpleNamespace(run=run, figures=figures)
+
+
+def test_texts_of_a_table_are_escaped_and_numbers_short():
+    table = html_table(("<a>", "b"), [("<script>", 0.123456), (None, 12345)], note="a & b")
+    assert "<script>" not in table
+    assert "&lt;script&gt;" in table
+    assert ">0.123<" in table
+    assert ">12,345<" in table
+    assert table.endswith("<p>a &amp; b</p>")
+
+
+def test_a_cache_shows_its_facts_and_sequences_and_norms(results):
+    cache = sae.open_cache(results.run / "cache.zarr")
+    shown = cache._repr_html_()
+    assert cache.hook_names[0] in shown
+    frame = cache.to_pandas()
+    assert len(frame) == cache.n_sequences
+    assert frame["held_out"].sum() == cache.held_out.sum()
+    assert frame["n_text_tokens"].sum() == cache.text_rows().sum()
+    assert is_picture(cache.plot())
+
+
+def test_a_dictionary_shows_its_facts_and_features(results):
+    dictionary = sae.load(str(results.run / "dictionaries" / "strong"))
+    assert dictionary.hook_name in dictionary._repr_html_()
+    frame = dictionary.to_pandas()
+    assert list(frame["feature"]) == list(range(dictionary.d_sae))
+    assert frame["decoder_norm"].to_numpy() == pytest.approx(1, abs=1e-4)
+    assert frame["encoder_decoder_cosine"].abs().max() <= 1 + 1e-6
+    assert is_picture(dictionary.plot())
+
+
+def test_an_atlas_is_opened_searched_and_shown(results):
+    atlas = sae.Atlas.open(results.run)
+    assert atlas.folder == results.run / "atlas" / "strong"
+    assert sae.Atlas.open(atlas.folder) == atlas
+    frame = atlas.to_pandas()
+    assert len(frame) == atlas.record.d_sae
+    label = frame["label"][0]
+    found = atlas.search(label.upper())
+    assert 0 in found["feature"].to_list()
+    assert len(atlas.search("no label says this")) == 0
+    assert "strong" in atlas._repr_html_()
+    assert is_picture(atlas.plot())
+
+
+def test_a_folder_without_an_atlas_is_refused(tmp_path):
+    with pytest.raises(sae.UserError, match="contains no atlas; give the folder of an atlas"):
+        sae.Atlas.open(tmp_path)
+
+
+def test_an_evaluation_is_a_list_that_shows_a_table_and_the_picture(results):
+    figures = results.figures
+    assert isinstance(figures, list)
+    assert {one.id for one in figures} == {"strong", "weak"}
+    frame = figures.to_pandas().set_index("id")
+    for one in figures:
+        assert frame.loc[one.id, "l0"] == one.values["l0"]
+    shown = figures._repr_html_()
+    assert f"{figures.pareto.recommended.id} is recommended" in shown
+    assert is_picture(figures.plot())
+
+
+def test_controls_stand_below_what_they_belong_to(results):
+    first, second = results.figures
+    control = replace(first, control="frozen_decoder")
+    shown = Evaluation([control, second], results.figures.pareto)
+    table = shown._repr_html_()
+    assert table.index(second.id) < table.index(control.id)
+    assert "frozen decoder" in table
+
+
+def test_steering_shows_its_baselines_with_intervals():
+    def figure(mean):
+        return {"mean": mean, "low": mean - 1, "high": mean + 1}
+
+    arms = [{"title": "This feature", "figures": {"shift": figure(2.0), "kl": figure(0.1)}}]
+    summary = {"headline": "<it> wins", "read_back": "found", "arms": arms}
+    measured = {"direction": "feature", "strength": 1.0, "shift": figure(2.0)}
+    results = Steering(
+        summary=summary, features=[{"feature": 7, "measurements": [measured]}], vocabulary=None
+    )
+    shown = results._repr_html_()
+    assert "2 [1, 3]" in shown
+    assert "&lt;it&gt; wins" in shown
+    (record,) = results.to_pandas().to_dict("records")
+    assert record == {
+        "feature": 7,
+        "direction": "feature",
+        "strength": 1.0,
+        "shift": 2.0,
+        "shift_low": 1.0,
+        "shift_high": 3.0,
+    }
+
+
+def test_a_notebook_has_a_bar_that_goes_and_words_on_standard_output(monkeypatch, capsys):
+    assert not in_notebook()
+    kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=object()))
+    monkeypatch.setitem(sys.modules, "IPython", kernel)
+    monkeypatch.setattr(sys.modules["sae.base.progress"], "find_spec", lambda name: None)
+    assert in_notebook()
+    bar = progress(10, "reading", "rows")
+    assert type(bar) is tqdm
+    assert (bar.disable, bar.leave) == (False, False)
+    bar.close()
+    say("a word")
+    assert "a word" in capsys.readouterr().out
