@@ -191,7 +191,7 @@ TABLE = {
     ),
     "a skip connection of an autoencoder": (
         TRAIN + " sae.skip_connection=true",
-        ["sae.skip_connection=True", "transcoder", "needs hook_name_out"],
+        ["sae.skip_connection=True", "transcoder", "give hook_name_out"],
     ),
     "a transcoder that does not say what it reads": (
         TRAIN + " hook_name_out=blocks.1.hook_resid_post",

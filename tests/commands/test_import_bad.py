@@ -64,7 +64,9 @@ def test_a_folder_that_lies_where_its_import_would_go_stays_as_it_is(name, run):
     architecture = "topk" if name == "sparsify" else "standard"
     write_dictionary(random_dictionary(architecture, hook_name=HOOK), folder, name)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UserError, match=r"is where the import of .* would go; move it elsewh"):
+    with pytest.raises(
+        UserError, match=r"is the place where the import of .* would be written; move it elsewh"
+    ):
         sae.import_(folder=str(folder), run=str(run))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     shutil.rmtree(folder)

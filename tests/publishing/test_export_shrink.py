@@ -286,7 +286,7 @@ def test_where_no_feature_is_dead_the_folder_is_the_same_and_it_is_said(
     sae.eval(run=str(run), dictionary="weak", n_behaviour_tokens=64)
     assert sae.analyze(run=str(run), dictionary="weak").record.n_dead == 0
     whole = sae.export(run=str(run), dictionary="weak")
-    said = "export: drop_dead=true leaves nothing out, for every feature fired"
+    said = "export: drop_dead=true leaves nothing out, because every feature fired"
     assert said not in capsys.readouterr().err
     alive = sae.export(run=str(run), dictionary="weak", drop_dead=True)
     assert said in capsys.readouterr().err
