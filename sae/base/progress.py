@@ -3,12 +3,16 @@
 import errno
 import importlib
 import sys
+import warnings
 from importlib.util import find_spec
 from typing import Any, TextIO
 
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 from sae.base.notebook import in_notebook
+
+# Libraries that load models ask for bars as widgets. A notebook without them needs no advice.
+warnings.filterwarnings("ignore", "IProgress not found", TqdmWarning)
 
 
 def progress(total: int, label: str, unit: str, done: int = 0) -> "tqdm[Any]":
