@@ -29,6 +29,7 @@ from sae.config.keys import REQUIRED, described, keys, kind_in_words
 ROOT = Path(__file__).parents[1]
 _LINK = re.compile(r"(!?\[[^\]]*\])\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 _SHIM = "https://unpkg.com/iframe-worker/shim"
+_FILE = re.compile(r'href="([^":#]+)\.(?:md|ipynb)((?:#[^"]*)?)"(?! download)')
 _KEYS = re.compile(r"<!-- keys: sae ([\w -]+) -->")
 _NAMES = re.compile(r"<!-- names: (\w+) -->")
 
@@ -71,6 +72,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{found[1]}({posixpath.relpath(place, here or '.')}{found[3] or ''})"
 
     return _LINK.sub(led, markdown)
+
+
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lead the links of a notebook, which name files, to the pages that are made of them."""
+    if _is_text(page.file):
+        return content
+    name = posixpath.basename(page.file.src_uri)
+    own = f'<p><a href="{name}" download>Download this notebook</a></p>'
+    return own + _FILE.sub(r'href="\1.html\2"', content)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

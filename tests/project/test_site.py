@@ -39,6 +39,18 @@ def test_the_site_asks_no_other_host_for_anything(site):
     assert not any(re.search(r"url\(\s*['\"]?https?:", style) for style in styles)
 
 
+def test_every_link_inside_the_site_leads_somewhere(site):
+    dead = []
+    for page in site.rglob("*.html"):
+        text = page.read_text("utf-8")
+        for link in re.findall(r'(?:href|src)="([^"#?:]+)(?:#[^"]*)?"', text):
+            # The page of what is not there links from the server's root.
+            target = site / link.lstrip("/") if link.startswith("/") else page.parent / link
+            if not target.exists():
+                dead.append((page.name, link))
+    assert dead == []
+
+
 def test_every_public_name_is_described(site):
     folder = site / "reference"
     text = "".join(page.read_text("utf-8") for page in folder.glob("*.html"))
