@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install $(PIP_ARGS)
 # One process for each processor, up to eight; who is through takes tests over from the others.
 SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
-.PHONY: help demo test test-fast docs check resolve bench clean
+.PHONY: help demo test test-fast docs check resolve stranger bench clean
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -26,8 +26,8 @@ $(TOOLS): $(READY) tests/peers.txt
 	$(INSTALL) --quiet --no-deps -r tests/peers.txt
 	@touch $(TOOLS)
 
-demo: $(READY)  ## the whole path on a real model: about 23 minutes on two cores
-	$(BIN)/sae demo
+demo: $(READY)  ## the whole path on a real model: about 5 minutes on two cores; FULL=1 for more
+	$(BIN)/sae demo $(if $(FULL),run=runs/demo-full preset=full)
 
 test: $(TOOLS)  ## run all tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
@@ -48,6 +48,9 @@ check: $(TOOLS)  ## format, lint, types and the order of imports
 
 resolve: $(TOOLS)  ## resolve the installation for every Python, without local configuration
 	$(BIN)/python scripts/resolve.py
+
+stranger: $(TOOLS)  ## install the wheel in empty environments, and use it away from the clone
+	$(BIN)/python scripts/stranger.py
 
 bench: $(TOOLS)  ## measure; tables and JSON go to benchmarks/results
 	$(BIN)/python -m benchmarks

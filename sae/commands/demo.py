@@ -4,23 +4,18 @@ Every stage reuses what is finished and goes on where it was interrupted, so run
 again costs seconds, and killing it costs little.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from sae.architectures import StandardConfig
 from sae.base import (
     UserError,
     check_writable,
-    digest,
-    plain,
-    read_object,
+    duration,
     require,
     say,
-    write_json,
 )
 from sae.commands import analyze, eval, export, harvest, steer, train
 from sae.commands.analyze import AnalyzeConfig, DialConfig
@@ -29,8 +24,11 @@ from sae.commands.export import ExportConfig
 from sae.commands.harvest import HarvestConfig
 from sae.commands.steer import SteerConfig
 from sae.commands.train import TrainConfig
+from sae.models import resolve_device
 from sae.pages.report import write_report
-from sae.run import Run
+from sae.run import Run, keep_settings
+from sae.run.clock import Clock
+from sae.training.turns import product_seconds
 
 # Keys of stages that have no effect in a demo, and the key that has.
 _SET_BY_THE_DEMO = {
@@ -45,6 +43,18 @@ _SET_BY_THE_DEMO = {
 }
 
 
+# Seconds of each unit of work of a demo on two cores, and those of `product_seconds` there.
+_SECONDS = {
+    "harvest": 5.2e-4,
+    "train": 1.5e-8,
+    "eval": 2.9e-3,
+    "analyze": 1.6e-4,
+    "dials": 0.6,
+    "steer": 61.0,
+}
+_PRODUCT_SECONDS = 0.009
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoConfig:
     """Go the whole way with a small model: harvest, train, evaluate, analyze, steer, export.
@@ -53,28 +63,28 @@ class DemoConfig:
     looked at, and all of it comes together in a report.
     """
 
-    # By default what fits twenty minutes on two cores.
+    # By default what fits five minutes on two cores; `preset=full` makes the figures of docs/.
     run: str = "runs/demo"
     """Folder of the run, for everything; the report is `{run}/report.html`."""
-    harvest: HarvestConfig = field(default_factory=lambda: HarvestConfig(n_tokens=448_000))
+    harvest: HarvestConfig = field(default_factory=lambda: HarvestConfig(n_tokens=112_000))
     """Keys of `sae harvest`."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            training_tokens=1_600_000,
-            sae=StandardConfig(d_sae=2304),
+            training_tokens=360_000,
+            sae=StandardConfig(d_sae=1536),
             control=["frozen_decoder"],
         )
     )
     """Keys of `sae train`."""
-    l1_coefficients: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.2, 3.2, 4.7])
+    l1_coefficients: list[float] = field(default_factory=lambda: [1.5, 2.2, 3.2, 4.7])
     """Weights of the L1 penalty, with a dictionary for each; all read the same batches."""
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: EvalConfig = field(default_factory=lambda: EvalConfig(n_behaviour_tokens=2_048))
     """Keys of `sae eval`."""
     analyze: AnalyzeConfig = field(
-        default_factory=lambda: AnalyzeConfig(dials=DialConfig(n_features=128))
+        default_factory=lambda: AnalyzeConfig(dials=DialConfig(n_features=48))
     )
     """Keys of `sae analyze`."""
-    steer: SteerConfig = field(default_factory=lambda: SteerConfig(n_features=3))
+    steer: SteerConfig = field(default_factory=lambda: SteerConfig(n_features=1))
     """Keys of `sae steer`."""
 
     def __post_init__(self) -> None:
@@ -99,34 +109,24 @@ class DemoConfig:
         return dict.fromkeys(_SET_BY_THE_DEMO)
 
 
-class _Clock:
-    """Seconds that each stage worked, added up over interruptions but not over reuse."""
+def _expected_seconds(config: DemoConfig) -> float:
+    """Return about how long a demo takes on this machine.
 
-    def __init__(self, path: Path, config: DemoConfig) -> None:
-        self.path = path
-        fresh: dict[str, Any] = {"digest": digest(plain(config)), "seconds": {}, "done": []}
-        self.state = fresh
-        if path.exists():
-            found = read_object(path, "remove it; only the times are forgotten")
-            if found.values.get("digest") == fresh["digest"]:
-                times, stages = found.part("seconds"), found.get("done", list)
-                seconds = {stage: times.get(stage, float) for stage in times.values}
-                self.state = fresh | {"seconds": seconds, "done": stages}
-        self.seconds: dict[str, float] = self.state["seconds"]
-
-    def time(self, stage: str, work: Callable[[], Any]) -> Any:
-        """Do `work`; its time counts until it has once come to its end."""
-        if stage in self.state["done"]:
-            return work()
-        began = time.perf_counter()
-        try:
-            result = work()
-            self.state["done"].append(stage)
-        finally:
-            spent = time.perf_counter() - began
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
-            write_json(self.path, self.state)
-        return result
+    It is the time on the machine where `_SECONDS` were measured, times how much longer a
+    product of matrices takes here.
+    """
+    device = resolve_device(config.harvest.model.device)
+    n_dictionaries = len(config.l1_coefficients) * (1 + len(config.train.control))
+    work = {
+        "harvest": config.harvest.n_tokens,
+        "train": n_dictionaries * config.train.training_tokens * config.train.sae.d_sae,
+        "eval": n_dictionaries * config.eval.n_behaviour_tokens,
+        "analyze": config.harvest.n_tokens,
+        "dials": config.analyze.dials.n_features or 0,
+        "steer": config.steer.n_features,
+    }
+    seconds = sum(_SECONDS[stage] * amount for stage, amount in work.items())
+    return seconds * product_seconds(device) / _PRODUCT_SECONDS
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
@@ -139,7 +139,10 @@ def run(config: DemoConfig) -> dict[str, Any]:
         f"model={model.name} is an encoder and predicts no next token, so there is nothing to "
         "steer; run sae harvest, train, eval and analyze instead",
     )
-    clock = _Clock(run.timings, config)
+    clock = Clock(run.timings, config)
+    if not clock.seconds:
+        left = duration(_expected_seconds(config))
+        say(f"demo: about {left} of work on this machine; the same command goes on if it ends")
 
     def done(stage: str, work: Callable[[Any], Any], asked: Any, **given: Any) -> Any:
         here = replace(asked, run=config.run, **given)
@@ -156,6 +159,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     exported = done("export", export.run, ExportConfig(), dictionary=chosen)
     more = {"steering": steering, "timings": clock.seconds}
     report = write_report(config.run, names, cache, pareto, atlas, exported, more)
+    keep_settings(config, "demo", run.report_data, anew=True)
     spent = sum(clock.seconds.values()) / 60
     say(f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work")
     return report

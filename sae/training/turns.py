@@ -165,6 +165,26 @@ def _memory_budget(config: SweepConfig, device: torch.device, source: RowSource)
     return _SHARE_OF_FREE * (available - source.buffer_bytes)
 
 
+def _side(device: torch.device) -> int:
+    return 4096 if device.type == "cuda" else 768
+
+
+def product_seconds(device: torch.device) -> float:
+    """Return how long a product of two square float32 matrices takes here, the best of five.
+
+    Their side is 768 on a CPU and 4,096 on a GPU.
+    """
+    side, best = _side(device), float("inf")
+    a, out = torch.ones(side, side, device=device), torch.empty(side, side, device=device)
+    for _ in range(5):
+        began = time.perf_counter()
+        torch.mm(a, a, out=out)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
 def _seconds_for(configs: Sequence[TrainConfig], widths: Sequence[int]) -> float:
     """About how long trainings take, each on rows of its width."""
     device = resolve_device(configs[0].device)
@@ -174,15 +194,7 @@ def _seconds_for(configs: Sequence[TrainConfig], widths: Sequence[int]) -> float
         d_in * config.n_steps * config.train_batch_size_tokens * config.sae.d_sae
         for config, d_in in zip(configs, widths, strict=True)
     )
-    side = 4096 if device.type == "cuda" else 768
-    a, out = torch.ones(side, side, device=device), torch.empty(side, side, device=device)
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        torch.mm(a, a, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
+    best, side = product_seconds(device), _side(device)
     int8 = device.type == "cpu" and "int8" in matmuls_here(device, torch.float32)
     asked = {config.matmul for config in configs}
     step = _STEP_WITH_INT8 if int8 and asked <= {"auto", "int8"} else _STEP_OVER_PRODUCT
