@@ -78,4 +78,4 @@ def test_code_of_the_pages_that_is_not_run_has_its_reason_and_right_words():
 def test_every_page_is_in_the_contents():
     contents = (ROOT / "mkdocs.yml").read_text("utf-8")
     pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.[mi][dp]*")]
-    assert [page for page in pages if f"- {page}" not in contents] == []
+    assert [page for page in pages if f" {page}\n" not in contents] == []
