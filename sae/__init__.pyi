@@ -30,10 +30,12 @@ from sae.commands.cache import CacheInfoConfig as CacheInfoConfig
 from sae.commands.cache import CacheMergeConfig as CacheMergeConfig
 from sae.commands.cache import CacheSampleConfig as CacheSampleConfig
 from sae.commands.cache import CacheVerifyConfig as CacheVerifyConfig
+from sae.commands.compare import CompareConfig as CompareConfig
 from sae.commands.demo import DemoConfig as DemoConfig
 from sae.commands.edit import EditBakeConfig as EditBakeConfig
 from sae.commands.edit import EditCheckConfig as EditCheckConfig
 from sae.commands.edit import EditExportConfig as EditExportConfig
+from sae.commands.find import FindConfig as FindConfig
 from sae.commands.patch import PatchEditConfig as PatchEditConfig
 from sae.commands.patchscope import PatchscopeConfig as PatchscopeConfig
 from sae.commands.probe import ProbeEditConfig as ProbeEditConfig
@@ -55,6 +57,8 @@ from sae.interactive import model as model
 from sae.lenses.config import LensConfig as LensConfig
 from sae.lenses.patchscope import Question as Question
 from sae.models.load import ModelConfig as ModelConfig
+from sae.pages.comparison import Comparison
+from sae.pages.found import Found
 from sae.pages.lens import Lens
 from sae.pages.results import Evaluation, Steering
 from sae.patching.config import PatchConfig as PatchConfig
@@ -289,6 +293,49 @@ def steer(
     config: str | None = None,
 ) -> Steering:
     """Turn features of a dictionary up and down while the model writes."""
+
+@overload
+def compare(
+    config: CompareConfig,
+    /,
+) -> Comparison:
+    """Compare two dictionaries of one hook: shared features, own features, and figures."""
+
+@overload
+def compare(
+    first: str,
+    second: str,
+    *,
+    run: str | None = None,
+    cache: str = "{run}/cache.zarr",
+    seed: int = 0,
+    config: str | None = None,
+) -> Comparison:
+    """Compare two dictionaries of one hook: shared features, own features, and figures."""
+
+@overload
+def find(
+    config: FindConfig,
+    /,
+) -> Found:
+    """Find the features of a dictionary that fire in one text and not in another."""
+
+@overload
+def find(
+    first: str,
+    second: str,
+    *,
+    run: str = "runs/default",
+    dictionary: str | None = None,
+    name: str | None = None,
+    n_features: int = 20,
+    window: int = 32,
+    max_tokens: int = 8192,
+    seed: int = 0,
+    device: str = "auto",
+    config: str | None = None,
+) -> Found:
+    """Find the features of a dictionary that fire in one text and not in another."""
 
 @overload
 def probe(

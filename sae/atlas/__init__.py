@@ -9,7 +9,7 @@ index.html, data/  the pages
 `schema` says which columns the two tables have, and both are written and read through it.
 """
 
-from sae.atlas.atlas import Atlas
+from sae.atlas.atlas import Atlas, labels_at
 from sae.atlas.labels import (
     LABELS_FILE,
     Labels,
@@ -43,6 +43,7 @@ __all__ = [
     "clearest_features",
     "columns_of",
     "flat_and_ends",
+    "labels_at",
     "list_array",
     "list_lengths",
     "read_labels",

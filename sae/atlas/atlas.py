@@ -136,3 +136,10 @@ class Atlas:
         """Yield `contexts.parquet` as arrow record batches, so that little is in memory."""
         read_record(self.folder)
         yield from CONTEXTS.batches(self.folder)
+
+
+def labels_at(folder: Path) -> dict[int, str]:
+    """Return the labels of the atlas in a folder, by feature; none where no whole one is."""
+    if not (folder / RECORD_FILE).is_file() or Atlas(folder).digest is None:
+        return {}
+    return dict(enumerate(read_labels(folder).label))

@@ -66,7 +66,7 @@ class DemoConfig:
     # By default what fits five minutes on two cores; `preset=full` makes the figures of docs/.
     run: str = "runs/demo"
     """Folder of the run, for everything; the report is `{run}/report.html`."""
-    harvest: HarvestConfig = field(default_factory=lambda: HarvestConfig(n_tokens=112_000))
+    harvest: HarvestConfig = field(default_factory=lambda: HarvestConfig(n_tokens=96_000))
     """Keys of `sae harvest`."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
@@ -81,7 +81,7 @@ class DemoConfig:
     eval: EvalConfig = field(default_factory=lambda: EvalConfig(n_behaviour_tokens=2_048))
     """Keys of `sae eval`."""
     analyze: AnalyzeConfig = field(
-        default_factory=lambda: AnalyzeConfig(dials=DialConfig(n_features=48))
+        default_factory=lambda: AnalyzeConfig(dials=DialConfig(n_features=32))
     )
     """Keys of `sae analyze`."""
     steer: SteerConfig = field(default_factory=lambda: SteerConfig(n_features=1))

@@ -134,6 +134,18 @@ _TABLE = (
         words="runs/default",
     ),
     Command(
+        "compare",
+        "find which features two dictionaries share, and which only one of them has",
+        places=("first", "second"),
+        words="runs/mine/dictionaries/one runs/mine/dictionaries/other",
+    ),
+    Command(
+        "find",
+        "find the features that tell one text from another, beside what chance finds",
+        places=("first", "second"),
+        words="code.txt prose.txt run=runs/default",
+    ),
+    Command(
         "probe",
         "find out what can be told from activations, layer by layer: classifier probes",
         places=("tasks...",),

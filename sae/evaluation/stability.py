@@ -159,20 +159,35 @@ def _by_feature(match: Match, n: int) -> tuple[Float[Tensor, " n"], Int[Tensor, 
 
 def chance(n: int, x: Rows, seed: int = 0) -> Floor:
     """Return what unrelated directions reach, the higher of two kinds: see the module."""
+    floors = [
+        Floor(match.mean, float((match.cosine >= SAME).double().mean()), of)
+        for of, match in unrelated(n, x, seed).items()
+    ]
+    return max(floors, key=lambda floor: floor.mean)
+
+
+def unrelated(
+    n: int, x: Rows, seed: int = 0, *, n_second: int | None = None
+) -> dict[str, Match]:
+    """Return how two sets of unrelated directions match, by what they are: see the module.
+
+    Args:
+        n: directions in the first set.
+        x: rows that say how directions are spread.
+        seed: of the directions.
+        n_second: directions in the second set, as many as in the first by default.
+    """
     x = x.float().cpu()
     scaled = InputScaling.of(x)(x)
+    sizes = n, n if n_second is None else n_second
     generators = [torch.Generator().manual_seed(seed + i) for i in range(2)]
     kinds = {
         "random directions with the covariance of the rows": [
-            correlated_directions(n, x, seed + i) for i in range(2)
+            correlated_directions(size, x, seed + i) for i, size in enumerate(sizes)
         ],
         "first directions of two fresh trainings": [
-            initial_directions(n, scaled, generator) for generator in generators
+            initial_directions(size, scaled, generator)
+            for size, generator in zip(sizes, generators, strict=True)
         ],
     }
-    floors = []
-    for of, (first, second) in kinds.items():
-        match = match_many(first, second)
-        shared = float((match.cosine >= SAME).double().mean())
-        floors.append(Floor(match.mean, shared, of))
-    return max(floors, key=lambda floor: floor.mean)
+    return {of: match_many(first, second) for of, (first, second) in kinds.items()}

@@ -21,6 +21,8 @@
       tuned_lens/            affine maps of a tuned lens
       patchscopes/NAME.json  what the model says of a state or a feature
       export/ID/             a folder for others
+      find/NAME.json         features that tell one text from another
+      compare/A--B/          what two dictionaries share: a table and a page
       pareto.json .csv .png  the dictionaries compared
       truth.png              recipes compared on a world
       report.json .html      the report
@@ -138,6 +140,8 @@ class Run:
     tuned_lens = _Place("tuned_lens")
     patchscope = _PlaceOf("patchscopes/{}.json")
     export = _PlaceOf("export/{}")
+    comparison = _PlaceOf("compare/{}")
+    found = _PlaceOf("find/{}.json")
     # Edit files that somebody put there, which the pages offer as presets.
     edits = _Place("edits")
     # Whoever makes a dictionary holds it, a training as well as an import.

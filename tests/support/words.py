@@ -5,6 +5,8 @@ from sae.config.keys import REQUIRED, keys
 
 NEEDED = {
     "cache": ["c.zarr"],
+    "first": ["one"],
+    "second": ["other"],
     "out": ["out.gguf"],
     "caches": ["a.zarr", "b.zarr"],
     "folder": ["folder"],
