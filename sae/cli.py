@@ -44,6 +44,11 @@ def _main(words: list[str]) -> int:
         return 0
     if words[0] == "help":
         words = [*words[1:], "--help"]
+    if words[0] == "completion":
+        from sae.config.completion import answer
+
+        sys.stdout.write(answer(words[1:]))
+        return 0
     for word in words:
         check_utf8(word)
     words = _without_config_dir(words)

@@ -1,12 +1,15 @@
-"""Write `sae/__init__.pyi`: what editors and type checkers know of the names in `sae`.
+"""Write what is told of the commands without importing them: `sae/__init__.pyi` and a table.
 
     python scripts/stubs.py
 
-The commands come from their table, the keywords of their calls from the configuration classes.
+From the stub editors and type checkers know the names in `sae`. From the table,
+`sae/config/completion.json`, the tab key knows the keys of commands. The commands come from
+their own table, the keywords and keys from the configuration classes.
 """
 
 import dataclasses
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -16,9 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sae
-from sae.config.commands import Command, python_calls
-from sae.config.groups import groups
-from sae.config.keys import parts
+from sae.config.commands import COMMANDS, Command, python_calls
+from sae.config.completion import TABLE
+from sae.config.groups import CLASSES, groups
+from sae.config.keys import Key, is_below, keys, kind_in_words, parts
 
 PATH = Path(sae.__file__).with_suffix(".pyi")
 _LONGEST = 60
@@ -128,5 +132,46 @@ def _default(field: "dataclasses.Field[object]") -> str:
     return written if len(written) <= _LONGEST else " = ..."
 
 
+def table() -> str:
+    """Return the text of the table of keys that the tab key completes from, as JSON."""
+    classes = {
+        group: {name: _taken(keys(config)) for name, config in choices.items()}
+        for group, choices in CLASSES.items()
+    }
+    commands = {}
+    for command in COMMANDS.values():
+        listed = groups(command).values()
+        chosen = [group.path for group in listed if group.name in CLASSES]
+        commands[command.id] = {
+            "keys": {
+                name: takes
+                for name, takes in _taken(keys(command.config_class())).items()
+                if not is_below(name, chosen)
+            },
+            "groups": {
+                group.name: {
+                    "path": group.path,
+                    "choices": group.choices,
+                    "named": group.named,
+                }
+                for group in listed
+            },
+        }
+    text = json.dumps({"classes": classes, "commands": commands}, indent=1) + "\n"
+    # A key a line, so that a change of one is a line too.
+    return re.sub(r"\[[^][{}]*]", lambda listed: re.sub(r"\s+", " ", listed[0]), text)
+
+
+def _taken(listed: list[Key]) -> dict[str, list[str]]:
+    """Return keys with the words that each takes; "" is any word, and numbers are none."""
+    found: dict[str, list[str]] = {}
+    for key in listed:
+        said = kind_in_words(key.kind).split()
+        found[key.name] = [word for word in ("true", "false", "null") if word in said]
+        found[key.name] += [""] * bool({"word", "words,"} & {*said})
+    return found
+
+
 if __name__ == "__main__":
     PATH.write_text(stub(), encoding="utf-8")
+    TABLE.write_text(table(), encoding="utf-8")

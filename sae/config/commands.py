@@ -266,6 +266,7 @@ sae: from text to steering, with sparse autoencoders
   sae COMMAND -m key=1,2    a run for each value instead, through Hydra's launchers
   sae COMMAND config=FILE   keys from a YAML file of your own; words beside it have the last say
   --config-dir=FOLDER       choices and presets of your own, laid out as conf/ is
+  sae completion bash       a script for the tab key, or zsh: source <(sae completion bash)
 
 Commands
 {commands}

@@ -1,4 +1,4 @@
-"""`sae/__init__.pyi`: what editors complete is what the calls take."""
+"""What editors and the tab key complete is what the calls and commands take."""
 
 import runpy
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import sae
+from sae.config.completion import TABLE
 
 ROOT = Path(__file__).parents[2]
 STUB = ROOT / "sae" / "__init__.pyi"
@@ -33,9 +34,11 @@ WRONG = {
 }
 
 
-def test_the_stub_is_what_the_script_writes():
-    written = runpy.run_path(str(ROOT / "scripts" / "stubs.py"))["stub"]()
-    assert STUB.read_text(encoding="utf-8") == written, "run: python scripts/stubs.py"
+def test_the_stub_and_the_table_of_keys_are_what_the_script_writes():
+    script = runpy.run_path(str(ROOT / "scripts" / "stubs.py"))
+    for path, write in ((STUB, "stub"), (TABLE, "table")):
+        written = script[write]()
+        assert path.read_text(encoding="utf-8") == written, "run: python scripts/stubs.py"
 
 
 def test_the_package_says_that_it_is_typed():
