@@ -49,7 +49,9 @@ def tidy(notebook: Any, folder: Path) -> None:
         cell.id = f"cell-{number}"
         for output in cell.get("outputs", ()):
             if "text" in output:
-                output["text"] = re.sub(re.escape(str(folder)) + "/?", "", output["text"])
+                text = re.sub(re.escape(str(folder)) + "/?", "", output["text"])
+                # Of a bar, which writes over itself, what is seen in the end.
+                output["text"] = re.sub(r"[^\n]*\r", "", text)
 
 
 def main(words: Sequence[str]) -> int:

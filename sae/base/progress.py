@@ -29,6 +29,8 @@ def progress(total: int, label: str, unit: str, done: int = 0) -> "tqdm[Any]":
         unit_scale=True,
         smoothing=0.05,
         leave=not notebook,
+        # A notebook keeps whatever is drawn.
+        mininterval=1.0 if notebook else 0.1,
         dynamic_ncols=True,
         disable=not (notebook or sys.stderr.isatty()),
     )

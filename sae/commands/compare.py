@@ -8,11 +8,9 @@ from sae.atlas import labels_at
 from sae.base import damaged, digest, read_object, require, say, seal, write_json
 from sae.cache.layout import open_cache
 from sae.dictionary import Dictionary
-from sae.evaluation.compared import columns_of, compared
-from sae.evaluation.sample import sample_rows
+from sae.evaluation.compared import columns_of, compared_in
 from sae.exchange.dictionaries import load
-from sae.figures import Figures
-from sae.pages.comparison import MATCHES, SUMMARY, Comparison
+from sae.pages.comparison import MATCHES, SUMMARY, Comparison, figures_at
 from sae.pages.matches import write_matches_page
 from sae.rows.origin import check_same_origin
 from sae.run import Run, cache_location, keep_settings, make
@@ -70,8 +68,7 @@ def run(config: CompareConfig) -> Comparison:
         return read_object(place, again).values.get("digest") == wanted
 
     def build(temporary: Path) -> None:
-        x, _ = sample_rows(first.dictionary, cache, held_out=bool(cache.held_out.any()))
-        found = compared(first.dictionary, second.dictionary, x, seed=config.seed)
+        found, n_rows = compared_in(first.dictionary, second.dictionary, cache, config.seed)
         temporary.mkdir()
         MATCHES.write(temporary, columns_of(found, _labels(first), _labels(second)))
         about = {
@@ -79,7 +76,7 @@ def run(config: CompareConfig) -> Comparison:
             "names": names,
             "model_name": first.dictionary.model_name,
             "hook_name": first.dictionary.hook_name,
-            "n_rows": len(x),
+            "n_rows": n_rows,
             "notes": _notes(first.dictionary, second.dictionary),
             "figures": [_figures(first), _figures(second)],
             "without_figures": "There are no figures of both on held-out text. Measure them "
@@ -128,12 +125,7 @@ def _labels(one: _Subject) -> Mapping[int, str]:
 
 def _figures(one: _Subject) -> Mapping[str, float]:
     """Return the figures of a dictionary on held-out text, if they are of these weights."""
-    place = one.run.evaluation(one.name) if one.run else None
-    if place is None or not place.is_file():
-        return {}
-    figures = Figures.read(place)
-    same = figures.dictionary_digest == one.dictionary.digest
-    return dict(figures.values) if same else {}
+    return figures_at(one.run.evaluation(one.name), one.dictionary.digest) if one.run else {}
 
 
 def _notes(first: Dictionary, second: Dictionary) -> list[str]:

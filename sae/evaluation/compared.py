@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.cache.layout import ActivationCache
 from sae.core.matching import Match, match_many
 from sae.dictionary import Dictionary
+from sae.evaluation.sample import sample_rows
 from sae.evaluation.stability import SAME, Rows, alive, unrelated
 
 _CHANCE = 0.99
@@ -105,6 +107,14 @@ def compared(first: Dictionary, second: Dictionary, x: Rows, *, seed: int = 0) -
         _side(live[1], live[0], back[0], back[1], bar),
         nulls,
     )
+
+
+def compared_in(
+    first: Dictionary, second: Dictionary, cache: ActivationCache, seed: int = 0
+) -> tuple[Compared, int]:
+    """Match two dictionaries on held-out rows of a cache; returns the number of rows too."""
+    x, _ = sample_rows(first, cache, held_out=bool(cache.held_out.any()))
+    return compared(first, second, x, seed=seed), len(x)
 
 
 def _null(of: str, match: Match) -> Null:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sae.atlas.table import Column, TableSchema
 from sae.base import read_object, require
 from sae.base.notebook import html_table
+from sae.figures import Figures
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,6 +29,14 @@ MATCHES = TableSchema(
 )
 SUMMARY, PAGE = "compare.json", "index.html"
 _AGAIN = "remove the folder and run sae compare again"
+
+
+def figures_at(place: Path, digest: str) -> Mapping[str, float]:
+    """Return the figures in a file of `evals/`, if they are of weights with that digest."""
+    if not place.is_file():
+        return {}
+    figures = Figures.read(place)
+    return dict(figures.values) if figures.dictionary_digest == digest else {}
 
 
 @dataclass(frozen=True)

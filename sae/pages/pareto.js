@@ -80,6 +80,8 @@ function drawPareto() {
     $("criterion").append(h("b", {}, `Recommended: ${chosen.id}. `), criterionOf(report.chosen));
   }
   $("families").hidden = $("criterion").hidden = !compared;
+  // On disk the report stands two folders above an atlas; a server has it elsewhere.
+  if ($("to-report")) $("to-report").hidden = !compared || location.protocol !== "file:";
   drawTable(rows);
   $("formulas").append(
     ...columnsHere().flatMap(([, name, , formula]) => [h("dt", {}, name), h("dd", {}, formula)]),

@@ -42,6 +42,10 @@ class Evaluation(list[Figures]):
         """Return the picture of sparsity against fidelity, of all dictionaries of the run."""
         return pareto_figure(self.pareto)
 
+    def __repr__(self) -> str:
+        """Return one line: which dictionaries have figures."""
+        return f"Evaluation of {', '.join(one.id for one in self)}"
+
     def _repr_html_(self) -> str:
         shown = [m for m in shown_in("table") if any(m.key in one.values for one in self)]
         records = []
@@ -82,6 +86,10 @@ class Steering(dict[str, Any]):
     def plot(self) -> "Figure":
         """Return the picture of effect against cost, steering beside its baselines."""
         return steering_figure(self["summary"])
+
+    def __repr__(self) -> str:
+        """Return one line: the headline."""
+        return f"Steering: {self['summary']['headline']}"
 
     def _repr_html_(self) -> str:
         summary = self["summary"]

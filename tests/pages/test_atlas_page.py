@@ -173,6 +173,7 @@ def test_order_and_filters_narrow_the_list(visit: Visit, site: Path) -> None:
 
 def test_dragging_over_the_histogram_filters(visit: Visit, site: Path) -> None:
     page = visit(site)
+    page.locator("#density svg").scroll_into_view_if_needed()
     box = page.locator("#density svg").bounding_box()
     middle = box["y"] + 40
     page.mouse.move(box["x"] + 0.5 * box["width"], middle)

@@ -131,6 +131,8 @@ function labelHeading(feature) {
   const who = byHand ? "written by hand" : made;
   const title = h("h1", { id: "feature-title", tabindex: -1 }, labelOf(feature));
   const mark = h("span", { class: byHand ? "who hand" : "who" }, who);
+  const arrow = "“x” → “y”: it fires on x, and y follows there or is what it promotes.";
+  if (world.label[feature].includes("→")) title.title = arrow;
   if (!LIVE) return h("div", { class: "naming" }, title, mark);
   const edit = h("button", { type: "button", class: "quiet", onclick: () => editLabel(feature) }, "Rename");
   return h("div", { class: "naming" }, title, mark, edit);
