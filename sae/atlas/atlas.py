@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae.atlas.feature import AtlasFeature
 from sae.atlas.labels import read_labels
 from sae.atlas.record import RECORD_FILE, AtlasRecord, read_record
 from sae.atlas.schema import CONTEXTS, FEATURES
@@ -121,6 +122,17 @@ class Atlas:
         # A few records of a table that is far larger.
         parts = (pyarrow.Table.from_batches([one]) for one in self.context_batches())
         return [record for part in parts for record in part.filter(wanted).to_pylist()]
+
+    def feature(self, number: int) -> AtlasFeature:
+        """Return one feature with its contexts; a notebook shows them with shaded tokens.
+
+        Raises:
+            UserError: if the atlas does not have the feature.
+        """
+        contexts = self.contexts(number)
+        (values,) = self.feature_table().slice(number, 1).to_pylist()
+        label = read_labels(self.folder).label[number]
+        return AtlasFeature(label, values, contexts, self.record.stability_floor)
 
     def feature_table(self, names: Sequence[str] | None = None) -> "pyarrow.Table":
         """Return `features.parquet`, or some of its columns, as an arrow table."""

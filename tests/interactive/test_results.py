@@ -1,5 +1,6 @@
 """What results show in a notebook: tables, data frames and figures, from real artefacts."""
 
+import html
 import io
 import shutil
 import sys
@@ -11,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import sae
+from sae.atlas.feature import AtlasFeature
 from sae.base import progress, say
 from sae.base.notebook import html_table, in_notebook
 from sae.pages.results import Evaluation, Steering
@@ -72,6 +74,43 @@ def test_an_atlas_is_opened_searched_and_shown(results):
     assert len(atlas.search("no label says this")) == 0
     assert "strong" in atlas._repr_html_()
     assert is_picture(atlas.plot())
+
+
+def test_a_feature_shows_its_contexts_with_active_tokens_shaded(results):
+    atlas = sae.Atlas.open(results.run)
+    feature = atlas.feature(3)
+    assert feature.values == atlas.features()[3]
+    assert feature.contexts == atlas.contexts(3)
+    assert list(feature.to_pandas()["position"]) == [
+        one["position"] for one in feature.contexts
+    ]
+    shown = feature._repr_html_()
+    assert f"Feature 3: {html.escape(feature.label)}" in shown
+    top = feature.contexts[0]
+    strongest = max(top["activations"])
+    assert strongest == feature.values["max_activation"]
+    at = top["activations"].index(strongest)
+    token = html.escape(top["tokens"][at]).replace("\n", "↵")
+    assert f'0.70)" title="{strongest:.3g}">{token}</span>' in shown
+    null = feature.values["dial_score_null"]
+    assert (null is None) == ("dial score" not in shown)
+    with pytest.raises(sae.UserError, match="feature=64; the atlas has features 0 to 63"):
+        atlas.feature(64)
+
+
+def test_the_tokens_and_label_of_a_feature_are_escaped():
+    values = {"feature": 0, "density": 0.5, "max_activation": 2.0, "top_tokens": ["<b>"]}
+    values |= {"stability": 0.8, "dial_score": 0.9, "dial_score_null": 0.4}
+    context = {"group": "top", "tokens": ["<script>", " a"], "activations": [2.0, 0.0]}
+    silent = {"group": "silent", "tokens": ["quiet"], "activations": [0.0]}
+    shown = AtlasFeature("<i>", values, [context, silent], 0.25)._repr_html_()
+    assert "<script>" not in shown
+    assert "<i>" not in shown
+    assert ">&lt;script&gt;</span> a</div>" in shown
+    assert "quiet" not in shown
+    cell = '<td style="text-align:left">'
+    for value, floor in ((0.8, 0.25), (0.9, 0.4)):
+        assert f"{cell}{value}</td>{cell}{floor}</td>" in shown
 
 
 def test_a_folder_without_an_atlas_is_refused(tmp_path):
