@@ -60,7 +60,8 @@ def run(config: AnalyzeConfig) -> Atlas:
         work=work,
         replace=replace,
     )
-    keep_settings(config, "analyze", atlas.folder, anew=made)
+    if made:
+        keep_settings(config, "analyze", atlas.folder)
     if made:
         say(f"analyze: {atlas.folder} is written; look at it with: sae serve {config.run}")
     else:

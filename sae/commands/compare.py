@@ -87,7 +87,8 @@ def run(config: CompareConfig) -> Comparison:
         seal(temporary)
 
     made = make(folder, is_current, build, command="compare")
-    keep_settings(config, "compare", folder, anew=made)
+    if made:
+        keep_settings(config, "compare", folder)
     found = Comparison(folder)
     for line in found.lines():
         say(f"compare: {line}")

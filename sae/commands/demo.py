@@ -159,7 +159,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     exported = done("export", export.run, ExportConfig(), dictionary=chosen)
     more = {"steering": steering, "timings": clock.seconds}
     report = write_report(config.run, names, cache, pareto, atlas, exported, more)
-    keep_settings(config, "demo", run.report_data, anew=True)
+    keep_settings(config, "demo", run.report_data)
     spent = sum(clock.seconds.values()) / 60
     say(f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work")
     return report

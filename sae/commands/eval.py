@@ -23,7 +23,7 @@ def run(config: EvalConfig) -> Evaluation:
     run = Run.at(config.run)
     pareto = write_comparison(run, config.max_l0)
     say_comparison(pareto)
-    keep_settings(config, "eval", run.pareto("json"), anew=True)
+    keep_settings(config, "eval", run.pareto("json"))
     return Evaluation(figures, pareto)
 
 

@@ -8,7 +8,7 @@ from sae.evaluation.shrink import held_out_rows, shrinking_cost
 from sae.publishing.folder import show_files, smaller, summary, write_folder
 from sae.publishing.plan import ExportConfig, Plan, is_there, plan
 from sae.publishing.push import check_can_push, push
-from sae.run import held, keep_settings, make
+from sae.run import Run, held, keep_settings, make
 
 __all__ = ["ExportConfig", "run"]
 
@@ -34,7 +34,9 @@ def run(config: ExportConfig) -> Path:
         is_there(planned)
 
     made = make(place, lambda: is_there(planned), build, command="export", lock=planned.lock)
-    keep_settings(config, "export", place, anew=made)
+    # In the run, for the folder itself may be anywhere, and goes to others as it is.
+    if made:
+        keep_settings(config, "export", Run.at(config.run).export(planned.name))
     if made:
         say(f"export: {target}: {summary(place)}")
     if config.push is not None:

@@ -85,7 +85,8 @@ def run(config: FindConfig) -> Found:
         write_json(temporary, about | _told(found, dictionary, labels))
 
     made = make(path, lambda: path.exists() and is_current(), build, command="find")
-    keep_settings(config, "find", path, anew=made)
+    if made:
+        keep_settings(config, "find", path)
     result = Found(path)
     for line in result.lines():
         show(line)

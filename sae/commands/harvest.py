@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from sae.base import require, show
+from sae.base import UserError, require, show
 from sae.base.processes import joined_processes
 from sae.cache.layout import ActivationCache, open_cache
 from sae.cache.store import is_url
@@ -25,11 +25,19 @@ def run(config: HarvestConfig) -> ActivationCache:
         # Beside a cache in an object store no file can stand.
         folder = Run.at(config.run).folder
         place = folder / "cache.zarr" if remote else Path(config.cache_location)
-        anew = not place.exists()
+        reused = _is_complete(config.cache_location)
         harvest(config, processes)
-        if processes.rank == 0:
-            keep_settings(config, "harvest", place, anew=anew)
+        if processes.rank == 0 and not reused:
+            keep_settings(config, "harvest", place)
     return open_cache(config.cache_location)
+
+
+def _is_complete(location: str) -> bool:
+    try:
+        open_cache(location)
+    except UserError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -29,7 +29,8 @@ def run(config: ImportConfig) -> Dictionary:
         command="import",
         lock=Run.at(config.run).dictionary_lock(config.id),
     )
-    keep_settings(config, "import", target, anew=made)
+    if made:
+        keep_settings(config, "import", target)
     if made:
         say(f"import: {config.folder} is now in {target}")
     return load_dictionary(target)

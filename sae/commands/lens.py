@@ -69,7 +69,8 @@ def run(config: LensConfig) -> Lens:
         seal(temporary)
 
     made = make(folder, is_current, build, command="lens")
-    keep_settings(config, "lens", folder, anew=made)
+    if made:
+        keep_settings(config, "lens", folder)
     found = _read(folder)
     say(f"\n{found.as_text()}")
     say(f"lens: {found.headline}")

@@ -94,7 +94,8 @@ def run(config: PatchConfig) -> PatchResults:
     # Before anything is written: what cannot be patched leaves nothing behind.
     prepared = [] if is_current() else [plan()]
     made = make(folder, is_current, build, command="patch")
-    keep_settings(config, "patch", folder, anew=made)
+    if made:
+        keep_settings(config, "patch", folder)
     results = PatchResults(folder)
     if made:
         picture = f"{PICTURE}, " if (folder / PICTURE).exists() else ""

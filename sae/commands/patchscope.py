@@ -143,7 +143,8 @@ def run(config: PatchscopeConfig) -> dict[str, Any]:
         write_json(temporary, {"digest": wanted, "told": [*found.lines()]} | found.to_json())
 
     made = make(path, is_current, build, command="patchscope")
-    keep_settings(config, "patchscope", path, anew=made)
+    if made:
+        keep_settings(config, "patchscope", path)
     results = read_object(path, _ANEW)
     for line in results.get("told", list):
         show(str(line))

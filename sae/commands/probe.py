@@ -77,7 +77,8 @@ def run(config: ProbeConfig) -> ProbeResults:
         # Before the folder is begun, so that what cannot be probed leaves none behind.
         found = probe(config, tasks, model, dictionary, left_out)
     made = make(folder, is_current, build, command="probe")
-    keep_settings(config, "probe", folder, anew=made)
+    if made:
+        keep_settings(config, "probe", folder)
     results = ProbeResults(folder)
     if made:
         say(f"probe: {folder} is written: index.html, {PICTURE}, {TABLE}")

@@ -58,7 +58,8 @@ def run(config: SteerConfig) -> Steering:
         write_json(temporary, found | steer(config, dictionary, atlas, Kept(work, wanted)))
 
     made = make(path, is_current, build, command="steer", work=work)
-    keep_settings(config, "steer", path, anew=made)
+    if made:
+        keep_settings(config, "steer", path)
     found = read_object(path, _ANEW)
     summary: dict[str, Any] = found.get("summary", dict)
     results = Steering(

@@ -45,7 +45,7 @@ def run(config: TrainConfig, rows: OwnTensors | None = None) -> Dictionary:
         check_memory(tasks, source)
     trained = [task.config for task in train_together(tasks, source)]
     if rows is None:
-        _keep_settings([config], trained)
+        _keep_settings(trained)
     return load_dictionary(config.dictionary_path)
 
 
@@ -110,19 +110,18 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
         diverged += found
         trained = [[task.config for task in turn] for turn in plan]
         reused = [config for config in members if not any(config in turn for turn in trained)]
-        _keep_settings(members, [config for turn in trained for config in turn])
+        _keep_settings([config for turn in trained for config in turn])
         compared += [*trained, reused]
     _evaluate(compared)
     if diverged:
         raise Diverged("; ".join(map(str, diverged)))
 
 
-def _keep_settings(configs: Sequence[TrainConfig], trained: Sequence[TrainConfig]) -> None:
+def _keep_settings(trained: Sequence[TrainConfig]) -> None:
     """Write as `training/ID.yaml` what trains each alone, without what holds for several."""
-    for config in configs:
+    for config in trained:
         if config.dictionary_path.exists():
-            alone = replace(config, sweep=SweepConfig())
-            keep_settings(alone, "train", config.state_path, anew=config in trained)
+            keep_settings(replace(config, sweep=SweepConfig()), "train", config.state_path)
 
 
 def _check_random_model(config: TrainConfig) -> None:

@@ -78,7 +78,8 @@ def _scored(config: TruthConfig, world: World) -> Scored:
         ).write(temporary)
 
     made = make(place, is_current, build, command="truth")
-    keep_settings(config, "truth", place, anew=made)
+    if made:
+        keep_settings(config, "truth", place)
     return Scored.read(place)
 
 

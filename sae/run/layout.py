@@ -191,8 +191,8 @@ class Run:
             UserError: if they were not compared, or the comparison is not of what is there now.
         """
         choose = (
-            f"choose one of {', '.join(names)} with dictionary=NAME, or let a comparison "
-            f"recommend one: sae eval run={self.folder}"
+            f"choose one with dictionary={names[0]} (or {', '.join(names[1:])}), or let a "
+            f"comparison recommend one: sae eval run={self.folder}"
         )
         holds = f"{self.folder} holds {len(names)} dictionaries"
         require(self.pareto("json").is_file(), f"{holds}; {choose}")

@@ -6,12 +6,11 @@ repeats that training: each key of the command stands in the file with the value
 whether somebody gave it or it was the default.
 """
 
-from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import yaml
 
-from sae.base import UserError, plain, write_text
+from sae.base import plain, write_text
 
 _HEAD = """\
 # What {artefact} was made with; to make it again: sae {command} config=FILE, with this file.
@@ -25,22 +24,19 @@ def settings_file(artefact: Path) -> Path:
     return artefact.with_name(f"{name}.yaml")
 
 
-def keep_settings(config: object, command: str, artefact: Path, *, anew: bool) -> None:
-    """Write the settings of an artefact beside it.
+def keep_settings(config: object, command: str, artefact: Path) -> None:
+    """Write the settings of an artefact that was just made beside it.
+
+    One that is reused keeps those that it was made with.
 
     Args:
         config: the command's configuration, a dataclass.
         command: the words behind `sae` that take it: `train`, `patch`.
         artefact: the file or the folder that was made.
-        anew: whether it was made just now; settings of a reused one stay as they are.
     """
-    place = settings_file(artefact)
-    if place.exists() and not anew:
-        return
     text = yaml.dump(_settings(config), Dumper=_Plain, sort_keys=False, allow_unicode=True)
-    # What is reused may lie on a disk that can only be read.
-    with nullcontext() if anew else suppress(OSError, UserError):
-        write_text(place, _HEAD.format(artefact=artefact.name, command=command) + text)
+    head = _HEAD.format(artefact=artefact.name, command=command)
+    write_text(settings_file(artefact), head + text)
 
 
 def _settings(value: object) -> object:

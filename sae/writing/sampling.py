@@ -142,8 +142,8 @@ def check_length(
     require(
         limit is None or len(prompt) + sampling.max_new_tokens <= limit,
         f"{what} has {len(prompt):,} tokens and {sampling.max_new_tokens:,} are to be "
-        f"written, but the model reads {limit or 0:,} at once; shorten the prompt or lower "
-        "max_new_tokens",
+        f"written, but the model reads only {limit or 0:,} at once; shorten the prompt or "
+        "lower max_new_tokens",
     )
 
 

@@ -286,7 +286,11 @@ def test_a_killed_analysis_goes_on_to_the_same_bytes(run, processes, monkeypatch
     (folder.parent / ".strong.0123abcd.partial").mkdir()
     sae.analyze(**settings)
     assert table_bytes(folder) == whole
-    assert sorted(p.name for p in folder.parent.iterdir()) == [".strong.lock", "strong"]
+    assert sorted(p.name for p in folder.parent.iterdir()) == [
+        ".strong.lock",
+        "strong",
+        "strong.yaml",
+    ]
 
 
 def test_work_of_other_settings_is_not_gone_on_with(tmp_path):

@@ -258,7 +258,7 @@ TABLE = {
 LATE = {
     "a text that is too short": (
         HARVEST + " data={tmp}/short",
-        ["the text is too short", "1 documents", "row of 32 tokens", "context_size"],
+        ["the text is too short", "1 documents", "sequence of 32 tokens", "context_size"],
     ),
     "a batch larger than the cache": TABLE.pop("a batch larger than the cache"),
 }
@@ -338,9 +338,9 @@ def flip_a_byte(chunk: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
-        (truncate, "is damaged"),
-        (flip_a_byte, "is damaged"),
-        (Path.unlink, "a chunk of .* is missing"),
+        (truncate, "activations/{} is damaged"),
+        (flip_a_byte, "activations/{} is damaged"),
+        (Path.unlink, "a chunk of activations/{} is missing"),
     ],
 )
 def test_a_damaged_chunk_is_named(damage, word, cache_copy, refused):
@@ -348,7 +348,7 @@ def test_a_damaged_chunk_is_named(damage, word, cache_copy, refused):
     refused(
         train_on(cache_copy),
         str(cache_copy),
-        f"activations/{HOOK} {word} in sequences 64 to 95",
+        f"{word.format(HOOK)} in sequences 64 to 95",
         "run the same harvest again",
     )
 
@@ -375,7 +375,7 @@ def test_a_dictionary_of_another_model_is_refused(stage, tmp_path, tiny_run, ref
     refused(
         [stage, f"run={tmp_path / 'mine'}", f"cache={tiny_run / 'cache.zarr'}"],
         "foreign was trained on another/model",
-        "is of ",
+        "belongs to ",
     )
 
 
@@ -536,8 +536,8 @@ def test_a_dead_feature_is_refused(analyzed_copy, refused):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, table.schema), path)
     refused(
         ["steer", f"run={analyzed_copy}", "dictionary=weak", "features=[3]"],
-        "features=3 is dead",
-        "choose a live one",
+        "features=3 never fired",
+        "choose another one",
     )
 
 
@@ -558,7 +558,7 @@ def test_exporting_over_a_folder_of_somebody_else_is_refused(analyzed, tmp_path,
     refused(
         ["export", f"run={analyzed}", "dictionary=weak", f"out={out}"],
         str(out),
-        "no export",
+        "not an export",
         "another folder with out=",
     )
 

@@ -225,7 +225,7 @@ def test_a_name_that_no_system_has_room_for_is_refused(run, tmp_path):
 def test_a_hook_that_contradicts_the_dictionarys_own_is_refused(run, tmp_path):
     folder = str(named(tmp_path / "one"))
     with pytest.raises(
-        UserError, match=r"one is of blocks\.1\.hook_resid_post, but hook_name=blocks\.0\.hook_"
+        UserError, match=r"one reads blocks\.1\.hook_resid_post, but hook_name=blocks\.0\.hook_"
     ):
         sae.import_(folder=folder, run=str(run), hook_name="blocks.0.hook_resid_post")
     # The same place by other names.
@@ -254,7 +254,7 @@ def test_model_and_hook_are_asked_for_at_once_and_the_caches_hooks_are_named(run
 def test_a_model_that_is_not_to_be_had_is_said_to_be_the_files_or_the_commands(tmp_path):
     folder = str(named(tmp_path / "one", model_name="nobody-2m"))
     with pytest.raises(
-        UserError, match="one says that it is of nobody-2m, and nobody-2m is not"
+        UserError, match="one says that it belongs to nobody-2m, but nobody-2m is not"
     ):
         sae.import_(folder=folder, run=str(tmp_path))
     with pytest.raises(UserError, match=r"^model_name=none-3m is not embedded"):

@@ -123,16 +123,7 @@ def test_a_folder_that_is_not_there_is_refused(monkeypatch, capsys):
 def test_settings_that_were_kept_give_the_same_configuration_back(command, words, tmp_path):
     config = build(COMMANDS[command], words)
     artefact = tmp_path / "made-l1-1.5"
-    keep_settings(config, command, artefact, anew=True)
+    keep_settings(config, command, artefact)
     kept = settings_file(artefact)
     assert kept.name == "made-l1-1.5.yaml"
     assert build(COMMANDS[command], [f"config={kept}"]) == config
-
-
-def test_settings_of_a_reused_artefact_stay(tmp_path):
-    artefact = tmp_path / "front.json"
-    keep_settings(sae.EvalConfig(run="a"), "eval", artefact, anew=False)
-    keep_settings(sae.EvalConfig(run="b"), "eval", artefact, anew=False)
-    assert "run: a\n" in (tmp_path / "front.yaml").read_text()
-    keep_settings(sae.EvalConfig(run="b"), "eval", artefact, anew=True)
-    assert "run: b\n" in (tmp_path / "front.yaml").read_text()

@@ -43,7 +43,11 @@ def test_a_control_that_nobody_compared_changes_nothing(run):
 @pytest.mark.parametrize(
     ("recommended", "digests", "sentence"),
     [
-        (None, {}, "holds 2 dictionaries; choose one of strong, weak with dictionary=NAME, or"),
+        (
+            None,
+            {},
+            r"holds 2 dictionaries; choose one with dictionary=strong \(or weak\), or let",
+        ),
         ("gone", {}, "gone, recommended before, is gone"),
         ("weak", {"weak": "0" * 16}, "weak has changed since it was compared"),
     ],

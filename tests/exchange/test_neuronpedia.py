@@ -665,7 +665,7 @@ DAMAGES = {
     "twice": (changed("features", index="4"), "feature 4 occurs twice"),
     "strange owner": (
         changed("activations", index="999"),
-        "feature 999 has contexts and no row",
+        "feature 999 has contexts but is not among the features",
     ),
     "two models": (changed("features", modelId="x"), "beside those of tiny-llama/1-res-mine"),
     "density": (changed("features", frac_nonzero=7), "feature 3 has frac_nonzero=7"),

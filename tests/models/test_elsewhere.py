@@ -104,5 +104,5 @@ def test_every_command_finds_the_model_from_another_working_directory(
     # Beside the cache that knows the model it is the same one again.
     given = {"folder": str(folder), "name": "back"}
     assert sae.import_(**here, **given).record.model.name == cache.model.name
-    with pytest.raises(UserError, match="says that it is of my-model, and"):
+    with pytest.raises(UserError, match="says that it belongs to my-model, but"):
         sae.import_(run=str(places / "other"), **given)

@@ -151,7 +151,7 @@ BROKEN = [
     (without(*TOKENIZER), "its tokenizer .*, where no tokenizer is; put the model's own there"),
     (
         holding(TOKENIZER[0], b'{"a": 1}'),
-        r"its tokenizer .*; put .* said: KeyError: 'added_tok",
+        r"its tokenizer .*; put .* message: KeyError: 'added_tok",
     ),
     (holding(TOKENIZER[0], b"\xff\x00"), "its tokenizer .*Its message: UnicodeDecodeError"),
     (holding(TOKENIZER[1], b"[]"), "its tokenizer .*Its message: AttributeError"),
