@@ -811,7 +811,7 @@ def test_a_dictionary_whose_model_has_changed_is_shown_without_live_features(
     with serving(run) as server:
         found = ready(server)
         assert found["model"] == "absent"
-        assert "has other weights now" in found["why"]
+        assert "now has other weights" in found["why"]
         assert server.ask("/atlas/strong/")[0] == 200
         assert server.refused("/atlas/strong/api/read", {"text": "a"}) == found["why"]
     assert "is shown without live features" in capsys.readouterr().err
@@ -862,7 +862,7 @@ def test_a_run_without_an_atlas_says_how_to_make_one(tmp_path, tiny_run, capsys)
 @pytest.mark.parametrize("name", ["no such run", "it's, {odd}", "a\\b"])
 def test_a_run_that_is_not_there_is_named(tmp_path, capsys, name):
     assert main(["serve", str(tmp_path / name)]) == 2
-    assert f"run={tmp_path / name}: no such folder" in capsys.readouterr().err
+    assert f"run={tmp_path / name}: there is no such folder" in capsys.readouterr().err
 
 
 def test_an_atlas_that_is_half_there_or_of_another_version_is_refused(tmp_path, tiny_run):
@@ -882,7 +882,7 @@ def test_an_atlas_that_is_half_there_or_of_another_version_is_refused(tmp_path, 
     with pytest.raises(UserError, match=r"atlas/strong/atlas\.json .*sae analyze"):
         pages_of(config)
     (run / "atlas/strong/atlas.json").write_text("{")
-    with pytest.raises(UserError, match=r"atlas\.json: not readable"):
+    with pytest.raises(UserError, match=r"atlas\.json: this cannot be read as JSON"):
         pages_of(config)
     shutil.move(run / "atlas/strong", tmp_path / "elsewhere")
     (run / "atlas/strong").symlink_to(tmp_path / "elsewhere")
