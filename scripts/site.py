@@ -29,16 +29,16 @@ from sae.config.keys import REQUIRED, described, keys, kind_in_words
 ROOT = Path(__file__).parents[1]
 _LINK = re.compile(r"(!?\[[^\]]*\])\((?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?\)")
 _SHIM = "https://unpkg.com/iframe-worker/shim"
-_FILE = re.compile(r'href="([^":#]+)\.(?:md|ipynb)((?:#[^"]*)?)"(?! download)')
+# The style sheet shows a table inside these as short texts on a narrow screen.
+_KEYS_BEGIN = ('<div class="keys" markdown>', "")
+_KEYS_END = ("", "</div>")
 _KEYS = re.compile(r"<!-- keys: sae ([\w -]+) -->")
 _NAMES = re.compile(r"<!-- names: (\w+) -->")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files outside `docs/` that pages link to."""
-    pending = [
-        (f.src_uri, f.content_string) for f in files.documentation_pages() if _is_text(f)
-    ]
+    pending = [(file.src_uri, file.content_string) for file in files.documentation_pages()]
     seen: set[str] = set()
     while pending:
         page, text = pending.pop()
@@ -59,8 +59,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Fill in what is made of the code, and lead links to the copies."""
-    if not _is_text(page.file):
-        return markdown
     markdown = _KEYS.sub(lambda found: _command(COMMANDS[found[1]]), markdown)
     markdown = _NAMES.sub(lambda found: "\n".join(_names(found[1])), markdown)
     here = posixpath.dirname(page.file.src_uri)
@@ -74,15 +72,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return _LINK.sub(led, markdown)
 
 
-def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead the links of a notebook, which name files, to the pages that are made of them."""
-    if _is_text(page.file):
-        return content
-    name = posixpath.basename(page.file.src_uri)
-    own = f'<p><a href="{name}" download>Download this notebook</a></p>'
-    return own + _FILE.sub(r'href="\1.html\2"', content)
-
-
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Take the script that lets the search work from disk from the site, not from a host."""
     here = posixpath.dirname(page.file.dest_uri) or "."
@@ -92,10 +81,6 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 def on_post_template(output: str, template_name: str, config: MkDocsConfig) -> str:
     """Do the same for the page of what is not there, whose links begin at the server's root."""
     return output.replace(_SHIM, "/javascripts/iframe-worker.js")
-
-
-def _is_text(file: File) -> bool:
-    return file.src_uri.endswith(".md")
 
 
 def _place(page: str, link: str) -> str | None:
@@ -131,11 +116,12 @@ def _command(command: Command) -> str:
             more = ", or any name or path" if group.named else ""
             lines.append(f"| `{group.name}=` | {', '.join(group.choices)}{more} |")
         lines.append("")
-    lines += ["| key | by default | takes | meaning |", "|---|---|---|---|"]
+    lines += [*_KEYS_BEGIN, "| key | by default | takes | meaning |", "|---|---|---|---|"]
     for key in keys(config):
         kind = kind_in_words(key.kind).replace("|", "\\|")
         value = "required" if key.value is REQUIRED else f"`{_shown(key.value)}`"
         lines.append(f"| `{key.name}` | {value} | {kind} | {_cell(key.meaning)} |")
+    lines += _KEYS_END
     for flag in family(command.name):
         lines += ["", f"To {flag.summary}: `{flag.example}`"]
     return "\n".join(lines)
@@ -179,7 +165,7 @@ def _names(kind: str) -> Iterator[str]:
 def _settings(name: str, config: type[Any]) -> Iterator[str]:
     """Yield a configuration class: what it is for, and its own fields."""
     yield from (f"### {name}", "", inspect.getdoc(config) or "", "")
-    yield from ("| field | type | by default | meaning |", "|---|---|---|---|")
+    yield from (*_KEYS_BEGIN, "| field | by default | type | meaning |", "|---|---|---|---|")
     hints = typing.get_type_hints(config)
     meanings = {key.name: key.meaning for key in described(config)}
     for field in dataclasses.fields(config):
@@ -195,4 +181,5 @@ def _settings(name: str, config: type[Any]) -> Iterator[str]:
         else:
             shown = f"`{_cut(repr(field.default))}`"
         kind_cell = written.replace("|", "\\|")
-        yield f"| `{field.name}` | {kind_cell} | {shown} | {_cell(meanings[field.name])} |"
+        yield f"| `{field.name}` | {shown} | {kind_cell} | {_cell(meanings[field.name])} |"
+    yield from _KEYS_END
