@@ -24,11 +24,8 @@ from sae.commands.export import ExportConfig
 from sae.commands.harvest import HarvestConfig
 from sae.commands.steer import SteerConfig
 from sae.commands.train import TrainConfig
-from sae.models import resolve_device
 from sae.pages.report import write_report
-from sae.run import Run, keep_settings
-from sae.run.clock import Clock
-from sae.training.turns import product_seconds
+from sae.run import Clock, Run, keep_settings
 
 # Keys of stages that have no effect in a demo, and the key that has.
 _SET_BY_THE_DEMO = {
@@ -115,7 +112,6 @@ def _expected_seconds(config: DemoConfig) -> float:
     It is the time on the machine where `_SECONDS` were measured, times how much longer a
     product of matrices takes here.
     """
-    device = resolve_device(config.harvest.model.device)
     n_dictionaries = len(config.l1_coefficients) * (1 + len(config.train.control))
     work = {
         "harvest": config.harvest.n_tokens,
@@ -126,7 +122,7 @@ def _expected_seconds(config: DemoConfig) -> float:
         "steer": config.steer.n_features,
     }
     seconds = sum(_SECONDS[stage] * amount for stage, amount in work.items())
-    return seconds * product_seconds(device) / _PRODUCT_SECONDS
+    return seconds * train.product_seconds(config.harvest.model.device) / _PRODUCT_SECONDS
 
 
 def run(config: DemoConfig) -> dict[str, Any]:

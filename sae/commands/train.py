@@ -13,11 +13,11 @@ from sae.pages.compare import say_comparison, write_comparison
 from sae.rows.origin import check_same_text
 from sae.rows.own import OwnTensors
 from sae.run import RANDOM_MODEL_CACHE, Run, cache_location, keep_settings
+from sae.training import turns
 from sae.training.config import SweepConfig, TrainConfig
 from sae.training.loop import Diverged
 from sae.training.task import open_source, tasks_of
 from sae.training.train import train_together
-from sae.training.turns import check_memory, train_in_turns
 
 __all__ = ["TrainConfig", "run"]
 
@@ -42,11 +42,15 @@ def run(config: TrainConfig, rows: OwnTensors | None = None) -> Dictionary:
     source = open_source(config, rows)
     tasks = tasks_of([config, *config.controls()], source)
     if not all(task.is_current() for task in tasks):
-        check_memory(tasks, source)
-    trained = [task.config for task in train_together(tasks, source)]
-    if rows is None:
-        _keep_settings(trained)
+        turns.check_memory(tasks, source)
+    trained = train_together(tasks, source)
+    _keep_settings([] if rows is not None else [task.config for task in trained])
     return load_dictionary(config.dictionary_path)
+
+
+def product_seconds(device: str) -> float:
+    """Return how long a product of two square matrices takes on `auto`, `cpu` or `cuda`."""
+    return turns.product_seconds(resolve_device(device))
 
 
 def sweep(configs: Iterable[TrainConfig]) -> list[Dictionary]:
@@ -106,7 +110,7 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
     compared: list[list[TrainConfig]] = []
     for members in _by(configs, _stream).values():
         source = open_source(members[0])
-        plan, found = train_in_turns(tasks_of(members, source), source, "train")
+        plan, found = turns.train_in_turns(tasks_of(members, source), source, "train")
         diverged += found
         trained = [[task.config for task in turn] for turn in plan]
         reused = [config for config in members if not any(config in turn for turn in trained)]
@@ -119,9 +123,8 @@ def run_all(configs: Sequence[TrainConfig]) -> None:
 
 def _keep_settings(trained: Sequence[TrainConfig]) -> None:
     """Write as `training/ID.yaml` what trains each alone, without what holds for several."""
-    for config in trained:
-        if config.dictionary_path.exists():
-            keep_settings(replace(config, sweep=SweepConfig()), "train", config.state_path)
+    for config in (one for one in trained if one.dictionary_path.exists()):
+        keep_settings(replace(config, sweep=SweepConfig()), "train", config.state_path)
 
 
 def _check_random_model(config: TrainConfig) -> None:

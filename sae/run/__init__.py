@@ -1,5 +1,6 @@
 """The folder of a run, and how an artefact is made once and then found again."""
 
+from sae.run.clock import Clock
 from sae.run.layout import RANDOM_MODEL_CACHE, RUN_CACHE, Measured, Run, cache_location
 from sae.run.making import (
     Artefact,
@@ -18,6 +19,7 @@ __all__ = [
     "RANDOM_MODEL_CACHE",
     "RUN_CACHE",
     "Artefact",
+    "Clock",
     "Measured",
     "PathArtefact",
     "Run",
