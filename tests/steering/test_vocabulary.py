@@ -264,8 +264,8 @@ def test_texts_go_on_to_the_end_whatever_the_sampling_says(
 @pytest.mark.parametrize(
     ("prompts", "changes", "said"),
     [
-        (PROMPTS, {"temperature": 0}, "temperature=0 takes the likeliest"),
-        (PROMPTS, {"max_new_tokens": 200}, "reads 128 at once"),
+        (PROMPTS, {"temperature": 0}, "temperature=0 always takes the likeliest"),
+        (PROMPTS, {"max_new_tokens": 200}, "reads only 128 at once"),
         ([], {}, "no prompts"),
         ([""], {}, "write a beginning"),
     ],

@@ -205,5 +205,5 @@ def test_words_that_no_tokens_spell_are_refused():
 
 
 def test_a_tokenizer_that_cannot_part_words_is_refused():
-    with pytest.raises(UserError, match="parts words"):
+    with pytest.raises(UserError, match="separates words"):
         Words(["the"], ["the", "t"])

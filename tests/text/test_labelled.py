@@ -120,7 +120,10 @@ def test_names_that_are_no_task_are_refused_in_a_sentence(tmp_path):
     for name, sentence in (
         (str(tmp_path / "nowhere.csv"), "is not a file"),
         ("nowhere.jsonl", "is not a file"),
-        ("sae-probes:hist_fig_ismale", "none of the 155 data sets of sae-probes; nearest: 5_"),
+        (
+            "sae-probes:hist_fig_ismale",
+            "not one of the 155 data sets of sae-probes; nearest: 5_",
+        ),
     ):
         with pytest.raises(UserError, match=sentence):
             labelled_texts(name, "text", "label")

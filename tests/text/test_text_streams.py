@@ -161,7 +161,9 @@ def test_conversations_without_a_usable_template_are_refused_in_one_sentence(
     folder = tmp_path / "chats"
     folder.mkdir()
     config = chat_file(folder, CHATS)
-    with pytest.raises(UserError, match=r"tokenizer has no chat template; use an instr"):
+    with pytest.raises(
+        UserError, match=r"tokenizer of the model has no chat template; use an instr"
+    ):
         sae.harvest(**small(tmp_path / "run", tiny_model, folder) | {"data": config})
     tokenizer.chat_template = TEMPLATE
     odd = chat_file(folder, [*CHATS, [{"role": "wizard", "content": "hm"}]])
