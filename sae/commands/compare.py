@@ -46,6 +46,7 @@ class _Subject:
 def run(config: CompareConfig) -> Comparison:
     """Compare, or reuse a comparison of the same weights on the same rows."""
     first, second = _subject(config, config.first), _subject(config, config.second)
+    _check_hooks(first, second)
     home = Run.at(config.run) if config.run else first.run
     require(
         home is not None,
@@ -58,7 +59,7 @@ def run(config: CompareConfig) -> Comparison:
     names = _names(first, second)
     folder = home.comparison(f"{names[0]}--{names[1]}".replace("/", "-"))
     digests = [first.dictionary.digest, second.dictionary.digest]
-    wanted = digest(["compare", *digests, cache.digest, config.seed, names])
+    wanted = digest(["compare with numbers", *digests, cache.digest, config.seed, names])
 
     def is_current() -> bool:
         place = folder / SUMMARY
@@ -109,6 +110,16 @@ def _subject(config: CompareConfig, place: str) -> _Subject:
     return _Subject(folder.name, found, Run(Path(place).parent.parent) if inside else None)
 
 
+def _check_hooks(first: _Subject, second: _Subject) -> None:
+    """Refuse dictionaries of different places, whose directions have nothing in common."""
+    places = [" to ".join(dict.fromkeys(one.dictionary.hook_names)) for one in (first, second)]
+    require(
+        places[0] == places[1],
+        f"{first.name} is of {places[0]} and {second.name} of {places[1]}; give two "
+        "dictionaries of the same hook, because features of different places cannot be matched",
+    )
+
+
 def _names(first: _Subject, second: _Subject) -> list[str]:
     """Return names that tell the two apart: their own, or those of their runs before them."""
     if first.name != second.name:
@@ -138,8 +149,9 @@ def _notes(first: Dictionary, second: Dictionary) -> list[str]:
     if None not in seeds and seeds[0] == seeds[1] and first.digest != second.digest:
         found.append(
             f"Both were trained with seed {seeds[0]}, so they may have begun with the same "
-            "directions, and some features may match for that reason alone. Compare trainings "
-            "with different seeds to leave that out."
+            "directions in the same order. What is shared without pairs of equal numbers owes "
+            "nothing to that, and a pair of equal numbers may: compare trainings with "
+            "different seeds to tell."
         )
     if first.digest == second.digest:
         found.append("Both have the same weights.")

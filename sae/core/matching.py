@@ -57,14 +57,14 @@ def match_directions(first: Directions, second: Directions, *, signed: bool = Fa
     return matched(similarity if signed else similarity.abs())
 
 
-_HUNGARIAN_UP_TO = 16_384
+EXACT_UP_TO = 16_384
 """Directions of the larger set up to which the best match is exact: the method is cubic."""
 _CHUNK = 4096
 
 
 def match_many(first: Directions, second: Directions, *, signed: bool = False) -> Match:
     """Return what `match_directions` does, or a greedy match where the sets are large."""
-    if max(len(first), len(second)) <= _HUNGARIAN_UP_TO:
+    if max(len(first), len(second)) <= EXACT_UP_TO:
         return match_directions(first, second, signed=signed)
     return greedy_match(first, second, signed=signed)
 

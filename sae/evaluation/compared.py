@@ -8,6 +8,10 @@ directions that they write, and once more by those that they read (Paulo and Bel
   in between otherwise.
 Unrelated directions are of two kinds, see `sae.evaluation.stability`: random ones that are
 spread as the rows are, and the first directions of two fresh trainings.
+
+Trainings of one seed begin with the same directions in the same order, so that their features
+match at equal numbers, whatever was learned. Where both dictionaries have as many features, the
+match is therefore repeated without pairs of equal numbers: what is left owes nothing to that.
 """
 
 from collections.abc import Mapping
@@ -17,8 +21,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae.base import require
 from sae.cache.layout import ActivationCache
-from sae.core.matching import Match, match_many
+from sae.core.matching import EXACT_UP_TO, Match, cosines, match_many, matched
 from sae.dictionary import Dictionary
 from sae.evaluation.sample import sample_rows
 from sae.evaluation.stability import SAME, Rows, alive, unrelated
@@ -59,12 +64,28 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
+class EqualNumbers:
+    """How much of a match is of features with equal numbers, and what is left without it."""
+
+    share: float
+    """Share of the pairs whose features have the same number in both dictionaries."""
+    by_chance: float
+    """Share that a match of unrelated numbers has on average."""
+    mean_without: float
+    """Mean cosine where features of equal numbers may not be paired."""
+    shared_without: float
+    """Share of the first dictionary's live features that are then shared."""
+
+
+@dataclass(frozen=True, slots=True)
 class Compared:
     """Two dictionaries beside each other."""
 
     first: Side
     second: Side
     nulls: tuple[Null, ...]
+    equal_numbers: EqualNumbers | None
+    """None where the dictionaries are of different sizes, or too large for an exact match."""
 
     def to_json(self) -> Mapping[str, object]:
         """Return the figures, without those of single features."""
@@ -73,6 +94,7 @@ class Compared:
             "mean_cosine": [float(side.cosine.double().mean()) for side in self.sides],
             "shares": [{kind: side.share(kind) for kind in KINDS} for side in self.sides],
             "nulls": [asdict(null) for null in self.nulls],
+            "equal_numbers": None if self.equal_numbers is None else asdict(self.equal_numbers),
             "same": SAME,
         }
 
@@ -90,8 +112,17 @@ def compared(first: Dictionary, second: Dictionary, x: Rows, *, seed: int = 0) -
         second: another one, of the same widths.
         x: rows that say which features are alive, and how directions are spread by chance.
         seed: of the unrelated directions.
+
+    Raises:
+        UserError: if no feature of one of them fires on the rows.
     """
     live = [alive(one, x).nonzero()[:, 0] for one in (first, second)]
+    for which, own in zip(("first", "second"), live, strict=True):
+        require(
+            len(own) > 0,
+            f"no feature of the {which} dictionary fires on any of the {len(x):,} rows; give "
+            "a cache of text on which both fire",
+        )
     written, read = (
         match_many(a[live[0]].cpu(), b[live[1]].cpu())
         for a, b in ((first.W_dec, second.W_dec), (first.W_enc.t(), second.W_enc.t()))
@@ -106,6 +137,30 @@ def compared(first: Dictionary, second: Dictionary, x: Rows, *, seed: int = 0) -
         _side(live[0], live[1], written, read, bar),
         _side(live[1], live[0], back[0], back[1], bar),
         nulls,
+        _equal_numbers(first, second, live, written),
+    )
+
+
+def _equal_numbers(
+    first: Dictionary, second: Dictionary, live: list[Int[Tensor, " live"]], written: Match
+) -> EqualNumbers | None:
+    """Return what of a match is of equal numbers, and what is found without those pairs."""
+    sizes = [len(own) for own in live]
+    if first.d_sae != second.d_sae or max(sizes) > EXACT_UP_TO:
+        return None
+    equal = live[0][:, None] == live[1][None, :]
+    found = []
+    for a, b in ((first.W_dec, second.W_dec), (first.W_enc.t(), second.W_enc.t())):
+        similarity = cosines(a[live[0]], b[live[1]]).abs().cpu()
+        # Less than any cosine: such a pair is taken only where nothing else is left.
+        similarity[equal] = -1
+        found.append(matched(similarity))
+    side = _side(live[0], live[1], found[0], found[1], bar=-1)
+    return EqualNumbers(
+        share=float(equal[written.first, written.second].double().mean()),
+        by_chance=float(equal.sum()) / (sizes[0] * sizes[1]),
+        mean_without=float(found[0].cosine.clamp_min(0).double().mean()),
+        shared_without=side.share("shared"),
     )
 
 

@@ -94,7 +94,18 @@ class Comparison:
                 f"{null['shared']:.1%} at {about['same']:g} or more; "
                 f"of the two dictionaries {about['mean_cosine'][0]:.2f}"
             )
+        yield from self.of_equal_numbers()
         yield from (f"note: {note}" for note in about["notes"])
+
+    def of_equal_numbers(self) -> Iterator[str]:
+        """Yield what a match owes to numbers: trainings of one seed begin in the same order."""
+        equal = self.summary["equal_numbers"]
+        if equal is not None:
+            yield (
+                f"{equal['share']:.1%} of the matches pair features of equal numbers, where "
+                f"chance gives {equal['by_chance']:.2%}; without such pairs the mean cosine is "
+                f"{equal['mean_without']:.2f}, and {equal['shared_without']:.1%} are shared"
+            )
 
     def plot(self) -> "Figure":
         """Return a histogram of the cosines of matches, with what chance stays below."""

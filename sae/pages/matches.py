@@ -27,7 +27,10 @@ def write_matches_page(folder: Path) -> None:
         finding=html.escape(_finding(about)),
         shares=_table(("", "live features", "shared", "in between", "its own"), _shares(about)),
         nulls=_table(("", "mean cosine", "99 of 100 below", "0.7 or more"), _nulls(about)),
-        notes="".join(f'<p class="note">{html.escape(note)}</p>' for note in about["notes"]),
+        notes="".join(
+            f'<p class="note">{html.escape(note)}</p>'
+            for note in (*(f"{line}." for line in found.of_equal_numbers()), *about["notes"])
+        ),
         figures=_figures(about),
         shared=_features(found, "first", "shared"),
         own_first=_features(found, "first", "own"),

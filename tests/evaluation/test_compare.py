@@ -49,6 +49,24 @@ def test_a_feature_that_was_left_out_is_only_in_the_other(one, x):
     assert set(found.second.kind) == {"shared"}
 
 
+def test_a_match_at_equal_numbers_is_told_from_one_that_was_found(one, x):
+    alike = compared(one, one, x).equal_numbers
+    assert alike.share == 1
+    assert alike.mean_without < 0.9
+    order = torch.randperm(one.d_sae, generator=torch.Generator().manual_seed(0))
+    found = compared(one, one.of_latents(order), x)
+    n = len(found.first.feature)
+    moved = float((order != torch.arange(one.d_sae))[found.first.feature].double().mean())
+    # Only features that stayed where they were have to find another partner.
+    assert found.equal_numbers.share == pytest.approx(1 - moved, abs=2 / n)
+    assert found.equal_numbers.shared_without >= 0.8
+    assert found.equal_numbers.by_chance == pytest.approx(1 / n, rel=0.5)
+
+
+def test_sizes_that_differ_have_no_numbers_in_common(one, x):
+    assert compared(one, one.of_latents(torch.arange(1, one.d_sae)), x).equal_numbers is None
+
+
 def test_random_directions_match_no_better_than_their_own_null(one, x):
     generator = torch.Generator().manual_seed(5)
     drawn = torch.nn.functional.normalize(
@@ -62,6 +80,12 @@ def test_random_directions_match_no_better_than_their_own_null(one, x):
     highest = max(null.mean for null in found.nulls)
     assert float(found.first.cosine.mean()) < highest + 0.1
     assert found.first.share("shared") < 0.1
+
+
+def test_dictionaries_that_never_fire_are_refused(one, x):
+    silent = one.with_weights({"b_enc": torch.full((one.d_sae,), -1e6)})
+    with pytest.raises(sae.UserError, match="no feature of the second dictionary fires on any"):
+        compared(one, silent, x)
 
 
 def test_the_command_writes_a_table_a_page_and_figures_side_by_side(run, capsys):
@@ -98,5 +122,9 @@ def test_what_cannot_be_compared_is_refused(run, one, tmp_path):
     save_dictionary(one, tmp_path / "alone")
     with pytest.raises(sae.UserError, match="is in no run; give run=FOLDER"):
         sae.compare(tmp_path / "alone", run / "dictionaries" / "weak")
+    elsewhere = one.placed("blocks.0.hook_resid_post", "blocks.0.hook_resid_post")
+    save_dictionary(elsewhere, tmp_path / "elsewhere")
+    with pytest.raises(sae.UserError, match="and elsewhere of blocks"):
+        sae.compare("weak", tmp_path / "elsewhere", run=run)
     with pytest.raises(sae.UserError, match="nothing"):
         sae.compare("nothing", "weak", run=run)
