@@ -59,7 +59,9 @@ def run(config: CompareConfig) -> Comparison:
     names = _names(first, second)
     folder = home.comparison(f"{names[0]}--{names[1]}".replace("/", "-"))
     digests = [first.dictionary.digest, second.dictionary.digest]
-    wanted = digest(["compare with numbers", *digests, cache.digest, config.seed, names])
+    figures, labels = _figures(first, second), [_labels(first), _labels(second)]
+    about = [cache.digest, config.seed, names, figures, labels]
+    wanted = digest(["compare with numbers", *digests, *about])
 
     def is_current() -> bool:
         place = folder / SUMMARY
@@ -71,7 +73,7 @@ def run(config: CompareConfig) -> Comparison:
     def build(temporary: Path) -> None:
         found, n_rows = compared_in(first.dictionary, second.dictionary, cache, config.seed)
         temporary.mkdir()
-        MATCHES.write(temporary, columns_of(found, _labels(first), _labels(second)))
+        MATCHES.write(temporary, columns_of(found, *labels))
         about = {
             "digest": wanted,
             "names": names,
@@ -79,9 +81,7 @@ def run(config: CompareConfig) -> Comparison:
             "hook_name": first.dictionary.hook_name,
             "n_rows": n_rows,
             "notes": _notes(first.dictionary, second.dictionary),
-            "figures": [_figures(first), _figures(second)],
-            "without_figures": "There are no figures of both on held-out text. Measure them "
-            "with sae eval run=RUN, for the run of each.",
+            **figures,
         }
         write_json(temporary / SUMMARY, about | dict(found.to_json()))
         write_matches_page(temporary)
@@ -135,9 +135,36 @@ def _labels(one: _Subject) -> Mapping[int, str]:
     return labels_at(one.run.atlas(one.name)) if one.run else {}
 
 
-def _figures(one: _Subject) -> Mapping[str, float]:
-    """Return the figures of a dictionary on held-out text, if they are of these weights."""
-    return figures_at(one.run.evaluation(one.name), one.dictionary.digest) if one.run else {}
+def _figures(first: _Subject, second: _Subject) -> dict[str, object]:
+    """Return figures of both on the same held-out text, or why they are not side by side."""
+    found = [
+        figures_at(one.run.evaluation(one.name), one.dictionary.digest) if one.run else None
+        for one in (first, second)
+    ]
+    there = [one for one in found if one is not None]
+    measured = {(one.data, one.n_rows, one.n_behaviour_tokens) for one in there}
+    # Two runs may have harvested different texts of one name.
+    trained_on = {one.dictionary.record.cache_digest for one in (first, second)}
+    homes = {one.run.folder.resolve() for one in (first, second) if one.run}
+    why = ""
+    if len(there) < 2:
+        missing = ", ".join(
+            one.name for one, own in zip((first, second), found, strict=True) if own is None
+        )
+        why = (
+            f"There are no figures of {missing} on held-out text. Measure them with sae eval "
+            "run=RUN dictionary=NAME, and compare again."
+        )
+    elif len(measured) > 1 or (len(homes) > 1 and len(trained_on) > 1):
+        why = (
+            "Their figures may be of different held-out text, so they are not side by side. "
+            "Measure both on one cache with sae eval run=RUN cache=CACHE, and compare again."
+        )
+    return {
+        "figures": [{} if why else dict(one.values) for one in there],
+        "intervals": [{} if why else dict(one.intervals) for one in there],
+        "without_figures": why,
+    }
 
 
 def _notes(first: Dictionary, second: Dictionary) -> list[str]:

@@ -31,12 +31,12 @@ SUMMARY, PAGE = "compare.json", "index.html"
 _AGAIN = "remove the folder and run sae compare again"
 
 
-def figures_at(place: Path, digest: str) -> Mapping[str, float]:
+def figures_at(place: Path, digest: str) -> Figures | None:
     """Return the figures in a file of `evals/`, if they are of weights with that digest."""
     if not place.is_file():
-        return {}
+        return None
     figures = Figures.read(place)
-    return dict(figures.values) if figures.dictionary_digest == digest else {}
+    return figures if figures.dictionary_digest == digest else None
 
 
 @dataclass(frozen=True)

@@ -68,17 +68,26 @@ def _nulls(about: Mapping[str, Any]) -> Iterable[Sequence[str]]:
 
 def _figures(about: Mapping[str, Any]) -> str:
     """Return the figures of both, or how to get them."""
-    figures = about["figures"]
-    keys = [key for key in figures[0] if key in figures[1] and is_known(key)]
-    if not keys:
+    if about["without_figures"]:
         return f'<p class="note">{html.escape(about["without_figures"])}</p>'
+    figures, intervals = about["figures"], about["intervals"]
     records = []
-    for key in keys:
+    for key in (key for key in figures[0] if key in figures[1] and is_known(key)):
         metric = metric_of(key)
         better = {True: "higher", False: "lower", None: "neither"}[metric.higher_is_better]
-        values = (format(one[key], metric.form) for one in figures)
+        values = (
+            _with_interval(one[key], ends.get(key), metric.form)
+            for one, ends in zip(figures, intervals, strict=True)
+        )
         records.append((metric.title, *values, better))
     return _table(("figure", *about["names"], "better"), records)
+
+
+def _with_interval(value: float, ends: Sequence[float] | None, form: str) -> str:
+    shown = format(value, form)
+    return (
+        shown if ends is None else f"{shown} [{format(ends[0], form)}, {format(ends[1], form)}]"
+    )
 
 
 def _features(found: Comparison, side: str, kind: str) -> str:
@@ -101,8 +110,9 @@ def _features(found: Comparison, side: str, kind: str) -> str:
 def _table(columns: Sequence[str], records: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     lines = [
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in record)}</tr>"
-        for record in records
+        f'<tr><th scope="row">{html.escape(first)}</th>'
+        f"{''.join(f'<td>{html.escape(cell)}</td>' for cell in others)}</tr>"
+        for first, *others in records
     ]
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'

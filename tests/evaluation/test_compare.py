@@ -89,8 +89,13 @@ def test_dictionaries_that_never_fire_are_refused(one, x):
 
 
 def test_the_command_writes_a_table_a_page_and_figures_side_by_side(run, capsys):
+    before = sae.compare("weak", "strong", run=run)
+    assert "There are no figures of weak, strong" in (before.folder / "index.html").read_text()
     sae.eval(run, n_behaviour_tokens=64)
+    # Figures that were measured since belong to the page: it is made anew.
     found = sae.compare("weak", "strong", run=run)
+    low, high = found.summary["intervals"][0]["explained_variance"]
+    assert low < found.summary["figures"][0]["explained_variance"] < high
     assert found.folder == run / "compare" / "weak--strong"
     table = found.to_pandas()
     live = found.summary["n_live"]
