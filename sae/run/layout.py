@@ -42,7 +42,7 @@ from sae.base.names import check_names
 from sae.cache.store import is_url
 from sae.controls import CONTROLS
 from sae.dictionary import Dictionary, load_dictionary, save_dictionary
-from sae.dictionary.files import CONFIG_FILE
+from sae.dictionary.files import CONFIG_FILE, read_record
 from sae.run.making import make
 
 RUN_CACHE = "{run}/cache.zarr"
@@ -187,6 +187,8 @@ class Run:
     def _recommended(self, names: Sequence[str]) -> str:
         """Return the dictionary that a comparison of all of them recommends, and say so.
 
+        Where all but one are controls it is that one; a control is never taken.
+
         Raises:
             UserError: if they were not compared, or the comparison is not of what is there now.
         """
@@ -195,15 +197,28 @@ class Run:
             f"comparison recommend one: sae eval run={self.folder}"
         )
         holds = f"{self.folder} holds {len(names)} dictionaries"
+        controls = {own for name in names for own in self.controls(name).values()}
+        # A control may have a name of its own.
+        controls |= {n for n in names if read_record(self.dictionary(n)).control is not None}
+        own = [name for name in names if name not in controls]
+        if len(own) == 1:
+            say(
+                f"{own[0]} is taken, because all other dictionaries of {self.folder} are "
+                "controls; dictionary=NAME chooses another"
+            )
+            return own[0]
         require(self.pareto("json").is_file(), f"{holds}; {choose}")
         found = read_object(self.pareto("json"), "run sae eval again")
         compared = {str(one.get("id")): one for one in found.get("dictionaries", list)}
-        controls = {own for name in names for own in self.controls(name).values()}
         new = [name for name in names if name not in compared and name not in controls]
         unknown = ", ".join(new)
         require(not new, f"{holds}, and the last comparison did not know {unknown}; {choose}")
         name = found.get("recommended", str)
         require(name in names, f"{holds}, and {name}, recommended before, is gone; {choose}")
+        require(
+            name not in controls,
+            f"{holds}, and {name}, recommended before, is a control; {choose}",
+        )
         measured = compared.get(name, {}).get("dictionary_digest")
         changed = measured not in (None, load_dictionary(self.dictionary(name)).digest)
         require(not changed, f"{holds}, and {name} has changed since it was compared; {choose}")

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 import sae
+from sae.dictionary import save_dictionary
 from sae.run import Run
 
 
@@ -38,6 +40,19 @@ def test_a_control_that_nobody_compared_changes_nothing(run):
     shutil.copytree(dictionaries / "weak", dictionaries / "weak-frozen-decoder")
     compared(run, "weak")
     assert Run.at(run).load(None)[0] == "weak"
+
+
+def test_a_control_by_any_name_is_never_taken(run, capsys):
+    strong = sae.load(str(run / "dictionaries" / "strong"))
+    training = replace(strong.record.training, sae={"frozen": "decoder"})
+    control = replace(strong, record=replace(strong.record, training=training))
+    save_dictionary(control, run / "dictionaries" / "mine")
+    compared(run, "mine", mine=control.digest)
+    with pytest.raises(sae.UserError, match="mine, recommended before, is a control"):
+        Run.at(run).load(None)
+    shutil.rmtree(run / "dictionaries" / "weak")
+    assert Run.at(run).load(None)[0] == "strong"
+    assert "strong is taken, because all other dictionaries" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
