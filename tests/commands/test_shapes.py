@@ -19,7 +19,7 @@ from sae.atlas import read_record, write_record
 from sae.base import UserError, read_json_lines, write_json
 from sae.cache.layout import open_cache
 from sae.cache.writer import CacheWriter
-from sae.commands.demo import DemoConfig, _Clock
+from sae.commands.demo import DemoConfig
 from sae.dictionary import save_dictionary
 from sae.exchange.formats import write_dictionary
 from sae.exchange.stamp import read_stamp, write_stamp
@@ -28,7 +28,7 @@ from sae.harvesting.harvest import _Pace
 from sae.models import ModelConfig, load_model
 from sae.pages.compare import _figures, _told
 from sae.pages.pareto import Pareto
-from sae.run import Run
+from sae.run import Clock, Run
 from sae.training.checkpoint import CheckpointConfig, Checkpoints
 from sae.training.loggers import JsonlLogger
 
@@ -89,7 +89,7 @@ def harvest_time(folder: Path) -> Path:
 
 
 def demo_time(folder: Path) -> Path:
-    clock = _Clock(folder / "timings.json", DemoConfig())
+    clock = Clock(folder / "timings.json", DemoConfig())
     clock.time("harvest", lambda: None)
     return folder / "timings.json"
 
@@ -128,7 +128,7 @@ FILES = {
     "report.json": (report, lambda path: _told(Run.at(path.parent))),
     "timing.json": (training_time, lambda path: _figures(Run.at(path.parents[2]), "weak")),
     "harvest.json": (harvest_time, lambda path: _Pace(path, 1)),
-    "timings.json": (demo_time, lambda path: _Clock(path, DemoConfig())),
+    "timings.json": (demo_time, lambda path: Clock(path, DemoConfig())),
     "export.json": (stamp, read_stamp),
     "zarr.json": (cache, read_cache),
     "zarr.json of an array": (cache_array, read_cache),

@@ -157,7 +157,7 @@ def without_tokens(feature, density=0.001):
     ("rows", "settings", "sentence"),
     [
         ([row(0, density=0), row(1, density=0)], {}, "no feature of this dictionary fired"),
-        ([row(0, density=0), row(1)], {"features": [0]}, "features=0 is dead"),
+        ([row(0, density=0), row(1)], {"features": [0]}, "features=0 never fired"),
         (
             [without_tokens(0), without_tokens(1)],
             {},

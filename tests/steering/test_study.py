@@ -217,7 +217,9 @@ def test_too_little_neutral_text_is_refused(tiny_run, tmp_path):
     run = shutil.copytree(tiny_run, tmp_path / "run")
     off = sae.DialConfig(n_features=0)
     sae.analyze(run=str(run), dictionary="strong", n_silent=0, dials=off)
-    with pytest.raises(UserError, match=r"holds 0 sequences with a silent .* and 12 are read"):
+    with pytest.raises(
+        UserError, match=r"holds 0 sequences with a silent .* but 12 are needed"
+    ):
         sae.steer(run=str(run), dictionary="strong", n_features=1)
 
 
@@ -241,7 +243,7 @@ def test_limits_on_words_stand_beside_or_alone(run, tmp_path):
     assert arms["mask"]["words_outside"]["high"] == 0
     assert arms["unlimited"]["cost"]["mean"] == pytest.approx(0, abs=1e-6)
     assert arms["unlimited"]["perplexity"]["low"] > 1
-    with pytest.raises(UserError, match="temperature=0 takes the likeliest token every time"):
+    with pytest.raises(UserError, match="temperature=0 always takes the likeliest token"):
         sae.SteerConfig(vocabulary=str(words), temperature=0.0)
     with pytest.raises(UserError, match="n_features=0"):
         sae.SteerConfig(n_features=0)

@@ -183,7 +183,7 @@ def test_a_random_model_has_nothing_of_the_trained_one_but_its_sizes(tiny_model)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"control": ["magic"]}, "control=magic is unknown; choose of frozen_decoder"),
+        ({"control": ["magic"]}, "control=magic is unknown; choose from frozen_decoder"),
         ({"control": ["soft_frozen"] * 2}, "names one twice"),
         ({"sae": sae.TopKConfig(d_sae=8, k=2, frozen="decoder")}, "has no controls of its own"),
         ({"init_from": "there"}, "init_from=there gives trained directions"),
