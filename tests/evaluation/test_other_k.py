@@ -66,5 +66,5 @@ def test_a_k_of_other_weights_is_refused_and_so_is_one_of_no_topk_dictionary(run
     save_dictionary(
         sae.load(str(run / "dictionaries" / "topk")), run / "dictionaries" / "topk-k-2"
     )
-    with pytest.raises(UserError, match=r"topk-k-2 is of other weights than topk has now"):
+    with pytest.raises(UserError, match=r"topk-k-2 belongs to other weights than topk has now"):
         sae.eval(run=str(run), dictionary="topk", k=2)

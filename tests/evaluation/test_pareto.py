@@ -245,7 +245,7 @@ def test_a_damaged_record_is_refused_in_a_sentence(
     path.write_text(json.dumps(found))
     with pytest.raises(UserError) as refused:
         Figures.read(path)
-    assert str(refused.value) == f"{path} is not what sae eval writes, {why}; delete it"
+    assert str(refused.value) == f"{path} is not a file that sae eval writes, {why}; delete it"
 
 
 def test_a_damaged_comparison_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -253,7 +253,9 @@ def test_a_damaged_comparison_is_refused_in_a_sentence(tmp_path: Path) -> None:
     whole = compared(made_figures("a")).to_json()
     for broken in ([], {}, *({**whole, "dictionaries": bad} for bad in (3, [], [{}]))):
         path.write_text(json.dumps(broken))
-        with pytest.raises(UserError, match=r"pareto.json is n.*; run sae eval again"):
+        with pytest.raises(
+            UserError, match=r"pareto.json (is n|does not).*; run sae eval again"
+        ):
             Pareto.read(path)
 
 

@@ -131,7 +131,7 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(m, folder, tmp_path):
         (lambda: m.activations(long, HOOK), "reads only 128 at once"),
         (lambda: m.activations(TEXT, "blocks.9.hook_resid_post"), "layers 0 to 2"),
         (lambda: m.features(TEXT, str(tmp_path)), str(tmp_path)),
-        (lambda: sae.model("smollm2", tokenizer=m.tokenizer), "brings its own"),
+        (lambda: sae.model("smollm2", tokenizer=m.tokenizer), "has its own tokenizer"),
         (lambda: sae.model("smollm2", dtype="float8"), "model.dtype=float8 is unknown"),
     ):
         with pytest.raises(UserError) as raised:

@@ -289,7 +289,7 @@ def test_a_dictionary_says_of_which_model_it_is(tiny_run, tmp_path):
         (["text=a", "placeholder=y"], "placeholder=y is not in the prompt"),
         (["text=a", "prompt=x or x", "placeholder=x"], "placeholder=x stands 2 times"),
         (["text=a", "prompt=the river", "placeholder=iv"], "placeholder=iv is no token of its"),
-        (["text=a", "max_new_tokens=120"], "120 are to be written, but the model reads 128"),
+        (["text=a", "max_new_tokens=120"], "120 are to be written, but the model reads only"),
         (["dictionary={d}", "feature=64"], "feature=64 is out of range; this dictionary has 0"),
         (["dictionary={d}", "feature=-1"], "feature=-1 is out of range"),
         (["dictionary={d}", "feature=1", "scales=[0]"], "scales=[0.0]; give lengths above 0"),

@@ -110,8 +110,8 @@ def test_a_sampled_text_is_repeated_by_its_seed(server):
     ("changes", "words"),
     [
         ({"max_tokens": 1_000_000_000}, "max_tokens is 1000000000; give a whole number from 1"),
-        ({"max_tokens": 200}, "reads 128 at once"),
-        ({"prompt": "river " * 200}, "reads 128 at once"),
+        ({"max_tokens": 200}, "reads only 128 at once"),
+        ({"prompt": "river " * 200}, "reads only 128 at once"),
         ({"prompt": ""}, "write a beginning"),
         ({"prompt": None}, "prompt is missing"),
         ({"prompt": []}, "holds 0 texts"),

@@ -172,7 +172,7 @@ def test_a_file_that_sets_no_dials_is_refused(server, text, words):
         ({"chat": 1}, "chat is 1; give true or false"),
         ({"chat": True}, "has no chat template"),
         ({"text": ""}, "write a beginning"),
-        ({"max_new_tokens": 120}, "120 are to be written, but the model reads 128"),
+        ({"max_new_tokens": 120}, "120 are to be written, but the model reads only 128"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_a_sentence(server, changes, words):

@@ -332,7 +332,9 @@ def test_prompts_that_leave_no_room_are_refused_before_anything_is_written(
         "max_new_tokens": n,
         "prompts": ["the", "the old", "a mill", "it"],
     }
-    with pytest.raises(UserError, match=rf"^{who} has \d+ tokens and {n} .* reads 128 at once"):
+    with pytest.raises(
+        UserError, match=rf"^{who} has \d+ tokens and {n} .* reads only 128 at once"
+    ):
         sae.steer(**asked)
 
 
