@@ -9,6 +9,7 @@ from sae.atlas import Atlas, AtlasRecord, Labels, read_labels, replace_atlas
 from sae.base import say
 from sae.cache.layout import open_cache
 from sae.evaluation.seeds import other_seeds
+from sae.pages.compare import link_atlases
 from sae.pages.pareto import Pareto
 from sae.pages.site import write_labels_data, write_pareto_data, write_site
 from sae.rows.origin import check_same_origin
@@ -68,6 +69,7 @@ def run(config: AnalyzeConfig) -> Atlas:
         # What may have changed beside a reused atlas: its labels, the run's other dictionaries.
         write_labels_data(atlas.folder, read_labels(atlas.folder))
         write_pareto_data(atlas.folder, _pareto(run, name))
+    link_atlases(run)
     return atlas
 
 

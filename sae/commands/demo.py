@@ -150,11 +150,11 @@ def run(config: DemoConfig) -> dict[str, Any]:
     names = [one.id for trained in grid for one in (trained, *trained.controls())]
     pareto = done("eval", lambda asked: eval.compare(asked, names), config.eval)
     chosen = pareto.recommended.id
-    atlas = done("analyze", analyze.run, config.analyze, dictionary=chosen)
+    done("analyze", analyze.run, config.analyze, dictionary=chosen)
     steering = done("steer", steer.run, config.steer, dictionary=chosen)
     exported = done("export", export.run, ExportConfig(), dictionary=chosen)
     more = {"steering": steering, "timings": clock.seconds}
-    report = write_report(config.run, names, cache, pareto, atlas, exported, more)
+    report = write_report(config.run, cache, pareto, exported, more)
     keep_settings(config, "demo", run.report_data)
     spent = sum(clock.seconds.values()) / 60
     say(f"{report['cache']['n_tokens']:,} tokens, {spent:.1f} minutes of work")

@@ -34,11 +34,11 @@ function drawHistogram() {
 
 /* A feature at a glance: its name, what it promotes, where it fires most strongly. */
 function featureCard(card) {
-  const rate = `feature ${card.index} · fires on 1 token in ${count(1 / card.density)}, at most ${short(card.max)}`;
+  const rate = `feature ${card.index} · fires on ${percent(card.density)} of tokens, at most ${short(card.max)}`;
   return h(
     "article",
     { class: "card" },
-    h("h3", {}, h("a", { href: `${report.atlas}#f=${card.index}` }, visible(card.label))),
+    h("h3", {}, h("a", { href: `${atlasOf(chosen)}#f=${card.index}` }, visible(card.label))),
     h("p", { class: "rate" }, rate),
     card.top_tokens.length ? h("p", { class: "chips" }, card.top_tokens.map(tokenLabel)) : null,
     card.contexts.map((context) =>
@@ -53,13 +53,13 @@ function featureCard(card) {
 
 function drawFeatures() {
   const cards = read("features");
-  if (!reveal("features", report.atlas)) return;
+  if (!reveal("features", atlasOf(chosen))) return;
   const all = chosen ? `All ${count(chosen.d_sae)} features of ${chosen.id} are` : "All features are";
   $("features-intro").append(
     `${all} in its atlas, with a map, a search and a page for each. `,
     "A feature is worth a name when the places where it fires have something in common, and when the tokens that it makes likelier agree.",
   );
-  $("atlas").href = report.atlas;
+  $("atlas").href = atlasOf(chosen);
   drawHistogram();
   $("cards-title").hidden = !cards.length;
   $("cards").append(...cards.map(featureCard));

@@ -3,10 +3,12 @@
 import math
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 from sae.atlas import Atlas, clearest_features
 from sae.base import (
     JsonObject,
+    UserError,
     read_json_lines,
     read_object,
     require,
@@ -68,7 +70,7 @@ def write_comparison(
             "d_in": pareto.d_in,
             **pareto.for_page(),
         }
-        write_page(run, report, [figures.id for figures in known])
+        write_page(run, report)
     return pareto
 
 
@@ -91,19 +93,42 @@ def _figures(run: Run, name: str) -> Figures | None:
     return replace(figures, training_seconds=seconds)
 
 
-def write_page(
-    run: Run, report: dict[str, Any], names: list[str], atlas: Atlas | None = None
-) -> None:
-    """Write `report.json` and the page `report.html`, with the training curves of `names`.
+def write_page(run: Run, report: dict[str, Any]) -> None:
+    """Write `report.json` and the page `report.html`, with the training curves of dictionaries.
 
-    Versions are added, and the clearest features of the atlas if there is one.
+    Versions are added, the addresses of the atlases that are there, and the clearest features
+    of the chosen dictionary if it has one.
     """
+    chosen = report["chosen"]["id"]
+    atlases = {
+        one["id"]: atlas for one in report["dictionaries"] if (atlas := _atlas(run, one))
+    }
+    report["atlases"] = {
+        name: quote(f"{atlas.folder.relative_to(run.folder).as_posix()}/index.html")
+        for name, atlas in atlases.items()
+    }
     report["versions"] = versions()
     report["evidence"] = run.evidence_page.name if run.evidence_page.exists() else None
     write_json(run.report_data, report)
-    curves = training_curves(run, names, report["chosen"]["id"])
-    examples = clearest_features(atlas) if atlas else []
+    curves = training_curves(run, [one["id"] for one in report["dictionaries"]], chosen)
+    examples = clearest_features(atlases[chosen]) if chosen in atlases else []
     write_text(run.report, render_page(report, examples, curves))
+
+
+def link_atlases(run: Run) -> None:
+    """Write the page of a run anew, if it has one, with links to the atlases there are now."""
+    if run.report_data.is_file():
+        write_page(run, dict(_told(run).values))
+
+
+def _atlas(run: Run, entry: dict[str, Any]) -> Atlas | None:
+    """Return the atlas of a compared dictionary, if there is one of the weights it has now."""
+    atlas = Atlas(run.atlas(entry["id"]))
+    try:
+        digest = atlas.record.dictionary_digest
+    except UserError:
+        return None
+    return atlas if digest == entry["dictionary_digest"] else None
 
 
 def training_curves(run: Run, names: list[str], chosen: str) -> dict[str, list[dict[str, Any]]]:

@@ -13,6 +13,9 @@ let hues = new Map();
 const familyHue = (family) =>
   families.length > 1 ? `var(--c${families.indexOf(family) % 6})` : "var(--muted)";
 
+/* The address of a dictionary's atlas, if it has one. */
+const atlasOf = (entry) => report.atlases?.[entry?.id];
+
 function takeReport(found) {
   report = found;
   const rows = report.dictionaries || [];

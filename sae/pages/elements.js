@@ -24,6 +24,26 @@ const h = (tag, attributes = {}, ...children) => build(document.createElement(ta
 const svg = (tag, attributes = {}, ...children) =>
   build(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
+const SIDEWAYS = ".scroll, .wide";
+/* What goes on sideways says so in words below it, which a screen reader reads too. */
+addEventListener("DOMContentLoaded", () => {
+  const notes = new Map();
+  const say = (box) => (notes.get(box).hidden = box.scrollWidth <= box.clientWidth + 1);
+  const watch = new ResizeObserver((seen) => {
+    // A table that was taken away, for another one, is in no box.
+    const boxes = new Set(seen.map(({ target }) => target.closest(SIDEWAYS)).filter(Boolean));
+    // The words change sizes too, which an observer must not do while it is told of some.
+    requestAnimationFrame(() => boxes.forEach(say));
+  });
+  for (const [i, box] of document.querySelectorAll(SIDEWAYS).entries()) {
+    const words = "This table is wider than the page: scroll it sideways to see all of it.";
+    notes.set(box, h("p", { class: "more", id: `more-${i}`, hidden: true }, words));
+    box.after(notes.get(box));
+    box.setAttribute("aria-describedby", `more-${i}`);
+    for (const part of [box, ...box.children]) watch.observe(part);
+  }
+});
+
 /* ---------- Figures in words ---------- */
 
 const known = (value) => value !== null && value !== undefined;

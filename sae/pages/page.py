@@ -24,8 +24,8 @@ def render_page(
 ) -> str:
     """Return the whole report: template, style, script and data.
 
-    What is missing or empty is left out of the page. In the report `atlas` is the address of
-    the chosen dictionary's atlas as seen from it, and the rest is as in `Pareto.for_page`.
+    What is missing or empty is left out of the page. In the report `atlases` are the
+    addresses of atlases as seen from it, by dictionary; the rest is as in `Pareto.for_page`.
     Examples are features of the chosen dictionary, curves training metrics by dictionary id.
     """
     return filled(

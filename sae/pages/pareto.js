@@ -140,7 +140,7 @@ function drawTable(rows) {
         h(
           "th",
           { scope: "row" },
-          entry.id,
+          atlasOf(entry) ? h("a", { href: atlasOf(entry), title: "Its atlas" }, entry.id) : entry.id,
           dictionaries.length > 1 ? badges(entry) : null,
         ),
         columnsHere().map(([key, , write]) => figureCell(entry, key, write)),

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from sae.atlas import Atlas
 from sae.base import read_object
 from sae.cache.layout import ActivationCache
 from sae.cache.store import stored_bytes
@@ -15,10 +13,8 @@ from sae.run import Run
 
 def write_report(
     location: str,
-    names: list[str],
     cache: ActivationCache,
     pareto: Pareto,
-    atlas: Atlas,
     exported: Path,
     more: dict[str, Any],
 ) -> dict[str, Any]:
@@ -26,7 +22,6 @@ def write_report(
 
     Args:
         location: folder of the run.
-        names: the dictionaries whose training is shown.
         more: what steering gave, and the time that stages took.
     """
     run = Run.at(location)
@@ -35,11 +30,10 @@ def write_report(
         "model_name": cache.model.hub_id,
         **_cache_figures(run, cache),
         **pareto.for_page(),
-        "atlas": quote(f"{atlas.folder.relative_to(run.folder).as_posix()}/index.html"),
         **more,
         "export": _export_figures(exported),
     }
-    write_page(run, report, names, atlas)
+    write_page(run, report)
     say_comparison(pareto)
     return report
 

@@ -239,7 +239,7 @@ function drawSteered(entry) {
     h(
       "div",
       { class: "title" },
-      h("h3", {}, report.atlas ? h("a", { href: `${report.atlas}#f=${entry.feature}` }, name) : name),
+      h("h3", {}, atlasOf(chosen) ? h("a", { href: `${atlasOf(chosen)}#f=${entry.feature}` }, name) : name),
       h("span", { class: "steps" }, `largest activation ${short(entry.max_activation)}`),
     ),
     h("p", { class: "chips" }, (entry.top_tokens || []).map(tokenLabel)),

@@ -52,7 +52,7 @@ function trainingCurves() {
 /* ---------- How often features fire ---------- */
 
 const DENSITIES = "plots/feature_density_line_chart";
-const oneIn = (log) => (log > -0.1 ? "always" : `1 in ${count(10 ** -log)}`);
+const share = (log) => percent(10 ** log);
 
 function drawDensities(curves) {
   const measured = dictionaries.filter((entry) => entry.density_histogram?.counts.some((value) => value > 0));
@@ -77,11 +77,11 @@ function drawDensityLines(measured) {
       points: counts.map((value, i) => ({
         x: (edges[i] + edges[i + 1]) / 2,
         y: value / entry.d_sae,
-        tip: () => [entry.id, `${count(value)} features`, `fire on ${oneIn(edges[i])} to ${oneIn(edges[i + 1])} tokens`],
+        tip: () => [entry.id, `${count(value)} features`, `fire on ${share(edges[i])} to ${share(edges[i + 1])} of tokens`],
       })),
     };
   });
-  const x = { label: "share of tokens (log)", format: (tick) => percent(10 ** tick), pad: 0.01, whole: true };
+  const x = { label: "share of tokens (log)", format: share, pad: 0.01, whole: true };
   const y = { from: 0, format: percent };
   plot($("densities"), { title: "Features by firing frequency", height: 300, x, y, series });
 }
@@ -109,7 +109,7 @@ function densityStrip(width, lines) {
               height: y.at(edges[j]) - y.at(edges[j + 1]),
               "fill-opacity": (0.06 + 0.94 * Math.sqrt(value / most)).toFixed(3),
               onpointermove: (event) =>
-                showTip(event.clientX, event.clientY, `step ${count(line.step)}`, `${count(value)} features`, `fire on ${oneIn(edges[j])} to ${oneIn(edges[j + 1])} tokens`),
+                showTip(event.clientX, event.clientY, `step ${count(line.step)}`, `${count(value)} features`, `fire on ${share(edges[j])} to ${share(edges[j + 1])} of tokens`),
               onpointerleave: hideTip,
             }),
           ]
@@ -119,7 +119,7 @@ function densityStrip(width, lines) {
   const axes = drawAxes(
     x,
     { ...y, ticks: y.ticks.filter(Number.isInteger) },
-    { x: { format: count, label: "step" }, y: { format: (tick) => percent(10 ** tick) } },
+    { x: { format: count, label: "step" }, y: { format: share } },
     frame,
   );
   return svg(

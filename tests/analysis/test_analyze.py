@@ -360,6 +360,17 @@ def test_a_reused_atlas_shows_labels_and_a_comparison_that_came_later(run):
     assert "named by hand" in (atlas.folder / "labels.csv").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_the_report_leads_to_an_atlas_that_came_later(run):
+    sae.eval(run=str(run), n_behaviour_tokens=64)
+    assert read_json(run / "report.json")["atlases"] == {}
+    page = run / "report.html"
+    assert '"atlases":{}' in page.read_text(encoding="utf-8")
+    sae.analyze(run=str(run), dictionary="strong")
+    assert read_json(run / "report.json")["atlases"] == {"strong": "atlas/strong/index.html"}
+    assert '"strong":"atlas/strong/index.html"' in page.read_text(encoding="utf-8")
+
+
 # Bad input
 
 

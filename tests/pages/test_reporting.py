@@ -65,7 +65,7 @@ def sample_report() -> dict[str, Any]:
         "cache": {"n_tokens": 4096, "tokens_per_second": None, "data": HOSTILE},
         **compared(*found).for_page(),
         "chosen": {"id": "standard-12-l1-2", "criterion": HOSTILE},
-        "atlas": "atlas/standard-12-l1-2/index.html",
+        "atlases": {"standard-12-l1-2": "atlas/standard-12-l1-2/index.html"},
         "steering": sample_steering(),
         "timings": {"harvest": 60.0, "train": 120.0},
         "export": {
@@ -153,7 +153,7 @@ def test_cards_show_a_few_features_and_lead_to_the_atlas(tmp_path: Path) -> None
     assert f'<a class="door primary" id="atlas" href="{atlas}">' in shown
     assert re.findall(r'<h3><a href="([^"]*)">(\w+)', shown)[2] == (f"{atlas}#f=3", "river")
     assert shown.count('class="card"') == 6
-    assert "1 token in 33, at most 23" in shown
+    assert "fires on 3% of tokens, at most 23" in shown
     assert re.findall(r'<span class="act[^>]*--a: ([\d.]+)[^>]*>([^<]*)', shown)[4:6] == [
         ("1.000", " river"),
         ("0.130", " sat"),
@@ -171,7 +171,7 @@ def test_a_steered_feature_leads_to_its_page_in_the_atlas(tmp_path: Path) -> Non
 
 @needs_browser
 def test_without_an_atlas_nothing_leads_to_one(tmp_path: Path) -> None:
-    report = {key: value for key, value in sample_report().items() if key != "atlas"}
+    report = {key: value for key, value in sample_report().items() if key != "atlases"}
     document = opened(render_page(report, [], {}), tmp_path)
     assert "Features" not in sections(document)
     assert "<h3>Feature 1</h3>" in section(document, "steering")
@@ -299,6 +299,11 @@ def test_the_page_is_as_wide_as_the_screen(
     page = visit(path, viewport={"width": width, "height": 900})
     assert page.get_by_text("sae_weights.safetensors").is_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    box = page.locator("#dictionaries").locator("..")
+    is_wider = box.evaluate("e => e.scrollWidth > e.clientWidth + 1")
+    told = page.locator(f"#{box.get_attribute('aria-describedby')}")
+    assert told.is_visible() == is_wider == (width == 420)
+    assert "scroll it sideways" in told.text_content()
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def shown_fixture(visit: Visit, tmp_path: Path) -> Visit:
             "hook_name": "blocks.9.hook_resid_post",
             "d_in": 8,
             **compared(made_figures("a")).for_page(),
-            "atlas": "atlas/a/index.html",
+            "atlases": {"a": "atlas/a/index.html"},
             "steering": steering,
         }
         (tmp_path / "report.html").write_text(render_page(report, [], {}), "utf-8")

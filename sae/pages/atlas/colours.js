@@ -63,7 +63,7 @@ const PAINTS = {
   density: {
     name: "How often it fires",
     of: (f) => Math.log10(world.density[f]),
-    write: (value) => oneIn(10 ** value),
+    write: (value) => percent(10 ** value),
   },
   strength: {
     name: "Strongest activation",

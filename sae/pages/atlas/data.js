@@ -58,8 +58,7 @@ const dead = (feature) => !(world.density[feature] > 0);
 const labelOf = (feature) => visible(world.label[feature] || "") || `Feature ${feature}`;
 /* Inside a sentence; labels made from tokens bring marks of their own. */
 const quoted = (feature) => (labelOf(feature).includes("“") ? labelOf(feature) : `“${labelOf(feature)}”`);
-const rate = (feature) => (dead(feature) ? "never" : oneIn(world.density[feature]));
-const oneIn = (share) => (share >= 0.095 ? percent(share) : `1 in ${count(Number((1 / share).toPrecision(2)))}`);
+const rate = (feature) => (dead(feature) ? "never" : percent(world.density[feature]));
 
 /* The block of features that has this one: its strings and its features. */
 async function featureOf(feature) {

@@ -70,7 +70,7 @@ function featureFacts(feature, data) {
     return [fact("Fires", text, ""), ...(data ? norms(data) : [])];
   }
   return [
-    fact("Fires on", oneIn(world.density[feature]), world.density[feature] < 0.095 ? `tokens, ${percent(world.density[feature])}` : "of tokens"),
+    fact("Fires on", percent(world.density[feature]), "of tokens"),
     fact("Strongest", short(world.max[feature])),
     fact("Mean when active", short(world.mean[feature]), data ? `± ${short(data.std)}` : ""),
     fact(

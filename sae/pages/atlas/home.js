@@ -24,7 +24,7 @@ function drawHeading() {
     fact("Features", count(n), manifest.d_in && n >= manifest.d_in ? `${short(n / manifest.d_in)} × ${count(manifest.d_in)}` : ""),
     fact("Dead", percent(gone / n), gone ? count(gone) : ""),
     fact("Active on a token", alive.length ? fixed(1)(l0) : "–", "L0"),
-    fact("A usual feature fires on", alive.length ? oneIn(alive[alive.length >> 1]) : "–", "tokens, median"),
+    fact("A usual feature fires on", alive.length ? percent(alive[alive.length >> 1]) : "–", "of tokens, median"),
     fact("Documents read", count(manifest.n_documents), `${count(manifest.n_sequences)} sequences of ${count(manifest.context_size)}`),
     ...(world.scored ? [dialFact()] : []),
   );

@@ -46,7 +46,7 @@ function pointAt(map, feature) {
 }
 
 const tipLines = (f) => [
-  `feature ${f} · ${dead(f) ? "never fired" : `fires on ${oneIn(world.density[f])} tokens`}`,
+  `feature ${f} · ${dead(f) ? "never fired" : `fires on ${rate(f)} of tokens`}`,
   ...(dead(f) ? [] : [`strongest activation ${short(world.max[f])}`]),
   ...(verdictOf(f) ? [verdictOf(f)] : []),
 ];
