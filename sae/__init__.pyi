@@ -323,8 +323,9 @@ def find(
 @overload
 def find(
     first: str,
-    second: str,
+    second: str | None = None,
     *,
+    label: str | None = None,
     run: str = "runs/default",
     dictionary: str | None = None,
     name: str | None = None,

@@ -1,6 +1,6 @@
-"""`sae find`: the features that tell one text from another."""
+"""`sae find`: the features that tell one text from another, or examples of two labels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,34 +16,40 @@ from sae.base import (
     write_json,
 )
 from sae.dictionary import Dictionary
-from sae.evaluation.contrast import Contrast, Windows, contrast, read_windows
+from sae.evaluation.contrast import Contrast, contrast
+from sae.evaluation.sides import FEWEST, Source, examples, two_texts
+from sae.models import LanguageModel
 from sae.models.load import recorded_model
 from sae.pages.found import AGAIN, Found
 from sae.run import Run, keep_settings, make
-from sae.text.source import DataConfig, documents
 
 __all__ = ["FindConfig", "Found", "run"]
-
-_FEWEST = 8
-"""Windows that each half of a text needs, so that an AUC means something."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FindConfig:
-    """Find the features of a dictionary that fire in one text and not in another."""
+    """Find the features of a dictionary that fire in one text and not in another.
+
+    In place of two texts there may be examples of a concept and of its absence: one table of
+    texts with two labels.
+    """
 
     first: str
     """The text where the features are to fire: a file, a folder, a pattern, or a name as for
-    `data=`."""
-    second: str
-    """The text that it is told from, given in the same way."""
+    `data=`. Alone it is a set of labelled examples, as for `sae probe`: a table with the
+    columns `text` and `label`, or a name such as `noun-or-verb`."""
+    second: str | None = None
+    """The text that the first is told from, given in the same way."""
+    label: str | None = None
+    """Label of the examples where the features are to fire. By default it is the second of the
+    two in the order of letters, such as 1 of 0 and 1."""
     run: str = "runs/default"
     """Folder of the run that has the dictionary; the result is `{run}/find/{name}.json`."""
     dictionary: str | None = None
     """Name of the dictionary in the run. By default it is the only one, or of several the one
     that `sae eval` recommends."""
     name: str | None = None
-    """Name of the result. By default it is made of the names of both texts."""
+    """Name of the result. By default it is made of the names of both texts, or labels."""
     n_features: int = 20
     """How many features to return."""
     window: int = 32
@@ -57,31 +63,43 @@ class FindConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, n_features=1, window=1)
-        fewest = 2 * _FEWEST * self.window
+        fewest = 2 * FEWEST * self.window
         require(
             self.max_tokens >= fewest,
-            f"max_tokens={self.max_tokens} is too few; {2 * _FEWEST} windows of {self.window} "
+            f"max_tokens={self.max_tokens} is too few; {2 * FEWEST} windows of {self.window} "
             f"tokens need {fewest}",
         )
+
+    def source(self) -> Source:
+        """Read what is told apart."""
+        if self.second is None:
+            return examples(self.first, self.label, self.seed)
+        return two_texts([self.first, self.second], self.window, self.max_tokens)
+
+    def idle_keys(self) -> dict[str, str | None]:
+        """Return the keys of texts for examples, and that of examples for texts."""
+        if self.second is not None:
+            return {"label": "examples in place of two texts"}
+        return dict.fromkeys(("window", "max_tokens"), "two texts")
 
 
 def run(config: FindConfig) -> Found:
     """Find them, or reuse what was found in the same texts with the same settings."""
     home = Run.at(config.run)
     name, dictionary = home.load(config.dictionary)
-    texts = [_texts(place, config.max_tokens) for place in (config.first, config.second)]
+    source = config.source()
     labels = labels_at(home.atlas(name))
-    settings = [config.n_features, config.window, config.max_tokens, config.seed]
-    wanted = digest(["find", dictionary.digest, texts, settings, labels])
-    path = home.found(config.name or _name(config))
+    settings = [config.n_features, config.seed]
+    wanted = digest(["find", dictionary.digest, source.digest, settings, labels])
+    path = home.found(config.name or "-or-".join(Path(one).stem for one in source.names))
 
     def is_current() -> bool:
         return is_whole(path) and read_object(path, AGAIN).values.get("digest") == wanted
 
     def build(temporary: Path) -> None:
-        first, second = _windows(config, dictionary, texts)
-        found = contrast(first, second, config.n_features, config.seed)
-        about = {"digest": wanted, "dictionary": name, "texts": [config.first, config.second]}
+        choosing, measuring = source.read(_model(config, dictionary), dictionary)
+        found = contrast(choosing, measuring, config.n_features, config.seed)
+        about = {"digest": wanted, "dictionary": name, "texts": source.names, "of": source.unit}
         write_json(temporary, about | _told(found, dictionary, labels))
 
     made = make(path, lambda: path.exists() and is_current(), build, command="find")
@@ -91,46 +109,22 @@ def run(config: FindConfig) -> Found:
     for line in result.lines():
         show(line)
     first = result.features[0]
-    say(f"find: {path} is written; look at a feature with: sae serve {config.run} (#f={first})")
+    say(
+        f"find: {path} is written; look at a feature with: sae serve {config.run} "
+        f"(#f={first}), or turn it up with: sae steer {config.run} dictionary={name} "
+        f"features=[{first}]"
+    )
     return result
 
 
-def _texts(place: str, most: int) -> list[str]:
-    """Return the documents of a text, as many as hold the tokens that are read at most."""
-    found, n_characters = [], 0
-    for document in documents(DataConfig(name=place)):
-        require(isinstance(document, str), f"{place} holds no plain text; give a text file")
-        found.append(str(document))
-        n_characters += len(found[-1])
-        # A token has fewer characters than this in every script.
-        if n_characters > 16 * most:
-            break
-    require(bool("".join(found).strip()), f"{place} holds no text")
-    return found
-
-
-def _windows(
-    config: FindConfig, dictionary: Dictionary, texts: list[list[str]]
-) -> Iterator[Windows]:
+def _model(config: FindConfig, dictionary: Dictionary) -> LanguageModel:
     record = dictionary.record.model
     require(
         record is not None,
         "the dictionary does not say which model it is of; import it with sae import",
     )
     assert record is not None
-    model = recorded_model(record, config.device)
-    for place, documents_ in zip((config.first, config.second), texts, strict=True):
-        found = read_windows(
-            model, dictionary, iter(documents_), config.window, config.max_tokens
-        )
-        n = len(found.features)
-        require(
-            n >= 2 * _FEWEST,
-            f"{place} has {n} windows of {config.window} tokens, too few to rank features on "
-            f"one half and to measure them on the other; give {2 * _FEWEST} at least, or a "
-            "smaller window=...",
-        )
-        yield found
+    return recorded_model(record, config.device)
 
 
 def _told(
@@ -157,7 +151,3 @@ def _told(
         "random_direction": found.random_direction.to_json(),
         "difference_of_means": found.difference_of_means.to_json(),
     }
-
-
-def _name(config: FindConfig) -> str:
-    return "-or-".join(Path(place).stem for place in (config.first, config.second))

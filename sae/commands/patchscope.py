@@ -17,7 +17,7 @@ from sae.base import (
     write_json,
 )
 from sae.base.names import check_name
-from sae.exchange.dictionaries import load
+from sae.exchange.dictionaries import RECOMMENDED, load_named
 from sae.lenses.patchscope import IDENTITY, Question, placed, source_of
 from sae.lenses.patchscope_asked import (
     SCALES,
@@ -56,8 +56,7 @@ class PatchscopeConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The language model, unless a dictionary says of which one it is."""
     text: str | None = None
-    """Text whose hidden states the question is about. Give either a text, or a dictionary and a
-    feature."""
+    """Text whose hidden states the question is about. Give either a text or a feature."""
     token: int = -1
     """Position in the text. 0 is the token that the model puts before a text, if there is one,
     and negative numbers count from the end."""
@@ -65,9 +64,11 @@ class PatchscopeConfig:
     """Hooks at which the state is read. Several of them show from which block on a state tells
     its token. By default these are the ends of some blocks, from the first to the last."""
     dictionary: str | None = None
-    """Folder of a dictionary, or its address on the Hub, if the question is about a feature."""
+    """Dictionary that has the feature: a name in the run, a folder, or an address on the Hub.
+    By default it is the only one of the run, or of several the one that `sae eval`
+    recommends."""
     feature: int | None = None
-    """Number of the feature."""
+    """Number of a feature, if the question is about one."""
     scales: list[float] = field(default_factory=lambda: [*SCALES])
     """Lengths of the feature's direction to try, as multiples of the median length of the
     prompt's own states at that place."""
@@ -92,8 +93,12 @@ class PatchscopeConfig:
             f"text={self.text} and dictionary={self.dictionary}; give one of the two",
         )
         require(
-            (self.dictionary is None) == (self.feature is None),
-            f"dictionary={self.dictionary} and feature={self.feature}; give both or neither",
+            self.text is None or self.feature is None,
+            f"text={self.text} and feature={self.feature}; give one of the two",
+        )
+        require(
+            self.dictionary is None or self.feature is not None,
+            f"dictionary={self.dictionary} without a feature; give feature=N too",
         )
         if self.name is not None:
             check_name(self.name, f"name={self.name}")
@@ -102,8 +107,8 @@ class PatchscopeConfig:
     def idle_keys(self) -> dict[str, str | None]:
         """Return the keys of a state for a feature, and those of a feature for a state."""
         if self.text is not None:
-            return dict.fromkeys(("feature", "scales"), "dictionary=FOLDER")
-        return dict.fromkeys(("token", "at"), "text=...") if self.dictionary else {}
+            return {"scales": "feature=N"}
+        return dict.fromkeys(("token", "at"), "text=...") if self.feature is not None else {}
 
     @property
     def question(self) -> Question:
@@ -123,11 +128,10 @@ def run(config: PatchscopeConfig) -> dict[str, Any]:
         What was asked, and in `records` what the model wrote with each vector and control.
     """
     require(
-        config.text is not None or config.dictionary is not None,
-        "there is no text and no feature to ask about; give text=..., or dictionary=FOLDER "
-        "feature=N",
+        config.text is not None or config.feature is not None,
+        "there is no text and no feature to ask about; give text=... or feature=N",
     )
-    name, about, ask = (_of_state if config.dictionary is None else _of_feature)(config)
+    name, about, ask = (_of_state if config.feature is None else _of_feature)(config)
     settings = {k: v for k, v in plain(config).items() if k not in ("run", "name")}
     del settings["model"]["device"]
     wanted = digest([settings, about])
@@ -173,8 +177,8 @@ def _of_state(config: PatchscopeConfig) -> _Asked:
 
 
 def _of_feature(config: PatchscopeConfig) -> _Asked:
-    place, feature = config.dictionary or "", config.feature or 0
-    dictionary = load(place)
+    run, feature = Run.at(config.run), config.feature or 0
+    place, dictionary = load_named(run, config.dictionary or RECOMMENDED)
     check_feature(dictionary, feature, config.scales)
     record, usual = dictionary.record.model, ModelConfig().name
     if record is not None and config.model.name not in (usual, record.name, record.hub_id):

@@ -20,6 +20,8 @@ from sae.exchange.formats import FORMATS, read_dictionary, write_dictionary
 from sae.exchange.stamp import STAMP_FILE, read_stamp
 from sae.run import Run
 
+RECOMMENDED = "recommended"
+"""What to give in place of a name for the dictionary that a run's comparison recommends."""
 _ID = re.compile(
     r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<before>[^@:]+))?(?::(?P<folder>[^@]+))?"
     r"(?:@(?P<revision>[^@:]+))?"
@@ -44,10 +46,14 @@ def load(path: str, format: str | None = None) -> Dictionary:
 def load_named(run: Run, name: str) -> tuple[str, Dictionary]:
     """Load a dictionary of a run by its name, or else as `load` does; returns its place too.
 
+    The name `recommended` stands for the one that `Run.load` takes without a name.
+
     Raises:
         UserError: if there is none.
     """
     require(bool(name), "dictionary is empty; give a name in the run, a folder, or null")
+    if name == RECOMMENDED:
+        name = run.load(None)[0]
     if name in run.dictionary_names:
         return str(run.dictionary(name)), run.load(name)[1]
     return name, load(name)

@@ -50,13 +50,14 @@ class Found:
         about = self.summary
         random, plain = about["random_direction"], about["difference_of_means"]
         yield (
-            f"on {about['n_windows'][0]} + {about['n_windows'][1]} windows that chose nothing; "
+            f"on {about['n_windows'][0]} + {about['n_windows'][1]} {about['of']} that chose "
+            "nothing; "
             f"the best feature for shuffled labels: {about['shuffled'][0]:.2f} on average, "
             f"{about['shuffled'][1]:.2f} at most"
         )
         yield (
             f"the best of {about['d_sae']:,} random directions: AUC {_told(random)}; the "
-            f"direction between the means of both texts: {_told(plain)}"
+            f"direction between the means of both: {_told(plain)}"
         )
 
     def plot(self) -> "Figure":
@@ -78,7 +79,7 @@ class Found:
             (about["difference_of_means"]["mean"], "#0072b2", "difference of means"),
         ):
             axes.axvline(value, color=hue, linestyle="--", linewidth=1, label=words)
-        axes.set_xlabel("AUC on windows that did not choose the feature")
+        axes.set_xlabel(f"AUC on {about['of']} that did not choose the feature")
         axes.legend(frameon=False, fontsize=7, loc="lower left")
         return figure
 

@@ -83,8 +83,8 @@ class PatchConfig:
     """What is held fixed on the way to a receiver: `all` attention and MLPs, `attention` alone,
     as in the paper on indirect objects, or `nothing`."""
     dictionary: str | None = None
-    """Dictionary whose features and error are patched: a name in the run, a folder, or an
-    address on the Hub."""
+    """Dictionary whose features and error are patched: a name in the run, `recommended` for the
+    one that its comparison recommends, a folder, or an address on the Hub."""
     n_features: int = 16
     """Number of single features to patch. Those with the largest estimated effect are taken, by
     RelP or else by the first estimate in `methods`."""

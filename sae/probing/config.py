@@ -46,8 +46,9 @@ class ProbeConfig:
     """Hooks to look at, as TransformerLens names or module paths. `all` is the output of every
     block."""
     dictionary: str | None = None
-    """Dictionary whose features are probed at the hook that it reads: a name in the run, a
-    folder, or an address on the Hub."""
+    """Dictionary whose features are probed at the hook that it reads: a name in the run,
+    `recommended` for the one that its comparison recommends, a folder, or an address on the
+    Hub."""
     k: list[str] = field(default_factory=_usual_k)
     """Numbers of features that a probe may read, those that differ most; `all` is all."""
     pools: list[str] = field(default_factory=list)

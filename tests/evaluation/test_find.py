@@ -1,5 +1,6 @@
 """`sae find`: features that tell one text from another, beside what chance finds."""
 
+import itertools
 import shutil
 
 import pytest
@@ -19,8 +20,13 @@ def windows(n, planted=None, seed=0):
     return Windows(features, rows)
 
 
+def told_apart(first, second, n):
+    early, late = zip(first.halves, second.halves, strict=True)
+    return contrast(early, late, n)
+
+
 def test_a_planted_feature_is_found_first_and_nothing_else_is_as_sure():
-    found = contrast(windows(60, planted=17), windows(60, seed=1), 5)
+    found = told_apart(windows(60, planted=17), windows(60, seed=1), 5)
     assert found.told[0].feature == 17
     assert found.told[0].auc.mean == 1
     assert all(one.auc.low < 0.5 for one in found.told[1:])
@@ -31,10 +37,10 @@ def test_a_planted_feature_is_found_first_and_nothing_else_is_as_sure():
 
 def test_texts_that_are_alike_are_told_apart_no_better_than_shuffled_labels():
     best = [
-        contrast(windows(60, seed=i), windows(60, seed=100 + i), 1).told[0].auc.mean
+        told_apart(windows(60, seed=i), windows(60, seed=100 + i), 1).told[0].auc.mean
         for i in range(20)
     ]
-    found = contrast(windows(60, seed=7), windows(60, seed=8), 1)
+    found = told_apart(windows(60, seed=7), windows(60, seed=8), 1)
     assert sum(best) / len(best) == pytest.approx(0.5, abs=0.06)
     assert found.shuffled[0] == pytest.approx(0.5, abs=0.06)
 
@@ -79,3 +85,40 @@ def test_a_text_that_is_too_short_or_no_text_is_refused(run, texts, tmp_path):
     with pytest.raises(sae.UserError, match="max_tokens=100 is too few; 16 windows of 32"):
         sae.find(texts / "sea.txt", texts / "sum.txt", run=run, max_tokens=100)
     assert not (run / "find" / "short-or-sum.json").exists()
+
+
+@pytest.fixture(scope="module", name="table")
+def table_fixture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("examples") / "rivers.csv"
+    ends = [
+        " ".join(pair) for pair in itertools.permutations(("one", "all", "she", "he", "it"), 2)
+    ]
+    lines = [f"the river ran past the mill {end},yes" for end in ends]
+    lines += [f"where is the number of that {end},no" for end in ends]
+    path.write_text("\n".join(["text,label", *lines]) + "\n")
+    return path
+
+
+def test_features_are_found_by_examples_of_a_concept(run, table, capsys):
+    found = sae.find(table, run=run, n_features=3)
+    assert found.path == run / "find" / "yes-or-no.json"
+    shown = capsys.readouterr()
+    assert "on 10 + 10 examples that chose nothing" in shown.out
+    assert f"features=[{found.features[0]}]" in shown.err
+    best = found.summary["features"][0]
+    assert best["auc"] == 1
+    assert best["mean_first"] > best["mean_second"]
+    turned = sae.find(table, label="no", run=run, n_features=3)
+    assert turned.path == run / "find" / "no-or-yes.json"
+    assert not {*turned.features} & {*found.features}
+
+
+def test_examples_without_the_label_or_too_few_are_refused(run, table, tmp_path):
+    with pytest.raises(sae.UserError, match=r"label=maybe, but .*rivers.csv has no and yes"):
+        sae.find(table, label="maybe", run=run)
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join(table.read_text().splitlines()[:31]) + "\n")
+    with pytest.raises(sae.UserError, match=r"has too few examples: 5 of a label"):
+        sae.find(few, run=run)
+    with pytest.raises(sae.UserError, match=r"window=8 .* two texts"):
+        sae.find(table, window=8, run=run)

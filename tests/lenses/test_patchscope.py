@@ -1,6 +1,7 @@
 """Patchscopes: where a vector is put, what it changes and leaves, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -266,17 +267,26 @@ def test_a_dictionary_says_of_which_model_it_is(tiny_run, tmp_path):
     assert len(list((tmp_path / "patchscopes").glob("strong-3-*.json"))) == 1
 
 
+def test_a_feature_without_a_dictionary_is_one_of_the_run(tiny_run, tmp_path, capsys):
+    for name in ("strong", "strong-frozen-decoder"):
+        shutil.copytree(tiny_run / "dictionaries/strong", tmp_path / "dictionaries" / name)
+    words = ["patchscope", f"run={tmp_path}", "feature=3", "max_new_tokens=2", "scales=[1]"]
+    assert main(words) == 0
+    assert "strong is taken" in capsys.readouterr().err
+    assert len(list((tmp_path / "patchscopes").glob("strong-3-*.json"))) == 1
+
+
 # Refusals
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([], "there is no text and no feature to ask about; give text=..., or dictionary="),
+        ([], "there is no text and no feature to ask about; give text=... or feature=N"),
         (["text=a", "dictionary=d", "feature=1"], "give one of the two"),
         (["text=''"], "text is empty"),
-        (["dictionary=d"], "dictionary=d and feature=None; give both"),
-        (["text=a", "feature=1"], "feature=1; give both"),
+        (["dictionary=d"], "dictionary=d without a feature; give feature=N too"),
+        (["text=a", "feature=1"], "text=a and feature=1; give one of the two"),
         (["text=a", "max_new_tokens=0"], "max_new_tokens=0"),
         (["text=a", "prompt=''"], "prompt is empty"),
         (["text=a", "placeholder=''"], "placeholder is empty"),

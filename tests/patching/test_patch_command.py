@@ -233,14 +233,16 @@ def test_features_of_a_dictionary_are_patched_and_one_is_saved(
 ):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
+    shutil.rmtree(run / "dictionaries" / "weak")
     sae.analyze(run=str(run), dictionary="strong", dials=sae.DialConfig(n_features=0))
     found = sae.patch(
         **{**settings, "run": str(run)},
         **PAIR,
-        dictionary="strong",
+        dictionary="recommended",
         n_features=3,
         sites=["mlp"],
     )
+    assert found.summary["dictionary"]["name"].endswith("strong")
     frame = found.to_pandas()
     assert {"features", "error", "features+error", "feature"} <= {*frame.site}
     single = frame[frame.site == "feature"]
