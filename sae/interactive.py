@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae.atlas import Atlas, labels_at
 from sae.base import require
 from sae.dictionary import Dictionary
 from sae.edits import Edit, Edits, Library, Planner, Subject, edited, edits_of
@@ -141,18 +142,25 @@ class Model:
         """
         return self._read(text, find_site(self.module, hook_name))
 
-    def features(self, text: str, dictionary: "str | Dictionary") -> TextFeatures:
+    def features(
+        self, text: str, dictionary: "str | Dictionary", *, atlas: Atlas | None = None
+    ) -> TextFeatures:
         """Return which features of a dictionary are active in a text, a row for each token.
 
         Args:
             text: the text. No feature is active at special tokens.
             dictionary: one that is loaded, or its folder or place on the Hub.
+            atlas: of the same dictionary, whose labels name the features.
 
         Raises:
-            UserError: for an empty text, one longer than the model reads, or a dictionary that
-                does not say which hook it reads.
+            UserError: for an empty text, one longer than the model reads, a dictionary that
+                does not say which hook it reads, or the atlas of another dictionary.
         """
         found = self._dictionary(dictionary)
+        require(
+            atlas is None or atlas.record.dictionary_digest == found.digest,
+            f"{atlas!r} is an atlas of another dictionary, so its labels do not fit",
+        )
         x = self._read(text, locate(self.module, found.reads[0].place))
         ids = self._ids(text).cpu()
         special = torch.isin(ids, torch.tensor(self.language_model.special_token_ids))
@@ -161,7 +169,8 @@ class Model:
             acts = found.encode(x[rows].to(found.W_enc.device)).float().cpu()
             acts[special[rows]] = 0
             parts.append(acts.to_sparse())
-        return TextFeatures(self.tokens(text), torch.cat(parts).coalesce(), special)
+        labels = {} if atlas is None else labels_at(atlas.folder)
+        return TextFeatures(self.tokens(text), torch.cat(parts).coalesce(), special, labels)
 
     def lens(
         self, text: str, *, tuned: "str | Path | TunedLens | None" = None, n_top: int = 5

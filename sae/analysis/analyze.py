@@ -72,7 +72,8 @@ class AnalyzeConfig:
     cache: str = RUN_CACHE
     """Cache whose text is read completely."""
     dictionary: str | None = None
-    """Name of the dictionary. You may leave it out if the run has only one."""
+    """Name of the dictionary. By default it is the only one of the run, or of several the one
+    that `sae eval` recommends."""
     k: int | None = None
     """Number of active latents with which to read a TopK dictionary, by default its own. The
     result is a further dictionary of the run, named `{dictionary}-k-{k}`."""

@@ -42,14 +42,18 @@ _SET_BY_THE_DEMO = {
 
 # Seconds of each unit of work of a demo on two cores, and those of `product_seconds` there.
 _SECONDS = {
-    "harvest": 5.2e-4,
-    "train": 1.5e-8,
-    "eval": 2.9e-3,
-    "analyze": 1.6e-4,
-    "dials": 0.6,
-    "steer": 61.0,
+    "tokens harvested": 6.5e-4,
+    "rows trained on": 2e-5,
+    "latents trained on them": 1e-8,
+    "tokens run with a change": 2.75e-3,
+    "rows reconstructed": 5e-5,
+    "tokens analyzed": 1e-4,
+    "features to choose from": 0.018,
+    "vectors tried": 0.3,
+    "features steered": 65.0,
+    "starts": 40.0,
 }
-_PRODUCT_SECONDS = 0.009
+_PRODUCT_SECONDS = 0.0055
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,25 +67,29 @@ class DemoConfig:
     # By default what fits five minutes on two cores; `preset=full` makes the figures of docs/.
     run: str = "runs/demo"
     """Folder of the run, for everything; the report is `{run}/report.html`."""
-    harvest: HarvestConfig = field(default_factory=lambda: HarvestConfig(n_tokens=96_000))
+    harvest: HarvestConfig = field(default_factory=lambda: HarvestConfig(n_tokens=72_000))
     """Keys of `sae harvest`."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            training_tokens=360_000,
-            sae=StandardConfig(d_sae=1536),
+            training_tokens=250_000,
+            sae=StandardConfig(d_sae=1152),
             control=["frozen_decoder"],
         )
     )
     """Keys of `sae train`."""
     l1_coefficients: list[float] = field(default_factory=lambda: [1.5, 2.2, 3.2, 4.7])
     """Weights of the L1 penalty, with a dictionary for each; all read the same batches."""
-    eval: EvalConfig = field(default_factory=lambda: EvalConfig(n_behaviour_tokens=2_048))
+    eval: EvalConfig = field(
+        default_factory=lambda: EvalConfig(n_behaviour_tokens=1_024, density_rows=32_768)
+    )
     """Keys of `sae eval`."""
     analyze: AnalyzeConfig = field(
-        default_factory=lambda: AnalyzeConfig(dials=DialConfig(n_features=32))
+        default_factory=lambda: AnalyzeConfig(dials=DialConfig(n_features=24, n_nulls=16))
     )
     """Keys of `sae analyze`."""
-    steer: SteerConfig = field(default_factory=lambda: SteerConfig(n_features=1))
+    steer: SteerConfig = field(
+        default_factory=lambda: SteerConfig(n_features=1, max_new_tokens=16)
+    )
     """Keys of `sae steer`."""
 
     def __post_init__(self) -> None:
@@ -112,16 +120,23 @@ def _expected_seconds(config: DemoConfig) -> float:
     It is the time on the machine where `_SECONDS` were measured, times how much longer a
     product of matrices takes here.
     """
+    n_tokens, dials = config.harvest.n_tokens, config.analyze.dials
     n_dictionaries = len(config.l1_coefficients) * (1 + len(config.train.control))
-    work = {
-        "harvest": config.harvest.n_tokens,
-        "train": n_dictionaries * config.train.training_tokens * config.train.sae.d_sae,
-        "eval": n_dictionaries * config.eval.n_behaviour_tokens,
-        "analyze": config.harvest.n_tokens,
-        "dials": config.analyze.dials.n_features or 0,
-        "steer": config.steer.n_features,
+    rows = n_dictionaries * config.train.training_tokens
+    looked_at = min(n_tokens, config.eval.density_rows) + n_tokens // 10
+    amounts = {
+        "tokens harvested": n_tokens,
+        "rows trained on": rows,
+        "latents trained on them": rows * config.train.sae.d_sae,
+        "tokens run with a change": (n_dictionaries + 3) * config.eval.n_behaviour_tokens,
+        "rows reconstructed": n_dictionaries * looked_at,
+        "tokens analyzed": n_tokens,
+        "features to choose from": config.train.sae.d_sae,
+        "vectors tried": (dials.n_features or 0) + 2 * dials.n_nulls,
+        "features steered": config.steer.n_features,
+        "starts": 1,
     }
-    seconds = sum(_SECONDS[stage] * amount for stage, amount in work.items())
+    seconds = sum(_SECONDS[unit] * amount for unit, amount in amounts.items())
     return seconds * train.product_seconds(config.harvest.model.device) / _PRODUCT_SECONDS
 
 

@@ -1,7 +1,7 @@
 """`sae find`: the features that tell one text from another, or examples of two labels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sae.atlas import labels_at
@@ -63,6 +63,18 @@ class FindConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, n_features=1, window=1)
+        require(
+            self.second is None or self.label is None,
+            f"label={self.label} is for examples alone; leave it out, or second={self.second}",
+        )
+        for known in fields(self):
+            given = getattr(self, known.name)
+            require(
+                self.second is not None
+                or known.name not in ("window", "max_tokens")
+                or given == known.default,
+                f"{known.name}={given} has no effect on examples; it is for two texts",
+            )
         fewest = 2 * FEWEST * self.window
         require(
             self.max_tokens >= fewest,
@@ -75,12 +87,6 @@ class FindConfig:
         if self.second is None:
             return examples(self.first, self.label, self.seed)
         return two_texts([self.first, self.second], self.window, self.max_tokens)
-
-    def idle_keys(self) -> dict[str, str | None]:
-        """Return the keys of texts for examples, and that of examples for texts."""
-        if self.second is not None:
-            return {"label": "examples in place of two texts"}
-        return dict.fromkeys(("window", "max_tokens"), "two texts")
 
 
 def run(config: FindConfig) -> Found:

@@ -5,6 +5,7 @@ natural logarithms of next-token probabilities; `own` are the ids of the tokens 
 promotes.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -51,8 +52,16 @@ def scores_of_many(
     there = log_probs[:, own.flatten()].reshape(len(log_probs), *own.shape)
     best, size = there.amax(-1), log_probs.shape[-1]
     # One sort serves all features; as many are likelier as stand behind the last of its equals.
-    rank = size - torch.searchsorted(log_probs.sort(-1).values, best, right=True)
+    rank = size - torch.searchsorted(_ascending(log_probs), best, right=True)
     return best.exp() * (1 - rank / size), there.logsumexp(-1)
+
+
+def _ascending(values: LogProbs) -> LogProbs:
+    # NumPy sorts a vocabulary with vector instructions, which takes a tenth of torch's time.
+    if values.device.type == "cpu" and values.dtype == torch.float32:
+        return torch.from_numpy(np.sort(values.numpy(), axis=-1))
+    found: Tensor = values.sort(-1).values
+    return found
 
 
 def confidence(log_probs: LogProbs) -> Figure:

@@ -194,8 +194,8 @@ def _scores(sums: _Sums, name: str) -> Scores:
             intervals[key] = _kept(sums.of(f"ce {name}") - clean, ablated - clean)
         else:
             missing[key] = (
-                f"{put} in the activations' place raise CE by {raised:.2g} nats a token, which "
-                f"is no more than chance or rounding (a standard error of {error:.2g})"
+                f"{put} in the activations' place change CE by {raised:+.2g} nats a token, "
+                f"which is no more than chance or rounding (a standard error of {error:.2g})"
             )
     if kl["zero"] > _ROUNDING:
         values["kl_div_score"] = (kl["zero"] - kl[name]) / kl["zero"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sae.base import atomic_path
 from sae.metrics import METRICS, Metric, shown_in
@@ -187,14 +188,19 @@ def _label(
             path_effects=[halo],
             **_LABEL,
         )
-        if _settle(text, axes, taken):
+        if _settle(text, axes, taken, spots):
             named.add((point.series, point.label))
         else:
             text.remove()
 
 
-def _settle(text: "Annotation", axes: "Axes", taken: "list[Bbox]") -> bool:
-    """Move a label to the free place where it crosses the fewest lines, if there is one."""
+def _settle(
+    text: "Annotation", axes: "Axes", taken: "list[Bbox]", spots: NDArray[np.float64]
+) -> bool:
+    """Move a label to the free place where it crosses the fewest lines, if there is one.
+
+    A place where another point is nearer than its own would say something wrong.
+    """
 
     def box_at(right: int, up: int) -> "Bbox":
         text.set_position((right, up))
@@ -204,12 +210,21 @@ def _settle(text: "Annotation", axes: "Axes", taken: "list[Bbox]") -> bool:
         return text.get_window_extent()
 
     lines = [line.get_transform().transform_path(line.get_path()) for line in axes.lines]
+    own = axes.transData.transform(text.xy)
     frame, crossed = axes.bbox, {}
     for place in _PLACES:
         box = box_at(*place)
         outside = box.x0 < frame.x0 - 12 or box.x1 > frame.x1 + 12 or box.y0 < frame.y0 + 2
-        if not outside and not any(box.overlaps(other) for other in taken):
+        belongs = _distance(box, own[None])[0] <= _distance(box, spots).min() + 0.5
+        if not outside and belongs and not any(box.overlaps(other) for other in taken):
             crossed[place] = sum(line.intersects_bbox(box, filled=False) for line in lines)
     if crossed:
         taken.append(box_at(*min(crossed, key=crossed.__getitem__)))
     return bool(crossed)
+
+
+def _distance(box: "Bbox", spots: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far from the edge of a label points are, (point,)."""
+    nearest = np.clip(spots, box.min, box.max)
+    found: NDArray[np.float64] = np.linalg.norm(spots - nearest, axis=1)
+    return found

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sae.base.notebook import html_table
 from sae.controls import CONTROLS
 from sae.figures import Figures
-from sae.metrics import shown_in
+from sae.metrics import Metric, shown_in
 from sae.pages.pareto import Pareto
 from sae.pages.pareto_picture import pareto_figure
 from sae.pages.steering_picture import steering_figure
@@ -52,15 +52,22 @@ class Evaluation(list[Figures]):
         # What is a control stands below what it belongs to.
         for one in sorted(self, key=lambda one: one.control is not None):
             kind = "" if one.control is None else CONTROLS[one.control].title
-            cells = (
-                format(one.values[m.key], m.form) if m.key in one.values else "" for m in shown
-            )
-            records.append((one.id, kind, *cells))
+            records.append((one.id, kind, *(_with_interval(one, metric) for metric in shown)))
         return html_table(
             ("dictionary", "control", *(metric.title for metric in shown)),
             records,
-            note=f"{self.pareto.recommended.id} is recommended: {self.pareto.criterion}",
+            note="In brackets: 95% intervals over the held-out sequences. "
+            f"{self.pareto.recommended.id} is recommended: {self.pareto.criterion}",
         )
+
+
+def _with_interval(figures: Figures, metric: Metric) -> str:
+    """Return a figure as a table shows it, with its 95% interval where one was measured."""
+    if metric.key not in figures.values:
+        return ""
+    told = format(figures.values[metric.key], metric.form)
+    ends = figures.intervals.get(metric.key)
+    return f"{told} [{', '.join(format(end, metric.form) for end in ends)}]" if ends else told
 
 
 class Steering(dict[str, Any]):

@@ -48,8 +48,8 @@ class SteerConfig:
     """Folder of the run; results go to `{run}/steering/{dictionary}.json`, a picture of them
     beside it."""
     dictionary: str | None = None
-    """Name of the dictionary, which needs an atlas. You may leave it out if the run has only
-    one."""
+    """Name of the dictionary, which needs an atlas. By default it is the only one of the run,
+    or of several the one that `sae eval` recommends."""
     features: list[int] = field(default_factory=list)
     """Numbers of the features to steer with. By default some are chosen, and the results say
     how."""

@@ -1,8 +1,8 @@
 """`TextFeatures`: which features are active at which tokens of one text."""
 
 import html
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ class TextFeatures:
     """Activations, sparse (COO); `acts.to_dense()` makes an ordinary tensor of them."""
     special: Bool[Tensor, " token"]
     """Which tokens are no text; no feature is active there."""
+    labels: Mapping[int, str] = field(default_factory=dict)
+    """Labels of features, as far as they are known."""
 
     def mean(self) -> Float[Tensor, " d_sae"]:
         """Return the mean activation of each feature over the tokens of text."""
@@ -42,18 +44,22 @@ class TextFeatures:
         return [(feature, value) for feature, value in pairs if value > 0]
 
     def to_pandas(self) -> Any:
-        """Return a table of all that is active: position, token, feature, activation."""
+        """Return a table of all that is active: position, token, feature, activation.
+
+        Where labels of features are known, they are in a column of their own.
+        """
         import pandas
 
         positions, features = self.acts.indices().tolist()
-        return pandas.DataFrame(
-            {
-                "position": positions,
-                "token": [self.tokens[i] for i in positions],
-                "feature": features,
-                "activation": self.acts.values().numpy(),
-            }
-        )
+        columns = {
+            "position": positions,
+            "token": [self.tokens[i] for i in positions],
+            "feature": features,
+            "activation": self.acts.values().numpy(),
+        }
+        if self.labels:
+            columns["label"] = [self.labels.get(feature, "") for feature in features]
+        return pandas.DataFrame(columns)
 
     def __repr__(self) -> str:
         """Return one line: how much text, and how much is active."""
@@ -73,7 +79,16 @@ class TextFeatures:
         lines = []
         for i, token in enumerate(self.tokens):
             strongest = sorted(found.get(i, []), reverse=True)[:_SHOWN]
-            shown = ", ".join(f"{feature} ({value:.2f})" for value, feature in strongest)
-            lines.append(f"<tr><td><code>{html.escape(token)}</code></td><td>{shown}</td></tr>")
+            shown = ", ".join(
+                f"{feature}{self._label(feature)} ({value:.2f})" for value, feature in strongest
+            )
+            lines.append(
+                f"<tr><td><code>{html.escape(token)}</code></td>"
+                f"<td>{html.escape(shown)}</td></tr>"
+            )
         head = "<tr><th>token</th><th>strongest features (activation)</th></tr>"
         return f"<table>{head}{''.join(lines)}</table>"
+
+    def _label(self, feature: int) -> str:
+        label = self.labels.get(feature)
+        return f" {label}" if label else ""

@@ -247,12 +247,12 @@ def test_the_help_of_the_demo_leaves_out_what_the_demo_sets_itself(capsys):
     text = help_of(capsys, "demo")
     for key in ("harvest.run", "train.sae.l1_coefficient", "steer.dictionary"):
         assert f"\n  {key}=" not in text
-    assert "\n  train.sae.d_sae=1536\n" in text
+    assert "\n  train.sae.d_sae=1152\n" in text
 
 
 def test_a_smaller_configuration_of_a_command_stays_with_another_choice():
-    assert build(COMMANDS["demo"], []).train.sae.d_sae == 1536
-    assert build(COMMANDS["demo"], ["sae=topk"]).train.sae.d_sae == 1536
+    assert build(COMMANDS["demo"], []).train.sae.d_sae == 1152
+    assert build(COMMANDS["demo"], ["sae=topk"]).train.sae.d_sae == 1152
     assert build(COMMANDS["demo"], ["preset=smoke", "sae=topk"]).train.sae.d_sae == 768
 
 

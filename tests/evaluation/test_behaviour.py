@@ -170,7 +170,7 @@ def test_a_share_of_what_chance_moves_is_not_measured(model, tokens):
     error = differences.std() / len(differences) ** 0.5
     assert differences.mean() < max(3 * error, 1e-4)
     why = found.not_measurable["ce_loss_score"]
-    assert re.search(r"zeros in the activations' place raise CE by \S+ nats .* chance", why)
+    assert re.search(r"zeros in the activations' place change CE by \S+ nats .* chance", why)
     assert "no more than rounding" in found.not_measurable["kl_div_score"]
     assert found.values["ce_loss_with_ablation"] == pytest.approx(float(losses(0).mean()), 1e-4)
     # The whole of the block's output is no chance.

@@ -120,5 +120,7 @@ def test_examples_without_the_label_or_too_few_are_refused(run, table, tmp_path)
     few.write_text("\n".join(table.read_text().splitlines()[:31]) + "\n")
     with pytest.raises(sae.UserError, match=r"has too few examples: 5 of a label"):
         sae.find(few, run=run)
-    with pytest.raises(sae.UserError, match=r"window=8 .* two texts"):
+    with pytest.raises(sae.UserError, match="window=8 has no effect on examples"):
         sae.find(table, window=8, run=run)
+    with pytest.raises(sae.UserError, match="label=yes is for examples"):
+        sae.find(table, table, label="yes", run=run)

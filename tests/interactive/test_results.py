@@ -76,6 +76,23 @@ def test_an_atlas_is_opened_searched_and_shown(results):
     assert is_picture(atlas.plot())
 
 
+def test_features_of_a_text_bear_the_labels_of_an_atlas_of_theirs(results, tiny_model):
+    folder = str(results.run / "dictionaries" / "strong")
+    atlas = sae.Atlas.open(results.run)
+    m = sae.model(str(tiny_model), device="cpu")
+    found = m.features("the river ran past", folder, atlas=atlas)
+    frame = found.to_pandas()
+    own = atlas.to_pandas().set_index("feature")["label"]
+    assert frame["label"].to_list() == own[frame["feature"]].to_list()
+    strongest = frame.sort_values("activation").iloc[-1]
+    assert f"{strongest['feature']} {strongest['label']} (" in html.unescape(
+        found._repr_html_()
+    )
+    assert "label" not in m.features("the river ran past", folder).to_pandas()
+    with pytest.raises(sae.UserError, match="is an atlas of another dictionary"):
+        m.features("the river", str(results.run / "dictionaries" / "weak"), atlas=atlas)
+
+
 def test_a_feature_shows_its_contexts_with_active_tokens_shaded(results):
     atlas = sae.Atlas.open(results.run)
     feature = atlas.feature(3)
@@ -127,6 +144,8 @@ def test_an_evaluation_is_a_list_that_shows_a_table_and_the_picture(results):
         assert frame.loc[one.id, "l0"] == one.values["l0"]
     shown = figures._repr_html_()
     assert f"{figures.pareto.recommended.id} is recommended" in shown
+    low, high = figures[0].intervals["explained_variance"]
+    assert f"[{low:.3f}, {high:.3f}]" in shown
     assert is_picture(figures.plot())
 
 
