@@ -166,7 +166,7 @@ function nameFeatures(map, pen, radius, units) {
   const { canvas, width, height, view, on, marks } = map;
   const most = Math.min(90, ((width * height) / 15000) * Math.min(2.4, view.zoom ** 0.5));
   const [paper, ink] = [css(styleColour("--map")), css(styleColour("--ink"))];
-  Object.assign(pen, { lineJoin: "round", textBaseline: "middle", lineWidth: 3.5, strokeStyle: paper, fillStyle: ink });
+  pen.textBaseline = "middle";
   // Not under what lies on the map.
   const taken = [...canvas.parentElement.children].slice(0, -1).map(({ offsetLeft: x, offsetTop: y, offsetWidth: w, offsetHeight: h }) => [x - 4, y - 4, x + w + 4, y + h + 4]);
   const name = (f, must) => {
@@ -181,7 +181,12 @@ function nameFeatures(map, pen, radius, units) {
     const box = [start - 4, top - 9, start + long + 4, top + 9];
     if (start < 2 || (!must && taken.some((other) => overlap(box, other)))) return;
     taken.push(box);
-    pen.strokeText(text, start, top);
+    // On paper of its own, as points that shine through letters make neither readable.
+    Object.assign(pen, { fillStyle: paper, globalAlpha: 0.86 });
+    pen.beginPath();
+    pen.roundRect(start - 3, top - 8, long + 6, 16, 4);
+    pen.fill();
+    Object.assign(pen, { fillStyle: ink, globalAlpha: 1 });
     pen.fillText(text, start, top);
   };
   marks.forEach((f, i) => name(f, i === 0));
