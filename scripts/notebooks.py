@@ -47,11 +47,28 @@ def tidy(notebook: Any, folder: Path) -> None:
     notebook.metadata.get("language_info", {}).pop("version", None)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
+        if "outputs" in cell:
+            cell.outputs = _joined(cell.outputs)
         for output in cell.get("outputs", ()):
             if "text" in output:
                 text = re.sub(re.escape(str(folder)) + "/?", "", output["text"])
                 # Of a bar, which writes over itself, what is seen in the end.
                 output["text"] = re.sub(r"[^\n]*\r", "", text)
+
+
+def _joined(outputs: Sequence[Any]) -> list[Any]:
+    """Return outputs with what was said piece by piece as one text each.
+
+    A bar is written over in pieces of its own, which would all be shown.
+    """
+    found: list[Any] = []
+    for output in outputs:
+        is_stream = output.output_type == "stream"
+        if is_stream and found and found[-1].get("name") == output.name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def main(words: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from sae.cache.layout import open_cache
 from sae.dictionary import Dictionary, load_dictionary
 from sae.evaluation.evaluate import EvalConfig, evaluate
 from sae.models import resolve_device
-from sae.pages.compare import say_comparison, write_comparison
+from sae.pages.compare import compare_again
 from sae.rows.origin import check_same_text
 from sae.rows.own import OwnTensors
 from sae.run import RANDOM_MODEL_CACHE, Run, cache_location, keep_settings
@@ -188,7 +188,7 @@ def _evaluate(turns: Sequence[Sequence[TrainConfig]]) -> None:
             evaluate(asked, [config.id for config in members])
             runs[run] = one
     for run, one in runs.items():
-        say_comparison(write_comparison(Run.at(run), one.sweep.max_l0))
+        compare_again(Run.at(run), one.sweep.max_l0)
 
 
 def _by(

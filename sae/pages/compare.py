@@ -157,6 +157,17 @@ def _thinned(lines: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return lines[:: max(1, math.ceil(len(lines) / most))]
 
 
+def compare_again(run: Run, max_l0: float) -> None:
+    """Compare as `write_comparison` does, and show the table unless it is as it was."""
+    table = run.pareto("csv")
+    before = table.read_text(encoding="utf-8") if table.is_file() else ""
+    pareto = write_comparison(run, max_l0)
+    if as_csv(pareto) == before:
+        say(f"pareto: the figures in {table} are as they were")
+    else:
+        say_comparison(pareto)
+
+
 def say_comparison(pareto: Pareto) -> None:
     """Show the table on the terminal, and say where the rest of it lies."""
     say("\n" + as_text(pareto))

@@ -17,7 +17,7 @@ import sae
 from sae.base.errors import UserError
 from sae.figures import SETTINGS, Figures
 from sae.metrics import METRICS
-from sae.pages.compare import training_curves, write_comparison
+from sae.pages.compare import compare_again, training_curves, write_comparison
 from sae.pages.pareto import Pareto, as_csv, as_text, points
 from sae.publishing.card.figures import figures_section
 from sae.run import Run
@@ -211,6 +211,20 @@ def test_another_l0_limit_recommends_another_and_measures_nothing_again(
     assert "3 of 3 are finished already" in said
     assert f"* {sparsest.id}" in said
     assert "* recommended: the highest explained variance" in said
+
+
+def test_a_comparison_that_is_as_it_was_is_not_shown_again(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.at(copied(evaluated, tmp_path))
+    compare_again(run, 60.0)
+    capsys.readouterr()
+    compare_again(run, 60.0)
+    said = capsys.readouterr().err
+    assert "pareto.csv are as they were" in said
+    assert "recommended" not in said
+    compare_again(run, 1e-3)
+    assert "* recommended" in capsys.readouterr().err
 
 
 def test_older_figures_that_say_less_are_compared_too(evaluated: Path, tmp_path: Path) -> None:
