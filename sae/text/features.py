@@ -79,13 +79,13 @@ class TextFeatures:
         lines = []
         for i, token in enumerate(self.tokens):
             strongest = sorted(found.get(i, []), reverse=True)[:_SHOWN]
-            shown = ", ".join(
-                f"{feature}{self._label(feature)} ({value:.2f})" for value, feature in strongest
-            )
-            lines.append(
-                f"<tr><td><code>{html.escape(token)}</code></td>"
-                f"<td>{html.escape(shown)}</td></tr>"
-            )
+            shown = [
+                html.escape(f"{feature}{self._label(feature)} ({value:.2f})")
+                for value, feature in strongest
+            ]
+            # Labels hold commas, so each stands in a line of its own.
+            told = ("<br>" if self.labels else ", ").join(shown)
+            lines.append(f"<tr><td><code>{html.escape(token)}</code></td><td>{told}</td></tr>")
         head = "<tr><th>token</th><th>strongest features (activation)</th></tr>"
         return f"<table>{head}{''.join(lines)}</table>"
 
