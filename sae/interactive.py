@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae.atlas import Atlas, labels_at
+from sae.atlas import Atlas
 from sae.base import require
 from sae.dictionary import Dictionary
 from sae.edits import Edit, Edits, Library, Planner, Subject, edited, edits_of
@@ -157,10 +157,7 @@ class Model:
                 does not say which hook it reads, or the atlas of another dictionary.
         """
         found = self._dictionary(dictionary)
-        require(
-            atlas is None or atlas.record.dictionary_digest == found.digest,
-            f"{atlas!r} is an atlas of another dictionary, so its labels do not fit",
-        )
+        labels = {} if atlas is None else atlas.labels_for(found)
         x = self._read(text, locate(self.module, found.reads[0].place))
         ids = self._ids(text).cpu()
         special = torch.isin(ids, torch.tensor(self.language_model.special_token_ids))
@@ -169,7 +166,6 @@ class Model:
             acts = found.encode(x[rows].to(found.W_enc.device)).float().cpu()
             acts[special[rows]] = 0
             parts.append(acts.to_sparse())
-        labels = {} if atlas is None else labels_at(atlas.folder)
         return TextFeatures(self.tokens(text), torch.cat(parts).coalesce(), special, labels)
 
     def lens(
@@ -383,27 +379,21 @@ class Model:
         if isinstance(source, str):
             places = places_of_state(self.module, [at] if isinstance(at, str) else at, into)
             return ask_of_state(model, question, source_of(model, source, token), places)
-        dictionary, feature = source
-        return ask_of_feature(
-            model, question, (self._dictionary(dictionary), feature), into, scales
-        )
+        of = self._dictionary(source[0]), source[1]
+        return ask_of_feature(model, question, of, into, scales)
 
     def _ids(self, text: str) -> Int[Tensor, " position"]:
         found = torch.from_numpy(self.language_model.document_ids(text)).long()
         return found.to(self.language_model.device)
 
     def _read(self, text: str, site: Any) -> Float[Tensor, "position d"]:
-        require(
-            len(self.language_model.text_ids(text)) > 0, "the text is empty; write something"
-        )
+        require(len(self.language_model.text_ids(text)) > 0, "the text is empty; write some")
         ids = self._ids(text)
         check_reads(self.language_model, len(ids))
         (x,) = read_activations(self.module, [site], ids[None]).values()
         return x[0].float().clone()
 
     def _dictionary(self, given: "str | Dictionary") -> Dictionary:
-        return (
-            given
-            if isinstance(given, Dictionary)
-            else self._library.dictionary(given).dictionary
-        )
+        if isinstance(given, Dictionary):
+            return given
+        return self._library.dictionary(given).dictionary

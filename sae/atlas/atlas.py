@@ -16,6 +16,7 @@ from sae.base import (
     require,
     say,
 )
+from sae.dictionary import Dictionary
 
 if TYPE_CHECKING:
     import pyarrow
@@ -81,6 +82,18 @@ class Atlas:
     def record(self) -> AtlasRecord:
         """Which dictionary, text and settings it was made from."""
         return read_record(self.folder)
+
+    def labels_for(self, dictionary: Dictionary) -> dict[int, str]:
+        """Return the label of each feature of the dictionary that it was made from.
+
+        Raises:
+            UserError: if that is another one.
+        """
+        require(
+            self.record.dictionary_digest == dictionary.digest,
+            f"{self!r} is an atlas of another dictionary, so its labels do not fit",
+        )
+        return dict(enumerate(read_labels(self.folder).label))
 
     @property
     def digest(self) -> str | None:

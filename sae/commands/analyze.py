@@ -9,8 +9,7 @@ from sae.atlas import Atlas, AtlasRecord, Labels, read_labels, replace_atlas
 from sae.base import say
 from sae.cache.layout import open_cache
 from sae.evaluation.seeds import other_seeds
-from sae.pages.compare import link_atlases
-from sae.pages.pareto import Pareto
+from sae.pages.compare import link_atlases, others_of
 from sae.pages.site import write_labels_data, write_pareto_data, write_site
 from sae.rows.origin import check_same_origin
 from sae.run import Run, keep_settings, make
@@ -43,7 +42,7 @@ def run(config: AnalyzeConfig) -> Atlas:
         record: AtlasRecord,
         labels: Labels,
     ) -> None:
-        write_site(folder, features, contexts, record, labels, _pareto(run, name))
+        write_site(folder, features, contexts, record, labels, others_of(run, name))
 
     work = run.atlases / f".{name}.work"
 
@@ -68,12 +67,6 @@ def run(config: AnalyzeConfig) -> Atlas:
     else:
         # What may have changed beside a reused atlas: its labels, the run's other dictionaries.
         write_labels_data(atlas.folder, read_labels(atlas.folder))
-        write_pareto_data(atlas.folder, _pareto(run, name))
+        write_pareto_data(atlas.folder, others_of(run, name))
     link_atlases(run)
     return atlas
-
-
-def _pareto(run: Run, name: str) -> dict[str, object] | None:
-    """Return what the page says of the run's other dictionaries, if they were compared."""
-    path = run.pareto("json")
-    return Pareto.read(path).for_page(current=name) if path.is_file() else None

@@ -115,6 +115,12 @@ def write_page(run: Run, report: dict[str, Any]) -> None:
     write_text(run.report, render_page(report, examples, curves))
 
 
+def others_of(run: Run, name: str) -> dict[str, object] | None:
+    """Return what an atlas says of the run's other dictionaries, if they were compared."""
+    path = run.pareto("json")
+    return Pareto.read(path).for_page(current=name) if path.is_file() else None
+
+
 def link_atlases(run: Run) -> None:
     """Write the page of a run anew, if it has one, with links to the atlases there are now."""
     if run.report_data.is_file():
