@@ -20,6 +20,7 @@ from nbclient.exceptions import CellExecutionError
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 _NOT_RUN = "not-run"
+_BAR = re.compile(r"[^\n]*\d%\|[^\n]*\n?")
 _GIVEN_UP_AFTER = 900
 """Seconds for one cell."""
 
@@ -48,12 +49,7 @@ def tidy(notebook: Any, folder: Path) -> None:
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         if "outputs" in cell:
-            cell.outputs = _joined(cell.outputs)
-        for output in cell.get("outputs", ()):
-            if "text" in output:
-                text = re.sub(re.escape(str(folder)) + "/?", "", output["text"])
-                # Of a bar, which writes over itself, what is seen in the end.
-                output["text"] = re.sub(r"[^\n]*\r", "", text)
+            cell.outputs = _without_bars(_joined(cell.outputs), folder)
 
 
 def _joined(outputs: Sequence[Any]) -> list[Any]:
@@ -69,6 +65,16 @@ def _joined(outputs: Sequence[Any]) -> list[Any]:
         else:
             found.append(output)
     return found
+
+
+def _without_bars(outputs: Sequence[Any], folder: Path) -> list[Any]:
+    """Return outputs without bars, which write over themselves, and without the folder."""
+    for output in outputs:
+        if output.output_type == "stream":
+            text = re.sub(re.escape(str(folder)) + "/?", "", output.text)
+            output.text = _BAR.sub("", re.sub(r"[^\n]*\r", "", text))
+    said = [one for one in outputs if one.output_type != "stream" or one.text.strip()]
+    return _joined(said)
 
 
 def main(words: Sequence[str]) -> int:
