@@ -97,7 +97,7 @@ def run(config: FindConfig) -> Found:
     labels = labels_at(home.atlas(name))
     settings = [config.n_features, config.seed]
     wanted = digest(["find", dictionary.digest, source.digest, settings, labels])
-    path = home.found(config.name or "-or-".join(Path(one).stem for one in source.names))
+    path = home.found(config.name or source.name)
 
     def is_current() -> bool:
         return is_whole(path) and read_object(path, AGAIN).values.get("digest") == wanted

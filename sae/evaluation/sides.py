@@ -1,7 +1,9 @@
 """What is told apart, two texts or examples of two labels, and how a model reads it."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +37,9 @@ class Source(Protocol):
     def names(self) -> list[str]: ...
 
     @property
+    def name(self) -> str: ...
+
+    @property
     def digest(self) -> str: ...
 
     def read(self, model: LanguageModel, dictionary: Dictionary) -> tuple[Sides, Sides]:
@@ -51,6 +56,10 @@ class TwoTexts:
     window: int
     max_tokens: int
     unit = "windows"
+
+    @property
+    def name(self) -> str:
+        return "-or-".join(Path(one).stem for one in self.names)
 
     @property
     def digest(self) -> str:
@@ -96,6 +105,11 @@ class Examples:
     is_second: bool
     """Whether the features are to fire for the second of the classes."""
     unit = "examples"
+
+    @property
+    def name(self) -> str:
+        # Labels such as 1 and 0 are those of many tables.
+        return re.sub(r"[^\w.-]+", "-", f"{Path(self.choosing.name).stem}-{self.names[0]}")
 
     @property
     def digest(self) -> str:

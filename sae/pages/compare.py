@@ -9,6 +9,7 @@ from sae.atlas import Atlas, clearest_features
 from sae.base import (
     JsonObject,
     UserError,
+    damaged,
     read_json_lines,
     read_object,
     require,
@@ -111,7 +112,8 @@ def write_page(run: Run, report: dict[str, Any]) -> None:
     report["evidence"] = run.evidence_page.name if run.evidence_page.exists() else None
     write_json(run.report_data, report)
     curves = training_curves(run, [one["id"] for one in report["dictionaries"]], chosen)
-    examples = clearest_features(atlases[chosen]) if chosen in atlases else []
+    shown = atlases.get(chosen)
+    examples = clearest_features(shown) if shown and not damaged(shown.folder) else []
     write_text(run.report, render_page(report, examples, curves))
 
 
@@ -124,7 +126,13 @@ def others_of(run: Run, name: str) -> dict[str, object] | None:
 def link_atlases(run: Run) -> None:
     """Write the page of a run anew, if it has one, with links to the atlases there are now."""
     if run.report_data.is_file():
-        write_page(run, dict(_told(run).values))
+        told = _told(run)
+        # What the page cannot do without; a file that lacks it is refused in a sentence.
+        told.part("chosen").get("id", str)
+        told.get("dictionaries", list)
+        for key in ("model_name", "hook_name"):
+            told.get(key, str)
+        write_page(run, dict(told.values))
 
 
 def _atlas(run: Run, entry: dict[str, Any]) -> Atlas | None:
@@ -134,7 +142,7 @@ def _atlas(run: Run, entry: dict[str, Any]) -> Atlas | None:
         digest = atlas.record.dictionary_digest
     except UserError:
         return None
-    return atlas if digest == entry["dictionary_digest"] else None
+    return atlas if digest == entry.get("dictionary_digest") else None
 
 
 def training_curves(run: Run, names: list[str], chosen: str) -> dict[str, list[dict[str, Any]]]:

@@ -101,7 +101,7 @@ def table_fixture(tmp_path_factory):
 
 def test_features_are_found_by_examples_of_a_concept(run, table, capsys):
     found = sae.find(table, run=run, n_features=3)
-    assert found.path == run / "find" / "yes-or-no.json"
+    assert found.path == run / "find" / "rivers-yes.json"
     shown = capsys.readouterr()
     assert "on 10 + 10 examples that chose nothing" in shown.out
     assert f"features=[{found.features[0]}]" in shown.err
@@ -109,7 +109,7 @@ def test_features_are_found_by_examples_of_a_concept(run, table, capsys):
     assert best["auc"] == 1
     assert best["mean_first"] > best["mean_second"]
     turned = sae.find(table, label="no", run=run, n_features=3)
-    assert turned.path == run / "find" / "no-or-yes.json"
+    assert turned.path == run / "find" / "rivers-no.json"
     assert not {*turned.features} & {*found.features}
 
 
