@@ -15,6 +15,7 @@ from sae.base import (
     show,
     write_json,
 )
+from sae.base.names import check_name
 from sae.dictionary import Dictionary
 from sae.evaluation.contrast import Contrast, contrast
 from sae.evaluation.sides import FEWEST, Source, examples, two_texts
@@ -63,6 +64,8 @@ class FindConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, n_features=1, window=1)
+        if self.name is not None:
+            check_name(self.name, f"name={self.name}")
         require(
             self.second is None or self.label is None,
             f"label={self.label} is for examples alone; leave it out, or second={self.second}",
